@@ -1,0 +1,45 @@
+# Two commands for everybody: `make demo` and `make test`. Both need only python3 (3.11 or later) and make.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
+
+.PHONY: demo test quick lint types layers coverage format lock clean
+
+demo: $(STAMP)  ## five real nodes move money, lose one and agree again; under two minutes
+	$(BIN)/hopchain demo
+
+test: lint types layers $(STAMP)  ## everything that must hold before a change is merged
+	$(PYTEST)
+
+quick: $(STAMP)  ## the tests that take under a minute together
+	$(PYTEST) -m "not slow and not cluster"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+layers: $(STAMP)
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The lock file pins every package with its hashes; it names no registry, so pip uses the one set up here.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock: $(STAMP)  ## after a change of dependencies in pyproject.toml
+	$(BIN)/pip-compile --quiet --strip-extras --extra dev --generate-hashes --allow-unsafe \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

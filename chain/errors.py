@@ -1,0 +1,30 @@
+"""Who is at fault: three kinds of error, used by every package.
+
+* `RemoteFault`: bytes from elsewhere break the protocol. Count it, close the connection, keep running.
+* `LocalMisuse`: our own caller asked for something that makes no sense. The text says what to do.
+* `Corruption`: this replica disagrees with itself or with what was decided. Nothing is written after it; the
+  node stops and says why (design R11).
+
+Errors carry their numbers: a message without them cannot be acted upon.
+"""
+
+
+class HopchainError(Exception):
+    """Base of all errors raised on purpose by this project."""
+
+
+class RemoteFault(HopchainError):
+    """Untrusted bytes break the protocol. `code` is stable and short, the text is for people."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(f"{text} [{code}]")
+        self.code = code
+        self.text = text
+
+
+class LocalMisuse(HopchainError):
+    """The caller in this process, or the person at the command line, asked for the impossible."""
+
+
+class Corruption(HopchainError):
+    """Stored data contradicts decided data. The node must stop, not guess."""

@@ -1,0 +1,104 @@
+"""The genesis file: what makes two nodes members of one network.
+
+`genesis.json` is canonical JSON (sorted keys, no spaces); `network_id` = SHA-256(tag | its bytes). Everything in it
+is fixed for the life of the network, so a difference in one byte is another network, which is refused.
+"""
+
+import hashlib
+from typing import Final
+
+import msgspec
+
+from chain.errors import LocalMisuse
+from chain.link import Entry, Link, Outcome, build_link, opening_slot
+from chain.names import MAX_SCALE, is_asset, is_name
+from chain.request import NetworkId, SignedRequest, SIGNATURE_BYTES, encode_request, opening, request_id
+
+FIRST_EPOCH: Final = 1
+_TAG: Final = b"hopchain:genesis:1\0"
+_NO_SIGNATURE: Final = bytes(SIGNATURE_BYTES)  # the genesis file itself vouches for its issuers
+
+
+class Asset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An asset: `code`, and `scale` = decimals of its minor unit (CZK: 2)."""
+
+    code: str
+    scale: int
+
+
+class Issuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An account that may go below zero, and its raw Ed25519 public key in hex."""
+
+    name: str
+    asset: str
+    public_key: str
+
+
+class GenesisMember(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A member of the first view: raw Ed25519 public key in hex (its node id is derived) and incarnation."""
+
+    public_key: str
+    incarnation: int = 1
+
+
+class Genesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file. `k`: group size; `ca`: the certificate, PEM, that signs the nodes' certificates;
+    `time_ms`: when the network was made, Unix milliseconds."""
+
+    version: int
+    name: str
+    assets: tuple[Asset, ...]
+    issuers: tuple[Issuer, ...]
+    k: int
+    ca: str
+    members: tuple[GenesisMember, ...]
+    time_ms: int
+
+    @property
+    def network_id(self) -> NetworkId:
+        """32 bytes that name this network."""
+        return NetworkId(hashlib.sha256(_TAG + encode_genesis(self)).digest())
+
+    def asset(self, code: str) -> Asset | None:
+        """The asset with this code, or None."""
+        return next((a for a in self.assets if a.code == code), None)
+
+
+def encode_genesis(genesis: Genesis) -> bytes:
+    """The canonical bytes of the file."""
+    return msgspec.json.encode(genesis, order="sorted")
+
+
+def decode_genesis(raw: bytes) -> Genesis:
+    """Read and check a genesis file; `LocalMisuse` says what is wrong with it."""
+    try:
+        genesis = msgspec.json.decode(raw, type=Genesis)
+    except msgspec.MsgspecError as error:
+        raise LocalMisuse(f"the genesis file cannot be read: {error}") from None
+    if genesis.version != 1:
+        raise LocalMisuse(f"the genesis file has version {genesis.version}; this program reads version 1")
+    if not 1 <= genesis.k <= 64:
+        raise LocalMisuse(f"k is {genesis.k}; it must be 1 to 64")
+    for asset in genesis.assets:
+        if not is_asset(asset.code) or not 0 <= asset.scale <= MAX_SCALE:
+            raise LocalMisuse(
+                f"asset {asset.code}:{asset.scale}: a code is 1 to 16 of A-Z 0-9, a scale 0 to {MAX_SCALE}"
+            )
+    for issuer in genesis.issuers:
+        if not is_name(issuer.name) or genesis.asset(issuer.asset) is None:
+            raise LocalMisuse(f"issuer {issuer.name} of {issuer.asset}: bad name, or an asset the file does not list")
+    return genesis
+
+
+def issuer_links(genesis: Genesis) -> list[Link]:
+    """Link 0 of every issuer: decided by the genesis file itself, the same on every node."""
+    network = genesis.network_id
+    links = []
+    for issuer in genesis.issuers:
+        nonce = hashlib.sha256(_TAG + issuer.name.encode()).digest()
+        request = opening(network, issuer.name, issuer.asset, bytes.fromhex(issuer.public_key), nonce)
+        raw = encode_request(request)
+        entry = Entry(SignedRequest(raw, _NO_SIGNATURE), request, request_id(raw), Outcome.COMPLETED)
+        slot = opening_slot(network, issuer.name)
+        links.append(build_link(network, issuer.name, 0, slot, 0, FIRST_EPOCH, genesis.time_ms, [entry], []))
+    return links

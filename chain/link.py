@@ -1,0 +1,261 @@
+"""Links: one element of an account's chain, as canonical bytes.
+
+    header  network 32 | account 64 | height u64 | prev_hash 32 | balance i64 | incoming_checksum 32
+            | epoch u64 | time_ms u64 | body_hash 32
+    body    entries u32 | entry ... | confirmed u32 | posting hash 32 ...
+    entry   outcome u8 | length u32 | request bytes | signature 64
+
+`hash` = SHA-256(tag | header) and the header holds the hash of the body, so the hash of a link commits to all of it.
+`prev_hash` is the slot that the link fills: the hash of the link before it, or `opening_slot(name)` for link 0.
+A posting's hash = SHA-256(tag | link hash | its number in the link u32 | its 128-byte record).
+`incoming_checksum` = SHA-256(tag | confirmed posting hashes in order).
+
+A link is valid or not by its own bytes and decided data alone (design R15): nothing here reads a clock.
+"""
+
+import enum
+import hashlib
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Final, NewType
+
+import msgspec
+
+from chain.errors import RemoteFault
+from chain.names import NAME_BYTES, check_name_untrusted, pad, unpad_untrusted
+from chain.request import (
+    HASH_BYTES,
+    MAX_REQUEST_BYTES,
+    SIGNATURE_BYTES,
+    Kind,
+    NetworkId,
+    Posting,
+    Request,
+    RequestId,
+    SignedRequest,
+    decode_request_untrusted,
+    encode_posting,
+)
+
+LinkHash = NewType("LinkHash", bytes)
+Slot = NewType("Slot", bytes)  # the hash whose successor is decided there
+PostingHash = NewType("PostingHash", bytes)
+
+MAX_CONFIRMED: Final = 8190  # postings taken up by one link (design section 2)
+MAX_ENTRIES: Final = 8190  # requests in one link
+MAX_LINK_BYTES: Final = 2 * 1024 * 1024  # one largest request, one full list of confirmations, and room
+
+_HEADER = struct.Struct(f">{HASH_BYTES}s{NAME_BYTES}sQ{HASH_BYTES}sq{HASH_BYTES}sQQ{HASH_BYTES}s")
+HEADER_BYTES: Final = _HEADER.size
+_COUNT = struct.Struct(">I")
+_ENTRY = struct.Struct(">BI")
+
+_LINK_TAG: Final = b"hopchain:link:1\0"
+_BODY_TAG: Final = b"hopchain:body:1\0"
+_POSTING_TAG: Final = b"hopchain:posting:1\0"
+_INCOME_TAG: Final = b"hopchain:income:1\0"
+_OPEN_TAG: Final = b"hopchain:open:1\0"
+
+
+class Outcome(enum.IntEnum):
+    """What became of a request, for ever. Everything but COMPLETED is a rejection and moved no money."""
+
+    COMPLETED = 0
+    INSUFFICIENT_FUNDS = 1
+    UNKNOWN_RECIPIENT = 2
+    ASSET_MISMATCH = 3
+    EXPIRED = 4  # the link's height is above valid_until_height
+    CANCELLED = 5  # recorded for the target of a cancel
+    ALREADY_DECIDED = 6  # a cancel whose target had its outcome before
+    ISSUER_LIMIT = 7  # the issuer's balance would fall below -(2^63-1)
+
+
+_OUTCOMES: Final = frozenset(int(o) for o in Outcome)
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One request of the account with its outcome."""
+
+    signed: SignedRequest
+    request: Request
+    request_id: RequestId
+    outcome: Outcome
+
+
+class Link(msgspec.Struct, frozen=True):
+    """A decided or proposed link. Build with `build_link`, read with `decode_link_untrusted`; `raw` is
+    header | body as it travels and is stored."""
+
+    network: NetworkId
+    account: str
+    height: int
+    prev_hash: Slot
+    balance: int
+    incoming_checksum: bytes
+    epoch: int
+    time_ms: int
+    entries: tuple[Entry, ...]
+    confirmed: tuple[PostingHash, ...]
+    hash: LinkHash
+    raw: bytes
+
+    @property
+    def next_slot(self) -> Slot:
+        """The slot after this link."""
+        return Slot(self.hash)
+
+    @property
+    def debit(self) -> int:
+        """What the completed transfers of this link take from the balance, minor units."""
+        return sum(e.request.total for e in self.entries if e.outcome is Outcome.COMPLETED)
+
+    def postings(self) -> Iterator[tuple[int, PostingHash, Posting, RequestId]]:
+        """(number in the link, hash, posting, request id) of each completed posting, in order."""
+        number = 0
+        for entry in self.entries:
+            if entry.outcome is not Outcome.COMPLETED:
+                continue
+            for posting in entry.request.postings:
+                yield number, posting_hash(self.hash, number, posting), posting, entry.request_id
+                number += 1
+
+    def outcomes(self) -> Iterator[tuple[RequestId, Outcome]]:
+        """(request id, outcome) of everything this link settles, a cancelled target after its cancel."""
+        for entry in self.entries:
+            yield entry.request_id, entry.outcome
+            if entry.request.kind is Kind.CANCEL and entry.outcome is Outcome.COMPLETED:
+                yield entry.request.target, Outcome.CANCELLED
+
+
+def opening_slot(network: NetworkId, name: str) -> Slot:
+    """The slot of link 0 of account `name`: one per name, so a name exists once."""
+    return Slot(hashlib.sha256(_OPEN_TAG + network + pad(name, NAME_BYTES)).digest())
+
+
+def posting_hash(link_hash: LinkHash, number: int, posting: Posting) -> PostingHash:
+    """The hash of posting `number` of the link."""
+    return PostingHash(
+        hashlib.sha256(_POSTING_TAG + link_hash + _COUNT.pack(number) + encode_posting(posting)).digest()
+    )
+
+
+def income_checksum(confirmed: Sequence[PostingHash]) -> bytes:
+    """The checksum over the hashes of the confirmed postings, in order (also of none)."""
+    return hashlib.sha256(_INCOME_TAG + b"".join(confirmed)).digest()
+
+
+def header_hash(header: bytes) -> LinkHash:
+    """The hash of a link with this header (HEADER_BYTES bytes)."""
+    return LinkHash(hashlib.sha256(_LINK_TAG + header).digest())
+
+
+def body_hash(body: bytes) -> bytes:
+    """The hash of a link's body, as its header holds it."""
+    return hashlib.sha256(_BODY_TAG + body).digest()
+
+
+def build_link(
+    network: NetworkId,
+    account: str,
+    height: int,
+    prev_hash: Slot,
+    balance: int,
+    epoch: int,
+    time_ms: int,
+    entries: Sequence[Entry],
+    confirmed: Sequence[PostingHash],
+) -> Link:
+    """Encode and hash a link. The caller vouches for its meaning (`chain.rules.form_link` does)."""
+    parts = [_COUNT.pack(len(entries))]
+    for entry in entries:
+        parts += (_ENTRY.pack(entry.outcome, len(entry.signed.raw)), entry.signed.raw, entry.signed.signature)
+    parts.append(_COUNT.pack(len(confirmed)))
+    parts += confirmed
+    body = b"".join(parts)
+    checksum = income_checksum(confirmed)
+    header = _HEADER.pack(
+        network,
+        pad(account, NAME_BYTES),
+        height,
+        prev_hash,
+        balance,
+        checksum,
+        epoch,
+        time_ms,
+        body_hash(body),
+    )
+    assert len(header) + len(body) <= MAX_LINK_BYTES, (account, height, len(body))
+    return Link(
+        network,
+        account,
+        height,
+        prev_hash,
+        balance,
+        checksum,
+        epoch,
+        time_ms,
+        tuple(entries),
+        tuple(confirmed),
+        header_hash(header),
+        header + body,
+    )
+
+
+def decode_link_untrusted(raw: bytes) -> Link:
+    """Read a link and check that it agrees with itself: lengths, body hash, checksum, requests well formed.
+
+    Raises `RemoteFault` (`malformed` and the codes of `decode_request_untrusted`). Whether it follows from the chain
+    before it is for `chain.rules.check_successor`.
+    """
+    if not HEADER_BYTES + 2 * _COUNT.size <= len(raw) <= MAX_LINK_BYTES:
+        raise RemoteFault("malformed", f"a link of {len(raw)} bytes: at most {MAX_LINK_BYTES}")
+    header, body = raw[:HEADER_BYTES], raw[HEADER_BYTES:]
+    network, name, height, prev_hash, balance, checksum, epoch, time_ms, stated_body = _HEADER.unpack(header)
+    account = check_name_untrusted(unpad_untrusted(name))
+    if body_hash(body) != stated_body:
+        raise RemoteFault("malformed", f"link {height} of {account}: its body is not the one its header commits to")
+    try:
+        entries, confirmed = _decode_body_untrusted(body)
+    except struct.error:
+        raise RemoteFault("malformed", f"link {height} of {account}: its body is cut short") from None
+    if income_checksum(confirmed) != checksum:
+        raise RemoteFault("malformed", f"link {height} of {account}: its incoming checksum is not its income's")
+    for entry in entries:
+        if entry.request.sender != account or entry.request.network != network:
+            raise RemoteFault("malformed", f"link {height} of {account} holds a request of {entry.request.sender}")
+    return Link(
+        network,
+        account,
+        height,
+        Slot(prev_hash),
+        balance,
+        checksum,
+        epoch,
+        time_ms,
+        entries,
+        confirmed,
+        header_hash(header),
+        raw,
+    )
+
+
+def _decode_body_untrusted(body: bytes) -> tuple[tuple[Entry, ...], tuple[PostingHash, ...]]:
+    (count,) = _COUNT.unpack_from(body)
+    at = _COUNT.size
+    if count > MAX_ENTRIES:
+        raise RemoteFault("malformed", f"a link with {count} requests: at most {MAX_ENTRIES}")
+    entries = []
+    for _ in range(count):
+        code, length = _ENTRY.unpack_from(body, at)
+        at += _ENTRY.size
+        end = at + length
+        if length > MAX_REQUEST_BYTES or end + SIGNATURE_BYTES > len(body) or code not in _OUTCOMES:
+            raise RemoteFault("malformed", f"a link entry of {length} bytes with outcome {code}")
+        signed = SignedRequest(body[at:end], body[end : end + SIGNATURE_BYTES])
+        entries.append(Entry(signed, decode_request_untrusted(signed.raw), signed.request_id, Outcome(code)))
+        at = end + SIGNATURE_BYTES
+    (count,) = _COUNT.unpack_from(body, at)
+    at += _COUNT.size
+    if count > MAX_CONFIRMED or len(body) - at != count * HASH_BYTES:
+        raise RemoteFault("malformed", f"a link that claims {count} confirmations in {len(body) - at} bytes")
+    return tuple(entries), tuple(PostingHash(body[i : i + HASH_BYTES]) for i in range(at, len(body), HASH_BYTES))

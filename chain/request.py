@@ -1,0 +1,236 @@
+"""Requests: what a client signs, as canonical bytes.
+
+One request has one byte form and back, so its id can be its hash and its signature can be checked anywhere:
+
+    kind u8 | network 32 | sender 64 | nonce 32 | expect_tip 32 | valid_until_height u64 | count u32 | items
+
+    TRANSFER  items = count postings of POSTING_BYTES (recipient 64 | amount u64 | memo 56)
+    OPEN      count = 0, items = asset 16 | public key 32
+    CANCEL    count = 0, items = request id 32
+
+All integers are big-endian. `expect_tip` of zeros means "any tip"; `valid_until_height` of `ANY_HEIGHT` means "at
+any height". `request_id` = SHA-256(tag | bytes); the signature is Ed25519 over tag | request_id. The tags keep a
+hash of one thing from ever being the hash of another.
+"""
+
+import enum
+import hashlib
+import struct
+from collections.abc import Sequence
+from typing import Final, NewType
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from chain.errors import RemoteFault
+from chain.names import (
+    ASSET_BYTES,
+    MAX_AMOUNT,
+    NAME_BYTES,
+    check_amount_untrusted,
+    check_name_untrusted,
+    is_asset,
+    pad,
+    unpad_untrusted,
+)
+
+RequestId = NewType("RequestId", bytes)
+NetworkId = NewType("NetworkId", bytes)
+
+HASH_BYTES: Final = 32
+SIGNATURE_BYTES: Final = 64
+MEMO_BYTES: Final = 56
+POSTING_BYTES: Final = NAME_BYTES + 8 + MEMO_BYTES  # 128, so that postings are found by arithmetic
+MAX_POSTINGS: Final = 8190  # as many as fill 1 MiB less a page: one request, one frame, one link
+ANY_TIP: Final = bytes(HASH_BYTES)
+ANY_HEIGHT: Final = 2**64 - 1
+
+_HEAD = struct.Struct(f">B{HASH_BYTES}s{NAME_BYTES}s32s{HASH_BYTES}sQI")
+_POSTING = struct.Struct(f">{NAME_BYTES}sQ{MEMO_BYTES}s")
+_OPEN = struct.Struct(f">{ASSET_BYTES}s32s")
+MAX_REQUEST_BYTES: Final = _HEAD.size + MAX_POSTINGS * POSTING_BYTES
+
+_ID_TAG: Final = b"hopchain:request:1\0"
+_SIGN_TAG: Final = b"hopchain:sign:1\0"
+
+
+class Kind(enum.IntEnum):
+    """What a request asks for."""
+
+    OPEN = 1
+    TRANSFER = 2
+    CANCEL = 3
+
+
+class Posting(msgspec.Struct, frozen=True):
+    """One credit: `amount` minor units to `recipient`; `memo` is at most MEMO_BYTES bytes of UTF-8."""
+
+    recipient: str
+    amount: int
+    memo: str = ""
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A request as its fields. `postings` only for TRANSFER, `asset` and `public_key` only for OPEN, `target`
+    only for CANCEL. Build one with `transfer`, `opening` or `cancellation`."""
+
+    kind: Kind
+    network: NetworkId
+    sender: str
+    nonce: bytes
+    postings: tuple[Posting, ...] = ()
+    asset: str = ""
+    public_key: bytes = b""
+    target: RequestId = RequestId(b"")
+    expect_tip: bytes = ANY_TIP
+    valid_until_height: int = ANY_HEIGHT
+
+    @property
+    def total(self) -> int:
+        """Sum of the postings in minor units."""
+        return sum(p.amount for p in self.postings)
+
+
+class SignedRequest(msgspec.Struct, frozen=True, array_like=True):
+    """Canonical request bytes with the signature over them; the form that travels and is stored."""
+
+    raw: bytes
+    signature: bytes
+
+    @property
+    def request_id(self) -> RequestId:
+        """SHA-256 of the tagged canonical bytes."""
+        return request_id(self.raw)
+
+
+def request_id(raw: bytes) -> RequestId:
+    """The id of the request with these canonical bytes."""
+    return RequestId(hashlib.sha256(_ID_TAG + raw).digest())
+
+
+def transfer(
+    network: NetworkId,
+    sender: str,
+    postings: Sequence[Posting],
+    nonce: bytes,
+    *,
+    expect_tip: bytes = ANY_TIP,
+    valid_until_height: int = ANY_HEIGHT,
+) -> Request:
+    """A transfer of all `postings` from `sender`, all or nothing. `nonce`: 32 bytes, new for each payment."""
+    return Request(
+        Kind.TRANSFER,
+        network,
+        sender,
+        nonce,
+        postings=tuple(postings),
+        expect_tip=expect_tip,
+        valid_until_height=valid_until_height,
+    )
+
+
+def opening(network: NetworkId, name: str, asset: str, public_key: bytes, nonce: bytes) -> Request:
+    """Opens account `name` in `asset`, owned by the 32-byte raw Ed25519 `public_key` (which signs this)."""
+    return Request(Kind.OPEN, network, name, nonce, asset=asset, public_key=public_key)
+
+
+def cancellation(network: NetworkId, sender: str, target: RequestId, nonce: bytes) -> Request:
+    """Occupies the request id `target` of the same sender, so that it can never execute."""
+    return Request(Kind.CANCEL, network, sender, nonce, target=target)
+
+
+def encode_request(request: Request) -> bytes:
+    """Canonical bytes of a well-formed request (AssertionError otherwise: check input before)."""
+    head = _HEAD.pack(
+        request.kind,
+        request.network,
+        pad(request.sender, NAME_BYTES),
+        request.nonce,
+        request.expect_tip,
+        request.valid_until_height,
+        len(request.postings),
+    )
+    assert len(request.network) == len(request.nonce) == len(request.expect_tip) == HASH_BYTES
+    match request.kind:
+        case Kind.TRANSFER:
+            return head + b"".join(encode_posting(p) for p in request.postings)
+        case Kind.OPEN:
+            return head + _OPEN.pack(pad(request.asset, ASSET_BYTES), request.public_key)
+        case Kind.CANCEL:
+            assert len(request.target) == HASH_BYTES
+            return head + request.target
+
+
+def encode_posting(posting: Posting) -> bytes:
+    """The POSTING_BYTES record of one posting."""
+    return _POSTING.pack(pad(posting.recipient, NAME_BYTES), posting.amount, pad(posting.memo, MEMO_BYTES))
+
+
+def decode_request_untrusted(raw: bytes) -> Request:
+    """The request with these canonical bytes, checked in every field that needs no ledger.
+
+    Raises `RemoteFault`: `malformed`, `bad_name`, `bad_amount`, `bad_total`, `self_transfer`, `bad_text`.
+    """
+    if not _HEAD.size < len(raw) <= MAX_REQUEST_BYTES:
+        raise RemoteFault(
+            "malformed", f"a request of {len(raw)} bytes: it must be {_HEAD.size + 1} to {MAX_REQUEST_BYTES}"
+        )
+    number, network, sender_raw, nonce, expect_tip, until, count = _HEAD.unpack_from(raw)
+    try:
+        kind = Kind(number)
+    except ValueError:
+        raise RemoteFault("malformed", f"request kind {number} is not known") from None
+    sender = check_name_untrusted(unpad_untrusted(sender_raw))
+    tail = len(raw) - _HEAD.size
+    if kind is Kind.TRANSFER:
+        if not 1 <= count <= MAX_POSTINGS or tail != count * POSTING_BYTES:
+            raise RemoteFault(
+                "malformed",
+                f"a transfer that claims {count} postings in {tail} bytes: "
+                f"1 to {MAX_POSTINGS} of {POSTING_BYTES} bytes each",
+            )
+        postings = tuple(_posting_untrusted(fields, sender) for fields in _POSTING.iter_unpack(raw[_HEAD.size :]))
+        total = sum(p.amount for p in postings)
+        if total > MAX_AMOUNT:
+            raise RemoteFault("bad_total", f"the postings add up to {total}: more than {MAX_AMOUNT} minor units")
+        return Request(kind, network, sender, nonce, postings, "", b"", RequestId(b""), expect_tip, until)
+    if count != 0:
+        raise RemoteFault("malformed", f"a request of kind {kind.name} with {count} postings")
+    if kind is Kind.OPEN:
+        if tail != _OPEN.size:
+            raise RemoteFault("malformed", f"an opening with {tail} bytes of body: it must be {_OPEN.size}")
+        asset_raw, public_key = _OPEN.unpack_from(raw, _HEAD.size)
+        asset = unpad_untrusted(asset_raw)
+        if not is_asset(asset):
+            raise RemoteFault("bad_asset", f"{asset!r} is not an asset code: 1 to {ASSET_BYTES} of A-Z 0-9")
+        if expect_tip != ANY_TIP:
+            raise RemoteFault("malformed", "an opening cannot expect a tip")
+        return Request(kind, network, sender, nonce, (), asset, public_key, RequestId(b""), expect_tip, until)
+    if tail != HASH_BYTES:
+        raise RemoteFault("malformed", f"a cancellation with {tail} bytes of body: it must be {HASH_BYTES}")
+    target = RequestId(raw[_HEAD.size :])
+    return Request(kind, network, sender, nonce, (), "", b"", target, expect_tip, until)
+
+
+def _posting_untrusted(fields: tuple[bytes, int, bytes], sender: str) -> Posting:
+    recipient_raw, amount, memo_raw = fields
+    recipient = check_name_untrusted(unpad_untrusted(recipient_raw))
+    if recipient == sender:
+        raise RemoteFault("self_transfer", f"{sender} cannot pay itself: name another recipient")
+    return Posting(recipient, check_amount_untrusted(amount), unpad_untrusted(memo_raw))
+
+
+def sign(request: Request, key: Ed25519PrivateKey) -> SignedRequest:
+    """The request with the owner's signature."""
+    raw = encode_request(request)
+    return SignedRequest(raw, key.sign(_SIGN_TAG + request_id(raw)))
+
+
+def is_signed_by(signed: SignedRequest, public_key: bytes) -> bool:
+    """True when `signed.signature` was made over `signed.raw` with the key of this 32-byte public key."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signed.signature, _SIGN_TAG + signed.request_id)
+    except (InvalidSignature, ValueError):
+        return False
+    return True

@@ -1,0 +1,104 @@
+"""What the store hands to the rules and takes from them: plain frozen records, one per kind of row."""
+
+import msgspec
+
+from chain.link import Link, LinkHash, Outcome, PostingHash, Slot
+from chain.request import RequestId
+
+
+class AccountHead(msgspec.Struct, frozen=True):
+    """An account as its last decided link leaves it. `balance` is settled money; incoming is not in it."""
+
+    name: str
+    asset: str
+    public_key: bytes
+    issuer: bool
+    height: int
+    tip: LinkHash
+    balance: int
+    epoch: int
+    time_ms: int
+
+    @property
+    def slot(self) -> Slot:
+        """The slot of the account's next link."""
+        return Slot(self.tip)
+
+
+class PostingRow(msgspec.Struct, frozen=True):
+    """A posting of a decided link: a row of `transfers`. `time_ms` and `height` are its link's."""
+
+    hash: PostingHash
+    link_hash: LinkHash
+    number: int
+    sender: str
+    height: int
+    time_ms: int
+    recipient: str
+    amount: int
+    memo: str
+    confirmation: LinkHash | None = None
+    prev_confirmed_hash: PostingHash | None = None
+
+    @property
+    def age(self) -> tuple[int, str, int, int]:
+        """Sorts postings oldest first, the same on every node, and each sender's in the order of its chain."""
+        return (self.time_ms, self.sender, self.height, self.number)
+
+
+class OutcomeRow(msgspec.Struct, frozen=True):
+    """The recorded outcome of a request and the link that holds it."""
+
+    request_id: RequestId
+    account: str
+    outcome: Outcome
+    link_hash: LinkHash
+    height: int
+    balance: int
+    time_ms: int
+
+
+class Incoming(msgspec.Struct, frozen=True):
+    """An unconfirmed posting with what the second-thread check needs.
+
+    `link_header` is the stored header of the sender's link; `before` is the posting just before this one in the
+    stream from this sender to this recipient (None when this is the first of the stream).
+    """
+
+    posting: PostingRow
+    link_header: bytes
+    before: PostingRow | None
+
+
+class Forming(msgspec.Struct, frozen=True):
+    """Everything on this node's disk that the next link of one account depends on.
+
+    `head` is None for an account that has no link here. `tip_income`: hashes of the postings whose confirmation is
+    the tip, in age order. `incoming`: the oldest MAX_CONFIRMED unconfirmed postings, in age order;
+    `incoming_count` and `incoming_total` (minor units) are over all of them.
+    """
+
+    head: AccountHead | None
+    tip_checksum: bytes
+    tip_income: tuple[PostingHash, ...]
+    incoming: tuple[Incoming, ...]
+    incoming_count: int
+    incoming_total: int
+
+
+class VoteRow(msgspec.Struct, frozen=True):
+    """What an acceptor must never forget about one undecided slot (design R4). A ballot is (epoch, round, node id);
+    `accepted` and `link` are both None or both set."""
+
+    slot: Slot
+    account: str
+    height: int
+    promised: tuple[int, int, bytes]
+    accepted: tuple[int, int, bytes] | None = None
+    link: bytes | None = None
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """A decided link that is to become part of this replica (design R11: decided only)."""
+
+    link: Link

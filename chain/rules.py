@@ -1,0 +1,314 @@
+"""The rules of money (design section 2), as functions of what is given: no disk, no clock, no network.
+
+`form_link` makes the next link of an account on the node that owns its slot:
+
+1. the income of the tip is what the tip's checksum says (`check_tip_income`);
+2. the second thread of every posting that is about to be taken up is unbroken (`check_second_thread`);
+3. the oldest unconfirmed postings, at most MAX_CONFIRMED, are taken up: available = balance + taken;
+4. requests are judged one after the other; each gets exactly one outcome.
+
+**What a client could see, it can spend**: `unknown_recipient` and `insufficient_funds` are recorded only when the
+caller says that the network was asked (`absent`, `income_complete`). Otherwise `form_link` names what to ask, and
+the requests concerned stay in the queue.
+
+`check_successor` is what a replica checks before it applies a decided link. It never judges again (design R11):
+it checks that the link follows from what is here, and a failure means that this replica is damaged.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import msgspec
+
+from chain.errors import Corruption
+from chain.link import (
+    MAX_CONFIRMED,
+    MAX_ENTRIES,
+    Entry,
+    Link,
+    LinkHash,
+    Outcome,
+    PostingHash,
+    build_link,
+    header_hash,
+    income_checksum,
+    opening_slot,
+)
+from chain.names import MAX_AMOUNT
+from chain.request import (
+    ANY_TIP,
+    MAX_POSTINGS,
+    MAX_REQUEST_BYTES,
+    Kind,
+    NetworkId,
+    Request,
+    RequestId,
+    SignedRequest,
+)
+from chain.rows import AccountHead, Forming, PostingRow
+
+
+class Queued(msgspec.Struct, frozen=True):
+    """A request that waits for a link, decoded once at admission."""
+
+    signed: SignedRequest
+    request: Request
+    request_id: RequestId
+
+
+class Formed(msgspec.Struct, frozen=True):
+    """The result of `form_link`.
+
+    `link` is None when there is nothing to write now. `left` wait for the next link (no room, or facts missing);
+    `settled` have a recorded outcome or lost the name they wanted to open; `stale` pinned another tip and can never execute.
+    `ask_recipients` and `ask_income` say which facts would let more of them be judged.
+    """
+
+    link: Link | None
+    left: tuple[Queued, ...] = ()
+    settled: tuple[Queued, ...] = ()
+    stale: tuple[Queued, ...] = ()
+    ask_recipients: frozenset[str] = frozenset()
+    ask_income: bool = False
+
+
+def check_tip_income(forming: Forming) -> None:
+    """Step 1: raise `Corruption` unless the postings confirmed by the tip hash to the tip's checksum."""
+    found = income_checksum(forming.tip_income)
+    if forming.head is not None and found != forming.tip_checksum:
+        raise Corruption(
+            f"account {forming.head.name}, link {forming.head.height}: {len(forming.tip_income)} postings confirmed by it "
+            f"hash to {found.hex()[:16]}, its incoming checksum is {forming.tip_checksum.hex()[:16]}; "
+            "this database is damaged: run `hopchain verify` on it"
+        )
+
+
+def check_second_thread(forming: Forming) -> None:
+    """Step 2: raise `Corruption` for a posting whose link does not re-hash to its hash, or whose stream of confirmed
+    postings is broken (an earlier one unconfirmed, or this one used before)."""
+    waiting: set[PostingHash] = set()
+    headers_checked: set[LinkHash] = set()
+    for incoming in forming.incoming:
+        posting, before = incoming.posting, incoming.before
+        if posting.link_hash not in headers_checked:
+            if header_hash(incoming.link_header) != posting.link_hash:
+                raise Corruption(_thread_text(posting, "its link does not hash to the link's own hash"))
+            headers_checked.add(posting.link_hash)
+        if posting.prev_confirmed_hash is not None:
+            raise Corruption(_thread_text(posting, "it was confirmed before and its confirmation was reset"))
+        if before is not None and before.confirmation is None and before.hash not in waiting:
+            raise Corruption(_thread_text(posting, f"posting {before.hash.hex()[:16]} before it is not confirmed"))
+        if before is not None and before.confirmation is not None and before.prev_confirmed_hash is None:
+            raise Corruption(_thread_text(posting, f"posting {before.hash.hex()[:16]} before it has lost its thread"))
+        waiting.add(posting.hash)
+
+
+def _thread_text(posting: PostingRow, what: str) -> str:
+    return (
+        f"posting {posting.hash.hex()[:16]} of {posting.amount} from {posting.sender} (link {posting.height}) to "
+        f"{posting.recipient} is refused: {what}; this database is damaged: run `hopchain verify` on it"
+    )
+
+
+def take_up(forming: Forming) -> tuple[int, tuple[PostingHash, ...]]:
+    """Step 3: (available after it, postings taken up), oldest first, while the balance stays within MAX_AMOUNT."""
+    funds = forming.head.balance if forming.head else 0
+    taken: list[PostingHash] = []
+    for incoming in forming.incoming[:MAX_CONFIRMED]:
+        if funds + incoming.posting.amount > MAX_AMOUNT:
+            break
+        funds += incoming.posting.amount
+        taken.append(incoming.posting.hash)
+    return funds, tuple(taken)
+
+
+def form_link(
+    network: NetworkId,
+    forming: Forming,
+    queue: Sequence[Queued],
+    recipients: Mapping[str, AccountHead],
+    recorded: Collection[RequestId],
+    *,
+    epoch: int,
+    now_ms: int,
+    absent: Collection[str] = (),
+    income_complete: bool = False,
+) -> Formed:
+    """Make the account's next link from `queue`, in order.
+
+    `recipients`: the accounts known here among those that the queue pays. `recorded`: which of the queue's
+    request ids (and cancel targets) already have an outcome. `absent`: names that a majority of their opening
+    slot's group does not know. `income_complete`: every node that could hold income of this account has answered.
+    Raises `Corruption` when the tip's income or a second thread does not hold.
+    """
+    head = forming.head
+    if head is None:
+        return _form_opening(network, queue, epoch, now_ms)
+    check_tip_income(forming)
+    check_second_thread(forming)
+    funds, taken = take_up(forming)
+    all_taken = len(taken) < MAX_CONFIRMED or len(taken) == forming.incoming_count
+    judge = _Judge(head, funds, recipients, set(recorded), absent, income_complete, all_taken)
+    for item in queue:
+        judge.hear(item)
+    entries = [] if judge.must_consolidate else judge.entries
+    left = [*judge.heard, *judge.left] if judge.must_consolidate else judge.left
+    link = None
+    if entries or judge.must_consolidate:
+        link = build_link(
+            network,
+            head.name,
+            head.height + 1,
+            head.slot,
+            funds - sum(e.request.total for e in entries if e.outcome is Outcome.COMPLETED),
+            epoch,
+            max(head.time_ms + 1, now_ms),
+            entries,
+            taken,
+        )
+    return Formed(
+        link,
+        tuple(left),
+        tuple(judge.settled),
+        tuple(judge.stale),
+        frozenset(judge.ask_recipients),
+        judge.ask_income,
+    )
+
+
+def _form_opening(network: NetworkId, queue: Sequence[Queued], epoch: int, now_ms: int) -> Formed:
+    """Link 0: the first opening in the queue gets the name, for ever; the others lost it."""
+    openings = [q for q in queue if q.request.kind is Kind.OPEN]
+    if not openings:
+        return Formed(None, left=tuple(queue))
+    first = openings[0]
+    entry = Entry(first.signed, first.request, first.request_id, Outcome.COMPLETED)
+    name = first.request.sender
+    link = build_link(network, name, 0, opening_slot(network, name), 0, epoch, now_ms, [entry], [])
+    return Formed(link, left=tuple(q for q in queue if q.request.kind is not Kind.OPEN), settled=tuple(openings[1:]))
+
+
+class _Judge:
+    """Step 4: hears requests one after the other against the funds that are left."""
+
+    def __init__(
+        self,
+        head: AccountHead,
+        funds: int,
+        recipients: Mapping[str, AccountHead],
+        recorded: set[RequestId],
+        absent: Collection[str],
+        income_complete: bool,
+        all_taken: bool,
+    ) -> None:
+        self._head = head
+        self._funds = funds
+        self._recipients = recipients
+        self._recorded = recorded
+        self._absent = absent
+        self._income_complete = income_complete
+        self._all_taken = all_taken
+        self._bytes = 0
+        self._postings = 0
+        self.entries: list[Entry] = []
+        self.heard: list[Queued] = []
+        self.left: list[Queued] = []
+        self.settled: list[Queued] = []
+        self.stale: list[Queued] = []
+        self.ask_recipients: set[str] = set()
+        self.ask_income = False
+        self.must_consolidate = False
+
+    def hear(self, item: Queued) -> None:
+        request = item.request
+        if request.kind is Kind.OPEN or item.request_id in self._recorded:
+            self.settled.append(item)
+        elif request.expect_tip not in (ANY_TIP, self._head.tip):
+            self.stale.append(item)
+        elif not self._has_room(item):
+            self.left.append(item)
+        else:
+            outcome = self._outcome(item)
+            if outcome is None:
+                self.left.append(item)
+            else:
+                self._enter(item, outcome)
+
+    def _has_room(self, item: Queued) -> bool:
+        return (
+            len(self.entries) < MAX_ENTRIES
+            and self._postings + len(item.request.postings) <= MAX_POSTINGS
+            and self._bytes + len(item.signed.raw) <= MAX_REQUEST_BYTES
+        )
+
+    def _outcome(self, item: Queued) -> Outcome | None:
+        """The outcome, or None when facts are missing; then `ask_*` or `must_consolidate` says which."""
+        request = item.request
+        if self._head.height + 1 > request.valid_until_height:
+            return Outcome.EXPIRED
+        if request.kind is Kind.CANCEL:
+            return Outcome.ALREADY_DECIDED if request.target in self._recorded else Outcome.COMPLETED
+        unknown = {p.recipient for p in request.postings if p.recipient not in self._recipients}
+        if unknown:
+            unasked = unknown.difference(self._absent)
+            self.ask_recipients |= unasked
+            return None if unasked else Outcome.UNKNOWN_RECIPIENT
+        if any(self._recipients[p.recipient].asset != self._head.asset for p in request.postings):
+            return Outcome.ASSET_MISMATCH
+        if self._head.issuer:
+            return Outcome.COMPLETED if self._funds - request.total >= -MAX_AMOUNT else Outcome.ISSUER_LIMIT
+        if request.total <= self._funds:
+            return Outcome.COMPLETED
+        if not self._all_taken:
+            self.must_consolidate = True
+            return None
+        if self._income_complete:
+            return Outcome.INSUFFICIENT_FUNDS
+        self.ask_income = True
+        return None
+
+    def _enter(self, item: Queued, outcome: Outcome) -> None:
+        self.entries.append(Entry(item.signed, item.request, item.request_id, outcome))
+        self.heard.append(item)
+        self._recorded.add(item.request_id)
+        self._bytes += len(item.signed.raw)
+        self._postings += len(item.request.postings)
+        if outcome is Outcome.COMPLETED:
+            self._funds -= item.request.total
+            if item.request.kind is Kind.CANCEL:
+                self._recorded.add(item.request.target)
+
+
+def check_successor(link: Link, head: AccountHead | None, confirmed: Sequence[PostingRow]) -> None:
+    """Raise `Corruption` unless a decided `link` follows from `head` and the postings that it confirms.
+
+    `confirmed`: the rows of `link.confirmed`, in that order, as they are here before the link is applied.
+    """
+    if head is None:
+        _require(link.height == 0 and not confirmed, link, "it does not open the account and nothing is before it")
+        _require(link.prev_hash == opening_slot(link.network, link.account), link, "it is not in its name's slot")
+        _require(link.balance == 0 and link.debit == 0, link, f"it opens with a balance of {link.balance}")
+        return
+    _require(link.height == head.height + 1, link, f"the tip here has height {head.height}")
+    _require(link.prev_hash == head.slot, link, f"the tip here is {head.tip.hex()[:16]}")
+    _require(link.time_ms > head.time_ms, link, f"its time {link.time_ms} is not after {head.time_ms}")
+    _require([p.hash for p in confirmed] == list(link.confirmed), link, "rows of confirmed postings are missing")
+    _require(
+        all(p.recipient == link.account and p.confirmation is None for p in confirmed),
+        link,
+        "it confirms a posting that is not this account's, or is confirmed already",
+    )
+    income = sum(p.amount for p in confirmed)
+    _require(
+        link.balance == head.balance + income - link.debit,
+        link,
+        f"its balance is {link.balance}, but {head.balance} + {income} - {link.debit} = {head.balance + income - link.debit}",
+    )
+    _require(link.balance >= 0 or head.issuer, link, f"its balance {link.balance} is below zero")
+
+
+def _require(holds: bool, link: Link, what: str) -> None:
+    if not holds:
+        raise Corruption(
+            f"decided link {link.height} of {link.account} ({link.hash.hex()[:16]}) cannot be applied: {what}; "
+            "this database is damaged or the rules differ: run `hopchain verify` on it"
+        )
