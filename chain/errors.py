@@ -28,3 +28,8 @@ class LocalMisuse(HopchainError):
 
 class Corruption(HopchainError):
     """Stored data contradicts decided data. The node must stop, not guess."""
+
+
+class StorageFailure(HopchainError):
+    """The disk or the database engine failed. The node must stop: what was being written may or may not be durable,
+    and an fsync is never retried (design section 2)."""

@@ -5,6 +5,7 @@ is fixed for the life of the network, so a difference in one byte is another net
 """
 
 import hashlib
+import re
 from typing import Final
 
 import msgspec
@@ -12,10 +13,11 @@ import msgspec
 from chain.errors import LocalMisuse
 from chain.link import Entry, Link, Outcome, build_link, opening_slot
 from chain.names import MAX_SCALE, is_asset, is_name
-from chain.request import NetworkId, SignedRequest, SIGNATURE_BYTES, encode_request, opening, request_id
+from chain.request import SIGNATURE_BYTES, NetworkId, SignedRequest, encode_request, opening, request_id
 
 FIRST_EPOCH: Final = 1
 _TAG: Final = b"hopchain:genesis:1\0"
+_PUBLIC_KEY: Final = re.compile(r"[0-9a-f]{64}")
 _NO_SIGNATURE: Final = bytes(SIGNATURE_BYTES)  # the genesis file itself vouches for its issuers
 
 
@@ -87,6 +89,16 @@ def decode_genesis(raw: bytes) -> Genesis:
     for issuer in genesis.issuers:
         if not is_name(issuer.name) or genesis.asset(issuer.asset) is None:
             raise LocalMisuse(f"issuer {issuer.name} of {issuer.asset}: bad name, or an asset the file does not list")
+    for what, names in (
+        ("asset", [asset.code for asset in genesis.assets]),
+        ("issuer", [issuer.name for issuer in genesis.issuers]),
+        ("member", [member.public_key for member in genesis.members]),
+    ):
+        if len(set(names)) != len(names):
+            raise LocalMisuse(f"the genesis file lists an {what} twice, of {len(names)}")
+    for key in [i.public_key for i in genesis.issuers] + [m.public_key for m in genesis.members]:
+        if _PUBLIC_KEY.fullmatch(key) is None:
+            raise LocalMisuse(f"public key {key[:80]!r}: it must be 64 hexadecimal digits, lower case")
     return genesis
 
 

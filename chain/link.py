@@ -22,7 +22,7 @@ from typing import Final, NewType
 import msgspec
 
 from chain.errors import RemoteFault
-from chain.names import NAME_BYTES, check_name_untrusted, pad, unpad_untrusted
+from chain.names import MAX_AMOUNT, NAME_BYTES, check_name_untrusted, pad, unpad_untrusted
 from chain.request import (
     HASH_BYTES,
     MAX_REQUEST_BYTES,
@@ -212,6 +212,10 @@ def decode_link_untrusted(raw: bytes) -> Link:
     header, body = raw[:HEADER_BYTES], raw[HEADER_BYTES:]
     network, name, height, prev_hash, balance, checksum, epoch, time_ms, stated_body = _HEADER.unpack(header)
     account = check_name_untrusted(unpad_untrusted(name))
+    if max(height, epoch, time_ms) > MAX_AMOUNT:
+        raise RemoteFault(
+            "malformed", f"link of {account}: height {height}, epoch {epoch} or time {time_ms} is above 2^63-1"
+        )
     if body_hash(body) != stated_body:
         raise RemoteFault("malformed", f"link {height} of {account}: its body is not the one its header commits to")
     try:

@@ -58,13 +58,14 @@ class Queued(msgspec.Struct, frozen=True):
 class Formed(msgspec.Struct, frozen=True):
     """The result of `form_link`.
 
-    `link` is None when there is nothing to write now. `left` wait for the next link (no room, or facts missing);
+    `link` is None when there is nothing to write now. `left` wait for the next link (no room in this one);
+    `unjudged` cannot be judged without the facts that `ask_recipients` and `ask_income` name;
     `settled` have a recorded outcome or lost the name they wanted to open; `stale` pinned another tip and can never execute.
-    `ask_recipients` and `ask_income` say which facts would let more of them be judged.
     """
 
     link: Link | None
     left: tuple[Queued, ...] = ()
+    unjudged: tuple[Queued, ...] = ()
     settled: tuple[Queued, ...] = ()
     stale: tuple[Queued, ...] = ()
     ask_recipients: frozenset[str] = frozenset()
@@ -150,8 +151,9 @@ def form_link(
     judge = _Judge(head, funds, recipients, set(recorded), absent, income_complete, all_taken)
     for item in queue:
         judge.hear(item)
-    entries = [] if judge.must_consolidate else judge.entries
-    left = [*judge.heard, *judge.left] if judge.must_consolidate else judge.left
+    entries, left, unjudged = judge.entries, judge.left, judge.unjudged
+    if judge.must_consolidate:  # take up income first, by itself; everything else waits for the next link
+        entries, left, unjudged = [], [*judge.heard, *judge.left, *judge.unjudged], []
     link = None
     if entries or judge.must_consolidate:
         link = build_link(
@@ -168,6 +170,7 @@ def form_link(
     return Formed(
         link,
         tuple(left),
+        tuple(unjudged),
         tuple(judge.settled),
         tuple(judge.stale),
         frozenset(judge.ask_recipients),
@@ -212,6 +215,7 @@ class _Judge:
         self.entries: list[Entry] = []
         self.heard: list[Queued] = []
         self.left: list[Queued] = []
+        self.unjudged: list[Queued] = []
         self.settled: list[Queued] = []
         self.stale: list[Queued] = []
         self.ask_recipients: set[str] = set()
@@ -229,7 +233,7 @@ class _Judge:
         else:
             outcome = self._outcome(item)
             if outcome is None:
-                self.left.append(item)
+                self.unjudged.append(item)
             else:
                 self._enter(item, outcome)
 

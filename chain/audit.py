@@ -1,0 +1,441 @@
+"""`hopchain verify`: everything in the database derived again from the links' own bytes, and compared.
+
+Links are replayed in the order of the log, in which each stands after all that it builds on. For each one: its bytes
+hash to its hash and name the link before it; the account's key signed every request; the outcomes follow from what was
+there; its balance is the balance before, plus what it confirms, less what it pays; every row that it makes in
+`transfers`, `outcomes` and `accounts` is there, field by field. Then: no other rows exist, no money was made or lost.
+
+Nothing here uses the triggers or what they wrote before it was compared itself; memory does not grow with the database.
+What cannot be derived is not judged (design R15): whether a name was unknown elsewhere when a request was rejected.
+"""
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Final
+
+import msgspec
+
+from chain.disk import snapshot, storage_failure
+from chain.errors import LocalMisuse, RemoteFault
+from chain.genesis import FIRST_EPOCH, Genesis, decode_genesis, encode_genesis, issuer_links
+from chain.link import HEADER_BYTES, Link, Outcome, decode_link_untrusted, opening_slot
+from chain.request import Kind, RequestId, is_signed_by
+from chain.schema import SCHEMA_VERSION, STAGING_TABLES, schema_faults
+from chain.seal import EMPTY_LOG, row_checksum
+from chain.verdicts import Before, why_wrong
+
+Value = bytes | int | str | None
+
+_META_KEYS: Final = ("genesis", "log", "network_id", "node_id", "schema_version")
+_SEALED_TABLES: Final = ("meta", "views", "votes", "cursors")
+_DAMAGED: Final = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+_PROGRESS_EVERY: Final = 256
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """The first row that disagrees: its table, its key, the column, what follows from the links, what is there."""
+
+    table: str
+    key: str
+    column: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.table} row {self.key}, {self.column}: expected {self.expected}, found {self.found}"
+
+
+class AuditReport(msgspec.Struct, frozen=True):
+    """What was checked up to the end or the first fault. `fault` is None when the database is what its links say."""
+
+    links: int
+    postings: int
+    confirmed: int
+    accounts: int
+    fault: Fault | None
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing disagrees."""
+        return self.fault is None
+
+
+class _Disagreement(Exception):
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+
+
+def audit(
+    conn: sqlite3.Connection,
+    *,
+    genesis: Genesis | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> AuditReport:
+    """Check the whole database, in one snapshot of it; a reader's connection will do, also while the node runs.
+
+    `genesis`: the file that the database must belong to (else: the copy in it). `progress(links done, links in all)`.
+    Raises `StorageFailure` when the disk cannot be read; damage that SQLite itself notices is a fault like others.
+    """
+    run = _Audit(conn, genesis, progress or (lambda _done, _total: None))
+    fault = None
+    try:
+        with snapshot(conn):
+            run.everything()
+    except _Disagreement as found:
+        fault = found.fault
+    except sqlite3.DatabaseError as error:
+        if not str(getattr(error, "sqlite_errorname", "")).startswith(_DAMAGED):
+            raise storage_failure(error, "verifying the database") from error
+        fault = Fault("database", "file", "pages", "a sound SQLite file", str(error))
+    return AuditReport(run.links, run.postings, run.confirmed, run.accounts, fault)
+
+
+def _show(value: Value) -> str:
+    if isinstance(value, bytes):
+        return value.hex() if len(value) <= 64 else f"{value[:32].hex()}... ({len(value)} bytes)"
+    return "NULL" if value is None else str(value)
+
+
+def _require(holds: bool, table: str, key: Value, column: str, expected: Value, found: Value) -> None:
+    if not holds:
+        raise _Disagreement(Fault(table, _show(key), column, _show(expected), _show(found)))
+
+
+def _compare(
+    table: str, key: Value, columns: Sequence[str], expected: Sequence[Value], found: Sequence[Value] | None
+) -> None:
+    """The row is there and all `columns` are as expected."""
+    _require(found is not None, table, key, columns[0], "a row", "nothing")
+    for column, want, have in zip(columns, expected, found or (), strict=True):
+        _require(type(want) is type(have) and want == have, table, key, column, want, have)
+
+
+_LINK_COLUMNS: Final = (
+    "hash", "account", "height", "prev_hash", "balance", "incoming_checksum", "epoch", "time_ms", "posting_count",
+    "confirmed_count", "outcome_count",
+)  # fmt: skip
+_TRANSFER_COLUMNS: Final = (
+    "hash", "link_hash", "number", "prev_hash", "sender", "recipient", "amount", "memo", "balance", "incoming_checksum",
+    "height", "time_ms", "request_id",
+)  # fmt: skip
+_OPENING_COLUMNS: Final = ("name", "asset", "public_key", "issuer")
+_HEAD_COLUMNS: Final = ("name", "height", "tip", "balance", "epoch", "time_ms")
+_OUTCOME_COLUMNS: Final = ("request_id", "account", "link_hash", "number", "outcome")
+
+
+class _Audit:
+    def __init__(self, conn: sqlite3.Connection, genesis: Genesis | None, progress: Callable[[int, int], None]) -> None:
+        self._conn = conn
+        self._given = genesis
+        self._progress = progress
+        self._log = EMPTY_LOG
+        self._issuers: dict[str, Link] = {}
+        self.links = self.postings = self.confirmed = self.accounts = self.outcomes = 0
+
+    def everything(self) -> None:
+        for (text,) in self._conn.execute("PRAGMA integrity_check(1)"):
+            _require(text == "ok", "database", "file", "integrity_check", "ok", text)
+        for name, expected, found in schema_faults(self._conn):
+            _require(False, "sqlite_master", name, "sql", expected, found)
+        for table in STAGING_TABLES:
+            (count,) = self._conn.execute(f"SELECT count(*) FROM {table}").fetchone()
+            _require(count == 0, table, "*", "count", 0, count)
+        self._sealed_rows()
+        genesis = self._meta()
+        self._votes()
+        self._issuers = {link.account: link for link in issuer_links(genesis)}
+        self._replay(genesis)
+        self._nothing_else()
+        self._money()
+
+    # --- rows with a checksum ---
+
+    def _sealed_rows(self) -> None:
+        for table in _SEALED_TABLES:
+            for *fields, checksum in self._conn.execute(f"SELECT * FROM {table} ORDER BY 1"):
+                want = row_checksum(table, *fields)
+                _require(checksum == want, table, fields[0], "checksum", want, checksum)
+        epochs = [epoch for (epoch,) in self._conn.execute("SELECT epoch FROM views ORDER BY epoch")]
+        for number, epoch in enumerate(epochs or [None], FIRST_EPOCH):
+            _require(number == epoch, "views", epoch, "epoch", number, epoch)
+
+    def _meta(self) -> Genesis:
+        meta: dict[str, bytes] = dict(self._conn.execute("SELECT key, value FROM meta"))
+        for key in sorted(meta.keys() | set(_META_KEYS)):
+            _require(key in meta, "meta", key, "key", "a row", "nothing")
+            _require(key in _META_KEYS, "meta", key, "key", "no such row", "a row")
+        version = str(SCHEMA_VERSION).encode()
+        _require(meta["schema_version"] == version, "meta", "schema_version", "value", version, meta["schema_version"])
+        if self._given is not None:
+            given = encode_genesis(self._given)
+            _require(meta["genesis"] == given, "meta", "genesis", "value", given, meta["genesis"])
+        try:
+            genesis = decode_genesis(meta["genesis"])
+        except LocalMisuse as error:
+            raise _Disagreement(Fault("meta", "genesis", "value", "a genesis file", str(error))) from None
+        network = genesis.network_id
+        _require(meta["network_id"] == network, "meta", "network_id", "value", network, meta["network_id"])
+        return genesis
+
+    def _votes(self) -> None:
+        query = "SELECT slot, account, height, link FROM votes WHERE link IS NOT NULL"
+        for slot, account, height, raw in self._conn.execute(query):
+            link = self._decode("votes", slot, raw)
+            _compare(
+                "votes",
+                slot,
+                ("slot", "account", "height"),
+                (link.prev_hash, link.account, link.height),
+                (slot, account, height),
+            )
+
+    def _decode(self, table: str, key: bytes, raw: bytes) -> Link:
+        try:
+            return decode_link_untrusted(raw)
+        except RemoteFault as fault:
+            raise _Disagreement(Fault(table, key.hex(), "body", "a well-formed link", str(fault))) from None
+
+    # --- the links, one after the other ---
+
+    def _replay(self, genesis: Genesis) -> None:
+        (total,) = self._conn.execute("SELECT count(*) FROM links").fetchone()
+        columns = ", ".join(_LINK_COLUMNS)
+        for seq, header, body, *stored in self._conn.execute(
+            f"SELECT seq, header, body, {columns} FROM links ORDER BY seq"
+        ):
+            self.links += 1
+            _require(seq == self.links, "links", seq, "seq", self.links, seq)
+            _require(
+                len(header) == HEADER_BYTES,
+                "links",
+                stored[0],
+                "header",
+                f"{HEADER_BYTES} bytes",
+                f"{len(header)} bytes",
+            )
+            link = self._decode("links", stored[0], header + body)
+            derived = (
+                link.hash, link.account, link.height, link.prev_hash, link.balance, link.incoming_checksum, link.epoch,
+                link.time_ms, sum(1 for _ in link.postings()), len(link.confirmed), sum(1 for _ in link.outcomes()),
+            )  # fmt: skip
+            _compare("links", stored[0], _LINK_COLUMNS, derived, stored)
+            _require(link.network == genesis.network_id, "links", link.hash, "header", genesis.network_id, link.network)
+            self._link(seq, link)
+            self._log = self._log.after([link.hash])
+            if seq % _PROGRESS_EVERY == 0 or seq == total:
+                self._progress(seq, total)
+        for name in self._issuers:
+            found = self._conn.execute("SELECT 1 FROM links WHERE account = ? AND height = 0", (name,)).fetchone()
+            _require(found is not None, "accounts", name, "name", "the issuer of the genesis file", "nothing")
+        (stated,) = self._conn.execute("SELECT value FROM meta WHERE key = 'log'").fetchone()
+        _require(stated == self._log.encode(), "meta", "log", "value", self._log.encode(), stated)
+
+    def _link(self, seq: int, link: Link) -> None:
+        before = self._opening(link) if link.height == 0 else self._before(seq, link)
+        income = self._confirmations(seq, link)
+        funds = before.balance + income
+        _require(link.balance == funds - link.debit, "links", link.hash, "balance", funds - link.debit, link.balance)
+        _require(link.balance >= 0 or before.issuer, "links", link.hash, "balance", "at least 0", link.balance)
+        self._entries(seq, link, before, funds)
+        self._postings(link)
+        self._outcomes(link)
+        after = self._conn.execute("SELECT 1 FROM links WHERE prev_hash = ?", (link.hash,)).fetchone()
+        if after is None:
+            self._compare_account(_HEAD_COLUMNS, link, link.height, link.hash, link.balance, link.epoch, link.time_ms)
+
+    def _compare_account(self, columns: Sequence[str], link: Link, *expected: Value) -> None:
+        found = self._conn.execute(
+            f"SELECT {', '.join(columns)} FROM accounts WHERE name = ?", (link.account,)
+        ).fetchone()
+        _compare("accounts", link.account, columns, (link.account, *expected), found)
+
+    def _opening(self, link: Link) -> Before:
+        self.accounts += 1
+        slot = opening_slot(link.network, link.account)
+        _require(link.prev_hash == slot, "links", link.hash, "prev_hash", slot, link.prev_hash)
+        kinds = [entry.request.kind for entry in link.entries]
+        _require(kinds == [Kind.OPEN], "links", link.hash, "body", "one opening", f"requests of kinds {kinds}")
+        issuer = self._issuers.get(link.account)
+        if issuer is not None:
+            _require(
+                link.raw == issuer.raw, "links", link.hash, "body", "the issuer of the genesis file", "another link"
+            )
+        request = link.entries[0].request
+        self._compare_account(_OPENING_COLUMNS, link, request.asset, request.public_key, int(issuer is not None))
+        return Before(request.asset, request.public_key, issuer is not None, 0, -1)
+
+    def _before(self, seq: int, link: Link) -> Before:
+        row = self._conn.execute(
+            "SELECT l.hash, l.seq, l.balance, l.time_ms, a.asset, a.public_key, a.issuer FROM links AS l "
+            "LEFT JOIN accounts AS a ON a.name = l.account WHERE l.account = ? AND l.height = ?",
+            (link.account, link.height - 1),
+        ).fetchone()
+        _require(row is not None, "links", link.hash, "height", "the link before it", "nothing")
+        tip, before_seq, balance, time_ms, asset, public_key, issuer = row
+        _require(link.prev_hash == tip, "links", link.hash, "prev_hash", tip, link.prev_hash)
+        _require(before_seq < seq, "links", link.hash, "seq", f"above {before_seq}, the link before it", seq)
+        _require(link.time_ms > time_ms, "links", link.hash, "time_ms", f"above {time_ms}", link.time_ms)
+        return Before(asset, public_key, bool(issuer), balance, time_ms)
+
+    def _confirmations(self, seq: int, link: Link) -> int:
+        """Their sum. Each is a posting to this account of an earlier link, listed once, in its sender's order."""
+        income, last_age = 0, (-1, "", -1, -1)
+        for posting in link.confirmed:
+            row = self._conn.execute(
+                "SELECT t.recipient, t.amount, t.confirmation, t.prev_confirmed_hash, t.sender, t.height, t.number, "
+                "t.time_ms, l.seq FROM transfers AS t LEFT JOIN links AS l ON l.hash = t.link_hash WHERE t.hash = ?",
+                (posting,),
+            ).fetchone()
+            _require(
+                row is not None, "transfers", posting, "hash", f"a row, link {link.hash.hex()} confirms it", "nothing"
+            )
+            recipient, amount, confirmation, thread, sender, height, number, time_ms, made = row
+            _require(recipient == link.account, "transfers", posting, "recipient", link.account, recipient)
+            _require(confirmation == link.hash, "transfers", posting, "confirmation", link.hash, confirmation)
+            _require(
+                made is not None and made < seq,
+                "links",
+                link.hash,
+                "seq",
+                "after the links whose postings it confirms",
+                seq,
+            )
+            want = self._thread_before(seq, sender, recipient, height, number)
+            _require(thread == want, "transfers", posting, "prev_confirmed_hash", want, thread)
+            age = (time_ms, sender, height, number)
+            _require(age > last_age, "links", link.hash, "body", "confirmations, each once, oldest first", posting)
+            last_age = age
+            income += amount
+        (count,) = self._conn.execute("SELECT count(*) FROM transfers WHERE confirmation = ?", (link.hash,)).fetchone()
+        if count != len(link.confirmed):
+            self._confirmed_by_mistake(link)
+        self.confirmed += count
+        return income
+
+    def _thread_before(self, seq: int, sender: str, recipient: str, height: int, number: int) -> bytes:
+        """The posting before this one in its stream, which must be confirmed by now; zeros for the first."""
+        row = self._conn.execute(
+            "SELECT t.hash, t.confirmation, l.seq FROM transfers AS t LEFT JOIN links AS l ON l.hash = t.confirmation "
+            "WHERE t.sender = ? AND t.recipient = ? AND (t.height, t.number) < (?, ?) "
+            "ORDER BY t.height DESC, t.number DESC LIMIT 1",
+            (sender, recipient, height, number),
+        ).fetchone()
+        if row is None:
+            return bytes(32)
+        before: bytes = row[0]
+        _require(
+            row[2] is not None and row[2] <= seq, "transfers", before, "confirmation", "that of an earlier link", row[1]
+        )
+        return before
+
+    def _confirmed_by_mistake(self, link: Link) -> None:
+        listed = set(link.confirmed)
+        for (posting,) in self._conn.execute("SELECT hash FROM transfers WHERE confirmation = ?", (link.hash,)):
+            _require(posting in listed, "transfers", posting, "confirmation", "a link that lists it", link.hash)
+
+    def _postings(self, link: Link) -> None:
+        columns = ", ".join(_TRANSFER_COLUMNS)
+        for number, posting_hash, posting, request_id in link.postings():
+            self.postings += 1
+            expected = (
+                posting_hash, link.hash, number, link.prev_hash, link.account, posting.recipient, posting.amount,
+                posting.memo, link.balance, link.incoming_checksum, link.height, link.time_ms, request_id,
+            )  # fmt: skip
+            found = self._conn.execute(f"SELECT {columns} FROM transfers WHERE hash = ?", (posting_hash,)).fetchone()
+            _compare("transfers", posting_hash, _TRANSFER_COLUMNS, expected, found)
+
+    def _outcomes(self, link: Link) -> None:
+        columns = ", ".join(_OUTCOME_COLUMNS)
+        for number, (request_id, outcome) in enumerate(link.outcomes()):
+            self.outcomes += 1
+            found = self._conn.execute(
+                f"SELECT {columns} FROM outcomes WHERE request_id = ? AND account = ?", (request_id, link.account)
+            ).fetchone()
+            expected = (request_id, link.account, link.hash, number, int(outcome))
+            _compare("outcomes", request_id, _OUTCOME_COLUMNS, expected, found)
+
+    # --- the requests of one link ---
+
+    def _entries(self, seq: int, link: Link, before: Before, funds: int) -> None:
+        here: set[RequestId] = set()
+        for entry in link.entries:
+            request, shown = entry.request, f"request {entry.request_id.hex()}"
+            if link.height > 0 or link.account not in self._issuers:
+                signed = is_signed_by(entry.signed, before.public_key)
+                _require(
+                    signed,
+                    "links",
+                    link.hash,
+                    "body",
+                    f"{shown} signed by the key of {link.account}",
+                    "another signature",
+                )
+            wrong = why_wrong(self._conn, seq, link, before, funds, entry, here)
+            _require(not wrong, "links", link.hash, "body", f"{shown}: {wrong}", entry.outcome.name)
+            here.add(entry.request_id)
+            if entry.outcome is Outcome.COMPLETED:
+                funds -= request.total
+                if request.kind is Kind.CANCEL:
+                    here.add(request.target)
+
+    # --- what no link made ---
+
+    def _nothing_else(self) -> None:
+        for table, made in (("transfers", self.postings), ("outcomes", self.outcomes), ("accounts", self.accounts)):
+            (count,) = self._conn.execute(f"SELECT count(*) FROM {table}").fetchone()
+            if count != made:
+                self._name_extra(table)
+                _require(False, table, "*", "count", made, count)
+        row = self._conn.execute(
+            "SELECT hash, confirmation, prev_confirmed_hash FROM transfers "
+            "WHERE (confirmation IS NULL) <> (prev_confirmed_hash IS NULL) LIMIT 1"
+        ).fetchone()
+        if row is not None:
+            _require(False, "transfers", row[0], "prev_confirmed_hash", "NULL, as its confirmation is", row[2])
+        row = self._conn.execute(
+            "SELECT hash, confirmation FROM transfers WHERE confirmation IS NOT NULL "
+            "AND confirmation NOT IN (SELECT hash FROM links) LIMIT 1"
+        ).fetchone()
+        if row is not None:
+            _require(False, "transfers", row[0], "confirmation", "a link that is here", row[1])
+
+    def _name_extra(self, table: str) -> None:
+        """Find a row that no link makes. Slow, and only run when the counts have shown that there is one."""
+        if table == "accounts":
+            for (name,) in self._conn.execute(
+                "SELECT name FROM accounts WHERE name NOT IN (SELECT account FROM links)"
+            ):
+                _require(False, table, name, "name", "nothing, no link opens it", "a row")
+            return
+        key = "hash" if table == "transfers" else "request_id"
+        rows = self._conn.execute(f"SELECT link_hash, number, {key} FROM {table} ORDER BY link_hash")
+        for link_hash, group in groupby(rows, itemgetter(0)):
+            made = self._made_by(table, link_hash)
+            for _, number, row_key in group:
+                why = f"nothing, link {link_hash.hex()} does not make it"
+                _require((row_key, number) in made, table, row_key, key, why, "a row")
+
+    def _made_by(self, table: str, link_hash: bytes) -> set[tuple[bytes, int]]:
+        row = self._conn.execute("SELECT header, body FROM links WHERE hash = ?", (link_hash,)).fetchone()
+        if row is None:
+            return set()
+        link = self._decode("links", link_hash, row[0] + row[1])
+        if table == "transfers":
+            return {(posting, number) for number, posting, _, _ in link.postings()}
+        return {(request_id, number) for number, (request_id, _) in enumerate(link.outcomes())}
+
+    def _money(self) -> None:
+        """Per asset, all balances and all unconfirmed postings add up to zero: issuers owe what the others have."""
+        totals: dict[str, int] = {}
+        for query in (
+            "SELECT asset, balance FROM accounts",
+            "SELECT a.asset, t.amount FROM transfers AS t CROSS JOIN accounts AS a ON a.name = t.recipient "
+            "WHERE t.confirmation IS NULL",
+        ):
+            for asset, amount in self._conn.execute(query):
+                totals[asset] = totals.get(asset, 0) + amount
+        for asset, total in sorted(totals.items()):
+            _require(total == 0, "accounts", asset, "balance", "a sum of 0 with all unconfirmed postings", total)

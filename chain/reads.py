@@ -1,0 +1,195 @@
+"""Local reads, for people and clients, on a reader's connection: what this replica has applied so far.
+
+Each function sees one moment of the database and returns frozen records. Whether that is recent enough is for the
+caller: balances and heads carry tip, height, epoch and time (design section 3, reads).
+"""
+
+import hashlib
+import sqlite3
+import struct
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from chain.disk import snapshot, storage_errors
+from chain.link import Entry, Link, LinkHash, Outcome, PostingHash, Slot, decode_link_untrusted
+from chain.needs import HEAD_COLUMNS, OUTCOME_COLUMNS, Needs, head_row, load, outcome_row
+from chain.request import Request, RequestId
+from chain.rows import AccountHead, OutcomeRow, PostingRow
+
+_STATE: Final = struct.Struct(">Q32s")
+_STATE_TAG: Final = b"hopchain:state:1\0"
+
+
+class Balance(msgspec.Struct, frozen=True):
+    """The money of one account in minor units. `settled`: the balance of its tip. `incoming`: unconfirmed postings to
+    it, `incoming_count` of them. `available`: both together, what a transfer can spend."""
+
+    name: str
+    asset: str
+    issuer: bool
+    settled: int
+    incoming: int
+    incoming_count: int
+    tip: LinkHash
+    height: int
+    epoch: int
+    time_ms: int
+
+    @property
+    def available(self) -> int:
+        """settled + incoming."""
+        return self.settled + self.incoming
+
+
+class ChainEntry(msgspec.Struct, frozen=True):
+    """A request in a link with its outcome. `postings`: its rows with their confirmations, none unless completed;
+    what a rejected one asked for is in `request.postings`."""
+
+    request_id: RequestId
+    request: Request
+    outcome: Outcome
+    postings: tuple[PostingRow, ...]
+
+
+class ChainLink(msgspec.Struct, frozen=True):
+    """A link as people read it: what it decided, what it paid, and the postings to it that it took up."""
+
+    account: str
+    height: int
+    hash: LinkHash
+    prev_hash: Slot
+    balance: int
+    incoming_checksum: bytes
+    epoch: int
+    time_ms: int
+    entries: tuple[ChainEntry, ...]
+    confirmed: tuple[PostingRow, ...]
+
+
+class RecordedOutcome(msgspec.Struct, frozen=True):
+    """An outcome and its request; `request` is None for one that was cancelled before it ever arrived."""
+
+    row: OutcomeRow
+    request: Request | None
+
+
+class StateDigest(msgspec.Struct, frozen=True):
+    """Two replicas with equal digests hold the same chains. `digest`: SHA-256 over (name, height, tip) of all accounts,
+    sorted by name. `totals`: (asset, sum of all balances and all unconfirmed postings): 0 for each asset."""
+
+    digest: bytes
+    accounts: int
+    links: int
+    totals: tuple[tuple[str, int], ...]
+
+
+def read_balance(conn: sqlite3.Connection, name: str) -> Balance | None:
+    """The money of account `name`, or None when it is not known here."""
+    with storage_errors("reading a balance"), snapshot(conn):
+        head = load(conn, Needs(heads={name})).heads.get(name)
+        if head is None:
+            return None
+        count, total = conn.execute(
+            "SELECT count(*), coalesce(sum(amount), 0) FROM transfers WHERE recipient = ? AND confirmation IS NULL",
+            (name,),
+        ).fetchone()
+    return Balance(
+        name, head.asset, head.issuer, head.balance, total, count, head.tip, head.height, head.epoch, head.time_ms
+    )
+
+
+def read_chain(conn: sqlite3.Connection, name: str, from_height: int = 0, limit: int = 100) -> tuple[ChainLink, ...]:
+    """Links of account `name` from `from_height` on, ascending, at most `limit`."""
+    with storage_errors("reading a chain"), snapshot(conn):
+        rows = conn.execute(
+            "SELECT header, body FROM links WHERE account = ? AND height >= ? ORDER BY height LIMIT ?",
+            (name, from_height, limit),
+        )
+        return tuple(_chain_link(conn, decode_link_untrusted(header + body)) for header, body in rows.fetchall())
+
+
+def find_link(conn: sqlite3.Connection, link_hash: LinkHash) -> ChainLink | None:
+    """The link with this hash, or None when it is not here."""
+    with storage_errors("reading a link"), snapshot(conn):
+        raw = load(conn, Needs(by_hash={link_hash})).by_hash.get(link_hash)
+        return None if raw is None else _chain_link(conn, decode_link_untrusted(raw))
+
+
+def _chain_link(conn: sqlite3.Connection, link: Link) -> ChainLink:
+    rows = _posting_rows(conn, [*(posting for _, posting, _, _ in link.postings()), *link.confirmed])
+    made: dict[RequestId, list[PostingRow]] = {}
+    for _, posting, _, request in link.postings():
+        made.setdefault(request, []).append(rows[posting])
+    return ChainLink(
+        link.account,
+        link.height,
+        link.hash,
+        link.prev_hash,
+        link.balance,
+        link.incoming_checksum,
+        link.epoch,
+        link.time_ms,
+        tuple(_chain_entry(entry, made.get(entry.request_id, [])) for entry in link.entries),
+        tuple(rows[posting] for posting in link.confirmed),
+    )
+
+
+def _chain_entry(entry: Entry, postings: Iterable[PostingRow]) -> ChainEntry:
+    return ChainEntry(entry.request_id, entry.request, entry.outcome, tuple(postings))
+
+
+def _posting_rows(conn: sqlite3.Connection, hashes: Iterable[PostingHash]) -> dict[PostingHash, PostingRow]:
+    return load(conn, Needs(postings=set(hashes))).postings
+
+
+def read_outcome(conn: sqlite3.Connection, request_id: RequestId, account: str | None = None) -> RecordedOutcome | None:
+    """The recorded outcome of a request, or None when there is none here (yet).
+
+    Name the `account` that sent it when you know it. Anybody can cancel an id that is not theirs, which means nothing
+    to its owner: without `account`, the outcome that stands beside the request itself is preferred to a cancellation,
+    and the answer's `row.account` says whose it is.
+    """
+    with storage_errors("reading an outcome"), snapshot(conn):
+        rows = conn.execute(
+            f"SELECT {OUTCOME_COLUMNS} FROM outcomes AS o CROSS JOIN links AS l ON l.hash = o.link_hash "
+            "WHERE o.request_id = ? AND o.account = coalesce(?, o.account) "
+            "ORDER BY o.outcome = ?, o.account LIMIT 1",
+            (request_id, account, int(Outcome.CANCELLED)),
+        ).fetchall()
+        if not rows:
+            return None
+        row = outcome_row(*rows[0])
+        raw = load(conn, Needs(by_hash={row.link_hash})).by_hash[row.link_hash]
+    entries = decode_link_untrusted(raw).entries
+    return RecordedOutcome(row, next((e.request for e in entries if e.request_id == request_id), None))
+
+
+def list_accounts(conn: sqlite3.Connection, after: str = "", limit: int = 100) -> tuple[AccountHead, ...]:
+    """Accounts by name, the first `limit` whose name sorts after `after`."""
+    with storage_errors("listing accounts"):
+        rows = conn.execute(
+            f"SELECT {HEAD_COLUMNS} FROM accounts AS a WHERE a.name > ? ORDER BY a.name LIMIT ?", (after, limit)
+        )
+        return tuple(head_row(*row) for row in rows)
+
+
+def state_digest(conn: sqlite3.Connection) -> StateDigest:
+    """What `hopchain verify --cluster` compares between replicas."""
+    digest, accounts = hashlib.sha256(_STATE_TAG), 0
+    totals: dict[str, int] = {}
+    with storage_errors("computing the digest"), snapshot(conn):
+        for name, height, tip, asset, balance in conn.execute(
+            "SELECT name, height, tip, asset, balance FROM accounts ORDER BY name"
+        ):
+            digest.update(name.encode() + b"\0" + _STATE.pack(height, tip))
+            accounts += 1
+            totals[asset] = totals.get(asset, 0) + balance
+        for asset, amount in conn.execute(
+            "SELECT a.asset, t.amount FROM transfers AS t CROSS JOIN accounts AS a ON a.name = t.recipient "
+            "WHERE t.confirmation IS NULL"
+        ):
+            totals[asset] = totals.get(asset, 0) + amount
+        (links,) = conn.execute("SELECT count(*) FROM links").fetchone()
+    return StateDigest(digest.digest(), accounts, links, tuple(sorted(totals.items())))

@@ -1,0 +1,280 @@
+"""The SQLite store: what one turn reads (`load`) and what it makes durable (`commit`), design sections 2 and 7.
+
+All functions are synchronous and take the connection, so the node runs them in aiosqlite's thread and the simulator
+runs them inline.
+
+    open_database(path, writer=True)  then  create_or_check(conn, ...)   once, at start
+    load(conn, needs)     a few queries, whatever the number of keys; a key that is absent in `Loaded` is not there
+    commit(conn, writes)  one transaction, in order; when it returns it is durable; when it raises the node stops
+
+`commit` raises `Corruption` when the database refuses a link (its triggers, `chain.schema`), and `StorageFailure`
+when the disk or SQLite fails. Neither is ever retried.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Final
+
+from chain.disk import open_database, storage_errors
+from chain.errors import Corruption, LocalMisuse
+from chain.genesis import FIRST_EPOCH, Genesis, encode_genesis, issuer_links
+from chain.link import HEADER_BYTES, Link, Outcome, header_hash
+from chain.needs import CHAIN_BATCH, CHAIN_BATCH_BYTES, LOG_BATCH, Income, Loaded, LogPage, Needs, load
+from chain.request import Kind
+from chain.rows import Applied, VoteRow
+from chain.schema import SCHEMA_VERSION, STAGING_TABLES, create_schema, schema_faults
+from chain.seal import (
+    EMPTY_LOG,
+    CursorRow,
+    LogHead,
+    load_cursors,
+    load_views,
+    load_votes,
+    read_log_head,
+    read_meta,
+    row_checksum,
+    vote_fields,
+    write_log_head,
+)
+
+__all__ = [
+    "CHAIN_BATCH",
+    "CHAIN_BATCH_BYTES",
+    "LOG_BATCH",
+    "CursorRow",
+    "Income",
+    "Loaded",
+    "LogHead",
+    "LogPage",
+    "Needs",
+    "Write",
+    "commit",
+    "create_or_check",
+    "load",
+    "load_cursors",
+    "load_views",
+    "load_votes",
+    "open_database",
+]
+
+Write = Applied | VoteRow | CursorRow
+
+_INSERT_LINK: Final = "INSERT INTO links VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_UPSERT_VOTE: Final = (
+    "INSERT INTO votes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (slot) DO UPDATE SET "
+    "account = excluded.account, height = excluded.height, promised_epoch = excluded.promised_epoch, "
+    "promised_round = excluded.promised_round, promised_node = excluded.promised_node, "
+    "accepted_epoch = excluded.accepted_epoch, accepted_round = excluded.accepted_round, "
+    "accepted_node = excluded.accepted_node, link = excluded.link, checksum = excluded.checksum"
+)
+_UPSERT_CURSOR: Final = "INSERT INTO cursors VALUES (?, ?, ?) ON CONFLICT (peer) DO UPDATE SET seq = excluded.seq, checksum = excluded.checksum"
+
+
+def commit(conn: sqlite3.Connection, writes: Sequence[Write]) -> None:
+    """Make all `writes` durable in one transaction, in order; nothing of it is written when this raises.
+
+    A link that is applied ends the vote of its slot. Raises `Corruption` or `StorageFailure`; the node must stop then.
+    """
+    if not writes:
+        return
+    try:
+        with storage_errors(f"writing {len(writes)} rows"):
+            conn.execute("BEGIN IMMEDIATE")
+            for kind, group in groupby(writes, type):
+                _write_group(conn, kind, list(group))
+            conn.execute("COMMIT")
+    except BaseException:
+        _roll_back(conn)
+        raise
+
+
+def _roll_back(conn: sqlite3.Connection) -> None:
+    if conn.in_transaction:  # SQLite may have rolled back by itself
+        try:
+            conn.execute("ROLLBACK")
+        except sqlite3.Error:
+            conn.close()  # the transaction ends with its connection, whatever the disk says
+
+
+def _write_group(conn: sqlite3.Connection, kind: type[Write], group: Sequence[Write]) -> None:
+    if kind is Applied:
+        links = [write.link for write in group if isinstance(write, Applied)]
+        _apply(conn, links, issuer=False)
+        conn.executemany("DELETE FROM votes WHERE slot = ?", [(link.prev_hash,) for link in links])
+    elif kind is VoteRow:
+        votes = [vote_fields(write) for write in group if isinstance(write, VoteRow)]
+        conn.executemany(_UPSERT_VOTE, [(*row, row_checksum("votes", *row)) for row in votes])
+    else:
+        cursors = [(write.peer, write.seq) for write in group if isinstance(write, CursorRow)]
+        conn.executemany(_UPSERT_CURSOR, [(*row, row_checksum("cursors", *row)) for row in cursors])
+
+
+def _apply(conn: sqlite3.Connection, links: Sequence[Link], *, issuer: bool) -> None:
+    """Stage the rows of all `links`, then insert them one by one; the trigger `links_apply` does the rest."""
+    head = read_log_head(conn)
+    postings: list[tuple[bytes, int, bytes, str, int, str, bytes]] = []
+    confirmations: list[tuple[bytes, int, bytes]] = []
+    outcomes: list[tuple[bytes, int, bytes, int]] = []
+    rows = []
+    for seq, link in enumerate(links, head.seq + 1):
+        first_posting, first_outcome = len(postings), len(outcomes)
+        for number, posting_hash, posting, request_id in link.postings():
+            postings.append(
+                (link.hash, number, posting_hash, posting.recipient, posting.amount, posting.memo, request_id)
+            )
+        for number, confirmed in enumerate(link.confirmed):
+            confirmations.append((link.hash, number, confirmed))
+        for number, (request_id, outcome) in enumerate(link.outcomes()):
+            outcomes.append((link.hash, number, request_id, int(outcome)))
+        rows.append(
+            (
+                seq,
+                link.hash,
+                link.account,
+                link.height,
+                link.prev_hash,
+                link.balance,
+                link.incoming_checksum,
+                link.epoch,
+                link.time_ms,
+                len(postings) - first_posting,
+                len(link.confirmed),
+                len(outcomes) - first_outcome,
+                link.raw[:HEADER_BYTES],
+                link.raw[HEADER_BYTES:],
+            )
+        )
+    try:
+        conn.executemany("INSERT INTO new_postings VALUES (?, ?, ?, ?, ?, ?, ?)", postings)
+        conn.executemany("INSERT INTO new_confirmations VALUES (?, ?, ?)", confirmations)
+        conn.executemany("INSERT INTO new_outcomes VALUES (?, ?, ?, ?)", outcomes)
+        conn.executemany("INSERT INTO new_accounts VALUES (?, ?, ?, ?)", _openings(links, issuer))
+    except sqlite3.IntegrityError as error:
+        raise Corruption(
+            f"{len(links)} links cannot be staged: {error}; run `hopchain verify` on the database"
+        ) from error
+    for link, row in zip(links, rows, strict=True):
+        try:
+            conn.execute(_INSERT_LINK, row)
+        except sqlite3.IntegrityError as error:
+            raise Corruption(
+                f"the database refuses decided link {link.height} of {link.account} ({link.hash.hex()[:16]}): {error}; "
+                "this database is damaged or the rules differ: run `hopchain verify` on it"
+            ) from error
+    write_log_head(conn, head.after([link.hash for link in links]))
+
+
+def _openings(links: Sequence[Link], issuer: bool) -> list[tuple[bytes, str, bytes, int]]:
+    return [
+        (link.hash, entry.request.asset, entry.request.public_key, int(issuer))
+        for link in links
+        if link.height == 0
+        for entry in link.entries
+        if entry.request.kind is Kind.OPEN and entry.outcome is Outcome.COMPLETED
+    ]
+
+
+def create_or_check(
+    conn: sqlite3.Connection, genesis: Genesis, node_id: bytes, first_view: tuple[bytes, bytes]
+) -> None:
+    """Make the database of this node and network when it is empty, else check that it is theirs and sound.
+
+    `first_view`: (hash, canonical bytes) of view 1. Raises `LocalMisuse` for a database of another network, node or
+    schema version, and `Corruption` when what the node will rely on does not hold (`chain.audit` checks everything).
+    """
+    try:
+        with storage_errors("checking the database"):
+            if conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+                _create(conn, genesis, node_id, first_view)
+            else:
+                _check_identity(conn, genesis, node_id, first_view)
+                _check_start(conn)
+    except BaseException:
+        _roll_back(conn)
+        raise
+
+
+def meta_values(genesis: Genesis, node_id: bytes) -> dict[str, bytes]:
+    """The rows of `meta` that never change."""
+    return {
+        "schema_version": str(SCHEMA_VERSION).encode(),
+        "network_id": genesis.network_id,
+        "genesis": encode_genesis(genesis),
+        "node_id": node_id,
+    }
+
+
+def _create(conn: sqlite3.Connection, genesis: Genesis, node_id: bytes, first_view: tuple[bytes, bytes]) -> None:
+    conn.execute("BEGIN IMMEDIATE")
+    create_schema(conn)
+    values = {**meta_values(genesis, node_id), "log": EMPTY_LOG.encode()}
+    conn.executemany(
+        "INSERT INTO meta VALUES (?, ?, ?)",
+        [(key, value, row_checksum("meta", key, value)) for key, value in values.items()],
+    )
+    view = (FIRST_EPOCH, *first_view)
+    conn.execute("INSERT INTO views VALUES (?, ?, ?, ?)", (*view, row_checksum("views", *view)))
+    _apply(conn, issuer_links(genesis), issuer=True)
+    conn.execute("COMMIT")
+
+
+def _check_identity(
+    conn: sqlite3.Connection, genesis: Genesis, node_id: bytes, first_view: tuple[bytes, bytes]
+) -> None:
+    if conn.execute("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0] == 0:
+        raise LocalMisuse("this is a SQLite database, but not one of a node: name another file")
+    version = read_meta(conn, "schema_version").decode(errors="replace")
+    if version != str(SCHEMA_VERSION):
+        raise LocalMisuse(
+            f"the database has schema version {version}, this program has {SCHEMA_VERSION}: "
+            "use the version of the program that made it"
+        )
+    network = read_meta(conn, "network_id")
+    if network != genesis.network_id:
+        raise LocalMisuse(
+            f"the database belongs to network {network.hex()[:16]}, the genesis file to {genesis.network_id.hex()[:16]}: "
+            "put back the genesis file that belongs to this directory, or use an empty directory"
+        )
+    owner = read_meta(conn, "node_id")
+    if owner != node_id:
+        raise LocalMisuse(
+            f"the database belongs to node {owner.hex()[:16]}, the key in this directory to {node_id.hex()[:16]}: "
+            "put back that node's key; a copied database must not run under another id (design R12)"
+        )
+    if read_meta(conn, "genesis") != encode_genesis(genesis):
+        raise Corruption("meta row genesis is not the genesis file of its network id: run `hopchain verify`")
+    views = load_views(conn)
+    if not views or views[0] != (FIRST_EPOCH, *first_view):
+        raise Corruption("view 1 in the database is not the one of the genesis file: run `hopchain verify`")
+
+
+def _check_start(conn: sqlite3.Connection) -> None:
+    """What the node relies on from its first turn: sound pages, the triggers, checksums, tips that hash to themselves."""
+    found = conn.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise Corruption(f"SQLite's quick_check says: {found}; join the network anew under a new node id")
+    for name, _, _ in schema_faults(conn):
+        raise Corruption(f"{name} in the schema is not what this program made: run `hopchain verify` on the database")
+    for table in STAGING_TABLES:
+        count = conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+        if count:
+            raise Corruption(
+                f"{table} holds {count} rows outside of a transaction: delete them and run `hopchain verify`"
+            )
+    load_votes(conn)
+    load_cursors(conn)
+    head = read_log_head(conn)
+    last = conn.execute("SELECT coalesce(max(seq), 0) FROM links").fetchone()[0]
+    if (head.seq, head.count) != (last, last):
+        raise Corruption(f"the log ends at {last}, meta row log says {head.seq}: run `hopchain verify` on the database")
+    tips = conn.execute(
+        "SELECT a.name, a.height, a.balance, a.tip, l.height, l.balance, l.header "
+        "FROM accounts AS a LEFT JOIN links AS l ON l.hash = a.tip"
+    )
+    for name, height, balance, tip, link_height, link_balance, header in tips:
+        if header is None or header_hash(header) != tip or (height, balance) != (link_height, link_balance):
+            raise Corruption(
+                f"the tip of account {name}, link {height} ({tip.hex()[:16]}), is missing, does not hash to itself or has "
+                "another balance: run `hopchain verify` on the database"
+            )
