@@ -1,0 +1,106 @@
+"""The port to the network: what the DHT needs to send and receive datagrams. A simulator brings its own.
+
+`DatagramFactory.open` binds and from then on hands each datagram to `receiver`; nothing may be delivered from inside
+`send`. Addresses are (numeric IP, port).
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import trio
+import trio_asyncio
+
+from routing.errors import RoutingMisuse
+
+Address = tuple[str, int]
+Receiver = Callable[[bytes, Address], None]
+
+
+class Datagrams(Protocol):
+    """An open port."""
+
+    @property
+    def address(self) -> Address:
+        """Where it is bound."""
+        ...
+
+    def send(self, data: bytes, to: Address) -> None:
+        """Send, or lose: never raises for what the network does."""
+        ...
+
+    def close(self) -> None:
+        """Nothing is received after it."""
+        ...
+
+
+class DatagramFactory(Protocol):
+    """Opens ports, and knows names."""
+
+    async def open(self, receiver: Receiver, host: str, port: int) -> Datagrams:
+        """Bind to (host, port), port 0 for any; `RoutingMisuse` when that cannot be."""
+        ...
+
+    async def resolve(self, host: str, port: int) -> Address | None:
+        """The numeric address of a name; None when it has none now."""
+        ...
+
+
+class UdpFactory:
+    """Real UDP, on the running trio-asyncio loop."""
+
+    async def open(self, receiver: Receiver, host: str, port: int) -> Datagrams:
+        """Bind a UDP port."""
+
+        async def bind() -> _Udp:
+            loop = asyncio.get_running_loop()
+            _, protocol = await loop.create_datagram_endpoint(lambda: _Udp(receiver), local_addr=(host, port))
+            return protocol
+
+        try:
+            udp: _Udp = await trio_asyncio.aio_as_trio(bind)()
+        except OSError as error:
+            raise RoutingMisuse(
+                f"UDP {host} port {port} cannot be bound: {error}. Choose a free port or stop who has it"
+            ) from None
+        return udp
+
+    async def resolve(self, host: str, port: int) -> Address | None:
+        """The first address the resolver gives."""
+        try:
+            found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        except OSError:
+            return None
+        return (str(found[0][4][0]), port)
+
+
+class _Udp(asyncio.DatagramProtocol):
+    """asyncio's transport behind the `Datagrams` port."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)  # the selector loop's does not derive from it
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self._receiver(data, (addr[0], addr[1]))  # an IPv6 address has two more fields
+
+    def error_received(self, exc: Exception) -> None:
+        """The kernel could not deliver one of ours: the same as a loss, the call's time-out sees it."""
+
+    @property
+    def address(self) -> Address:
+        assert self._transport is not None
+        name = self._transport.get_extra_info("sockname")
+        return (name[0], name[1])
+
+    def send(self, data: bytes, to: Address) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.sendto(data, to)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
