@@ -1,0 +1,193 @@
+"""Calls over one connection: many in flight, replies in any order.
+
+* `dial` connects and exchanges hellos (`hopchain.connection`).
+* `run` reads, writes and watches until the connection ends; then every waiting call raises `ConnectionLost`.
+* `call` may be used by any number of tasks. A call that is cancelled leaves its number behind; its late reply is dropped.
+
+A connection on which calls wait but nothing is heard for `ping_after_s` is asked for a sign of life; after
+`dead_after_s` without any frame it is given up. TCP alone would take minutes to notice.
+"""
+
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import anyio
+import msgspec
+
+from chain.errors import HopchainError, RemoteFault
+from hopchain import connection
+from hopchain.wire import (
+    AskStatus,
+    Call,
+    CallBody,
+    NodeFrame,
+    Refused,
+    Reply,
+    ReplyBody,
+    decode_node_frame_untrusted,
+    encode,
+)
+
+MAX_IN_FLIGHT: Final = 1024  # calls waiting on one connection: more would only wait longer in the node's inbox
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """How patient a client is, in seconds."""
+
+    dial_s: float = 3.0  # TCP, TLS and hello together
+    ping_after_s: float = 2.0  # silence, while calls wait, before a sign of life is asked for
+    dead_after_s: float = 6.0  # silence before the connection is given up
+    read_s: float = 10.0  # one question, over all nodes tried
+
+
+class Address(msgspec.Struct, frozen=True, order=True):
+    """A node's client port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class DialFailed(HopchainError):
+    """The node could not be reached, or is not of this network; the text says which."""
+
+
+class ConnectionLost(HopchainError):
+    """The connection ended before the reply. `sent` is False when the call was certainly never handed over."""
+
+    def __init__(self, why: str, *, sent: bool) -> None:
+        super().__init__(why)
+        self.why = why
+        self.sent = sent
+
+
+class _Waiter:
+    """A call that waits for its reply."""
+
+    __slots__ = ("done", "reply")
+
+    def __init__(self) -> None:
+        self.done = anyio.Event()
+        self.reply: ReplyBody | None = None
+
+
+async def dial(address: Address, context: ssl.SSLContext, network: bytes, timing: Timing) -> "Calls":
+    """Connect to a node; the caller runs `Calls.run` next. Raises `DialFailed`."""
+    try:
+        stream = await connection.connect(
+            address.host, address.port, context=context, network=network, timeout_s=timing.dial_s
+        )
+    except (connection.Unreachable, RemoteFault) as error:
+        raise DialFailed(str(error)) from None
+    return Calls(address, stream, timing)
+
+
+class Calls:
+    """An open connection with its calls; made by `dial`."""
+
+    def __init__(self, address: Address, stream: connection.Connection, timing: Timing) -> None:
+        self.address = address
+        self.lost: str | None = None
+        self._stream = stream
+        self._timing = timing
+        self._waiting: dict[int, _Waiter] = {}
+        self._number = 0
+        self._outbox: list[bytes] = []
+        self._wake = anyio.Event()
+        self._busy = anyio.Event()
+        self._busy_since = 0.0
+        self._heard_at = 0.0
+        self._room = anyio.Semaphore(MAX_IN_FLIGHT)
+
+    async def call(self, body: CallBody) -> ReplyBody:
+        """Send one call and wait for its reply, however long that takes. Raises `ConnectionLost`."""
+        async with self._room:
+            if self.lost is not None:
+                raise ConnectionLost(self.lost, sent=False)
+            waiter = _Waiter()
+            if not self._waiting:
+                self._busy_since = anyio.current_time()
+                self._busy.set()
+            number = self._post(body)
+            self._waiting[number] = waiter
+            try:
+                await waiter.done.wait()
+            finally:
+                self._waiting.pop(number, None)
+            if waiter.reply is None:
+                raise ConnectionLost(self.lost or "the connection was closed", sent=True)
+            return waiter.reply
+
+    async def run(self) -> None:
+        """Serve the connection until it ends or is cancelled. Raises nothing of its own: `lost` says why it ended."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                for part in (self._read, self._write, self._watch):
+                    tasks.start_soon(self._until_lost, part, tasks.cancel_scope)
+        finally:
+            self.lose(f"the connection to {self.address} was closed")
+            await self._stream.aclose()
+
+    def lose(self, why: str) -> None:
+        """Give the connection up: no more calls, and those that wait are told. The first reason stays."""
+        if self.lost is None:
+            self.lost = why
+            self._wake.set()
+            for waiter in self._waiting.values():
+                waiter.done.set()
+
+    def _post(self, body: CallBody) -> int:
+        self._number += 1
+        self._outbox.append(encode(Call(self._number, body)))
+        self._wake.set()
+        return self._number
+
+    async def _until_lost(self, part: Callable[[], Awaitable[None]], scope: anyio.CancelScope) -> None:
+        try:
+            await part()
+        except connection.Unreachable as error:
+            self.lose(str(error))
+        except (RemoteFault, msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            self.lose(f"{self.address} broke the protocol: {error}")
+        scope.cancel()
+
+    async def _read(self) -> None:
+        while self.lost is None:
+            payload = await self._stream.receive()
+            self._heard_at = anyio.current_time()
+            self._hear(decode_node_frame_untrusted(payload))
+
+    def _hear(self, message: NodeFrame) -> None:
+        if isinstance(message, Refused):
+            self.lose(f"{self.address} closed the connection: {message.reason} [{message.code}]")
+        elif not isinstance(message, Reply) or not 0 < message.number <= self._number:
+            raise RemoteFault("unexpected", f"a {type(message).__name__} that answers no call")
+        elif (waiter := self._waiting.pop(message.number, None)) is not None:
+            waiter.reply = message.body
+            waiter.done.set()
+
+    async def _write(self) -> None:
+        while self.lost is None:
+            await self._wake.wait()
+            self._wake = anyio.Event()
+            batch, self._outbox = self._outbox, []
+            for payload in batch:
+                await self._stream.send(payload)
+
+    async def _watch(self) -> None:
+        timing = self._timing
+        while self.lost is None:
+            if not self._waiting:
+                self._busy = anyio.Event()
+                await self._busy.wait()
+            quiet_since = max(self._heard_at, self._busy_since)
+            await anyio.sleep_until(quiet_since + timing.ping_after_s)
+            if not self._waiting or max(self._heard_at, self._busy_since) > quiet_since:
+                continue
+            self._post(AskStatus())
+            await anyio.sleep_until(quiet_since + timing.dead_after_s)
+            if self._waiting and self._heard_at <= quiet_since:
+                self.lose(f"{self.address} has been silent for {timing.dead_after_s:g} s")

@@ -1,0 +1,465 @@
+"""The client: submit signed requests and ask questions, on trio or asyncio.
+
+    async with Client([("127.0.0.1", 7402)], ca_pem, network_id) as client:
+        answer = await client.transfer("alice", key, [Posting("bob", 1250)])
+
+What a node answers is a value (design R13); only "no node could be asked" is an exception:
+
+| answer | meaning |
+|---|---|
+| `Recorded` | final: completed or rejected, the same at every node for ever |
+| `Stale` | final: the tip it expected has a successor, so it can never execute |
+| `NotStarted` | nothing happened; the same request may be sent again |
+| `Refused` | nothing happened; the call itself is wrong, the text says why |
+| `Unknown` | the deadline passed: ask `outcome` later, submit the same bytes again, or settle it with `cancel` |
+
+A request is its bytes: sending it twice, anywhere, executes it once. So `submit` goes on to the next node when one is
+lost or does not start, until its deadline. Once any node may have taken the request, "it did not happen" is never
+concluded from another node's refusal: the answer is then `Unknown`.
+"""
+
+import secrets
+import ssl
+import struct
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+from anyio.abc import TaskGroup
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chain.errors import LocalMisuse, RemoteFault
+from chain.request import (
+    ANY_HEIGHT,
+    ANY_TIP,
+    NetworkId,
+    Posting,
+    Request,
+    RequestId,
+    SignedRequest,
+    cancellation,
+    decode_request_untrusted,
+    encode_request,
+    opening,
+    sign,
+    transfer,
+)
+from hopchain.calls import Address, Calls, ConnectionLost, DialFailed, Timing, dial
+from hopchain.connection import client_context
+from hopchain.errors import CallRefused, Unreachable
+from hopchain.wire import (
+    MAX_PAGE,
+    AccountLine,
+    Accounts,
+    AskAccounts,
+    AskBalance,
+    AskChain,
+    AskDigest,
+    AskOutcome,
+    AskRoute,
+    AskStatus,
+    Balance,
+    CallBody,
+    Chain,
+    Digest,
+    NotFound,
+    NotStarted,
+    Recorded,
+    Refused,
+    ReplyBody,
+    Route,
+    Stale,
+    Status,
+    Submit,
+    Unknown,
+)
+
+Answer = Recorded | Stale | NotStarted | Unknown | Refused
+NodeAddress = tuple[str, int]
+
+DEFAULT_TIMEOUT_S: Final = 10.0
+NODE_SHARE: Final = 0.9  # of the time that is left is given to a node, so that its own answer arrives in time
+FIRST_PAUSE_S: Final = 0.05  # between rounds over all nodes; doubles
+LAST_PAUSE_S: Final = 0.5
+LONGEST_REST_S: Final = 2.0  # a node that cannot be reached is asked last for at most this long
+MAX_SEEN: Final = 10_000  # accounts whose height is remembered for reading one's own writes
+NONCE_BYTES: Final = 32
+
+
+class _Node:
+    """One node as the client knows it: its connection, if any, and how long it rests after failures."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.connection: Calls | None = None
+        self.dialing = anyio.Lock()
+        self.failures = 0
+        self.rest_until = 0.0
+
+    def failed(self) -> None:
+        """Remember a failure: the node is asked after the others for a while."""
+        self.failures += 1
+        self.rest_until = anyio.current_time() + min(FIRST_PAUSE_S * 2**self.failures, LONGEST_REST_S)
+
+
+class _Effort:
+    """What is known about one request while it is being submitted."""
+
+    def __init__(self, request_id: RequestId) -> None:
+        self.request_id = request_id
+        self.doubt: str | None = None  # why an earlier attempt may still execute
+        self.not_started: NotStarted | None = None
+        self.tried: list[tuple[str, str]] = []
+
+    def at_deadline(self, timeout_s: float) -> Answer:
+        """The answer when time is up; raises `Unreachable` when no node ever had the request."""
+        if self.doubt is not None:
+            return Unknown(self.request_id, f"no answer within {timeout_s:g} s: {self.doubt}")
+        if self.not_started is not None:
+            return self.not_started
+        raise Unreachable(self.tried, self.request_id)
+
+
+class Client:
+    """A client of one network. Use as `async with Client(...) as client`; any number of tasks may share it.
+
+    `nodes`: (host, client port) of the nodes to ask, the first that answers is kept; `spread` uses all of them in
+    turn. `ca_pem`: the network's CA certificate. `network`: the 32-byte network id. Methods take `at=(host, port)` to
+    pin one node.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[NodeAddress],
+        ca_pem: str,
+        network: bytes,
+        *,
+        spread: bool = False,
+        timing: Timing | None = None,
+    ) -> None:
+        if not nodes:
+            raise LocalMisuse("a client needs the address of at least one node")
+        self.network = NetworkId(network)
+        self._context: ssl.SSLContext = client_context(ca_pem)
+        self._timing = timing or Timing()
+        self._spread = spread
+        self._turn = 0
+        self._nodes = {a: _Node(a) for a in (Address(host, port) for host, port in nodes)}
+        self._addresses = tuple(self._nodes)
+        self._tasks: TaskGroup | None = None
+        self._seen: dict[str, int] = {}
+
+    async def __aenter__(self) -> Self:
+        self._tasks = await anyio.create_task_group().__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close all connections. The body's own exception is not told to the task group: it leaves as it is, not in
+        an ExceptionGroup."""
+        assert self._tasks is not None
+        tasks, self._tasks = self._tasks, None
+        tasks.cancel_scope.cancel()
+        await tasks.__aexit__(None, None, None)
+
+    # --- requests ----------------------------------------------------------------------------------------------
+
+    async def submit(
+        self, signed: SignedRequest, timeout_s: float = DEFAULT_TIMEOUT_S, *, at: NodeAddress | None = None
+    ) -> Answer:
+        """Have a signed request executed once; the answers are listed above. May be repeated at any time.
+
+        Raises `Unreachable` when no node could be handed the request, `LocalMisuse` when it is not well formed.
+        """
+        try:
+            request = decode_request_untrusted(signed.raw)
+        except RemoteFault as error:
+            raise LocalMisuse(f"this request cannot be sent: {error.text}") from None
+        effort = _Effort(signed.request_id)
+        deadline = anyio.current_time() + timeout_s
+        answer: Answer | None = None
+        with anyio.CancelScope(deadline=deadline):
+            answer = await self._submit(signed, effort, deadline, timeout_s, at)
+        if answer is None:
+            answer = effort.at_deadline(timeout_s)
+        if isinstance(answer, Recorded):
+            self._saw(request.sender, answer.height)
+        return answer
+
+    async def open_account(
+        self,
+        name: str,
+        asset: str,
+        key: Ed25519PrivateKey,
+        *,
+        nonce: bytes = bytes(NONCE_BYTES),
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        at: NodeAddress | None = None,
+    ) -> Answer:
+        """Open account `name` in `asset`, owned by `key`. The same call again gives the same answer, `repeated`."""
+        request = opening(self.network, name, asset, raw_public_key(key), nonce)
+        return await self.submit(sign_request(request, key), timeout_s, at=at)
+
+    async def transfer(
+        self,
+        sender: str,
+        key: Ed25519PrivateKey,
+        postings: Sequence[Posting],
+        *,
+        nonce: bytes | None = None,
+        expect_tip: bytes = ANY_TIP,
+        valid_until_height: int = ANY_HEIGHT,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        at: NodeAddress | None = None,
+    ) -> Answer:
+        """Pay all `postings` (amounts in minor units) from `sender`, or none. `nonce` (32 bytes) makes the payment
+        this one and no other: give your own to be able to repeat the call safely; None takes a random one."""
+        request = transfer(
+            self.network,
+            sender,
+            postings,
+            secrets.token_bytes(NONCE_BYTES) if nonce is None else nonce,
+            expect_tip=expect_tip,
+            valid_until_height=valid_until_height,
+        )
+        return await self.submit(sign_request(request, key), timeout_s, at=at)
+
+    async def cancel(
+        self,
+        sender: str,
+        key: Ed25519PrivateKey,
+        target: bytes,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        at: NodeAddress | None = None,
+    ) -> Answer:
+        """Make sure that request `target` of `sender` never executes. Outcome COMPLETED: it never will.
+        ALREADY_DECIDED: it has its outcome, ask `outcome`. The nonce is the target, so asking twice is one request."""
+        request = cancellation(self.network, sender, RequestId(target), target)
+        return await self.submit(sign_request(request, key), timeout_s, at=at)
+
+    async def _submit(
+        self,
+        signed: SignedRequest,
+        effort: _Effort,
+        deadline: float,
+        timeout_s: float,
+        at: NodeAddress | None,
+    ) -> Answer:
+        pause = FIRST_PAUSE_S
+        while True:
+            reached = False
+            for node in self._order(at):
+                try:
+                    connection = await self._connect(node)
+                except DialFailed as error:
+                    effort.tried.append((str(node.address), str(error)))
+                    continue
+                reached = True
+                answer = await self._attempt(connection, signed, effort, deadline)
+                if answer is None:
+                    continue
+                if not isinstance(answer, Unknown) or deadline - anyio.current_time() < timeout_s * (1 - NODE_SHARE):
+                    return answer
+            if not reached and effort.doubt is None and effort.not_started is None:
+                raise Unreachable(effort.tried, effort.request_id)
+            await anyio.sleep(pause)
+            pause = min(pause * 2, LAST_PAUSE_S)
+
+    async def _attempt(
+        self, connection: Calls, signed: SignedRequest, effort: _Effort, deadline: float
+    ) -> Answer | None:
+        """Hand the request to one node: its answer, or None when another node should be asked."""
+        before = effort.doubt
+        effort.doubt = before or f"{connection.address} had it and did not answer"
+        left_ms = max(1, int((deadline - anyio.current_time()) * NODE_SHARE * 1000))
+        try:
+            answer = await connection.call(Submit(signed.raw, signed.signature, left_ms))
+        except ConnectionLost as error:
+            effort.doubt = f"{connection.address} had it when the connection was lost ({error.why})"
+            if not error.sent:
+                effort.doubt = before
+                effort.tried.append((str(connection.address), error.why))
+            return None
+        match answer:
+            case Recorded(request_id=about) | Stale(request_id=about) if about == signed.request_id:
+                return answer
+            case NotStarted(request_id=about) if about == signed.request_id:
+                effort.doubt = before
+                effort.not_started = answer
+                return None
+            case Unknown(request_id=about) if about == signed.request_id:
+                effort.doubt = answer.reason
+                return answer
+            case Refused():
+                if before is None:
+                    return answer
+                effort.doubt = f"{before}; then {connection.address} refused it: {answer.reason} [{answer.code}]"
+                return None
+            case _:
+                connection.lose(f"{connection.address} broke the protocol: {type(answer).__name__} to a request")
+                return None
+
+    # --- questions ---------------------------------------------------------------------------------------------
+
+    async def balance(
+        self,
+        account: str,
+        *,
+        linearizable: bool = False,
+        min_height: int | None = None,
+        timeout_s: float = 5.0,
+        at: NodeAddress | None = None,
+    ) -> Balance | NotFound | Unknown:
+        """Balance of an account from one node's replica, at least as new as what this client was told before (or as
+        link `min_height`); `linearizable` asks a majority. `Unknown`: not within `timeout_s`."""
+        height = self._seen.get(account, 0) if min_height is None else min_height
+        question = AskBalance(account, linearizable, height, int(timeout_s * 1000))
+        answer = await self._ask(question, at, timeout_s + self._timing.read_s)
+        if isinstance(answer, Balance):
+            self._saw(account, answer.height)
+        if isinstance(answer, Balance | NotFound | Unknown):
+            return answer
+        raise _unexpected(question, answer)
+
+    async def chain(
+        self, account: str, from_height: int = 0, limit: int = MAX_PAGE, *, at: NodeAddress | None = None
+    ) -> Chain | NotFound:
+        """Links of an account from `from_height`, ascending, at most `limit` (at most MAX_PAGE; a node may give fewer)."""
+        question = AskChain(account, from_height, limit)
+        answer = await self._ask(question, at)
+        if isinstance(answer, Chain | NotFound):
+            return answer
+        raise _unexpected(question, answer)
+
+    async def accounts(self, after: str = "", limit: int = MAX_PAGE, *, at: NodeAddress | None = None) -> Accounts:
+        """One page of accounts in name order, after the name `after`."""
+        question = AskAccounts(after, limit)
+        answer = await self._ask(question, at)
+        if isinstance(answer, Accounts):
+            return answer
+        raise _unexpected(question, answer)
+
+    async def all_accounts(self, *, at: NodeAddress | None = None) -> list[AccountLine]:
+        """All accounts in name order, page after page."""
+        found: list[AccountLine] = []
+        after = ""
+        while True:
+            page = await self.accounts(after, at=at)
+            found += page.accounts
+            if not page.more or not page.accounts or page.accounts[-1].name <= after:
+                return found
+            after = page.accounts[-1].name
+
+    async def outcome(self, request_id: bytes, *, at: NodeAddress | None = None) -> Recorded | NotFound:
+        """What became of a request, as one node knows it. `NotFound` is not final: other nodes may know more."""
+        question = AskOutcome(request_id)
+        answer = await self._ask(question, at)
+        if isinstance(answer, Recorded | NotFound):
+            return answer
+        raise _unexpected(question, answer)
+
+    async def route(self, *, account: str = "", key: bytes = b"", at: NodeAddress | None = None) -> Route | NotFound:
+        """A Kademlia lookup of an account's tail hash, or of a key or hash."""
+        question = AskRoute(account, key)
+        answer = await self._ask(question, at)
+        if isinstance(answer, Route | NotFound):
+            return answer
+        raise _unexpected(question, answer)
+
+    async def status(self, *, at: NodeAddress | None = None) -> Status:
+        """How one node is."""
+        question = AskStatus()
+        answer = await self._ask(question, at)
+        if isinstance(answer, Status):
+            return answer
+        raise _unexpected(question, answer)
+
+    async def digest(self, *, at: NodeAddress | None = None) -> Digest:
+        """The digest over all chains of one node's replica."""
+        question = AskDigest()
+        answer = await self._ask(question, at)
+        if isinstance(answer, Digest):
+            return answer
+        raise _unexpected(question, answer)
+
+    async def _ask(self, question: CallBody, at: NodeAddress | None, timeout_s: float | None = None) -> ReplyBody:
+        """The first answer of the nodes in order. Raises `Unreachable`, `CallRefused`."""
+        tried: list[tuple[str, str]] = []
+        limit_s = self._timing.read_s if timeout_s is None else timeout_s
+        asking = ""
+        with anyio.move_on_after(limit_s):
+            for node in self._order(at):
+                asking = str(node.address)
+                try:
+                    connection = await self._connect(node)
+                    answer = await connection.call(question)
+                except (DialFailed, ConnectionLost) as error:
+                    tried.append((asking, str(error)))
+                    continue
+                if isinstance(answer, Refused):
+                    raise CallRefused(asking, answer.code, answer.reason)
+                return answer
+            raise Unreachable(tried)
+        raise Unreachable([*tried, (asking, f"no answer within {limit_s:g} s")])
+
+    # --- nodes -------------------------------------------------------------------------------------------------
+
+    def _order(self, at: NodeAddress | None) -> Iterator[_Node]:
+        """The nodes to try, once each: the pinned one, or all from the current one on, resting ones last."""
+        if at is not None:
+            address = Address(*at)
+            yield self._nodes.setdefault(address, _Node(address))
+            return
+        start = self._turn
+        if self._spread:
+            self._turn = (self._turn + 1) % len(self._addresses)
+        now = anyio.current_time()
+        rotated = self._addresses[start:] + self._addresses[:start]
+        for address in sorted(rotated, key=lambda a: self._nodes[a].rest_until > now):
+            yield self._nodes[address]
+
+    async def _connect(self, node: _Node) -> Calls:
+        """The node's open connection, dialled when there is none. Raises `DialFailed`."""
+        async with node.dialing:
+            if node.connection is not None and node.connection.lost is None:
+                return node.connection
+            if self._tasks is None:
+                raise LocalMisuse("the client is not open: use `async with Client(...) as client`")
+            try:
+                node.connection = await dial(node.address, self._context, self.network, self._timing)
+            except DialFailed:
+                node.failed()
+                raise
+            node.failures = 0
+            node.rest_until = 0.0
+            self._tasks.start_soon(node.connection.run)
+            return node.connection
+
+    def _saw(self, account: str, height: int) -> None:
+        """Remember that link `height` of the account exists, so that later reads show at least that."""
+        height = max(height, self._seen.pop(account, 0))
+        while len(self._seen) >= MAX_SEEN:
+            del self._seen[next(iter(self._seen))]
+        self._seen[account] = height
+
+
+def raw_public_key(key: Ed25519PrivateKey) -> bytes:
+    """The 32 raw bytes of the public key."""
+    return key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+
+
+def sign_request(request: Request, key: Ed25519PrivateKey) -> SignedRequest:
+    """The signed request; `LocalMisuse` for fields that have no canonical bytes (a bad name, amount, memo)."""
+    try:
+        decode_request_untrusted(encode_request(request))
+    except (RemoteFault, AssertionError, struct.error) as error:
+        raise LocalMisuse(f"this request cannot be made: {error}") from None
+    return sign(request, key)
+
+
+def _unexpected(question: CallBody, answer: ReplyBody) -> RemoteFault:
+    return RemoteFault("unexpected", f"a node answered {type(answer).__name__} to {type(question).__name__}")

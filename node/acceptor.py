@@ -1,0 +1,210 @@
+"""Acceptor: this node's votes on undecided slots, and the question who finishes them.
+
+* R2  only ballots of the installed epoch, only slots whose group this node is in.
+* R3  no vote below a slot's birth epoch; round 0 only from the owner, and only in the birth epoch.
+* R4  a vote is in `Turn.persist` of the turn whose `Turn.sends` carry the answer: durable before it leaves.
+* R11 a vote only on a decided parent: without it the message waits here until the parent is applied.
+
+All undecided votes are in memory (the table `votes` holds them across a restart); a decided slot is forgotten, for
+then the link itself answers. A vote that stays undecided for STUCK_S is finished by its voters: rank by rank they
+start a takeover, so a slot does not depend on anybody asking for it again.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from chain.link import Link, LinkHash, Slot
+from chain.needs import Needs
+from chain.rows import AccountHead, VoteRow
+from node.messages import Accept, Accepted, Message, Prepare, Promise, Refuse, SlotName
+from node.paxos import Ballot, Refusal, Vote, accept, prepare
+from node.replica import Replica
+from node.turn import LinkDecoder, Self, ServeSlot, Turn
+from routing.keyspace import NodeId, route_key
+
+STUCK_S: Final = 1.0  # a vote older than this lost its proposer
+STUCK_PER_RANK_S: Final = 0.3  # so that voters do not all begin at once
+
+
+class _Held(msgspec.Struct):
+    at: SlotName
+    vote: Vote[Link]
+    stuck_at: float
+
+
+class Acceptor:
+    """The votes of this node. `finish(turn, at)` starts a takeover of a slot whose vote is stuck."""
+
+    def __init__(
+        self, self_: Self, decoder: LinkDecoder, replica: Replica, finish: Callable[[Turn, SlotName], None]
+    ) -> None:
+        self._self = self_
+        self._decoder = decoder
+        self._replica = replica
+        self._finish = finish
+        self._held: dict[Slot, _Held] = {}
+        self._paying: dict[str, dict[str, int]] = {}  # recipient -> sender -> height of an undecided link
+
+    def restore(self, rows: list[VoteRow], now: float) -> None:
+        """Take up the votes that were durable when the node stopped."""
+        for row in rows:
+            link = self._decoder.untrusted(row.link) if row.link is not None else None
+            accepted = Ballot(*_ballot(row.accepted)) if row.accepted is not None else None
+            vote = Vote(Ballot(*_ballot(row.promised)), accepted, link)
+            self._hold(SlotName(row.slot, row.account, row.height), vote, now)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def votes(self) -> int:
+        """How many slots have a vote here that is not known to be decided."""
+        return sum(held.vote.accepted is not None for held in self._held.values())
+
+    def vote(self, slot: Slot) -> Vote[Link] | None:
+        """What this node promised and voted for in an undecided slot."""
+        held = self._held.get(slot)
+        return held.vote if held is not None else None
+
+    def is_voted(self, slot: Slot) -> bool:
+        """True when this node voted for a value there that it does not know to be decided."""
+        vote = self.vote(slot)
+        return vote is not None and vote.accepted is not None
+
+    def paying(self, account: str) -> dict[str, int]:
+        """sender -> height of its undecided link, voted for here, that pays `account`."""
+        return self._paying.get(account, {})
+
+    # --- messages ---
+
+    def needs(self, message: Prepare | Accept, needs: Needs) -> None:
+        needs.heads.add(message.at.account)
+
+    def on_prepare(self, turn: Turn, peer: NodeId, message: Prepare) -> None:
+        if not self._admits(turn, peer, message):
+            return
+        result = self.promise(turn, message.at, message.ballot)
+        slot, ballot = message.at.slot, message.ballot
+        if isinstance(result, Refusal):
+            turn.send(peer, Refuse(slot, ballot, result.promised))
+        else:
+            raw = result.value.raw if result.value is not None else None
+            turn.send(peer, Promise(slot, ballot, result.accepted, raw))
+
+    def on_accept(self, turn: Turn, peer: NodeId, message: Accept) -> None:
+        if not self._admits(turn, peer, message):
+            return
+        link = self._decoder.untrusted(message.link)
+        result = self.vote_for(turn, message.at, message.ballot, link)
+        answer: Message = Accepted(message.at.slot, message.ballot)
+        if isinstance(result, Refusal):
+            answer = Refuse(message.at.slot, message.ballot, result.promised)
+        turn.send(peer, answer)
+
+    def _admits(self, turn: Turn, peer: NodeId, message: Prepare | Accept) -> bool:
+        """R2, R3, R11. False when the message got its answer, or must wait for the parent."""
+        at, ballot = message.at, message.ballot
+        head = turn.loaded.heads.get(at.account)
+        height = head.height if head is not None else -1
+        if height >= at.height:
+            turn.again.append(ServeSlot(peer, at))
+            return False
+        if height < at.height - 1:
+            self._replica.wait_for_parent(turn, peer, message)
+            return False
+        group = self._self.view.group(route_key(at.slot))
+        epoch = self._self.view.epoch
+        wrong_epoch = ballot.epoch != epoch or epoch < birth_epoch(head)
+        wrong_fast = ballot.round == 0 and not is_fast(at, ballot.node, head, group, epoch)
+        if wrong_epoch or wrong_fast or self._self.id not in group:
+            turn.send(peer, Refuse(at.slot, ballot, Ballot(epoch, 0, self._self.id)))
+            return False
+        return True
+
+    # --- transitions, also used by this node's own proposer ---
+
+    def promise(self, turn: Turn, at: SlotName, ballot: Ballot) -> Vote[Link] | Refusal:
+        return self._keep(turn, at, prepare(self.vote(Slot(at.slot)), ballot))
+
+    def vote_for(self, turn: Turn, at: SlotName, ballot: Ballot, link: Link) -> Vote[Link] | Refusal:
+        return self._keep(turn, at, accept(self.vote(Slot(at.slot)), ballot, link))
+
+    def _keep(self, turn: Turn, at: SlotName, result: Vote[Link] | Refusal) -> Vote[Link] | Refusal:
+        if isinstance(result, Vote) and result is not self.vote(Slot(at.slot)):
+            self._hold(at, result, turn.now.mono)
+            turn.persist.append(
+                VoteRow(
+                    Slot(at.slot),
+                    at.account,
+                    at.height,
+                    _columns(result.promised),
+                    _columns(result.accepted) if result.accepted is not None else None,
+                    result.value.raw if result.value is not None else None,
+                )
+            )
+        return result
+
+    def _hold(self, at: SlotName, vote: Vote[Link], now: float) -> None:
+        slot = Slot(at.slot)
+        rank = self._self.view.group(route_key(slot)).index(self._self.id)
+        wait = STUCK_S + STUCK_PER_RANK_S * (rank + self._self.rng.random())
+        self._drop(slot)
+        self._held[slot] = _Held(at, vote, now + wait)
+        if vote.value is not None:
+            for _, _, posting, _ in vote.value.postings():
+                self._paying.setdefault(posting.recipient, {})[at.account] = at.height
+
+    def forget(self, link: Link) -> None:
+        """The slot of `link` is decided: the chain answers for it from now on."""
+        self._drop(link.prev_hash)
+
+    def _drop(self, slot: Slot) -> None:
+        held = self._held.pop(slot, None)
+        if held is None or held.vote.value is None:
+            return
+        for recipient in {posting.recipient for _, _, posting, _ in held.vote.value.postings()}:
+            senders = self._paying[recipient]
+            del senders[held.at.account]
+            if not senders:
+                del self._paying[recipient]
+
+    # --- time ---
+
+    def deadline(self) -> float | None:
+        return min((h.stuck_at for h in self._held.values() if h.vote.accepted is not None), default=None)
+
+    def tick(self, turn: Turn) -> None:
+        """Finish what its proposer left behind."""
+        now = turn.now.mono
+        for held in list(self._held.values()):
+            if held.vote.accepted is not None and held.stuck_at <= now:
+                held.stuck_at = now + STUCK_S * (1 + self._self.rng.random())
+                self._finish(turn, held.at)
+
+
+def birth_epoch(head: AccountHead | None) -> int:
+    """The epoch inside the link whose hash is the slot; an opening slot is born with the network."""
+    return head.epoch if head is not None else 1
+
+
+def is_fast(at: SlotName, node: NodeId, head: AccountHead | None, group: tuple[NodeId, ...], epoch: int) -> bool:
+    """R3: `node` may skip phase 1 in this slot: it owns it, in the slot's birth epoch, and it is no opening."""
+    return at.height > 0 and head is not None and head.epoch == epoch and group[0] == node
+
+
+def _ballot(columns: tuple[int, int, bytes]) -> tuple[int, int, NodeId]:
+    epoch, round_, node = columns
+    return epoch, round_, NodeId(node)
+
+
+def _columns(ballot: Ballot) -> tuple[int, int, bytes]:
+    return (ballot.epoch, ballot.round, ballot.node)
+
+
+def slot_of(head: AccountHead | None, account: str, opening: Slot) -> SlotName:
+    """The slot of an account's next link, given its head here and its opening slot."""
+    if head is None:
+        return SlotName(opening, account, 0)
+    return SlotName(LinkHash(head.tip), account, head.height + 1)

@@ -1,0 +1,296 @@
+"""One framed stream with a bounded queue of what is to be sent; under both the peers' and the clients' connections.
+
+* Receiving is back-pressure: the next frame is read when the handler of the last one has returned.
+* Sending never waits: `send_nowait` queues up to `queue_bytes` and says False beyond. One task writes; what has
+  queued up meanwhile goes out in one piece.
+* `stop(code, text)` ends it from anywhere; the first reason counts. `run` returns when all of it is over, and never
+  takes a `Cancelled` for itself.
+
+The first frames (hellos) are exchanged with `send` and `receive` before `run`.
+"""
+
+import logging
+import ssl
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Final, Protocol
+
+import trio
+
+from chain.errors import LocalMisuse, RemoteFault
+from hopchain.framing import HEADER_BYTES, FrameReader, frame, frame_header
+
+log = logging.getLogger(__name__)
+
+RECEIVE_BYTES: Final = 64 * 1024  # four TLS records
+COALESCE_BYTES: Final = 256 * 1024  # of one write: past this, system calls no longer show
+CLOSE_S: Final = 0.5  # for TLS's goodbye, which nobody relies on
+FLUSH_S: Final = 1.0  # for what is queued when a connection is closed on purpose
+HANDSHAKE_S: Final = 5.0  # TLS and hellos: a few round trips, and a busy machine
+MAX_HANDSHAKES: Final = 128  # at once on one port; more wait in the kernel's backlog
+ACCEPT_RETRY_S: Final = 0.1  # out of descriptors: give others time to close theirs
+
+
+class Network(Protocol):
+    """TCP, or what a test puts in its place."""
+
+    async def listen(self, host: str, port: int) -> tuple[Sequence[trio.abc.Listener[trio.abc.Stream]], int]:
+        """Listeners on `host`, and the port they have (`port` 0: any)."""
+        ...
+
+    async def connect(self, host: str, port: int) -> trio.abc.Stream:
+        """A connection. `OSError` when there is none."""
+        ...
+
+
+class TcpNetwork:
+    """The kernel's TCP, with keep-alive so that a vanished client does not hold its place for ever."""
+
+    async def listen(self, host: str, port: int) -> tuple[Sequence[trio.abc.Listener[trio.abc.Stream]], int]:
+        try:
+            listeners = await trio.open_tcp_listeners(port, host=host)
+        except OSError as error:
+            raise LocalMisuse(
+                f"port {port} of {host} cannot be listened on ({error.strerror or error}): stop what uses it, or choose "
+                "another host and port in config.toml"
+            ) from None
+        return listeners, listeners[0].socket.getsockname()[1]
+
+    async def connect(self, host: str, port: int) -> trio.abc.Stream:
+        return await trio.open_tcp_stream(host, port)
+
+
+class Channel:
+    """Frames over one stream. `frame_limit` bytes each way in one frame, `queue_bytes` unsent at most."""
+
+    def __init__(self, stream: trio.abc.Stream, *, frame_limit: int, queue_bytes: int) -> None:
+        assert queue_bytes >= HEADER_BYTES + frame_limit, (queue_bytes, frame_limit)
+        self._stream = stream
+        self._reader = FrameReader(frame_limit)
+        self._queue_bytes = queue_bytes
+        self._outbox: deque[bytes] = deque()
+        self._queued = 0
+        self._filled = trio.lowlevel.ParkingLot()
+        self._drained = trio.lowlevel.ParkingLot()
+        self._scope = trio.CancelScope()
+        self._reason: tuple[str, str] | None = None
+
+    @property
+    def reason(self) -> tuple[str, str] | None:
+        """Why it was stopped: (code, text); None while it may still be used."""
+        return self._reason
+
+    @property
+    def queued(self) -> int:
+        """Bytes accepted by `send_nowait` and not yet given to the kernel."""
+        return self._queued
+
+    def limit_frames(self, limit: int) -> None:
+        """From the next frame on, receive up to `limit` bytes."""
+        self._reader.limit = limit
+
+    async def send(self, payload: bytes) -> None:
+        """Send one frame now; only before `run`."""
+        await self._stream.send_all(frame(payload))
+
+    async def receive(self) -> bytes | None:
+        """The next payload, None at the end of the stream. `RemoteFault`: `oversize`, `cut_frame`."""
+        while (payload := self._reader.pop()) is None:
+            data = await self._stream.receive_some(RECEIVE_BYTES)
+            if not data:
+                if self._reader.pending:
+                    raise RemoteFault("cut_frame", f"the stream ended {self._reader.pending} bytes into a frame")
+                return None
+            self._reader.push(data)
+        return payload
+
+    def send_nowait(self, payload: bytes) -> bool:
+        """Queue one frame; False when it is stopped or the queue has no room for it."""
+        size = HEADER_BYTES + len(payload)
+        if self._reason is not None or self._queued + size > self._queue_bytes:
+            return False
+        self._outbox += (frame_header(payload), payload)
+        self._queued += size
+        self._filled.unpark()
+        return True
+
+    async def wait_flushed(self) -> None:
+        """Return when everything queued is sent, or it is stopped."""
+        while self._queued and self._reason is None:
+            await self._drained.park()
+
+    def stop(self, code: str, text: str) -> None:
+        """End it; `run` returns soon. Later reasons are not heard."""
+        if self._reason is None:
+            self._reason = (code, text)
+            self._drained.unpark_all()
+            self._scope.cancel()
+
+    async def run(
+        self,
+        on_frame: Callable[[bytes], Awaitable[None]],
+        farewell: Callable[[RemoteFault], bytes] | None = None,
+    ) -> tuple[str, str]:
+        """Pass each frame to `on_frame` and send what is queued, until `stop`, the end of the stream, or a
+        `RemoteFault` (of the framing or of `on_frame`), which is answered with `farewell(fault)`. Returns the reason.
+        """
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    await self._read(on_frame, farewell)
+        finally:
+            self.stop("shutdown", "this node stops")
+            await self.aclose()
+        assert self._reason is not None
+        return self._reason
+
+    async def aclose(self) -> None:
+        """Close the stream, politely for at most CLOSE_S."""
+        with trio.move_on_after(CLOSE_S, shield=True):
+            with suppress(trio.BrokenResourceError):
+                await self._stream.aclose()
+
+    async def _read(
+        self,
+        on_frame: Callable[[bytes], Awaitable[None]],
+        farewell: Callable[[RemoteFault], bytes] | None,
+    ) -> None:
+        try:
+            while (payload := await self.receive()) is not None:
+                await on_frame(payload)
+        except RemoteFault as fault:
+            if farewell is not None and self.send_nowait(farewell(fault)):
+                with trio.move_on_after(FLUSH_S):
+                    await self.wait_flushed()
+            self.stop(fault.code, fault.text)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.stop("lost", "the connection broke")
+        else:
+            self.stop("closed", "the other side closed the connection")
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                while not self._outbox:
+                    await self._filled.park()
+                batch = self._take()
+                await self._stream.send_all(batch)
+                self._queued -= len(batch)
+                if not self._queued:
+                    self._drained.unpark_all()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.stop("lost", "the connection broke")
+
+    def _take(self) -> bytes:
+        """Whole frames from the front of the queue, up to COALESCE_BYTES unless the first alone is longer."""
+        parts = [self._outbox.popleft(), self._outbox.popleft()]
+        size = len(parts[0]) + len(parts[1])
+        while self._outbox and size + HEADER_BYTES + len(self._outbox[1]) <= COALESCE_BYTES:
+            parts += (self._outbox.popleft(), self._outbox.popleft())
+            size += len(parts[-2]) + len(parts[-1])
+        return b"".join(parts)
+
+
+# --- both kinds of port ---------------------------------------------------------------------------------------------
+
+
+async def accept_forever(
+    listener: trio.abc.Listener[trio.abc.Stream],
+    slots: trio.Semaphore,
+    welcome: Callable[[trio.abc.Stream], Awaitable[None]],
+    nursery: trio.Nursery,
+    counters: Counter[str],
+) -> None:
+    """Start `welcome(stream)` for each connection. It releases `slots` once its handshake is over, well or badly."""
+    while True:
+        await slots.acquire()
+        try:
+            stream = await listener.accept()
+        except OSError as error:  # out of descriptors or memory: those who are connected go on
+            slots.release()
+            counters["accept_failed"] += 1
+            log.warning("a connection could not be accepted (%s): raise the limit of open files", error.strerror)
+            await trio.sleep(ACCEPT_RETRY_S)
+        else:
+            _keep_alive(stream)
+            nursery.start_soon(welcome, stream)
+
+
+async def start_tls(
+    stream: trio.abc.Stream, context: ssl.SSLContext, *, server: bool
+) -> trio.SSLStream[trio.abc.Stream]:
+    """TLS on `stream`, the handshake done. Errors: see `handshake_fault`."""
+    secure = trio.SSLStream(stream, context, server_side=server)
+    await secure.do_handshake()
+    return secure
+
+
+HANDSHAKE_ERRORS: Final = (RemoteFault, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
+
+
+def handshake_fault(error: Exception) -> RemoteFault:
+    """What one of HANDSHAKE_ERRORS means, with what to do."""
+    if isinstance(error, RemoteFault):
+        return error
+    if isinstance(error, trio.TooSlowError):
+        return RemoteFault("timeout", f"no TLS and hello within {HANDSHAKE_S:g} s")
+    cause = error.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return RemoteFault(
+            "certificate",
+            f"its certificate is not of this network's CA ({cause.verify_message}): another network, or a node.crt that "
+            "the ca.key of this one has not signed",
+        )
+    if isinstance(cause, ssl.SSLError):
+        if cause.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+            return RemoteFault("no_certificate", "it shows no certificate: clients belong on the client port")
+        return RemoteFault("tls", f"it does not speak TLS 1.3 as a node does ({cause.reason or 'closed'})")
+    return RemoteFault(
+        "lost", "it closed the connection during the handshake; if this stays so, its log says why it refuses this node"
+    )
+
+
+def remote_of(stream: trio.abc.Stream) -> str:
+    """Where the other end is, for people."""
+    if not isinstance(stream, trio.SocketStream):
+        return "memory"
+    try:
+        return str(stream.socket.getpeername()[0])
+    except OSError:
+        return "gone"
+
+
+def _keep_alive(stream: trio.abc.Stream) -> None:
+    if isinstance(stream, trio.SocketStream):
+        for level, option, value in (
+            (trio.socket.SOL_SOCKET, trio.socket.SO_KEEPALIVE, 1),
+            (trio.socket.IPPROTO_TCP, trio.socket.TCP_KEEPIDLE, 60),
+            (trio.socket.IPPROTO_TCP, trio.socket.TCP_KEEPINTVL, 10),
+            (trio.socket.IPPROTO_TCP, trio.socket.TCP_KEEPCNT, 3),
+        ):
+            stream.setsockopt(level, option, value)
+
+
+class WarnOnce:
+    """Logs the first of each (who, code) as a warning and counts them all; forgets who once it is well again."""
+
+    MAX_KNOWN: Final = 1024  # more addresses than this is a scan: start over rather than grow
+
+    def __init__(self, counters: Counter[str]) -> None:
+        self._counters = counters
+        self._known: set[tuple[str, str]] = set()
+
+    def refuse(self, who: str, fault: RemoteFault) -> None:
+        """A connection of `who` was refused, or refused us."""
+        self._counters[f"refused.{fault.code}"] += 1
+        if (who, fault.code) not in self._known:
+            if len(self._known) >= self.MAX_KNOWN:
+                self._known.clear()
+            self._known.add((who, fault.code))
+            log.warning("no connection with %s: %s", who, fault)
+
+    def forget(self, who: str) -> None:
+        """`who` is connected: its next refusal is news."""
+        self._known = {entry for entry in self._known if entry[0] != who}

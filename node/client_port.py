@@ -1,0 +1,229 @@
+"""The port for clients: TLS with the node's certificate, a hello each way, then frames (hopchain.wire).
+
+A client is a stranger: everything it can make the node hold is bounded (connections, handshakes at once, bytes of a
+frame, unread answers), and what it breaks ends its own connection and nothing else. Back-pressure is the handler's: the next
+frame of a session is read when the handler of the last one has returned.
+"""
+
+import logging
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+import trio
+
+from chain.errors import RemoteFault
+from hopchain import wire
+from node.channel import (
+    FLUSH_S,
+    HANDSHAKE_ERRORS,
+    HANDSHAKE_S,
+    MAX_HANDSHAKES,
+    Channel,
+    Network,
+    TcpNetwork,
+    WarnOnce,
+    accept_forever,
+    handshake_fault,
+    remote_of,
+    start_tls,
+)
+from node.hello import MAX_HELLO_BYTES
+
+log = logging.getLogger(__name__)
+
+MAX_SESSIONS: Final = 512  # a descriptor and some 50 KiB each, answers not counted
+CLIENT_QUEUE_BYTES: Final = 8 * 1024 * 1024  # two largest answers that a client has not read
+
+
+class Session:
+    """One client's connection. `number` is never used again in this process; `remote` is its address, for people."""
+
+    def __init__(self, number: int, remote: str, channel: Channel) -> None:
+        self.number = number
+        self.remote = remote
+        self.channel = channel
+
+    def send_nowait(self, payload: bytes) -> bool:
+        """Queue one frame. False: the session is over, or it is now, because the client does not read its answers."""
+        if self.channel.send_nowait(payload):
+            return True
+        self.channel.stop("slow_consumer", f"{self.channel.queued} bytes of answers are unread: read faster")
+        return False
+
+    def close(self, code: str, text: str) -> None:
+        """Close it now; what is queued is lost."""
+        self.channel.stop(code, text)
+
+    @property
+    def queued(self) -> int:
+        """Bytes of answers not yet sent."""
+        return self.channel.queued
+
+    async def wait_flushed(self) -> None:
+        """Return when all answers are sent, or the session is over."""
+        await self.channel.wait_flushed()
+
+
+class ClientServer:
+    """Serves clients. Run it with `await nursery.start(server.run)`.
+
+    `handler(session, payload)`: one frame of a client; a `RemoteFault` of it is told to the client (`wire.Refused`)
+    and ends the session. `on_close(session)`: the session is over, for whatever reason; called once for each session.
+    """
+
+    def __init__(
+        self,
+        *,
+        network_id: bytes,
+        context: ssl.SSLContext,
+        handler: Callable[[Session, bytes], Awaitable[None]],
+        on_close: Callable[[Session], None],
+        host: str,
+        port: int,
+        network: Network | None = None,
+        max_sessions: int = MAX_SESSIONS,
+        queue_bytes: int = CLIENT_QUEUE_BYTES,
+    ) -> None:
+        self._network_id = network_id
+        self._context = context
+        self._handler = handler
+        self._on_close = on_close
+        self._host = host
+        self._port = port
+        self._network: Network = network or TcpNetwork()
+        self._max_sessions = max_sessions
+        self._queue_bytes = queue_bytes
+        self._sessions: set[Session] = set()
+        self._numbers = 0
+        self._slots = trio.Semaphore(MAX_HANDSHAKES)
+        self._scope = trio.CancelScope()
+        self._running = False
+        self._finished = trio.Event()
+        self.counters: Counter[str] = Counter()
+        self._warn = WarnOnce(self.counters)
+
+    @property
+    def sessions(self) -> int:
+        """How many clients are connected."""
+        return len(self._sessions)
+
+    async def run(self, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen and serve until `aclose` (or cancellation, which closes at once). Starts with the port that it
+        listens on. `LocalMisuse` when the port is taken."""
+        listeners, port = await self._network.listen(self._host, self._port)
+        self._running = True
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    for listener in listeners:
+                        nursery.start_soon(accept_forever, listener, self._slots, self._welcome, nursery, self.counters)
+                    task_status.started(port)
+        finally:
+            self._running = False
+            self._finished.set()
+            with trio.CancelScope(shield=True):
+                for listener in listeners:
+                    await trio.aclose_forcefully(listener)
+
+    async def aclose(self) -> None:
+        """Send the answers that are queued, for at most FLUSH_S, close everything and wait until `run` is over."""
+        if not self._running:
+            return
+        with trio.move_on_after(FLUSH_S):
+            for session in list(self._sessions):
+                await session.wait_flushed()
+        self._scope.cancel()
+        await self._finished.wait()
+
+    async def _welcome(self, stream: trio.abc.Stream) -> None:
+        """Someone has connected."""
+        try:
+            session = await self._shake(stream)
+        finally:
+            self._slots.release()
+        if session is not None:
+            await self._live(session)
+
+    async def _shake(self, stream: trio.abc.Stream) -> Session | None:
+        """TLS and hellos; None, counted and logged, when the client is refused. Closes the stream then."""
+        remote = remote_of(stream)
+        closing: trio.abc.Stream | Channel = stream
+        session = None
+        welcomed = False
+        try:
+            with trio.fail_after(HANDSHAKE_S):
+                secure = await start_tls(stream, self._context, server=True)
+                channel = Channel(secure, frame_limit=wire.MAX_CLIENT_FRAME_BYTES, queue_bytes=self._queue_bytes)
+                closing = channel
+                session = await self._hear(channel, remote)
+                await channel.send(wire.encode(wire.Hello(wire.PROTOCOL_VERSION, self._network_id)))
+                welcomed = True
+        except HANDSHAKE_ERRORS as error:
+            self._warn.refuse(f"client {remote}", handshake_fault(error))
+        finally:
+            if not welcomed:
+                if session is not None:
+                    self._sessions.discard(session)
+                await closing.aclose()
+        return session if welcomed else None
+
+    async def _hear(self, channel: Channel, remote: str) -> Session:
+        """The client's hello. The session counts from here on: no await between the check for room and taking it."""
+        channel.limit_frames(MAX_HELLO_BYTES)
+        payload = await channel.receive()
+        if payload is None:
+            raise RemoteFault("lost", "it closed the connection before its hello")
+        try:
+            self._check_hello_untrusted(payload)
+        except RemoteFault as fault:
+            await channel.send(_refusal(fault))
+            raise
+        channel.limit_frames(wire.MAX_CLIENT_FRAME_BYTES)
+        self._numbers += 1
+        session = Session(self._numbers, remote, channel)
+        self._sessions.add(session)
+        return session
+
+    def _check_hello_untrusted(self, payload: bytes) -> None:
+        try:
+            hello = wire.decode_client_frame_untrusted(payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise RemoteFault("malformed", f"a hello of {len(payload)} bytes cannot be read: {error}") from None
+        if not isinstance(hello, wire.Hello):
+            raise RemoteFault("malformed", "the first frame must be a hello")
+        if hello.version != wire.PROTOCOL_VERSION:
+            raise RemoteFault(
+                "version",
+                f"the client speaks version {hello.version}, this node {wire.PROTOCOL_VERSION}: use the same release",
+            )
+        if hello.network != self._network_id:
+            raise RemoteFault(
+                "network",
+                f"the client wants network {hello.network.hex()[:16]}, this node is of {self._network_id.hex()[:16]}: "
+                "use the directory or genesis.json of this network",
+            )
+        if len(self._sessions) >= self._max_sessions:
+            raise RemoteFault("busy", f"this node serves {self._max_sessions} clients already: use another node")
+
+    async def _live(self, session: Session) -> None:
+        self.counters["opened"] += 1
+
+        async def on_frame(payload: bytes) -> None:
+            self.counters["frames_in"] += 1
+            await self._handler(session, payload)
+
+        try:
+            code, text = await session.channel.run(on_frame, _refusal)
+        finally:
+            assert session.channel.reason is not None
+            self.counters[f"closed.{session.channel.reason[0]}"] += 1
+            self._sessions.discard(session)
+            self._on_close(session)
+        log.debug("client %s (%d) is gone: %s [%s]", session.remote, session.number, text, code)
+
+
+def _refusal(fault: RemoteFault) -> bytes:
+    return wire.encode(wire.Refused(fault.code, fault.text))

@@ -1,0 +1,279 @@
+"""The core of a node: one pure state machine, made of its parts.
+
+    peers      who is alive                     acceptor   votes (Paxos)
+    replica    decided links and their chains   inquiry    majority reads
+    owner      queues, forming, proposing       gateway    clients' requests
+    reading    certain balance reads
+
+Each kind of event has one row in a table: what it needs from the database, and what handles it. A fault in a peer's
+message ends that message, is counted, and changes nothing; `Corruption` stops the node.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, assert_never
+
+import msgspec
+
+from chain.errors import RemoteFault
+from chain.genesis import Genesis
+from chain.needs import Loaded, Needs
+from chain.rows import VoteRow
+from node.acceptor import Acceptor
+from node.gateway import Gateway
+from node.inquiry import Inquiries
+from node.messages import (
+    Accept,
+    Accepted,
+    AskIncome,
+    AskSlot,
+    Decided,
+    Declined,
+    Forward,
+    IncomeAnswer,
+    Links,
+    Message,
+    Moved,
+    NotOwner,
+    Offer,
+    Ping,
+    Pong,
+    Prepare,
+    Promise,
+    Pull,
+    Refuse,
+    SlotAnswer,
+    SlotName,
+    Want,
+)
+from node.owner import Owner
+from node.peers import Peers
+from node.reading import Reading
+from node.replica import Replica
+from node.turn import (
+    ClientBalance,
+    ClientSubmit,
+    Effects,
+    Event,
+    FormLink,
+    FromPeer,
+    Learn,
+    LinkDecoder,
+    Now,
+    PeerDown,
+    PeerUp,
+    RouteJobs,
+    Self,
+    ServeSlot,
+    Turn,
+    add_link_needs,
+)
+from routing.keyspace import NodeId
+from routing.view import View
+
+
+class Start(msgspec.Struct, frozen=True):
+    """What a core starts from: read from the database once, when the node starts."""
+
+    votes: list[VoteRow]
+    links: int
+    cursors: dict[NodeId, int]
+
+
+class Gauges(msgspec.Struct, frozen=True):
+    """How full the core is; counts of items."""
+
+    undecided: int  # slots with a promise or a vote
+    undecided_votes: int
+    waiting_links: int
+    queued_requests: int
+    client_requests: int
+    inquiries: int
+    links: int
+
+
+class Core:
+    """One node. `needs` then `step`, one after the other, with the same events in mind (see node.turn)."""
+
+    def __init__(
+        self, node_id: NodeId, genesis: Genesis, view: View, rng: random.Random, start: Start, now: Now
+    ) -> None:
+        self._self = Self(node_id, genesis, genesis.network_id, view, rng)
+        self._decoder = LinkDecoder()
+        self.peers = Peers(self._self)
+        self.replica = Replica(self._self, self._decoder, self.peers, start.links, dict(start.cursors))
+        self.acceptor = Acceptor(self._self, self._decoder, self.replica, self._finish)
+        self.replica.hooks.append(lambda turn, link, by: self.acceptor.forget(link))
+        self.inquiries = Inquiries(self._self, self._decoder, self.peers, self.acceptor, self.replica)
+        self.owner = Owner(self._self, self._decoder, self.peers, self.acceptor, self.replica, self.inquiries)
+        self.gateway = Gateway(self._self, self._decoder, self.peers, self.owner, self.replica, self.inquiries)
+        self.reading = Reading(self._self, self.inquiries, self.replica)
+        self.acceptor.restore(start.votes, now.mono)
+        self.counters: Counter[str] = Counter()
+        self._again: list[Event] = []
+        self._events: list[Event] = []
+        self._messages = self._table()
+
+    def _finish(self, turn: Turn, at: SlotName) -> None:
+        self.owner.finish(turn, at)
+
+    # --- one turn ---
+
+    def needs(self, events: Sequence[Event], now: Now) -> Needs:
+        """Which rows the turn with these events will look at. Events that are faulty are dropped here."""
+        needs = Needs()
+        self._events = []
+        for event in [*self._again, *events]:
+            try:
+                self._needs_event(event, needs)
+            except RemoteFault as fault:
+                self._fault(fault)
+            else:
+                self._events.append(event)
+        self._again = []
+        self.replica.needs_tick(now.mono, needs)
+        return needs
+
+    def step(self, loaded: Loaded, now: Now) -> Effects:
+        """Handle the events given to `needs`, with the rows it asked for. Raises `Corruption` to stop the node."""
+        turn = Turn(loaded, now)
+        for event in self._events:
+            try:
+                self._handle_event(turn, event)
+            except RemoteFault as fault:
+                self._fault(fault)
+        self._events = []
+        links = self.replica.count
+        self.peers.tick(turn, links)
+        self.replica.tick(turn)
+        self.acceptor.tick(turn)
+        self.owner.tick(turn)
+        self.inquiries.tick(turn)
+        self.gateway.tick(turn)
+        self.reading.tick(turn)
+        self._decoder.clear()
+        self._again = turn.again
+        effects = turn.effects()
+        me = self._self.id
+        self._again += [FromPeer(me, send.message) for send in effects.send if send.peer == me]
+        return msgspec.structs.replace(effects, send=tuple(s for s in effects.send if s.peer != me))
+
+    def deadline(self) -> float | None:
+        """When `step` wants to be called without an event, on the monotonic clock; -inf: at once."""
+        if self._again:
+            return float("-inf")
+        times = (
+            self.peers.deadline(),
+            self.replica.deadline(),
+            self.acceptor.deadline(),
+            self.owner.deadline(),
+            self.inquiries.deadline(),
+            self.gateway.deadline(),
+            self.reading.deadline(),
+        )
+        return min((t for t in times if t is not None), default=None)
+
+    def gauges(self) -> Gauges:
+        """How full this node is."""
+        return Gauges(
+            len(self.acceptor),
+            self.acceptor.votes,
+            len(self.replica),
+            self.owner.queued,
+            len(self.gateway),
+            len(self.inquiries),
+            self.replica.count,
+        )
+
+    def _fault(self, fault: RemoteFault) -> None:
+        self.counters[f"peer_fault_{fault.code}"] += 1
+
+    # --- tables ---
+
+    def _needs_event(self, event: Event, needs: Needs) -> None:
+        match event:
+            case FromPeer():
+                self._messages[type(event.message)][0](event.message, needs)
+            case ClientSubmit():
+                self.gateway.needs_submit(event, needs)
+            case ClientBalance():
+                self.reading.needs_balance(event, needs)
+            case FormLink():
+                self.owner.needs_form(event, needs)
+            case Learn():
+                add_link_needs(event.link, needs)
+            case RouteJobs():
+                self.gateway.needs_route(event, needs)
+            case ServeSlot():
+                self.replica.needs_serve(event, needs)
+            case PeerUp() | PeerDown():
+                pass
+            case _:
+                assert_never(event)
+
+    def _handle_event(self, turn: Turn, event: Event) -> None:
+        match event:
+            case FromPeer():
+                self.peers.heard(event.peer, turn.now)
+                self._messages[type(event.message)][1](turn, event.peer, event.message)
+            case ClientSubmit():
+                self.gateway.on_submit(turn, event)
+            case ClientBalance():
+                self.reading.on_balance(turn, event)
+            case FormLink():
+                self.owner.on_form(turn, event)
+            case Learn():
+                self.replica.on_learn(turn, event)
+            case RouteJobs():
+                self.gateway.on_route(turn, event)
+            case ServeSlot():
+                self.replica.on_serve(turn, event)
+            case PeerUp():
+                self.peers.on_up(event.peer, turn.now)
+                self.replica.pull_soon(turn.now.mono)
+            case PeerDown():
+                self.peers.on_down(event.peer)
+            case _:
+                assert_never(event)
+
+    def _table(self) -> dict[type[Any], tuple[Callable[[Any, Needs], None], Callable[[Turn, NodeId, Any], None]]]:
+        """For each message: what it needs, and what handles it."""
+        a, i, o, r, g, p = self.acceptor, self.inquiries, self.owner, self.replica, self.gateway, self.peers
+
+        def links(message: Links | Moved | SlotAnswer, needs: Needs) -> None:
+            r.needs_links(message.links, needs)
+
+        def voted(message: Accepted, needs: Needs) -> None:
+            link = o.proposed(message.slot)
+            if link is not None:
+                add_link_needs(link, needs)
+
+        table: dict[type[Any], tuple[Callable[[Any, Needs], None], Callable[[Turn, NodeId, Any], None]]] = {
+            Prepare: (a.needs, a.on_prepare),
+            Accept: (a.needs, a.on_accept),
+            Promise: (_nothing, o.on_promise),
+            Accepted: (voted, o.on_accepted),
+            Refuse: (_nothing, o.on_refuse),
+            Decided: (lambda m, needs: r.needs_links((m.link,), needs), r.on_decided),
+            Forward: (o.needs_forward, o.on_forward),
+            Moved: (links, g.on_moved),
+            Declined: (_nothing, g.on_declined),
+            NotOwner: (_nothing, g.on_not_owner),
+            AskSlot: (i.needs_ask_slot, i.on_ask_slot),
+            SlotAnswer: (links, i.on_slot_answer),
+            AskIncome: (lambda m, needs: i.needs_income(m.account, needs), i.on_ask_income),
+            IncomeAnswer: (i.needs_income_answer, i.on_income_answer),
+            Want: (r.needs_want, r.on_want),
+            Links: (links, r.on_links),
+            Pull: (r.needs_pull, r.on_pull),
+            Offer: (r.needs_offer, r.on_offer),
+            Ping: (_nothing, lambda turn, peer, m: p.on_ping(turn, peer, m, r.count)),
+            Pong: (_nothing, p.on_pong),
+        }
+        assert set(table) == set(Message.__args__), "a message has no row"
+        return table
+
+
+def _nothing(message: object, needs: Needs) -> None:
+    """This message is answered from memory."""

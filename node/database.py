@@ -1,0 +1,66 @@
+"""aiosqlite under trio: whole functions run in the connection's thread, one hop for each.
+
+A turn is two functions, `chain.needs.load` and `chain.store.commit`. Sending them whole to aiosqlite's worker thread
+costs one hop each, where one call per statement would cost one for each row kind; and the simulator runs the very same
+functions inline. (docs/adr/0003)
+"""
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Concatenate, ParamSpec, TypeVar
+
+import aiosqlite
+import trio
+from trio_asyncio import aio_as_trio
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Connection(aiosqlite.Connection):
+    async def run(self, function: Callable[[], T]) -> T:
+        result: T = await self._execute(function)  # type: ignore[no-untyped-call]
+        return result
+
+
+class Database:
+    """One SQLite connection with a thread of its own. Needs a `trio_asyncio` loop."""
+
+    def __init__(self, connection: _Connection, sqlite: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._sqlite = sqlite
+
+    async def run(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """`function(connection, ...)` in the connection's thread. What it raises is raised here.
+
+        It is not cut short: a cancelled caller still waits for the function to end, because a transaction must not
+        go on behind its back.
+        """
+        with trio.CancelScope(shield=True):
+            result: T = await aio_as_trio(self._connection.run)(lambda: function(self._sqlite, *args, **kwargs))
+        return result
+
+
+@asynccontextmanager
+async def open_database_thread(connect: Callable[[], sqlite3.Connection]) -> AsyncIterator[Database]:
+    """`connect()` is called in the new thread, as is everything else; the connection is closed at the end."""
+    made: list[sqlite3.Connection] = []
+
+    def connector() -> sqlite3.Connection:
+        made.append(connect())
+        return made[0]
+
+    connection = _Connection(connector, iter_chunk_size=64)
+
+    async def opened() -> None:
+        await connection
+
+    await aio_as_trio(opened)()
+    try:
+        yield Database(connection, made[0])
+    finally:
+        with trio.CancelScope(shield=True):
+            await aio_as_trio(connection.close)()

@@ -1,0 +1,153 @@
+"""Driver: the only place where a node's core meets disk, network and clock (design section 7).
+
+    take what has arrived, up to TURN_EVENTS -> load -> step -> commit, one fsync -> send -> answer -> read, look up
+
+Nothing leaves before what it promises is durable. While a turn runs, the next one's events gather in the inbox;
+that is the whole of group commit. The inbox is bounded: when it is full, connections are not read.
+"""
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from chain.needs import Loaded, Needs, load
+from chain.store import commit
+from hopchain.wire import Reply, ReplyBody, encode
+from node.client_port import Session
+from node.core import Core
+from node.database import Database
+from node.messages import Message, decode_frame_untrusted, encode_frames, encode_message
+from node.transport import PeerMesh
+from node.turn import Caller, Effects, Event, FromPeer, Now, PeerDown, PeerUp, Read
+from routing.keyspace import NodeId
+
+log = logging.getLogger(__name__)
+
+TURN_EVENTS: Final = 2048  # of one turn: keeps a transaction below about 100 ms
+INBOX_EVENTS: Final = 8192  # four turns; a full inbox stops reading, and TCP stops the sender
+_NO_NEEDS: Final = Needs()
+
+
+class Driver:
+    """Runs one core. Tasks give it events with `put` and `put_nowait`; `run` does the turns until cancelled."""
+
+    def __init__(
+        self,
+        core: Core,
+        database: Database,
+        clock: Callable[[], Now],
+        *,
+        serve_read: Callable[[Session, Read], None],
+        look_up: Callable[[bytes], None],
+    ) -> None:
+        self._core = core
+        self._database = database
+        self._clock = clock
+        self._serve_read = serve_read
+        self._look_up = look_up
+        self._inbox: deque[Event] = deque()
+        self._arrived = trio.Event()
+        self._room = trio.lowlevel.ParkingLot()
+        self._sessions: dict[int, Session] = {}
+        self.mesh: PeerMesh | None = None
+        self.counters: Counter[str] = Counter()
+
+    # --- events come in ---
+
+    def put_nowait(self, event: Event) -> None:
+        """For events that are few by nature (connections up and down)."""
+        self._inbox.append(event)
+        self._arrived.set()
+
+    async def put(self, event: Event) -> None:
+        """Add an event when there is room."""
+        while len(self._inbox) >= INBOX_EVENTS:
+            await self._room.park()
+        self.put_nowait(event)
+
+    async def on_peer_frame(self, peer: NodeId, payload: bytes) -> None:
+        """A frame of a member. Raises `RemoteFault` for one that cannot be read."""
+        for message in decode_frame_untrusted(payload):
+            await self.put(FromPeer(peer, message))
+
+    def on_peer_up(self, peer: NodeId) -> None:
+        self.put_nowait(PeerUp(peer))
+
+    def on_peer_down(self, peer: NodeId, reason: str) -> None:
+        self.put_nowait(PeerDown(peer))
+
+    def add_session(self, session: Session) -> None:
+        """Answers for this client go to this session."""
+        self._sessions[session.number] = session
+
+    def remove_session(self, session: Session) -> None:
+        """The client is gone: its answers are dropped, its requests go on."""
+        self._sessions.pop(session.number, None)
+
+    # --- turns ---
+
+    async def run(self) -> None:
+        """Turn after turn. Ends only by cancellation or with the error that stops the node."""
+        while True:
+            await self._wait()
+            await self.turn()
+
+    async def _wait(self) -> None:
+        if self._inbox:
+            await trio.lowlevel.checkpoint()
+            return
+        self._arrived = trio.Event()
+        deadline = self._core.deadline()
+        with trio.move_on_at(deadline if deadline is not None else float("inf")):
+            await self._arrived.wait()
+
+    async def turn(self) -> None:
+        """One turn with what has arrived so far."""
+        events = [self._inbox.popleft() for _ in range(min(len(self._inbox), TURN_EVENTS))]
+        self._room.unpark_all()
+        now = self._clock()
+        needs = self._core.needs(events, now)
+        loaded = Loaded() if needs == _NO_NEEDS else await self._database.run(load, needs)
+        effects = self._core.step(loaded, now)
+        if effects.persist:
+            await self._database.run(commit, effects.persist)
+            self.counters["commits"] += 1
+            self.counters["rows_written"] += len(effects.persist)
+        self.counters["turns"] += 1
+        self.counters["events"] += len(events)
+        self._emit(effects)
+
+    def _emit(self, effects: Effects) -> None:
+        """Everything that may leave now."""
+        self._send(effects)
+        for answer in effects.answers:
+            self.reply(answer.caller, answer.body)
+        for read in effects.reads:
+            session = self._sessions.get(read.caller.session)
+            if session is not None:
+                self._serve_read(session, read)
+        for key in effects.lookups:
+            self._look_up(key)
+
+    def _send(self, effects: Effects) -> None:
+        assert self.mesh is not None
+        encoded: dict[int, bytes] = {}  # a message for many peers is one object: encode it once
+        by_peer: dict[NodeId, list[bytes]] = {}
+        for send in effects.send:
+            message: Message = send.message
+            raw = encoded.get(id(message))
+            if raw is None:
+                raw = encoded[id(message)] = encode_message(message)
+            by_peer.setdefault(send.peer, []).append(raw)
+        for peer, messages in by_peer.items():
+            for frame in encode_frames(messages):
+                self.mesh.send_nowait(peer, frame)
+
+    def reply(self, caller: Caller, body: ReplyBody) -> None:
+        """Answer a client that is still there."""
+        session = self._sessions.get(caller.session)
+        if session is not None:
+            session.send_nowait(encode(Reply(caller.number, body)))

@@ -1,0 +1,328 @@
+"""Gateway: a client's request from admission to its one answer (design R13).
+
+Admission judges what needs no link: form, network, sender, signature. What it refuses is recorded nowhere. An
+admitted request becomes a `Job` that is handed to the owner of the sender's tail and watched until
+
+* a link that holds its request id is applied here: `Recorded`, final;
+* the tip that it expected has another successor: `Stale`, final;
+* the only node that had it dropped it: `NotStarted`, it may be sent again;
+* its deadline passes: `Unknown` when it was handed over, `NotStarted` when not.
+
+The gateway never waits for one node: a job without an answer is handed over again, to the next rank if need be.
+That is safe, because a request id gets one outcome in its account's chain, however many nodes hold the request.
+"""
+
+from typing import Final
+
+import msgspec
+
+from chain.errors import RemoteFault
+from chain.link import Link, LinkHash, opening_slot
+from chain.needs import Needs
+from chain.request import ANY_TIP, Kind, Request, RequestId, SignedRequest, decode_request_untrusted, is_signed_by
+from chain.rows import AccountHead, OutcomeRow
+from chain.rules import Queued
+from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
+from node.acceptor import slot_of
+from node.inquiry import Inquiries, SlotResult
+from node.messages import Declined, Forward, Item, Moved, NotOwner, SlotName
+from node.owner import Held, Owner, item_batches
+from node.peers import Peers
+from node.replica import Replica
+from node.turn import Caller, ClientSubmit, LinkDecoder, RouteJobs, Self, Turn
+from routing.keyspace import NodeId, route_key
+
+MAX_JOBS: Final = 100_000  # requests of clients that wait here; above it the answer is busy
+MAX_TIMEOUT_MS: Final = 600_000
+TRY_AGAIN_S: Final = 1.0  # without an answer the request is handed over again
+TRIES_PER_RANK: Final = 2
+UNSENT: Final = -1
+
+
+class Job(msgspec.Struct):
+    """A request that a client of this node waits for."""
+
+    queued: Queued
+    deadline: float
+    next_try: float
+    callers: list[Caller]
+    expected_height: int = UNSENT  # height of the link it was first meant for
+    sent_height: int = UNSENT  # height of the slot it was last handed over for
+    tries: int = 0
+    lookups: int = 0
+
+
+class Gateway:
+    """The requests of this node's clients."""
+
+    def __init__(
+        self,
+        self_: Self,
+        decoder: LinkDecoder,
+        peers: Peers,
+        owner: Owner,
+        replica: Replica,
+        inquiries: Inquiries,
+    ) -> None:
+        self._self = self_
+        self._decoder = decoder
+        self._peers = peers
+        self._owner = owner
+        self._replica = replica
+        self._inquiries = inquiries
+        self._jobs: dict[RequestId, Job] = {}
+        self._by_account: dict[str, dict[RequestId, Job]] = {}
+        replica.hooks.append(self._on_applied)
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    # --- admission ---
+
+    def needs_submit(self, event: ClientSubmit, needs: Needs) -> None:
+        try:
+            request = decode_request_untrusted(event.submit.raw)
+        except RemoteFault:
+            return
+        signed = SignedRequest(event.submit.raw, event.submit.signature)
+        needs.heads.add(request.sender)
+        needs.outcomes.add((request.sender, signed.request_id))
+        if request.expect_tip != ANY_TIP:
+            needs.by_hash.add(LinkHash(request.expect_tip))
+
+    def on_submit(self, turn: Turn, event: ClientSubmit) -> None:
+        """Admit a request, answer it from the record, or refuse it."""
+        signed = SignedRequest(event.submit.raw, event.submit.signature)
+        try:
+            request = decode_request_untrusted(signed.raw)
+        except RemoteFault as fault:
+            turn.answer(event.caller, Refused(fault.code, fault.text))
+            return
+        queued = Queued(signed, request, signed.request_id)
+        head = turn.loaded.heads.get(request.sender)
+        if head is None and request.kind is not Kind.OPEN and request.network == self._self.network:
+            self._ask_then_submit(turn, event, request.sender, None, f"no account {request.sender} exists; open it")
+            return
+        refusal = refuse(request, signed, head, self._self)
+        if refusal is not None:
+            turn.answer(event.caller, refusal)
+            return
+        row = turn.loaded.outcomes.get((request.sender, queued.request_id))
+        if row is not None:
+            turn.answer(event.caller, recorded(row, b"", 0, repeated=True))
+            return
+        if request.kind is Kind.OPEN and head is not None:
+            turn.answer(event.caller, name_taken(request.sender))
+            return
+        if head is not None and request.expect_tip not in (ANY_TIP, head.tip):
+            self._submit_pinned(turn, event, queued, head)
+            return
+        self._admit(turn, event, queued)
+
+    def _submit_pinned(self, turn: Turn, event: ClientSubmit, queued: Queued, head: AccountHead) -> None:
+        """The expected tip is not this replica's: older (stale), newer (this replica lags), or no link of the chain."""
+        raw = turn.loaded.by_hash.get(LinkHash(queued.request.expect_tip))
+        if raw is not None and self._decoder.untrusted(raw).account == head.name:
+            turn.answer(event.caller, Stale(queued.request_id, head.tip, head.height))
+            return
+        why = f"the expected tip {queued.request.expect_tip.hex()} is no link of {head.name}, whose tip is {head.tip.hex()}"
+        self._ask_then_submit(turn, event, head.name, head, why)
+
+    def _ask_then_submit(
+        self, turn: Turn, event: ClientSubmit, account: str, head: AccountHead | None, why: str
+    ) -> None:
+        """Before a client is told that something does not exist, a majority is asked for what this replica lacks."""
+        at = slot_of(head, account, opening_slot(self._self.network, account))
+
+        def done(turn: Turn, result: SlotResult) -> None:
+            if result.taken:
+                turn.again.append(event)
+            elif result.known:
+                code = "unknown_sender" if head is None else "unknown_tip"
+                turn.answer(event.caller, Refused(code, why))
+            else:
+                request_id = SignedRequest(event.submit.raw, event.submit.signature).request_id
+                reason = f"no majority of the {len(self._self.view.group(route_key(at.slot)))} nodes that know {account} answered"
+                turn.answer(event.caller, NotStarted(request_id, "no_majority", reason))
+
+        self._inquiries.ask_slot(turn, at, done)
+
+    def _admit(self, turn: Turn, event: ClientSubmit, queued: Queued) -> None:
+        job = self._jobs.get(queued.request_id)
+        if job is not None:
+            job.callers.append(event.caller)
+            return
+        if len(self._jobs) >= MAX_JOBS:
+            reason = f"{len(self._jobs)} requests wait at this node; send it again in a while, or to another node"
+            turn.answer(event.caller, NotStarted(queued.request_id, "busy", reason))
+            return
+        timeout_s = min(max(event.submit.timeout_ms, 1), MAX_TIMEOUT_MS) / 1000
+        now = turn.now.mono
+        job = Job(queued, now + timeout_s, now + TRY_AGAIN_S, [event.caller])
+        self._jobs[queued.request_id] = job
+        account = queued.request.sender
+        jobs = self._by_account.setdefault(account, {})
+        jobs[queued.request_id] = job
+        turn.again.append(RouteJobs(account))
+
+    # --- routing ---
+
+    def needs_route(self, event: RouteJobs, needs: Needs) -> None:
+        needs.heads.add(event.account)
+
+    def on_route(self, turn: Turn, event: RouteJobs) -> None:
+        """Hand over all jobs of an account that are due, to the owner of its tail as this replica knows it."""
+        jobs = self._by_account.get(event.account)
+        if not jobs:
+            return
+        now = turn.now.mono
+        head = turn.loaded.heads.get(event.account)
+        at = slot_of(head, event.account, opening_slot(self._self.network, event.account))
+        due = [j for j in jobs.values() if j.sent_height == UNSENT or j.next_try <= now]
+        if not due:
+            return
+        group = self._self.view.group(route_key(at.slot))
+        tries = min(j.tries for j in due)
+        ranks = [n for n in group if self._peers.alive(n, turn.now)] or list(group)
+        to = ranks[min(tries // TRIES_PER_RANK, len(ranks) - 1)]
+        if to != group[0] and not self._peers.alive(group[0], turn.now):
+            turn.lookups.append(route_key(at.slot))  # perhaps it has moved
+        for job in due:
+            job.sent_height = at.height
+            if job.expected_height == UNSENT:
+                job.expected_height = at.height
+            job.tries += 1
+            job.next_try = now + TRY_AGAIN_S + self._peers.rtt(group) * 4
+        self._hand_to(turn, to, at, due, takeover=to != group[0])
+
+    def _hand_to(self, turn: Turn, to: NodeId, at: SlotName, jobs: list[Job], *, takeover: bool) -> None:
+        me = self._self.id
+        if to == me:
+            held = [Held(j.queued, me, turn.now.mono) for j in jobs]
+            self._owner.enqueue(turn, at.account, held)
+            return
+        items = tuple(Item(j.queued.signed.raw, j.queued.signed.signature, me) for j in jobs)
+        for batch in item_batches(items):
+            turn.send(to, Forward(at, batch, takeover))
+
+    def on_moved(self, turn: Turn, peer: NodeId, message: Moved) -> None:
+        """The owner knows more of the chain than this node: apply it, and route again."""
+        for raw in message.links:
+            self._replica.learn(turn, self._decoder.untrusted(raw), peer, peer)
+        for job in self._by_account.get(message.account, {}).values():
+            if job.sent_height == message.height:
+                job.sent_height = UNSENT
+        turn.again.append(RouteJobs(message.account))
+
+    def on_not_owner(self, turn: Turn, peer: NodeId, message: NotOwner) -> None:
+        """The receiver leaves it to a rank before it: hand the requests to the first of the group it named."""
+        ids = set(message.request_ids)
+        jobs = [j for i, j in self._by_account.get(message.at.account, {}).items() if i in ids]
+        if jobs and message.epoch == self._self.view.epoch:
+            self._hand_to(turn, message.group[0], message.at, jobs, takeover=False)
+
+    def on_declined(self, turn: Turn, peer: NodeId, message: Declined) -> None:
+        """A node dropped requests. When it was the only one that had them, the client may know."""
+        for raw_id in message.request_ids:
+            job = self._jobs.get(RequestId(raw_id))
+            if job is not None and job.tries <= 1:
+                self._end(turn, job, NotStarted(raw_id, message.code, message.reason))
+
+    # --- the end of a job ---
+
+    def _on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
+        jobs = self._by_account.get(link.account)
+        if not jobs:
+            return
+        for request_id, outcome in link.outcomes():
+            job = jobs.get(request_id)
+            if job is not None:
+                row = turn.loaded.outcomes.get((link.account, request_id))
+                assert row is not None
+                assert row.outcome is outcome or row.link_hash != link.hash
+                self._end(turn, job, recorded(row, by, self._hops(job, link), repeated=False))
+        for job in list(jobs.values()):
+            request = job.queued.request
+            if request.kind is Kind.OPEN:
+                self._end(turn, job, name_taken(link.account))
+            elif request.expect_tip not in (ANY_TIP, link.hash):
+                self._end(turn, job, Stale(job.queued.request_id, link.hash, link.height))
+
+    def _hops(self, job: Job, link: Link) -> int:
+        """Hand-overs on the way: to the first owner unless that is this node, then one for each link it waited."""
+        first = 0 if job.expected_height == UNSENT else 1
+        return job.lookups + first + max(0, link.height - max(job.expected_height, 0))
+
+    def _end(self, turn: Turn, job: Job, body: ReplyBody) -> None:
+        for caller in job.callers:
+            turn.answer(caller, body)
+        request_id, account = job.queued.request_id, job.queued.request.sender
+        del self._jobs[request_id]
+        jobs = self._by_account[account]
+        del jobs[request_id]
+        if not jobs:
+            del self._by_account[account]
+
+    # --- time ---
+
+    def deadline(self) -> float | None:
+        return min((min(j.deadline, j.next_try) for j in self._jobs.values()), default=None)
+
+    def tick(self, turn: Turn) -> None:
+        """Answer those whose time is up; hand the others over again."""
+        now = turn.now.mono
+        due: set[str] = set()
+        for job in list(self._jobs.values()):
+            request_id = job.queued.request_id
+            if job.deadline <= now and job.tries == 0:
+                self._end(turn, job, NotStarted(request_id, "no_owner", "no owner was reached in time; send it again"))
+            elif job.deadline <= now:
+                reason = f"no outcome in time after {job.tries} hand-overs; ask `outcome`, or settle it with `cancel`"
+                self._end(turn, job, Unknown(request_id, reason))
+            elif job.next_try <= now:
+                due.add(job.queued.request.sender)
+        turn.again += [RouteJobs(account) for account in sorted(due)]
+
+
+def refuse(request: Request, signed: SignedRequest, head: AccountHead | None, self_: Self) -> Refused | None:
+    """What admission refuses, judged once (design R15): network, asset, signature."""
+    network = self_.network
+    if request.network != network:
+        return Refused(
+            "other_network",
+            f"the request is for network {request.network.hex()[:16]}, this is {network.hex()[:16]}: choose it with --network",
+        )
+    if request.kind is Kind.OPEN:
+        if self_.genesis.asset(request.asset) is None:
+            codes = ", ".join(a.code for a in self_.genesis.assets)
+            return Refused("unknown_asset", f"this network has no asset {request.asset}; it has: {codes}")
+        key = request.public_key
+    else:
+        assert head is not None
+        key = head.public_key
+    if not is_signed_by(signed, key):
+        return Refused(
+            "bad_signature",
+            f"the signature is not that of the key of {request.sender}: sign with the key that opened it",
+        )
+    return None
+
+
+def name_taken(name: str) -> Refused:
+    return Refused("name_taken", f"the name {name} is taken, for ever: choose another one")
+
+
+def recorded(row: OutcomeRow, by: bytes, hops: int, *, repeated: bool) -> Recorded:
+    """The answer that an outcome row gives."""
+    return Recorded(
+        row.request_id,
+        row.account,
+        int(row.outcome),
+        row.link_hash,
+        row.height,
+        row.balance,
+        row.time_ms,
+        by,
+        hops,
+        repeated,
+    )

@@ -1,0 +1,282 @@
+"""Majority reads: what must be asked before something is said that cannot be taken back.
+
+**A slot** (`ask_slot`): has it a successor? A decided value was voted for by a majority of the slot's group, and any
+two majorities meet; so when a majority of the group says "nothing here", nothing was decided before the question.
+A vote that is found is finished first. Used before `unknown_recipient`, `unknown_sender`, and by linearizable reads.
+
+**Income** (`ask_income`): which decided links pay an account? They lie on the chains of others, in groups that
+nobody knows beforehand. A decided link has the votes of at least majority(group size) nodes, so every answer set of
+n - majority(group size) + 1 nodes meets each of them. Each answers with the senders it knows of, its undecided votes
+included; the asker fetches what it lacks and waits for what is being decided. Used before `insufficient_funds`
+and by linearizable reads, so that **what a client could see anywhere, it can spend**.
+
+Both have a deadline: what cannot be fetched in time is no answer (`False`), never a guess.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+
+from chain.link import Link, Slot
+from chain.needs import Needs
+from chain.rows import AccountHead
+from node.acceptor import Acceptor
+from node.messages import AskIncome, AskSlot, IncomeAnswer, SlotAnswer, SlotName, Want
+from node.peers import Peers
+from node.replica import Replica
+from node.turn import LinkDecoder, Self, ServeSlot, Turn
+from routing.keyspace import NodeId, route_key
+from routing.view import majority
+
+ASK_DEADLINE_S: Final = 3.0  # a takeover of a stuck slot and its second round fit
+ASK_AGAIN_S: Final = 0.1
+MAX_INQUIRIES: Final = 10_000  # at once; above it the answer is "not in time"
+
+
+class SlotResult(msgspec.Struct, frozen=True):
+    """`known` is False when no majority answered in time; else `taken` says whether the slot has a successor (which
+    is applied here)."""
+
+    known: bool
+    taken: bool
+
+
+SlotDone = Callable[[Turn, SlotResult], None]
+IncomeDone = Callable[[Turn, bool], None]
+
+
+class _SlotInquiry(msgspec.Struct):
+    at: SlotName
+    group: tuple[NodeId, ...]
+    done: SlotDone
+    deadline: float
+    again: float
+    empty: set[NodeId] = msgspec.field(default_factory=set)
+
+
+class _IncomeInquiry(msgspec.Struct):
+    account: str
+    done: IncomeDone
+    deadline: float
+    again: float
+    digest: bytes
+    answered: set[NodeId] = msgspec.field(default_factory=set)
+    # peer -> sender -> height that must be applied here before the peer's answer counts
+    lacking: dict[NodeId, dict[str, int]] = msgspec.field(default_factory=dict)
+    senders: set[str] = msgspec.field(default_factory=set)  # all that were ever lacking
+
+
+class Inquiries:
+    """All questions of this node that wait for a majority, and the answers it gives to others."""
+
+    def __init__(self, self_: Self, decoder: LinkDecoder, peers: Peers, acceptor: Acceptor, replica: Replica) -> None:
+        self._self = self_
+        self._decoder = decoder
+        self._peers = peers
+        self._acceptor = acceptor
+        self._next = 1
+        self._slots: dict[int, _SlotInquiry] = {}
+        self._by_slot: dict[bytes, set[int]] = {}
+        self._incomes: dict[int, _IncomeInquiry] = {}
+        self._lacked: dict[str, set[int]] = {}  # sender -> income inquiries that wait for a link of it
+        self._replica = replica
+        replica.hooks.append(self._on_applied)
+
+    def __len__(self) -> int:
+        return len(self._slots) + len(self._incomes)
+
+    # --- a slot ---
+
+    def ask_slot(self, turn: Turn, at: SlotName, done: SlotDone) -> None:
+        """Ask a majority of the slot's group whether it has a successor; `done` is called once, maybe at once."""
+        if len(self) >= MAX_INQUIRIES:
+            done(turn, SlotResult(known=False, taken=False))
+            return
+        number = self._number()
+        group = self._self.view.group(route_key(at.slot))
+        now = turn.now.mono
+        inquiry = _SlotInquiry(at, group, done, now + ASK_DEADLINE_S, now)
+        self._slots[number] = inquiry
+        self._by_slot.setdefault(at.slot, set()).add(number)
+        self._ask_slot_again(turn, number, inquiry)
+
+    def _ask_slot_again(self, turn: Turn, number: int, inquiry: _SlotInquiry) -> None:
+        inquiry.again = turn.now.mono + ASK_AGAIN_S + self._peers.rtt(inquiry.group)
+        for node in inquiry.group:
+            if node in inquiry.empty:
+                continue
+            if node != self._self.id:
+                turn.send(node, AskSlot(number, inquiry.at))
+            elif not self._acceptor.is_voted(Slot(inquiry.at.slot)):
+                inquiry.empty.add(node)
+        self._settle_slot(turn, number)
+
+    def needs_ask_slot(self, message: AskSlot, needs: Needs) -> None:
+        needs.heads.add(message.at.account)
+
+    def on_ask_slot(self, turn: Turn, peer: NodeId, message: AskSlot) -> None:
+        at = message.at
+        head = turn.loaded.heads.get(at.account)
+        if head is not None and head.height >= at.height:
+            turn.again.append(ServeSlot(peer, at, answering=message.number))
+        else:
+            turn.send(peer, SlotAnswer(message.number, self._acceptor.is_voted(Slot(at.slot)), ()))
+
+    def on_slot_answer(self, turn: Turn, peer: NodeId, message: SlotAnswer) -> None:
+        for raw in message.links:
+            self._replica.learn(turn, self._decoder.untrusted(raw), peer, peer)
+        inquiry = self._slots.get(message.number)
+        if inquiry is None or message.links or message.voted or peer not in inquiry.group:
+            return
+        inquiry.empty.add(peer)
+        self._settle_slot(turn, message.number)
+
+    def _settle_slot(self, turn: Turn, number: int) -> None:
+        inquiry = self._slots[number]
+        if len(inquiry.empty) >= majority(len(inquiry.group)):
+            self._end_slot(turn, number, SlotResult(known=True, taken=False))
+
+    def _end_slot(self, turn: Turn, number: int, result: SlotResult) -> None:
+        inquiry = self._slots.pop(number)
+        numbers = self._by_slot[inquiry.at.slot]
+        numbers.discard(number)
+        if not numbers:
+            del self._by_slot[inquiry.at.slot]
+        inquiry.done(turn, result)
+
+    # --- income ---
+
+    def needs_income(self, account: str, needs: Needs) -> None:
+        """What `ask_income` and `on_ask_income` look at."""
+        needs.income.add(account)
+        needs.heads.add(account)
+
+    def ask_income(self, turn: Turn, account: str, done: IncomeDone) -> None:
+        """Fetch every decided link that pays `account` and whose vote majority existed before now; `done(turn, True)`
+        once all are applied here. The turn must have loaded `needs_income(account)`."""
+        if len(self) >= MAX_INQUIRIES:
+            done(turn, False)
+            return
+        number = self._number()
+        now = turn.now.mono
+        digest = income_digest(senders_of(turn, account))
+        inquiry = _IncomeInquiry(account, done, now + ASK_DEADLINE_S, now, digest)
+        self._incomes[number] = inquiry
+        self._note_income(turn, number, self._self.id, tuple(sorted(self._acceptor.paying(account).items())))
+        if number in self._incomes:
+            self._ask_income_again(turn, number, inquiry)
+
+    def _ask_income_again(self, turn: Turn, number: int, inquiry: _IncomeInquiry) -> None:
+        inquiry.again = turn.now.mono + ASK_AGAIN_S + self._peers.rtt(m.id for m in self._self.view.members)
+        for member in self._self.view.members:
+            lacking = inquiry.lacking.get(member.id)
+            if lacking and member.id != self._self.id:
+                turn.send(member.id, Want(chains=tuple(sorted((s, h) for s, h in lacking.items()))))
+            elif member.id != self._self.id and member.id not in inquiry.answered:
+                turn.send(member.id, AskIncome(number, inquiry.account, inquiry.digest))
+
+    def on_ask_income(self, turn: Turn, peer: NodeId, message: AskIncome) -> None:
+        known = senders_of(turn, message.account)
+        undecided = self._acceptor.paying(message.account)
+        if income_digest(known) == message.digest:
+            known = ()
+        heights = dict(known)
+        for sender, height in undecided.items():
+            heights[sender] = max(height, heights.get(sender, 0))
+        turn.send(peer, IncomeAnswer(message.number, tuple(sorted(heights.items()))))
+
+    def needs_income_answer(self, message: IncomeAnswer, needs: Needs) -> None:
+        needs.heads.update(sender for sender, _ in message.senders)
+
+    def on_income_answer(self, turn: Turn, peer: NodeId, message: IncomeAnswer) -> None:
+        if message.number in self._incomes:
+            self._note_income(turn, message.number, peer, message.senders)
+
+    def _note_income(self, turn: Turn, number: int, peer: NodeId, senders: Iterable[tuple[str, int]]) -> None:
+        inquiry = self._incomes[number]
+        if peer in inquiry.answered or peer in inquiry.lacking:
+            return
+        lacking = {s: h for s, h in senders if height_of(turn.loaded.heads.get(s)) < h}
+        if not lacking:
+            inquiry.answered.add(peer)
+            self._settle_income(turn, number)
+            return
+        inquiry.lacking[peer] = lacking
+        inquiry.senders.update(lacking)
+        for sender in lacking:
+            self._lacked.setdefault(sender, set()).add(number)
+        if peer != self._self.id:
+            chains = tuple((s, height_of(turn.loaded.heads.get(s)) + 1) for s in lacking)
+            turn.send(peer, Want(chains=chains))
+
+    def _settle_income(self, turn: Turn, number: int) -> None:
+        inquiry = self._incomes[number]
+        members = len(self._self.view.members)
+        group = min(self._self.view.k, members)
+        if len(inquiry.answered) >= members - majority(group) + 1:
+            self._end_income(turn, number, complete=True)
+
+    def _end_income(self, turn: Turn, number: int, *, complete: bool) -> None:
+        inquiry = self._incomes.pop(number)
+        for sender in inquiry.senders:
+            numbers = self._lacked[sender]
+            numbers.discard(number)
+            if not numbers:
+                del self._lacked[sender]
+        inquiry.done(turn, complete)
+
+    # --- what ends them ---
+
+    def _on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
+        for number in sorted(self._by_slot.get(link.prev_hash, ())):
+            self._end_slot(turn, number, SlotResult(known=True, taken=True))
+        for number in sorted(self._lacked.get(link.account, ())):
+            inquiry = self._incomes[number]
+            for peer, lacking in list(inquiry.lacking.items()):
+                if lacking.get(link.account, link.height + 1) <= link.height:
+                    del lacking[link.account]
+                if not lacking:
+                    del inquiry.lacking[peer]
+                    inquiry.answered.add(peer)
+            self._settle_income(turn, number)
+
+    def _number(self) -> int:
+        self._next += 1
+        return self._next
+
+    def deadline(self) -> float | None:
+        asked = [min(i.deadline, i.again) for i in self._slots.values()]
+        asked += [min(i.deadline, i.again) for i in self._incomes.values()]
+        return min(asked, default=None)
+
+    def tick(self, turn: Turn) -> None:
+        """Ask again those who are silent; give up at the deadline."""
+        now = turn.now.mono
+        for number, slot in list(self._slots.items()):
+            if slot.deadline <= now:
+                self._end_slot(turn, number, SlotResult(known=False, taken=False))
+            elif slot.again <= now:
+                self._ask_slot_again(turn, number, slot)
+        for number, income in list(self._incomes.items()):
+            if income.deadline <= now:
+                self._end_income(turn, number, complete=False)
+            elif income.again <= now:
+                self._ask_income_again(turn, number, income)
+
+
+def height_of(head: AccountHead | None) -> int:
+    """The height of an account here, -1 when it has no link."""
+    return head.height if head is not None else -1
+
+
+def income_digest(senders: Iterable[tuple[str, int]]) -> bytes:
+    """SHA-256 over (sender, height) pairs in order: equal lists, equal digests."""
+    return hashlib.sha256("".join(f"{sender}\0{height}\0" for sender, height in sorted(senders)).encode()).digest()
+
+
+def senders_of(turn: Turn, account: str) -> tuple[tuple[str, int], ...]:
+    """(sender, height of its newest unconfirmed link that pays `account`), as applied here."""
+    income = turn.loaded.income.get(account)
+    return income.senders if income is not None else ()

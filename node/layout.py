@@ -1,0 +1,303 @@
+"""The files of a network, as `hopchain init DIR` makes them.
+
+    DIR/genesis.json      public: what makes the network this one (chain.genesis)
+    DIR/network.toml      public: where its nodes are; what the command line reads
+    DIR/ca.crt            public: the certificate in genesis.json as a file
+    DIR/ca.key            secret: signs the certificates of new nodes
+    DIR/operator.key      secret: the operator's Ed25519 key
+    DIR/node-N/           node.key, network.key (secret), node.crt, genesis.json, config.toml; later node.db
+
+A directory is a network when it has network.toml, which is put there last. Issuers' keys stay with the caller.
+"""
+
+import random
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chain.errors import LocalMisuse
+from chain.genesis import Asset, Genesis, GenesisMember, Issuer, decode_genesis, encode_genesis
+from chain.request import NetworkId
+from node.config import ALLOWED, CONFIG_FILE, Host, NodeConfig, NodeIdHex, Peer, Port, encode_config, read_toml
+from node.pki import (
+    NODE_CERTIFICATE,
+    NODE_KEY,
+    NodeKey,
+    make_ca,
+    make_node_certificate,
+    node_key,
+    private_key_pem,
+    read_secret,
+    write_secret,
+)
+from routing.keyspace import NodeId
+
+GENESIS_FILE: Final = "genesis.json"
+NETWORK_FILE: Final = "network.toml"
+CA_CERTIFICATE: Final = "ca.crt"
+CA_KEY: Final = "ca.key"
+OPERATOR_KEY: Final = "operator.key"
+NETWORK_KEY: Final = "network.key"
+DATABASE: Final = "node.db"
+
+NETWORK_KEY_BYTES: Final = 32  # ChaCha20-Poly1305
+MAX_NODES: Final = 256  # of one init; more join later
+PORTS_FROM: Final = 10_000
+PORTS_TO: Final = 30_000  # below Linux's range for outgoing connections, which would take a port while its node is down
+
+_STAGING: Final = ".init"
+_NETWORK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,47}", re.ASCII)  # it is part of a 64-character common name
+
+
+class NodePlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where one node is. `name` is also its directory under the network's."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    id: NodeIdHex
+    host: Host
+    port: Port
+    client_port: Port
+
+    @property
+    def node_id(self) -> NodeId:
+        """The 20 bytes of `id`."""
+        return NodeId(bytes.fromhex(self.id))
+
+
+class NetworkFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """network.toml."""
+
+    name: str
+    network_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+    nodes: Annotated[tuple[NodePlace, ...], msgspec.Meta(min_length=1)]
+
+
+class Network(msgspec.Struct, frozen=True):
+    """A network's directory, read and checked."""
+
+    directory: Path
+    genesis: Genesis
+    nodes: tuple[NodePlace, ...]
+
+    @property
+    def network_id(self) -> NetworkId:
+        """32 bytes that name this network."""
+        return self.genesis.network_id
+
+    def node_directory(self, node: NodePlace) -> Path:
+        """Where this node's files are."""
+        return self.directory / node.name
+
+
+_ALLOWED: Final[dict[str, str]] = {
+    "name": "text",
+    "network_id": "64 hex digits, the id of genesis.json",
+    "nodes": "a list of tables with name, id, host, port and client_port",
+    "nodes.name": "the node's directory",
+    "nodes.id": ALLOWED["peers.id"],
+    "nodes.host": ALLOWED["host"],
+    "nodes.port": ALLOWED["port"],
+    "nodes.client_port": ALLOWED["port"],
+}
+
+
+def make_network(
+    directory: Path,
+    *,
+    nodes: int,
+    assets: Sequence[Asset],
+    issuers: Mapping[str, tuple[str, bytes]],
+    ports: Sequence[tuple[int, int]],
+    name: str,
+    now_ms: int,
+    k: int = 5,
+    host: str = "127.0.0.1",
+) -> Network:
+    """Make all files of a new network in `directory`, which must be empty or not exist.
+
+    `issuers`: account name -> (asset code, raw Ed25519 public key). `ports`: (port, client port) of each node.
+    `now_ms`: Unix milliseconds. On any error nothing is left behind.
+    """
+    if not 1 <= nodes <= MAX_NODES:
+        raise LocalMisuse(f"{nodes} nodes: it must be 1 to {MAX_NODES}")
+    if _NETWORK_NAME.fullmatch(name) is None:
+        raise LocalMisuse(f"{name[:80]!r} is not a network name: 1 to 48 of letters, digits, space, . _ -")
+    _check_ports(nodes, ports)
+    ca_certificate, ca_key = make_ca(name, now_ms)
+    keys = [node_key(Ed25519PrivateKey.generate()) for _ in range(nodes)]
+    genesis = _genesis(name, assets, issuers, k, ca_certificate, keys, now_ms)
+    places = tuple(
+        NodePlace(f"node-{number}", key.id.hex(), host, port, client_port)
+        for number, (key, (port, client_port)) in enumerate(zip(keys, ports, strict=True), start=1)
+    )
+    made = _claim(directory)
+    try:
+        staging = directory / _STAGING
+        staging.mkdir(mode=0o700)
+        _write_network(staging, genesis, places, ca_certificate, ca_key)
+        network_key = secrets.token_bytes(NETWORK_KEY_BYTES)
+        for place, key in zip(places, keys, strict=True):
+            certificate = make_node_certificate(ca_certificate, ca_key, key.public_key, now_ms)
+            config = NodeConfig(host, place.port, place.client_port, host, peers=_seeds(places, place))
+            _write_node(staging / place.name, key, certificate, genesis, config, network_key)
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == NETWORK_FILE):
+            path.rename(directory / path.name)
+        staging.rmdir()
+    except BaseException:
+        _empty(directory, and_itself=made)
+        raise
+    return Network(directory, genesis, places)
+
+
+def read_network(directory: Path) -> Network:
+    """The network in `directory`. `LocalMisuse` when it is none, or its files are of different networks."""
+    if not (directory / NETWORK_FILE).is_file():
+        raise LocalMisuse(
+            f"{directory} is not a network's directory (no {NETWORK_FILE}): make one with `hopchain init`"
+        )
+    file = read_toml(directory / NETWORK_FILE, NetworkFile, _ALLOWED)
+    genesis = read_genesis(directory)
+    if genesis.network_id.hex() != file.network_id:
+        raise LocalMisuse(
+            f"{directory}: {NETWORK_FILE} is of network {file.network_id[:16]}, {GENESIS_FILE} of "
+            f"{genesis.network_id.hex()[:16]}: copy both from one network"
+        )
+    return Network(directory, genesis, file.nodes)
+
+
+def read_genesis(directory: Path) -> Genesis:
+    """The genesis file in a network's or a node's directory."""
+    path = directory / GENESIS_FILE
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise LocalMisuse(f"{path} cannot be read ({error.strerror}); copy it from another node") from None
+    try:
+        return decode_genesis(raw)
+    except LocalMisuse as error:
+        raise LocalMisuse(f"{path}: {error}") from None
+
+
+def read_network_key(directory: Path) -> bytes:
+    """The key that seals the DHT's datagrams, the same on all nodes, from a node's directory."""
+    path = directory / NETWORK_KEY
+    key = read_secret(path)
+    if len(key) != NETWORK_KEY_BYTES:
+        raise LocalMisuse(f"{path} has {len(key)} bytes, not {NETWORK_KEY_BYTES}: copy it from another node")
+    return key
+
+
+def free_ports(count: int, rng: random.Random, host: str = "127.0.0.1") -> list[int]:
+    """`count` different ports of `host` that nothing uses now, TCP and UDP. All are held until the last is found."""
+    found: list[int] = []
+    with ExitStack() as held:
+        for port in rng.sample(range(PORTS_FROM, PORTS_TO), PORTS_TO - PORTS_FROM):
+            if len(found) == count:
+                break
+            if _hold(port, host, held):
+                found.append(port)
+    if len(found) < count:
+        raise LocalMisuse(f"only {len(found)} ports of {host} from {PORTS_FROM} to {PORTS_TO} are free, not {count}")
+    return found
+
+
+def _hold(port: int, host: str, held: ExitStack) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with ExitStack() as both:
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            sock = both.enter_context(socket.socket(family, kind))
+            try:
+                sock.bind((host, port))
+            except OSError:
+                return False
+        held.push(both.pop_all())
+    return True
+
+
+def _check_ports(nodes: int, ports: Sequence[tuple[int, int]]) -> None:
+    flat = [port for pair in ports for port in pair]
+    if len(ports) != nodes or len(set(flat)) != len(flat) or not all(1 <= port <= 65535 for port in flat):
+        raise LocalMisuse(f"{nodes} nodes need {2 * nodes} different ports from 1 to 65535, not {flat}")
+
+
+def _genesis(
+    name: str,
+    assets: Sequence[Asset],
+    issuers: Mapping[str, tuple[str, bytes]],
+    k: int,
+    ca_certificate: bytes,
+    keys: Sequence[NodeKey],
+    now_ms: int,
+) -> Genesis:
+    codes = [asset.code for asset in assets]
+    if not codes or len(set(codes)) != len(codes):
+        raise LocalMisuse(f"the assets are {', '.join(codes) or 'none'}: name at least one, each once (CZK:2)")
+    genesis = Genesis(
+        version=1,
+        name=name,
+        assets=tuple(assets),
+        issuers=tuple(Issuer(account, asset, key.hex()) for account, (asset, key) in issuers.items()),
+        k=k,
+        ca=ca_certificate.decode(),
+        members=tuple(GenesisMember(key.public_key.hex()) for key in keys),
+        time_ms=now_ms,
+    )
+    return decode_genesis(encode_genesis(genesis))  # its reader's checks, before anything is written
+
+
+def _claim(directory: Path) -> bool:
+    """True when the directory was made; False when it was there and empty."""
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        if not directory.is_dir() or any(directory.iterdir()):
+            raise LocalMisuse(f"{directory} exists and is not an empty directory: name a new one") from None
+        return False
+    except OSError as error:
+        raise LocalMisuse(f"{directory} cannot be made ({error.strerror}): make its parent directory first") from None
+    return True
+
+
+def _empty(directory: Path, *, and_itself: bool) -> None:
+    """Remove what a failed init left in a directory that was empty before it."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if and_itself:
+        directory.rmdir()
+
+
+def _seeds(places: Sequence[NodePlace], me: NodePlace) -> tuple[Peer, ...]:
+    return tuple(Peer(place.id, place.host, place.port) for place in places if place is not me)
+
+
+def _write_network(
+    directory: Path, genesis: Genesis, places: tuple[NodePlace, ...], ca_certificate: bytes, ca_key: bytes
+) -> None:
+    (directory / GENESIS_FILE).write_bytes(encode_genesis(genesis))
+    (directory / CA_CERTIFICATE).write_bytes(ca_certificate)
+    file = NetworkFile(genesis.name, genesis.network_id.hex(), places)
+    (directory / NETWORK_FILE).write_bytes(msgspec.toml.encode(file))
+    write_secret(directory / CA_KEY, ca_key)
+    write_secret(directory / OPERATOR_KEY, private_key_pem(Ed25519PrivateKey.generate()))
+
+
+def _write_node(
+    directory: Path, key: NodeKey, certificate: bytes, genesis: Genesis, config: NodeConfig, network_key: bytes
+) -> None:
+    directory.mkdir(mode=0o700)
+    (directory / NODE_CERTIFICATE).write_bytes(certificate)
+    (directory / GENESIS_FILE).write_bytes(encode_genesis(genesis))
+    (directory / CONFIG_FILE).write_bytes(encode_config(config))
+    write_secret(directory / NODE_KEY, private_key_pem(key.private))
+    write_secret(directory / NETWORK_KEY, network_key)

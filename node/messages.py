@@ -1,0 +1,273 @@
+"""The messages between nodes: one msgpack frame holds a list of them, in the order they were sent.
+
+Nodes trust each other's word, not each other's bytes: `decode_frame_untrusted` raises only `RemoteFault`.
+Links travel as their canonical bytes. A slot is always named with its account and height, so that a receiver can
+look up what it knows about it without an index over hashes.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from chain.errors import RemoteFault
+from hopchain.framing import MAX_FRAME_BYTES
+from node.paxos import Ballot
+from routing.keyspace import NodeId
+
+MAX_MESSAGES: Final = 20_000  # of one frame; more wait for the next turn
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True):
+    pass
+
+
+class SlotName(_Message, frozen=True):
+    """The place after one link: `slot` is that link's hash (or the opening slot), `height` that of the link to come."""
+
+    slot: bytes
+    account: str
+    height: int
+
+
+class Item(_Message, frozen=True):
+    """A client's request on its way to an owner; `gateway` is the node that answers the client."""
+
+    raw: bytes
+    signature: bytes
+    gateway: bytes
+
+
+# --- consensus (node.slots) ----------------------------------------------------------------------------------------
+
+
+class Prepare(_Message, frozen=True, tag="prepare"):
+    """Phase 1: promise nothing below `ballot`, and tell what you voted for."""
+
+    at: SlotName
+    ballot: Ballot
+
+
+class Promise(_Message, frozen=True, tag="promise"):
+    """Answer to Prepare; `link` are the bytes of the vote at ballot `accepted`."""
+
+    slot: bytes
+    ballot: Ballot
+    accepted: Ballot | None
+    link: bytes | None
+
+
+class Accept(_Message, frozen=True, tag="accept"):
+    """Phase 2: vote for `link` at `ballot`."""
+
+    at: SlotName
+    ballot: Ballot
+    link: bytes
+
+
+class Accepted(_Message, frozen=True, tag="accepted"):
+    """Answer to Accept: the vote is durable."""
+
+    slot: bytes
+    ballot: Ballot
+
+
+class Refuse(_Message, frozen=True, tag="refuse"):
+    """Answer to Prepare or Accept: `promised` is higher than `ballot` (or its epoch is not installed here)."""
+
+    slot: bytes
+    ballot: Ballot
+    promised: Ballot
+
+
+class Decided(_Message, frozen=True, tag="decided"):
+    """`link` is decided. `by` counted the votes; `depth` is for the broadcast tree (routing.broadcast)."""
+
+    link: bytes
+    by: NodeId
+    depth: int
+
+
+# --- gateway and owner (node.gateway, node.owner) ------------------------------------------------------------------
+
+
+class Forward(_Message, frozen=True, tag="forward"):
+    """Requests for the owner of a slot. `takeover`: the sender could not reach the ranks before the receiver."""
+
+    at: SlotName
+    items: tuple[Item, ...]
+    takeover: bool
+
+
+class Moved(_Message, frozen=True, tag="moved"):
+    """Answer to Forward: the slot has a successor. `links` are what the sender lacked, from `height` on."""
+
+    account: str
+    height: int
+    links: tuple[bytes, ...]
+
+
+class Declined(_Message, frozen=True, tag="declined"):
+    """Answer to Forward: these requests were dropped and nothing of them is recorded."""
+
+    account: str
+    request_ids: tuple[bytes, ...]
+    code: str
+    reason: str
+
+
+class NotOwner(_Message, frozen=True, tag="not_owner"):
+    """Answer to Forward: by the view of `epoch` the slot's group is `group`, and the receiver is not the one to ask."""
+
+    at: SlotName
+    request_ids: tuple[bytes, ...]
+    epoch: int
+    group: tuple[NodeId, ...]
+
+
+# --- majority reads (node.inquiry) ---------------------------------------------------------------------------------
+
+
+class AskSlot(_Message, frozen=True, tag="ask_slot"):
+    """Has this slot a successor, or a vote for one?"""
+
+    number: int
+    at: SlotName
+
+
+class SlotAnswer(_Message, frozen=True, tag="slot_answer"):
+    """Answer to AskSlot: decided links from the slot on, or `voted` when a vote here is not decided yet."""
+
+    number: int
+    voted: bool
+    links: tuple[bytes, ...]
+
+
+class AskIncome(_Message, frozen=True, tag="ask_income"):
+    """Which incoming money of `account` do you know? `digest` is that of the list I know (node.inquiry)."""
+
+    number: int
+    account: str
+    digest: bytes
+
+
+class IncomeAnswer(_Message, frozen=True, tag="income_answer"):
+    """Answer to AskIncome: for each sender the height of its newest link that pays the account and is not confirmed,
+    votes for undecided links included. Empty when the asker's digest says that it knows the same."""
+
+    number: int
+    senders: tuple[tuple[str, int], ...]
+
+
+# --- replication (node.replica) ------------------------------------------------------------------------------------
+
+
+class Want(_Message, frozen=True, tag="want"):
+    """Send decided links: chains from a height on, links by hash, links that hold a posting."""
+
+    chains: tuple[tuple[str, int], ...] = ()
+    links: tuple[bytes, ...] = ()
+    postings: tuple[bytes, ...] = ()
+
+
+class Links(_Message, frozen=True, tag="links"):
+    """Decided links, an account's in ascending order."""
+
+    links: tuple[bytes, ...]
+
+
+class Pull(_Message, frozen=True, tag="pull"):
+    """What have you applied after `after` of your log? I have `count` links whose hashes XOR to `accumulator`."""
+
+    after: int
+    count: int
+    accumulator: bytes
+
+
+class Offer(_Message, frozen=True, tag="offer"):
+    """Answer to Pull: hashes of the log up to `upto`; `head` is where the log of `count` links ends. Equal replicas:
+    no hashes."""
+
+    hashes: tuple[bytes, ...]
+    upto: int
+    head: int
+    count: int
+
+
+class Ping(_Message, frozen=True, tag="ping"):
+    """Liveness and round-trip time; `links` the sender has applied."""
+
+    sent: float
+    links: int
+
+
+class Pong(_Message, frozen=True, tag="pong"):
+    """Answer to Ping, with its `sent`."""
+
+    sent: float
+    links: int
+
+
+Message = (
+    Prepare
+    | Promise
+    | Accept
+    | Accepted
+    | Refuse
+    | Decided
+    | Forward
+    | Moved
+    | Declined
+    | NotOwner
+    | AskSlot
+    | SlotAnswer
+    | AskIncome
+    | IncomeAnswer
+    | Want
+    | Links
+    | Pull
+    | Offer
+    | Ping
+    | Pong
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(tuple[Message, ...])
+_ARRAY32: Final = b"\xdd"  # msgpack: an array whose length is the next four bytes
+
+
+def encode_message(message: Message) -> bytes:
+    """One message, as it stands in a frame."""
+    return _encoder.encode(message)
+
+
+def encode_frames(messages: Sequence[bytes]) -> Iterator[bytes]:
+    """Encoded messages for one peer in as few frames as MAX_FRAME_BYTES and MAX_MESSAGES allow, in order.
+
+    A message is at most a few links long, so each fits a frame.
+    """
+    batch: list[bytes] = []
+    size = 0
+    for message in messages:
+        if batch and (size + len(message) > MAX_FRAME_BYTES - 5 or len(batch) == MAX_MESSAGES):
+            yield _frame(batch)
+            batch, size = [], 0
+        batch.append(message)
+        size += len(message)
+    if batch:
+        yield _frame(batch)
+
+
+def _frame(batch: Sequence[bytes]) -> bytes:
+    return b"".join((_ARRAY32, len(batch).to_bytes(4, "big"), *batch))
+
+
+def decode_frame_untrusted(payload: bytes) -> tuple[Message, ...]:
+    """The messages of a frame; `RemoteFault("malformed")` when it is not one."""
+    try:
+        messages = _decoder.decode(payload)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise RemoteFault("malformed", f"a frame of {len(payload)} bytes cannot be read: {error}") from None
+    if len(messages) > MAX_MESSAGES:
+        raise RemoteFault("malformed", f"a frame with {len(messages)} messages: at most {MAX_MESSAGES}")
+    return messages

@@ -1,0 +1,493 @@
+"""Owner: the queue of an account, and the making of its next link.
+
+* R3  the owner of a slot born in this epoch proposes at round 0 without phase 1; everybody else runs phase 1.
+* R4  the own vote is persisted in the turn that first sends the value, before it is sent.
+* R11 only on a decided parent: a link is formed on the head that is applied here.
+* A value that phase 1 finds is finished before anything else.
+
+**The queue follows the tail.** Requests that arrive while a slot is being decided wait; when its link is applied,
+whoever holds requests that are not in it hands all of them to the owner of the new tail.
+
+**Takeover.** A standby waits 3 RTT for every living rank before it, then runs phase 1. Refusals carry the promised
+ballot; the next try goes above it after an exponential, random back-off.
+
+A `Work` is one account with something to decide here:
+
+    waiting for its time -> (preparing ->) forming (-> asking -> forming) -> proposing -> decided, applied, gone
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from chain.link import Link, Slot, opening_slot
+from chain.needs import Needs
+from chain.request import ANY_TIP, Kind, RequestId, SignedRequest, decode_request_untrusted
+from chain.rows import AccountHead
+from chain.rules import Formed, Queued, form_link
+from node.acceptor import Acceptor, is_fast, slot_of
+from node.inquiry import Inquiries, SlotResult, height_of
+from node.messages import (
+    Accept,
+    Accepted,
+    Declined,
+    Forward,
+    Item,
+    NotOwner,
+    Prepare,
+    Promise,
+    Refuse,
+    SlotName,
+)
+from node.paxos import Ballot, Proposer, Refusal
+from node.peers import Peers
+from node.replica import Replica
+from node.turn import FormLink, LinkDecoder, Self, ServeSlot, Turn
+from routing.keyspace import NodeId, route_key
+
+MAX_QUEUE: Final = 20_000  # requests of one account: a few full links
+MAX_QUEUED: Final = 200_000  # of all accounts: about 100 MB
+TAKEOVER_RTTS: Final = 3
+RESEND_RTTS: Final = 4  # silence for longer than this sends the same ballot again
+BACKOFF_S: Final = 0.02
+MAX_BACKOFF_S: Final = 2.0
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A request in a queue: since when (monotonic seconds), and the node that answers its client."""
+
+    queued: Queued
+    gateway: NodeId
+    since: float
+
+
+class Work(msgspec.Struct):
+    """One account with something to decide on this node."""
+
+    account: str
+    wake_at: float
+    queue: dict[RequestId, Held] = msgspec.field(default_factory=dict)
+    at: SlotName | None = None  # the slot that `proposer` works on
+    proposer: Proposer[Link] | None = None
+    finish: bool = False  # a vote is stuck there: phase 1 even with an empty queue
+    attempt: int = 0  # resends and new ballots in this slot
+    lowest_round: int = 1
+    asked_at: float | None = None  # when facts were asked for; requests since then wait for the next link
+    asking: int = 0  # inquiries that are under way
+    absent: set[str] = msgspec.field(default_factory=set)
+    income_complete: bool = False
+    ask_failed: bool = False
+
+
+class Owner:
+    """All accounts that this node has something to decide for."""
+
+    def __init__(
+        self,
+        self_: Self,
+        decoder: LinkDecoder,
+        peers: Peers,
+        acceptor: Acceptor,
+        replica: Replica,
+        inquiries: Inquiries,
+    ) -> None:
+        self._self = self_
+        self._decoder = decoder
+        self._peers = peers
+        self._acceptor = acceptor
+        self._replica = replica
+        self._inquiries = inquiries
+        self._works: dict[str, Work] = {}
+        self._by_slot: dict[bytes, Work] = {}
+        self.queued = 0
+        replica.hooks.append(self._on_applied)
+
+    # --- requests come in ---
+
+    def needs_forward(self, message: Forward, needs: Needs) -> None:
+        needs.heads.add(message.at.account)
+        needs.outcomes.update((message.at.account, _item_id(item)) for item in message.items)
+
+    def on_forward(self, turn: Turn, peer: NodeId, message: Forward) -> None:
+        """Requests of a gateway, or of the owner before this one."""
+        at = message.at
+        head = turn.loaded.heads.get(at.account)
+        if height_of(head) < at.height - 1:
+            self._replica.wait_for_parent(turn, peer, message)
+            return
+        if head is not None and head.height >= at.height:
+            self._chase(turn, peer, message, head)
+            return
+        group = self._self.view.group(route_key(at.slot))
+        before = [n for n in group[: _rank(group, self._self.id)] if self._peers.alive(n, turn.now)]
+        if self._self.id not in group or (before and not message.takeover):
+            ids = tuple(_item_id(item) for item in message.items)
+            turn.send(peer, NotOwner(at, ids, self._self.view.epoch, group))
+            return
+        held = [_held(item, turn.now.mono) for item in message.items]
+        if before:  # the sender cannot reach them, this node can: the owner gets the requests after all
+            turn.send(before[0], msgspec.structs.replace(message, takeover=False))
+        self.enqueue(turn, at.account, held, wait_s=self._takeover_wait(before))
+
+    def _chase(self, turn: Turn, peer: NodeId, message: Forward, head: AccountHead) -> None:
+        """The slot is decided already. What may still execute follows the tail from here, for it is faster than the way
+        back to its gateway; what is recorded or pinned to the old tip ends at the gateway, once it has the links."""
+        account = message.at.account
+        open_: list[Held] = []
+        ended: list[Held] = []
+        for item in message.items:
+            held = _held(item, turn.now.mono)
+            pinned = held.queued.request.expect_tip not in (ANY_TIP, head.tip)
+            over = pinned or (account, held.queued.request_id) in turn.loaded.outcomes
+            (ended if over or held.queued.request.kind is Kind.OPEN else open_).append(held)
+        if ended:
+            turn.again.append(ServeSlot(peer, message.at, moved=True))
+        if not open_:
+            return
+        at = SlotName(head.slot, account, head.height + 1)
+        to, is_owner = self._first_living(turn, at)
+        if to == self._self.id:
+            self.enqueue(turn, account, open_)
+        else:
+            self._send_items(turn, to, at, open_, takeover=not is_owner)
+
+    def enqueue(self, turn: Turn, account: str, held: Iterable[Held], *, wait_s: float = 0.0) -> None:
+        """Take requests of `account`, whose slot this node is in the group of, after `wait_s`."""
+        work = self._works.get(account)
+        if work is None:
+            work = self._works[account] = Work(account, turn.now.mono + wait_s)
+        declined = []
+        for item in held:
+            if item.queued.request_id in work.queue:
+                continue
+            if len(work.queue) >= MAX_QUEUE or self.queued >= MAX_QUEUED:
+                declined.append(item)
+                continue
+            work.queue[item.queued.request_id] = item
+            self.queued += 1
+        self._decline(turn, account, declined, "busy", f"{self.queued} requests wait here; send it again in a while")
+        if work.proposer is None and not work.asking and work.attempt == 0 and wait_s == 0.0:
+            work.wake_at = turn.now.mono
+            turn.again.append(FormLink(account))
+
+    def finish(self, turn: Turn, at: SlotName) -> None:
+        """A vote in this slot is stuck: decide it, whatever was voted for."""
+        work = self._works.get(at.account)
+        if work is None:
+            work = self._works[at.account] = Work(at.account, turn.now.mono)
+        if work.proposer is None:
+            work.finish = True
+            turn.again.append(FormLink(at.account))
+
+    def _takeover_wait(self, before: list[NodeId]) -> float:
+        if not before:
+            return 0.0
+        rtt = self._peers.rtt(before)
+        return TAKEOVER_RTTS * rtt * (len(before) + self._self.rng.random())
+
+    # --- forming ---
+
+    def needs_form(self, event: FormLink, needs: Needs) -> None:
+        work = self._works.get(event.account)
+        if work is None:
+            return
+        needs.forming.add(event.account)
+        needs.heads.add(event.account)
+        self._inquiries.needs_income(event.account, needs)
+        for request_id, held in work.queue.items():
+            needs.outcomes.add((event.account, request_id))
+            if held.queued.request.kind is Kind.CANCEL:
+                needs.outcomes.add((event.account, held.queued.request.target))
+            needs.heads.update(p.recipient for p in held.queued.request.postings)
+
+    def on_form(self, turn: Turn, event: FormLink) -> None:
+        """Begin, or go on with, the next link of an account."""
+        work = self._works.get(event.account)
+        if work is None or work.asking or (work.proposer is not None and not self._may_propose(work)):
+            return
+        head = turn.loaded.heads.get(event.account)
+        at = slot_of(head, event.account, opening_slot(self._self.network, event.account))
+        group = self._self.view.group(route_key(at.slot))
+        if self._self.id not in group:
+            self._hand_over(turn, work, at)
+            return
+        if work.proposer is None:
+            self._drop_settled(turn, work)
+            if not work.queue and not (work.finish and self._acceptor.is_voted(Slot(at.slot))):
+                self._remove(work)
+                return
+            self._start_ballot(turn, work, at, head, group)
+        if work.proposer is not None and self._may_propose(work):
+            self._form(turn, work)
+
+    def _may_propose(self, work: Work) -> bool:
+        proposer = work.proposer
+        return proposer is not None and proposer.prepared and proposer.value is None
+
+    def _start_ballot(
+        self, turn: Turn, work: Work, at: SlotName, head: AccountHead | None, group: tuple[NodeId, ...]
+    ) -> None:
+        """R3: round 0 for the owner that has not voted yet; else a round above all it knows, with phase 1."""
+        vote = self._acceptor.vote(Slot(at.slot))
+        epoch = self._self.view.epoch
+        if vote is None and work.lowest_round == 1 and is_fast(at, self._self.id, head, group, epoch):
+            ballot = Ballot(epoch, 0, self._self.id)
+        else:
+            above = vote.promised.round + 1 if vote is not None and vote.promised.epoch == epoch else 1
+            ballot = Ballot(epoch, max(above, work.lowest_round), self._self.id)
+        work.at = at
+        work.proposer = Proposer(ballot, group)
+        work.finish = False
+        self._by_slot[at.slot] = work
+        if ballot.round > 0:
+            promise = self._acceptor.promise(turn, at, ballot)
+            assert not isinstance(promise, Refusal), (ballot, promise)
+            work.proposer.on_promise(self._self.id, ballot, promise.accepted, promise.value)
+            self._send_silent(turn, work)
+
+    def _form(self, turn: Turn, work: Work) -> None:
+        assert work.proposer is not None
+        if work.proposer.found is not None:
+            self._propose(turn, work, work.proposer.found)
+            return
+        loaded = turn.loaded
+        forming = loaded.forming[work.account]
+        loaded.postings.update((i.posting.hash, i.posting) for i in forming.incoming)
+        queue = [h.queued for h in work.queue.values() if work.asked_at is None or h.since <= work.asked_at]
+        formed = form_link(
+            self._self.network,
+            forming,
+            queue,
+            loaded.heads,
+            {request_id for account, request_id in loaded.outcomes if account == work.account},
+            epoch=self._self.view.epoch,
+            now_ms=turn.now.unix_ms,
+            absent=work.absent if work.asked_at is not None else (),
+            income_complete=work.income_complete and work.asked_at is not None,
+        )
+        if formed.unjudged and work.asked_at is None:
+            self._ask(turn, work, formed)
+            return
+        self._take_out(work, (*formed.settled, *formed.stale))
+        reason = "whether the money or the recipient exists could not be asked of enough nodes in time"
+        self._decline(turn, work.account, self._take_out(work, formed.unjudged), "not_askable", reason)
+        if formed.link is not None:
+            self._propose(turn, work, formed.link)
+        else:
+            self._end_ballot(work)
+            work.asked_at = None
+            if work.queue:
+                turn.again.append(FormLink(work.account))
+            else:
+                self._remove(work)
+
+    def _ask(self, turn: Turn, work: Work, formed: Formed) -> None:
+        """Ask the network for the facts without which requests cannot be judged; then form again."""
+        work.asked_at = turn.now.mono
+        work.absent.clear()
+        work.income_complete = False
+        names = sorted(formed.ask_recipients)
+        work.asking = len(names) + int(formed.ask_income)
+        account = work.account
+
+        def asked(turn: Turn) -> None:
+            work.asking -= 1
+            if not work.asking and self._works.get(account) is work:
+                turn.again.append(FormLink(account))
+
+        def on_income(turn: Turn, complete: bool) -> None:
+            work.income_complete = complete
+            asked(turn)
+
+        def on_slot(name: str) -> None:
+            def done(turn: Turn, result: SlotResult) -> None:
+                if result.known and not result.taken:
+                    work.absent.add(name)
+                asked(turn)
+
+            self._inquiries.ask_slot(turn, SlotName(opening_slot(self._self.network, name), name, 0), done)
+
+        for name in names:
+            on_slot(name)
+        if formed.ask_income:
+            self._inquiries.ask_income(turn, account, on_income)
+
+    def _drop_settled(self, turn: Turn, work: Work) -> None:
+        recorded = [h.queued for i, h in work.queue.items() if (work.account, i) in turn.loaded.outcomes]
+        self._take_out(work, recorded)
+
+    # --- proposing ---
+
+    def _propose(self, turn: Turn, work: Work, link: Link) -> None:
+        proposer, at = work.proposer, work.at
+        assert proposer is not None
+        assert at is not None
+        voted = self._acceptor.vote_for(turn, at, proposer.ballot, link)
+        if isinstance(voted, Refusal):  # this node promised a higher ballot to somebody else meanwhile
+            self._back_off(turn, work, voted.promised)
+            return
+        proposer.propose(link)
+        work.attempt = 0
+        self._send_silent(turn, work)
+        if proposer.on_accepted(self._self.id, proposer.ballot):
+            self._decided(turn, work, link)
+
+    def _send_silent(self, turn: Turn, work: Work) -> None:
+        """(Re-)send the current phase to those who have not answered it."""
+        proposer, at = work.proposer, work.at
+        assert proposer is not None
+        assert at is not None
+        message: Prepare | Accept = Prepare(at, proposer.ballot)
+        if proposer.value is not None:
+            message = Accept(at, proposer.ballot, proposer.value.raw)
+        for node in proposer.silent():
+            if node != self._self.id:
+                turn.send(node, message)
+        pause = RESEND_RTTS * self._peers.rtt(proposer.group) * (1 << min(work.attempt, 6))
+        work.wake_at = turn.now.mono + min(MAX_BACKOFF_S, pause)
+
+    def proposed(self, slot: bytes) -> Link | None:
+        """The link this node proposes in `slot`, if it does."""
+        work = self._by_slot.get(slot)
+        return work.proposer.value if work is not None and work.proposer is not None else None
+
+    def on_promise(self, turn: Turn, peer: NodeId, message: Promise) -> None:
+        work = self._by_slot.get(message.slot)
+        if work is None or work.proposer is None:
+            return
+        link = self._decoder.untrusted(message.link) if message.link is not None else None
+        if work.proposer.on_promise(peer, message.ballot, message.accepted, link):
+            turn.again.append(FormLink(work.account))
+
+    def on_accepted(self, turn: Turn, peer: NodeId, message: Accepted) -> None:
+        work = self._by_slot.get(message.slot)
+        if work is None or work.proposer is None:
+            return
+        link = work.proposer.value
+        if link is not None and work.proposer.on_accepted(peer, message.ballot):
+            self._decided(turn, work, link)
+
+    def on_refuse(self, turn: Turn, peer: NodeId, message: Refuse) -> None:
+        work = self._by_slot.get(message.slot)
+        if work is not None and work.proposer is not None and message.ballot == work.proposer.ballot:
+            self._back_off(turn, work, message.promised)
+
+    def _back_off(self, turn: Turn, work: Work, promised: Ballot) -> None:
+        """Somebody promised a higher ballot: try above it, later."""
+        self._end_ballot(work)
+        work.lowest_round = max(work.lowest_round, promised.round) + 1
+        work.attempt += 1
+        pause = BACKOFF_S * (1 << min(work.attempt, 7)) * (0.5 + self._self.rng.random())
+        work.finish = True
+        work.wake_at = turn.now.mono + min(MAX_BACKOFF_S, pause)
+
+    def _decided(self, turn: Turn, work: Work, link: Link) -> None:
+        self._end_ballot(work)
+        self._replica.announce(turn, link)
+
+    # --- decided ---
+
+    def _on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
+        """The slot is filled: what is left of the queue goes to the owner of the new tail."""
+        work = self._works.get(link.account)
+        if work is None:
+            return
+        self._end_ballot(work)
+        for request_id, _ in link.outcomes():
+            if work.queue.pop(request_id, None) is not None:
+                self.queued -= 1
+        work.attempt, work.lowest_round, work.finish = 0, 1, False
+        work.asked_at = None
+        if not work.queue:
+            self._remove(work)
+            return
+        self._hand_over(turn, work, SlotName(link.next_slot, link.account, link.height + 1))
+
+    def _hand_over(self, turn: Turn, work: Work, at: SlotName) -> None:
+        """Send the queue to the first living member of the slot's group, or keep it when that is this node."""
+        to, is_owner = self._first_living(turn, at)
+        if to == self._self.id:
+            turn.again.append(FormLink(work.account))
+            return
+        self._send_items(turn, to, at, work.queue.values(), takeover=not is_owner)
+        self._remove(work)
+
+    def _first_living(self, turn: Turn, at: SlotName) -> tuple[NodeId, bool]:
+        """The first living member of the slot's group, and whether that is its owner."""
+        group = self._self.view.group(route_key(at.slot))
+        to = next((n for n in group if self._peers.alive(n, turn.now)), group[0])
+        return to, to == group[0]
+
+    def _send_items(self, turn: Turn, to: NodeId, at: SlotName, held: Iterable[Held], *, takeover: bool) -> None:
+        items = tuple(Item(h.queued.signed.raw, h.queued.signed.signature, h.gateway) for h in held)
+        for batch in item_batches(items):
+            turn.send(to, Forward(at, batch, takeover))
+
+    # --- book-keeping ---
+
+    def _take_out(self, work: Work, items: Iterable[Queued]) -> list[Held]:
+        out = [held for q in items if (held := work.queue.pop(q.request_id, None)) is not None]
+        self.queued -= len(out)
+        return out
+
+    def _decline(self, turn: Turn, account: str, held: list[Held], code: str, reason: str) -> None:
+        by_gateway: dict[NodeId, list[RequestId]] = {}
+        for item in held:
+            by_gateway.setdefault(item.gateway, []).append(item.queued.request_id)
+        for gateway, ids in by_gateway.items():
+            turn.send(gateway, Declined(account, tuple(ids), code, reason))
+
+    def _end_ballot(self, work: Work) -> None:
+        if work.at is not None:
+            self._by_slot.pop(work.at.slot, None)
+        work.at = work.proposer = None
+
+    def _remove(self, work: Work) -> None:
+        self._end_ballot(work)
+        self.queued -= len(work.queue)
+        self._works.pop(work.account, None)
+
+    # --- time ---
+
+    def deadline(self) -> float | None:
+        return min((w.wake_at for w in self._works.values() if not w.asking), default=None)
+
+    def tick(self, turn: Turn) -> None:
+        """Begin what waited for its time; send again what was not answered."""
+        for work in list(self._works.values()):
+            if work.asking or work.wake_at > turn.now.mono:
+                continue
+            if work.proposer is None or self._may_propose(work):
+                work.wake_at = turn.now.mono + MAX_BACKOFF_S
+                turn.again.append(FormLink(work.account))
+            else:
+                work.attempt += 1
+                self._send_silent(turn, work)
+
+
+def _item_id(item: Item) -> RequestId:
+    return SignedRequest(item.raw, item.signature).request_id
+
+
+def _held(item: Item, now: float) -> Held:
+    signed = SignedRequest(item.raw, item.signature)
+    return Held(Queued(signed, decode_request_untrusted(item.raw), signed.request_id), NodeId(item.gateway), now)
+
+
+def _rank(group: tuple[NodeId, ...], node: NodeId) -> int:
+    return group.index(node) if node in group else len(group)
+
+
+def item_batches(items: tuple[Item, ...]) -> Iterable[tuple[Item, ...]]:
+    """Requests in messages of at most about 1 MiB, at least one request each."""
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        if batch and size + len(item.raw) > 1024 * 1024:
+            yield tuple(batch)
+            batch, size = [], 0
+        batch.append(item)
+        size += len(item.raw) + 128
+    if batch:
+        yield tuple(batch)

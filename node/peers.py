@@ -1,0 +1,108 @@
+"""Failure detector: which members are alive, how far away they are.
+
+A member is alive while its connection stands and something was heard of it within SUSPECT_S. Pings keep an idle
+connection heard of and measure the round trip *through the peer's turns*, so that time-outs built on it grow with
+load. Being wrong costs time, never safety: consensus does not ask who is alive.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from node.messages import Ping, Pong
+from node.turn import Now, Self, Turn
+from routing.keyspace import NodeId
+
+PING_EVERY_S: Final = 0.5  # four chances before a peer is suspected
+SUSPECT_S: Final = 2.0
+PINGS_PER_ROUND: Final = 16  # above this many members each round pings a part of them
+MIN_RTT_S: Final = 0.005  # below a turn's own length a measured round trip says nothing
+FIRST_RTT_S: Final = 0.05
+RTT_WEIGHT: Final = 0.2  # of a new sample, as TCP smooths
+
+
+class _Peer:
+    def __init__(self, now: float) -> None:
+        self.heard = now
+        self.rtt = FIRST_RTT_S
+        self.measured = False
+        self.links = 0
+
+
+class Peers:
+    """What this node knows about the other members."""
+
+    def __init__(self, self_: Self) -> None:
+        self._self = self_
+        self._up: dict[NodeId, _Peer] = {}
+        self._next_ping = 0.0
+        self._turn_of = 0
+
+    def on_up(self, peer: NodeId, now: Now) -> None:
+        self._up[peer] = _Peer(now.mono)
+
+    def on_down(self, peer: NodeId) -> None:
+        self._up.pop(peer, None)
+
+    def heard(self, peer: NodeId, now: Now) -> None:
+        """Anything that arrives is a sign of life."""
+        known = self._up.get(peer)
+        if known is not None:
+            known.heard = now.mono
+
+    def on_ping(self, turn: Turn, peer: NodeId, message: Ping, links: int) -> None:
+        self._note_links(peer, message.links)
+        turn.send(peer, Pong(message.sent, links))
+
+    def on_pong(self, turn: Turn, peer: NodeId, message: Pong) -> None:
+        self._note_links(peer, message.links)
+        known = self._up.get(peer)
+        sample = turn.now.mono - message.sent
+        if known is None or sample < 0:
+            return
+        sample = max(sample, MIN_RTT_S)
+        known.rtt = sample if not known.measured else (1 - RTT_WEIGHT) * known.rtt + RTT_WEIGHT * sample
+        known.measured = True
+
+    def _note_links(self, peer: NodeId, links: int) -> None:
+        known = self._up.get(peer)
+        if known is not None:
+            known.links = links
+
+    def alive(self, node: NodeId, now: Now) -> bool:
+        """True for this node itself and for peers that were heard of lately."""
+        known = self._up.get(node)
+        return node == self._self.id or (known is not None and now.mono - known.heard < SUSPECT_S)
+
+    def rtt(self, nodes: Iterable[NodeId]) -> float:
+        """The longest smoothed round trip to any of `nodes`, seconds."""
+        return max((self._up[n].rtt for n in nodes if n in self._up), default=FIRST_RTT_S)
+
+    def measured_rtt(self, node: NodeId) -> float | None:
+        """The smoothed round trip to `node` in seconds, None before the first pong."""
+        known = self._up.get(node)
+        return known.rtt if known is not None and known.measured else None
+
+    def links(self, node: NodeId) -> int:
+        """How many links `node` said it had applied."""
+        known = self._up.get(node)
+        return known.links if known is not None else 0
+
+    def connected(self) -> list[NodeId]:
+        """Peers with a connection, in id order (so that a seed gives one run)."""
+        return sorted(self._up)
+
+    def deadline(self) -> float:
+        return self._next_ping
+
+    def tick(self, turn: Turn, links: int) -> None:
+        """Ping, when it is time."""
+        if turn.now.mono < self._next_ping:
+            return
+        self._next_ping = turn.now.mono + PING_EVERY_S
+        peers = self.connected()
+        if len(peers) > PINGS_PER_ROUND:
+            start = self._turn_of % len(peers)
+            self._turn_of = start + PINGS_PER_ROUND
+            peers = (peers + peers)[start : start + PINGS_PER_ROUND]
+        for peer in peers:
+            turn.send(peer, Ping(turn.now.mono, links))

@@ -1,0 +1,247 @@
+"""Keys and certificates: who may talk to whom.
+
+* A node's identity is its Ed25519 key: node id = first 20 bytes of SHA-256(raw public key).
+* The network's CA (in the genesis file) signs, for each node, a certificate whose subject key *is* that key. TLS then
+  proves possession of the key, and the node id is read off the certificate: no host names, no lookup.
+* Whether a node is a member is for the view to say, not for its certificate. So certificates do not expire (RFC 5280
+  4.1.2.5, notAfter 9999-12-31): a network whose certificates all ran out on one day would stop on that day.
+* TLS 1.3 only. Between nodes both sides show a certificate; on the client port only the node does.
+* Secrets are files with mode 0600 from their first byte. A key file that others can read is refused.
+"""
+
+import datetime
+import os
+import ssl
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from chain.errors import LocalMisuse, RemoteFault
+from routing.keyspace import NodeId, node_id_of
+
+NODE_KEY: Final = "node.key"
+NODE_CERTIFICATE: Final = "node.crt"
+SECRET_MODE: Final = 0o600
+MAX_SECRET_BYTES: Final = 64 * 1024  # a key file is a few hundred bytes; anything larger is not one
+
+_NO_EXPIRY: Final = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
+_CLOCK_SKEW: Final = datetime.timedelta(days=1)  # a machine whose clock is behind accepts a new certificate
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKey:
+    """A node's own key, and the id that follows from it."""
+
+    id: NodeId
+    public_key: bytes
+    private: Ed25519PrivateKey = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeContexts:
+    """The three ways in which a node uses TLS: `accept` and `dial` between members, `serve` for clients."""
+
+    accept: ssl.SSLContext
+    dial: ssl.SSLContext
+    serve: ssl.SSLContext
+
+
+# --- secrets as files ----------------------------------------------------------------------------------------------
+
+
+def write_secret(path: Path, secret: bytes) -> None:
+    """Make the file `path` with mode 0600 from its first byte, durably. `LocalMisuse` when it exists."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, SECRET_MODE)
+    except FileExistsError:
+        raise LocalMisuse(f"{path} exists and is not replaced: move it away first") from None
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secret)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_secret(path: Path) -> bytes:
+    """The bytes of a secret file. `LocalMisuse` when it is missing or others may read or write it."""
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & 0o077:
+                raise LocalMisuse(
+                    f"{path} holds a secret and has mode {mode:04o}, so others can use it: chmod 600 {path}"
+                )
+            secret = file.read(MAX_SECRET_BYTES + 1)
+    except OSError as error:
+        raise LocalMisuse(f"{path} cannot be read ({error.strerror}); `hopchain init` makes it") from None
+    if len(secret) > MAX_SECRET_BYTES:
+        raise LocalMisuse(f"{path} has more than {MAX_SECRET_BYTES} bytes: it is not a key file")
+    return secret
+
+
+def private_key_pem(key: Ed25519PrivateKey) -> bytes:
+    """The key as PEM (PKCS 8, not encrypted: the file mode protects it)."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def read_private_key(path: Path) -> Ed25519PrivateKey:
+    """The Ed25519 key in the PEM file `path`; `LocalMisuse` when it is not one."""
+    return _private_key(read_secret(path), str(path))
+
+
+def read_node_key(directory: Path) -> NodeKey:
+    """The key of the node whose directory this is."""
+    return node_key(read_private_key(directory / NODE_KEY))
+
+
+def node_key(private: Ed25519PrivateKey) -> NodeKey:
+    """The node identity of a private key."""
+    public_key = raw_public_key(private)
+    return NodeKey(node_id_of(public_key), public_key, private)
+
+
+def raw_public_key(private: Ed25519PrivateKey) -> bytes:
+    """The 32 raw bytes of the key's public half."""
+    return private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+
+def _private_key(pem: bytes, where: str) -> Ed25519PrivateKey:
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError):
+        raise LocalMisuse(f"{where} is not an unencrypted private key in PEM form") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise LocalMisuse(f"{where} holds a key of another kind; it must be Ed25519")
+    return key
+
+
+# --- certificates --------------------------------------------------------------------------------------------------
+
+
+def make_ca(network_name: str, now_ms: int) -> tuple[bytes, bytes]:
+    """A new CA for one network: (certificate PEM, private key PEM). `now_ms`: Unix milliseconds."""
+    key = Ed25519PrivateKey.generate()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"hopchain {network_name}"[:64])])
+    usage = _key_usage(signs_certificates=True)
+    builder = _builder(name, name, key.public_key(), key.public_key(), now_ms)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    certificate = builder.add_extension(usage, critical=True).sign(key, None)
+    return certificate.public_bytes(Encoding.PEM), private_key_pem(key)
+
+
+def make_node_certificate(ca_certificate: bytes, ca_key: bytes, public_key: bytes, now_ms: int) -> bytes:
+    """A certificate, PEM, for the node with this 32-byte raw Ed25519 public key; its common name is the node id."""
+    issuer = _certificate(ca_certificate, "the CA certificate")
+    key = Ed25519PublicKey.from_public_bytes(public_key)
+    node_id = node_id_of(public_key).hex()
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node_id)])
+    signer = _private_key(ca_key, "the CA key")
+    builder = _builder(subject, issuer.subject, key, signer.public_key(), now_ms)
+    for extension, critical in (
+        (x509.BasicConstraints(ca=False, path_length=None), True),
+        (_key_usage(signs_certificates=False), True),
+        (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), False),
+        (x509.SubjectAlternativeName([x509.DNSName(f"{node_id}.hopchain.internal")]), False),
+    ):
+        builder = builder.add_extension(extension, critical=critical)
+    return builder.sign(signer, None).public_bytes(Encoding.PEM)
+
+
+def peer_node_id_untrusted(der: bytes) -> NodeId:
+    """The id of the node that a certificate (DER) belongs to. Raises `RemoteFault("certificate")`."""
+    try:
+        key = x509.load_der_x509_certificate(der).public_key()
+    except Exception:  # noqa: BLE001 -- the parser names no complete list of what it raises for bad bytes
+        raise RemoteFault("certificate", f"a certificate of {len(der)} bytes cannot be read") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise RemoteFault("certificate", "a certificate whose key is not Ed25519; nodes have Ed25519 keys")
+    return node_id_of(key.public_bytes_raw())
+
+
+def node_contexts(directory: Path, ca_pem: str) -> NodeContexts:
+    """TLS for the node in `directory` (node.key, node.crt) in the network of this CA (genesis.json).
+
+    `LocalMisuse` when the certificate is not this network's or not this key's.
+    """
+    path = directory / NODE_CERTIFICATE
+    try:
+        certificate = _certificate(path.read_bytes(), str(path))
+    except OSError as error:
+        raise LocalMisuse(f"{path} cannot be read ({error.strerror}); `hopchain init` makes it") from None
+    authority = _certificate(ca_pem.encode(), "the CA certificate in genesis.json")
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        raise LocalMisuse(
+            f"{path} is not signed by the CA in genesis.json: the two are of different networks; copy the right ones"
+        ) from None
+    key = read_node_key(directory)
+    if peer_node_id_untrusted(certificate.public_bytes(Encoding.DER)) != key.id:
+        raise LocalMisuse(f"{path} is not the certificate of {directory / NODE_KEY}: copy both from one node")
+    accept = _context(ssl.PROTOCOL_TLS_SERVER, directory)
+    accept.verify_mode = ssl.CERT_REQUIRED
+    accept.load_verify_locations(cadata=ca_pem)
+    dial = _context(ssl.PROTOCOL_TLS_CLIENT, directory)
+    dial.verify_mode = ssl.CERT_REQUIRED
+    dial.load_verify_locations(cadata=ca_pem)
+    return NodeContexts(accept, dial, _context(ssl.PROTOCOL_TLS_SERVER, directory))
+
+
+def _context(protocol: int, directory: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False  # the key is the identity; see the hello
+    if protocol == ssl.PROTOCOL_TLS_SERVER:
+        context.num_tickets = 0  # connections are long: nothing to resume
+    context.load_cert_chain(directory / NODE_CERTIFICATE, directory / NODE_KEY)
+    return context
+
+
+def _certificate(pem: bytes, where: str) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(pem)
+    except ValueError:
+        raise LocalMisuse(f"{where} is not a certificate in PEM form") from None
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: Ed25519PublicKey, signer: Ed25519PublicKey, now_ms: int
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.fromtimestamp(now_ms // 1000, tz=datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCK_SKEW)
+        .not_valid_after(_NO_EXPIRY)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer), critical=False)
+    )
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )

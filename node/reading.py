@@ -1,0 +1,110 @@
+"""Balance reads that must be made certain before this replica may answer.
+
+`min_height` (session): the read waits until the account's chain here is at least that high, so that a client sees
+its own writes at any node. `linearizable`: the tip's slot is asked until a majority knows no successor, then all
+income that was decided before is fetched. In both cases the answer itself is an ordinary local read, done by the
+driver in the same turn's effects, after everything that the turn applied is durable.
+"""
+
+from typing import Final
+
+import msgspec
+
+from chain.link import Link, opening_slot
+from chain.needs import Needs
+from hopchain.wire import AskBalance, Unknown
+from node.acceptor import slot_of
+from node.inquiry import Inquiries, SlotResult, height_of
+from node.replica import Replica
+from node.turn import Caller, ClientBalance, Read, Self, Turn
+from routing.keyspace import NodeId
+
+MAX_READS: Final = 100_000
+MAX_WAIT_MS: Final = 60_000
+
+
+class _Wait(msgspec.Struct):
+    caller: Caller
+    ask: AskBalance
+    deadline: float
+
+
+class Reading:
+    """The reads of this node's clients that are not certain yet."""
+
+    def __init__(self, self_: Self, inquiries: Inquiries, replica: Replica) -> None:
+        self._self = self_
+        self._inquiries = inquiries
+        self._waits: dict[str, list[_Wait]] = {}
+        self._count = 0
+        replica.hooks.append(self._on_applied)
+
+    def needs_balance(self, event: ClientBalance, needs: Needs) -> None:
+        self._inquiries.needs_income(event.ask.account, needs)
+
+    def on_balance(self, turn: Turn, event: ClientBalance) -> None:
+        """Answer now, wait for the height, or ask the network."""
+        ask = event.ask
+        head = turn.loaded.heads.get(ask.account)
+        if height_of(head) < ask.min_height:
+            self._wait(turn, event)
+        elif ask.linearizable:
+            self._ask_tip(turn, event)
+        else:
+            turn.reads.append(Read(event.caller, ask))
+
+    def _wait(self, turn: Turn, event: ClientBalance) -> None:
+        if self._count >= MAX_READS:
+            turn.answer(event.caller, Unknown(b"", f"{self._count} reads wait at this node: ask another one"))
+            return
+        timeout_s = min(max(event.ask.timeout_ms, 1), MAX_WAIT_MS) / 1000
+        self._count += 1
+        self._waits.setdefault(event.ask.account, []).append(_Wait(event.caller, event.ask, turn.now.mono + timeout_s))
+
+    def _ask_tip(self, turn: Turn, event: ClientBalance) -> None:
+        account = event.ask.account
+        head = turn.loaded.heads.get(account)
+        at = slot_of(head, account, opening_slot(self._self.network, account))
+
+        def done(turn: Turn, result: SlotResult) -> None:
+            if result.taken:
+                turn.again.append(event)  # one link further, ask again there
+            elif not result.known:
+                turn.answer(event.caller, Unknown(b"", f"no majority of the nodes that decide for {account} answered"))
+            else:
+                self._inquiries.ask_income(turn, account, on_income)
+
+        def on_income(turn: Turn, complete: bool) -> None:
+            if complete:
+                turn.reads.append(Read(event.caller, event.ask))
+            else:
+                turn.answer(event.caller, Unknown(b"", f"the income of {account} could not be asked of enough nodes"))
+
+        self._inquiries.ask_slot(turn, at, done)
+
+    def _on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
+        waits = self._waits.get(link.account)
+        if not waits:
+            return
+        ready = [w for w in waits if w.ask.min_height <= link.height]
+        self._keep(link.account, [w for w in waits if w.ask.min_height > link.height])
+        turn.again += [ClientBalance(w.caller, w.ask) for w in ready]
+
+    def _keep(self, account: str, waits: list[_Wait]) -> None:
+        self._count += len(waits) - len(self._waits.pop(account, ()))
+        if waits:
+            self._waits[account] = waits
+
+    def deadline(self) -> float | None:
+        return min((w.deadline for waits in self._waits.values() for w in waits), default=None)
+
+    def tick(self, turn: Turn) -> None:
+        """Tell those whose time is up."""
+        for account, waits in list(self._waits.items()):
+            late = [w for w in waits if w.deadline <= turn.now.mono]
+            if not late:
+                continue
+            self._keep(account, [w for w in waits if w.deadline > turn.now.mono])
+            for wait in late:
+                reason = f"link {wait.ask.min_height} of {account} did not reach this node in time"
+                turn.answer(wait.caller, Unknown(b"", reason))

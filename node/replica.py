@@ -1,0 +1,379 @@
+"""Replica: how decided links reach this node's chains, and how this node helps others.
+
+* R11 only decided links come here, and none is judged again: `check_successor` failing means that this replica is
+      damaged, and the node stops. Two successors of one link stop it too.
+* A link waits until all it stands on is applied: the link before it, the openings of the accounts it pays, the
+  postings it confirms. What waits is asked for, at its sender first, then at others.
+* Decided links go out at once (directly, or along a Kademlia broadcast tree in large networks), and every PULL_S a
+  random peer is asked what its log holds that this one lacks. So a lost message costs time, never a link.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from chain.errors import Corruption, RemoteFault
+from chain.link import Link, LinkHash, PostingHash
+from chain.needs import Needs
+from chain.rows import AccountHead, Applied, OutcomeRow, PostingRow
+from chain.rules import check_successor
+from chain.store import CursorRow
+from node.messages import Accept, Decided, Forward, Links, Moved, Offer, Prepare, Pull, SlotAnswer, Want
+from node.peers import Peers
+from node.turn import FromPeer, Learn, LinkDecoder, Self, ServeSlot, Turn, add_link_needs
+from routing.broadcast import LEAF, targets
+from routing.keyspace import NodeId, route_key
+
+PULL_S: Final = 2.0
+PULL_TIMEOUT_S: Final = 3.0  # then the pull is given up and another peer asked
+WANT_AGAIN_S: Final = 0.3  # for what waiting links lack
+MAX_EARLY: Final = 10_000  # messages about slots whose parent is not here yet; above it they are dropped
+MAX_WAITING: Final = 10_000  # links that wait; above it they are dropped, and pulled again later
+WANT_BATCH: Final = 512  # hashes of one Want
+REPLY_BYTES: Final = 1024 * 1024  # of one Links message
+
+AppliedHook = Callable[[Turn, Link, NodeId], None]
+
+# What a waiting link waits for: ("link", account, height - the first missing) or ("posting", hash).
+_Key = tuple[str, str | bytes]
+
+
+class _Waiting(msgspec.Struct):
+    link: Link
+    source: NodeId
+    by: NodeId
+    missing: tuple[_Key, ...]
+    ask_at: float
+
+
+class _Puller(msgspec.Struct):
+    peer: NodeId
+    until: float
+    offer: Offer | None = None
+    wanted: deque[bytes] = msgspec.field(default_factory=deque)
+    asked: set[bytes] = msgspec.field(default_factory=set)
+
+
+class Replica:
+    """The chains of this node, as the core sees them. `hooks` are told of every applied link, in order."""
+
+    def __init__(self, self_: Self, decoder: LinkDecoder, peers: Peers, count: int, cursors: dict[NodeId, int]) -> None:
+        self._self = self_
+        self._decoder = decoder
+        self._peers = peers
+        self._cursors = cursors
+        self._waiting: dict[LinkHash, _Waiting] = {}
+        self._waiters: dict[_Key, set[LinkHash]] = {}
+        self._early: dict[str, list[FromPeer]] = {}
+        self._early_count = 0
+        self._puller: _Puller | None = None
+        self._next_pull = 0.0
+        self.count = count
+        self.dropped = 0
+        self.hooks: list[AppliedHook] = []
+
+    def __len__(self) -> int:
+        """How many links wait for what they stand on."""
+        return len(self._waiting)
+
+    # --- decided links ---
+
+    def announce(self, turn: Turn, link: Link) -> None:
+        """Tell everybody that `link` is decided; the caller counted the votes."""
+        self._pass_on(turn, link, self._self.id, depth=0)
+        self.learn(turn, link, self._self.id, self._self.id)
+
+    def _pass_on(self, turn: Turn, link: Link, by: NodeId, depth: int) -> None:
+        alive = [node for node in self._self.view.ids if self._peers.alive(node, turn.now)]
+        messages: dict[int, Decided] = {}  # one object for all of one depth: it is encoded once
+        for target in targets(alive, self._self.id, depth, route_key(link.prev_hash)):
+            message = messages.setdefault(target.depth, Decided(link.raw, by, target.depth))
+            turn.send(target.node, message)
+
+    def needs_links(self, raws: Iterable[bytes], needs: Needs) -> None:
+        for raw in raws:
+            add_link_needs(self._decoder.untrusted(raw), needs)
+
+    def on_decided(self, turn: Turn, peer: NodeId, message: Decided) -> None:
+        link = self._decoder.untrusted(message.link)
+        if message.depth < LEAF:
+            self._pass_on(turn, link, message.by, message.depth)
+        self.learn(turn, link, peer, message.by)
+
+    def on_links(self, turn: Turn, peer: NodeId, message: Links) -> None:
+        for raw in message.links:
+            self.learn(turn, self._decoder.untrusted(raw), peer, peer)
+        self._pull_on(turn, peer, message)
+
+    def on_learn(self, turn: Turn, event: Learn) -> None:
+        self.learn(turn, event.link, event.by, event.by)
+
+    def learn(self, turn: Turn, link: Link, source: NodeId, by: NodeId) -> None:
+        """Apply a decided link, or let it wait for what it stands on."""
+        if link.network != self._self.network:
+            raise RemoteFault("other_network", f"link {link.height} of {link.account} is of another network")
+        loaded = turn.loaded
+        head = loaded.heads.get(link.account)
+        height = head.height if head is not None else -1
+        if link.height <= height:
+            known = loaded.links_at.get((link.account, link.height))
+            if known is not None and known != link.hash:
+                raise Corruption(
+                    f"two successors: link {link.height} of {link.account} is {known.hex()} here and "
+                    f"{link.hash.hex()} elsewhere; this node stops; run `hopchain verify --cluster`"
+                )
+            return
+        missing = self._missing(turn, link, height)
+        if missing:
+            self._wait(turn, link, source, by, missing)
+            return
+        rows = [loaded.postings[h] for h in link.confirmed]
+        check_successor(link, head, rows)
+        turn.persist.append(Applied(link))
+        note_applied(turn, link, head, rows)
+        self.count += 1
+        self._stop_waiting(link.hash)
+        for hook in self.hooks:
+            hook(turn, link, by)
+        self._wake(turn, link)
+
+    def _missing(self, turn: Turn, link: Link, height: int) -> tuple[_Key, ...]:
+        loaded = turn.loaded
+        keys: list[_Key] = []
+        if link.height > height + 1:
+            keys.append(("link", link.account))
+        names = {posting.recipient for _, _, posting, _ in link.postings()}
+        keys += [("link", name) for name in sorted(names) if name not in loaded.heads]
+        keys += [("posting", h) for h in link.confirmed if h not in loaded.postings]
+        return tuple(keys)
+
+    # --- waiting ---
+
+    def _wait(self, turn: Turn, link: Link, source: NodeId, by: NodeId, missing: tuple[_Key, ...]) -> None:
+        known = self._waiting.get(link.hash)
+        if known is None and len(self._waiting) >= MAX_WAITING:
+            self.dropped += 1
+            return
+        self._stop_waiting(link.hash)
+        waiting = _Waiting(link, source, by, missing, turn.now.mono + WANT_AGAIN_S)
+        self._waiting[link.hash] = waiting
+        for key in missing:
+            self._waiters.setdefault(key, set()).add(link.hash)
+        if known is None:
+            self._ask(turn, waiting, source)
+
+    def _ask(self, turn: Turn, waiting: _Waiting, peer: NodeId) -> None:
+        if peer == self._self.id:
+            return
+        chains, postings = [], []
+        for kind, what in waiting.missing:
+            if kind == "posting":
+                assert isinstance(what, bytes)
+                postings.append(what)
+            else:
+                assert isinstance(what, str)
+                head = turn.loaded.heads.get(what)
+                chains.append((what, head.height + 1 if head is not None else 0))
+        turn.send(peer, Want(tuple(chains), (), tuple(postings[:WANT_BATCH])))
+
+    def _stop_waiting(self, link: LinkHash) -> None:
+        waiting = self._waiting.pop(link, None)
+        if waiting is None:
+            return
+        for key in waiting.missing:
+            links = self._waiters[key]
+            links.discard(link)
+            if not links:
+                del self._waiters[key]
+
+    def _wake(self, turn: Turn, link: Link) -> None:
+        early = self._early.pop(link.account, ())
+        self._early_count -= len(early)
+        turn.again += early
+        if not self._waiters:
+            return
+        keys: list[_Key] = [("link", link.account)]
+        keys += [("posting", h) for _, h, _, _ in link.postings()]
+        woken = {h for key in keys for h in self._waiters.get(key, ())}
+        for waiting in sorted((self._waiting[h] for h in woken), key=lambda w: (w.link.account, w.link.height)):
+            turn.again.append(Learn(waiting.link, waiting.by))
+
+    def wait_for_parent(self, turn: Turn, peer: NodeId, message: Accept | Prepare | Forward) -> None:
+        """A message about a slot whose parent is not applied here: ask its sender for the chain, and handle the message
+        again when the chain has grown. Links and messages of several senders overtake each other all the time."""
+        at = message.at
+        head = turn.loaded.heads.get(at.account)
+        turn.send(peer, Want(chains=((at.account, head.height + 1 if head is not None else 0),)))
+        if self._early_count >= MAX_EARLY:
+            self.dropped += 1
+            return
+        self._early_count += 1
+        self._early.setdefault(at.account, []).append(FromPeer(peer, message))
+
+    # --- serving others ---
+
+    def needs_want(self, message: Want, needs: Needs) -> None:
+        needs.chains.update(message.chains)
+        needs.by_hash.update(LinkHash(h) for h in message.links)
+        needs.by_posting.update(PostingHash(h) for h in message.postings)
+
+    def on_want(self, turn: Turn, peer: NodeId, message: Want) -> None:
+        loaded = turn.loaded
+        raws = [raw for chain in message.chains for raw in loaded.chains.get(chain, ())]
+        raws += [raw for h in message.links if (raw := loaded.by_hash.get(LinkHash(h))) is not None]
+        raws += [raw for h in message.postings if (raw := loaded.by_posting.get(PostingHash(h))) is not None]
+        for batch in batches(list(dict.fromkeys(raws))):
+            turn.send(peer, Links(batch))
+
+    def needs_serve(self, event: ServeSlot, needs: Needs) -> None:
+        needs.chains.add((event.at.account, event.at.height))
+
+    def on_serve(self, turn: Turn, event: ServeSlot) -> None:
+        """Send a peer the links of a chain from a slot on, in the form it asked."""
+        at = event.at
+        links = next(iter(batches(turn.loaded.chains.get((at.account, at.height), ()))), ())
+        if event.answering is not None:
+            turn.send(event.peer, SlotAnswer(event.answering, False, links))
+        elif event.moved:
+            turn.send(event.peer, Moved(at.account, at.height, links))
+        else:
+            turn.send(event.peer, Links(links))
+
+    # --- pulling ---
+
+    def pull_soon(self, now: float) -> None:
+        """Compare logs in the next turn: a connection stands again, or more is to be had."""
+        self._next_pull = now
+
+    def needs_pull(self, message: Pull, needs: Needs) -> None:
+        needs.log.add(message.after)
+        needs.log_head = True
+
+    def on_pull(self, turn: Turn, peer: NodeId, message: Pull) -> None:
+        log = turn.loaded.log_head
+        assert log is not None
+        if (message.count, message.accumulator) == (log.count, log.xor):
+            turn.send(peer, Offer((), log.seq, log.seq, log.count))
+            return
+        page = turn.loaded.log[message.after]
+        turn.send(peer, Offer(page.hashes, page.last_seq, log.seq, log.count))
+
+    def needs_offer(self, message: Offer, needs: Needs) -> None:
+        needs.known.update(LinkHash(h) for h in message.hashes)
+
+    def on_offer(self, turn: Turn, peer: NodeId, message: Offer) -> None:
+        puller = self._puller
+        if puller is None or puller.peer != peer:
+            return
+        known = turn.loaded.known
+        puller.offer = message
+        puller.wanted = deque(h for h in message.hashes if h not in known and h not in self._waiting)
+        if not message.hashes and message.count > self.count:
+            self._cursors.pop(peer, None)  # a gap before the cursor: compare from the start
+        self._want_more(turn, puller)
+
+    def _pull_on(self, turn: Turn, peer: NodeId, message: Links) -> None:
+        puller = self._puller
+        if puller is None or puller.peer != peer or not puller.asked:
+            return
+        puller.asked.difference_update(self._decoder.untrusted(raw).hash for raw in message.links)
+        if not puller.asked:
+            self._want_more(turn, puller)
+
+    def _want_more(self, turn: Turn, puller: _Puller) -> None:
+        puller.until = turn.now.mono + PULL_TIMEOUT_S
+        if puller.wanted:
+            batch = [puller.wanted.popleft() for _ in range(min(WANT_BATCH, len(puller.wanted)))]
+            puller.asked = set(batch)
+            turn.send(puller.peer, Want(links=tuple(batch)))
+            return
+        offer, self._puller = puller.offer, None
+        assert offer is not None
+        if offer.hashes and not self._waiting and self._cursors.get(puller.peer) != offer.upto:
+            self._cursors[puller.peer] = offer.upto
+            turn.persist.append(CursorRow(puller.peer, offer.upto))
+        if offer.upto < offer.head and not self._waiting:
+            self.pull_soon(turn.now.mono)
+
+    # --- time ---
+
+    def deadline(self) -> float:
+        waiting = min((w.ask_at for w in self._waiting.values()), default=self._next_pull)
+        return min(waiting, self._next_pull)
+
+    def needs_tick(self, now: float, needs: Needs) -> None:
+        needs.log_head = needs.log_head or now >= self._next_pull
+        for waiting in self._waiting.values():
+            if waiting.ask_at <= now:
+                add_link_needs(waiting.link, needs)
+
+    def tick(self, turn: Turn) -> None:
+        """Ask again for what waiting links lack; compare logs with a random living peer."""
+        now = turn.now.mono
+        alive = [p for p in self._peers.connected() if self._peers.alive(p, turn.now)]
+        for waiting in self._waiting.values():
+            if waiting.ask_at <= now:
+                waiting.ask_at = now + WANT_AGAIN_S * (1 + self._self.rng.random())
+                turn.again.append(Learn(waiting.link, waiting.by))
+                if alive:
+                    self._ask(turn, waiting, self._self.rng.choice(alive))
+        if self._puller is not None and self._puller.until <= now:
+            self._puller = None
+        log = turn.loaded.log_head
+        if now < self._next_pull or log is None:  # None: it became time within this turn; the next one has it
+            return
+        self._next_pull = now + PULL_S * (0.5 + self._self.rng.random())
+        if alive and self._puller is None:
+            peer = self._self.rng.choice(alive)
+            self._puller = _Puller(peer, now + PULL_TIMEOUT_S)
+            turn.send(peer, Pull(self._cursors.get(peer, 0), log.count, log.xor))
+
+
+def batches(raws: Sequence[bytes]) -> Iterator[tuple[bytes, ...]]:
+    """Links in messages of at most REPLY_BYTES, at least one link each."""
+    batch: list[bytes] = []
+    size = 0
+    for raw in raws:
+        if batch and size + len(raw) > REPLY_BYTES:
+            yield tuple(batch)
+            batch, size = [], 0
+        batch.append(raw)
+        size += len(raw)
+    if batch:
+        yield tuple(batch)
+
+
+def note_applied(turn: Turn, link: Link, head: AccountHead | None, confirmed: Sequence[PostingRow]) -> None:
+    """Bring the workspace of the turn up to what applying `link` makes of it."""
+    loaded = turn.loaded
+    if head is None:
+        request = link.entries[0].request
+        issuer = False  # issuers are opened by the genesis file, before the first turn
+        asset, public_key = request.asset, request.public_key
+    else:
+        issuer, asset, public_key = head.issuer, head.asset, head.public_key
+    loaded.heads[link.account] = AccountHead(
+        link.account, asset, public_key, issuer, link.height, link.hash, link.balance, link.epoch, link.time_ms
+    )
+    loaded.links_at[(link.account, link.height)] = link.hash
+    for row in confirmed:
+        loaded.postings[row.hash] = msgspec.structs.replace(row, confirmation=link.hash)
+    for number, hash_, posting, _ in link.postings():
+        loaded.postings[hash_] = PostingRow(
+            hash_,
+            link.hash,
+            number,
+            link.account,
+            link.height,
+            link.time_ms,
+            posting.recipient,
+            posting.amount,
+            posting.memo,
+        )
+    for request_id, outcome in link.outcomes():
+        if (link.account, request_id) not in loaded.outcomes:
+            loaded.outcomes[(link.account, request_id)] = OutcomeRow(
+                request_id, link.account, outcome, link.hash, link.height, link.balance, link.time_ms
+            )

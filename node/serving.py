@@ -1,0 +1,257 @@
+"""What a node answers from its own replica, on the reader's connection: balances, chains, lists, routes, status.
+
+Nothing here passes through the core, so a long list delays no payment. Every answer is of one moment of the database,
+holds only decided links, and says how old it is (tip, height, epoch, as_of).
+"""
+
+import sqlite3
+from collections.abc import Callable, Mapping
+from typing import Final, assert_never
+
+from chain.genesis import Genesis
+from chain.link import opening_slot
+from chain.reads import ChainLink, list_accounts, read_balance, read_chain, read_outcome, state_digest
+from chain.request import RequestId
+from hopchain import wire
+from node.core import Core
+from node.database import Database
+from node.gateway import recorded
+from node.turn import Now
+from routing.dht import Dht, Lookup
+from routing.keyspace import ID_BYTES, NodeId
+from routing.view import View
+
+MAX_CHAIN_POSTINGS: Final = 20_000  # of one Chain answer: some 4 MB; the client asks on from the next height
+
+Read = (
+    wire.AskOutcome
+    | wire.AskBalance
+    | wire.AskChain
+    | wire.AskAccounts
+    | wire.AskRoute
+    | wire.AskStatus
+    | wire.AskDigest
+)
+
+
+class Serving:
+    """Answers reads. `dht` is set once the node's DHT is open."""
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        genesis: Genesis,
+        view: View,
+        core: Core,
+        reader: Database,
+        addresses: Mapping[NodeId, tuple[str, int]],
+        counters: Callable[[], dict[str, int]],
+        clock: Callable[[], Now],
+    ) -> None:
+        self._id = node_id
+        self._genesis = genesis
+        self._network = genesis.network_id
+        self._view = view
+        self._core = core
+        self._reader = reader
+        self._addresses = addresses
+        self._counters = counters
+        self._clock = clock
+        self._started = clock().mono
+        self.dht: Dht | None = None
+
+    async def answer(self, body: Read) -> wire.ReplyBody:
+        """The answer of this replica, now."""
+        match body:
+            case wire.AskBalance():
+                return await self._balance(body)
+            case wire.AskOutcome():
+                found = await self._reader.run(read_outcome, RequestId(body.request_id), body.account or None)
+                if found is None:
+                    return wire.NotFound(f"request {body.request_id.hex()}")
+                return recorded(found.row, b"", 0, repeated=True)
+            case wire.AskChain():
+                return await self._chain(body)
+            case wire.AskAccounts():
+                lines = await self._reader.run(_account_lines, body, self._genesis)
+                page = min(max(body.limit, 1), wire.MAX_PAGE)
+                return wire.Accounts(lines[:page], len(lines) > page)
+            case wire.AskRoute():
+                return await self._route(body)
+            case wire.AskStatus():
+                return await self._status()
+            case wire.AskDigest():
+                state = await self._reader.run(state_digest)
+                totals = tuple(wire.AssetTotal(asset, total) for asset, total in state.totals)
+                return wire.Digest(state.digest, state.accounts, state.links, self._view.epoch, totals)
+            case _:
+                assert_never(body)
+
+    async def _balance(self, ask: wire.AskBalance) -> wire.ReplyBody:
+        found = await self._reader.run(read_balance, ask.account)
+        if found is None:
+            return wire.NotFound(f"account {ask.account}")
+        return wire.Balance(
+            account=found.name,
+            asset=found.asset,
+            scale=_scale(self._genesis, found.asset),
+            issuer=found.issuer,
+            settled=found.settled,
+            incoming=found.incoming,
+            incoming_count=found.incoming_count,
+            tip=found.tip,
+            height=found.height,
+            link_epoch=found.epoch,
+            time_ms=found.time_ms,
+            epoch=self._view.epoch,
+            as_of_ms=self._clock().unix_ms,
+            linearizable=ask.linearizable,
+        )
+
+    async def _chain(self, ask: wire.AskChain) -> wire.ReplyBody:
+        balance = await self._reader.run(read_balance, ask.account)
+        if balance is None:
+            return wire.NotFound(f"account {ask.account}")
+        limit = min(max(ask.limit, 1), wire.MAX_PAGE)
+        links = await self._reader.run(read_chain, ask.account, max(ask.from_height, 0), limit)
+        shown: list[wire.ChainLink] = []
+        rows = 0
+        for link in links:
+            rows += len(link.confirmed) + sum(len(entry.postings) for entry in link.entries)
+            if shown and rows > MAX_CHAIN_POSTINGS:
+                break
+            shown.append(_chain_link(link))
+        return wire.Chain(
+            ask.account, balance.asset, _scale(self._genesis, balance.asset), balance.height, tuple(shown)
+        )
+
+    # --- routes ---
+
+    async def _route(self, ask: wire.AskRoute) -> wire.ReplyBody:
+        assert self.dht is not None
+        slot = ask.key
+        if ask.account:
+            found = await self._reader.run(read_balance, ask.account)
+            slot = found.tip if found is not None else opening_slot(self._network, ask.account)
+        if len(slot) < ID_BYTES:
+            return wire.Refused("bad_key", f"a key has at least {ID_BYTES} bytes, this one {len(slot)}")
+        key = slot[:ID_BYTES]
+        group = self._view.group(key)
+        lookup = await self.dht.lookup(key)
+        return wire.Route(
+            key=key,
+            slot=slot,
+            asked=lookup.asked,
+            hops=lookup.hops,
+            found=tuple(self._route_node(contact.id, group, lookup) for contact in lookup.contacts),
+            group=tuple(self._route_node(node, group, lookup) for node in group),
+            epoch=self._view.epoch,
+        )
+
+    def _route_node(self, node: NodeId, group: tuple[NodeId, ...], lookup: Lookup) -> wire.RouteNode:
+        found = {contact.id: (contact.host, contact.port) for contact in lookup.contacts}
+        host, port = found.get(node) or self._addresses.get(node) or ("", 0)
+        rank = group.index(node) if node in group else -1
+        return wire.RouteNode(node, host, port, rank, self._core.peers.alive(node, self._clock()))
+
+    # --- status ---
+
+    async def _status(self) -> wire.ReplyBody:
+        now = self._clock()
+        gauges = self._core.gauges()
+        accounts = await self._reader.run(_count_accounts)
+        counters = {**self._counters(), **{f"core.{name}": count for name, count in self._core.counters.items()}}
+        return wire.Status(
+            id=self._id,
+            epoch=self._view.epoch,
+            k=self._view.k,
+            log_height=gauges.links,
+            accounts=accounts,
+            undecided=gauges.undecided_votes,
+            waiting_links=gauges.waiting_links,
+            queued_requests=gauges.queued_requests,
+            client_requests=gauges.client_requests,
+            clients=counters.get("clients.sessions", 0),
+            uptime_s=now.mono - self._started,
+            peers=tuple(self._peer(node, now, gauges.links) for node in self._view.ids if node != self._id),
+            counters=counters,
+        )
+
+    def _peer(self, node: NodeId, now: Now, links: int) -> wire.PeerStatus:
+        peers = self._core.peers
+        rtt = peers.measured_rtt(node)
+        host, port = self._addresses.get(node, ("", 0))
+        theirs = peers.links(node)
+        return wire.PeerStatus(
+            node,
+            host,
+            port,
+            peers.alive(node, now),
+            rtt * 1000 if rtt is not None else -1.0,
+            theirs,
+            max(0, links - theirs),
+        )
+
+
+def _scale(genesis: Genesis, code: str) -> int:
+    asset = genesis.asset(code)
+    assert asset is not None, code
+    return asset.scale
+
+
+def _count_accounts(conn: sqlite3.Connection) -> int:
+    count: int = conn.execute("SELECT count(*) FROM accounts").fetchone()[0]
+    return count
+
+
+def _account_lines(conn: sqlite3.Connection, ask: wire.AskAccounts, genesis: Genesis) -> tuple[wire.AccountLine, ...]:
+    """One line more than asked for, when there are more."""
+    limit = min(max(ask.limit, 1), wire.MAX_PAGE) + 1
+    lines = []
+    for head in list_accounts(conn, ask.after, limit):
+        balance = read_balance(conn, head.name)
+        assert balance is not None
+        lines.append(
+            wire.AccountLine(
+                head.name,
+                head.asset,
+                _scale(genesis, head.asset),
+                head.issuer,
+                head.public_key,
+                balance.height,
+                balance.tip,
+                balance.settled,
+                balance.incoming,
+            )
+        )
+    return tuple(lines)
+
+
+def _chain_link(link: ChainLink) -> wire.ChainLink:
+    return wire.ChainLink(
+        hash=link.hash,
+        height=link.height,
+        prev_hash=link.prev_hash,
+        balance=link.balance,
+        incoming_checksum=link.incoming_checksum,
+        epoch=link.epoch,
+        time_ms=link.time_ms,
+        entries=tuple(
+            wire.ChainEntry(e.request_id, int(e.request.kind), int(e.outcome), e.request.total) for e in link.entries
+        ),
+        postings=tuple(
+            wire.ChainPosting(
+                row.hash,
+                row.number,
+                row.recipient,
+                row.amount,
+                row.memo,
+                entry.request_id,
+                row.confirmation or b"",
+                row.prev_confirmed_hash or b"",
+            )
+            for entry in link.entries
+            for row in entry.postings
+        ),
+        income=tuple(wire.ChainIncome(row.hash, row.sender, row.amount) for row in link.confirmed),
+    )

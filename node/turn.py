@@ -1,0 +1,203 @@
+"""One turn of a node (design section 7): what goes in, the workspace, what comes out.
+
+The driver, again and again:
+
+    needs = core.needs(events, now)          which rows this turn will look at
+    loaded = store.load(connection, needs)
+    effects = core.step(loaded, now)         pure: no clock, no disk, no network
+    store.commit(connection, effects.persist)   one transaction, one fsync
+    then send, reply, read, look up           nothing leaves before what it promises is durable
+
+`Turn` is the workspace that the parts of the core write into; `Effects` is the frozen result. Within a turn
+`Turn.loaded` is kept up to date with what the turn itself applies, so later events of the same turn see it.
+"""
+
+import random
+
+import msgspec
+
+from chain.genesis import Genesis
+from chain.link import Link, decode_link_untrusted
+from chain.needs import Loaded, Needs
+from chain.request import NetworkId
+from chain.store import Write
+from hopchain.wire import AskBalance, ReplyBody, Submit
+from node.messages import Message, SlotName
+from routing.keyspace import NodeId
+from routing.view import View
+
+
+class Now(msgspec.Struct, frozen=True):
+    """The time of a turn: a monotonic clock in seconds for timers, and Unix milliseconds for links."""
+
+    mono: float
+    unix_ms: int
+
+
+# --- events --------------------------------------------------------------------------------------------------------
+
+
+class FromPeer(msgspec.Struct, frozen=True):
+    """A message of another member."""
+
+    peer: NodeId
+    message: Message
+
+
+class PeerUp(msgspec.Struct, frozen=True):
+    """The connection to a member stands."""
+
+    peer: NodeId
+
+
+class PeerDown(msgspec.Struct, frozen=True):
+    """The connection to a member is gone."""
+
+    peer: NodeId
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who asked: a client's session and the number of its call."""
+
+    session: int
+    number: int
+
+
+class ClientSubmit(msgspec.Struct, frozen=True):
+    """A client wants a request executed. `verified`: this event comes again after its facts were asked for."""
+
+    caller: Caller
+    submit: Submit
+    asked: bool = False
+
+
+class ClientBalance(msgspec.Struct, frozen=True):
+    """A client wants a balance that must first be made certain (linearizable, or at least at a height)."""
+
+    caller: Caller
+    ask: AskBalance
+
+
+class FormLink(msgspec.Struct, frozen=True):
+    """The owner of an account's slot is to make its next link (from the core to itself)."""
+
+    account: str
+
+
+class Learn(msgspec.Struct, frozen=True):
+    """A decided link that waited for something which is here now (from the core to itself)."""
+
+    link: Link
+    by: NodeId
+
+
+class RouteJobs(msgspec.Struct, frozen=True):
+    """The gateway is to hand over the waiting requests of an account (from the core to itself)."""
+
+    account: str
+
+
+class ServeSlot(msgspec.Struct, frozen=True):
+    """A peer asked about a slot that has a successor: send it what it lacks (from the core to itself)."""
+
+    peer: NodeId
+    at: SlotName
+    moved: bool = False  # it forwarded requests: tell it with Moved
+    answering: int | None = None  # it asked with AskSlot of this number
+
+
+Event = FromPeer | PeerUp | PeerDown | ClientSubmit | ClientBalance | FormLink | Learn | RouteJobs | ServeSlot
+
+
+# --- effects -------------------------------------------------------------------------------------------------------
+
+
+class Send(msgspec.Struct, frozen=True):
+    """A message for a member."""
+
+    peer: NodeId
+    message: Message
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """An answer for a client."""
+
+    caller: Caller
+    body: ReplyBody
+
+
+class Read(msgspec.Struct, frozen=True):
+    """A client's balance read that may now be served from this replica."""
+
+    caller: Caller
+    ask: AskBalance
+
+
+class Effects(msgspec.Struct, frozen=True):
+    """What a turn wants done, in this order: persist (one transaction), send, answer, read, look up."""
+
+    persist: tuple[Write, ...] = ()
+    send: tuple[Send, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    reads: tuple[Read, ...] = ()
+    lookups: tuple[bytes, ...] = ()
+
+
+class Self(msgspec.Struct, frozen=True):
+    """Who this node is and which view it has installed."""
+
+    id: NodeId
+    genesis: Genesis
+    network: NetworkId
+    view: View
+    rng: random.Random
+
+
+class Turn:
+    """The workspace of one turn."""
+
+    def __init__(self, loaded: Loaded, now: Now) -> None:
+        self.loaded = loaded
+        self.now = now
+        self.persist: list[Write] = []
+        self.sends: list[Send] = []
+        self.answers: list[Answer] = []
+        self.reads: list[Read] = []
+        self.lookups: list[bytes] = []
+        self.again: list[Event] = []
+
+    def send(self, peer: NodeId, message: Message) -> None:
+        self.sends.append(Send(peer, message))
+
+    def answer(self, caller: Caller, body: ReplyBody) -> None:
+        self.answers.append(Answer(caller, body))
+
+    def effects(self) -> Effects:
+        return Effects(
+            tuple(self.persist), tuple(self.sends), tuple(self.answers), tuple(self.reads), tuple(self.lookups)
+        )
+
+
+def add_link_needs(link: Link, needs: Needs) -> None:
+    """What a replica must look at to apply `link`."""
+    needs.heads.add(link.account)
+    needs.links_at.add((link.account, link.height))
+    needs.postings.update(link.confirmed)
+    needs.heads.update(posting.recipient for _, _, posting, _ in link.postings())
+
+
+class LinkDecoder:
+    """Decodes the links of one turn once: `needs` and `step` both look at them."""
+
+    def __init__(self) -> None:
+        self._links: dict[bytes, Link] = {}
+
+    def untrusted(self, raw: bytes) -> Link:
+        """The link with these bytes; raises `RemoteFault`."""
+        link = self._links.get(raw)
+        if link is None:
+            link = self._links[raw] = decode_link_untrusted(raw)
+        return link
+
+    def clear(self) -> None:
+        self._links.clear()
