@@ -15,9 +15,9 @@ from kademlia.crawling import NodeSpiderCrawl
 from kademlia.node import Node, NodeHeap
 
 from routing.datagrams import Address
-from routing.errors import RoutingMisuse
 from routing.keyspace import NodeId
 from routing.protocol import SealedProtocol
+from routing.rpc import Triple
 from routing.table import id_of
 
 MAX_ADDRESSES: Final = 2  # a node that moved is named at its old address and at its new one
@@ -65,29 +65,26 @@ class Crawl(NodeSpiderCrawl):  # type: ignore[misc]  # the library has no types
     nearest: Shortlist
     ksize: int
     alpha: int
+    _group: asyncio.TaskGroup
 
     def __init__(self, protocol: SealedProtocol, target: Node, peers: list[Node], ksize: int, alpha: int) -> None:
         super().__init__(protocol, target, [], ksize, alpha)
         self.nearest = Shortlist(target, ksize)
         self.nearest.push(peers)
         self.asked: list[NodeId] = []
-        self.failed: list[NodeId] = []
+        self.failed: dict[NodeId, None] = {}  # in order
         self.depths: dict[NodeId, int] = {id_of(peer): 1 for peer in peers}
         self._in_flight: set[NodeId] = set()  # the calls that hold a place: not those past their first timeout
         self._idle_answers = 0  # answers in a row that named nobody closer
-        self._group: asyncio.TaskGroup | None = None
 
     async def find(self) -> list[Node]:
         """The k closest nodes that answered, closest first."""
-        if self._group is not None:
-            raise RoutingMisuse("a lookup runs once: make another one")
         async with asyncio.TaskGroup() as self._group:
             self._ask_next()
         return list(self.nearest)
 
     def _ask_next(self) -> None:
         """Start calls to the closest that were not asked, as many as there are places."""
-        assert self._group is not None
         places = self.alpha if self._idle_answers < self.alpha else self.ksize
         for node in self.nearest.get_uncontacted()[: max(places - len(self._in_flight), 0)]:
             self.nearest.mark_contacted(node)
@@ -100,11 +97,12 @@ class Crawl(NodeSpiderCrawl):  # type: ignore[misc]  # the library has no types
         answered, found = await self.protocol.call_find_node(node, self.node, self._slow(id_of(node)))
         self._in_flight.discard(id_of(node))
         if answered:
+            self.failed.pop(id_of(node), None)  # at its other address
             before = self.nearest.get_ids()
             self._hear_of(found, self.depths[id_of(node)] + 1)
             self._idle_answers = self._idle_answers + 1 if self.nearest.get_ids() == before else 0
         elif self.nearest.fail(node):
-            self.failed.append(id_of(node))
+            self.failed[id_of(node)] = None
         self._ask_next()
 
     def _slow(self, node: NodeId) -> Callable[[], None]:
@@ -116,16 +114,9 @@ class Crawl(NodeSpiderCrawl):  # type: ignore[misc]  # the library has no types
 
         return give_place
 
-    def _hear_of(self, found: list[tuple[bytes, str, int]], depth: int) -> None:
-        """Add the contacts of an answer, each at the address that we trust most."""
-        nodes = [self._best_known(Node(*triple)) for triple in found if triple[0] != self.protocol.source_node.id]
+    def _hear_of(self, found: list[Triple], depth: int) -> None:
+        """Add the contacts of an answer; one that names ourselves is not believed."""
+        nodes = [Node(*triple) for triple in found if triple[0] != self.protocol.source_node.id]
         for node in nodes:
             self.depths.setdefault(id_of(node), depth)
         self.nearest.push(nodes)
-
-    def _best_known(self, node: Node) -> Node:
-        """Our own contact has an address that it answered from; hearsay is taken for others, and when ours stopped answering."""
-        known = self.protocol.router.get(node.id)
-        if known is None or self.protocol.round_trips.is_doubtful(id_of(known)):
-            return node
-        return known

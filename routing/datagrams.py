@@ -78,9 +78,10 @@ class UdpFactory:
 class _Udp(asyncio.DatagramProtocol):
     """asyncio's transport behind the `Datagrams` port."""
 
+    _transport: asyncio.DatagramTransport  # set before `create_datagram_endpoint` returns
+
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
-        self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.DatagramTransport, transport)  # the selector loop's does not derive from it
@@ -93,14 +94,12 @@ class _Udp(asyncio.DatagramProtocol):
 
     @property
     def address(self) -> Address:
-        assert self._transport is not None
         name = self._transport.get_extra_info("sockname")
         return (name[0], name[1])
 
     def send(self, data: bytes, to: Address) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if not self._transport.is_closing():
             self._transport.sendto(data, to)
 
     def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+        self._transport.close()

@@ -27,12 +27,13 @@ from routing.keyspace import ID_BYTES, NodeId
 from routing.protocol import SealedProtocol
 from routing.rpc import MAX_KSIZE, check_address_untrusted
 from routing.sealing import Sealer
-from routing.server import MAX_SEEDS, SealedServer
+from routing.server import SealedServer
 from routing.table import Change, id_of
 
 KSIZE: Final = 20  # Kademlia's k: contacts per bucket and per answer. Not the k of a view's groups
 ALPHA: Final = 3
 INBOX: Final = 1024  # datagrams not looked at yet; above it they are dropped, as the kernel would
+MAX_SEEDS: Final = 64  # pinged at once by one bootstrap; more than enough to find one that lives
 MAX_LOOKUPS: Final = 64  # at once; further ones wait
 MAINTAIN_EVERY_S: Final = 10.0  # lost all contacts: try the seeds again; buckets an hour old: refresh
 
@@ -169,7 +170,6 @@ class Dht:
 
     def close(self) -> None:
         """Stop receiving and sending."""
-        self._protocol.datagrams = None
         if self._datagrams is not None:
             self._datagrams.close()
 

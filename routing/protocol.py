@@ -71,6 +71,7 @@ class SealedProtocol(KademliaProtocol):  # type: ignore[misc]  # the library has
 
     router: Table
     source_node: Node
+    datagrams: Datagrams  # set when the port is open
 
     def __init__(
         self,
@@ -87,7 +88,6 @@ class SealedProtocol(KademliaProtocol):  # type: ignore[misc]  # the library has
         self.router = Table(node, ksize, clock, on_change)
         self.round_trips = RoundTrips()
         self.dropped: Counter[str] = Counter()
-        self.datagrams: Datagrams | None = None
         self._sealer = sealer
         self._rng = rng
         self._clock = clock
@@ -255,9 +255,8 @@ class SealedProtocol(KademliaProtocol):  # type: ignore[misc]  # the library has
         self._spawn(check)
 
     def _send(self, payload: bytes, receiver: NodeId | None, address: Address) -> None:
-        """Seal and send; a reply after closing goes nowhere."""
-        if self.datagrams is not None:
-            self.datagrams.send(self._sealer.seal(payload, receiver), address)
+        """Seal and send."""
+        self.datagrams.send(self._sealer.seal(payload, receiver), address)
 
     def get_refresh_ids(self) -> list[bytes]:
         """A key in each bucket in which nothing was looked up for an hour (Kademlia 2.3), from the given randomness."""

@@ -87,11 +87,6 @@ class RoundTrips:
         if contact is not None:
             contact.failures = 0
 
-    def is_doubtful(self, node: NodeId) -> bool:
-        """True when the last call to `node` failed."""
-        contact = self._contacts.get(node)
-        return contact is not None and contact.failures > 0
-
     def _contact(self, node: NodeId) -> _Contact:
         contact = self._contacts.get(node)
         if contact is None:

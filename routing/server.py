@@ -5,7 +5,7 @@ the id is given, everything runs inside calls that somebody waits for (`bootstra
 """
 
 import asyncio
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from kademlia.network import Server
 from kademlia.node import Node
@@ -14,8 +14,6 @@ from routing.crawl import Crawl
 from routing.datagrams import Address
 from routing.errors import RoutingMisuse
 from routing.protocol import SealedProtocol
-
-MAX_SEEDS: Final = 64  # pinged at once by one bootstrap; more than enough to find one that lives
 
 
 class SealedServer(Server):  # type: ignore[misc]  # the library has no types
@@ -31,7 +29,7 @@ class SealedServer(Server):  # type: ignore[misc]  # the library has no types
     async def bootstrap(self, addrs: list[Address]) -> int:
         """Ping the addresses, then look up our own id through who answers; the number of contacts known after it."""
         async with asyncio.TaskGroup() as group:
-            for address in addrs[:MAX_SEEDS]:
+            for address in addrs:
                 group.create_task(self.bootstrap_node(address))
         await self.crawl(self.node)
         return len(self.protocol.router)

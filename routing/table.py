@@ -93,10 +93,7 @@ class Table(RoutingTable):  # type: ignore[misc]  # the library has no types
 
     def get_bucket_for(self, node: Node) -> int:
         """The index of the one bucket whose range holds the id."""
-        for index, bucket in enumerate(self.buckets):
-            if node.long_id <= bucket.range[1]:
-                return index
-        raise AssertionError(f"the buckets end below {node.long_id}")
+        return next(index for index, bucket in enumerate(self.buckets) if node.long_id <= bucket.range[1])
 
     def find_neighbors(self, node: Node, k: int | None = None, exclude: Node | None = None) -> list[Node]:
         """The k (ksize) contacts closest to `node`, closest first; not the one with `exclude`'s id."""

@@ -1,0 +1,46 @@
+"""The same over real UDP on loopback."""
+
+import random
+import socket
+
+import pytest
+import trio
+import trio_asyncio
+
+from routing.dht import Contact, open_dht
+from routing.errors import RoutingMisuse
+from routing.keyspace import closest, node_id_of
+from tests.routing.routing_world import NETWORK_ID, NETWORK_KEY
+
+
+def _open(name: bytes, port: int = 0, host: str = "127.0.0.1"):
+    return open_dht(node_id_of(name), host, port, NETWORK_KEY, NETWORK_ID, random.Random(name), name.ljust(16))
+
+
+async def test_three_nodes_find_each_other_over_udp():
+    async with trio_asyncio.open_loop(), _open(b"a") as a, _open(b"b") as b, _open(b"c") as c:
+        with trio.fail_after(30):
+            assert await b.bootstrap([("localhost", a.port)]) == 1
+            assert await c.bootstrap([("127.0.0.1", a.port)]) == 2
+            found = await c.lookup(bytes(20))
+            assert tuple(contact.id for contact in found.contacts) == closest({a.node_id, b.node_id}, bytes(20), 20)
+            assert {contact.port for contact in found.contacts} == {a.port, b.port}
+            assert 0 < await a.ping(found.contacts[0] if found.contacts[0].id != a.node_id else found.contacts[1]) < 5
+
+
+async def test_garbage_on_the_port_is_dropped_and_the_node_goes_on():
+    async with trio_asyncio.open_loop(), _open(b"a") as a, _open(b"b") as b:
+        with trio.fail_after(30), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as noise:
+            for data in (b"", b"garbage", bytes(1000), bytes(60_000)):
+                noise.sendto(data, ("127.0.0.1", a.port))
+            assert await b.ping(Contact(a.node_id, "127.0.0.1", a.port)) is not None
+            assert a.dropped == {"short": 2, "version": 1, "oversized": 1}
+
+
+async def test_a_port_in_use_and_a_name_that_does_not_exist():
+    async with trio_asyncio.open_loop(), _open(b"a") as a:
+        with pytest.RaisesGroup(pytest.RaisesExc(RoutingMisuse, match=f"port {a.port} cannot be bound.*free port")):
+            async with _open(b"b", a.port):
+                pass
+        with trio.fail_after(30):
+            assert await a.bootstrap([("no-such-host.invalid", 1)]) == 0
