@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from chain.errors import RemoteFault
 from chain.link import Link, LinkHash, Slot
 from chain.needs import Needs
 from chain.rows import AccountHead, VoteRow
@@ -97,6 +98,10 @@ class Acceptor:
         if not self._admits(turn, peer, message):
             return
         link = self._decoder.untrusted(message.link)
+        if (link.prev_hash, link.account, link.height) != (message.at.slot, message.at.account, message.at.height):
+            raise RemoteFault(
+                "malformed", f"link {link.height} of {link.account} is proposed for the slot of another one"
+            )
         result = self.vote_for(turn, message.at, message.ballot, link)
         answer: Message = Accepted(message.at.slot, message.ballot)
         if isinstance(result, Refusal):

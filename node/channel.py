@@ -122,10 +122,9 @@ class Channel:
 
     def stop(self, code: str, text: str) -> None:
         """End it; `run` returns soon. Later reasons are not heard."""
-        if self._reason is None:
-            self._reason = (code, text)
-            self._drained.unpark_all()
-            self._scope.cancel()
+        self._reason = self._reason or (code, text)
+        self._drained.unpark_all()
+        self._scope.cancel()
 
     async def run(
         self,
@@ -161,9 +160,11 @@ class Channel:
             while (payload := await self.receive()) is not None:
                 await on_frame(payload)
         except RemoteFault as fault:
-            if farewell is not None and self.send_nowait(farewell(fault)):
-                with trio.move_on_after(FLUSH_S):
-                    await self.wait_flushed()
+            told = farewell is not None and self.send_nowait(farewell(fault))
+            self._reason = self._reason or (fault.code, fault.text)  # nothing more is queued behind the farewell
+            with trio.move_on_after(FLUSH_S):
+                while told and self._queued:
+                    await self._drained.park()
             self.stop(fault.code, fault.text)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.stop("lost", "the connection broke")

@@ -50,7 +50,8 @@ class Session:
         """Queue one frame. False: the session is over, or it is now, because the client does not read its answers."""
         if self.channel.send_nowait(payload):
             return True
-        self.channel.stop("slow_consumer", f"{self.channel.queued} bytes of answers are unread: read faster")
+        if self.channel.reason is None:
+            self.channel.stop("slow_consumer", f"{self.channel.queued} bytes of answers are unread: read faster")
         return False
 
     def close(self, code: str, text: str) -> None:

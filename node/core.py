@@ -99,7 +99,8 @@ class Core:
     def __init__(
         self, node_id: NodeId, genesis: Genesis, view: View, rng: random.Random, start: Start, now: Now
     ) -> None:
-        self._self = Self(node_id, genesis, genesis.network_id, view, rng)
+        self.counters: Counter[str] = Counter()
+        self._self = Self(node_id, genesis, genesis.network_id, view, rng, self.counters)
         self._decoder = LinkDecoder()
         self.peers = Peers(self._self)
         self.replica = Replica(self._self, self._decoder, self.peers, start.links, dict(start.cursors))
@@ -110,7 +111,6 @@ class Core:
         self.gateway = Gateway(self._self, self._decoder, self.peers, self.owner, self.replica, self.inquiries)
         self.reading = Reading(self._self, self.inquiries, self.replica)
         self.acceptor.restore(start.votes, now.mono)
-        self.counters: Counter[str] = Counter()
         self._again: list[Event] = []
         self._events: list[Event] = []
         self._messages = self._table()
@@ -152,7 +152,6 @@ class Core:
         self.inquiries.tick(turn)
         self.gateway.tick(turn)
         self.reading.tick(turn)
-        self._decoder.clear()
         self._again = turn.again
         effects = turn.effects()
         me = self._self.id

@@ -192,6 +192,7 @@ class Gateway:
             if job.expected_height == UNSENT:
                 job.expected_height = at.height
             job.tries += 1
+            self._self.counters["jobs_handed_again"] += job.tries > 1
             job.next_try = now + TRY_AGAIN_S + self._peers.rtt(group) * 4
         self._hand_to(turn, to, at, due, takeover=to != group[0])
 

@@ -128,7 +128,11 @@ class Inquiries:
         for raw in message.links:
             self._replica.learn(turn, self._decoder.untrusted(raw), peer, peer)
         inquiry = self._slots.get(message.number)
-        if inquiry is None or message.links or message.voted or peer not in inquiry.group:
+        if inquiry is None or peer not in inquiry.group:
+            return
+        if message.links or message.voted:
+            if height_of(turn.loaded.heads.get(inquiry.at.account)) >= inquiry.at.height:  # it was here already
+                self._end_slot(turn, message.number, SlotResult(known=True, taken=True))
             return
         inquiry.empty.add(peer)
         self._settle_slot(turn, message.number)

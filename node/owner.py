@@ -77,7 +77,7 @@ class Work(msgspec.Struct):
     asking: int = 0  # inquiries that are under way
     absent: set[str] = msgspec.field(default_factory=set)
     income_complete: bool = False
-    ask_failed: bool = False
+    looked_up: set[RequestId] = msgspec.field(default_factory=set)  # requests whose rows this turn has loaded
 
 
 class Owner:
@@ -133,6 +133,7 @@ class Owner:
     def _chase(self, turn: Turn, peer: NodeId, message: Forward, head: AccountHead) -> None:
         """The slot is decided already. What may still execute follows the tail from here, for it is faster than the way
         back to its gateway; what is recorded or pinned to the old tip ends at the gateway, once it has the links."""
+        self._self.counters["forwards_chased"] += 1
         account = message.at.account
         open_: list[Held] = []
         ended: list[Held] = []
@@ -173,6 +174,7 @@ class Owner:
 
     def finish(self, turn: Turn, at: SlotName) -> None:
         """A vote in this slot is stuck: decide it, whatever was voted for."""
+        self._self.counters["votes_stuck"] += 1
         work = self._works.get(at.account)
         if work is None:
             work = self._works[at.account] = Work(at.account, turn.now.mono)
@@ -195,6 +197,7 @@ class Owner:
         needs.forming.add(event.account)
         needs.heads.add(event.account)
         self._inquiries.needs_income(event.account, needs)
+        work.looked_up = set(work.queue)
         for request_id, held in work.queue.items():
             needs.outcomes.add((event.account, request_id))
             if held.queued.request.kind is Kind.CANCEL:
@@ -241,6 +244,7 @@ class Owner:
         work.finish = False
         self._by_slot[at.slot] = work
         if ballot.round > 0:
+            self._self.counters["ballots_with_phase_1"] += 1
             promise = self._acceptor.promise(turn, at, ballot)
             assert not isinstance(promise, Refusal), (ballot, promise)
             work.proposer.on_promise(self._self.id, ballot, promise.accepted, promise.value)
@@ -253,8 +257,15 @@ class Owner:
             return
         loaded = turn.loaded
         forming = loaded.forming[work.account]
+        if forming.head != loaded.heads.get(work.account):  # a link of this turn came after these rows were loaded
+            turn.again.append(FormLink(work.account))
+            return
         loaded.postings.update((i.posting.hash, i.posting) for i in forming.incoming)
-        queue = [h.queued for h in work.queue.values() if work.asked_at is None or h.since <= work.asked_at]
+        queue = [
+            held.queued
+            for request_id, held in work.queue.items()
+            if request_id in work.looked_up and (work.asked_at is None or held.since <= work.asked_at)
+        ]
         formed = form_link(
             self._self.network,
             forming,
@@ -323,6 +334,7 @@ class Owner:
         proposer, at = work.proposer, work.at
         assert proposer is not None
         assert at is not None
+        assert (link.prev_hash, link.account, link.height) == (at.slot, at.account, at.height), (link.hash, at)
         voted = self._acceptor.vote_for(turn, at, proposer.ballot, link)
         if isinstance(voted, Refusal):  # this node promised a higher ballot to somebody else meanwhile
             self._back_off(turn, work, voted.promised)
@@ -375,6 +387,7 @@ class Owner:
 
     def _back_off(self, turn: Turn, work: Work, promised: Ballot) -> None:
         """Somebody promised a higher ballot: try above it, later."""
+        self._self.counters["ballots_refused"] += 1
         self._end_ballot(work)
         work.lowest_round = max(work.lowest_round, promised.round) + 1
         work.attempt += 1
@@ -463,6 +476,7 @@ class Owner:
                 turn.again.append(FormLink(work.account))
             else:
                 work.attempt += 1
+                self._self.counters["ballots_sent_again"] += 1
                 self._send_silent(turn, work)
 
 

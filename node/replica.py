@@ -71,7 +71,6 @@ class Replica:
         self._puller: _Puller | None = None
         self._next_pull = 0.0
         self.count = count
-        self.dropped = 0
         self.hooks: list[AppliedHook] = []
 
     def __len__(self) -> int:
@@ -154,7 +153,7 @@ class Replica:
     def _wait(self, turn: Turn, link: Link, source: NodeId, by: NodeId, missing: tuple[_Key, ...]) -> None:
         known = self._waiting.get(link.hash)
         if known is None and len(self._waiting) >= MAX_WAITING:
-            self.dropped += 1
+            self._self.counters["links_dropped"] += 1
             return
         self._stop_waiting(link.hash)
         waiting = _Waiting(link, source, by, missing, turn.now.mono + WANT_AGAIN_S)
@@ -162,6 +161,7 @@ class Replica:
         for key in missing:
             self._waiters.setdefault(key, set()).add(link.hash)
         if known is None:
+            self._self.counters["links_waited"] += 1
             self._ask(turn, waiting, source)
 
     def _ask(self, turn: Turn, waiting: _Waiting, peer: NodeId) -> None:
@@ -207,9 +207,10 @@ class Replica:
         head = turn.loaded.heads.get(at.account)
         turn.send(peer, Want(chains=((at.account, head.height + 1 if head is not None else 0),)))
         if self._early_count >= MAX_EARLY:
-            self.dropped += 1
+            self._self.counters["messages_dropped"] += 1
             return
         self._early_count += 1
+        self._self.counters["messages_early"] += 1
         self._early.setdefault(at.account, []).append(FromPeer(peer, message))
 
     # --- serving others ---

@@ -13,6 +13,8 @@ The driver, again and again:
 """
 
 import random
+from collections import Counter
+from typing import Final
 
 import msgspec
 
@@ -33,6 +35,8 @@ class Now(msgspec.Struct, frozen=True):
     mono: float
     unix_ms: int
 
+
+DECODED_BYTES: Final = 16 * 1024 * 1024  # of links kept decoded: some seconds of traffic
 
 # --- events --------------------------------------------------------------------------------------------------------
 
@@ -144,13 +148,14 @@ class Effects(msgspec.Struct, frozen=True):
 
 
 class Self(msgspec.Struct, frozen=True):
-    """Who this node is and which view it has installed."""
+    """Who this node is, which view it has installed, and what it counts (for `hopchain status`)."""
 
     id: NodeId
     genesis: Genesis
     network: NetworkId
     view: View
     rng: random.Random
+    counters: Counter[str]
 
 
 class Turn:
@@ -187,17 +192,20 @@ def add_link_needs(link: Link, needs: Needs) -> None:
 
 
 class LinkDecoder:
-    """Decodes the links of one turn once: `needs` and `step` both look at them."""
+    """Decodes links once: the one that was voted for arrives again when it is decided."""
 
     def __init__(self) -> None:
         self._links: dict[bytes, Link] = {}
+        self._bytes = 0
 
     def untrusted(self, raw: bytes) -> Link:
         """The link with these bytes; raises `RemoteFault`."""
         link = self._links.get(raw)
         if link is None:
-            link = self._links[raw] = decode_link_untrusted(raw)
+            link = decode_link_untrusted(raw)
+            if self._bytes + len(raw) > DECODED_BYTES:
+                self._links.clear()
+                self._bytes = 0
+            self._links[raw] = link
+            self._bytes += len(raw)
         return link
-
-    def clear(self) -> None:
-        self._links.clear()
