@@ -81,8 +81,13 @@ async def dial(address: Address, context: ssl.SSLContext, network: bytes, timing
             address.host, address.port, context=context, network=network, timeout_s=timing.dial_s
         )
     except (connection.Unreachable, RemoteFault) as error:
-        raise DialFailed(str(error)) from None
+        raise DialFailed(_brief(str(error), address)) from None
     return Calls(address, stream, timing)
+
+
+def _brief(text: str, address: Address) -> str:
+    """The cause alone: the address and the advice stand beside it in the client's own message."""
+    return text.removeprefix(f"{address} ").partition(";")[0]
 
 
 class Calls:
@@ -179,15 +184,18 @@ class Calls:
 
     async def _watch(self) -> None:
         timing = self._timing
+        pinged_since = -1.0  # the silence that a ping was sent into
         while self.lost is None:
             if not self._waiting:
                 self._busy = anyio.Event()
                 await self._busy.wait()
+            now = anyio.current_time()
             quiet_since = max(self._heard_at, self._busy_since)
-            await anyio.sleep_until(quiet_since + timing.ping_after_s)
-            if not self._waiting or max(self._heard_at, self._busy_since) > quiet_since:
-                continue
-            self._post(AskStatus())
-            await anyio.sleep_until(quiet_since + timing.dead_after_s)
-            if self._waiting and self._heard_at <= quiet_since:
+            if pinged_since == quiet_since and now >= quiet_since + timing.dead_after_s:
                 self.lose(f"{self.address} has been silent for {timing.dead_after_s:g} s")
+            elif pinged_since != quiet_since and now >= quiet_since + timing.ping_after_s:
+                self._post(AskStatus())
+                pinged_since = quiet_since
+            else:
+                patience_s = timing.dead_after_s if pinged_since == quiet_since else timing.ping_after_s
+                await anyio.sleep_until(min(quiet_since + patience_s, now + timing.ping_after_s))

@@ -354,9 +354,12 @@ class Client:
                 return found
             after = page.accounts[-1].name
 
-    async def outcome(self, request_id: bytes, *, at: NodeAddress | None = None) -> Recorded | NotFound:
-        """What became of a request, as one node knows it. `NotFound` is not final: other nodes may know more."""
-        question = AskOutcome(request_id)
+    async def outcome(
+        self, request_id: bytes, account: str = "", *, at: NodeAddress | None = None
+    ) -> Recorded | NotFound:
+        """What became of a request, as one node knows it; name the `account` that sent it when you know it (anybody
+        may have cancelled an id that is not theirs). `NotFound` is not final: other nodes may know more."""
+        question = AskOutcome(request_id, account)
         answer = await self._ask(question, at)
         if isinstance(answer, Recorded | NotFound):
             return answer

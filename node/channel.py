@@ -68,6 +68,7 @@ class Channel:
         assert queue_bytes >= HEADER_BYTES + frame_limit, (queue_bytes, frame_limit)
         self._stream = stream
         self._reader = FrameReader(frame_limit)
+        self._frame_limit = frame_limit
         self._queue_bytes = queue_bytes
         self._outbox: deque[bytes] = deque()
         self._queued = 0
@@ -106,7 +107,9 @@ class Channel:
         return payload
 
     def send_nowait(self, payload: bytes) -> bool:
-        """Queue one frame; False when it is stopped or the queue has no room for it."""
+        """Queue one frame; False when it is stopped or the queue has no room for it. AssertionError for one above the
+        limit, which the other side would refuse: the caller splits it."""
+        assert len(payload) <= self._frame_limit, (len(payload), self._frame_limit)
         size = HEADER_BYTES + len(payload)
         if self._reason is not None or self._queued + size > self._queue_bytes:
             return False
@@ -244,12 +247,14 @@ def handshake_fault(error: Exception) -> RemoteFault:
             f"its certificate is not of this network's CA ({cause.verify_message}): another network, or a node.crt that "
             "the ca.key of this one has not signed",
         )
-    if isinstance(cause, ssl.SSLError):
+    if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLSyscallError):
         if cause.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
             return RemoteFault("no_certificate", "it shows no certificate: clients belong on the client port")
-        return RemoteFault("tls", f"it does not speak TLS 1.3 as a node does ({cause.reason or 'closed'})")
+        return RemoteFault("tls", f"it does not speak TLS 1.3 as a node does ({cause.reason})")
     return RemoteFault(
-        "lost", "it closed the connection during the handshake; if this stays so, its log says why it refuses this node"
+        "lost",
+        "it closed the connection during the handshake, without a word; if this stays so, its log says why "
+        "(a certificate of another network, for one)",
     )
 
 

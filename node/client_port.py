@@ -174,13 +174,14 @@ class ClientServer:
     async def _hear(self, channel: Channel, remote: str) -> Session:
         """The client's hello. The session counts from here on: no await between the check for room and taking it."""
         channel.limit_frames(MAX_HELLO_BYTES)
-        payload = await channel.receive()
-        if payload is None:
-            raise RemoteFault("lost", "it closed the connection before its hello")
         try:
+            payload = await channel.receive()
+            if payload is None:
+                raise RemoteFault("lost", "it closed the connection before its hello")
             self._check_hello_untrusted(payload)
         except RemoteFault as fault:
-            await channel.send(_refusal(fault))
+            if fault.code not in ("lost", "cut_frame"):  # then there is nobody to be told
+                await channel.send(_refusal(fault))
             raise
         channel.limit_frames(wire.MAX_CLIENT_FRAME_BYTES)
         self._numbers += 1

@@ -6,16 +6,22 @@ look up what it knows about it without an index over hashes.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from chain.errors import RemoteFault
+from chain.names import NAME_BYTES
 from hopchain.framing import MAX_FRAME_BYTES
 from node.paxos import Ballot
 from routing.keyspace import NodeId
 
 MAX_MESSAGES: Final = 20_000  # of one frame; more wait for the next turn
+
+# What numbers, hashes and names from elsewhere may be, so that they fit SQLite and the view; anything else is no message.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_BYTES)]
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True):
@@ -25,9 +31,9 @@ class _Message(msgspec.Struct, frozen=True, array_like=True):
 class SlotName(_Message, frozen=True):
     """The place after one link: `slot` is that link's hash (or the opening slot), `height` that of the link to come."""
 
-    slot: bytes
-    account: str
-    height: int
+    slot: Hash
+    account: Name
+    height: Count
 
 
 class Item(_Message, frozen=True):
@@ -102,15 +108,15 @@ class Forward(_Message, frozen=True, tag="forward"):
 class Moved(_Message, frozen=True, tag="moved"):
     """Answer to Forward: the slot has a successor. `links` are what the sender lacked, from `height` on."""
 
-    account: str
-    height: int
+    account: Name
+    height: Count
     links: tuple[bytes, ...]
 
 
 class Declined(_Message, frozen=True, tag="declined"):
     """Answer to Forward: these requests were dropped and nothing of them is recorded."""
 
-    account: str
+    account: Name
     request_ids: tuple[bytes, ...]
     code: str
     reason: str
@@ -147,7 +153,7 @@ class AskIncome(_Message, frozen=True, tag="ask_income"):
     """Which incoming money of `account` do you know? `digest` is that of the list I know (node.inquiry)."""
 
     number: int
-    account: str
+    account: Name
     digest: bytes
 
 
@@ -156,7 +162,7 @@ class IncomeAnswer(_Message, frozen=True, tag="income_answer"):
     votes for undecided links included. Empty when the asker's digest says that it knows the same."""
 
     number: int
-    senders: tuple[tuple[str, int], ...]
+    senders: tuple[tuple[Name, Count], ...]
 
 
 # --- replication (node.replica) ------------------------------------------------------------------------------------
@@ -165,7 +171,7 @@ class IncomeAnswer(_Message, frozen=True, tag="income_answer"):
 class Want(_Message, frozen=True, tag="want"):
     """Send decided links: chains from a height on, links by hash, links that hold a posting."""
 
-    chains: tuple[tuple[str, int], ...] = ()
+    chains: tuple[tuple[Name, Count], ...] = ()
     links: tuple[bytes, ...] = ()
     postings: tuple[bytes, ...] = ()
 
@@ -179,8 +185,8 @@ class Links(_Message, frozen=True, tag="links"):
 class Pull(_Message, frozen=True, tag="pull"):
     """What have you applied after `after` of your log? I have `count` links whose hashes XOR to `accumulator`."""
 
-    after: int
-    count: int
+    after: Count
+    count: Count
     accumulator: bytes
 
 
@@ -189,23 +195,23 @@ class Offer(_Message, frozen=True, tag="offer"):
     no hashes."""
 
     hashes: tuple[bytes, ...]
-    upto: int
-    head: int
-    count: int
+    upto: Count
+    head: Count
+    count: Count
 
 
 class Ping(_Message, frozen=True, tag="ping"):
     """Liveness and round-trip time; `links` the sender has applied."""
 
     sent: float
-    links: int
+    links: Count
 
 
 class Pong(_Message, frozen=True, tag="pong"):
     """Answer to Ping, with its `sent`."""
 
     sent: float
-    links: int
+    links: Count
 
 
 Message = (

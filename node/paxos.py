@@ -15,12 +15,14 @@ idempotent. `Proposer` drives one ballot of one node; a new ballot is a new `Pro
     accept(vote, ballot, value) -> Vote | Refusal  Proposer.on_accepted -> True, when a majority accepted
 """
 
-from typing import Generic, TypeVar
+from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
 
 from routing.keyspace import NodeId
 from routing.view import majority
+
+MAX_BALLOT: Final = 2**32  # of what others send, so that a round above it still fits SQLite
 
 Value = TypeVar("Value")
 
@@ -28,8 +30,8 @@ Value = TypeVar("Value")
 class Ballot(msgspec.Struct, frozen=True, array_like=True, order=True):
     """(epoch, round, node): totally ordered; no two nodes share one, and a node never uses one for two values."""
 
-    epoch: int
-    round: int
+    epoch: Annotated[int, msgspec.Meta(ge=1, le=MAX_BALLOT)]
+    round: Annotated[int, msgspec.Meta(ge=0, le=MAX_BALLOT)]
     node: NodeId
 
 

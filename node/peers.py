@@ -17,6 +17,7 @@ SUSPECT_S: Final = 2.0
 PINGS_PER_ROUND: Final = 16  # above this many members each round pings a part of them
 MIN_RTT_S: Final = 0.005  # below a turn's own length a measured round trip says nothing
 FIRST_RTT_S: Final = 0.05
+MAX_RTT_S: Final = 60.0  # a peer is suspected long before; what it echoes is not believed beyond
 RTT_WEIGHT: Final = 0.2  # of a new sample, as TCP smooths
 
 
@@ -57,7 +58,7 @@ class Peers:
         self._note_links(peer, message.links)
         known = self._up.get(peer)
         sample = turn.now.mono - message.sent
-        if known is None or sample < 0:
+        if known is None or not 0 <= sample <= MAX_RTT_S:  # also when `sent` is no number
             return
         sample = max(sample, MIN_RTT_S)
         known.rtt = sample if not known.measured else (1 - RTT_WEIGHT) * known.rtt + RTT_WEIGHT * sample

@@ -25,7 +25,7 @@ from chain.disk import open_database
 from chain.errors import RemoteFault
 from chain.genesis import Genesis
 from chain.store import create_or_check, load_cursors, load_votes
-from hopchain.wire import AskBalance, Call, Hello, Submit, decode_client_frame_untrusted
+from hopchain.wire import AskBalance, Call, Hello, Refused, Submit, decode_client_frame_untrusted
 from node.client_port import ClientServer, Session
 from node.config import NodeConfig, read_config
 from node.core import Core, Start
@@ -36,7 +36,7 @@ from node.hello import Hello as PeerHello
 from node.layout import read_genesis, read_network_key
 from node.lock import DataLock
 from node.pki import NodeKey, node_contexts, read_node_key
-from node.serving import Serving
+from node.serving import Serving, check_question_untrusted
 from node.transport import MeshIdentity, PeerMesh
 from node.turn import Caller, ClientBalance, ClientSubmit, Now, Read
 from routing.dht import ContactEvent, Dht, open_dht
@@ -236,7 +236,13 @@ class _Node:
         body = call.body
         if isinstance(body, Submit):
             await self._driver.put(ClientSubmit(caller, body))
-        elif isinstance(body, AskBalance) and (body.linearizable or body.min_height > 0):
+            return
+        try:
+            check_question_untrusted(body)
+        except RemoteFault as fault:
+            self._driver.reply(caller, Refused(fault.code, fault.text))
+            return
+        if isinstance(body, AskBalance) and (body.linearizable or body.min_height > 0):
             await self._driver.put(ClientBalance(caller, body))
         else:
             self._driver.reply(caller, await self._serving.answer(body))

@@ -46,7 +46,7 @@ class Reading:
         """Answer now, wait for the height, or ask the network."""
         ask = event.ask
         head = turn.loaded.heads.get(ask.account)
-        if height_of(head) < ask.min_height:
+        if ask.min_height > 0 and height_of(head) < ask.min_height:
             self._wait(turn, event)
         elif ask.linearizable:
             self._ask_tip(turn, event)

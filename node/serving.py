@@ -10,6 +10,7 @@ from typing import Final, assert_never
 
 from chain.genesis import Genesis
 from chain.link import opening_slot
+from chain.names import check_name_untrusted
 from chain.reads import ChainLink, list_accounts, read_balance, read_chain, read_outcome, state_digest
 from chain.request import RequestId
 from hopchain import wire
@@ -61,7 +62,7 @@ class Serving:
         self.dht: Dht | None = None
 
     async def answer(self, body: Read) -> wire.ReplyBody:
-        """The answer of this replica, now."""
+        """The answer of this replica, now. `check_question_untrusted` has passed the question."""
         match body:
             case wire.AskBalance():
                 return await self._balance(body)
@@ -113,7 +114,8 @@ class Serving:
         if balance is None:
             return wire.NotFound(f"account {ask.account}")
         limit = min(max(ask.limit, 1), wire.MAX_PAGE)
-        links = await self._reader.run(read_chain, ask.account, max(ask.from_height, 0), limit)
+        start = min(max(ask.from_height, 0), balance.height + 1)
+        links = await self._reader.run(read_chain, ask.account, start, limit)
         shown: list[wire.ChainLink] = []
         rows = 0
         for link in links:
@@ -191,6 +193,20 @@ class Serving:
             theirs,
             max(0, links - theirs),
         )
+
+
+def check_question_untrusted(body: Read) -> None:
+    """Raise `RemoteFault("bad_name")` for a question about what cannot be an account's name."""
+    match body:
+        case wire.AskBalance() | wire.AskChain():
+            check_name_untrusted(body.account)
+        case wire.AskOutcome() | wire.AskRoute():
+            if body.account:  # empty: none is named
+                check_name_untrusted(body.account)
+        case wire.AskAccounts() | wire.AskStatus() | wire.AskDigest():
+            pass
+        case _:
+            assert_never(body)
 
 
 def _scale(genesis: Genesis, code: str) -> int:

@@ -16,6 +16,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,6 +53,7 @@ from routing.keyspace import NodeId, short
 log = logging.getLogger(__name__)
 
 PEER_QUEUE_BYTES: Final = 32 * 1024 * 1024  # four largest frames; a peer that far behind is caught up by replication
+VERDICT_S: Final = 1.0  # for telling a peer why it is refused
 DIAL_FIRST_S: Final = 0.05
 DIAL_MAX_S: Final = 1.0  # a restarted node is back in its group within about this
 DIAL_GRACE_S: Final = 3.0  # three of the other side's longest pauses
@@ -301,7 +303,7 @@ class PeerMesh:
             await channel.send(encode(Welcome()))
             check_verdict_untrusted(await _receive(channel))
             return hello
-        if refusal.code != "lost":
+        with trio.move_on_after(VERDICT_S), suppress(RemoteFault, trio.BrokenResourceError):
             await channel.send(encode(Refused(refusal.code, refusal.text)))
             await channel.receive()
         raise refusal
@@ -359,5 +361,5 @@ def _who(peer: NodeId) -> str:
 async def _receive(channel: Channel) -> bytes:
     payload = await channel.receive()
     if payload is None:
-        raise RemoteFault("lost", "it closed the connection during the handshake; its log says why")
+        raise RemoteFault("lost", "it closed the connection before the end of the handshake")
     return payload

@@ -1,0 +1,502 @@
+"""The client port: what a stranger may do, and that what it does ends its own session and nothing else."""
+
+import random
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from chain.errors import RemoteFault
+from hopchain import connection, wire
+from hopchain.connection import Unreachable, client_context, connect
+from hopchain.framing import frame
+from node.channel import FLUSH_S, HANDSHAKE_S, MAX_HANDSHAKES, Channel, start_tls
+from node.client_port import CLIENT_QUEUE_BYTES, ClientServer, Session
+from node.layout import Network
+from tests.node.wires import HOST, Certified, MemoryNetwork, certified, new_layout
+
+PORT = 7
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Network:
+    return new_layout(tmp_path_factory.mktemp("one") / "net", 1)
+
+
+@pytest.fixture(scope="module")
+def node(layout: Network) -> Certified:
+    return certified(layout)[0]
+
+
+@pytest.fixture(scope="module")
+def tls(layout: Network) -> ssl.SSLContext:
+    return client_context(layout.genesis.ca)
+
+
+@pytest.fixture
+def network() -> MemoryNetwork:
+    return MemoryNetwork()
+
+
+class Echo:
+    """A server that answers each frame with itself, unless `handle` does something else first."""
+
+    def __init__(self, node: Certified, network: MemoryNetwork | None, *, max_sessions: int = 512) -> None:
+        self.closed: list[int] = []
+        self.handle: Callable[[Session, bytes], trio.Event | None] = lambda session, payload: None
+        self.seen: list[bytes] = []
+        self.sessions: list[Session] = []
+        self.server = ClientServer(
+            network_id=node.network,
+            context=node.contexts.serve,
+            handler=self._handler,
+            on_close=lambda session: self.closed.append(session.number),
+            host=HOST if network else "127.0.0.1",
+            port=PORT if network else 0,
+            network=network,
+            max_sessions=max_sessions,
+        )
+
+    async def _handler(self, session: Session, payload: bytes) -> None:
+        self.seen.append(payload)
+        self.sessions.append(session)
+        gate = self.handle(session, payload)
+        if gate is not None:
+            await gate.wait()
+        session.send_nowait(payload)
+
+
+@asynccontextmanager
+async def serving(echo: Echo) -> AsyncIterator[int]:
+    async with trio.open_nursery() as nursery:
+        yield await nursery.start(echo.server.run)
+        nursery.cancel_scope.cancel()
+
+
+async def dial(network: MemoryNetwork, tls: ssl.SSLContext) -> Channel:
+    secure = await start_tls(await network.connect(HOST, PORT), tls, server=False)
+    return Channel(secure, frame_limit=wire.MAX_CLIENT_FRAME_BYTES, queue_bytes=CLIENT_QUEUE_BYTES)
+
+
+async def enter(network: MemoryNetwork, tls: ssl.SSLContext, node: Certified) -> Channel:
+    channel = await dial(network, tls)
+    hello = wire.encode(wire.Hello(wire.PROTOCOL_VERSION, node.network))
+    await channel.send(hello)
+    assert await channel.receive() == hello
+    return channel
+
+
+async def refusal(channel: Channel) -> wire.Refused:
+    answer = wire.decode_node_frame_untrusted(await channel.receive() or b"")
+    assert isinstance(answer, wire.Refused)
+    return answer
+
+
+async def serves_still(network: MemoryNetwork, tls: ssl.SSLContext, node: Certified) -> None:
+    channel = await enter(network, tls, node)
+    await channel.send(b"fine")
+    assert await channel.receive() == b"fine"
+    await channel.aclose()
+
+
+# --- the public client's connection, over real TCP ---
+
+
+async def converse(port: int, tls: ssl.SSLContext, network_id: bytes) -> None:
+    conn = await connect("127.0.0.1", port, context=tls, network=network_id)
+    large = random.Random(5).randbytes(wire.MAX_CLIENT_FRAME_BYTES)
+    for payload in (b"hello", large):
+        await conn.send(payload)
+        assert await conn.receive() == payload
+    with pytest.raises(RemoteFault, match="a frame of 4194305 bytes"):
+        await conn.send(large + b"x")
+    await conn.aclose()
+    with pytest.raises(Unreachable, match="is lost; try another node"):
+        await conn.send(b"x")
+    with pytest.raises(Unreachable, match="closed the connection; try another node"):
+        await conn.receive()
+    with pytest.raises(RemoteFault, match="refused the connection: the client wants network 01010101") as caught:
+        await connect("127.0.0.1", port, context=tls, network=b"\x01" * 32)
+    assert caught.value.code == "network"
+
+
+async def test_a_client_on_trio(node: Certified, tls: ssl.SSLContext) -> None:
+    echo = Echo(node, None)
+    with trio.fail_after(30):
+        async with serving(echo) as port:
+            await converse(port, tls, node.network)
+            await echo.server.aclose()
+    assert echo.closed == [1]
+
+
+async def test_a_client_on_asyncio(node: Certified, tls: ssl.SSLContext) -> None:
+    echo = Echo(node, None)
+    with trio.fail_after(30):
+        async with serving(echo) as port:
+            await trio.to_thread.run_sync(lambda: anyio.run(converse, port, tls, node.network, backend="asyncio"))
+
+
+async def test_a_node_of_another_ca_is_unreachable(node: Certified, tmp_path: Path) -> None:
+    foreign = client_context(new_layout(tmp_path / "net", 1).genesis.ca)
+    async with serving(Echo(node, None)) as port:
+        with pytest.raises(Unreachable, match="not a client port of this network"):
+            await connect("127.0.0.1", port, context=foreign, network=node.network)
+
+
+async def test_nobody_there_is_unreachable(node: Certified, tls: ssl.SSLContext) -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    with pytest.raises(Unreachable, match=f"127.0.0.1:{port} did not answer in 0.05 s"):
+        await connect("127.0.0.1", port, context=tls, network=node.network, timeout_s=0.05)
+    await listeners[0].aclose()
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        await connect("127.0.0.1", port, context=tls, network=node.network)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"\xc1", "cannot be read"),
+        (wire.encode(wire.Reply(1, wire.NotFound("x"))), "did not begin with a hello"),
+        (wire.encode(wire.Hello(2, bytes(32))), "speaks version 2, this client 1"),
+        (wire.encode(wire.Hello(1, b"\x01" * 32)), "is of network 01010101"),
+    ],
+)
+def test_a_wrong_hello_of_the_node_is_a_remote_fault(answer: bytes, says: str) -> None:
+    with pytest.raises(RemoteFault, match=says):
+        connection._check_hello_untrusted(answer, bytes(32), "node")
+
+
+# --- sessions ---
+
+
+async def test_sessions_are_numbered_counted_and_closed_once(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network)
+    async with serving(echo):
+        first, second = [await enter(network, tls, node) for _ in range(2)]
+        for channel in (first, second):
+            await channel.send(b"x")
+            assert await channel.receive() == b"x"
+        assert [session.number for session in echo.sessions] == [1, 2]
+        assert echo.server.sessions == 2
+        await first.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert echo.closed == [1]
+        assert echo.server.sessions == 1
+        assert not echo.sessions[0].send_nowait(b"too late")
+        assert echo.server.counters["closed.closed"] == 1
+        echo.sessions[1].close("drained", "the node says so")
+        assert await second.receive() is None
+    assert echo.closed == [1, 2]
+    assert echo.server.counters["closed.drained"] == 1
+
+
+async def test_the_handler_is_back_pressure(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network)
+    gate = trio.Event()
+    echo.handle = lambda session, payload: gate
+    async with serving(echo):
+        channel = await enter(network, tls, node)
+        for payload in (b"1", b"2"):
+            await channel.send(payload)
+        await trio.testing.wait_all_tasks_blocked()
+        assert echo.seen == [b"1"]
+        gate.set()
+        assert [await channel.receive(), await channel.receive()] == [b"1", b"2"]
+
+
+async def test_a_slow_consumer_is_disconnected_and_others_are_not(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network)
+    async with serving(echo):
+        slow, well = [await enter(network, tls, node) for _ in range(2)]
+        network.accepted[0].send_all_hook = trio.sleep_forever
+        await slow.send(b"x")
+        await well.send(b"x")
+        assert await well.receive() == b"x"
+        await trio.testing.wait_all_tasks_blocked()
+        session = next(session for session in echo.sessions if session.number == 1)
+        answer = bytes(1024 * 1024)
+        sent = [session.send_nowait(answer) for _ in range(12)]
+        assert sent == [True] * 7 + [False] * 5
+        await trio.sleep(1)
+        assert echo.server.counters["closed.slow_consumer"] == 1
+        assert echo.closed == [1]
+        await well.send(b"y")
+        assert await well.receive() == b"y"
+
+
+async def test_aclose_sends_the_answers_that_are_queued_and_no_answer_is_too_large(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network)
+    async with serving(echo):
+        channel = await enter(network, tls, node)
+        await channel.send(b"x")
+        assert await channel.receive() == b"x"
+        with pytest.raises(AssertionError):
+            echo.sessions[0].send_nowait(bytes(wire.MAX_CLIENT_FRAME_BYTES + 1))
+        answers = [bytes([number]) * 500_000 for number in range(8)]
+        for answer in answers:
+            echo.sessions[0].send_nowait(answer)
+        assert echo.sessions[0].queued > 0
+        await echo.server.aclose()
+        assert [await channel.receive() for _ in answers] == answers
+        assert await channel.receive() is None
+        assert echo.closed == [1]
+        await echo.server.aclose()
+
+
+async def test_aclose_waits_no_longer_than_a_bound(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network)
+    async with serving(echo):
+        channel = await enter(network, tls, node)
+        network.accepted[0].send_all_hook = trio.sleep_forever
+        await channel.send(b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        started = trio.current_time()
+        await echo.server.aclose()
+        assert FLUSH_S <= trio.current_time() - started < 2 * FLUSH_S
+
+
+async def test_cancellation_is_not_swallowed(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(echo.server.run)
+            await enter(network, tls, node)
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    assert echo.closed == [1]
+
+
+async def test_a_bug_in_the_handler_stops_the_node(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network)
+
+    def bug(session: Session, payload: bytes) -> None:
+        raise ZeroDivisionError
+
+    echo.handle = bug
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        async with serving(echo):
+            await (await enter(network, tls, node)).send(b"x")
+            await trio.sleep_forever()
+
+
+# --- strangers ---
+
+
+async def test_a_fault_is_told_to_the_client_and_ends_its_session_only(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network)
+
+    def refuse(session: Session, payload: bytes) -> None:
+        raise RemoteFault("malformed", "no call at all")
+
+    async with serving(echo):
+        well = await enter(network, tls, node)
+        channel = await enter(network, tls, node)
+        echo.handle = refuse
+        await channel.send(b"junk")
+        assert await refusal(channel) == wire.Refused("malformed", "no call at all")
+        assert await channel.receive() is None
+        echo.handle = lambda session, payload: None
+        await trio.testing.wait_all_tasks_blocked()
+        assert echo.closed == [2]
+        assert echo.server.counters["closed.malformed"] == 1
+        await well.send(b"y")
+        assert await well.receive() == b"y"
+
+
+async def test_a_farewell_is_not_cut_by_answers_that_come_too_late(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network)
+
+    def refuse(session: Session, payload: bytes) -> None:
+        raise RemoteFault("malformed", "no call at all")
+
+    async with serving(echo):
+        channel = await enter(network, tls, node)
+        gate = trio.Event()
+        network.accepted[0].send_all_hook = gate.wait
+        echo.handle = refuse
+        await channel.send(b"junk")
+        await trio.testing.wait_all_tasks_blocked()
+        assert not echo.sessions[0].send_nowait(b"an answer that is ready now")
+        gate.set()
+        assert await refusal(channel) == wire.Refused("malformed", "no call at all")
+        assert await channel.receive() is None
+        await trio.testing.wait_all_tasks_blocked()
+        assert echo.server.counters["closed.malformed"] == 1
+
+
+async def test_an_oversize_frame_is_refused_by_its_header(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network)
+    async with serving(echo):
+        channel = await enter(network, tls, node)
+        await channel._stream.send_all((wire.MAX_CLIENT_FRAME_BYTES + 1).to_bytes(4))
+        assert (await refusal(channel)).code == "oversize"
+        assert await channel.receive() is None
+        assert echo.seen == []
+        await serves_still(network, tls, node)
+
+
+async def test_a_cut_frame_is_counted(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network)
+    async with serving(echo):
+        channel = await enter(network, tls, node)
+        await channel._stream.send_all(frame(b"hello")[:6])
+        await channel.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert echo.server.counters["closed.cut_frame"] == 1
+        await serves_still(network, tls, node)
+
+
+BAD_HELLOS = [
+    ("version", wire.encode(wire.Hello(2, bytes(32))), "the client speaks version 2, this node 1"),
+    ("network", wire.encode(wire.Hello(1, bytes(32))), "use the directory or genesis.json of this network"),
+    ("malformed", wire.encode(wire.Call(1, wire.AskStatus())), "the first frame must be a hello"),
+    ("malformed", b"\xc1", "cannot be read"),
+    ("malformed", b"\x91" * 3000, "cannot be read"),
+    ("malformed", b"", "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("code", "payload", "says"), BAD_HELLOS)
+async def test_a_wrong_hello_is_refused_with_its_reason(
+    node: Certified,
+    tls: ssl.SSLContext,
+    network: MemoryNetwork,
+    autojump_clock: MockClock,
+    code: str,
+    payload: bytes,
+    says: str,
+) -> None:
+    echo = Echo(node, network)
+    async with serving(echo):
+        channel = await dial(network, tls)
+        await channel.send(payload)
+        refused = await refusal(channel)
+        assert refused.code == code
+        assert says in refused.reason
+        assert await channel.receive() is None
+        assert echo.server.counters[f"refused.{code}"] == 1
+        assert echo.server.sessions == 0
+        await serves_still(network, tls, node)
+    assert echo.closed == [1]
+
+
+async def test_frames_may_follow_the_hello_at_once_but_a_hello_is_small(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network)
+    async with serving(echo):
+        channel = await dial(network, tls)
+        large = bytes(100_000)
+        await channel._stream.send_all(frame(wire.encode(wire.Hello(1, node.network))) + frame(large))
+        await channel.receive()
+        assert await channel.receive() == large
+        greedy = await dial(network, tls)
+        await greedy._stream.send_all((5000).to_bytes(4))
+        assert await greedy.receive() is None
+        assert echo.server.counters["refused.oversize"] == 1
+
+
+async def test_when_it_is_full_the_next_client_is_told_so(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network, max_sessions=2)
+    async with serving(echo):
+        channels = [await dial(network, tls) for _ in range(5)]
+        for channel in channels:
+            await channel.send(wire.encode(wire.Hello(1, node.network)))
+        answers = [wire.decode_node_frame_untrusted(await channel.receive() or b"") for channel in channels]
+        assert sum(isinstance(answer, wire.Hello) for answer in answers) == 2
+        assert {answer.code for answer in answers if isinstance(answer, wire.Refused)} == {"busy"}
+        assert echo.server.counters["refused.busy"] == 3
+        for channel in channels:
+            await channel.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        await serves_still(network, tls, node)
+
+
+async def test_garbage_and_silence_end_by_themselves(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    rng = random.Random(13)
+    echo = Echo(node, network)
+    async with serving(echo):
+        for size in (0, 1, 300, 20_000):
+            stream = await network.connect(HOST, PORT)
+            if size:
+                await stream.send_all(rng.randbytes(size))
+                await stream.aclose()
+        mute = await dial(network, tls)
+        await trio.sleep(HANDSHAKE_S + 1)
+        assert sum(count for key, count in echo.server.counters.items() if key.startswith("refused.")) == 5
+        assert echo.server.counters["refused.timeout"] == 2
+        assert await mute.receive() is None
+        await serves_still(network, tls, node)
+
+
+async def test_a_client_that_leaves_before_it_is_welcomed_leaves_no_session(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network)
+    async with serving(echo):
+        channel = await dial(network, tls)
+        network.accepted[0].send_all_hook = trio.sleep_forever
+        await channel.send(wire.encode(wire.Hello(1, node.network)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert echo.server.sessions == 1
+        await trio.sleep(HANDSHAKE_S + 1)
+        assert echo.server.sessions == 0
+        assert echo.server.counters["refused.timeout"] == 1
+    assert echo.closed == []
+
+
+async def test_a_client_that_says_nothing_but_goodbye(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network)
+    async with serving(echo):
+        channel = await dial(network, tls)
+        await channel.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert echo.server.counters["refused.lost"] == 1
+        await serves_still(network, tls, node)
+
+
+async def test_handshakes_give_their_place_back(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network)
+    async with serving(echo):
+        for _ in range(MAX_HANDSHAKES):
+            await (await network.connect(HOST, PORT)).aclose()
+        with trio.fail_after(HANDSHAKE_S):
+            await serves_still(network, tls, node)

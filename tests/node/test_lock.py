@@ -1,0 +1,74 @@
+"""One process per data directory (design R12)."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chain.errors import LocalMisuse
+from node.lock import LOCK_FILE, DataLock
+
+HOLDER = """
+import sys
+from pathlib import Path
+from node.lock import DataLock
+with DataLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
+    with DataLock(tmp_path), pytest.raises(LocalMisuse, match=f"in use by process {os.getpid()}: stop that node first"):
+        DataLock(tmp_path).__enter__()
+
+
+def test_the_refused_holder_leaves_the_first_ones_lock_alone(tmp_path: Path) -> None:
+    with DataLock(tmp_path):
+        for _ in range(2):
+            with pytest.raises(LocalMisuse):
+                DataLock(tmp_path).__enter__()
+        assert (tmp_path / LOCK_FILE).read_text() == f"{os.getpid()}\n"
+
+
+def test_it_is_free_again_after_its_block_also_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), DataLock(tmp_path):
+        raise KeyError
+    (tmp_path / LOCK_FILE).write_text("123456789012345\n")
+    lock = DataLock(tmp_path)
+    for _ in range(2):
+        with lock:
+            assert (tmp_path / LOCK_FILE).read_text() == f"{os.getpid()}\n"
+
+
+def test_another_process_holds_it_until_it_is_killed(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(LocalMisuse, match=f"process {holder.pid}"):
+            DataLock(tmp_path).__enter__()
+        holder.kill()
+        holder.wait()
+        with DataLock(tmp_path):
+            assert (tmp_path / LOCK_FILE).read_text() == f"{os.getpid()}\n"
+
+
+def test_no_directory_no_lock(tmp_path: Path) -> None:
+    with pytest.raises(LocalMisuse, match=r"cannot be opened \(No such file or directory\)"):
+        DataLock(tmp_path / "missing").__enter__()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(
+        LocalMisuse, match=r"cannot be locked \(Operation not supported\): keep .* on a local file system"
+    ):
+        DataLock(tmp_path).__enter__()

@@ -1,0 +1,155 @@
+"""What the transport tests share: a network in memory, nodes with certificates, and a member played by hand."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+import trio.testing
+
+from chain.genesis import Asset
+from hopchain.framing import MAX_FRAME_BYTES
+from node.channel import Channel, start_tls
+from node.hello import PROTOCOL_VERSION, Hello, Welcome, encode
+from node.layout import Network as Layout
+from node.layout import make_network
+from node.pki import NodeContexts, node_contexts
+from node.transport import MeshIdentity, PeerMesh
+from routing.keyspace import NodeId
+
+NOW_MS = 1_700_000_000_000
+HOST = "node.test"
+
+
+def new_layout(directory: Path, nodes: int, name: str = "test") -> Layout:
+    ports = [(10_001 + 2 * number, 10_002 + 2 * number) for number in range(nodes)]
+    return make_network(
+        directory,
+        nodes=nodes,
+        assets=[Asset("CZK", 2)],
+        issuers={"mint": ("CZK", bytes(32))},
+        ports=ports,
+        name=name,
+        now_ms=NOW_MS,
+    )
+
+
+@dataclass(frozen=True)
+class Certified:
+    """A node's id and TLS contexts; `hello()` is what it says of itself."""
+
+    id: NodeId
+    network: bytes
+    contexts: NodeContexts
+
+    def hello(self, *, version: int = PROTOCOL_VERSION, network: bytes | None = None) -> Hello:
+        return Hello(version, network or self.network, self.id, 1, self.id[:8])
+
+
+def certified(layout: Layout) -> list[Certified]:
+    """The nodes of a layout, in order of their ids."""
+    nodes = [
+        Certified(place.node_id, layout.network_id, node_contexts(layout.node_directory(place), layout.genesis.ca))
+        for place in layout.nodes
+    ]
+    return sorted(nodes, key=lambda node: node.id)
+
+
+class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
+    def __init__(self, close: Callable[[], None], arrivals: trio.MemoryReceiveChannel[trio.abc.Stream]) -> None:
+        self._close = close
+        self._arrivals = arrivals
+
+    async def accept(self) -> trio.abc.Stream:
+        return await self._arrivals.receive()
+
+    async def aclose(self) -> None:
+        self._close()
+        await self._arrivals.aclose()
+
+
+class MemoryNetwork:
+    """`node.channel.Network` without a kernel, so that the clock may jump. `before_connect` may wait or raise."""
+
+    def __init__(self) -> None:
+        self._listening: dict[tuple[str, int], trio.MemorySendChannel[trio.abc.Stream]] = {}
+        self.tries: list[tuple[str, int]] = []
+        self.accepted: list[trio.testing.MemorySendStream] = []  # what the listeners' side sends into
+        self.before_connect: Callable[[], trio.Event | None] = lambda: None
+
+    async def listen(self, host: str, port: int) -> tuple[Sequence[trio.abc.Listener[trio.abc.Stream]], int]:
+        send, receive = trio.open_memory_channel[trio.abc.Stream](1000)
+        self._listening[host, port] = send
+        return [MemoryListener(lambda: self._listening.__delitem__((host, port)), receive)], port
+
+    async def connect(self, host: str, port: int) -> trio.abc.Stream:
+        self.tries.append((host, port))
+        gate = self.before_connect()
+        if gate is not None:
+            await gate.wait()
+        if (host, port) not in self._listening:
+            raise ConnectionRefusedError(111, "nobody listens")
+        ours, theirs = trio.testing.memory_stream_pair()
+        self.accepted.append(theirs.send_stream)
+        self._listening[host, port].send_nowait(theirs)
+        return ours
+
+
+class Node:
+    """A mesh with everything that it reports, in order, in `events`: (what, peer, detail)."""
+
+    def __init__(
+        self, me: Certified, members: Sequence[Certified], network: MemoryNetwork, *, hello: Hello | None = None
+    ) -> None:
+        self.id = me.id
+        self.port = int.from_bytes(me.id[:2]) + 1
+        self.members = {member.id for member in members}
+        self.addresses = {member.id: (HOST, int.from_bytes(member.id[:2]) + 1) for member in members}
+        self._send, self.events = trio.open_memory_channel[tuple[str, NodeId, bytes | str]](10_000)
+        self.handle: Callable[[NodeId, bytes], trio.Event | None] = lambda peer, payload: None
+        self.mesh = PeerMesh(
+            MeshIdentity(hello or me.hello(), me.contexts),
+            members=lambda: self.members,
+            address_of=self.addresses.get,
+            on_frame=self._on_frame,
+            on_up=lambda peer: self._send.send_nowait(("up", peer, "")),
+            on_down=lambda peer, reason: self._send.send_nowait(("down", peer, reason)),
+            rng=random.Random(1),
+            host=HOST,
+            port=self.port,
+            network=network,
+        )
+
+    async def _on_frame(self, peer: NodeId, payload: bytes) -> None:
+        self._send.send_nowait(("frame", peer, payload))
+        gate = self.handle(peer, payload)
+        if gate is not None:
+            await gate.wait()
+
+    async def expect(self, what: str, peer: NodeId) -> bytes | str:
+        """The next event, which must be this one; its detail."""
+        event = await self.events.receive()
+        assert event[:2] == (what, peer), event
+        return event[2]
+
+    def silent(self) -> bool:
+        """Nothing was reported that is not received yet."""
+        return self.events.statistics().current_buffer_used == 0
+
+
+async def dial_by_hand(network: MemoryNetwork, node: Node, me: Certified) -> Channel:
+    """A connection of `me` with a node's mesh, after TLS, before the hello."""
+    stream = await network.connect(HOST, node.port)
+    secure = await start_tls(stream, me.contexts.dial, server=False)
+    return Channel(secure, frame_limit=MAX_FRAME_BYTES, queue_bytes=2 * MAX_FRAME_BYTES)
+
+
+async def join_by_hand(network: MemoryNetwork, node: Node, me: Certified) -> Channel:
+    """The same after a good hello."""
+    channel = await dial_by_hand(network, node, me)
+    await channel.send(encode(me.hello()))
+    assert await channel.receive() is not None
+    await channel.send(encode(Welcome()))
+    assert await channel.receive() == encode(Welcome())
+    return channel
