@@ -1,0 +1,100 @@
+"""A node's disk: SQLite itself, with crashes that lose what was not synced.
+
+In memory a commit is atomic: it is durable or it is not. In files (`files=True`) the database runs with its real
+write-ahead log, and a crash within a commit keeps the log only up to some byte: what SQLite then makes of it at the next
+start is SQLite's own recovery. A full disk is SQLite's own too (`max_page_count`).
+"""
+
+import random
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from chain.disk import open_database
+from chain.errors import StorageFailure
+from chain.store import Write, commit
+
+Check = Callable[[sqlite3.Connection], None]
+
+
+class Disk:
+    """One node's database across its lives. `check` is what a node does with it at start (`create_or_check`)."""
+
+    def __init__(self, check: Check, directory: Path | None) -> None:
+        self._check = check
+        self._directory = directory
+        self._life = 0
+        self.conn = self._open()
+        self._check(self.conn)
+
+    def _path(self) -> Path:
+        assert self._directory is not None
+        return self._directory / f"life-{self._life}.db"
+
+    def _open(self) -> sqlite3.Connection:
+        if self._directory is None:
+            return sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        return open_database(self._path(), writer=True)
+
+    def commit(self, writes: Sequence[Write]) -> None:
+        """Durable when it returns."""
+        commit(self.conn, writes)
+
+    def fail_full(self, writes: Sequence[Write]) -> None:
+        """Commit on a disk without room: raises `StorageFailure` when a page more is needed, else commits."""
+        (pages,) = self.conn.execute("PRAGMA page_count").fetchone()
+        self.conn.execute(f"PRAGMA max_page_count = {pages}")
+        try:
+            commit(self.conn, writes)
+        finally:
+            self.conn.execute(f"PRAGMA max_page_count = {2**30}")
+
+    def fail_sync(self, writes: Sequence[Write], rng: random.Random) -> None:
+        """The sync fails: whether the writes are on the disk is not known. Always raises."""
+        if rng.random() < 0.5:
+            commit(self.conn, writes)
+        raise StorageFailure("writing failed: disk I/O error [SQLITE_IOERR_FSYNC]; check the disk")
+
+    def cut_commit(self, writes: Sequence[Write], rng: random.Random) -> None:
+        """The machine stops within the commit: nothing, all, or (files) the log up to some byte is on the disk."""
+        if self._directory is None:
+            if rng.random() < 0.5:
+                commit(self.conn, writes)
+            return
+        path = self._path()
+        wal = path.with_name(path.name + "-wal")
+        database, before = path.read_bytes(), wal.read_bytes() if wal.exists() else b""
+        commit(self.conn, writes)
+        after = wal.read_bytes()
+        cut = rng.randint(_first_difference(before, after), len(after))
+        self.conn.close()
+        self._life += 1
+        image = self._path()
+        image.write_bytes(database)
+        image.with_name(image.name + "-wal").write_bytes(after[:cut] + before[cut:])
+        self.conn = self._open()
+
+    def restart(self) -> None:
+        """A new process opens the database: recovery, then the node's own start checks."""
+        if self._directory is not None:
+            path = self._path()
+            wal = path.with_name(path.name + "-wal")
+            database, log = path.read_bytes(), wal.read_bytes() if wal.exists() else b""
+            self.conn.close()  # a killed process does not get to checkpoint: start from the files as they were
+            self._life += 1
+            self._path().write_bytes(database)
+            if log:
+                self._path().with_name(self._path().name + "-wal").write_bytes(log)
+            self.conn = self._open()
+        self._check(self.conn)
+
+    def close(self) -> None:
+        self.conn.close()
+
+
+def _first_difference(a: bytes, b: bytes) -> int:
+    """The first index at which the two differ."""
+    for at in range(0, min(len(a), len(b)), 4096):
+        if a[at : at + 4096] != b[at : at + 4096]:
+            return next(i for i in range(at, at + 4096) if a[i : i + 1] != b[i : i + 1])
+    return min(len(a), len(b))

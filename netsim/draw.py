@@ -1,0 +1,131 @@
+"""From a seed to a plan: sizes, weather, load and faults.
+
+A quarter of the seeds have no faults at all: what breaks there breaks for everybody. The others mix a few kinds, because
+a run with everything at once hardly decides anything.
+"""
+
+import random
+
+from netsim.plan import (
+    ClockJump,
+    Clog,
+    Cut,
+    DiskError,
+    Fault,
+    Kill,
+    Load,
+    Pause,
+    Plan,
+    SlowDisk,
+    Weather,
+    WeatherChange,
+)
+
+FAULT_S = 10.0
+POINTS = ("idle", "before_commit", "in_commit", "after_commit", "sending")
+
+
+def draw_plan(seed: int) -> Plan:
+    """The plan of this seed."""
+    rng = random.Random(f"plan {seed}")
+    nodes = rng.choice([1, 2, 3, 3, 4, 5, 5, 5, 6, 7])
+    k = rng.choice([1, 2, 3, 3, 3, 4, 5, 5])
+    load = Load(
+        accounts=rng.choice([2, 3, 3, 6]),
+        requests=rng.choice([10, 30, 60]),
+        hot=rng.choice([0.1, 0.3, 0.9]),
+        pinned=rng.choice([0.0, 0.1]),
+        cancel=rng.choice([0.0, 0.1]),
+    )
+    if rng.random() < 0.25:
+        return Plan(seed, nodes, k, Weather(), load, fault_s=FAULT_S)
+    weather = Weather(
+        loss=rng.choice([0.0, 0.0, 0.02, 0.1, 0.3]),
+        repeat=rng.choice([0.0, 0.05, 0.2]),
+        delay_min_s=0.0005,
+        delay_mean_s=rng.choice([0.001, 0.01, 0.1]),
+    )
+    faults: list[Fault] = []
+    kinds = rng.sample([_cuts, _clogs, _kills, _pauses, _jumps, _slow, _disk_errors, _storms], rng.randint(0, 3))
+    for kind in kinds:
+        for _ in range(rng.choice([1, 2, 5])):
+            faults += kind(rng, nodes)
+    faults.sort(key=lambda fault: fault.at)
+    return Plan(seed, nodes, k, weather, load, tuple(faults), fault_s=FAULT_S, files=rng.random() < 0.2)
+
+
+def _when(rng: random.Random, longest: float) -> tuple[float, float]:
+    at = rng.uniform(0, FAULT_S)
+    return at, at + rng.uniform(0.01, longest)
+
+
+def _cuts(rng: random.Random, nodes: int) -> list[Fault]:
+    at, until = _when(rng, 6.0)
+    everybody = list(range(nodes))
+    rng.shuffle(everybody)
+    shape = rng.choice(["halves", "one", "one_way", "ring", "three"])
+    if shape == "ring" and nodes > 2:
+        return [
+            Cut(at, (everybody[i],), tuple(n for n in everybody if n not in _neighbours(everybody, i)), until)
+            for i in range(nodes)
+        ]
+    if shape == "three" and nodes > 2:
+        parts = [tuple(everybody[i::3]) for i in range(3)]
+        return [Cut(at, parts[a], parts[b], until) for a, b in ((0, 1), (0, 2), (1, 2))]
+    size = 1 if shape == "one" else rng.randint(0, nodes)
+    return [Cut(at, tuple(everybody[:size]), tuple(everybody[size:]), until, shape == "one_way")]
+
+
+def _neighbours(ring: list[int], i: int) -> tuple[int, int, int]:
+    return (ring[i - 1], ring[i], ring[(i + 1) % len(ring)])
+
+
+def _clogs(rng: random.Random, nodes: int) -> list[Fault]:
+    """One path, or all paths of some nodes one after the other (swizzle-clogging)."""
+    if nodes < 2:
+        return []
+    at, until = _when(rng, 4.0)
+    if rng.random() < 0.5:
+        source, target = rng.sample(range(nodes), 2)
+        return [Clog(at, source, target, until)]
+    chosen = rng.sample(range(nodes), rng.randint(1, nodes))
+    clogs: list[Fault] = []
+    for node in chosen:
+        start = at + rng.uniform(0, 1.0)
+        end = start + rng.uniform(0.1, 4.0)
+        clogs += [Clog(start, other, node, end) for other in range(nodes) if other != node]
+    return clogs
+
+
+def _kills(rng: random.Random, nodes: int) -> list[Fault]:
+    at, until = _when(rng, 4.0)
+    if rng.random() < 0.2:
+        return [Kill(at, node, until, rng.choice(POINTS)) for node in range(nodes)]
+    return [Kill(at, rng.randrange(nodes), until, rng.choice(POINTS))]
+
+
+def _pauses(rng: random.Random, nodes: int) -> list[Fault]:
+    at, until = _when(rng, 4.0)
+    return [Pause(at, rng.randrange(nodes), until)]
+
+
+def _jumps(rng: random.Random, nodes: int) -> list[Fault]:
+    return [
+        ClockJump(rng.uniform(0, FAULT_S), rng.randrange(nodes), rng.choice([-86_400_000, -5000, 5000, 86_400_000]))
+    ]
+
+
+def _slow(rng: random.Random, nodes: int) -> list[Fault]:
+    at, until = _when(rng, 8.0)
+    return [SlowDisk(at, rng.randrange(nodes), rng.choice([0.02, 0.2, 1.0]), until)]
+
+
+def _disk_errors(rng: random.Random, nodes: int) -> list[Fault]:
+    at, until = _when(rng, 4.0)
+    return [DiskError(at, rng.randrange(nodes), rng.choice(["full", "fsync"]), until)]
+
+
+def _storms(rng: random.Random, nodes: int) -> list[Fault]:
+    at, until = _when(rng, 4.0)
+    loss, mean_s = rng.choice([0.1, 0.3]), rng.choice([0.01, 0.3])
+    return [WeatherChange(at, Weather(loss=loss, repeat=0.1, delay_mean_s=mean_s), until)]

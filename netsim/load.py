@@ -1,0 +1,185 @@
+"""Clients of the simulated network: what they ask, and of whom.
+
+The accounts are opened and funded before the faults begin. In the fault phase requests come at random times, each of a
+kind drawn by the shares of `plan.Load`; afterwards `settle` sends every request once more, so that each must end.
+"""
+
+import random
+from collections.abc import Callable
+
+from chain.request import (
+    ANY_TIP,
+    NetworkId,
+    Posting,
+    Request,
+    SignedRequest,
+    cancellation,
+    opening,
+    sign,
+    transfer,
+)
+from hopchain.wire import AskBalance, Balance, Recorded, ReplyBody, Submit
+from netsim.plan import Load
+from netsim.world import World, key_of, public_key
+
+ISSUER = "mint"
+SETUP_TIMEOUT_MS = 10_000
+SETTLE_TIMEOUT_MS = 20_000
+
+
+class Clients:
+    """All clients of one run."""
+
+    def __init__(self, world: World, load: Load, rng: random.Random) -> None:
+        self._world = world
+        self._load = load
+        self._rng = rng
+        self._network: NetworkId = world.network_id
+        self.names = [f"acct-{i}" for i in range(load.accounts)]
+        self.sent: list[SignedRequest] = []
+        self._senders: list[str] = []
+        self._tips: dict[str, list[bytes]] = {}
+        self._unsettled: set[int] = set()
+        self._opened = 0
+
+    # --- before the faults ---
+
+    def open_and_fund(self) -> None:
+        """Open every account and give it `funds`; nothing fails yet, so it must work."""
+        for name in self.names:
+            self._settle(self._signed(opening(self._network, name, "CZK", public_key(name), self._nonce())))
+        postings = [Posting(name, self._load.funds) for name in self.names]
+        self._settle(self._signed(transfer(self._network, ISSUER, postings, self._nonce())))
+
+    def _settle(self, signed: SignedRequest) -> None:
+        answers: list[ReplyBody] = []
+        self._world.submit(self._node(), _submit(signed, SETUP_TIMEOUT_MS), answers.append)
+        for _ in range(1000):
+            if answers:
+                break
+            self._world.run_for(0.02)
+        assert answers, "the network did not start"
+        assert isinstance(answers[0], Recorded), answers
+        assert answers[0].outcome == 0, answers
+
+    # --- with faults ---
+
+    def begin(self, seconds: float) -> None:
+        """Schedule all requests of the fault phase."""
+        for _ in range(self._load.requests):
+            self._world.at(self._world.now + self._rng.uniform(0, seconds), self._act)
+
+    def _act(self) -> None:
+        draw = self._rng.random
+        load = self._load
+        if draw() < load.read:
+            self._read()
+        elif self.sent and draw() < load.again:
+            self._send_again()
+        elif self.sent and draw() < load.cancel:
+            at = self._rng.randrange(len(self.sent))
+            request = cancellation(self._network, self._senders[at], self.sent[at].request_id, self._nonce())
+            self._send(request)
+        elif draw() < load.reopen:
+            self._reopen()
+        else:
+            self._pay()
+
+    def _pay(self) -> None:
+        draw, load = self._rng.random, self._load
+        sender, recipient = self._pair()
+        if draw() < load.hot:
+            sender, recipient = self.names[0], self.names[1]
+        if draw() < load.nobody:
+            recipient = f"nobody-{self._rng.randrange(100)}"
+        amount = self._rng.randint(1, max(1, load.funds // 3))
+        if draw() < load.overdraft:
+            amount = load.funds * (load.accounts + 1)
+        count = self._rng.randint(1, load.max_postings)
+        postings = [Posting(recipient, max(1, amount // count)) for _ in range(count)]
+        tip = ANY_TIP
+        if draw() < load.pinned and self._tips.get(sender):
+            tip = self._rng.choice(self._tips[sender])
+        request = transfer(self._network, sender, postings, self._nonce(), expect_tip=tip)
+        spend = draw() < load.spend and recipient in self.names
+        self._send(request, self._spend_on(recipient, amount) if spend else None)
+
+    def _spend_on(self, account: str, amount: int) -> Callable[[ReplyBody], None]:
+        """What was just received is paid on at once, through whatever node."""
+
+        def then(body: ReplyBody) -> None:
+            if isinstance(body, Recorded) and body.outcome == 0:
+                other = self._rng.choice([name for name in self.names if name != account])
+                self._send(transfer(self._network, account, [Posting(other, amount)], self._nonce()))
+
+        return then
+
+    def _reopen(self) -> None:
+        """One name, two keys, two nodes, at once."""
+        self._opened += 1
+        name = f"late-{self._opened}"
+        for owner in (name, f"{name} again"):
+            raw = opening(self._network, name, "CZK", public_key(owner), self._nonce())
+            self._submit(sign(raw, key_of(owner)), name)
+
+    def _read(self) -> None:
+        linearizable = self._rng.random() < 0.5
+        ask = AskBalance(self._rng.choice(self.names), linearizable, 0, 5000)
+        self._world.read(self._node(), ask, self._note_tip)
+
+    def _note_tip(self, body: ReplyBody) -> None:
+        if isinstance(body, Balance):
+            self._tips.setdefault(body.account, []).append(body.tip)
+
+    def _send_again(self) -> None:
+        at = self._rng.randrange(len(self.sent))
+        self._world.submit(self._node(), _submit(self.sent[at], self._timeout_ms()))
+
+    def _send(self, request: Request, then: Callable[[ReplyBody], None] | None = None) -> None:
+        key = key_of(request.sender)
+        if self._rng.random() < self._load.forge:
+            self._world.submit(self._node(), _submit(sign(request, key_of("a thief")), self._timeout_ms()))
+            return
+        self._submit(sign(request, key), request.sender, then)
+
+    def _submit(self, signed: SignedRequest, sender: str, then: Callable[[ReplyBody], None] | None = None) -> None:
+        self.sent.append(signed)
+        self._senders.append(sender)
+
+        def done(body: ReplyBody) -> None:
+            if isinstance(body, Recorded):
+                self._tips.setdefault(sender, []).append(body.link_hash)
+            if then is not None:
+                then(body)
+
+        self._world.submit(self._node(), _submit(signed, self._timeout_ms()), done)
+
+    # --- after the faults ---
+
+    def settle(self, nodes: list[int]) -> None:
+        """Send every request once more, to one of `nodes`."""
+        for signed in list(self.sent):
+            self._world.submit(self._rng.choice(nodes), _submit(signed, SETTLE_TIMEOUT_MS))
+
+    # --- chance ---
+
+    def _signed(self, request: Request) -> SignedRequest:
+        return sign(request, key_of(request.sender))
+
+    def _pair(self) -> tuple[str, str]:
+        sender, recipient = self._rng.sample(self.names, 2)
+        return sender, recipient
+
+    def _node(self) -> int:
+        alive = [node.index for node in self._world.nodes if node.core is not None]
+        return self._rng.choice(alive or [0])
+
+    def _nonce(self) -> bytes:
+        return self._rng.randbytes(32)
+
+    def _timeout_ms(self) -> int:
+        return int(self._rng.choice(self._load.timeout_s) * 1000)
+
+
+def _submit(signed: SignedRequest, timeout_ms: int) -> Submit:
+    return Submit(signed.raw, signed.signature, timeout_ms)

@@ -1,0 +1,75 @@
+"""The simulated network: what becomes of a message on its way.
+
+Each message meets, in this order: cuts, loss, clogs, a delay, and perhaps a copy of itself with another delay. So
+messages overtake each other, unlike on one TCP connection: nothing in a node may rely on order.
+"""
+
+import random
+from collections.abc import Iterable
+
+from netsim.plan import Clog, Cut, Weather
+
+Path = tuple[int, int]
+MAX_DELAY_S = 20.0  # cuts the tail of the exponential: the heal phase outlasts it
+
+
+class Network:
+    """Directed paths between numbered nodes."""
+
+    def __init__(self, rng: random.Random, weather: Weather) -> None:
+        self._rng = rng
+        self.weather = weather
+        self._cuts: dict[Path, int] = {}
+        self._clogs: dict[Path, float] = {}
+        self.lost = 0
+        self.repeated = 0
+
+    def cut(self, fault: Cut) -> None:
+        for path in _paths(fault):
+            self._cuts[path] = self._cuts.get(path, 0) + 1
+
+    def heal(self, fault: Cut) -> None:
+        for path in _paths(fault):
+            if path in self._cuts:
+                self._cuts[path] -= 1
+                if not self._cuts[path]:
+                    del self._cuts[path]
+
+    def heal_all(self) -> None:
+        """Everything gets through from now on."""
+        self._cuts.clear()
+        self._clogs.clear()
+        self.weather = Weather()
+
+    def heal_among(self, nodes: Iterable[int]) -> None:
+        """Paths between these nodes get through from now on."""
+        core = set(nodes)
+        self._cuts = {path: n for path, n in self._cuts.items() if not core.issuperset(path)}
+        self._clogs = {path: t for path, t in self._clogs.items() if not core.issuperset(path)}
+
+    def clog(self, fault: Clog) -> None:
+        self._clogs[(fault.source, fault.target)] = fault.until
+
+    def is_cut(self, source: int, target: int) -> bool:
+        return (source, target) in self._cuts
+
+    def delays(self, source: int, target: int, now: float) -> list[float]:
+        """After how many seconds the message arrives; more than once when it is repeated, never when it is lost."""
+        if self.is_cut(source, target) or self._rng.random() < self.weather.loss:
+            self.lost += 1
+            return []
+        held = max(0.0, self._clogs.get((source, target), now) - now)
+        times = [held + self._delay()]
+        if self._rng.random() < self.weather.repeat:
+            self.repeated += 1
+            times.append(held + self._delay())
+        return times
+
+    def _delay(self) -> float:
+        weather = self.weather
+        return min(MAX_DELAY_S, weather.delay_min_s + self._rng.expovariate(1 / weather.delay_mean_s))
+
+
+def _paths(fault: Cut) -> list[Path]:
+    paths = [(a, b) for a in fault.a for b in fault.b if a != b]
+    return paths if fault.one_way else paths + [(b, a) for a, b in paths]

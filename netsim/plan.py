@@ -1,0 +1,152 @@
+"""Plans: everything that will happen to a simulated network, as data.
+
+A plan is drawn from a seed (`netsim.draw`) or written by a person (`netsim.scenario`). The run itself draws only
+message delays, losses and the like, from `Plan.seed`. Because faults are a list, a failing plan is shrunk by leaving
+some out. Times are simulated seconds from the start of the fault phase; nodes are numbered from 0.
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+
+
+class _Fault(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fields=True):
+    at: float
+
+
+class Cut(_Fault, frozen=True, tag="cut"):
+    """No message from `a` to `b` until `until`; also none back, unless `one_way`."""
+
+    a: tuple[int, ...]
+    b: tuple[int, ...]
+    until: float
+    one_way: bool = False
+
+
+class Clog(_Fault, frozen=True, tag="clog"):
+    """Messages from `source` to `target` are held up, and all arrive at `until`."""
+
+    source: int
+    target: int
+    until: float
+
+
+class Kill(_Fault, frozen=True, tag="kill"):
+    """The process ends at the next `point` of a turn after `at`, and starts again at `until`.
+
+    point: `idle` between turns; `before_commit` with nothing written; `in_commit` with the write-ahead log cut somewhere
+    within the transaction; `after_commit` with nothing sent; `sending` with some messages sent.
+    """
+
+    node: int
+    until: float
+    point: str = "idle"
+
+
+class Pause(_Fault, frozen=True, tag="pause"):
+    """The process stands still (SIGSTOP) until `until`; what arrives waits."""
+
+    node: int
+    until: float
+
+
+class ClockJump(_Fault, frozen=True, tag="clock_jump"):
+    """The wall clock of a node jumps by `ms`; its monotonic clock does not."""
+
+    node: int
+    ms: int
+
+
+class SlowDisk(_Fault, frozen=True, tag="slow_disk"):
+    """Each commit takes `commit_s` until `until`."""
+
+    node: int
+    commit_s: float
+    until: float
+
+
+class DiskError(_Fault, frozen=True, tag="disk_error"):
+    """The next commit after `at` fails: `full` (nothing is written) or `fsync` (perhaps it was). The process ends with
+    `StorageFailure` and starts again at `until`."""
+
+    node: int
+    error: str
+    until: float
+
+
+class Weather(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the network does to every message: `loss` and `repeat` are probabilities; the delay is `delay_min_s` plus an
+    exponentially distributed time of mean `delay_mean_s`, so messages overtake each other."""
+
+    loss: float = 0.0
+    repeat: float = 0.0
+    delay_min_s: float = 0.0005
+    delay_mean_s: float = 0.001
+
+
+class WeatherChange(_Fault, frozen=True, tag="weather"):
+    """From `at` until `until` the network is like this."""
+
+    weather: Weather
+    until: float
+
+
+Fault = Cut | Clog | Kill | Pause | ClockJump | SlowDisk | DiskError | WeatherChange
+
+
+class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What clients do in the fault phase. Shares are probabilities of each request.
+
+    `hot`: pays from account 0 to account 1. `again`: a request sent before, through another node. `overdraft`: asks for
+    more than anybody has. `pinned`: expects a tip, often an old one. `cancel`: cancels an earlier request. `nobody`:
+    pays an account that does not exist. `reopen`: opens a name, through two nodes at once. `forge`: has a wrong
+    signature. `read`: a balance, half of them linearizable. `spend`: pays on what was just received, through another node.
+    """
+
+    accounts: int = 3
+    requests: int = 40
+    funds: int = 1000
+    max_postings: int = 3
+    timeout_s: tuple[float, ...] = (0.5, 5.0, 20.0)
+    hot: float = 0.3
+    again: float = 0.3
+    overdraft: float = 0.1
+    pinned: float = 0.05
+    cancel: float = 0.05
+    nobody: float = 0.05
+    reopen: float = 0.05
+    forge: float = 0.02
+    read: float = 0.15
+    spend: float = 0.15
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One run. `fault_s`: anything may fail; then a random majority heals for good (`core_s`), then everything heals,
+    and `heal_s` later all must be at rest. `files`: databases are files, so that `in_commit` cuts real logs."""
+
+    seed: int
+    nodes: int = 5
+    k: int = 5
+    weather: Weather = Weather()
+    load: Load = Load()
+    faults: tuple[Fault, ...] = ()
+    fault_s: float = 10.0
+    core_s: float = 10.0
+    heal_s: float = 40.0
+    files: bool = False
+
+
+def encode_plan(plan: Plan) -> bytes:
+    """JSON, the form in which a shrunk plan is kept."""
+    return msgspec.json.encode(plan, order="sorted")
+
+
+def decode_plan(raw: bytes) -> Plan:
+    """A plan from its JSON; raises `msgspec.ValidationError` that names the field."""
+    return msgspec.json.decode(raw, type=Plan)
+
+
+def without(plan: Plan, left_out: Iterable[int]) -> Plan:
+    """The plan without the faults of these numbers."""
+    drop = set(left_out)
+    return msgspec.structs.replace(plan, faults=tuple(f for i, f in enumerate(plan.faults) if i not in drop))

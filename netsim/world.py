@@ -1,0 +1,466 @@
+"""The simulated world: whole cores, real SQLite, simulated time, network and disks, from one seed.
+
+The loop is a heap of (time, number, action). A node's turn is what the driver does: take what has arrived, load,
+step, commit, send; it takes the time of the commit, and a crash may fall before, within or after that. Nothing here
+or below reads a real clock or real randomness, so a plan has one trace: `trace_hash` is over every event that a node
+handles and every answer that a client gets, with its time.
+"""
+
+import hashlib
+import random
+import sqlite3
+from collections.abc import Callable
+from contextlib import ExitStack
+from heapq import heappop, heappush
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chain.errors import StorageFailure
+from chain.genesis import Asset, Genesis, GenesisMember, Issuer
+from chain.needs import load
+from chain.reads import read_balance
+from chain.store import Write, create_or_check, load_cursors, load_votes
+from hopchain.wire import AskBalance, Balance, NotFound, ReplyBody, Submit
+from netsim.disk import Disk
+from netsim.network import Network
+from netsim.plan import (
+    ClockJump,
+    Clog,
+    Cut,
+    DiskError,
+    Fault,
+    Kill,
+    Pause,
+    Plan,
+    SlowDisk,
+    WeatherChange,
+)
+from node.core import Core, Start
+from node.messages import Message, decode_frame_untrusted, encode_frames, encode_message
+from node.turn import (
+    Caller,
+    ClientBalance,
+    ClientSubmit,
+    Effects,
+    Event,
+    FromPeer,
+    Now,
+    PeerDown,
+    PeerUp,
+    Read,
+)
+from routing.keyspace import NodeId, node_id_of
+from routing.view import View, encode_view, first_view, member_of
+
+EPOCH_MS = 1_700_000_000_000  # the wall clock at simulated time 0
+COMMIT_S = (0.0002, 0.001)  # a commit on a healthy disk
+RECONNECT_S = (0.01, 0.2)  # a connection stands again
+FAST_RECOVERY_DIRECTORY = Path("/dev/shm")  # memory, where there is one: a simulated sync needs no real disk
+
+
+class Observer(Protocol):
+    """Sees everything, changes nothing. Raises `Violation` when a rule is broken."""
+
+    def committed(self, node: int, writes: tuple[Write, ...], now: float) -> None: ...
+    def sent(self, node: int, peer: NodeId, message: Message, now: float) -> None: ...
+    def submitted(self, call: int, node: int, submit: Submit | AskBalance, now: float) -> None: ...
+    def answered(self, call: int, body: ReplyBody, now: float) -> None: ...
+    def crashed(self, node: int, now: float) -> None: ...
+    def started(self, node: int, conn: sqlite3.Connection, now: float) -> None: ...
+
+
+def key_of(name: str) -> Ed25519PrivateKey:
+    """The key of a simulated node or account: the same in every run."""
+    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"netsim {name}".encode()).digest())
+
+
+def public_key(name: str) -> bytes:
+    """Its raw public key."""
+    return key_of(name).public_key().public_bytes_raw()
+
+
+class SimNode:
+    """One node: its disk outlives its cores."""
+
+    def __init__(self, index: int, node_id: NodeId, disk: Disk) -> None:
+        self.index = index
+        self.id = node_id
+        self.disk = disk
+        self.core: Core | None = None
+        self.life = 0
+        self.inbox: list[Event] = []
+        self.busy = False
+        self.wake_at: float | None = None
+        self.paused_until = 0.0
+        self.skew_ms = 0
+        self.commit_s: tuple[float, float] = COMMIT_S
+        self.slow_until = 0.0
+        self.armed: Kill | DiskError | None = None
+        self.turns = 0
+
+
+class World:
+    """A network of cores that follows a plan. `run_for` lets time pass; clients use `submit` and `read`."""
+
+    def __init__(self, plan: Plan, observer: Observer) -> None:
+        self.plan = plan
+        self.observer = observer
+        self.now = 0.0
+        self.rng = random.Random(plan.seed)
+        self.network = Network(random.Random(self.rng.random()), plan.weather)
+        self.events = 0
+        self._trace = hashlib.sha256()
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = 0
+        self._calls = 0
+        self._on_answer: dict[int, Callable[[ReplyBody], None]] = {}
+        self._connected: set[tuple[int, int]] = set()
+        self._stack = ExitStack()
+        names = [f"node {i}" for i in range(plan.nodes)]
+        self.genesis = Genesis(
+            version=1,
+            name="simulated",
+            assets=(Asset("CZK", 2),),
+            issuers=(Issuer("mint", "CZK", public_key("mint").hex()),),
+            k=plan.k,
+            ca="",
+            members=tuple(GenesisMember(public_key(name).hex()) for name in names),
+            time_ms=EPOCH_MS,
+        )
+        self.network_id = self.genesis.network_id
+        self.view: View = first_view(self.network_id, plan.k, [member_of(public_key(name)) for name in names])
+        self.nodes = [self._make_node(i, node_id_of(public_key(name))) for i, name in enumerate(names)]
+        self.index_of = {node.id: node.index for node in self.nodes}
+
+    def __enter__(self) -> "World":
+        for node in self.nodes:
+            self._start(node)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.nodes:
+            node.disk.close()
+        self._stack.close()
+
+    def _make_node(self, index: int, node_id: NodeId) -> SimNode:
+        directory = None
+        if self.plan.files:
+            where = FAST_RECOVERY_DIRECTORY if FAST_RECOVERY_DIRECTORY.is_dir() else None
+            directory = Path(self._stack.enter_context(TemporaryDirectory(dir=where)))
+        view = (self.view.hash, encode_view(self.view))
+        return SimNode(index, node_id, Disk(lambda conn: create_or_check(conn, self.genesis, node_id, view), directory))
+
+    # --- time ---
+
+    def at(self, when: float, act: Callable[[], None]) -> None:
+        """Do something at a simulated time."""
+        self._numbers += 1
+        heappush(self._heap, (max(when, self.now), self._numbers, act))
+
+    def run_for(self, seconds: float) -> None:
+        """Let simulated time pass."""
+        until = self.now + seconds
+        while self._heap and self._heap[0][0] <= until:
+            self.now, _, act = heappop(self._heap)
+            act()
+        self.now = until
+
+    @property
+    def trace_hash(self) -> str:
+        """SHA-256 over all that has happened, hex."""
+        return self._trace.copy().hexdigest()
+
+    def note(self, *fields: object) -> None:
+        """Add something to the trace: its repr is deterministic."""
+        self._trace.update(repr((round(self.now, 9), *fields)).encode())
+
+    # --- faults ---
+
+    def schedule(self, fault: Fault, start: float) -> None:
+        """Let a fault happen; its times count from `start`."""
+        self.at(start + fault.at, lambda: self._begin(fault, start))
+
+    def _begin(self, fault: Fault, start: float) -> None:
+        self.note("fault", repr(fault))
+        match fault:
+            case Cut():
+                self.network.cut(fault)
+                self.at(start + fault.until, lambda: self._heal(fault))
+            case Clog():
+                self.network.clog(msgspec.structs.replace(fault, until=start + fault.until))
+            case Kill():
+                node = self.nodes[fault.node]
+                if fault.point == "idle" or node.core is None:
+                    self.crash(node, start + fault.until)
+                else:
+                    node.armed = msgspec.structs.replace(fault, until=start + fault.until)
+            case Pause():
+                node = self.nodes[fault.node]
+                node.paused_until = start + fault.until
+                self.at(node.paused_until, lambda: self._wake(node))
+            case ClockJump():
+                self.nodes[fault.node].skew_ms += fault.ms
+            case SlowDisk():
+                node = self.nodes[fault.node]
+                node.commit_s, node.slow_until = (fault.commit_s, fault.commit_s), start + fault.until
+            case DiskError():
+                self.nodes[fault.node].armed = msgspec.structs.replace(fault, until=start + fault.until)
+            case WeatherChange():
+                before = self.network.weather
+                self.network.weather = fault.weather
+                self.at(start + fault.until, lambda: setattr(self.network, "weather", before))
+
+    def _heal(self, fault: Cut) -> None:
+        self.network.heal(fault)
+        self._reconnect()
+
+    def heal(self, nodes: list[int]) -> None:
+        """These nodes work from now on, and every path between them."""
+        if len(nodes) == len(self.nodes):
+            self.network.heal_all()
+        else:
+            self.network.heal_among(nodes)
+        for index in nodes:
+            node = self.nodes[index]
+            node.armed, node.commit_s, node.paused_until = None, COMMIT_S, self.now
+            if node.core is None:
+                self._start(node)
+            self._wake(node)
+        self._reconnect()
+
+    def crash(self, node: SimNode, until: float) -> None:
+        """The process ends now and starts again at `until`."""
+        if node.core is None:
+            return
+        self.note("crash", node.index)
+        node.core, node.inbox, node.busy, node.wake_at, node.armed = None, [], False, None, None
+        node.life += 1
+        life = node.life
+        self.observer.crashed(node.index, self.now)
+        for other in self.nodes:
+            pair = _pair(node.index, other.index)
+            if pair in self._connected:
+                self._connected.discard(pair)
+                self._arrive(other, PeerDown(node.id))
+        self.at(until, lambda: self._restart(node, life))
+
+    def _restart(self, node: SimNode, life: int) -> None:
+        if node.core is None and node.life == life:
+            self._start(node)
+
+    def _start(self, node: SimNode) -> None:
+        self.note("start", node.index)
+        node.life += 1
+        if node.life > 1:
+            node.disk.restart()
+        conn = node.disk.conn
+        links = conn.execute("SELECT count(*) FROM links").fetchone()[0]
+        start = Start(load_votes(conn), links, {NodeId(row.peer): row.seq for row in load_cursors(conn)})
+        rng = random.Random(self.rng.random())
+        node.core = Core(node.id, self.genesis, self.view, rng, start, self._clock(node))
+        self.observer.started(node.index, conn, self.now)
+        self._reconnect()
+        self._wake(node)
+
+    def _reconnect(self) -> None:
+        """Connections that could stand and do not are made, a little later."""
+        for a in self.nodes:
+            for b in self.nodes[a.index + 1 :]:
+                if self._can_connect(a, b) and (a.index, b.index) not in self._connected:
+                    delay = self.rng.uniform(*RECONNECT_S)
+                    self.at(self.now + delay, lambda a=a, b=b: self._connect(a, b))  # type: ignore[misc]
+
+    def _can_connect(self, a: SimNode, b: SimNode) -> bool:
+        cut = self.network.is_cut(a.index, b.index) or self.network.is_cut(b.index, a.index)
+        return a.core is not None and b.core is not None and not cut
+
+    def _connect(self, a: SimNode, b: SimNode) -> None:
+        if self._can_connect(a, b) and (a.index, b.index) not in self._connected:
+            self._connected.add((a.index, b.index))
+            self._arrive(a, PeerUp(b.id))
+            self._arrive(b, PeerUp(a.id))
+
+    # --- turns ---
+
+    def _clock(self, node: SimNode) -> Now:
+        return Now(self.now, EPOCH_MS + int(self.now * 1000) + node.skew_ms)
+
+    def _arrive(self, node: SimNode, event: Event) -> None:
+        if node.core is not None:
+            node.inbox.append(event)
+            self._wake(node)
+
+    def _wake(self, node: SimNode, when: float | None = None) -> None:
+        if node.core is None or node.busy:
+            return
+        at = max(self.now if when is None else when, self.now, node.paused_until)
+        if node.wake_at is None or at < node.wake_at:
+            node.wake_at = at
+            life = node.life
+            self.at(at, lambda: self._turn(node, life, at))
+
+    def _turn(self, node: SimNode, life: int, at: float) -> None:
+        """Take, load, step; the commit ends later."""
+        if node.core is None or node.life != life or node.wake_at != at or node.busy:
+            return
+        node.wake_at = None
+        if node.paused_until > self.now:
+            self._wake(node)
+            return
+        events, node.inbox = node.inbox, []
+        clock = self._clock(node)
+        self.events += len(events)
+        node.turns += 1
+        loaded = load(node.disk.conn, node.core.needs(events, clock))
+        effects = node.core.step(loaded, clock)
+        if not effects.persist:
+            self._emit(node, effects)
+            self._next(node)
+            return
+        node.busy = True
+        fast, slow = node.commit_s if node.slow_until > self.now else COMMIT_S
+        self.at(self.now + self.rng.uniform(fast, slow), lambda: self._finish(node, life, effects))
+
+    def _finish(self, node: SimNode, life: int, effects: Effects) -> None:
+        """The commit is over, unless the process is: then send."""
+        if node.life != life:
+            return
+        node.busy = False
+        armed = node.armed
+        if isinstance(armed, Kill):
+            self._die(node, effects, armed)
+            return
+        if isinstance(armed, DiskError) and self._fail_disk(node, effects, armed):
+            return
+        if armed is None:
+            node.disk.commit(effects.persist)
+        node.armed = None
+        self.observer.committed(node.index, effects.persist, self.now)
+        self._emit(node, effects)
+        self._next(node)
+
+    def _die(self, node: SimNode, effects: Effects, kill: Kill) -> None:
+        match kill.point:
+            case "before_commit":
+                pass
+            case "in_commit":
+                node.disk.cut_commit(effects.persist, self.rng)
+            case "after_commit" | "sending":
+                node.disk.commit(effects.persist)
+                self.observer.committed(node.index, effects.persist, self.now)
+                if kill.point == "sending":
+                    kept = self.rng.randint(0, len(effects.send))
+                    self._emit(node, msgspec.structs.replace(effects, send=effects.send[:kept], answers=(), reads=()))
+        self.crash(node, kill.until)
+
+    def _fail_disk(self, node: SimNode, effects: Effects, fault: DiskError) -> bool:
+        """True when the disk failed and the process is gone."""
+        try:
+            if fault.error == "full":
+                node.disk.fail_full(effects.persist)
+            else:
+                node.disk.fail_sync(effects.persist, self.rng)
+        except StorageFailure:
+            self.crash(node, fault.until)
+            return True
+        return False
+
+    def _next(self, node: SimNode) -> None:
+        assert node.core is not None
+        if node.inbox:
+            self._wake(node)
+            return
+        deadline = node.core.deadline()
+        if deadline is not None:
+            self._wake(node, deadline)
+
+    def _emit(self, node: SimNode, effects: Effects) -> None:
+        encoded: dict[int, bytes] = {}
+        for send in effects.send:
+            self.observer.sent(node.index, send.peer, send.message, self.now)
+            raw = encoded.get(id(send.message))
+            if raw is None:
+                raw = encoded[id(send.message)] = encode_message(send.message)
+            self._transmit(node, send.peer, raw)
+        for answer in effects.answers:
+            self._answer(answer.caller, answer.body)
+        for read in effects.reads:
+            self._answer(read.caller, self._read(node, read))
+
+    def _transmit(self, node: SimNode, peer: NodeId, raw: bytes) -> None:
+        target = self.nodes[self.index_of[peer]]
+        for delay in self.network.delays(node.index, target.index, self.now):
+            self.at(self.now + delay, lambda: self._receive(target, node.id, raw))
+
+    def _receive(self, target: SimNode, source: NodeId, raw: bytes) -> None:
+        if target.core is None:
+            return
+        self._trace.update(b"%d %.9f " % (target.index, self.now))
+        self._trace.update(raw)
+        (frame,) = encode_frames([raw])
+        for message in decode_frame_untrusted(frame):
+            self._arrive(target, FromPeer(source, message))
+
+    # --- clients ---
+
+    def submit(self, node: int, submit: Submit, done: Callable[[ReplyBody], None] | None = None) -> int:
+        """A client hands a request to a node; the number of the call. `done` gets the answer, if there is one."""
+        return self._call(node, submit, lambda caller: ClientSubmit(caller, submit), done)
+
+    def read(self, node: int, ask: AskBalance, done: Callable[[ReplyBody], None] | None = None) -> int:
+        """A client asks a node for a balance."""
+        return self._call(node, ask, lambda caller: ClientBalance(caller, ask), done)
+
+    def _call(
+        self,
+        node: int,
+        body: Submit | AskBalance,
+        event: Callable[[Caller], Event],
+        done: Callable[[ReplyBody], None] | None,
+    ) -> int:
+        self._calls += 1
+        call = self._calls
+        if self.nodes[node].core is None:  # the connection is refused: nothing was asked
+            return call
+        self.note("call", call, node)
+        self.observer.submitted(call, node, body, self.now)
+        if done is not None:
+            self._on_answer[call] = done
+        self._arrive(self.nodes[node], event(Caller(node, call)))
+        return call
+
+    def _read(self, node: SimNode, read: Read) -> Balance | NotFound:
+        found = read_balance(node.disk.conn, read.ask.account)
+        if found is None:
+            return NotFound(f"account {read.ask.account}")
+        return Balance(
+            account=found.name,
+            asset=found.asset,
+            scale=2,
+            issuer=found.issuer,
+            settled=found.settled,
+            incoming=found.incoming,
+            incoming_count=found.incoming_count,
+            tip=found.tip,
+            height=found.height,
+            link_epoch=found.epoch,
+            time_ms=found.time_ms,
+            epoch=self.view.epoch,
+            as_of_ms=self._clock(node).unix_ms,
+            linearizable=read.ask.linearizable,
+        )
+
+    def _answer(self, caller: Caller, body: ReplyBody) -> None:
+        self.note("answer", caller.number, body)
+        self.observer.answered(caller.number, body, self.now)
+        done = self._on_answer.pop(caller.number, None)
+        if done is not None:
+            done(body)
+
+
+def _pair(a: int, b: int) -> tuple[int, int]:
+    return (min(a, b), max(a, b))
