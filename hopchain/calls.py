@@ -80,7 +80,7 @@ async def dial(address: Address, context: ssl.SSLContext, network: bytes, timing
         stream = await connection.connect(
             address.host, address.port, context=context, network=network, timeout_s=timing.dial_s
         )
-    except (connection.Unreachable, RemoteFault) as error:
+    except (connection.ConnectionFailed, RemoteFault) as error:
         raise DialFailed(_brief(str(error), address)) from None
     return Calls(address, stream, timing)
 
@@ -153,7 +153,7 @@ class Calls:
     async def _until_lost(self, part: Callable[[], Awaitable[None]], scope: anyio.CancelScope) -> None:
         try:
             await part()
-        except connection.Unreachable as error:
+        except connection.ConnectionFailed as error:
             self.lose(str(error))
         except (RemoteFault, msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             self.lose(f"{self.address} broke the protocol: {error}")

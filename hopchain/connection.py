@@ -20,7 +20,7 @@ CONNECT_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 1.0
 
 
-class Unreachable(HopchainError):
+class ConnectionFailed(HopchainError):
     """The node cannot be reached or went away; another node of the network may answer."""
 
 
@@ -37,7 +37,7 @@ def client_context(ca_pem: str) -> ssl.SSLContext:
 class Connection:
     """Frames to and from one node after the hello. One task may receive while others send.
 
-    Make one with `connect`. Every method raises `Unreachable` when the connection is gone; it stays so.
+    Make one with `connect`. Every method raises `ConnectionFailed` when the connection is gone; it stays so.
     """
 
     def __init__(self, stream: anyio.abc.ByteStream, node: str) -> None:
@@ -54,7 +54,7 @@ class Connection:
             try:
                 await self._stream.send(frame(payload))
             except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-                raise Unreachable(f"the connection to {self.node} is lost; try another node") from None
+                raise ConnectionFailed(f"the connection to {self.node} is lost; try another node") from None
 
     async def receive(self) -> bytes:
         """The next frame of the node. Raises `RemoteFault` for one that is too large."""
@@ -62,7 +62,7 @@ class Connection:
             try:
                 self._reader.push(await self._stream.receive())
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-                raise Unreachable(f"{self.node} closed the connection; try another node") from None
+                raise ConnectionFailed(f"{self.node} closed the connection; try another node") from None
         return payload
 
     async def aclose(self) -> None:
@@ -77,7 +77,7 @@ async def connect(
 ) -> Connection:
     """Connect to a node's client port and exchange hellos.
 
-    Raises `Unreachable` (nobody there, not a node of this CA, no answer in `timeout_s`) or `RemoteFault` with the
+    Raises `ConnectionFailed` (nobody there, not a node of this CA, no answer in `timeout_s`) or `RemoteFault` with the
     node's own words when it refuses (`network`, `version`, `busy`).
     """
     node = f"{host}:{port}"
@@ -92,13 +92,13 @@ async def connect(
                 await connection.aclose()
                 raise
     except TimeoutError:
-        raise Unreachable(f"{node} did not answer in {timeout_s:g} s; try another node") from None
+        raise ConnectionFailed(f"{node} did not answer in {timeout_s:g} s; try another node") from None
     except ssl.SSLError as error:
-        raise Unreachable(
+        raise ConnectionFailed(
             f"{node} is not a client port of this network ({error.reason or error}); check the address and the network"
         ) from None
     except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
-        raise Unreachable(f"{node} cannot be reached ({error}); is the node running?") from None
+        raise ConnectionFailed(f"{node} cannot be reached ({error}); is the node running?") from None
     return connection
 
 

@@ -323,18 +323,7 @@ class Digest(_Message, frozen=True, tag="digest_is"):
 
 
 ReplyBody = (
-    Recorded
-    | Stale
-    | NotStarted
-    | Unknown
-    | Refused
-    | NotFound
-    | Balance
-    | Chain
-    | Accounts
-    | Route
-    | Status
-    | Digest
+    Recorded | Stale | NotStarted | Unknown | Refused | NotFound | Balance | Chain | Accounts | Route | Status | Digest
 )
 
 

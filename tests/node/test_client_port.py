@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from chain.errors import RemoteFault
 from hopchain import connection, wire
-from hopchain.connection import Unreachable, client_context, connect
+from hopchain.connection import ConnectionFailed, client_context, connect
 from hopchain.framing import frame
 from node.channel import FLUSH_S, HANDSHAKE_S, MAX_HANDSHAKES, Channel, start_tls
 from node.client_port import CLIENT_QUEUE_BYTES, ClientServer, Session
@@ -117,9 +117,9 @@ async def converse(port: int, tls: ssl.SSLContext, network_id: bytes) -> None:
     with pytest.raises(RemoteFault, match="a frame of 4194305 bytes"):
         await conn.send(large + b"x")
     await conn.aclose()
-    with pytest.raises(Unreachable, match="is lost; try another node"):
+    with pytest.raises(ConnectionFailed, match="is lost; try another node"):
         await conn.send(b"x")
-    with pytest.raises(Unreachable, match="closed the connection; try another node"):
+    with pytest.raises(ConnectionFailed, match="closed the connection; try another node"):
         await conn.receive()
     with pytest.raises(RemoteFault, match="refused the connection: the client wants network 01010101") as caught:
         await connect("127.0.0.1", port, context=tls, network=b"\x01" * 32)
@@ -145,17 +145,17 @@ async def test_a_client_on_asyncio(node: Certified, tls: ssl.SSLContext) -> None
 async def test_a_node_of_another_ca_is_unreachable(node: Certified, tmp_path: Path) -> None:
     foreign = client_context(new_layout(tmp_path / "net", 1).genesis.ca)
     async with serving(Echo(node, None)) as port:
-        with pytest.raises(Unreachable, match="not a client port of this network"):
+        with pytest.raises(ConnectionFailed, match="not a client port of this network"):
             await connect("127.0.0.1", port, context=foreign, network=node.network)
 
 
 async def test_nobody_there_is_unreachable(node: Certified, tls: ssl.SSLContext) -> None:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
-    with pytest.raises(Unreachable, match=f"127.0.0.1:{port} did not answer in 0.05 s"):
+    with pytest.raises(ConnectionFailed, match=f"127.0.0.1:{port} did not answer in 0.05 s"):
         await connect("127.0.0.1", port, context=tls, network=node.network, timeout_s=0.05)
     await listeners[0].aclose()
-    with pytest.raises(Unreachable, match="cannot be reached"):
+    with pytest.raises(ConnectionFailed, match="cannot be reached"):
         await connect("127.0.0.1", port, context=tls, network=node.network)
 
 

@@ -1,0 +1,125 @@
+"""What all commands share: `--json`, examples in `--help`, errors turned into exit codes, the options that many take."""
+
+import random
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Final, NoReturn, ParamSpec, TypeVar
+
+import click
+
+from chain.errors import HopchainError, LocalMisuse, RemoteFault
+from cli.output import Output
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+INTERRUPTED: Final = 130  # what shells use for Ctrl-C
+
+network_option = click.option(
+    "--network",
+    "network_dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The network to talk to: the directory that `init` made. Default: HOPCHAIN_NETWORK, else the last one used.",
+)
+at_option = click.option(
+    "--at", metavar="HOST:PORT", help="Ask this node only: its client port, or a name like node-3."
+)
+timeout_option = click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0.1, 300),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for the outcome.",
+)
+
+
+class HopCommand(click.Command):
+    """A command with `--json` and examples. Its function gets `out`, where it prints."""
+
+    def __init__(
+        self,
+        name: str | None,
+        *,
+        callback: Callable[..., object],
+        params: list[click.Parameter],
+        help: str | None,
+        examples: Sequence[str],
+    ) -> None:
+        json_option = click.Option(
+            ["--json", "as_json"], is_flag=True, help="Print one JSON document (docs/cli-json.md)."
+        )
+        super().__init__(name, callback=callback, params=[*params, json_option], help=help)
+        self.examples = tuple(examples)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Put the examples at the end of `--help`."""
+        with formatter.section("Examples"):
+            for example in self.examples:
+                formatter.write(f"  {example}\n")
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run it; errors raised on purpose become a message and an exit code."""
+        out = Output(bool(ctx.params.pop("as_json")))
+        ctx.params["out"] = out
+        try:
+            return super().invoke(ctx)
+        except HopchainError as error:
+            ctx.exit(out.fail(error))
+        except BaseExceptionGroup as group:
+            ctx.exit(out.fail(_single(group)))
+        except KeyboardInterrupt:
+            out.note("interrupted")
+            ctx.exit(INTERRUPTED)
+
+
+def _single(group: BaseExceptionGroup[BaseException]) -> HopchainError:
+    """The first error raised on purpose when there is nothing else in the group; otherwise the group is raised."""
+    errors, others = group.split(HopchainError)
+    if others is not None or errors is None:
+        raise group
+    first: BaseException = errors
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    assert isinstance(first, HopchainError)
+    return first
+
+
+def run(main: Callable[[], Awaitable[_T]]) -> _T:
+    """Run the asynchronous part of a command."""
+    import anyio
+
+    return anyio.run(main, backend="asyncio")
+
+
+def fresh_random() -> random.Random:
+    """Randomness that differs on every run, for what is not secret (port numbers)."""
+    return random.Random(secrets.randbits(64))
+
+
+def checked_name(text: str) -> str:
+    """An account name from the command line; `LocalMisuse` says what a name may hold."""
+    from chain.names import check_name_untrusted
+
+    try:
+        return check_name_untrusted(text)
+    except RemoteFault as error:
+        raise LocalMisuse(error.text) from None
+
+
+def checked_hash(text: str, what: str) -> bytes:
+    """32 bytes from 64 hex digits."""
+    try:
+        raw = bytes.fromhex(text) if text.isalnum() else b""
+    except ValueError:
+        raw = b""
+    if len(raw) != 32:
+        raise LocalMisuse(f"{text[:80]!r} is not a {what}: it must be 64 hex digits, as printed by the other commands")
+    return raw
+
+
+def usage(text: str) -> NoReturn:
+    """Fail with exit code 2."""
+    raise LocalMisuse(text)

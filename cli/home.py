@@ -1,0 +1,125 @@
+"""Which network a command talks to, and where this user's things are.
+
+The network: `--network DIR`, else `HOPCHAIN_NETWORK`, else the one last made or used, remembered in `HOPCHAIN_HOME`
+(default `~/.hopchain`), which also holds the wallet.
+"""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from chain.errors import LocalMisuse
+from chain.genesis import Asset, Genesis
+from chain.request import NetworkId
+
+HOME_VARIABLE: Final = "HOPCHAIN_HOME"
+NETWORK_VARIABLE: Final = "HOPCHAIN_NETWORK"
+_REMEMBERED: Final = "network"
+SHORT_ID: Final = 8  # hex digits of a node id that people see
+
+
+class KnownNode(msgspec.Struct, frozen=True):
+    """A node as the network's files name it."""
+
+    name: str
+    id: bytes
+    host: str
+    client_port: int
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """(host, client port)."""
+        return (self.host, self.client_port)
+
+    @property
+    def short(self) -> str:
+        """The first hex digits of its id."""
+        return self.id.hex()[:SHORT_ID]
+
+
+class Network(msgspec.Struct, frozen=True):
+    """A network as its directory describes it to clients."""
+
+    directory: Path
+    genesis: Genesis
+    id: NetworkId
+    nodes: tuple[KnownNode, ...]
+
+    def asset(self, code: str) -> Asset:
+        """The asset with this code; `LocalMisuse` lists those that exist."""
+        asset = self.genesis.asset(code)
+        if asset is None:
+            known = ", ".join(f"{a.code} (scale {a.scale})" for a in self.genesis.assets)
+            raise LocalMisuse(f"this network has no asset {code!r}; it has {known}")
+        return asset
+
+    def scale(self, code: str) -> int:
+        """Decimals of an asset that a node named."""
+        return self.asset(code).scale
+
+    def name_of(self, node_id: bytes) -> str:
+        """`node-3`, or the short id of a node that the directory does not list."""
+        return next((n.name for n in self.nodes if n.id == node_id), node_id.hex()[:SHORT_ID])
+
+    def node(self, text: str) -> tuple[str, int]:
+        """The client address that `node-3` or `HOST:PORT` stands for."""
+        for known in self.nodes:
+            if text == known.name:
+                return known.address
+        host, colon, port = text.rpartition(":")
+        if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+            names = ", ".join(n.name for n in self.nodes)
+            raise LocalMisuse(f"{text!r} is not a node: give HOST:PORT of a client port, or one of {names}")
+        return (host.strip("[]"), int(port))
+
+
+def home() -> Path:
+    """The user's directory; it need not exist."""
+    named = os.environ.get(HOME_VARIABLE)
+    return Path(named) if named else Path.home() / ".hopchain"
+
+
+def remember(directory: Path) -> None:
+    """Make this the network that commands talk to when none is named."""
+    place = home()
+    text = str(directory.resolve()) + "\n"
+    remembered = place / _REMEMBERED
+    if remembered.exists() and remembered.read_text() == text:
+        return
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fresh = place / f"{_REMEMBERED}.{os.getpid()}"
+    fresh.write_text(text)
+    fresh.replace(remembered)
+
+
+def find_directory(option: Path | None) -> Path:
+    """The directory of the network to talk to; `LocalMisuse` when there is none."""
+    if option is not None:
+        return option
+    named = os.environ.get(NETWORK_VARIABLE)
+    if named:
+        return Path(named)
+    remembered = home() / _REMEMBERED
+    if remembered.exists():
+        return Path(remembered.read_text().strip())
+    raise LocalMisuse(
+        f"no network is known: make one with `hopchain init DIR`, or name one with --network DIR or {NETWORK_VARIABLE}"
+    )
+
+
+def load_network(directory: Path) -> Network:
+    """The network in `directory`; `LocalMisuse` when it is none."""
+    from node.layout import read_network
+
+    found = read_network(directory)
+    nodes = tuple(KnownNode(n.name, n.node_id, n.host, n.client_port) for n in found.nodes)
+    return Network(found.directory, found.genesis, found.network_id, nodes)
+
+
+def find_network(option: Path | None) -> Network:
+    """The network to talk to, read from its directory and remembered for the next command."""
+    network = load_network(find_directory(option))
+    remember(network.directory)
+    return network

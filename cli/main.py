@@ -1,0 +1,63 @@
+"""`hopchain`: the command line. Commands are loaded when they are used, so that `--help` and completion are quick."""
+
+from importlib import import_module
+from typing import Final
+
+import click
+
+# command -> (module, what it does, as `--help` lists it)
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "init": ("cli.network", "Make a new network: genesis, CA, one directory per node, wallet."),
+    "up": ("cli.network", "Run all nodes of a network as processes on this machine."),
+    "node": ("cli.network", "Run one node in the foreground."),
+    "account": ("cli.account", "Open, list and show accounts."),
+    "transfer": ("cli.transfer", "Pay from one account to another."),
+    "pay": ("cli.pay", "Execute a payment file; run twice it pays once."),
+    "balance": ("cli.read", "Show settled, incoming and available money of an account."),
+    "chain": ("cli.read", "Print the links of an account with their postings and confirmations."),
+    "outcome": ("cli.transfer", "Show what became of a request."),
+    "cancel": ("cli.transfer", "Make sure that a request never executes."),
+    "route": ("cli.route", "Look up which nodes decide for an account or a hash."),
+    "status": ("cli.route", "Show all nodes: alive, epoch, log, lag, queues."),
+    "verify": ("cli.verify", "Audit a database from its links, or compare all replicas."),
+    "demo": ("cli.demo", "Five nodes move money, lose one and agree again: under two minutes."),
+    "completion": ("cli.completion", "Print the completion script for a shell."),
+}
+
+
+class LazyGroup(click.Group):
+    """The top-level group: knows the names of its commands and imports one only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, in the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(COMMANDS[cmd_name][0]), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in `--help`, without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, what) for name, (_, what) in COMMANDS.items()])
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="Example: hopchain init net --asset CZK:2 --issuer mint && hopchain up net",
+)
+@click.version_option(package_name="hopchain")
+def main() -> None:
+    """A peer-to-peer payment network: account chains whose next link is made by the node nearest to the last one.
+
+    Exit codes: 0 done, 1 rejected or audit failed, 2 usage, 3 unreachable or no answer in time.
+    """
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Amounts for people. Only the command line knows decimals; everything below it counts integer minor units.
+
+`12.50` of an asset of scale 2 is 1250 minor units. There is no rounding and no float: what cannot be said exactly in
+minor units is refused with the form that is allowed.
+"""
+
+import re
+from decimal import Decimal
+
+from chain.errors import LocalMisuse
+from chain.names import MAX_AMOUNT
+
+_AMOUNT = re.compile(r"[0-9]{1,40}(\.[0-9]{1,40})?", re.ASCII)
+
+
+def parse_amount(text: str, scale: int, asset: str = "") -> int:
+    """Minor units of `text`, which must be above zero; `LocalMisuse` says what is allowed."""
+    amount = Decimal(text).scaleb(scale) if _AMOUNT.fullmatch(text) else Decimal(0)
+    if amount <= 0 or amount != amount.to_integral_value() or amount > MAX_AMOUNT:
+        raise LocalMisuse(f"{text[:80]!r} is not an amount{f' of {asset}' if asset else ''}: {_allowed(scale)}")
+    return int(amount)
+
+
+def format_amount(amount: int, scale: int, asset: str = "", *, grouped: bool = False) -> str:
+    """`amount` minor units as decimals: 1250 of scale 2 is "12.50". `grouped` puts commas between thousands."""
+    sign, digits = ("-" if amount < 0 else ""), str(abs(amount)).rjust(scale + 1, "0")
+    whole, decimals = (digits[:-scale], "." + digits[-scale:]) if scale else (digits, "")
+    text = f"{sign}{int(whole):,}{decimals}" if grouped else f"{sign}{whole}{decimals}"
+    return f"{text} {asset}" if asset else text
+
+
+def _allowed(scale: int) -> str:
+    largest = format_amount(MAX_AMOUNT, scale)
+    if scale == 0:
+        return f"digits alone, from 1 to {largest}"
+    least = format_amount(1, scale)
+    return f"digits with a point and at most {scale} decimals, from {least} to {largest} (no sign, comma or exponent)"

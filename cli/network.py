@@ -1,0 +1,172 @@
+"""`hopchain init`, `up`, `node`: make a network and run its nodes."""
+
+import datetime
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Final
+
+import click
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chain.errors import LocalMisuse
+from chain.genesis import Asset
+from chain.names import MAX_SCALE, is_asset
+from cli.command import HopCommand, checked_name, fresh_random, run
+from cli.home import find_directory, find_network, remember
+from cli.output import Output
+from cli.wallet import Wallet
+from hopchain.client import raw_public_key
+from node.layout import free_ports, make_network
+
+FIRST_PORT: Final = 7400
+
+
+@click.command(
+    cls=HopCommand,
+    examples=[
+        "hopchain init net --nodes 5 --asset CZK:2 --issuer mint",
+        "hopchain init net --asset CZK:2 --asset EUR:2 --issuer mint=CZK --issuer bank=EUR --port 0",
+    ],
+)
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--nodes", type=click.IntRange(1), default=5, show_default=True, help="How many nodes.")
+@click.option(
+    "--asset", "assets", multiple=True, required=True, metavar="CODE:SCALE", help="An asset and its decimals."
+)
+@click.option("--issuer", "issuers", multiple=True, metavar="NAME[=CODE]", help="An account that may go below zero.")
+@click.option(
+    "--k", type=click.IntRange(1, 64), default=5, show_default=True, help="Nodes that decide one link together."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address that the nodes listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=FIRST_PORT,
+    show_default=True,
+    help="First port; each node takes two: members, then clients. 0: any free ones.",
+)
+@click.option("--name", help="Name of the network. Default: the directory's.")
+def init(
+    out: Output,
+    directory: Path,
+    nodes: int,
+    assets: tuple[str, ...],
+    issuers: tuple[str, ...],
+    k: int,
+    host: str,
+    port: int,
+    name: str | None,
+) -> None:
+    """Make a new network: genesis, CA, one directory per node, operator key; the issuers' keys go into the wallet."""
+    parsed = [parse_asset(text) for text in assets]
+    keys = {issuer: (code, Ed25519PrivateKey.generate()) for issuer, code in (_issuer(t, parsed) for t in issuers)}
+    if port == 0:
+        flat = free_ports(2 * nodes, fresh_random(), host)
+    else:
+        flat = list(range(port, port + 2 * nodes))
+    made = make_network(
+        directory,
+        nodes=nodes,
+        assets=parsed,
+        issuers={issuer: (code, raw_public_key(key)) for issuer, (code, key) in keys.items()},
+        ports=list(zip(flat[::2], flat[1::2], strict=True)),
+        name=name or directory.resolve().name,
+        now_ms=int(datetime.datetime.now(datetime.UTC).timestamp() * 1000),
+        k=k,
+        host=host,
+    )
+    wallet = Wallet(made.network_id)
+    for issuer, (_, key) in keys.items():
+        wallet.add(issuer, key)
+    remember(directory)
+    out.data(
+        {
+            "directory": str(directory.resolve()),
+            "network": made.network_id.hex(),
+            "name": made.genesis.name,
+            "k": k,
+            "assets": [{"code": a.code, "scale": a.scale} for a in parsed],
+            "issuers": [{"name": issuer, "asset": code} for issuer, (code, _) in keys.items()],
+            "nodes": [
+                {"name": n.name, "id": n.id, "host": n.host, "port": n.port, "client_port": n.client_port}
+                for n in made.nodes
+            ],
+            "wallet": str(wallet.directory),
+        }
+    )
+    out.say(f"network {made.genesis.name}: {made.network_id.hex()[:16]}", bold=True)
+    out.table(
+        ["node", "id", "members", "clients"],
+        [[n.name, n.id[:8], f"{n.host}:{n.port}", f"{n.host}:{n.client_port}"] for n in made.nodes],
+    )
+    for issuer, (code, _) in keys.items():
+        out.say(f"issuer {issuer} of {code}: key in {wallet.path(issuer)}")
+    out.say(f"next: hopchain up {directory}")
+
+
+def parse_asset(text: str) -> Asset:
+    """`CZK:2` as an asset."""
+    code, colon, scale = text.partition(":")
+    if not is_asset(code) or not colon or not scale.isascii() or not scale.isdigit() or int(scale) > MAX_SCALE:
+        raise LocalMisuse(
+            f"{text[:40]!r} is not an asset: write CODE:SCALE such as CZK:2, a code of 1 to 16 of A-Z 0-9 (a letter "
+            f"first) and 0 to {MAX_SCALE} decimals"
+        )
+    return Asset(code, int(scale))
+
+
+def _issuer(text: str, assets: list[Asset]) -> tuple[str, str]:
+    """`mint=CZK`, or `mint` of the first asset."""
+    name, _, code = text.partition("=")
+    code = code or assets[0].code
+    if code not in [a.code for a in assets]:
+        raise LocalMisuse(f"issuer {text!r}: no --asset {code} is given, only {', '.join(a.code for a in assets)}")
+    return checked_name(name), code
+
+
+@click.command(
+    cls=HopCommand,
+    examples=["hopchain up net", "hopchain up net --json | jq -c .", "hopchain up    # the last network"],
+)
+@click.argument("directory", type=click.Path(path_type=Path), metavar="[DIR]", required=False)
+@click.option("--supervised", is_flag=True, hidden=True, help="End when standard input closes.")
+def up(out: Output, directory: Path | None, supervised: bool) -> None:
+    """Run all nodes of a network on this machine, restart those that die, show one status line each.
+
+    Ctrl-C or SIGTERM stops all of them. With --json: one JSON document a line for every change.
+    """
+    from cli.upview import watch
+
+    network = find_network(find_directory(directory))
+    if supervised:
+        _end_with_parent()
+    run(lambda: watch(out, network))
+
+
+@click.command(cls=HopCommand, examples=["hopchain node net/node-1"])
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--supervised", is_flag=True, hidden=True, help="End when standard input closes.")
+def node(out: Output, directory: Path, supervised: bool) -> None:
+    """Run one node in the foreground: what a service manager or a container runs. SIGTERM or Ctrl-C ends it."""
+    from node.process import run_node
+
+    if not directory.is_dir():
+        raise LocalMisuse(f"{directory} is not a node's directory: `hopchain init` makes them, such as net/node-1")
+    if supervised:
+        _end_with_parent()
+    run_node(directory)
+    out.data({"node": directory.name, "ended": True})
+
+
+def _end_with_parent() -> None:
+    """Have this process end when the one that started it does: its end of standard input, which it never writes to,
+    closes then."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

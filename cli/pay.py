@@ -1,0 +1,160 @@
+"""`hopchain pay`: execute a payment file, spread over all nodes, as often as needed and each payment once."""
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from chain.errors import LocalMisuse
+from cli.command import HopCommand, checked_name, network_option, run
+from cli.home import Network, find_network
+from cli.money import format_amount
+from cli.output import Exit, JsonValue, Output
+from cli.payfile import Columns, payments, read_table
+from cli.payrun import NOT_SENT, PayRun, Progress, RowResult, Settings, write_results
+from cli.session import default_asset, open_client
+from cli.wallet import Wallet
+
+_FAILURES_SHOWN = 10
+
+
+@click.command(
+    cls=HopCommand,
+    examples=[
+        "hopchain pay orders.csv --from-column payer --to-column payee --amount-column amount",
+        "hopchain pay standing-orders.csv --from-column account_id --from-prefix payer- \\",
+        "      --to-column bank_to --to-column account_to --amount-column amount --reference-column k_symbol \\",
+        "      --asset CZK --open-missing --fund-from mint",
+    ],
+)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE.csv")
+@click.option("--from-column", "from_columns", multiple=True, required=True, help="Payer; several are joined with '-'.")
+@click.option("--from-prefix", default="", help="Put before every payer.")
+@click.option("--to-column", "to_columns", multiple=True, required=True, help="Payee; several are joined with '-'.")
+@click.option("--to-prefix", default="", help="Put before every payee.")
+@click.option("--amount-column", required=True, help="Amount, in decimals of the asset.")
+@click.option("--reference-column", help="Text for the payee.")
+@click.option("--delimiter", metavar="CHAR", help="Of the file. Default: found out from its first line.")
+@click.option("--asset", "asset_code", metavar="CODE", help="What is paid. Default: the network's only asset.")
+@click.option(
+    "--open-missing", is_flag=True, help="First open the accounts that do not exist, with new keys in the wallet."
+)
+@click.option("--fund-from", metavar="NAME", help="First pay each payer from this account exactly what its rows need.")
+@click.option(
+    "--run", "run_label", metavar="LABEL", help="Names this run. Default: the file's name. Same label, same payments."
+)
+@click.option("--retry-rejected", is_flag=True, help="Send rows that were rejected in an earlier run once more.")
+@click.option("--result", type=click.Path(path_type=Path), help="Where the outcomes go. Default: FILE.result.csv.")
+@click.option("--concurrency", type=click.IntRange(1, 1000), default=64, show_default=True, help="Payments in flight.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0.1, 300),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for one outcome before asking again.",
+)
+@network_option
+def pay(
+    out: Output,
+    file: Path,
+    from_columns: tuple[str, ...],
+    from_prefix: str,
+    to_columns: tuple[str, ...],
+    to_prefix: str,
+    amount_column: str,
+    reference_column: str | None,
+    delimiter: str | None,
+    asset_code: str | None,
+    open_missing: bool,
+    fund_from: str | None,
+    run_label: str | None,
+    retry_rejected: bool,
+    result: Path | None,
+    concurrency: int,
+    timeout_s: float,
+    network_dir: Path | None,
+) -> None:
+    """Execute a payment file: one payment a row, all or none of each. Run again it pays nothing twice.
+
+    Stopped half way, it goes on where it was; with rows added, it pays those. A row that fails does not stop the
+    others. The result file tells the outcome of every row.
+    """
+    network = find_network(network_dir)
+    asset = default_asset(network, asset_code)
+    columns = Columns(from_columns, to_columns, amount_column, reference_column, from_prefix, to_prefix)
+    rows = payments(read_table(file, delimiter, columns.all), columns, asset.scale, asset.code)
+    if not rows:
+        raise LocalMisuse(f"{file} has no rows below its header")
+    if fund_from is not None:
+        checked_name(fund_from)
+    target = result or file.with_suffix(".result.csv")
+    if target.exists() and target.samefile(file):
+        raise LocalMisuse(f"the result file {target} is the payment file itself: name another with --result")
+    settings = Settings(
+        run_label or file.name, asset.code, open_missing, fund_from, retry_rejected, concurrency, timeout_s
+    )
+    results = [RowResult(NOT_SENT) for _ in rows]
+    begin = time.perf_counter()
+    with Progress(out) as progress:
+        work = PayRun(Wallet(network.id), rows, results, settings, progress)
+
+        async def main() -> None:
+            async with open_client(network, spread=True) as client:
+                await work.run(client)
+
+        try:
+            run(main)
+        finally:
+            write_results(target, rows, results, asset.scale)
+            out.note(f"outcomes of {len(rows)} rows: {target}. The same command again goes on and pays nothing twice")
+    took_s = time.perf_counter() - begin
+    raise SystemExit(_report(out, network, work, target, asset.scale, took_s))
+
+
+def _report(out: Output, network: Network, work: PayRun, target: Path, scale: int, took_s: float) -> Exit:
+    """Print the sums; the exit code to leave with."""
+    outcomes = Counter(r.outcome for r in work.results)
+    completed = [(p, r) for p, r in zip(work.rows, work.results, strict=True) if r.outcome == "completed"]
+    repeated = sum(r.repeated for _, r in completed)
+    paid = sum(p.amount for p, _ in completed)
+    failed = len(work.rows) - len(completed)
+    document: dict[str, JsonValue] = {
+        "run": work.settings.label,
+        "network": network.id.hex(),
+        "rows": len(work.rows),
+        "completed": len(completed),
+        "repeated": repeated,
+        "failed": failed,
+        "amount_completed": paid,
+        "asset": work.settings.asset,
+        "scale": scale,
+        "outcomes": dict(outcomes),
+        "opened": work.opened,
+        "funded": work.funded,
+        "seconds": round(took_s, 3),
+        "rows_seconds": round(work.rows_s, 3),
+        "result_file": str(target),
+    }
+    out.data(document)
+    if work.opened:
+        out.say(f"opened {work.opened} accounts in {work.opening_s:.1f} s")
+    if work.funded:
+        out.say(f"funded payers with {format_amount(work.funded, scale, work.settings.asset, grouped=True)}")
+    out.say(
+        f"{len(completed)} of {len(work.rows)} payments completed ({repeated} of them before), "
+        f"{format_amount(paid, scale, work.settings.asset, grouped=True)}, "
+        f"in {work.rows_s:.1f} s",
+        colour="red" if failed else "green",
+        bold=True,
+    )
+    if failed:
+        out.table(["outcome", "rows"], [[name, str(count)] for name, count in outcomes.most_common()], right=["rows"])
+        bad = [(p, r) for p, r in zip(work.rows, work.results, strict=True) if r.outcome != "completed"]
+        for payment, row in bad[:_FAILURES_SHOWN]:
+            out.say(f"  line {payment.line}: {payment.sender} -> {payment.recipient}: {row.outcome}: {row.reason}")
+        if len(bad) > _FAILURES_SHOWN:
+            out.say(f"  and {len(bad) - _FAILURES_SHOWN} more in {target}")
+    return Exit.REJECTED if failed else Exit.DONE

@@ -1,0 +1,142 @@
+"""Payment files: a CSV with one payment a row, and what makes each payment this one and no other.
+
+The nonce of a payment is SHA-256(tag | run label | from | to | amount | reference | occurrence), where the occurrence
+numbers rows that are equal in all of these, from 0. So it does not depend on the row's place: the same file again, a
+file with rows added, or one sorted otherwise gives the same requests for the same payments, and each is paid once.
+"""
+
+import csv
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from chain.errors import LocalMisuse, RemoteFault
+from chain.names import check_name_untrusted
+from chain.request import MEMO_BYTES
+from cli.money import parse_amount
+
+DELIMITERS: Final = ";,\t|"
+_TAG: Final = b"hopchain:pay:1\0"
+
+
+class Columns(msgspec.Struct, frozen=True):
+    """Which columns hold what. Several name columns are joined with "-" and lower-cased after the prefix."""
+
+    sender: tuple[str, ...]
+    recipient: tuple[str, ...]
+    amount: str
+    reference: str | None = None
+    sender_prefix: str = ""
+    recipient_prefix: str = ""
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every column that must be there."""
+        return (*self.sender, *self.recipient, self.amount, *([self.reference] if self.reference else []))
+
+
+class Payment(msgspec.Struct, frozen=True):
+    """One row: `line` of the file, amount in minor units. `fault` says why the row cannot be a payment, else empty."""
+
+    line: int
+    sender: str
+    recipient: str
+    amount: int
+    reference: str
+    occurrence: int
+    fault: str = ""
+
+
+def read_table(path: Path, delimiter: str | None, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """(line number, column -> value) of every row. `LocalMisuse` when the file cannot be read or lacks a column."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            head = file.readline()
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=delimiter or find_delimiter(head), strict=True)
+            names = list(reader.fieldnames or [])
+            missing = [c for c in columns if c not in names]
+            if missing:
+                raise LocalMisuse(f"{path} has no column {', '.join(missing)}; it has: {', '.join(names)}")
+            return [(reader.line_num, {k: (row[k] or "").strip() for k in columns}) for row in reader]
+    except UnicodeDecodeError as error:
+        raise LocalMisuse(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from None
+    except csv.Error as error:
+        raise LocalMisuse(f"{path} is not a CSV file: {error}; is --delimiter right?") from None
+    except (OSError, TypeError) as error:
+        raise LocalMisuse(f"{path} cannot be read: {error}") from None
+
+
+def find_delimiter(head: str) -> str:
+    """The delimiter that occurs most often in the header line, outside quotes."""
+    plain = "".join(head.split('"')[::2])
+    return max(DELIMITERS, key=plain.count)
+
+
+def account_name(row: Mapping[str, str], columns: Sequence[str], prefix: str) -> str:
+    """The account that these columns of a row name."""
+    return prefix + "-".join(row[c] for c in columns).lower()
+
+
+def payments(rows: Sequence[tuple[int, Mapping[str, str]]], columns: Columns, scale: int, asset: str) -> list[Payment]:
+    """The rows as payments; a row that cannot be one carries its fault, and the others go on."""
+    seen: Counter[tuple[str, str, int, str]] = Counter()
+    found: list[Payment] = []
+    for line, row in rows:
+        sender = account_name(row, columns.sender, columns.sender_prefix)
+        recipient = account_name(row, columns.recipient, columns.recipient_prefix)
+        reference = row[columns.reference] if columns.reference else ""
+        try:
+            amount = _checked(sender, recipient, row[columns.amount], reference, scale, asset)
+        except LocalMisuse as error:
+            found.append(Payment(line, sender, recipient, 0, reference, 0, str(error)))
+            continue
+        same = (sender, recipient, amount, reference)
+        found.append(Payment(line, sender, recipient, amount, reference, seen[same]))
+        seen[same] += 1
+    return found
+
+
+def _checked(sender: str, recipient: str, amount: str, reference: str, scale: int, asset: str) -> int:
+    for name in (sender, recipient):
+        try:
+            check_name_untrusted(name)
+        except RemoteFault as error:
+            raise LocalMisuse(error.text) from None
+    if sender == recipient:
+        raise LocalMisuse(f"{sender} cannot pay itself")
+    if len(reference.encode()) > MEMO_BYTES or "\0" in reference:
+        raise LocalMisuse(f"the reference {reference[:40]!r} takes more than {MEMO_BYTES} bytes of UTF-8")
+    return parse_amount(amount, scale, asset)
+
+
+def payment_nonce(run: str, payment: Payment, attempt: int = 0) -> bytes:
+    """32 bytes that are this payment of this run. `attempt` above 0: once more after a rejection."""
+    return _hash(
+        "row",
+        run,
+        payment.sender,
+        payment.recipient,
+        payment.amount,
+        payment.reference,
+        payment.occurrence,
+        attempt,
+    )
+
+
+def funding_nonce(run: str, source: str, part: int, attempt: int, needs: Sequence[tuple[str, int]]) -> bytes:
+    """The nonce of request number `part` that gives payers what their rows need."""
+    return _hash("fund", run, source, part, attempt, *(field for need in needs for field in need))
+
+
+def payment_key(payment: Payment) -> str:
+    """A short name of a payment within its run, for the list of rows that were funded."""
+    return payment_nonce("", payment).hex()
+
+
+def _hash(*fields: str | int) -> bytes:
+    return hashlib.sha256(_TAG + msgspec.json.encode(fields)).digest()

@@ -1,0 +1,227 @@
+"""`hopchain balance` and `chain`: what one account holds and how it came to it."""
+
+import datetime
+from pathlib import Path
+from typing import Final
+
+import click
+
+from chain.link import Outcome
+from chain.request import Kind
+from cli.command import HopCommand, at_option, checked_name, network_option, run, timeout_option
+from cli.home import find_network
+from cli.money import format_amount
+from cli.output import CommandFailed, Exit, JsonValue, Output
+from cli.receipt import outcome_name
+from cli.session import NodeAddress, ask_until_found, not_found, open_client, pinned
+from hopchain import Balance, Chain, Client, NotFound, Unknown
+from hopchain.wire import MAX_PAGE, ChainLink
+
+DEFAULT_LINKS: Final = 20
+SHORT: Final = 16  # hex digits of a hash that people see in lists
+
+
+@click.command(cls=HopCommand, examples=["hopchain balance alice", "hopchain balance alice --linearizable --json"])
+@click.argument("name")
+@click.option("--linearizable", is_flag=True, help="Ask a majority: as new as anything that anyone was told.")
+@click.option("--min-height", type=click.IntRange(0), default=0, metavar="N", help="Wait until link N is there.")
+@at_option
+@timeout_option
+@network_option
+def balance(
+    out: Output,
+    name: str,
+    linearizable: bool,
+    min_height: int,
+    at: str | None,
+    timeout_s: float,
+    network_dir: Path | None,
+) -> None:
+    """Show settled, incoming (paid to it, not yet taken up) and available money of an account."""
+    checked_name(name)
+    network = find_network(network_dir)
+    node = pinned(network, at)
+
+    async def ask() -> Balance | NotFound | Unknown:
+        async with open_client(network) as client:
+            return await ask_until_found(
+                network,
+                node,
+                lambda address: client.balance(
+                    name, linearizable=linearizable, min_height=min_height, timeout_s=timeout_s, at=address
+                ),
+            )
+
+    found = run(ask)
+    if isinstance(found, NotFound):
+        raise not_found(f"account {name}", node)
+    if isinstance(found, Unknown):
+        raise CommandFailed(Exit.UNREACHABLE, "unknown", f"no balance within {timeout_s:g} s: {found.reason}")
+    available = found.settled + found.incoming
+    out.data(
+        {
+            "account": found.account,
+            "asset": found.asset,
+            "scale": found.scale,
+            "issuer": found.issuer,
+            "settled": found.settled,
+            "incoming": found.incoming,
+            "incoming_count": found.incoming_count,
+            "available": available,
+            "tip": found.tip.hex(),
+            "height": found.height,
+            "link_epoch": found.link_epoch,
+            "time_ms": found.time_ms,
+            "epoch": found.epoch,
+            "as_of_ms": found.as_of_ms,
+            "linearizable": found.linearizable,
+        }
+    )
+    out.say(found.account + (" (issuer)" if found.issuer else ""), bold=True)
+    postings = f"  ({found.incoming_count} postings)" if found.incoming_count else ""
+    out.fields(
+        [
+            ("settled", format_amount(found.settled, found.scale, found.asset)),
+            ("incoming", format_amount(found.incoming, found.scale, found.asset) + postings),
+            ("available", format_amount(available, found.scale, found.asset)),
+            ("tip", found.tip.hex()),
+            ("height", str(found.height)),
+            ("epoch", f"{found.epoch} (link: {found.link_epoch})"),
+            ("as of", time_text(found.as_of_ms) + (", by a majority" if found.linearizable else ", one replica")),
+        ]
+    )
+
+
+@click.command(cls=HopCommand, examples=["hopchain chain alice", "hopchain chain alice --from 0 --limit 5 --json"])
+@click.argument("name")
+@click.option(
+    "--from", "from_height", type=click.IntRange(0), metavar="HEIGHT", help="First link. Default: the last ones."
+)
+@click.option(
+    "--limit", type=click.IntRange(1), default=DEFAULT_LINKS, show_default=True, metavar="N", help="How many."
+)
+@click.option("--all", "everything", is_flag=True, help="All links.")
+@at_option
+@network_option
+def chain(
+    out: Output,
+    name: str,
+    from_height: int | None,
+    limit: int,
+    everything: bool,
+    at: str | None,
+    network_dir: Path | None,
+) -> None:
+    """Print the links of an account with their postings, and which link of the recipient took each one up."""
+    checked_name(name)
+    network = find_network(network_dir)
+    node = pinned(network, at)
+
+    async def ask() -> Chain | NotFound:
+        async with open_client(network) as client:
+            return await ask_until_found(
+                network,
+                node,
+                lambda address: _links(
+                    client, name, 0 if everything else from_height, None if everything else limit, address
+                ),
+            )
+
+    found = run(ask)
+    if isinstance(found, NotFound):
+        raise not_found(f"account {name}", node)
+    out.data(
+        {
+            "account": found.account,
+            "asset": found.asset,
+            "scale": found.scale,
+            "height": found.height,
+            "links": [_link_document(link) for link in found.links],
+        }
+    )
+    out.say(f"{found.account}: height {found.height}, {len(found.links)} links shown", bold=True)
+    for link in found.links:
+        _say_link(out, link, found)
+
+
+async def _links(
+    client: Client, name: str, from_height: int | None, limit: int | None, at: NodeAddress
+) -> Chain | NotFound:
+    """Up to `limit` links (None: all) from `from_height` (None: so that the last one is the tip), page after page."""
+    first = await client.chain(name, from_height or 0, 1, at=at)
+    if isinstance(first, NotFound):
+        return first
+    begin = max(0, first.height - (limit or 0) + 1) if from_height is None else from_height
+    end = first.height + 1 if limit is None else begin + limit
+    links: list[ChainLink] = []
+    while begin < end:
+        page = await client.chain(name, begin, min(end - begin, MAX_PAGE), at=at)
+        if isinstance(page, NotFound) or not page.links:
+            break
+        links += page.links
+        begin = links[-1].height + 1
+    return Chain(first.account, first.asset, first.scale, first.height, tuple(links))
+
+
+def _link_document(link: ChainLink) -> JsonValue:
+    return {
+        "hash": link.hash.hex(),
+        "height": link.height,
+        "prev_hash": link.prev_hash.hex(),
+        "balance": link.balance,
+        "incoming_checksum": link.incoming_checksum.hex(),
+        "epoch": link.epoch,
+        "time_ms": link.time_ms,
+        "requests": [
+            {
+                "request_id": entry.request_id.hex(),
+                "kind": Kind(entry.kind).name.lower(),
+                "outcome": outcome_name(entry.outcome),
+                "total": entry.total,
+            }
+            for entry in link.entries
+        ],
+        "postings": [
+            {
+                "hash": posting.hash.hex(),
+                "number": posting.number,
+                "recipient": posting.recipient,
+                "amount": posting.amount,
+                "reference": posting.memo,
+                "request_id": posting.request_id.hex(),
+                "confirmation": posting.confirmation.hex() or None,
+                "prev_confirmed_hash": posting.prev_confirmed_hash.hex() or None,
+            }
+            for posting in link.postings
+        ],
+        "income": [{"hash": i.hash.hex(), "sender": i.sender, "amount": i.amount} for i in link.income],
+    }
+
+
+def _say_link(out: Output, link: ChainLink, about: Chain) -> None:
+    def money(amount: int) -> str:
+        return format_amount(amount, about.scale)
+
+    out.say()
+    out.say(
+        f"#{link.height}  {time_text(link.time_ms)}  balance {money(link.balance)} {about.asset}  "
+        f"epoch {link.epoch}  {link.hash.hex()[:SHORT]}  after {link.prev_hash.hex()[:SHORT]}",
+        bold=True,
+    )
+    for income in link.income:
+        out.say(f"   + {money(income.amount)} from {income.sender}  {income.hash.hex()[:SHORT]}", colour="green")
+    for posting in link.postings:
+        taken = f"confirmed by {posting.confirmation.hex()[:SHORT]}" if posting.confirmation else "not yet taken up"
+        memo = f'  "{posting.memo}"' if posting.memo else ""
+        out.say(f"   - {money(posting.amount)} to {posting.recipient}{memo}  {posting.hash.hex()[:SHORT]}  {taken}")
+    for entry in link.entries:
+        what = Kind(entry.kind).name.lower()
+        total = f" of {money(entry.total)}" if entry.total else ""
+        colour = None if entry.outcome == Outcome.COMPLETED else "red"
+        out.say(f"     {what}{total}: {outcome_name(entry.outcome)}  {entry.request_id.hex()[:SHORT]}", colour=colour)
+
+
+def time_text(time_ms: int) -> str:
+    """Unix milliseconds as UTC for people."""
+    moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(milliseconds=time_ms)
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")

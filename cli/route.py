@@ -1,0 +1,217 @@
+"""`hopchain route` and `status`: where things are decided, and how the nodes are."""
+
+from pathlib import Path
+
+import anyio
+import click
+
+from cli.command import HopCommand, at_option, checked_name, network_option, run
+from cli.home import SHORT_ID, KnownNode, Network, find_network
+from cli.output import Exit, JsonValue, Output
+from cli.session import ask_until_found, not_found, open_client, pinned
+from hopchain import CallRefused, Client, NotFound, RemoteFault, Route, Status, Unreachable
+from hopchain.wire import RouteNode
+
+KEY_BYTES = 20
+HASH_BYTES = 32
+
+
+@click.command(cls=HopCommand, examples=["hopchain route alice", "hopchain route 5f0c...e1 --at node-2 --json"])
+@click.argument("what", metavar="NAME-OR-HASH")
+@click.option("--account", "as_account", is_flag=True, help="Take it for a name even if it looks like a hash.")
+@at_option
+@network_option
+def route(out: Output, what: str, as_account: bool, at: str | None, network_dir: Path | None) -> None:
+    """Look up, through Kademlia, which nodes decide what comes after an account's last link, or after any hash."""
+    key = b"" if as_account else _key(what)
+    account = "" if key else checked_name(what)
+    network = find_network(network_dir)
+    node = pinned(network, at)
+
+    async def ask() -> Route | NotFound:
+        async with open_client(network) as client:
+            return await ask_until_found(
+                network, node, lambda address: client.route(account=account, key=key, at=address)
+            )
+
+    found = run(ask)
+    if isinstance(found, NotFound):
+        raise not_found(f"account {what}", node)
+    out.data(
+        {
+            "account": account or None,
+            "key": found.key.hex(),
+            "slot": found.slot.hex(),
+            "epoch": found.epoch,
+            "hops": found.hops,
+            "asked": [{"id": a.hex(), "name": network.name_of(a)} for a in found.asked],
+            "found": [_route_document(network, n) for n in found.found],
+            "owner": _route_document(network, found.group[0]) if found.group else None,
+            "group": [_route_document(network, n) for n in found.group],
+        }
+    )
+    asked = ", ".join(network.name_of(a) for a in found.asked) or "nobody: the node itself knew"
+    out.say(f"{what}: slot {found.slot.hex()[:16]}, key {found.key.hex()}", bold=True)
+    out.fields([("asked", asked), ("hops", str(found.hops)), ("epoch", str(found.epoch))])
+    out.table(
+        ["rank", "node", "id", "address", "state"],
+        [
+            [
+                "owner" if n.rank == 0 else f"standby {n.rank}",
+                network.name_of(n.id),
+                n.id.hex()[:SHORT_ID],
+                f"{n.host}:{n.port}",
+                "alive" if n.alive else "down",
+            ]
+            for n in found.group
+        ],
+    )
+
+
+def _key(text: str) -> bytes:
+    """The bytes of a hash or key in hex; empty for anything else, which is then a name."""
+    if len(text) not in (2 * KEY_BYTES, 2 * HASH_BYTES) or not text.isalnum():
+        return b""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""
+
+
+def _route_document(network: Network, node: RouteNode) -> JsonValue:
+    return {
+        "id": node.id.hex(),
+        "name": network.name_of(node.id),
+        "host": node.host,
+        "port": node.port,
+        "rank": node.rank,
+        "alive": node.alive,
+    }
+
+
+@click.command(cls=HopCommand, examples=["hopchain status", "hopchain status --at node-2", "hopchain status --json"])
+@at_option
+@network_option
+def status(out: Output, at: str | None, network_dir: Path | None) -> None:
+    """Show all nodes: alive or not, epoch, height of the log, replication lag, queue depths."""
+    network = find_network(network_dir)
+    node = pinned(network, at)
+    nodes = [n for n in network.nodes if node is None or n.address == node]
+    if not nodes and node is not None:
+        nodes = [KnownNode(f"{node[0]}:{node[1]}", b"", *node)]
+    found = run(lambda: _ask_all(network, nodes))
+    answers = [s for s in found.values() if isinstance(s, Status)]
+    longest = max((s.log_height for s in answers), default=0)
+    out.data(
+        {
+            "network": network.id.hex(),
+            "name": network.genesis.name,
+            "epoch": max((s.epoch for s in answers), default=None),
+            "k": network.genesis.k,
+            "alive": len(answers),
+            "nodes": [_status_document(n, found[n.name], longest) for n in nodes],
+        }
+    )
+    out.say(
+        f"network {network.genesis.name} {network.id.hex()[:16]}: {len(answers)} of {len(nodes)} nodes answer",
+        bold=True,
+    )
+    out.table(
+        ["node", "id", "clients", "state", "epoch", "log", "lag", "accounts", "undecided", "waiting", "queued", "sees"],
+        [_status_row(n, found[n.name], longest) for n in nodes],
+        right=["epoch", "log", "lag", "accounts", "undecided", "waiting", "queued"],
+    )
+    if not answers:
+        out.note(f"no node answers: start them with `hopchain up {network.directory}`")
+        raise SystemExit(Exit.UNREACHABLE)
+
+
+async def _ask_all(network: Network, nodes: list[KnownNode]) -> dict[str, Status | str]:
+    """Every node's status, or why there is none."""
+    found: dict[str, Status | str] = {}
+
+    async def ask(client: Client, node: KnownNode) -> None:
+        try:
+            found[node.name] = await client.status(at=node.address)
+        except Unreachable as error:
+            found[node.name] = error.tried[-1][1] if error.tried else str(error)
+        except (CallRefused, RemoteFault) as error:
+            found[node.name] = str(error)
+
+    async with open_client(network) as client, anyio.create_task_group() as tasks:
+        for node in nodes:
+            tasks.start_soon(ask, client, node)
+    return found
+
+
+def _status_document(node: KnownNode, found: Status | str, longest: int) -> JsonValue:
+    document: dict[str, JsonValue] = {
+        "name": node.name,
+        "id": node.id.hex() or None,
+        "host": node.host,
+        "client_port": node.client_port,
+        "alive": isinstance(found, Status),
+        "reason": None if isinstance(found, Status) else found,
+    }
+    if isinstance(found, str):
+        return document | dict.fromkeys(_STATUS_KEYS)
+    return document | {
+        "id": found.id.hex(),
+        "epoch": found.epoch,
+        "log_height": found.log_height,
+        "lag": longest - found.log_height,
+        "accounts": found.accounts,
+        "undecided": found.undecided,
+        "waiting_links": found.waiting_links,
+        "queued_requests": found.queued_requests,
+        "client_requests": found.client_requests,
+        "clients": found.clients,
+        "uptime_s": round(found.uptime_s, 1),
+        "peers": [
+            {
+                "id": p.id.hex(),
+                "host": p.host,
+                "port": p.port,
+                "alive": p.alive,
+                "rtt_ms": round(p.rtt_ms, 2) if p.rtt_ms >= 0 else None,
+                "links": p.links,
+                "behind": p.behind,
+            }
+            for p in found.peers
+        ],
+        "counters": dict(sorted(found.counters.items())),
+    }
+
+
+_STATUS_KEYS = (
+    "epoch",
+    "log_height",
+    "lag",
+    "accounts",
+    "undecided",
+    "waiting_links",
+    "queued_requests",
+    "client_requests",
+    "clients",
+    "uptime_s",
+    "peers",
+    "counters",
+)
+
+
+def _status_row(node: KnownNode, found: Status | str, longest: int) -> list[str]:
+    head = [node.name, node.short, f"{node.host}:{node.client_port}"]
+    if isinstance(found, str):
+        return [*head, "down", "", "", "", "", "", "", "", found]
+    return [
+        *head,
+        "alive",
+        str(found.epoch),
+        str(found.log_height),
+        str(longest - found.log_height),
+        str(found.accounts),
+        str(found.undecided),
+        str(found.waiting_links),
+        str(found.queued_requests),
+        f"{sum(p.alive for p in found.peers)} of {len(found.peers)} peers",
+    ]

@@ -1,0 +1,80 @@
+"""What commands do with a network: open a client, ask node after node, find an account's asset."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from chain.errors import LocalMisuse
+from chain.genesis import Asset
+from cli.home import Network
+from cli.output import CommandFailed, Exit
+from hopchain import AccountLine, Balance, Client, NotFound, Unreachable
+
+NodeAddress = tuple[str, int]
+_T = TypeVar("_T")
+
+
+def open_client(network: Network, *, spread: bool = False) -> Client:
+    """A client of all nodes of the network; `spread` uses them in turn."""
+    return Client([n.address for n in network.nodes], network.genesis.ca, network.id, spread=spread)
+
+
+def pinned(network: Network, at: str | None) -> NodeAddress | None:
+    """The address that `--at` names, or None."""
+    return None if at is None else network.node(at)
+
+
+async def ask_until_found(
+    network: Network, at: NodeAddress | None, ask: Callable[[NodeAddress], Awaitable[_T | NotFound]]
+) -> _T | NotFound:
+    """Ask the pinned node, or all one after the other, until one knows; a replica may be a moment behind the others.
+
+    Raises `Unreachable` when none could be asked.
+    """
+    tried: list[tuple[str, str]] = []
+    answer: _T | NotFound | None = None
+    for address in [at] if at is not None else [n.address for n in network.nodes]:
+        try:
+            answer = await ask(address)
+        except Unreachable as error:
+            tried += error.tried
+            continue
+        if not isinstance(answer, NotFound):
+            return answer
+    if answer is None:
+        raise Unreachable(tried)
+    return answer
+
+
+async def asset_of(client: Client, network: Network, account: str, at: NodeAddress | None) -> Asset:
+    """The asset that an account holds; nobody is asked when the network has only one."""
+    if len(network.genesis.assets) == 1:
+        return network.genesis.assets[0]
+    answer = await ask_until_found(network, at, lambda address: client.balance(account, at=address))
+    if not isinstance(answer, Balance):
+        raise not_found(f"account {account}", at)
+    return network.asset(answer.asset)
+
+
+async def account_line(client: Client, account: str, at: NodeAddress) -> AccountLine | NotFound:
+    """One account with its public key, from one node's list."""
+    before = account[:-1] + chr(ord(account[-1]) - 1) + "\x7f"  # sorts after every name that sorts before `account`
+    page = await client.accounts(before, 1, at=at)
+    if page.accounts and page.accounts[0].name == account:
+        return page.accounts[0]
+    return NotFound(f"account {account}")
+
+
+def default_asset(network: Network, code: str | None) -> Asset:
+    """The asset named, or the only one; `LocalMisuse` when there are several."""
+    if code is not None:
+        return network.asset(code)
+    if len(network.genesis.assets) == 1:
+        return network.genesis.assets[0]
+    codes = ", ".join(a.code for a in network.genesis.assets)
+    raise LocalMisuse(f"this network has several assets: choose one of {codes} with --asset")
+
+
+def not_found(what: str, at: NodeAddress | None) -> CommandFailed:
+    """Nobody knows it."""
+    where = "any node" if at is None else f"{at[0]}:{at[1]}"
+    return CommandFailed(Exit.REJECTED, "not_found", f"{what} is not known at {where}")

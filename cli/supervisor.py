@@ -1,0 +1,123 @@
+"""Node processes of one machine: started, restarted when they die, all stopped at the end.
+
+Each node runs as `python -m cli.main node DIR --supervised` in a session of its own, so that Ctrl-C in the terminal
+reaches only this process, which then stops the nodes in order. `--supervised` makes a node end when its standard input
+closes: also `kill -9` of the supervisor leaves no process behind. What a node prints goes to `node.log` in its directory.
+"""
+
+import enum
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.abc
+import msgspec
+
+FIRST_DELAY_S: Final = 0.2  # before a node that died is started again; doubles with each early death
+LONGEST_DELAY_S: Final = 5.0
+STEADY_S: Final = 10.0  # a node that lived this long starts afresh with the delays
+STOP_S: Final = 10.0  # for a node to end by itself before it is killed
+LOG_NAME: Final = "node.log"
+_TAIL_BYTES: Final = 2000
+
+
+class Change(enum.StrEnum):
+    """What happened to a process."""
+
+    STARTED = "started"
+    ENDED = "ended"
+    STOPPED = "stopped"
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One change of one node. `code`: exit code, negative for a signal. `delay_s`: until it is started again."""
+
+    node: str
+    change: Change
+    pid: int
+    code: int | None = None
+    delay_s: float | None = None
+    last_words: str = ""
+
+
+class Supervisor:
+    """Runs the nodes in these directories until it is cancelled."""
+
+    def __init__(
+        self,
+        directories: Sequence[Path],
+        on_event: Callable[[Event], None],
+        *,
+        command: Callable[[Path], list[str]] | None = None,
+        stop_s: float = STOP_S,
+    ) -> None:
+        self._directories = directories
+        self._on_event = on_event
+        self._command = command or node_command
+        self._stop_s = stop_s
+
+    async def run(self) -> None:
+        """Keep all nodes running. When cancelled, stop them all and wait until the last has ended."""
+        async with anyio.create_task_group() as tasks:
+            for directory in self._directories:
+                tasks.start_soon(self._keep, directory)
+
+    async def _keep(self, directory: Path) -> None:
+        delay_s = FIRST_DELAY_S
+        while True:
+            begin = anyio.current_time()
+            process = await self._start(directory)
+            self._on_event(Event(directory.name, Change.STARTED, process.pid))
+            try:
+                code = await process.wait()
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    code = await stop(process, self._stop_s)
+                self._on_event(Event(directory.name, Change.STOPPED, process.pid, code))
+                raise
+            if anyio.current_time() - begin >= STEADY_S:
+                delay_s = FIRST_DELAY_S
+            words = last_words(directory / LOG_NAME)
+            self._on_event(Event(directory.name, Change.ENDED, process.pid, code, delay_s, words))
+            await anyio.sleep(delay_s)
+            delay_s = min(delay_s * 2, LONGEST_DELAY_S)
+
+    async def _start(self, directory: Path) -> anyio.abc.Process:
+        with (directory / LOG_NAME).open("ab") as log:
+            return await anyio.open_process(
+                self._command(directory),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+
+def node_command(directory: Path) -> list[str]:
+    """The command that runs the node of this directory under a supervisor."""
+    return [sys.executable, "-m", "cli.main", "node", str(directory), "--supervised"]
+
+
+async def stop(process: anyio.abc.Process, stop_s: float = STOP_S) -> int:
+    """End a process: SIGTERM, then SIGKILL when it does not end by itself. Its exit code."""
+    if process.returncode is None:
+        process.send_signal(signal.SIGTERM)
+        with anyio.move_on_after(stop_s) as patience:
+            await process.wait()
+        if patience.cancelled_caught:
+            process.kill()
+    return await process.wait()
+
+
+def last_words(log: Path) -> str:
+    """The last line of a log, for people who ask why a node ended."""
+    if not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""

@@ -1,0 +1,156 @@
+"""What `hopchain up` shows: one status line per node, alive on a terminal, lines of changes when piped."""
+
+import json
+import signal
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import click
+
+from cli.home import KnownNode, Network
+from cli.output import JsonValue, Output
+from cli.session import open_client
+from cli.supervisor import LOG_NAME, Change, Event, Supervisor
+from hopchain import CallRefused, Client, RemoteFault, Status, Unreachable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+REFRESH_S: Final = 1.0  # how often nodes are asked how they are
+FIRST_REFRESH_S: Final = 0.1  # while one is starting
+
+
+class _Line:
+    """What is known about one node."""
+
+    def __init__(self, node: KnownNode) -> None:
+        self.node = node
+        self.pid: int | None = None
+        self.state = "starting"
+        self.starts = 0
+        self.status: Status | None = None
+        self.note = ""
+
+
+class _View:
+    def __init__(self, out: Output, network: Network) -> None:
+        self.out = out
+        self.network = network
+        self.lines = {n.name: _Line(n) for n in network.nodes}
+        self.changed = anyio.Event()
+
+    def on_event(self, event: Event) -> None:
+        """A process started or ended."""
+        line = self.lines[event.node]
+        line.status = None
+        match event.change:
+            case Change.STARTED:
+                line.pid = event.pid
+                line.starts += 1
+                line.state = "starting"
+                self.tell(line, "started", pid=event.pid)
+            case Change.ENDED:
+                line.pid = None
+                line.state = "down"
+                line.note = f"exit code {event.code}: {event.last_words}"
+                delay_s = event.delay_s or 0.0
+                log = str(self.network.directory / event.node / LOG_NAME)
+                self.tell(
+                    line, "ended", pid=event.pid, code=event.code, restart_in_s=delay_s, last=event.last_words, log=log
+                )
+            case Change.STOPPED:
+                line.pid = None
+                line.state = "stopped"
+                self.tell(line, "stopped", pid=event.pid, code=event.code)
+
+    def on_status(self, line: _Line, status: Status | None) -> None:
+        """A node answered, or did not."""
+        if line.pid is None:
+            return
+        if status is not None and line.state != "up":
+            line.state, line.note = "up", ""
+            self.tell(line, "up", pid=line.pid, host=line.node.host, client_port=line.node.client_port)
+        line.status = status
+
+    def tell(self, line: _Line, what: str, **more: JsonValue) -> None:
+        """Say a change: a line when piped, a JSON document with --json; the terminal is drawn anew."""
+        self.changed.set()
+        if self.out.as_json:
+            click.echo(json.dumps({"event": what, "node": line.node.name, **more}))
+        elif not self.out.fancy:
+            self.out.say(f"{line.node.name} {what} " + " ".join(f"{k}={v}" for k, v in more.items() if v != ""))
+
+
+async def watch(out: Output, network: Network) -> None:
+    """Run all nodes and show them until SIGINT or SIGTERM."""
+    view = _View(out, network)
+    directories = [network.directory / n.name for n in network.nodes]
+    supervisor = Supervisor(directories, view.on_event)
+    async with AsyncExitStack() as stack:
+        if out.fancy:
+            stack.enter_context(_Drawing(view))
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(supervisor.run)
+                tasks.start_soon(_ask_all, view)
+                async for _ in signals:
+                    break
+                tasks.cancel_scope.cancel()
+
+
+async def _ask_all(view: _View) -> None:
+    """Ask every node how it is, again and again: this is only for the eye."""
+    async with open_client(view.network) as client, anyio.create_task_group() as tasks:
+        for line in view.lines.values():
+            tasks.start_soon(_ask_again, view, client, line)
+
+
+async def _ask_again(view: _View, client: Client, line: _Line) -> None:
+    while True:
+        try:
+            status = await client.status(at=line.node.address)
+        except (Unreachable, CallRefused, RemoteFault):
+            status = None
+        view.on_status(line, status)
+        await anyio.sleep(REFRESH_S if status is not None else FIRST_REFRESH_S)
+
+
+class _Drawing:
+    """The table on the terminal, drawn anew four times a second by rich."""
+
+    def __init__(self, view: _View) -> None:
+        from rich.live import Live
+
+        self._view = view
+        self._live = Live(get_renderable=self._table, refresh_per_second=4)
+
+    def __enter__(self) -> None:
+        self._live.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def _table(self) -> "Table":
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, header_style="bold", title=f"network {self._view.network.genesis.name}")
+        for column in ("node", "state", "pid", "clients", "log", "peers alive", "starts", "note"):
+            table.add_column(column)
+        for line in self._view.lines.values():
+            status = line.status
+            table.add_row(
+                line.node.name,
+                f"[{_COLOURS[line.state]}]{line.state}",
+                str(line.pid or ""),
+                f"{line.node.host}:{line.node.client_port}",
+                str(status.log_height) if status else "",
+                f"{sum(p.alive for p in status.peers)} of {len(status.peers)}" if status else "",
+                str(line.starts),
+                line.note.replace("[", "\\["),
+            )
+        return table
+
+
+_COLOURS = {"up": "green", "starting": "yellow", "down": "bold red", "stopped": "dim"}

@@ -1,0 +1,249 @@
+"""`hopchain verify`: one database against its own links, or all replicas against each other."""
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+import anyio
+import click
+import msgspec
+
+from chain.audit import AuditReport, audit
+from chain.disk import open_database
+from chain.errors import LocalMisuse
+from cli.command import HopCommand, network_option, run
+from cli.home import KnownNode, Network, find_network
+from cli.output import Exit, JsonValue, Output
+from cli.session import open_client
+from hopchain import AccountLine, CallRefused, Client, Digest, RemoteFault, Unreachable
+
+DATABASE: Final = "node.db"
+SETTLE_S: Final = 10.0  # for replicas to become equal; links travel in milliseconds, pulls repeat every few seconds
+LOOK_AGAIN_S: Final = 0.2
+MAX_PAGES: Final = 10_000  # of the search for the first account that differs
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """Digests of all nodes that answered, why the others did not, and the first difference."""
+
+    digests: dict[str, Digest]
+    missing: dict[str, str]
+    difference: dict[str, JsonValue] | None
+
+    @property
+    def equal(self) -> bool:
+        """True when every node answered and all replicas are the same."""
+        return not self.missing and len({d.digest for d in self.digests.values()}) == 1
+
+    @property
+    def money_kept(self) -> bool:
+        """True when on every replica all balances and incoming postings of each asset add up to nothing."""
+        return all(t.total == 0 for d in self.digests.values() for t in d.totals)
+
+
+@click.command(
+    cls=HopCommand,
+    examples=["hopchain verify net/node-1", "hopchain verify --cluster", "hopchain verify --cluster --json"],
+)
+@click.argument("directory", type=click.Path(exists=True, path_type=Path), metavar="[DIR]", required=False)
+@click.option("--cluster", is_flag=True, help="Compare the digests of all replicas instead.")
+@click.option(
+    "--settle",
+    "settle_s",
+    type=click.FloatRange(0, 600),
+    default=SETTLE_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long replicas may take to become equal.",
+)
+@network_option
+def verify(out: Output, directory: Path | None, cluster: bool, settle_s: float, network_dir: Path | None) -> None:
+    """Audit one node's database from its links alone, or (--cluster) compare all replicas.
+
+    The database may be in use. Exit code 1 names the first row, or the first account, that disagrees.
+    """
+    if (directory is None) is not cluster:
+        raise LocalMisuse("name a node's directory, such as net/node-1, or ask for --cluster: one of the two")
+    if directory is not None:
+        raise SystemExit(_verify_database(out, directory))
+    network = find_network(network_dir)
+    raise SystemExit(_report_cluster(out, run(lambda: compare(network, settle_s))))
+
+
+# --- one database --------------------------------------------------------------------------------------------------
+
+
+def _verify_database(out: Output, directory: Path) -> Exit:
+    path = directory / DATABASE if directory.is_dir() else directory
+    conn = open_database(path, writer=False)
+    try:
+        report = _audit(out, path, conn)
+    finally:
+        conn.close()
+    fault = report.fault
+    out.data(
+        {
+            "database": str(path),
+            "ok": report.ok,
+            "links": report.links,
+            "postings": report.postings,
+            "confirmed": report.confirmed,
+            "accounts": report.accounts,
+            "fault": None
+            if fault is None
+            else {
+                "table": fault.table,
+                "key": fault.key,
+                "column": fault.column,
+                "expected": fault.expected,
+                "found": fault.found,
+            },
+        }
+    )
+    counts = (
+        f"{report.links} links, {report.postings} postings ({report.confirmed} confirmed), {report.accounts} accounts"
+    )
+    if fault is None:
+        out.say(f"{path}: sound: {counts}", colour="green", bold=True)
+        return Exit.DONE
+    out.say(f"{path}: DAMAGED after {counts}", colour="red", bold=True)
+    out.say(f"  {fault}")
+    out.say("  stop the node, keep a copy of the file, and let the node fetch everything anew under a new id")
+    return Exit.REJECTED
+
+
+def _audit(out: Output, path: Path, conn: sqlite3.Connection) -> AuditReport:
+    from chain.genesis import decode_genesis
+
+    genesis_file = path.parent / "genesis.json"
+    genesis = decode_genesis(genesis_file.read_bytes()) if genesis_file.exists() else None
+    if not out.fancy:
+        return audit(conn, genesis=genesis)
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task("links", total=None)
+        return audit(conn, genesis=genesis, progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+
+# --- all replicas --------------------------------------------------------------------------------------------------
+
+
+async def compare(network: Network, settle_s: float) -> Comparison:
+    """Ask all nodes for their digests until they are equal or the time is up; then find the first difference.
+
+    Raises `Unreachable` when no node answers.
+    """
+    async with open_client(network) as client:
+        deadline = anyio.current_time() + settle_s
+        while True:
+            digests, missing = await _digests(client, network)
+            found = Comparison(digests, missing, None)
+            if found.equal or anyio.current_time() >= deadline:
+                break
+            await anyio.sleep(LOOK_AGAIN_S)
+        if not digests:
+            raise Unreachable(list(missing.items()))
+        if len({d.digest for d in digests.values()}) == 1:
+            return found
+        first, *others = [n for n in network.nodes if n.name in digests]
+        other = next(n for n in others if digests[n.name].digest != digests[first.name].digest)
+        return Comparison(digests, missing, await _difference(client, first, other))
+
+
+async def _digests(client: Client, network: Network) -> tuple[dict[str, Digest], dict[str, str]]:
+    digests: dict[str, Digest] = {}
+    missing: dict[str, str] = {}
+
+    async def ask(node: KnownNode) -> None:
+        try:
+            digests[node.name] = await client.digest(at=node.address)
+        except Unreachable as error:
+            missing[node.name] = error.tried[-1][1] if error.tried else str(error)
+        except (CallRefused, RemoteFault) as error:
+            missing[node.name] = str(error)
+
+    async with anyio.create_task_group() as tasks:
+        for node in network.nodes:
+            tasks.start_soon(ask, node)
+    return {n.name: digests[n.name] for n in network.nodes if n.name in digests}, missing
+
+
+async def _difference(client: Client, one: KnownNode, other: KnownNode) -> dict[str, JsonValue] | None:
+    """The first account in name order that the two nodes do not have alike; None when they agree by now."""
+    after = ""
+    for _ in range(MAX_PAGES):
+        left = await client.accounts(after, at=one.address)
+        right = await client.accounts(after, at=other.address)
+        here, there = ({a.name: a for a in page.accounts} for page in (left, right))
+        ends = [page.accounts[-1].name for page in (left, right) if page.more and page.accounts]
+        for name in sorted({*here, *there}):
+            if ends and name > min(ends):
+                break
+            mine, theirs = here.get(name), there.get(name)
+            if mine is None or theirs is None or (mine.height, mine.tip) != (theirs.height, theirs.tip):
+                return {"account": name, one.name: _tip(mine), other.name: _tip(theirs)}
+        if not ends:
+            return None
+        after = min(ends)
+    return None
+
+
+def _tip(line: AccountLine | None) -> JsonValue:
+    return None if line is None else {"height": line.height, "tip": line.tip.hex()}
+
+
+def _report_cluster(out: Output, found: Comparison) -> Exit:
+    ok = found.equal and found.money_kept
+    out.data(
+        {
+            "ok": ok,
+            "equal": found.equal,
+            "nodes": [
+                {
+                    "name": name,
+                    "digest": d.digest.hex(),
+                    "accounts": d.accounts,
+                    "links": d.links,
+                    "epoch": d.epoch,
+                    "totals": {t.asset: t.total for t in d.totals},
+                }
+                for name, d in found.digests.items()
+            ],
+            "missing": dict(found.missing),
+            "difference": found.difference,
+        }
+    )
+    out.table(
+        ["node", "digest", "accounts", "links", "sums"],
+        [
+            [
+                name,
+                d.digest.hex()[:16],
+                str(d.accounts),
+                str(d.links),
+                ", ".join(f"{t.asset} {t.total}" for t in d.totals),
+            ]
+            for name, d in found.digests.items()
+        ]
+        + [[name, "down", "", "", why] for name, why in found.missing.items()],
+        right=["accounts", "links"],
+    )
+    if ok:
+        out.say(f"all {len(found.digests)} replicas are equal, no money was made or lost", colour="green", bold=True)
+        return Exit.DONE
+    if found.difference is not None:
+        out.say(f"first difference: {found.difference}", colour="red", bold=True)
+    elif not found.money_kept:
+        out.say(
+            "money was made or lost: the sums above must all be 0; run `hopchain verify DIR` on each node", colour="red"
+        )
+    elif found.missing:
+        out.say(f"not all nodes answered: {', '.join(found.missing)}; start them with `hopchain up`", colour="red")
+    else:
+        out.say(
+            "the replicas changed while they were compared: run it again, or give it longer with --settle", colour="red"
+        )
+    if found.equal or found.difference is not None or not found.missing:
+        return Exit.REJECTED
+    return Exit.UNREACHABLE

@@ -1,0 +1,54 @@
+"""Help: every command has an example that is a real command, and asking for help is quick."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from cli.main import COMMANDS, main
+
+HEAVY = ("anyio", "asyncio", "cryptography", "msgspec", "rich", "sqlite3", "ssl", "trio")
+
+
+def all_commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command below a group with the words that call it."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from all_commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+@pytest.mark.parametrize(("path", "command"), [pytest.param(p, c, id=" ".join(p)) for p, c in all_commands(main)])
+def test_every_command_explains_itself_with_an_example(path: tuple[str, ...], command: click.Command) -> None:
+    result = CliRunner().invoke(main, [*path, "--help"])
+    assert result.exit_code == 0
+    examples = result.stdout.split("Examples:\n")[1].strip().splitlines()
+    assert " ".join(("hopchain", *path)) in " ".join(examples)
+    assert "--json" in result.stdout
+    undocumented = [p.name for p in command.params if isinstance(p, click.Option) and not p.help]
+    assert undocumented == []
+
+
+def test_the_list_of_commands_is_complete() -> None:
+    shown = CliRunner().invoke(main, ["--help"]).stdout
+    for name, (_, what) in COMMANDS.items():
+        assert name in shown and what.split()[0] in shown
+    assert "3 unreachable" in " ".join(shown.split())
+
+
+def test_an_unknown_command_is_usage() -> None:
+    result = CliRunner().invoke(main, ["pya"])
+    assert result.exit_code == 2
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = f"import sys; sys.argv = ['hopchain', '--help']\nfrom cli.main import main\ntry:\n    main()\nexcept SystemExit:\n    print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,80 @@
+"""Which network a command talks to."""
+
+from pathlib import Path
+
+import pytest
+
+from chain.errors import LocalMisuse
+from cli.home import find_directory, find_network, load_network, remember
+from tests.cli.conftest import Cli, World
+
+
+def test_the_option_goes_before_the_variable_before_the_memory(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remember(tmp_path / "remembered")
+    assert find_directory(None) == tmp_path / "remembered"
+    monkeypatch.setenv("HOPCHAIN_NETWORK", str(tmp_path / "variable"))
+    assert find_directory(None) == tmp_path / "variable"
+    assert find_directory(tmp_path / "option") == tmp_path / "option"
+
+
+def test_without_any_the_message_says_what_to_do(home: Path) -> None:
+    with pytest.raises(LocalMisuse, match=r"hopchain init DIR.*--network DIR or HOPCHAIN_NETWORK"):
+        find_directory(None)
+
+
+def test_the_network_last_used_is_remembered_wherever_it_is_used_from(
+    world: World, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world.directory.parent)
+    found = find_network(Path("net"))
+    monkeypatch.chdir("/")
+    assert find_network(None) == load_network(world.directory)
+    assert found.id == world.ledger.genesis.network_id
+    assert (home / "network").read_text() == f"{world.directory}\n"
+
+
+def test_home_is_hidden_in_the_users_directory_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("HOPCHAIN_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    remember(tmp_path / "net")
+    assert (tmp_path / ".hopchain" / "network").exists()
+
+
+def test_a_directory_that_is_no_network_is_refused(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(LocalMisuse, match="not a network's directory"):
+        find_network(tmp_path)
+    assert not (home / "network").exists()
+
+
+def test_nodes_are_named_by_name_or_address(world: World) -> None:
+    network = load_network(world.directory)
+    assert network.node("node-2") == ("127.0.0.1", world.nodes[1].port)
+    assert network.node("example.net:7400") == ("example.net", 7400)
+    assert network.node("[::1]:7400") == ("::1", 7400)
+    assert network.name_of(world.nodes[0].id) == "node-1"
+    assert network.name_of(bytes(20)) == "00000000"
+    for wrong in ("node-9", "example.net", ":7400", "example.net:0", "example.net:65536", "example.net:http"):
+        with pytest.raises(LocalMisuse, match="HOST:PORT of a client port, or one of node-1, node-2"):
+            network.node(wrong)
+
+
+def test_every_command_that_needs_a_network_says_so(cli: Cli) -> None:
+    cli.env.pop("HOPCHAIN_NETWORK")
+    for words in (
+        ("status",),
+        ("balance", "alice"),
+        ("chain", "alice"),
+        ("route", "alice"),
+        ("account", "list"),
+        ("account", "show", "alice"),
+        ("account", "open", "alice"),
+        ("transfer", "alice", "bob", "1"),
+        ("outcome", "00" * 32),
+        ("cancel", "00" * 32),
+        ("verify", "--cluster"),
+        ("up",),
+    ):
+        assert cli.json(*words, code=2)["error"] == "usage"
+        assert "hopchain init DIR" in cli.run(*words, code=2).stderr

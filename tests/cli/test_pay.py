@@ -1,0 +1,343 @@
+"""Payment files: each payment once, whatever is run again, added, interrupted or wrong."""
+
+import csv
+import random
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from chain.errors import LocalMisuse
+from chain.names import MAX_AMOUNT
+from chain.request import MAX_POSTINGS
+from cli.funding import FundedRows
+from cli.orders import make_orders
+from cli.payfile import Columns, find_delimiter, payment_nonce, payments, read_table
+from cli.payrun import split
+from hopchain import wire
+from tests.cli.conftest import World
+from tests.cli.test_commands import documented
+from tests.hopchain.fake_node import Drop, Hang
+
+COLUMNS = ("--from-column", "payer", "--to-column", "payee", "--amount-column", "amount", "--reference-column", "for")
+FULL = (*COLUMNS, "--open-missing", "--fund-from", "mint")
+ROWS = ["ann;bob;10.00;rent", "ann;cid;5.50;", "dan;bob;0.01;x", "ann;bob;10.00;rent"]
+SHAPE = Columns(("payer",), ("payee",), "amount", "for")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "may.csv"
+    write(path, ROWS)
+    return path
+
+
+def write(path: Path, rows: list[str]) -> None:
+    path.write_text("\n".join(["payer;payee;amount;for", *rows]) + "\n")
+
+
+def results(path: Path) -> list[dict[str, str]]:
+    with path.with_suffix(".result.csv").open(newline="") as text:
+        return list(csv.DictReader(text))
+
+
+def available(world: World) -> dict[str, int]:
+    return {n: a.settled + a.incoming for n, a in world.ledger.accounts.items() if n not in ("mint", "points")}
+
+
+# --- the file ------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path, columns: Columns = SHAPE, delimiter: str | None = None) -> list:
+    return payments(read_table(path, delimiter, columns.all), columns, 2, "CZK")
+
+
+def test_rows_become_payments(file: Path) -> None:
+    found = read(file)
+    assert [(p.line, p.sender, p.recipient, p.amount, p.reference, p.occurrence) for p in found] == [
+        (2, "ann", "bob", 1000, "rent", 0),
+        (3, "ann", "cid", 550, "", 0),
+        (4, "dan", "bob", 1, "x", 0),
+        (5, "ann", "bob", 1000, "rent", 1),
+    ]
+
+
+def test_names_are_made_of_columns_and_prefixes(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('"id";"bank";"number";"amount"\n7;"YZ";"0123";"1.5"\n')
+    (row,) = read(path, Columns(("id",), ("bank", "number"), "amount", None, "payer-", "cz:"))
+    assert (row.sender, row.recipient, row.amount) == ("payer-7", "cz:yz-0123", 150)
+
+
+@pytest.mark.parametrize("delimiter", [";", ",", "\t", "|"])
+def test_the_delimiter_is_found_out_or_given(tmp_path: Path, delimiter: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + delimiter.join(["payer", "payee", '"amount"', "for"]).encode() + b"\n")
+    with path.open("a") as text:
+        text.write(delimiter.join(["a", "b", "1", '"x;,|y"']) + "\n")
+    assert read(path)[0].reference == "x;,|y"
+    assert read(path, delimiter=delimiter) == read(path)
+
+
+def test_a_delimiter_inside_quotes_does_not_count() -> None:
+    assert find_delimiter('"a,b,c,d";"e"') == ";"
+
+
+def test_bad_rows_carry_their_fault_and_the_others_go_on(file: Path) -> None:
+    write(
+        file,
+        ["ann;bob;1", "Ann Lee;bob;1;", "ann;ann;1;", "ann;bob;1.005;", "ann;bob;0;", f"ann;bob;1;{'ž' * 29}", ";b;1;"],
+    )
+    found = read(file)
+    assert [bool(p.fault) for p in found] == [False, True, True, True, True, True, True]
+    for payment, what in zip(
+        found[1:], ["account name", "itself", "2 decimals", "from 0.01", "56 bytes", "account name"], strict=True
+    ):
+        assert what in payment.fault
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"payer;payee\n", "no column amount, for; it has: payer, payee"),
+        (b"", "no column"),
+        (b"payer;payee;amount;for\n\xff\xfe;;;\n", "not UTF-8"),
+        (b'payer;payee;amount;for\n"a"b;c;1;\n', "not a CSV file"),
+    ],
+)
+def test_a_file_that_is_none_is_refused(tmp_path: Path, content: bytes, what: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    with pytest.raises(LocalMisuse, match=what):
+        read(path)
+    with pytest.raises(LocalMisuse):
+        read(path, delimiter=";;")
+
+
+def test_nonces_do_not_depend_on_the_place_of_a_row(tmp_path: Path, rng: random.Random) -> None:
+    path = tmp_path / "a.csv"
+    rows = make_orders(200, rng).splitlines()[1:]
+    shape = Columns(("account_id",), ("bank_to", "account_to"), "amount", "k_symbol")
+    header = "order_id;account_id;bank_to;account_to;amount;k_symbol"
+
+    def nonces(lines: list[str], label: str = "may") -> Counter[bytes]:
+        path.write_text("\n".join([header, *lines]) + "\n")
+        return Counter(payment_nonce(label, p) for p in read(path, shape))
+
+    doubled = rows + rows[:20]
+    first = nonces(doubled)
+    assert set(first.values()) == {1}
+    assert nonces(rng.sample(doubled, len(doubled))) == first
+    assert nonces([*doubled, *rows[:5]]) > first
+    assert not nonces(doubled, "june") & first
+
+
+def test_every_part_of_a_payment_is_in_its_nonce(file: Path) -> None:
+    write(file, ["a;b;1;x", "a;c;1;x", "d;b;1;x", "a;b;2;x", "a;b;1;y", "a;b;1;x", "a;b1;1;x", "a;b;11;x"])
+    found = read(file)
+    nonces = [payment_nonce("may", p) for p in found] + [
+        payment_nonce("may", found[0], 1),
+        payment_nonce("mayb", found[0]),
+    ]
+    assert len(set(nonces)) == len(nonces)
+    assert all(len(n) == 32 for n in nonces)
+
+
+def test_the_example_file_is_what_its_script_writes() -> None:
+    example = Path(__file__).parents[2] / "examples" / "standing-orders.csv"
+    assert example.read_text() == make_orders(300, random.Random(1999))
+
+
+# --- the run -------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_paid_over_all_nodes_and_run_again_pays_nothing(world: World, file: Path) -> None:
+    first = world.json("pay", str(file), *FULL)
+    assert set(first) == documented("pay")
+    assert [first[k] for k in ("rows", "completed", "repeated", "failed", "opened")] == [4, 4, 0, 0, 4]
+    assert (first["amount_completed"], first["funded"], first["run"]) == (2551, 2551, "may.csv")
+    assert available(world) == {"ann": 0, "bob": 2001, "cid": 550, "dan": 0}
+    assert [r["outcome"] for r in results(file)] == ["completed"] * 4
+    assert [r["line"] for r in results(file)] == ["2", "3", "4", "5"]
+    assert all(any(isinstance(c, wire.Submit) for c in n.calls) for n in world.nodes)
+    executed = world.ledger.executed
+    again = world.json("pay", str(file), *FULL)
+    assert [again[k] for k in ("completed", "repeated", "opened", "funded")] == [4, 4, 0, 0]
+    assert world.ledger.executed == executed
+    assert [r["repeated"] for r in results(file)] == ["yes"] * 4
+    assert "4 of 4 payments completed (4 of them before)" in world.run("pay", str(file), *FULL).stdout
+
+
+def test_added_rows_are_funded_and_paid_and_the_old_ones_not_again(world: World, file: Path) -> None:
+    world.run("pay", str(file), *FULL)
+    write(file, ["eve;bob;3;", *ROWS, "ann;bob;10.00;rent", "dan;ann;2;"])
+    found = world.json("pay", str(file), *FULL)
+    assert [found[k] for k in ("completed", "repeated", "funded", "opened")] == [7, 4, 1500, 1]
+    assert available(world) == {"ann": 200, "bob": 3301, "cid": 550, "dan": 0, "eve": 0}
+
+
+def test_another_run_label_pays_again(world: World, file: Path) -> None:
+    world.run("pay", str(file), *FULL)
+    found = world.json("pay", str(file), *FULL, "--run", "june")
+    assert [found[k] for k in ("completed", "repeated", "run", "funded")] == [4, 0, "june", 2551]
+    assert available(world)["bob"] == 4002
+
+
+def test_answers_that_get_lost_change_nothing(world: World, file: Path, rng: random.Random) -> None:
+    def lossy(call: wire.CallBody) -> Drop | None:
+        return Drop(after=rng.random() < 0.5) if isinstance(call, wire.Submit) and rng.random() < 0.3 else None
+
+    for node in world.nodes:
+        node.fault = lossy
+    found = world.json("pay", str(file), *FULL)
+    assert found["completed"] == 4
+    assert available(world) == {"ann": 0, "bob": 2001, "cid": 550, "dan": 0}
+
+
+def test_a_run_cut_off_by_a_dead_network_goes_on_later(world: World, file: Path) -> None:
+    world.run("pay", str(file), *FULL, "--run", "warm-up")
+    left = [2]
+
+    def dying(call: wire.CallBody) -> Drop | None:
+        if isinstance(call, wire.Submit):
+            left[0] -= 1
+            if left[0] < 0:
+                for node in world.nodes:
+                    node.stop()
+                return Drop()
+        return None
+
+    for node in world.nodes:
+        node.fault = dying
+    write(file, ["mint;bob;1;", "mint;bob;2;", "mint;bob;3;", "mint;bob;4;"])
+    failed = world.json("pay", str(file), *COLUMNS, "--concurrency", "1", "--timeout", "0.3", code=3)
+    assert failed["error"] == "unreachable"
+    outcomes = [r["outcome"] for r in results(file)]
+    assert outcomes[:2] == ["completed", "completed"] and outcomes[3] == "not_sent"
+    for node in world.nodes:
+        node.fault = lambda call: None
+        world.portal.start_task(node.serve)
+    found = world.json("pay", str(file), *COLUMNS)
+    assert (found["completed"], found["repeated"]) == (4, 2)
+
+
+def test_rows_that_fail_do_not_stop_the_others(world: World, file: Path) -> None:
+    world.run("account", "open", "ann", "bob", "dry")
+    world.ledger.open("stranger", "CZK", bytes(32))
+    write(file, ["dry;bob;1;", "mint;bob;1;", "mint;nobody;1;", "stranger;bob;1;", "mint;bob;1.005;", "mint;ann;7;"])
+    found = world.json("pay", str(file), *COLUMNS, code=1)
+    assert found["outcomes"] == {
+        "insufficient_funds": 1,
+        "completed": 2,
+        "unknown_recipient": 1,
+        "no_key": 1,
+        "invalid": 1,
+    }
+    assert [r["outcome"] for r in results(file)] == [
+        *("insufficient_funds", "completed", "unknown_recipient", "no_key", "invalid", "completed"),
+    ]
+    assert "2 decimals" in results(file)[4]["reason"]
+    shown = world.run("pay", str(file), *COLUMNS, code=1).stdout
+    assert "line 2: dry -> bob: insufficient_funds" in shown
+
+
+def test_a_rejected_row_stays_rejected_until_it_is_asked_for(world: World, file: Path) -> None:
+    world.run("account", "open", "ann", "bob")
+    write(file, ["ann;bob;1;"])
+    world.run("pay", str(file), *COLUMNS, code=1)
+    world.run("transfer", "mint", "ann", "5")
+    assert world.json("pay", str(file), *COLUMNS, code=1)["outcomes"] == {"insufficient_funds": 1}
+    assert world.json("pay", str(file), *COLUMNS, "--retry-rejected")["completed"] == 1
+    assert world.json("pay", str(file), *COLUMNS, "--retry-rejected")["repeated"] == 1
+    assert available(world) == {"ann": 400, "bob": 100}
+
+
+def test_money_that_a_file_passes_on_is_there_in_time(world: World, file: Path) -> None:
+    names = [f"a{n}" for n in range(30)]
+    world.run("account", "open", *names)
+    chain = [f"{a};{b};1;" for a, b in pairwise(names)]
+    write(file, ["mint;a0;1;", *chain])
+    assert world.json("pay", str(file), *COLUMNS)["completed"] == 30
+    assert available(world)["a29"] == 100
+
+
+def test_rows_without_an_answer_are_left_for_the_next_run(world: World, file: Path) -> None:
+    world.run("account", "open", "bob")
+    write(file, ["mint;bob;1;"])
+    for node in world.nodes:
+        node.fault = lambda call: Hang() if isinstance(call, wire.Submit) else None
+    found = world.json("pay", str(file), *COLUMNS, "--timeout", "0.1", code=1)
+    assert found["outcomes"] == {"unknown": 1}
+    assert "hopchain outcome" in results(file)[0]["reason"]
+    for node in world.nodes:
+        node.fault = lambda call: None
+    assert world.json("pay", str(file), *COLUMNS)["completed"] == 1
+
+
+def test_every_row_is_in_the_journal(world: World, file: Path) -> None:
+    world.run("pay", str(file), *FULL)
+    for row in results(file):
+        assert world.wallet.sender_of(bytes.fromhex(row["request_id"])) == row["from"]
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("--asset", "EUR"), "no asset 'EUR'"),
+        (("--fund-from", "Mint"), "not an account name"),
+        (("--delimiter", ","), "no column"),
+    ],
+)
+def test_pay_refuses_bad_input_before_anything_is_sent(
+    world: World, file: Path, words: tuple[str, ...], what: str
+) -> None:
+    assert what in world.json("pay", str(file), *COLUMNS, *words, code=2)["message"]
+    assert not world.nodes[0].calls
+
+
+def test_pay_refuses_an_empty_file_and_to_write_over_it(world: World, file: Path) -> None:
+    world.run("pay", str(file), *COLUMNS, "--result", str(file), code=2)
+    assert read(file)
+    write(file, [])
+    assert "no rows" in world.json("pay", str(file), *COLUMNS, code=2)["message"]
+
+
+# --- funding -------------------------------------------------------------------------------------------------------
+
+
+def test_funding_that_cannot_work_is_told_and_works_later(world: World, file: Path) -> None:
+    world.wallet.add("purse", key := world.wallet.key("mint"))
+    world.ledger.open("purse", "CZK", key.public_key().public_bytes_raw())
+    options = (*COLUMNS, "--open-missing", "--fund-from", "purse")
+    failed = world.json("pay", str(file), *options, code=1)
+    assert failed["error"] == "insufficient_funds" and "No row was paid" in failed["message"]
+    assert {r["outcome"] for r in results(file)} == {"not_sent"}
+    world.run("transfer", "mint", "purse", "100")
+    assert world.json("pay", str(file), *options)["completed"] == 4
+    assert available(world)["purse"] == 10_000 - 2551
+
+
+def test_needs_are_split_into_what_one_request_holds() -> None:
+    many = tuple((f"a{n}", 1) for n in range(2 * MAX_POSTINGS + 1))
+    assert [len(part) for part in split(many)] == [MAX_POSTINGS, MAX_POSTINGS, 1]
+    large = (("a", MAX_AMOUNT), ("b", 1), ("c", MAX_AMOUNT - 1), ("d", 1))
+    assert split(large) == [(("a", MAX_AMOUNT),), (("b", 1), ("c", MAX_AMOUNT - 1)), (("d", 1),)]
+
+
+def test_what_was_funded_is_remembered_and_a_cut_line_forgotten(tmp_path: Path) -> None:
+    first = FundedRows(tmp_path, "may", "mint")
+    first.add(["r1", "r2"], [("ann", 5)])
+    first.add(["r3"], [("dan", 1)])
+    again = FundedRows(tmp_path, "may", "mint")
+    assert again.rows == {"r1", "r2", "r3"} and again.batches == [(("ann", 5),), (("dan", 1),)]
+    (path,) = (tmp_path / "funded").iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"rows":["r4"')
+    assert FundedRows(tmp_path, "may", "mint").rows == {"r1", "r2", "r3"}
+    assert path.read_bytes() == whole
+    assert not FundedRows(tmp_path, "june", "mint").rows
+    assert not FundedRows(tmp_path, "may", "purse").rows
+    path.write_bytes(b"x\n" + whole)
+    with pytest.raises(LocalMisuse, match="line 1, is damaged"):
+        FundedRows(tmp_path, "may", "mint")

@@ -1,0 +1,131 @@
+"""Supervised processes: started, started again when they die, all ended at the end."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from cli.supervisor import LOG_NAME, Change, Event, Supervisor, last_words, node_command
+
+PATIENT = "import sys; print('here', flush=True); sys.stdin.read()"  # ends with its supervisor
+DEAF = f"import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); {PATIENT}"
+BROKEN = "print('no such thing'); raise SystemExit(3)"
+
+
+class Watcher:
+    """Runs a supervisor over directories and waits for events."""
+
+    def __init__(self, tmp_path: Path, scripts: dict[str, str], stop_s: float = 10.0) -> None:
+        self.events: list[Event] = []
+        self.directories = [tmp_path / name for name in scripts]
+        for directory in self.directories:
+            directory.mkdir()
+        self._news = anyio.Event()
+        self.supervisor = Supervisor(
+            self.directories, self._hear, command=lambda d: [sys.executable, "-c", scripts[d.name]], stop_s=stop_s
+        )
+
+    def _hear(self, event: Event) -> None:
+        self.events.append(event)
+        self._news.set()
+
+    def of(self, change: Change) -> list[Event]:
+        return [e for e in self.events if e.change is change]
+
+    async def wait(self, change: Change, count: int) -> list[Event]:
+        with anyio.fail_after(20):
+            while len(self.of(change)) < count:
+                self._news = anyio.Event()
+                await self._news.wait()
+        return self.of(change)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture(params=["trio", "asyncio"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_all_are_started_and_none_is_left_at_the_end(tmp_path: Path, backend: str) -> None:
+    async def main() -> None:
+        watcher = Watcher(tmp_path, {"node-1": PATIENT, "node-2": PATIENT})
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watcher.supervisor.run)
+            started = await watcher.wait(Change.STARTED, 2)
+            assert {e.node for e in started} == {"node-1", "node-2"}
+            assert all(is_running(e.pid) for e in started)
+            tasks.cancel_scope.cancel()
+        assert len(watcher.of(Change.STOPPED)) == 2
+        assert not any(is_running(e.pid) for e in started)
+        assert not watcher.of(Change.ENDED)
+
+    anyio.run(main, backend=backend)
+
+
+def test_one_that_dies_is_started_again_later_each_time(tmp_path: Path, backend: str) -> None:
+    async def main() -> None:
+        watcher = Watcher(tmp_path, {"node-1": BROKEN})
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watcher.supervisor.run)
+            ended = await watcher.wait(Change.ENDED, 3)
+            tasks.cancel_scope.cancel()
+        assert [e.code for e in ended] == [3, 3, 3]
+        assert [e.delay_s for e in ended] == [0.2, 0.4, 0.8]
+        assert ended[0].last_words == "no such thing"
+        assert len({e.pid for e in watcher.of(Change.STARTED)}) == 3
+
+    anyio.run(main, backend=backend)
+
+
+def test_one_that_is_killed_is_told_with_its_signal(tmp_path: Path, backend: str) -> None:
+    async def main() -> None:
+        watcher = Watcher(tmp_path, {"node-1": PATIENT})
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watcher.supervisor.run)
+            (first,) = await watcher.wait(Change.STARTED, 1)
+            os.kill(first.pid, signal.SIGKILL)
+            _, second = await watcher.wait(Change.STARTED, 2)
+            assert watcher.of(Change.ENDED)[0].code == -signal.SIGKILL
+            assert second.pid != first.pid
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main, backend=backend)
+
+
+def test_one_that_does_not_listen_is_killed(tmp_path: Path, backend: str) -> None:
+    async def main() -> None:
+        watcher = Watcher(tmp_path, {"node-1": DEAF}, stop_s=0.2)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watcher.supervisor.run)
+            (started,) = await watcher.wait(Change.STARTED, 1)
+            with anyio.fail_after(20):
+                while not last_words(tmp_path / "node-1" / LOG_NAME):  # it ignores SIGTERM from here on
+                    await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        assert watcher.of(Change.STOPPED)[0].code == -signal.SIGKILL
+        assert not is_running(started.pid)
+
+    anyio.run(main, backend=backend)
+
+
+def test_nodes_are_told_to_end_with_their_supervisor(tmp_path: Path) -> None:
+    assert node_command(tmp_path)[1:] == ["-m", "cli.main", "node", str(tmp_path), "--supervised"]
+
+
+def test_last_words(tmp_path: Path) -> None:
+    log = tmp_path / LOG_NAME
+    assert last_words(log) == ""
+    log.write_text("")
+    assert last_words(log) == ""
+    log.write_text("x" * 5000 + "\nerror: disk full\n\n")
+    assert last_words(log) == "error: disk full"

@@ -1,0 +1,102 @@
+"""The wallet: keys are secret files, never overwritten; the journal knows whose request it was."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from chain.errors import LocalMisuse
+from chain.request import NetworkId, RequestId
+from cli.wallet import Wallet
+from tests.hopchain.fake_node import key_number
+
+NETWORK = NetworkId(b"\x5a" * 32)
+
+
+@pytest.fixture
+def wallet(home: Path) -> Wallet:
+    return Wallet(NETWORK)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_keys_are_in_the_networks_directory_and_secret(wallet: Wallet, home: Path) -> None:
+    os.umask(previous := os.umask(0))
+    try:
+        os.umask(0)  # the worst case: nothing is taken away
+        wallet.add("alice", key_number(1))
+        wallet.create(["bob", "carol"])
+        wallet.record([(RequestId(bytes(32)), "alice", "transfer")])
+    finally:
+        os.umask(previous)
+    place = home / "wallet" / ("5a" * 8)
+    assert wallet.path("alice") == place / "alice.key"
+    for name in ("alice", "bob", "carol"):
+        assert mode(place / f"{name}.key") == 0o600
+    assert mode(place / "journal") == 0o600
+    for directory in (place, place.parent, home):
+        assert mode(directory) == 0o700
+    assert wallet.names() == ["alice", "bob", "carol"]
+
+
+def test_a_key_comes_back_as_it_was(wallet: Wallet) -> None:
+    wallet.add("alice", key_number(1))
+    assert wallet.key("alice").private_bytes_raw() == key_number(1).private_bytes_raw()
+    assert wallet.path("alice").read_text().startswith("-----BEGIN PRIVATE KEY-----")
+
+
+def test_a_key_is_never_overwritten(wallet: Wallet) -> None:
+    wallet.add("alice", key_number(1))
+    with pytest.raises(LocalMisuse, match="never overwritten"):
+        wallet.add("alice", key_number(2))
+    wallet.create(["alice", "bob"])
+    assert wallet.key("alice").private_bytes_raw() == key_number(1).private_bytes_raw()
+    assert wallet.key("bob").private_bytes_raw() != key_number(1).private_bytes_raw()
+
+
+@pytest.mark.parametrize("bits", [0o640, 0o604, 0o660, 0o644])
+def test_a_key_that_others_can_read_is_refused(wallet: Wallet, bits: int) -> None:
+    wallet.add("alice", key_number(1))
+    wallet.path("alice").chmod(bits)
+    with pytest.raises(LocalMisuse, match=f"mode 0{bits:o}.*chmod 600"):
+        wallet.key("alice")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a key", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"]
+)
+def test_a_damaged_key_is_named(wallet: Wallet, content: bytes) -> None:
+    wallet.add("alice", key_number(1))
+    wallet.path("alice").write_bytes(content)
+    with pytest.raises(LocalMisuse, match=r"alice\.key does not hold an Ed25519 private key"):
+        wallet.key("alice")
+
+
+def test_a_missing_key_says_where_it_should_be(wallet: Wallet) -> None:
+    assert not wallet.has("alice")
+    assert wallet.names() == []
+    with pytest.raises(LocalMisuse, match=r"no key for alice: .*alice\.key"):
+        wallet.key("alice")
+
+
+@pytest.mark.parametrize("name", ["../alice", "a/b", "", "Alice", ".hidden"])
+def test_what_is_no_name_is_no_file(wallet: Wallet, name: str) -> None:
+    for use in (wallet.has, wallet.key, wallet.path):
+        with pytest.raises(LocalMisuse, match="not an account name"):
+            use(name)
+
+
+def test_the_journal_knows_the_account_of_every_request(wallet: Wallet) -> None:
+    first, second = RequestId(b"\x01" * 32), RequestId(b"\x02" * 32)
+    assert wallet.sender_of(first) is None
+    wallet.record([(first, "alice", "transfer")])
+    wallet.record([(second, "bob:1", "open")])
+    wallet.record([])
+    assert wallet.sender_of(first) == "alice"
+    assert wallet.sender_of(second) == "bob:1"
+    assert wallet.sender_of(b"\x03" * 32) is None
+    lines = (wallet.directory / "journal").read_text().splitlines()
+    assert lines == [f"{'01' * 32} alice transfer", f"{'02' * 32} bob:1 open"]

@@ -1,0 +1,585 @@
+"""The client on trio and on asyncio: many calls at once, other nodes when one fails, deadlines, nothing twice."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from chain.errors import LocalMisuse
+from chain.link import Outcome
+from chain.request import Posting, SignedRequest, sign, transfer
+from hopchain import (
+    Balance,
+    CallRefused,
+    Client,
+    NotFound,
+    NotStarted,
+    Recorded,
+    Refused,
+    RemoteFault,
+    Stale,
+    Timing,
+    Unknown,
+    Unreachable,
+    wire,
+)
+from hopchain.client import raw_public_key
+from hopchain.framing import frame
+from tests.hopchain.fake_node import (
+    ISSUER_KEY,
+    CertificateAuthority,
+    Drop,
+    FakeNode,
+    Fault,
+    FaultMaker,
+    Hang,
+    key_number,
+    make_genesis,
+    shared_ca,
+)
+from tests.hopchain.ledger import Ledger
+
+ALICE_KEY = key_number(1)
+BACKENDS = ("trio", "asyncio")
+NONCE = b"n" * 32
+QUICK = Timing(dial_s=5.0, ping_after_s=0.02, dead_after_s=0.05, read_s=5.0)
+
+
+class World:
+    """Some fake nodes over one ledger."""
+
+    def __init__(self, count: int) -> None:
+        ca = shared_ca()
+        self.genesis = make_genesis(ca.pem)
+        self.ledger = Ledger(self.genesis)
+        self.nodes = [FakeNode(self.ledger, ca.node_context(), n + 1) for n in range(count)]
+
+    def client(self, *, timing: Timing | None = None, spread: bool = False) -> Client:
+        addresses = [n.address for n in self.nodes]
+        return Client(addresses, shared_ca().pem, self.genesis.network_id, timing=timing, spread=spread)
+
+    def payment(self, amount: int = 100, to: str = "alice", nonce: bytes = NONCE) -> SignedRequest:
+        return sign(transfer(self.genesis.network_id, "mint", [Posting(to, amount)], nonce), ISSUER_KEY)
+
+
+@asynccontextmanager
+async def running(world: World) -> AsyncIterator[World]:
+    async with anyio.create_task_group() as tasks:
+        for node in world.nodes:
+            await tasks.start(node.serve)
+        yield world
+        tasks.cancel_scope.cancel()
+
+
+def run(test: Callable[[World], Awaitable[None]], backend: str, count: int = 1) -> None:
+    """Run the scenario with fake nodes on one backend, bounded. Account alice exists."""
+
+    async def main() -> None:
+        with anyio.fail_after(20):
+            async with running(World(count)) as world:
+                world.ledger.open("alice", "CZK", raw_public_key(ALICE_KEY))
+                await test(world)
+
+    anyio.run(main, backend=backend)
+
+
+def only(call_type: type[wire.CallBody], answer: Fault) -> FaultMaker:
+    """A fault for calls of one type."""
+    return lambda call: answer if isinstance(call, call_type) else None
+
+
+async def connect(world: World, client: Client) -> None:
+    """Connect to all nodes, so that a short deadline is spent on the request alone."""
+    for node in world.nodes:
+        await client.status(at=node.address)
+        node.calls.clear()
+
+
+def once(answer: Fault) -> FaultMaker:
+    """A fault for the first submit only."""
+    left = [answer]
+    return lambda call: left.pop() if left and isinstance(call, wire.Submit) else None
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_transfer_is_recorded_and_repeating_it_changes_nothing(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            first = await client.submit(world.payment())
+            second = await client.submit(world.payment())
+        assert isinstance(first, Recorded) and isinstance(second, Recorded)
+        assert (first.outcome, first.repeated, second.repeated) == (Outcome.COMPLETED, False, True)
+        assert first.request_id == second.request_id == world.payment().request_id
+        assert world.ledger.accounts["alice"].incoming == 100
+
+    run(test, backend)
+
+
+def test_the_helpers_sign_what_the_node_accepts(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            opened = await client.open_account("bob", "CZK", key_number(2))
+            again = await client.open_account("bob", "CZK", key_number(2))
+            paid = await client.transfer("mint", ISSUER_KEY, [Posting("bob", 5), Posting("alice", 6)], nonce=NONCE)
+            fresh = await client.transfer("mint", ISSUER_KEY, [Posting("bob", 5)])
+            other = await client.transfer("mint", ISSUER_KEY, [Posting("bob", 5)])
+            settled = await client.cancel("mint", ISSUER_KEY, b"t" * 32)
+        for answer in (opened, again, paid, fresh, other, settled):
+            assert isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED
+        assert isinstance(again, Recorded) and again.repeated
+        assert isinstance(fresh, Recorded) and isinstance(other, Recorded)
+        assert fresh.request_id != other.request_id  # a payment without a nonce is a new one each time
+        assert world.ledger.accounts["bob"].incoming == 15
+        assert world.ledger.recorded[b"t" * 32].outcome == Outcome.CANCELLED
+
+    run(test, backend)
+
+
+def test_a_request_without_canonical_bytes_is_refused_before_anything_is_sent(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            for posting in (Posting("Bob", 1), Posting("bob", 0), Posting("bob", 2**63), Posting("bob", -1)):
+                with pytest.raises(LocalMisuse):
+                    await client.transfer("alice", ALICE_KEY, [posting])
+            for memo in ("x" * 57, "a\0b\0"):
+                with pytest.raises(LocalMisuse):
+                    await client.transfer("alice", ALICE_KEY, [Posting("bob", 1, memo)])
+            with pytest.raises(LocalMisuse):
+                await client.submit(SignedRequest(b"not a request", b""))
+        assert world.nodes[0].calls == []
+
+    run(test, backend)
+
+
+def test_questions_get_their_answers(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            done = await client.submit(world.payment(250))
+            assert isinstance(done, Recorded)
+            balance = await client.balance("alice", linearizable=True)
+            assert isinstance(balance, Balance)
+            assert (balance.settled, balance.incoming, balance.linearizable) == (0, 250, True)
+            chain = await client.chain("mint")
+            assert isinstance(chain, wire.Chain) and [link.height for link in chain.links] == [0, 1]
+            assert [a.name for a in (await client.accounts(after="alice")).accounts] == ["mint", "points"]
+            assert await client.outcome(done.request_id) == done
+            route = await client.route(account="alice")
+            assert isinstance(route, wire.Route) and route.slot == world.ledger.accounts["alice"].tip
+            assert (await client.status()).k == 5
+            assert [t.total for t in (await client.digest()).totals] == [0, 0, 0]
+            assert isinstance(await client.balance("nobody"), NotFound)
+            assert isinstance(await client.chain("nobody"), NotFound)
+            assert isinstance(await client.outcome(bytes(32)), NotFound)
+            assert isinstance(await client.route(account="nobody"), NotFound)
+
+    run(test, backend)
+
+
+def test_all_accounts_reads_page_after_page(backend: str) -> None:
+    async def test(world: World) -> None:
+        for number in range(25):
+            world.ledger.open(f"a{number:02}", "CZK", bytes(32))
+        world.nodes[0].page = 10
+        async with world.client() as client:
+            names = [a.name for a in await client.all_accounts()]
+        assert names == sorted(world.ledger.accounts)
+        assert len(world.nodes[0].calls) == 3
+
+    run(test, backend)
+
+
+def test_a_refused_question_and_a_wrong_kind_of_answer_are_errors(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            world.nodes[0].fault = lambda call: Refused("busy", "1024 calls wait: ask again")
+            with pytest.raises(CallRefused, match="1024 calls wait"):
+                await client.status()
+            world.nodes[0].fault = lambda call: NotFound("?")
+            for question in (client.status(), client.digest(), client.accounts()):
+                with pytest.raises(RemoteFault, match="NotFound"):
+                    await question
+            world.nodes[0].fault = lambda call: wire.Accounts((), False)
+            for ask in (client.balance("a"), client.chain("a"), client.outcome(b""), client.route(account="a")):
+                with pytest.raises(RemoteFault, match="Accounts"):
+                    await ask
+
+    run(test, backend)
+
+
+def test_reads_show_at_least_what_this_client_was_told(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            done = await client.submit(world.payment())
+            assert isinstance(done, Recorded)
+            await client.balance("mint")
+            await client.balance("mint", min_height=0)
+        asked = [c.min_height for c in world.nodes[0].calls if isinstance(c, wire.AskBalance)]
+        assert asked == [done.height, 0]
+
+    run(test, backend)
+
+
+# --- many calls ----------------------------------------------------------------------------------------------------
+
+
+def test_many_calls_share_one_connection_and_replies_come_in_any_order(backend: str) -> None:
+    async def test(world: World) -> None:
+        world.nodes[0].hold_until = 50  # answers the fifty newest first
+        names = [f"a{n}" for n in range(50)]
+        for number, name in enumerate(names):
+            world.ledger.open(name, "CZK", bytes(32))
+            world.ledger.accounts[name].settled = number
+        found: dict[str, int] = {}
+
+        async def ask(client: Client, name: str) -> None:
+            answer = await client.balance(name)
+            assert isinstance(answer, Balance)
+            found[name] = answer.settled
+
+        async with world.client() as client, anyio.create_task_group() as tasks:
+            for name in names:
+                tasks.start_soon(ask, client, name)
+        assert found == {name: number for number, name in enumerate(names)}
+        assert world.nodes[0].connections == 1
+
+    run(test, backend)
+
+
+def test_a_call_that_was_given_up_does_not_disturb_the_others(backend: str) -> None:
+    async def test(world: World) -> None:
+        world.nodes[0].hold_until = 2  # the first reply waits for the second call
+        async with world.client() as client:
+            with anyio.move_on_after(0.05) as scope:
+                await client.status()
+            assert scope.cancelled_caught
+            world.ledger.accounts["alice"].settled = 7
+            answer = await client.balance("alice")
+            assert isinstance(answer, Balance) and answer.settled == 7
+        assert world.nodes[0].connections == 1
+
+    run(test, backend)
+
+
+def test_spread_uses_all_nodes_in_turn_and_a_pinned_call_uses_one(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with world.client(spread=True) as client:
+            for _ in range(6):
+                await client.status()
+            assert [len(n.calls) for n in world.nodes] == [2, 2, 2]
+            for _ in range(4):
+                await client.status(at=world.nodes[1].address)
+            assert [len(n.calls) for n in world.nodes] == [2, 6, 2]
+
+    run(test, backend, 3)
+
+
+# --- failures ------------------------------------------------------------------------------------------------------
+
+
+def test_the_next_node_is_asked_when_one_is_down_and_the_first_again_when_it_is_back(backend: str) -> None:
+    async def test(world: World) -> None:
+        first, second = world.nodes
+        async with anyio.create_task_group() as tasks:
+            async with world.client() as client:
+                await client.status()
+                first.stop()
+                await client.status()
+                assert isinstance(await client.submit(world.payment()), Recorded)
+                assert (len(first.calls), len(second.calls)) == (1, 2)
+                second.stop()
+                await tasks.start(first.serve)
+                await client.status()
+                assert len(first.calls) == 2
+            tasks.cancel_scope.cancel()
+
+    run(test, backend, 2)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_connection_lost_in_mid_request_is_retried_elsewhere_and_executes_once(backend: str, after: bool) -> None:
+    async def test(world: World) -> None:
+        world.nodes[0].fault = only(wire.Submit, Drop(after=after))
+        async with world.client() as client:
+            answer = await client.submit(world.payment())
+        assert isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED
+        assert answer.repeated is after
+        assert world.ledger.accounts["alice"].incoming == 100
+
+    run(test, backend, 2)
+
+
+def test_not_started_is_sent_again_at_the_next_node(backend: str) -> None:
+    async def test(world: World) -> None:
+        request = world.payment()
+        world.nodes[0].fault = once(NotStarted(request.request_id, "busy", "the queue is full"))
+        async with world.client() as client:
+            assert isinstance(await client.submit(request), Recorded)
+        assert [len(n.calls) for n in world.nodes] == [1, 1]
+
+    run(test, backend, 2)
+
+
+def test_not_started_everywhere_until_the_deadline_is_the_answer(backend: str) -> None:
+    async def test(world: World) -> None:
+        request = world.payment()
+        for node in world.nodes:
+            node.fault = only(wire.Submit, NotStarted(request.request_id, "busy", "the queue is full"))
+        async with world.client() as client:
+            await connect(world, client)
+            answer = await client.submit(request, 0.3)
+        assert answer == NotStarted(request.request_id, "busy", "the queue is full")
+        assert all(len(n.calls) >= 2 for n in world.nodes)
+
+    run(test, backend, 2)
+
+
+def test_a_deadline_after_something_was_sent_is_unknown_with_the_request_id(backend: str) -> None:
+    async def test(world: World) -> None:
+        request = world.payment()
+        world.nodes[0].fault = only(wire.Submit, Hang())
+        async with world.client() as client:
+            await connect(world, client)
+            answer = await client.submit(request, 0.1)
+        assert isinstance(answer, Unknown) and answer.request_id == request.request_id
+        (call,) = world.nodes[0].calls
+        assert isinstance(call, wire.Submit) and 0 < call.timeout_ms < 100  # the node's own answer arrives in time
+
+    run(test, backend)
+
+
+def test_a_lost_request_is_not_declared_undone_by_another_nodes_refusal(backend: str) -> None:
+    async def test(world: World) -> None:
+        first, second = world.nodes
+        first.fault = only(wire.Submit, Drop(after=True))
+        second.fault = only(wire.Submit, Refused("unknown_sender", "there is no account mint"))
+        async with world.client() as client:
+            await connect(world, client)
+            answer = await client.submit(world.payment(), 1.0)
+            assert isinstance(answer, Unknown) and "no account mint" in answer.reason
+            second.fault = only(wire.Submit, NotStarted(world.payment().request_id, "busy", "full"))
+            answer = await client.submit(world.payment(), 1.0)
+            assert isinstance(answer, Unknown)
+            first.fault = second.fault = lambda call: None
+            answer = await client.submit(world.payment())
+            assert isinstance(answer, Recorded) and answer.repeated
+        assert world.ledger.accounts["alice"].incoming == 100
+
+    run(test, backend, 2)
+
+
+def test_a_refusal_is_an_answer_when_nothing_is_in_doubt(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            answer = await client.transfer("nobody", ALICE_KEY, [Posting("alice", 1)])
+            forged = await client.transfer("alice", key_number(9), [Posting("mint", 1)])
+        assert isinstance(answer, Refused) and answer.code == "unknown_sender"
+        assert isinstance(forged, Refused) and forged.code == "bad_signature"
+        assert len(world.nodes[1].calls) == 0
+
+    run(test, backend, 2)
+
+
+def test_stale_is_final(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            await client.submit(world.payment())
+            answer = await client.transfer("mint", ISSUER_KEY, [Posting("alice", 1)], expect_tip=b"x" * 32)
+        assert isinstance(answer, Stale) and answer.tip == world.ledger.accounts["mint"].tip
+        assert len(world.nodes[1].calls) == 0
+
+    run(test, backend, 2)
+
+
+def test_an_unknown_is_asked_again_while_there_is_time(backend: str) -> None:
+    async def test(world: World) -> None:
+        request = world.payment()
+        world.nodes[0].fault = once(Unknown(request.request_id, "this node is stopping"))
+        async with world.client() as client:
+            assert isinstance(await client.submit(request), Recorded)
+
+    run(test, backend, 2)
+
+
+def test_an_unknown_at_the_end_of_the_time_keeps_the_nodes_reason(backend: str) -> None:
+    async def test(world: World) -> None:
+        request = world.payment()
+        world.nodes[0].fault = only(wire.Submit, Unknown(request.request_id, "two of five answered"))
+        async with world.client() as client:
+            await connect(world, client)
+            answer = await client.submit(request, 0.2)
+        assert isinstance(answer, Unknown) and "two of five answered" in answer.reason
+
+    run(test, backend)
+
+
+def test_an_answer_about_another_request_is_never_taken_for_this_one(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            done = await client.submit(world.payment(nonce=b"m" * 32))
+            assert isinstance(done, Recorded)
+            world.nodes[0].fault = only(wire.Submit, done)
+            answer = await client.submit(world.payment())
+        assert isinstance(answer, Recorded) and answer.request_id == world.payment().request_id
+        assert len(world.nodes[1].calls) == 1
+
+    run(test, backend, 2)
+
+
+def test_nobody_there_is_unreachable_with_what_was_tried(backend: str) -> None:
+    async def test(world: World) -> None:
+        for node in world.nodes:
+            node.stop()
+        await anyio.wait_all_tasks_blocked()
+        async with world.client() as client:
+            with pytest.raises(Unreachable) as caught:
+                await client.submit(world.payment())
+            assert caught.value.request_id == world.payment().request_id
+            assert [node for node, _ in caught.value.tried] == [f"127.0.0.1:{n.port}" for n in world.nodes]
+            with pytest.raises(Unreachable):
+                await client.status()
+            with pytest.raises(Unreachable):
+                await client.status(at=world.nodes[0].address)
+
+    run(test, backend, 2)
+
+
+def test_a_silent_node_is_given_up_and_another_asked(backend: str) -> None:
+    async def test(world: World) -> None:
+        world.nodes[0].fault = lambda call: Hang()
+        async with world.client(timing=QUICK) as client:
+            answer = await client.submit(world.payment())
+            assert isinstance(answer, Recorded)
+            assert isinstance(await client.balance("mint"), Balance)
+        assert any(isinstance(c, wire.AskStatus) for c in world.nodes[0].calls)
+
+    run(test, backend, 2)
+
+
+def test_a_slow_node_that_shows_signs_of_life_is_waited_for(backend: str) -> None:
+    async def test(world: World) -> None:
+        request = world.payment()
+        signs = 0
+
+        def slow(call: wire.CallBody) -> Fault:
+            nonlocal signs
+            signs += isinstance(call, wire.AskStatus)
+            return Hang() if isinstance(call, wire.Submit) else None
+
+        world.nodes[0].fault = slow
+        async with world.client(timing=Timing(ping_after_s=0.02, dead_after_s=5.0)) as client:
+            await connect(world, client)
+            answer = await client.submit(request, 0.6)
+        assert isinstance(answer, Unknown)
+        assert world.nodes[0].connections == 1 and len(world.nodes[1].calls) == 0 and signs >= 4
+
+    run(test, backend, 2)
+
+
+def test_a_question_that_nobody_answers_in_time_is_unreachable(backend: str) -> None:
+    async def test(world: World) -> None:
+        world.nodes[0].fault = lambda call: Hang()
+        async with world.client(timing=Timing(read_s=0.2)) as client:
+            with pytest.raises(Unreachable, match=r"no answer within 0\.2 s"):
+                await client.status()
+
+    run(test, backend)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [b"\xff\xff\xff\xff", frame(b"\xc1"), frame(wire.encode(wire.Reply(1, NotFound("?"))))],
+    ids=["oversized", "garbage", "no-hello"],
+)
+def test_a_greeting_that_breaks_the_protocol_is_a_node_that_cannot_be_reached(backend: str, noise: bytes) -> None:
+    async def test(world: World) -> None:
+        world.nodes[0].raw_first = noise
+        async with world.client() as client:
+            await client.status()
+            with pytest.raises(Unreachable):
+                await client.status(at=world.nodes[0].address)
+
+    run(test, backend, 2)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"\xff\xff\xff\xff",
+        frame(b"\xc1"),
+        frame(wire.encode(wire.Reply(99, NotFound("?")))),
+        frame(wire.encode(Refused("limit", "this client sends too much"))),
+    ],
+    ids=["oversized", "garbage", "no-such-call", "closing"],
+)
+def test_noise_after_the_greeting_ends_the_connection_and_the_next_node_answers(backend: str, noise: bytes) -> None:
+    async def test(world: World) -> None:
+        network = world.genesis.network_id
+        world.nodes[0].raw_first = frame(wire.encode(wire.Hello(wire.PROTOCOL_VERSION, network))) + noise
+        world.nodes[0].fault = lambda call: Hang()
+        async with world.client() as client:
+            assert isinstance(await client.submit(world.payment()), Recorded)
+
+    run(test, backend, 2)
+
+
+def test_a_node_of_another_network_or_another_ca_is_not_spoken_to(backend: str) -> None:
+    async def test(world: World) -> None:
+        world.nodes[0].network = b"o" * 32
+        async with world.client() as client:
+            with pytest.raises(Unreachable, match="another network"):
+                await client.status()
+        stranger = Client([world.nodes[0].address], CertificateAuthority().pem, world.genesis.network_id)
+        async with stranger as client:
+            with pytest.raises(Unreachable, match="CERTIFICATE_VERIFY_FAILED"):
+                await client.status()
+        assert world.nodes[0].calls == []
+
+    run(test, backend)
+
+
+# --- life of the client --------------------------------------------------------------------------------------------
+
+
+def test_an_error_in_the_body_leaves_as_it_is(backend: str) -> None:
+    async def test(world: World) -> None:
+        async def fail() -> None:
+            async with world.client() as client:
+                await client.status()
+                raise KeyError("mine")
+
+        with pytest.raises(KeyError, match="mine"):
+            await fail()
+
+    run(test, backend)
+
+
+def test_a_cancelled_body_ends_cleanly(backend: str) -> None:
+    async def test(world: World) -> None:
+        world.nodes[0].fault = lambda call: Hang()
+        with anyio.move_on_after(0.2) as scope:
+            async with world.client() as client:
+                await client.status()
+        assert scope.cancelled_caught
+        async with world.client() as client:
+            world.nodes[0].fault = lambda call: None
+            await client.status()
+
+    run(test, backend)
+
+
+def test_a_client_is_used_inside_its_context_and_needs_a_node(backend: str) -> None:
+    async def test(world: World) -> None:
+        with pytest.raises(LocalMisuse, match="async with"):
+            await world.client().status()
+        with pytest.raises(LocalMisuse, match="at least one node"):
+            Client([], shared_ca().pem, bytes(32))
+
+    run(test, backend)
