@@ -29,7 +29,7 @@ from chain.verdicts import Before, why_wrong
 Value = bytes | int | str | None
 
 _META_KEYS: Final = ("genesis", "log", "network_id", "node_id", "schema_version")
-_SEALED_TABLES: Final = ("meta", "views", "votes", "cursors")
+_SEALED_TABLES: Final = ("meta", "views", "votes", "cursors", "seen")
 _DAMAGED: Final = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 _PROGRESS_EVERY: Final = 256
 
@@ -242,8 +242,11 @@ class _Audit:
         self._entries(seq, link, before, funds)
         self._postings(link)
         self._outcomes(link)
-        after = self._conn.execute("SELECT 1 FROM links WHERE prev_hash = ?", (link.hash,)).fetchone()
-        if after is None:
+        after = self._conn.execute(
+            "SELECT 1 FROM links WHERE prev_hash = ? OR (account = ? AND height = ?)",
+            (link.hash, link.account, link.height + 1),
+        )
+        if after.fetchone() is None:
             self._compare_account(_HEAD_COLUMNS, link, link.height, link.hash, link.balance, link.epoch, link.time_ms)
 
     def _compare_account(self, columns: Sequence[str], link: Link, *expected: Value) -> None:
@@ -410,22 +413,23 @@ class _Audit:
             ):
                 _require(False, table, name, "name", "nothing, no link opens it", "a row")
             return
-        key = "hash" if table == "transfers" else "request_id"
-        rows = self._conn.execute(f"SELECT link_hash, number, {key} FROM {table} ORDER BY link_hash")
+        columns = "hash, sender" if table == "transfers" else "request_id, account"
+        rows = self._conn.execute(f"SELECT link_hash, number, {columns} FROM {table} ORDER BY link_hash")
         for link_hash, group in groupby(rows, itemgetter(0)):
             made = self._made_by(table, link_hash)
-            for _, number, row_key in group:
+            for _, *row in group:
                 why = f"nothing, link {link_hash.hex()} does not make it"
-                _require((row_key, number) in made, table, row_key, key, why, "a row")
+                _require(tuple(row) in made, table, row[1], columns.split(",")[0], why, "a row")
 
-    def _made_by(self, table: str, link_hash: bytes) -> set[tuple[bytes, int]]:
+    def _made_by(self, table: str, link_hash: bytes) -> set[tuple[int, bytes, str]]:
+        """(number, key, account) of the rows of `table` that this link makes."""
         row = self._conn.execute("SELECT header, body FROM links WHERE hash = ?", (link_hash,)).fetchone()
         if row is None:
             return set()
         link = self._decode("links", link_hash, row[0] + row[1])
         if table == "transfers":
-            return {(posting, number) for number, posting, _, _ in link.postings()}
-        return {(request_id, number) for number, (request_id, _) in enumerate(link.outcomes())}
+            return {(number, posting, link.account) for number, posting, _, _ in link.postings()}
+        return {(number, request_id, link.account) for number, (request_id, _) in enumerate(link.outcomes())}
 
     def _money(self) -> None:
         """Per asset, all balances and all unconfirmed postings add up to zero: issuers owe what the others have."""

@@ -30,6 +30,10 @@ class Corruption(HopchainError):
     """Stored data contradicts decided data. The node must stop, not guess."""
 
 
+class Quarantined(HopchainError):
+    """Others saw more of this node than its own disk remembers (design R12): it must not vote again."""
+
+
 class StorageFailure(HopchainError):
     """The disk or the database engine failed. The node must stop: what was being written may or may not be durable,
     and an fsync is never retried (design section 2)."""

@@ -95,7 +95,7 @@ def decode_genesis(raw: bytes) -> Genesis:
         ("member", [member.public_key for member in genesis.members]),
     ):
         if len(set(names)) != len(names):
-            raise LocalMisuse(f"the genesis file lists an {what} twice, of {len(names)}")
+            raise LocalMisuse(f"the genesis file lists one {what} twice, of {len(names)}")
     for key in [i.public_key for i in genesis.issuers] + [m.public_key for m in genesis.members]:
         if _PUBLIC_KEY.fullmatch(key) is None:
             raise LocalMisuse(f"public key {key[:80]!r}: it must be 64 hexadecimal digits, lower case")

@@ -5,13 +5,14 @@ rounded up to a power of two with NULLs, which match nothing, so that few differ
 """
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
 from typing import Final, TypeVar
 
 import msgspec
 
 from chain.disk import storage_errors
+from chain.errors import Corruption
 from chain.link import MAX_CONFIRMED, LinkHash, Outcome, PostingHash
 from chain.request import RequestId
 from chain.rows import AccountHead, Forming, Incoming, OutcomeRow, PostingRow
@@ -94,6 +95,10 @@ POSTING_COLUMNS: Final = _POSTING_COLUMNS.format("t")
 _POSTING_WIDTH: Final = POSTING_COLUMNS.count(",") + 1
 OUTCOME_COLUMNS: Final = "o.request_id, o.account, o.outcome, o.link_hash, l.height, l.balance, l.time_ms"
 
+# SQLite's sum() fails above 2^63-1, which the postings of two issuers can exceed together: two halves, put together
+# by `exact`.
+AMOUNT_SUM: Final = "coalesce(sum(amount >> 32), 0), coalesce(sum(amount & 0xffffffff), 0)"
+
 # Joins give the order: CROSS JOIN keeps the keys outside, so that each is looked up in an index.
 _HEADS: Final = f"SELECT {HEAD_COLUMNS} FROM k CROSS JOIN accounts AS a ON a.name = k.column1"
 _OUTCOMES: Final = (
@@ -114,7 +119,7 @@ _HEADERS: Final = "SELECT l.hash, l.header FROM k CROSS JOIN links AS l ON l.has
 _CHAIN: Final = "SELECT header, body FROM links WHERE account = ? AND height >= ? ORDER BY height LIMIT ?"
 _LOG: Final = "SELECT hash, seq FROM links WHERE seq > ? ORDER BY seq LIMIT ?"
 _INCOME: Final = (
-    "SELECT sender, count(*), max(height), sum(amount) FROM transfers "
+    f"SELECT sender, count(*), max(height), {AMOUNT_SUM} FROM transfers "
     "WHERE recipient = ? AND confirmation IS NULL GROUP BY sender ORDER BY sender"
 )
 _TIP_INCOME: Final = (
@@ -128,9 +133,12 @@ _INCOMING: Final = (
     "AND (s.height, s.number) < (t.height, t.number) ORDER BY s.height DESC, s.number DESC LIMIT 1) "
     "WHERE t.recipient = ? AND t.confirmation IS NULL ORDER BY t.time_ms, t.sender, t.height, t.number LIMIT ?"
 )
-_INCOMING_SUM: Final = (
-    "SELECT count(*), coalesce(sum(amount), 0) FROM transfers WHERE recipient = ? AND confirmation IS NULL"
+_LAST_CONFIRMED: Final = (
+    "SELECT t.sender, t.recipient, t.height, t.number FROM k CROSS JOIN transfers AS t ON t.rowid = "
+    "(SELECT s.rowid FROM transfers AS s WHERE s.sender = k.column1 AND s.recipient = k.column2 "
+    "AND s.confirmation IS NOT NULL ORDER BY s.height DESC, s.number DESC LIMIT 1)"
 )
+_INCOMING_SUM: Final = f"SELECT count(*), {AMOUNT_SUM} FROM transfers WHERE recipient = ? AND confirmation IS NULL"
 
 Key = bytes | int | str
 T = TypeVar("T")
@@ -139,7 +147,7 @@ K = TypeVar("K", bound=Key)
 
 def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
     """Fetch what `needs` names. Raises `StorageFailure` when the database cannot be read, and `Corruption` when the
-    head of the log is damaged."""
+    head of the log is damaged or a confirmation was taken back."""
     with storage_errors("reading the database"):
         loaded = Loaded(
             heads={head.name: head for head in _join(conn, _HEADS, _singles(needs.heads), head_row)},
@@ -215,12 +223,17 @@ def _chain(conn: sqlite3.Connection, account: str, from_height: int) -> tuple[by
     return tuple(links)
 
 
+def exact(high: int, low: int) -> int:
+    """The sum whose halves are `AMOUNT_SUM`."""
+    return (high << 32) + low
+
+
 def _income(conn: sqlite3.Connection, account: str) -> Income:
     rows = conn.execute(_INCOME, (account,)).fetchall()
     return Income(
-        sum(count for _, count, _, _ in rows),
-        sum(total for _, _, _, total in rows),
-        tuple((sender, height) for sender, _, height, _ in rows),
+        sum(count for _, count, *_ in rows),
+        sum(exact(high, low) for *_, high, low in rows),
+        tuple((sender, height) for sender, _, height, *_ in rows),
     )
 
 
@@ -244,14 +257,16 @@ def _forming(conn: sqlite3.Connection, names: Collection[str]) -> dict[str, Form
         ]
         for name in heads
     }
-    senders = {posting.link_hash for rows in incoming.values() for posting, _ in rows}
-    headers = dict(_join(conn, _HEADERS, _singles(senders), lambda link, header: (link, header)))
+    _check_none_taken_back(conn, [posting for rows in incoming.values() for posting, _ in rows])
+    made_by = {posting.link_hash for rows in incoming.values() for posting, _ in rows}
+    headers = dict(_join(conn, _HEADERS, _singles(made_by), lambda link, header: (link, header)))
     forming = {}
     for name in names:
         head, rows = heads.get(name), incoming.get(name, [])
         count, total = len(rows), sum(posting.amount for posting, _ in rows)
         if count == MAX_CONFIRMED:
-            count, total = conn.execute(_INCOMING_SUM, (name,)).fetchone()
+            count, high, low = conn.execute(_INCOMING_SUM, (name,)).fetchone()
+            total = exact(high, low)
         forming[name] = Forming(
             head,
             checksums.get(head.tip, b"") if head else b"",
@@ -261,3 +276,19 @@ def _forming(conn: sqlite3.Connection, names: Collection[str]) -> dict[str, Form
             total,
         )
     return forming
+
+
+def _check_none_taken_back(conn: sqlite3.Connection, incoming: Sequence[PostingRow]) -> None:
+    """Raise `Corruption` when a posting after one of these in its stream is confirmed: then this one was, too, and
+    both its confirmation and its thread were reset, which the thread before it cannot show (design section 2, step 3)."""
+    oldest: dict[tuple[str, str], PostingRow] = {}
+    for posting in incoming:
+        oldest.setdefault((posting.sender, posting.recipient), posting)
+    for sender, recipient, height, number in _join(conn, _LAST_CONFIRMED, oldest.keys(), lambda *row: row):
+        posting = oldest[sender, recipient]
+        if (height, number) > (posting.height, posting.number):
+            raise Corruption(
+                f"posting {posting.hash.hex()[:16]} of {posting.amount} from {sender} (link {posting.height}) to {recipient} "
+                f"is unconfirmed, but a later one (link {height}) is confirmed: its confirmation was taken back; "
+                "this database is damaged: run `hopchain verify` on it"
+            )

@@ -14,7 +14,7 @@ import msgspec
 
 from chain.disk import snapshot, storage_errors
 from chain.link import Entry, Link, LinkHash, Outcome, PostingHash, Slot, decode_link_untrusted
-from chain.needs import HEAD_COLUMNS, OUTCOME_COLUMNS, Needs, head_row, load, outcome_row
+from chain.needs import AMOUNT_SUM, HEAD_COLUMNS, OUTCOME_COLUMNS, Needs, exact, head_row, load, outcome_row
 from chain.request import Request, RequestId
 from chain.rows import AccountHead, OutcomeRow, PostingRow
 
@@ -91,12 +91,12 @@ def read_balance(conn: sqlite3.Connection, name: str) -> Balance | None:
         head = load(conn, Needs(heads={name})).heads.get(name)
         if head is None:
             return None
-        count, total = conn.execute(
-            "SELECT count(*), coalesce(sum(amount), 0) FROM transfers WHERE recipient = ? AND confirmation IS NULL",
-            (name,),
+        count, high, low = conn.execute(
+            f"SELECT count(*), {AMOUNT_SUM} FROM transfers WHERE recipient = ? AND confirmation IS NULL", (name,)
         ).fetchone()
+    incoming = exact(high, low)
     return Balance(
-        name, head.asset, head.issuer, head.balance, total, count, head.tip, head.height, head.epoch, head.time_ms
+        name, head.asset, head.issuer, head.balance, incoming, count, head.tip, head.height, head.epoch, head.time_ms
     )
 
 

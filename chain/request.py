@@ -152,14 +152,12 @@ def encode_request(request: Request) -> bytes:
         len(request.postings),
     )
     assert len(request.network) == len(request.nonce) == len(request.expect_tip) == HASH_BYTES
-    match request.kind:
-        case Kind.TRANSFER:
-            return head + b"".join(encode_posting(p) for p in request.postings)
-        case Kind.OPEN:
-            return head + _OPEN.pack(pad(request.asset, ASSET_BYTES), request.public_key)
-        case Kind.CANCEL:
-            assert len(request.target) == HASH_BYTES
-            return head + request.target
+    if request.kind is Kind.TRANSFER:
+        return head + b"".join(encode_posting(p) for p in request.postings)
+    if request.kind is Kind.OPEN:
+        return head + _OPEN.pack(pad(request.asset, ASSET_BYTES), request.public_key)
+    assert len(request.target) == HASH_BYTES
+    return head + request.target
 
 
 def encode_posting(posting: Posting) -> bytes:

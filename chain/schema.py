@@ -121,6 +121,12 @@ CREATE TABLE cursors (
   checksum BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+CREATE TABLE seen (
+  node     BLOB NOT NULL PRIMARY KEY,
+  votes    INTEGER NOT NULL,
+  checksum BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE applying (
   one       INTEGER PRIMARY KEY,
   link_hash BLOB NOT NULL
@@ -182,11 +188,11 @@ CREATE TRIGGER links_apply AFTER INSERT ON links BEGIN
   SELECT RAISE(ABORT, 'links: confirmed_count is not what the body says')
   WHERE NEW.confirmed_count < 0
      OR hex(substr(NEW.body, length(NEW.body) - 32 * NEW.confirmed_count - 3, 4)) <> printf('%08X', NEW.confirmed_count);
-  SELECT RAISE(ABORT, 'links: prev_hash is not the tip of the account, its height not one above, or its time not later')
-  WHERE NOT CASE NEW.height
-    WHEN 0 THEN NEW.balance = 0 AND NEW.posting_count = 0 AND NEW.confirmed_count = 0
-    ELSE EXISTS (SELECT 1 FROM accounts WHERE name = NEW.account
-      AND height = NEW.height - 1 AND tip = NEW.prev_hash AND time_ms < NEW.time_ms) END;
+  SELECT RAISE(ABORT, 'links: prev_hash is not the tip of the account, or its time is not later')
+  WHERE NEW.height > 0
+    AND NOT EXISTS (SELECT 1 FROM accounts WHERE name = NEW.account AND tip = NEW.prev_hash AND time_ms < NEW.time_ms);
+  SELECT RAISE(ABORT, 'links: an opening moves no money')
+  WHERE NEW.height = 0 AND (NEW.balance <> 0 OR NEW.posting_count <> 0 OR NEW.confirmed_count <> 0);
 
   SELECT RAISE(ABORT, 'links: a posting has a wrong number, hash or amount')
   FROM new_postings WHERE link_hash = NEW.hash
@@ -242,10 +248,8 @@ CREATE TRIGGER links_apply AFTER INSERT ON links BEGIN
 
   INSERT INTO accounts
   SELECT NEW.account, asset, public_key, issuer, 0, NEW.hash, 0, NEW.epoch, NEW.time_ms
-  FROM new_accounts WHERE link_hash = NEW.hash
-  ON CONFLICT DO NOTHING;
-  SELECT RAISE(ABORT, 'links: a link opens a new account if, and only if, its height is 0')
-  WHERE changes() <> (NEW.height = 0);
+  FROM new_accounts WHERE link_hash = NEW.hash AND NEW.height = 0;
+  SELECT RAISE(ABORT, 'links: a link at height 0 opens an account') WHERE changes() <> (NEW.height = 0);
   UPDATE accounts SET height = NEW.height, tip = NEW.hash, balance = NEW.balance, epoch = NEW.epoch, time_ms = NEW.time_ms
   WHERE name = NEW.account AND NEW.height > 0;
 
@@ -279,19 +283,12 @@ END;
 
 CREATE TRIGGER transfers_insert BEFORE INSERT ON transfers BEGIN
   SELECT RAISE(ABORT, 'transfers: a posting is written only by the link that makes it')
-  WHERE NEW.link_hash IS NOT (SELECT link_hash FROM applying);
+  WHERE NOT EXISTS (SELECT 1 FROM applying WHERE link_hash = NEW.link_hash);
 END;
 
-CREATE TRIGGER transfers_fixed
-BEFORE UPDATE OF hash, link_hash, number, prev_hash, sender, recipient, amount, memo, balance, incoming_checksum,
-  height, time_ms, request_id ON transfers BEGIN
-  SELECT RAISE(ABORT, 'transfers: only confirmation and prev_confirmed_hash are ever set');
-END;
-
-CREATE TRIGGER transfers_confirm BEFORE UPDATE ON transfers BEGIN
-  SELECT RAISE(ABORT, 'transfers: a posting is confirmed once, for ever, and only by the link of its recipient that lists it')
-  WHERE OLD.confirmation IS NOT NULL OR OLD.prev_confirmed_hash IS NOT NULL OR NEW.prev_confirmed_hash IS NULL
-     OR NEW.rowid <> OLD.rowid OR NEW.confirmation IS NOT (SELECT link_hash FROM applying);
+CREATE TRIGGER transfers_update BEFORE UPDATE ON transfers BEGIN
+  SELECT RAISE(ABORT, 'transfers: a posting never changes, but that it is confirmed once, by the link that lists it')
+  WHERE NOT EXISTS (SELECT 1 FROM applying WHERE link_hash = NEW.confirmation);
 END;
 
 CREATE TRIGGER transfers_delete BEFORE DELETE ON transfers BEGIN
@@ -302,7 +299,7 @@ END;
 _OTHER_TRIGGERS: Final = """
 CREATE TRIGGER outcomes_insert BEFORE INSERT ON outcomes BEGIN
   SELECT RAISE(ABORT, 'outcomes: an outcome is written only by the link that records it')
-  WHERE NEW.link_hash IS NOT (SELECT link_hash FROM applying);
+  WHERE NOT EXISTS (SELECT 1 FROM applying WHERE link_hash = NEW.link_hash);
 END;
 
 CREATE TRIGGER outcomes_update BEFORE UPDATE ON outcomes BEGIN
@@ -315,18 +312,14 @@ END;
 
 CREATE TRIGGER accounts_insert BEFORE INSERT ON accounts BEGIN
   SELECT RAISE(ABORT, 'accounts: an account is written only by the link that opens it')
-  WHERE NEW.tip IS NOT (SELECT link_hash FROM applying) OR length(NEW.public_key) <> 32;
+  WHERE NOT EXISTS (SELECT 1 FROM applying WHERE link_hash = NEW.tip) OR length(NEW.public_key) <> 32;
   SELECT RAISE(ABORT, 'accounts: issuers come from the genesis file, before all other accounts')
   WHERE NEW.issuer NOT IN (0, 1) OR (NEW.issuer = 1 AND EXISTS (SELECT 1 FROM accounts WHERE issuer = 0 OR height > 0));
 END;
 
-CREATE TRIGGER accounts_fixed BEFORE UPDATE OF name, asset, public_key, issuer ON accounts BEGIN
-  SELECT RAISE(ABORT, 'accounts: name, asset, key and issuer are fixed when the account is opened');
-END;
-
-CREATE TRIGGER accounts_move BEFORE UPDATE ON accounts BEGIN
-  SELECT RAISE(ABORT, 'accounts: the head moves only to the next link of the account, by that link')
-  WHERE NEW.tip IS NOT (SELECT link_hash FROM applying);
+CREATE TRIGGER accounts_update BEFORE UPDATE ON accounts BEGIN
+  SELECT RAISE(ABORT, 'accounts: nothing changes but the head, and that only by the next link of the account')
+  WHERE NOT EXISTS (SELECT 1 FROM applying WHERE link_hash = NEW.tip);
 END;
 
 CREATE TRIGGER accounts_delete BEFORE DELETE ON accounts BEGIN

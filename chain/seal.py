@@ -1,4 +1,4 @@
-"""Rows that no link vouches for: `meta`, `views`, `votes`, `cursors`. Each carries a checksum over its other fields,
+"""Rows that no link vouches for: `meta`, `views`, `votes`, `cursors`, `seen`. Each carries a checksum over its other fields,
 so that damage is found before it is relied upon (design section 2: on start the node verifies what it will rely on).
 
 `meta` also holds the head of the log: its length and the XOR of all link hashes in it, by which two replicas see in
@@ -51,6 +51,14 @@ class CursorRow(msgspec.Struct, frozen=True):
 
     peer: bytes
     seq: int
+
+
+class SeenRow(msgspec.Struct, frozen=True):
+    """How many times a node has made votes durable: its own count in its own row, what it said last in a peer's
+    (design R12). `node` is its id, 20 bytes."""
+
+    node: bytes
+    votes: int
 
 
 def row_checksum(table: str, *fields: Field) -> bytes:
@@ -109,6 +117,15 @@ def load_cursors(conn: sqlite3.Connection) -> list[CursorRow]:
     for peer, seq, checksum in conn.execute("SELECT peer, seq, checksum FROM cursors ORDER BY peer"):
         _check("cursors", peer.hex(), checksum, peer, seq)
         rows.append(CursorRow(peer, seq))
+    return rows
+
+
+def load_seen(conn: sqlite3.Connection) -> list[SeenRow]:
+    """All vote counts; `Corruption` when a checksum does not hold."""
+    rows = []
+    for node, votes, checksum in conn.execute("SELECT node, votes, checksum FROM seen ORDER BY node"):
+        _check("seen", node.hex(), checksum, node, votes)
+        rows.append(SeenRow(node, votes))
     return rows
 
 

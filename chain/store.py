@@ -27,8 +27,10 @@ from chain.schema import SCHEMA_VERSION, STAGING_TABLES, create_schema, schema_f
 from chain.seal import (
     EMPTY_LOG,
     CursorRow,
+    SeenRow,
     LogHead,
     load_cursors,
+    load_seen,
     load_views,
     load_votes,
     read_log_head,
@@ -48,17 +50,19 @@ __all__ = [
     "LogHead",
     "LogPage",
     "Needs",
+    "SeenRow",
     "Write",
     "commit",
     "create_or_check",
     "load",
     "load_cursors",
+    "load_seen",
     "load_views",
     "load_votes",
     "open_database",
 ]
 
-Write = Applied | VoteRow | CursorRow
+Write = Applied | VoteRow | CursorRow | SeenRow
 
 _INSERT_LINK: Final = "INSERT INTO links VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _UPSERT_VOTE: Final = (
@@ -68,6 +72,7 @@ _UPSERT_VOTE: Final = (
     "accepted_epoch = excluded.accepted_epoch, accepted_round = excluded.accepted_round, "
     "accepted_node = excluded.accepted_node, link = excluded.link, checksum = excluded.checksum"
 )
+_UPSERT_SEEN: Final = "INSERT INTO seen VALUES (?, ?, ?) ON CONFLICT (node) DO UPDATE SET votes = excluded.votes, checksum = excluded.checksum"
 _UPSERT_CURSOR: Final = "INSERT INTO cursors VALUES (?, ?, ?) ON CONFLICT (peer) DO UPDATE SET seq = excluded.seq, checksum = excluded.checksum"
 
 
@@ -105,6 +110,9 @@ def _write_group(conn: sqlite3.Connection, kind: type[Write], group: Sequence[Wr
     elif kind is VoteRow:
         votes = [vote_fields(write) for write in group if isinstance(write, VoteRow)]
         conn.executemany(_UPSERT_VOTE, [(*row, row_checksum("votes", *row)) for row in votes])
+    elif kind is SeenRow:
+        seen = [(write.node, write.votes) for write in group if isinstance(write, SeenRow)]
+        conn.executemany(_UPSERT_SEEN, [(*row, row_checksum("seen", *row)) for row in seen])
     else:
         cursors = [(write.peer, write.seq) for write in group if isinstance(write, CursorRow)]
         conn.executemany(_UPSERT_CURSOR, [(*row, row_checksum("cursors", *row)) for row in cursors])
@@ -264,6 +272,7 @@ def _check_start(conn: sqlite3.Connection) -> None:
             )
     load_votes(conn)
     load_cursors(conn)
+    load_seen(conn)
     head = read_log_head(conn)
     last = conn.execute("SELECT coalesce(max(seq), 0) FROM links").fetchone()[0]
     if (head.seq, head.count) != (last, last):

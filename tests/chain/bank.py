@@ -1,0 +1,177 @@
+"""A network of one database, for tests: keys derived from names, links formed by the rules and applied at once."""
+
+import hashlib
+import sqlite3
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chain.genesis import Asset, Genesis, GenesisMember, Issuer
+from chain.link import Link, LinkHash
+from chain.request import ANY_HEIGHT, ANY_TIP, Posting, Request, RequestId, cancellation, opening, sign, transfer
+from chain.rows import Applied
+from chain.rules import Formed, Queued, form_link
+from chain.store import Needs, commit, create_or_check, load, open_database
+
+NODE = bytes(range(20))
+VIEW = (hashlib.sha256(b"view 1").digest(), b"the first view")
+
+
+def key_of(name: str) -> Ed25519PrivateKey:
+    """The private key of account `name`, the same in every test."""
+    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"key of " + name.encode()).digest())
+
+
+def public_key_of(name: str) -> bytes:
+    return key_of(name).public_key().public_bytes_raw()
+
+
+def nonce_of(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+GENESIS = Genesis(
+    version=1,
+    name="test",
+    assets=(Asset("CZK", 2), Asset("EUR", 2)),
+    issuers=(
+        Issuer("mint", "CZK", public_key_of("mint").hex()),
+        Issuer("mint2", "CZK", public_key_of("mint2").hex()),
+        Issuer("ezb", "EUR", public_key_of("ezb").hex()),
+    ),
+    k=5,
+    ca="",
+    members=(GenesisMember(public_key_of("node 1").hex()),),
+    time_ms=1_000_000,
+)
+NETWORK = GENESIS.network_id
+
+
+def queued(request: Request) -> Queued:
+    signed = sign(request, key_of(request.sender))
+    return Queued(signed, request, signed.request_id)
+
+
+def memory_database(genesis: Genesis = GENESIS) -> sqlite3.Connection:
+    """A database without a disk, for tests in which nothing crashes."""
+    conn = sqlite3.connect(":memory:", isolation_level=None)
+    create_or_check(conn, genesis, NODE, VIEW)
+    return conn
+
+
+def file_database(path: Path, genesis: Genesis = GENESIS) -> sqlite3.Connection:
+    conn = open_database(path, writer=True)
+    create_or_check(conn, genesis, NODE, VIEW)
+    return conn
+
+
+class Bank:
+    """Makes requests with nonces of its own and decides their links on its database."""
+
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        self.conn = conn
+        self.now_ms = 2_000_000
+        self.links: list[Link] = []
+        self._nonce = 0
+
+    def nonce(self) -> bytes:
+        self._nonce += 1
+        return nonce_of(self._nonce)
+
+    def opening(self, name: str, asset: str = "CZK") -> Request:
+        return opening(NETWORK, name, asset, public_key_of(name), self.nonce())
+
+    def transfer(
+        self,
+        sender: str,
+        *postings: tuple[str, int],
+        expect_tip: bytes = ANY_TIP,
+        valid_until_height: int = ANY_HEIGHT,
+    ) -> Request:
+        made = [Posting(recipient, amount, f"to {recipient}"[:50]) for recipient, amount in postings]
+        return transfer(
+            NETWORK, sender, made, self.nonce(), expect_tip=expect_tip, valid_until_height=valid_until_height
+        )
+
+    def cancellation(self, sender: str, target: RequestId) -> Request:
+        return cancellation(NETWORK, sender, target, self.nonce())
+
+    def form(
+        self,
+        requests: Sequence[Request],
+        *,
+        conn: sqlite3.Connection | None = None,
+        absent: Collection[str] | None = None,
+        income_complete: bool = True,
+    ) -> Formed:
+        """The next link of the requests' sender; by default with the knowledge that nobody knows more."""
+        name = requests[0].sender
+        recipients = {p.recipient for r in requests for p in r.postings}
+        ids = {queued(r).request_id for r in requests} | {r.target for r in requests if r.target}
+        needs = Needs(heads=recipients, outcomes={(name, i) for i in ids}, forming={name})
+        loaded = load(conn or self.conn, needs)
+        self.now_ms += 10
+        return form_link(
+            NETWORK,
+            loaded.forming[name],
+            [queued(r) for r in requests],
+            loaded.heads,
+            {i for _, i in loaded.outcomes},
+            epoch=1,
+            now_ms=self.now_ms,
+            absent=recipients if absent is None else absent,
+            income_complete=income_complete,
+        )
+
+    def decide(self, *requests: Request) -> Link:
+        """Form the next link of the requests' sender and apply it."""
+        link = self.form(requests).link
+        assert link is not None, requests
+        self.apply(link)
+        return link
+
+    def apply(self, link: Link) -> None:
+        commit(self.conn, [Applied(link)])
+        self.links.append(link)
+
+    def open(self, *names: str, asset: str = "CZK") -> None:
+        for name in names:
+            self.decide(self.opening(name, asset))
+
+    def pay(self, sender: str, *postings: tuple[str, int]) -> Link:
+        return self.decide(self.transfer(sender, *postings))
+
+    def tip(self, name: str) -> LinkHash:
+        return load(self.conn, Needs(heads={name})).heads[name].tip
+
+
+def id_of(request: Request) -> RequestId:
+    return queued(request).request_id
+
+
+def with_history(conn: sqlite3.Connection) -> Bank:
+    """A bank with every kind of row: batches, overdrafts, cancellations, two assets, long streams, unconfirmed money."""
+    bank = Bank(conn)
+    bank.open("alice", "bob", "carol")
+    bank.open("erik", asset="EUR")
+    bank.pay("mint", ("alice", 1000), ("bob", 500), ("alice", 200))
+    bank.pay("ezb", ("erik", 70))
+    bank.pay("alice", ("bob", 300))
+    lost = bank.transfer("bob", ("carol", 5))
+    bank.decide(
+        bank.transfer("bob", ("carol", 250), ("alice", 50)),
+        bank.transfer("bob", ("carol", 10_000)),
+        bank.transfer("bob", ("nobody", 1)),
+        bank.transfer("bob", ("erik", 1)),
+        bank.cancellation("bob", id_of(lost)),
+    )
+    late = bank.transfer("alice", ("carol", 7), valid_until_height=0)
+    bank.decide(late, bank.transfer("alice", ("carol", 20), ("carol", 30)))
+    bank.pay("mint", ("alice", 40))
+    bank.pay("alice", ("bob", 1), ("carol", 2))
+    bank.decide(bank.cancellation("carol", bank.links[4].entries[0].request_id), bank.transfer("carol", ("alice", 3)))
+    again = bank.cancellation("bob", id_of(lost))
+    bank.decide(again)
+    bank.pay("mint", ("alice", 11), ("carol", 12))
+    return bank

@@ -1,0 +1,176 @@
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chain.audit import audit
+from chain.errors import StorageFailure
+from chain.link import LinkHash, Outcome, Slot
+from chain.names import MAX_AMOUNT
+from chain.reads import (
+    Balance,
+    find_link,
+    list_accounts,
+    read_balance,
+    read_chain,
+    read_outcome,
+    state_digest,
+)
+from chain.request import Kind, RequestId
+from chain.store import Needs, load, open_database
+from tests.chain.bank import Bank, file_database, id_of, with_history
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Iterator[Bank]:
+    writer = file_database(tmp_path / "node.db")
+    yield with_history(writer)
+    writer.close()
+
+
+@pytest.fixture
+def conn(bank: Bank, tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """All reads run on a reader's connection."""
+    conn = open_database(tmp_path / "node.db", writer=False)
+    yield conn
+    conn.close()
+
+
+def test_balance(bank: Bank, conn: sqlite3.Connection) -> None:
+    tip = [link for link in bank.links if link.account == "alice"][-1]
+    assert read_balance(conn, "alice") == Balance(
+        "alice", "CZK", False, 937, 14, 2, tip.hash, tip.height, tip.epoch, tip.time_ms
+    )
+    money = read_balance(conn, "alice")
+    assert money is not None
+    assert money.available == 951
+    mint = read_balance(conn, "mint")
+    assert mint is not None
+    assert mint.issuer
+    assert mint.settled == -1763
+    assert read_balance(conn, "nobody") is None
+
+
+def test_more_than_an_integer_holds_is_summed_exactly(bank: Bank, conn: sqlite3.Connection) -> None:
+    """Two issuers can send more than 2^63-1 together, at which SQLite's own sum() fails."""
+    bank.pay("mint2", ("alice", MAX_AMOUNT))
+    bank.pay("mint", ("alice", MAX_AMOUNT - 10_000))
+    money = read_balance(conn, "alice")
+    assert money is not None
+    assert (money.incoming, money.incoming_count) == (2 * MAX_AMOUNT - 10_000 + 14, 4)
+    assert load(conn, Needs(income={"alice"})).income["alice"].total == money.incoming
+    assert state_digest(conn).totals == (("CZK", 0), ("EUR", 0))
+    assert audit(conn).ok
+
+
+def test_a_reader_sees_what_is_committed_while_the_writer_writes(bank: Bank, conn: sqlite3.Connection) -> None:
+    bank.conn.execute("BEGIN IMMEDIATE")
+    before = read_balance(conn, "alice")
+    bank.conn.execute("ROLLBACK")
+    bank.pay("mint", ("alice", 100))
+    after = read_balance(conn, "alice")
+    assert before is not None
+    assert after is not None
+    assert after.available == before.available + 100
+
+
+def test_chain(bank: Bank, conn: sqlite3.Connection) -> None:
+    links = read_chain(conn, "bob", 0)
+    assert [link.height for link in links] == [0, 1, 2]
+    batch = links[1]
+    assert [entry.outcome for entry in batch.entries] == [
+        Outcome.COMPLETED,
+        Outcome.INSUFFICIENT_FUNDS,
+        Outcome.UNKNOWN_RECIPIENT,
+        Outcome.ASSET_MISMATCH,
+        Outcome.COMPLETED,
+    ]
+    paid = batch.entries[0]
+    assert [(row.recipient, row.amount, row.memo) for row in paid.postings] == [
+        ("carol", 250, "to carol"),
+        ("alice", 50, "to alice"),
+    ]
+    assert all(row.confirmation is not None for row in paid.postings)
+    assert batch.entries[1].postings == ()
+    assert batch.entries[1].request.postings[0].amount == 10_000
+    assert batch.entries[4].request.kind is Kind.CANCEL
+    assert [(row.sender, row.amount, row.confirmation) for row in batch.confirmed] == [
+        ("mint", 500, batch.hash),
+        ("alice", 300, batch.hash),
+    ]
+    assert (batch.balance, batch.prev_hash) == (500, Slot(links[0].hash))
+
+
+def test_chains_are_read_in_pages(bank: Bank, conn: sqlite3.Connection) -> None:
+    assert [link.height for link in read_chain(conn, "alice", 1, 2)] == [1, 2]
+    assert read_chain(conn, "alice", 99) == ()
+    assert read_chain(conn, "nobody") == ()
+
+
+def test_links_are_found_by_hash(bank: Bank, conn: sqlite3.Connection) -> None:
+    link = bank.links[6]
+    assert find_link(conn, link.hash) == read_chain(conn, link.account, link.height, 1)[0]
+    assert find_link(conn, LinkHash(bytes(32))) is None
+
+
+def test_outcomes_come_with_their_requests(bank: Bank, conn: sqlite3.Connection) -> None:
+    for link in bank.links:
+        for entry in link.entries:
+            found = read_outcome(conn, entry.request_id)
+            assert found is not None
+            assert (found.row.account, found.row.outcome, found.request) == (link.account, entry.outcome, entry.request)
+            assert (found.row.link_hash, found.row.height, found.row.balance) == (link.hash, link.height, link.balance)
+            assert read_outcome(conn, entry.request_id, link.account) == found
+    assert read_outcome(conn, RequestId(bytes(32))) is None
+
+
+def test_a_cancelled_request_that_never_came_has_an_outcome_but_no_request(
+    bank: Bank, conn: sqlite3.Connection
+) -> None:
+    never = bank.transfer("alice", ("bob", 1))
+    bank.decide(bank.cancellation("alice", id_of(never)))
+    found = read_outcome(conn, id_of(never))
+    assert found is not None
+    assert (found.row.outcome, found.request) == (Outcome.CANCELLED, None)
+
+
+def test_a_cancellation_by_another_does_not_hide_the_outcome(bank: Bank, conn: sqlite3.Connection) -> None:
+    rent = bank.transfer("carol", ("bob", 1))
+    bank.decide(bank.cancellation("alice", id_of(rent)))
+    assert read_outcome(conn, id_of(rent), "carol") is None
+    bank.decide(rent)
+    for account in (None, "carol"):
+        found = read_outcome(conn, id_of(rent), account)
+        assert found is not None
+        assert (found.row.account, found.row.outcome) == ("carol", Outcome.COMPLETED)
+
+
+def test_accounts_are_listed_by_name_in_pages(bank: Bank, conn: sqlite3.Connection) -> None:
+    names = ["alice", "bob", "carol", "erik", "ezb", "mint", "mint2"]
+    assert [head.name for head in list_accounts(conn)] == names
+    assert [head.name for head in list_accounts(conn, "bob", 2)] == ["carol", "erik"]
+    assert list_accounts(conn, "zzz") == ()
+
+
+def test_digest(bank: Bank, conn: sqlite3.Connection) -> None:
+    before = state_digest(conn)
+    assert (before.accounts, before.links) == (7, 17)
+    assert before.totals == (("CZK", 0), ("EUR", 0))
+    bank.pay("mint", ("alice", 1))
+    after = state_digest(conn)
+    assert after.digest != before.digest
+    assert after.links == 18
+    assert after.totals == before.totals
+
+
+def test_a_database_that_cannot_be_read_is_a_storage_failure(tmp_path: Path) -> None:
+    path = tmp_path / "empty.db"
+    empty = sqlite3.connect(path)
+    empty.execute("PRAGMA journal_mode=WAL")
+    empty.close()
+    conn = open_database(path, writer=False)
+    for read in (lambda: read_balance(conn, "a"), lambda: state_digest(conn), lambda: list_accounts(conn)):
+        with pytest.raises(StorageFailure, match="no such table"):
+            read()
+    conn.close()

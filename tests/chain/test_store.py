@@ -1,0 +1,568 @@
+import hashlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import chain.needs
+from chain.audit import audit
+from chain.disk import open_database, snapshot, storage_errors
+from chain.errors import Corruption, LocalMisuse, StorageFailure
+from chain.genesis import issuer_links
+from chain.link import HEADER_BYTES, LinkHash, Outcome, PostingHash, build_link, income_checksum
+from chain.reads import state_digest
+from chain.request import RequestId
+from chain.rows import Applied, Forming, VoteRow
+from chain.rules import check_second_thread, check_tip_income
+from chain.seal import LogHead, row_checksum
+from chain.store import (
+    CHAIN_BATCH,
+    LOG_BATCH,
+    CursorRow,
+    Income,
+    Loaded,
+    LogPage,
+    Needs,
+    commit,
+    create_or_check,
+    load,
+    load_cursors,
+    load_views,
+    load_votes,
+)
+from tests.chain.bank import GENESIS, NETWORK, NODE, VIEW, Bank, file_database, id_of, memory_database, with_history
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "node.db"
+
+
+@pytest.fixture
+def conn(path: Path) -> Iterator[sqlite3.Connection]:
+    conn = file_database(path)
+    yield conn
+    conn.close()
+
+
+@pytest.fixture
+def bank(conn: sqlite3.Connection) -> Bank:
+    return with_history(conn)
+
+
+def nobody(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+# --- opening --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_writer_has_wal_and_full_sync_and_readers_never_write_or_checkpoint(path: Path) -> None:
+    writer = file_database(path)
+    reader = open_database(path, writer=False)
+    for conn, checkpoint in ((writer, 4096), (reader, 0)):
+        assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert conn.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert conn.execute("PRAGMA wal_autocheckpoint").fetchone() == (checkpoint,)
+        assert conn.isolation_level is None
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        reader.execute("DELETE FROM votes")
+    reader.close()
+    writer.close()
+
+
+def test_a_database_that_cannot_have_wal_is_refused() -> None:
+    with pytest.raises(StorageFailure, match=r"journal_mode=memory and synchronous=2.*local disk"):
+        open_database(":memory:", writer=True)
+
+
+def test_a_reader_needs_a_file(path: Path) -> None:
+    with pytest.raises(LocalMisuse, match="start its node once"):
+        open_database(path, writer=False)
+    assert not path.exists()
+
+
+def test_what_cannot_be_opened_says_what_to_do(path: Path) -> None:
+    with pytest.raises(StorageFailure, match=r"SQLITE_CANTOPEN\].*directory exists"):
+        open_database(path / "missing" / "node.db", writer=True)
+    path.write_bytes(b"this is no database, but long enough to be taken for one" * 100)
+    with pytest.raises(StorageFailure, match=r"SQLITE_NOTADB\].*no SQLite database"):
+        open_database(path, writer=True)
+
+
+def test_errors_without_advice_of_their_own_get_the_general_one() -> None:
+    with pytest.raises(StorageFailure, match=r"trying failed: odd \[Error\]; stop the node"), storage_errors("trying"):
+        raise sqlite3.Error("odd")
+
+
+def test_snapshots_nest_and_end(conn: sqlite3.Connection) -> None:
+    with snapshot(conn):
+        with snapshot(conn):
+            assert conn.in_transaction
+        assert conn.in_transaction
+    assert not conn.in_transaction
+
+
+# --- whose database this is ------------------------------------------------------------------------------------------------
+
+
+def test_a_new_database_holds_the_genesis(conn: sqlite3.Connection) -> None:
+    links = issuer_links(GENESIS)
+    loaded = load(conn, Needs(heads={"mint", "ezb"}, log={0}, log_head=True))
+    assert loaded.log[0] == LogPage(tuple(link.hash for link in links), len(links))
+    assert loaded.heads["ezb"].issuer
+    assert loaded.heads["ezb"].asset == "EUR"
+    assert load_views(conn) == [(1, *VIEW)]
+    assert load_votes(conn) == []
+    assert load_cursors(conn) == []
+    assert audit(conn, genesis=GENESIS).ok
+
+
+def test_opening_it_again_changes_nothing(path: Path, conn: sqlite3.Connection, bank: Bank) -> None:
+    before = state_digest(conn)
+    again = file_database(path)
+    assert state_digest(again) == before
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("genesis", "node", "view", "text"),
+    [
+        (msgspec.structs.replace(GENESIS, name="other"), NODE, VIEW, "belongs to network"),
+        (GENESIS, bytes(20), VIEW, "belongs to node 000102030405"),
+    ],
+)
+def test_the_database_of_another_is_refused(
+    conn: sqlite3.Connection, genesis: object, node: bytes, view: tuple[bytes, bytes], text: str
+) -> None:
+    before = state_digest(conn)
+    with pytest.raises(LocalMisuse, match=text):
+        create_or_check(conn, genesis, node, view)  # type: ignore[arg-type]
+    assert state_digest(conn) == before
+
+
+def test_another_first_view_is_refused(conn: sqlite3.Connection) -> None:
+    with pytest.raises(Corruption, match="view 1"):
+        create_or_check(conn, GENESIS, NODE, (bytes(32), b"another view"))
+
+
+def test_a_database_of_another_program_is_refused(path: Path) -> None:
+    conn = open_database(path, writer=True)
+    conn.execute("CREATE TABLE songs (name TEXT)")
+    with pytest.raises(LocalMisuse, match="not one of a node"):
+        create_or_check(conn, GENESIS, NODE, VIEW)
+    conn.close()
+
+
+def _reseal(conn: sqlite3.Connection, key: str, value: bytes) -> None:
+    conn.execute("DROP TRIGGER IF EXISTS meta_update")
+    conn.execute(
+        "UPDATE meta SET value = ?, checksum = ? WHERE key = ?", (value, row_checksum("meta", key, value), key)
+    )
+
+
+def test_another_schema_version_is_refused(conn: sqlite3.Connection) -> None:
+    _reseal(conn, "schema_version", b"99")
+    with pytest.raises(LocalMisuse, match="version 99, this program has 1"):
+        create_or_check(conn, GENESIS, NODE, VIEW)
+
+
+@pytest.mark.parametrize(
+    ("sql", "text"),
+    [
+        ("DROP TRIGGER transfers_delete", "transfers_delete in the schema"),
+        ("INSERT INTO new_postings VALUES (x'00', 0, x'00', 'a', 1, '', x'00')", "new_postings holds 1 rows"),
+        ("DELETE FROM meta WHERE key = 'log'", "no meta row log"),
+        ("UPDATE meta SET value = x'00' WHERE key = 'log'", "checksum does not hold"),
+        ("UPDATE views SET raw = x'00'", "views row 1"),
+        ("UPDATE votes SET height = height + 1", "votes row"),
+        ("UPDATE cursors SET seq = seq + 1", "cursors row"),
+        ("UPDATE accounts SET balance = balance + 1 WHERE name = 'bob'", "tip of account bob"),
+        ("UPDATE accounts SET height = height + 1 WHERE name = 'bob'", "tip of account bob"),
+        ("UPDATE accounts SET tip = zeroblob(32) WHERE name = 'bob'", "tip of account bob"),
+        (
+            "UPDATE links SET header = zeroblob(224) WHERE hash = (SELECT tip FROM accounts WHERE name = 'bob')",
+            "account bob",
+        ),
+        ("DELETE FROM links WHERE seq = (SELECT max(seq) FROM links)", "the log ends at"),
+    ],
+)
+def test_the_start_checks_what_the_node_relies_on(conn: sqlite3.Connection, bank: Bank, sql: str, text: str) -> None:
+    commit(conn, [VoteRow(bank.links[-1].next_slot, "mint", 4, (1, 0, NODE)), CursorRow(NODE, 5)])
+    create_or_check(conn, GENESIS, NODE, VIEW)
+    triggers = conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    for name, _ in triggers:
+        conn.execute(f"DROP TRIGGER {name}")
+    back = [statement for name, statement in triggers if name not in sql]
+    if sql.startswith("DROP"):
+        sql = "SELECT 1"
+    conn.execute(sql)
+    for statement in back:
+        conn.execute(statement)
+    with pytest.raises(Corruption, match=text):
+        create_or_check(conn, GENESIS, NODE, VIEW)
+
+
+def test_the_genesis_copy_must_be_the_networks(conn: sqlite3.Connection) -> None:
+    _reseal(conn, "genesis", b"{}")
+    with pytest.raises(Corruption, match="meta row genesis"):
+        create_or_check(conn, GENESIS, NODE, VIEW)
+
+
+def test_a_log_row_of_another_length_is_damage(conn: sqlite3.Connection) -> None:
+    _reseal(conn, "log", b"short")
+    with pytest.raises(Corruption, match="5 bytes, not 48"):
+        load(conn, Needs(log_head=True))
+
+
+def test_damaged_pages_are_found_at_the_start(path: Path) -> None:
+    conn = file_database(path)
+    with_history(conn)
+    (page,) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = 'transfers_stream'").fetchone()
+    conn.close()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * 4096 + 8)
+        file.write(bytes(64))
+    conn = open_database(path, writer=True)
+    with pytest.raises(Corruption, match="quick_check says"):
+        create_or_check(conn, GENESIS, NODE, VIEW)
+    conn.close()
+
+
+# --- commit ---------------------------------------------------------------------------------------------------------------
+
+
+def test_votes_and_cursors_are_replaced_and_read_back(path: Path, conn: sqlite3.Connection, bank: Bank) -> None:
+    link = bank.form([bank.transfer("alice", ("bob", 1))]).link
+    assert link is not None
+    promise = VoteRow(link.prev_hash, "alice", link.height, (1, 2, NODE))
+    vote = VoteRow(link.prev_hash, "alice", link.height, (1, 3, NODE), (1, 2, bytes(20)), link.raw)
+    commit(conn, [promise, CursorRow(NODE, 1), CursorRow(bytes(20), 9)])
+    assert load_votes(conn) == [promise]
+    commit(conn, [vote, CursorRow(NODE, 2)])
+    other = open_database(path, writer=False)
+    for reader in (conn, other):
+        assert load_votes(reader) == [vote]
+        assert load_cursors(reader) == [CursorRow(NODE, 2), CursorRow(bytes(20), 9)][:: -1 if bytes(20) < NODE else 1]
+    other.close()
+
+
+def test_a_link_that_is_applied_ends_the_vote_of_its_slot(conn: sqlite3.Connection, bank: Bank) -> None:
+    link = bank.form([bank.transfer("alice", ("bob", 1))]).link
+    assert link is not None
+    other = VoteRow(bank.links[-1].next_slot, "mint", 4, (1, 0, NODE))
+    commit(conn, [VoteRow(link.prev_hash, "alice", link.height, (1, 0, NODE), (1, 0, NODE), link.raw), other])
+    commit(conn, [Applied(link)])
+    assert load_votes(conn) == [other]
+
+
+def test_writes_happen_in_order(conn: sqlite3.Connection, bank: Bank) -> None:
+    """A child and its parent, a vote before and after the link of its slot, all in one transaction."""
+    shadow = memory_database()
+    for old in bank.links:
+        commit(shadow, [Applied(old)])
+    first = bank.pay("mint", ("bob", 7))
+    second = bank.pay("bob", ("carol", 8))
+    before = VoteRow(first.prev_hash, "mint", first.height, (1, 0, NODE))
+    after = VoteRow(second.prev_hash, "bob", second.height, (9, 0, NODE))
+    commit(shadow, [before, Applied(first), Applied(second), after])
+    assert load_votes(shadow) == [after]
+    assert state_digest(shadow) == state_digest(conn)
+    shadow.close()
+
+
+def test_nothing_to_write_begins_no_transaction(conn: sqlite3.Connection) -> None:
+    conn.execute("BEGIN")
+    commit(conn, [])
+    conn.execute("ROLLBACK")
+
+
+def test_a_refused_link_leaves_nothing_behind_and_names_itself(conn: sqlite3.Connection, bank: Bank) -> None:
+    before = state_digest(conn)
+    good = bank.form([bank.transfer("bob", ("carol", 2))]).link
+    link = bank.form([bank.transfer("alice", ("bob", 1))]).link
+    assert link is not None
+    assert good is not None
+    wrong = build_link(
+        NETWORK, "alice", link.height, link.prev_hash, link.balance + 1, 1, link.time_ms, link.entries, link.confirmed
+    )
+    with pytest.raises(Corruption, match=rf"link {link.height} of alice .*balance is not.*hopchain verify"):
+        commit(conn, [CursorRow(NODE, 1), Applied(good), Applied(wrong)])
+    assert not conn.in_transaction
+    assert state_digest(conn) == before
+    assert load_cursors(conn) == []
+    assert audit(conn).ok
+    commit(conn, [Applied(good), Applied(link)])
+
+
+def test_a_link_is_applied_once(conn: sqlite3.Connection, bank: Bank) -> None:
+    with pytest.raises(Corruption, match="already there"):
+        commit(conn, [Applied(bank.links[-1])])
+
+
+def test_the_same_link_twice_in_one_turn_cannot_be_staged(conn: sqlite3.Connection, bank: Bank) -> None:
+    link = bank.form([bank.transfer("alice", ("bob", 1))]).link
+    assert link is not None
+    with pytest.raises(Corruption, match="2 links cannot be staged"):
+        commit(conn, [Applied(link), Applied(link)])
+    assert audit(conn).ok
+
+
+def test_a_full_disk_ends_the_commit_with_advice_and_changes_nothing(conn: sqlite3.Connection, bank: Bank) -> None:
+    before = state_digest(conn)
+    (pages,) = conn.execute("PRAGMA page_count").fetchone()
+    conn.execute(f"PRAGMA max_page_count={pages}")
+    link = bank.form([bank.transfer("mint", *[(name, 1) for name in ("alice", "bob", "carol")] * 400)]).link
+    assert link is not None
+    with pytest.raises(StorageFailure, match=r"SQLITE_FULL\]; the disk is full: free some space"):
+        commit(conn, [CursorRow(NODE, 1), Applied(link)])
+    assert not conn.in_transaction
+    assert state_digest(conn) == before
+    assert load_cursors(conn) == []
+    conn.execute("PRAGMA max_page_count=1000000")
+    commit(conn, [Applied(link)])
+    assert audit(conn).ok
+
+
+def test_a_second_writer_is_told_apart_from_a_broken_disk(path: Path, conn: sqlite3.Connection) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    conn.execute("PRAGMA busy_timeout=0")
+    with pytest.raises(StorageFailure, match=r"SQLITE_BUSY\]; another process writes"):
+        commit(conn, [CursorRow(NODE, 1)])
+    other.close()
+    commit(conn, [CursorRow(NODE, 1)])
+
+
+def test_a_connection_that_cannot_be_read_is_a_storage_failure(path: Path) -> None:
+    conn = file_database(path)
+    conn.close()
+    with pytest.raises(StorageFailure, match="reading the database failed"):
+        load(conn, Needs(heads={"alice"}))
+
+
+class BrokenDisk(sqlite3.Connection):
+    """Fails when a transaction is to end, either way."""
+
+    broken = False
+
+    def execute(self, sql: str, *args: object) -> sqlite3.Cursor:
+        if self.broken and sql in ("COMMIT", "ROLLBACK"):
+            raise sqlite3.OperationalError("disk I/O error")
+        return super().execute(sql, *args)  # type: ignore[arg-type]
+
+
+def test_when_even_the_rollback_fails_the_connection_is_closed_and_nothing_is_retried(path: Path) -> None:
+    file_database(path).close()
+    conn = sqlite3.connect(path, isolation_level=None, factory=BrokenDisk)
+    conn.broken = True
+    with pytest.raises(StorageFailure, match="writing 1 rows failed: disk I/O error"):
+        commit(conn, [CursorRow(NODE, 1)])
+    with pytest.raises(StorageFailure, match="closed"):
+        load(conn, Needs(heads={"alice"}))
+    again = file_database(path)
+    assert load_cursors(again) == []
+    again.close()
+
+
+def test_what_is_not_committed_is_not_there_after_a_crash(path: Path, tmp_path: Path) -> None:
+    """The files as they are on disk in the middle of a transaction, and after its commit."""
+    conn = file_database(path)
+    bank = Bank(conn)
+    bank.open("alice")
+    conn.execute("BEGIN IMMEDIATE")
+    conn.execute("INSERT INTO cursors VALUES (?, 1, x'00')", (NODE,))
+    crashed = tmp_path / "crashed.db"
+    for suffix in ("", "-wal"):
+        Path(f"{crashed}{suffix}").write_bytes(Path(f"{path}{suffix}").read_bytes())
+    conn.execute("ROLLBACK")
+    again = file_database(crashed)
+    assert state_digest(again) == state_digest(conn)
+    assert load_cursors(again) == []
+    again.close()
+    conn.close()
+
+
+# --- load -----------------------------------------------------------------------------------------------------------------
+
+
+def test_no_needs_load_nothing(conn: sqlite3.Connection) -> None:
+    assert load(conn, Needs()) == Loaded()
+
+
+def test_absent_keys_are_absent(bank: Bank) -> None:
+    needs = Needs(
+        heads={"nobody"},
+        outcomes={("alice", RequestId(nobody("a")))},
+        postings={PostingHash(nobody("b"))},
+        links_at={("alice", 99), ("nobody", 0)},
+        chains={("nobody", 0)},
+        by_hash={LinkHash(nobody("c"))},
+        by_posting={PostingHash(nobody("d"))},
+        known={LinkHash(nobody("e"))},
+        forming={"nobody"},
+        income={"nobody"},
+        log={10_000},
+    )
+    assert load(bank.conn, needs) == Loaded(
+        chains={("nobody", 0): ()},
+        forming={"nobody": Forming(None, b"", (), (), 0, 0)},
+        income={"nobody": Income(0, 0, ())},
+        log={10_000: LogPage((), 10_000)},
+    )
+
+
+def test_everything_is_loaded_by_its_key(bank: Bank) -> None:
+    links = bank.links
+    postings = [(link, posting) for link in links for _, posting, _, _ in link.postings()]
+    outcomes = [(link, request, outcome) for link in links for request, outcome in link.outcomes()]
+    needs = Needs(
+        heads={link.account for link in links},
+        outcomes={(link.account, request) for link, request, _ in outcomes},
+        postings={posting for _, posting in postings},
+        links_at={(link.account, link.height) for link in links},
+        by_hash={link.hash for link in links},
+        by_posting={posting for _, posting in postings},
+        known={link.hash for link in links} | {LinkHash(nobody("x"))},
+    )
+    loaded = load(bank.conn, needs)
+    tips = {link.account: link for link in links}
+    assert {name: (head.tip, head.height, head.balance) for name, head in loaded.heads.items()} == {
+        name: (link.hash, link.height, link.balance) for name, link in tips.items()
+    }
+    first: dict[tuple[str, RequestId], tuple[Outcome, LinkHash, int, int]] = {}
+    for link, request, outcome in outcomes:
+        first.setdefault((link.account, request), (outcome, link.hash, link.height, link.balance))
+    assert {key: (o.outcome, o.link_hash, o.height, o.balance) for key, o in loaded.outcomes.items()} == first
+    assert loaded.links_at == {(link.account, link.height): link.hash for link in links}
+    assert loaded.by_hash == {link.hash: link.raw for link in links}
+    assert loaded.by_posting == {posting: link.raw for link, posting in postings}
+    assert loaded.known == {link.hash for link in links}
+    confirmations = {posting: link.hash for link in links for posting in link.confirmed}
+    for link, hash_ in postings:
+        row = loaded.postings[hash_]
+        assert (row.link_hash, row.sender, row.height, row.time_ms) == (
+            link.hash,
+            link.account,
+            link.height,
+            link.time_ms,
+        )
+        assert row.confirmation == confirmations.get(hash_)
+        assert (row.prev_confirmed_hash is None) is (row.confirmation is None)
+
+
+def test_an_id_that_another_account_cancelled_is_not_recorded_for_its_owner(conn: sqlite3.Connection) -> None:
+    """Anybody may cancel any id; it must never stop a request of somebody else."""
+    bank = Bank(conn)
+    bank.open("alice", "bob", "eve")
+    bank.pay("mint", ("alice", 10))
+    rent = bank.transfer("alice", ("bob", 10))
+    bank.decide(bank.cancellation("eve", id_of(rent)))
+    loaded = load(conn, Needs(outcomes={("alice", id_of(rent)), ("eve", id_of(rent))}))
+    assert {account: row.outcome for (account, _), row in loaded.outcomes.items()} == {"eve": Outcome.CANCELLED}
+    assert [entry.outcome for entry in bank.decide(rent).entries] == [Outcome.COMPLETED]
+    assert audit(conn).ok
+
+
+def test_many_keys_take_many_queries(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain.needs, "_KEYS_PER_QUERY", 3)
+    known = {link.hash for link in bank.links}
+    assert load(bank.conn, Needs(known=known | {LinkHash(nobody(str(i))) for i in range(10)})).known == known
+
+
+def test_chains_come_in_batches(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    raws = [link.raw for link in bank.links if link.account == "alice"]
+    key = ("alice", 1)
+    assert CHAIN_BATCH == 256
+    assert load(bank.conn, Needs(chains={key})).chains[key] == tuple(raws[1:])
+    monkeypatch.setattr(chain.needs, "CHAIN_BATCH", 2)
+    assert load(bank.conn, Needs(chains={key})).chains[key] == tuple(raws[1:3])
+    monkeypatch.setattr(chain.needs, "CHAIN_BATCH_BYTES", len(raws[1]) + len(raws[2]) - 1)
+    assert load(bank.conn, Needs(chains={key})).chains[key] == (raws[1],)
+    monkeypatch.setattr(chain.needs, "CHAIN_BATCH_BYTES", 1)
+    assert load(bank.conn, Needs(chains={key})).chains[key] == (raws[1],)  # always one, or nobody gets further
+
+
+def test_the_log_is_read_in_pages_and_its_head_is_what_they_hold(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LOG_BATCH == 4096
+    monkeypatch.setattr(chain.needs, "LOG_BATCH", 4)
+    hashes: list[LinkHash] = []
+    while True:
+        page = load(bank.conn, Needs(log={len(hashes)})).log[len(hashes)]
+        if not page.hashes:
+            break
+        hashes += page.hashes
+        assert page.last_seq == len(hashes)
+    assert hashes == [link.hash for link in issuer_links(GENESIS)] + [link.hash for link in bank.links]
+    xor = 0
+    for one in hashes:
+        xor ^= int.from_bytes(one, "big")
+    head = load(bank.conn, Needs(log_head=True)).log_head
+    assert head == LogHead(len(hashes), len(hashes), xor.to_bytes(32, "big"))
+
+
+def test_income_is_summed_by_sender(bank: Bank) -> None:
+    bank.pay("mint", ("alice", 5), ("carol", 6))
+    mint, ezb = bank.pay("mint", ("alice", 9)), bank.pay("ezb", ("erik", 1))
+    income = load(bank.conn, Needs(income={"alice", "erik"})).income
+    assert income["alice"].senders == (("carol", 1), ("mint", mint.height))
+    assert (income["alice"].count, income["alice"].total) == (4, 3 + 11 + 5 + 9)
+    assert income["erik"].senders == (("ezb", ezb.height),)
+
+
+def test_forming_is_everything_that_the_next_link_depends_on(bank: Bank) -> None:
+    bank.pay("mint", ("alice", 5), ("alice", 6))
+    forming = load(bank.conn, Needs(forming={"alice", "bob", "nobody"})).forming
+    assert set(forming) == {"alice", "bob", "nobody"}
+    alice = forming["alice"]
+    tip = [link for link in bank.links if link.account == "alice"][-1]
+    assert alice.head is not None
+    assert alice.head.tip == tip.hash
+    assert alice.tip_income == tip.confirmed
+    assert alice.tip_checksum == income_checksum(tip.confirmed)
+    assert [one.posting.amount for one in alice.incoming] == [3, 11, 5, 6]
+    assert (alice.incoming_count, alice.incoming_total) == (4, 25)
+    raws = {link.hash: link.raw for link in bank.links}
+    assert all(one.link_header == raws[one.posting.link_hash][:HEADER_BYTES] for one in alice.incoming)
+    assert alice.incoming[0].before is None
+    assert alice.incoming[1].before is not None
+    assert alice.incoming[1].before.amount == 40
+    assert alice.incoming[1].before.confirmation is not None
+    assert alice.incoming[3].before == alice.incoming[2].posting
+    ages = [one.posting.age for one in alice.incoming]
+    assert ages == sorted(ages)
+    for one in forming.values():
+        check_tip_income(one)
+        check_second_thread(one)
+
+
+def test_forming_is_bounded_but_counts_everything(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain.needs, "MAX_CONFIRMED", 2)
+    bank.pay("mint", ("alice", 5), ("alice", 6))
+    alice = load(bank.conn, Needs(forming={"alice"})).forming["alice"]
+    assert [one.posting.amount for one in alice.incoming] == [3, 11]
+    assert (alice.incoming_count, alice.incoming_total) == (4, 25)
+
+
+@pytest.mark.parametrize("reset", ["confirmation = NULL", "confirmation = NULL, prev_confirmed_hash = NULL"])
+def test_a_confirmation_that_was_taken_back_is_refused_and_never_counted_again(bank: Bank, reset: str) -> None:
+    """Both ways, for the first posting of a stream whose later ones are confirmed."""
+    bank.conn.execute("DROP TRIGGER transfers_update")
+    bank.conn.execute(
+        f"UPDATE transfers SET {reset} WHERE hash = "
+        "(SELECT hash FROM transfers WHERE sender = 'mint' AND recipient = 'alice' ORDER BY height, number LIMIT 1)"
+    )
+    with pytest.raises(Corruption, match=r"posting .* of 1000 from mint .* to alice"):
+        bank.form([bank.transfer("alice", ("bob", 1))])
+
+
+def test_a_lost_confirmation_of_the_tip_is_refused(bank: Bank) -> None:
+    bank.conn.execute("DROP TRIGGER transfers_update")
+    bank.conn.execute(
+        "UPDATE transfers SET confirmation = NULL, prev_confirmed_hash = NULL "
+        "WHERE confirmation = (SELECT tip FROM accounts WHERE name = 'alice')"
+    )
+    with pytest.raises(Corruption, match="incoming checksum"):
+        bank.form([bank.transfer("alice", ("bob", 1))])
