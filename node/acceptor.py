@@ -19,6 +19,7 @@ from chain.errors import RemoteFault
 from chain.link import Link, LinkHash, Slot
 from chain.needs import Needs
 from chain.rows import AccountHead, VoteRow
+from node.identity import Identity
 from node.messages import Accept, Accepted, Message, Prepare, Promise, Refuse, SlotName
 from node.paxos import Ballot, Refusal, Vote, accept, prepare
 from node.replica import Replica
@@ -39,10 +40,16 @@ class Acceptor:
     """The votes of this node. `finish(turn, at)` starts a takeover of a slot whose vote is stuck."""
 
     def __init__(
-        self, self_: Self, decoder: LinkDecoder, replica: Replica, finish: Callable[[Turn, SlotName], None]
+        self,
+        self_: Self,
+        decoder: LinkDecoder,
+        identity: Identity,
+        replica: Replica,
+        finish: Callable[[Turn, SlotName], None],
     ) -> None:
         self._self = self_
         self._decoder = decoder
+        self._identity = identity
         self._replica = replica
         self._finish = finish
         self._held: dict[Slot, _Held] = {}
@@ -109,7 +116,9 @@ class Acceptor:
         turn.send(peer, answer)
 
     def _admits(self, turn: Turn, peer: NodeId, message: Prepare | Accept) -> bool:
-        """R2, R3, R11. False when the message got its answer, or must wait for the parent."""
+        """R2, R3, R11, R12. False when the message got its answer, or must wait for the parent."""
+        if not self._identity.verified:
+            return False  # no answer: the proposer sends again
         at, ballot = message.at, message.ballot
         head = turn.loaded.heads.get(at.account)
         height = head.height if head is not None else -1

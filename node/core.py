@@ -1,12 +1,12 @@
 """The core of a node: one pure state machine, made of its parts.
 
-    peers      who is alive                     acceptor   votes (Paxos)
+    identity   may this node vote?              peers      who is alive
+    acceptor   votes (Paxos)                    owner      queues, forming, proposing
     replica    decided links and their chains   inquiry    majority reads
-    owner      queues, forming, proposing       gateway    clients' requests
-    reading    certain balance reads
+    gateway    clients' requests                reading    certain balance reads
 
 Each kind of event has one row in a table: what it needs from the database, and what handles it. A fault in a peer's
-message ends that message, is counted, and changes nothing; `Corruption` stops the node.
+message ends that message, is counted, and changes nothing; `Corruption` and `Quarantined` stop the node.
 """
 
 import random
@@ -22,6 +22,7 @@ from chain.needs import Loaded, Needs
 from chain.rows import VoteRow
 from node.acceptor import Acceptor
 from node.gateway import Gateway
+from node.identity import Identity
 from node.inquiry import Inquiries
 from node.messages import (
     Accept,
@@ -79,6 +80,7 @@ class Start(msgspec.Struct, frozen=True):
     votes: list[VoteRow]
     links: int
     cursors: dict[NodeId, int]
+    seen: dict[NodeId, int]
 
 
 class Gauges(msgspec.Struct, frozen=True):
@@ -102,12 +104,15 @@ class Core:
         self.counters: Counter[str] = Counter()
         self._self = Self(node_id, genesis, genesis.network_id, view, rng, self.counters)
         self._decoder = LinkDecoder()
-        self.peers = Peers(self._self)
+        self.identity = Identity(self._self, start.seen)
+        self.peers = Peers(self._self, self.identity)
         self.replica = Replica(self._self, self._decoder, self.peers, start.links, dict(start.cursors))
-        self.acceptor = Acceptor(self._self, self._decoder, self.replica, self._finish)
+        self.acceptor = Acceptor(self._self, self._decoder, self.identity, self.replica, self._finish)
         self.replica.hooks.append(lambda turn, link, by: self.acceptor.forget(link))
-        self.inquiries = Inquiries(self._self, self._decoder, self.peers, self.acceptor, self.replica)
-        self.owner = Owner(self._self, self._decoder, self.peers, self.acceptor, self.replica, self.inquiries)
+        self.inquiries = Inquiries(self._self, self._decoder, self.identity, self.peers, self.acceptor, self.replica)
+        self.owner = Owner(
+            self._self, self._decoder, self.identity, self.peers, self.acceptor, self.replica, self.inquiries
+        )
         self.gateway = Gateway(self._self, self._decoder, self.peers, self.owner, self.replica, self.inquiries)
         self.reading = Reading(self._self, self.inquiries, self.replica)
         self.acceptor.restore(start.votes, now.mono)
@@ -152,6 +157,7 @@ class Core:
         self.inquiries.tick(turn)
         self.gateway.tick(turn)
         self.reading.tick(turn)
+        self.identity.finish(turn)
         self._again = turn.again
         effects = turn.effects()
         me = self._self.id
@@ -164,6 +170,7 @@ class Core:
             return float("-inf")
         times = (
             self.peers.deadline(),
+            self.identity.deadline(),
             self.replica.deadline(),
             self.acceptor.deadline(),
             self.owner.deadline(),

@@ -5,10 +5,11 @@ costs one hop each, where one call per statement would cost one for each row kin
 functions inline. (docs/adr/0003)
 """
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import aiosqlite
 import trio
@@ -19,12 +20,29 @@ T = TypeVar("T")
 
 
 class _Connection(aiosqlite.Connection):
+    stopped: "asyncio.Future[None] | None" = None
+
+    def stop(self) -> "asyncio.Future[None] | None":
+        """Also called by aiosqlite when the connection cannot be opened; it forgets to wait then."""
+        self.stopped = super().stop()
+        return self.stopped
+
     async def run(self, function: Callable[[], T]) -> T:
         result: T = await self._execute(function)  # type: ignore[no-untyped-call]
         return result
 
 
-class Database:
+class Database(Protocol):
+    """One SQLite connection, used by one function at a time. The simulator brings its own."""
+
+    async def run(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """`function(connection, ...)`. What it raises is raised here."""
+        ...
+
+
+class _DatabaseThread:
     """One SQLite connection with a thread of its own. Needs a `trio_asyncio` loop."""
 
     def __init__(self, connection: _Connection, sqlite: sqlite3.Connection) -> None:
@@ -56,11 +74,16 @@ async def open_database_thread(connect: Callable[[], sqlite3.Connection]) -> Asy
     connection = _Connection(connector, iter_chunk_size=64)
 
     async def opened() -> None:
-        await connection
+        try:
+            await connection
+        except BaseException:
+            if connection.stopped is not None:
+                await connection.stopped  # the thread still says goodbye on this loop
+            raise
 
     await aio_as_trio(opened)()
     try:
-        yield Database(connection, made[0])
+        yield _DatabaseThread(connection, made[0])
     finally:
         with trio.CancelScope(shield=True):
             await aio_as_trio(connection.close)()

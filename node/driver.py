@@ -9,7 +9,7 @@ that is the whole of group commit. The inbox is bounded: when it is full, connec
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -20,7 +20,6 @@ from node.client_port import Session
 from node.core import Core
 from node.database import Database
 from node.messages import Message, decode_frame_untrusted, encode_frames, encode_message
-from node.transport import PeerMesh
 from node.turn import Caller, Effects, Event, FromPeer, Now, PeerDown, PeerUp, Read
 from routing.keyspace import NodeId
 
@@ -29,6 +28,12 @@ log = logging.getLogger(__name__)
 TURN_EVENTS: Final = 2048  # of one turn: keeps a transaction below about 100 ms
 INBOX_EVENTS: Final = 8192  # four turns; a full inbox stops reading, and TCP stops the sender
 _NO_NEEDS: Final = Needs()
+
+
+class Sender(Protocol):
+    """Where frames for members go: the mesh."""
+
+    def send_nowait(self, peer: NodeId, payload: bytes) -> bool: ...
 
 
 class Driver:
@@ -52,7 +57,7 @@ class Driver:
         self._arrived = trio.Event()
         self._room = trio.lowlevel.ParkingLot()
         self._sessions: dict[int, Session] = {}
-        self.mesh: PeerMesh | None = None
+        self.mesh: Sender | None = None
         self.counters: Counter[str] = Counter()
 
     # --- events come in ---

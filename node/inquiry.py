@@ -23,6 +23,7 @@ from chain.link import Link, Slot
 from chain.needs import Needs
 from chain.rows import AccountHead
 from node.acceptor import Acceptor
+from node.identity import Identity
 from node.messages import AskIncome, AskSlot, IncomeAnswer, SlotAnswer, SlotName, Want
 from node.peers import Peers
 from node.replica import Replica
@@ -71,12 +72,21 @@ class _IncomeInquiry(msgspec.Struct):
 class Inquiries:
     """All questions of this node that wait for a majority, and the answers it gives to others."""
 
-    def __init__(self, self_: Self, decoder: LinkDecoder, peers: Peers, acceptor: Acceptor, replica: Replica) -> None:
+    def __init__(
+        self,
+        self_: Self,
+        decoder: LinkDecoder,
+        identity: Identity,
+        peers: Peers,
+        acceptor: Acceptor,
+        replica: Replica,
+    ) -> None:
         self._self = self_
         self._decoder = decoder
+        self._identity = identity
         self._peers = peers
         self._acceptor = acceptor
-        self._next = 1
+        self._next = self_.rng.getrandbits(62)  # a late answer to a question of a former life finds nothing
         self._slots: dict[int, _SlotInquiry] = {}
         self._by_slot: dict[bytes, set[int]] = {}
         self._incomes: dict[int, _IncomeInquiry] = {}
@@ -109,7 +119,7 @@ class Inquiries:
                 continue
             if node != self._self.id:
                 turn.send(node, AskSlot(number, inquiry.at))
-            elif not self._acceptor.is_voted(Slot(inquiry.at.slot)):
+            elif self._identity.verified and not self._acceptor.is_voted(Slot(inquiry.at.slot)):
                 inquiry.empty.add(node)
         self._settle_slot(turn, number)
 
@@ -121,7 +131,7 @@ class Inquiries:
         head = turn.loaded.heads.get(at.account)
         if head is not None and head.height >= at.height:
             turn.again.append(ServeSlot(peer, at, answering=message.number))
-        else:
+        elif self._identity.verified:  # design R12: who may have lost votes does not say that there are none
             turn.send(peer, SlotAnswer(message.number, self._acceptor.is_voted(Slot(at.slot)), ()))
 
     def on_slot_answer(self, turn: Turn, peer: NodeId, message: SlotAnswer) -> None:
@@ -168,7 +178,8 @@ class Inquiries:
         digest = income_digest(senders_of(turn, account))
         inquiry = _IncomeInquiry(account, done, now + ASK_DEADLINE_S, now, digest)
         self._incomes[number] = inquiry
-        self._note_income(turn, number, self._self.id, tuple(sorted(self._acceptor.paying(account).items())))
+        if self._identity.verified:
+            self._note_income(turn, number, self._self.id, tuple(sorted(self._acceptor.paying(account).items())))
         if number in self._incomes:
             self._ask_income_again(turn, number, inquiry)
 
@@ -182,6 +193,8 @@ class Inquiries:
                 turn.send(member.id, AskIncome(number, inquiry.account, inquiry.digest))
 
     def on_ask_income(self, turn: Turn, peer: NodeId, message: AskIncome) -> None:
+        if not self._identity.verified:
+            return
         known = senders_of(turn, message.account)
         undecided = self._acceptor.paying(message.account)
         if income_digest(known) == message.digest:

@@ -201,17 +201,19 @@ class Offer(_Message, frozen=True, tag="offer"):
 
 
 class Ping(_Message, frozen=True, tag="ping"):
-    """Liveness and round-trip time; `links` the sender has applied."""
+    """Liveness and round-trip time; `links` the sender has applied, `votes` how often it has made votes durable."""
 
     sent: float
     links: Count
+    votes: Count
 
 
 class Pong(_Message, frozen=True, tag="pong"):
-    """Answer to Ping, with its `sent`."""
+    """Answer to Ping, with its `sent`; `seen` is the highest `votes` that the answering node ever saw of the asker."""
 
     sent: float
     links: Count
+    seen: Count
 
 
 Message = (

@@ -27,6 +27,7 @@ from chain.request import ANY_TIP, Kind, RequestId, SignedRequest, decode_reques
 from chain.rows import AccountHead
 from chain.rules import Formed, Queued, form_link
 from node.acceptor import Acceptor, is_fast, slot_of
+from node.identity import Identity
 from node.inquiry import Inquiries, SlotResult, height_of
 from node.messages import (
     Accept,
@@ -52,10 +53,12 @@ TAKEOVER_RTTS: Final = 3
 RESEND_RTTS: Final = 4  # silence for longer than this sends the same ballot again
 BACKOFF_S: Final = 0.02
 MAX_BACKOFF_S: Final = 2.0
+NO_GATEWAY: Final = NodeId(b"")
 
 
 class Held(msgspec.Struct, frozen=True):
-    """A request in a queue: since when (monotonic seconds), and the node that answers its client."""
+    """A request in a queue: since when (monotonic seconds), and the node that answers its client (NO_GATEWAY for a
+    copy: its client must not be told that it was dropped, for another node holds it too, design R13)."""
 
     queued: Queued
     gateway: NodeId
@@ -75,6 +78,8 @@ class Work(msgspec.Struct):
     lowest_round: int = 1
     asked_at: float | None = None  # when facts were asked for; requests since then wait for the next link
     asking: int = 0  # inquiries that are under way
+    asked_names: set[str] = msgspec.field(default_factory=set)
+    asked_income: bool = False
     absent: set[str] = msgspec.field(default_factory=set)
     income_complete: bool = False
     looked_up: set[RequestId] = msgspec.field(default_factory=set)  # requests whose rows this turn has loaded
@@ -87,6 +92,7 @@ class Owner:
         self,
         self_: Self,
         decoder: LinkDecoder,
+        identity: Identity,
         peers: Peers,
         acceptor: Acceptor,
         replica: Replica,
@@ -94,6 +100,7 @@ class Owner:
     ) -> None:
         self._self = self_
         self._decoder = decoder
+        self._identity = identity
         self._peers = peers
         self._acceptor = acceptor
         self._replica = replica
@@ -125,9 +132,10 @@ class Owner:
             ids = tuple(_item_id(item) for item in message.items)
             turn.send(peer, NotOwner(at, ids, self._self.view.epoch, group))
             return
-        held = [_held(item, turn.now.mono) for item in message.items]
         if before:  # the sender cannot reach them, this node can: the owner gets the requests after all
-            turn.send(before[0], msgspec.structs.replace(message, takeover=False))
+            message = msgspec.structs.replace(message, items=_copies(message.items), takeover=False)
+            turn.send(before[0], message)
+        held = [_held(item, turn.now.mono) for item in message.items]
         self.enqueue(turn, at.account, held, wait_s=self._takeover_wait(before))
 
     def _chase(self, turn: Turn, peer: NodeId, message: Forward, head: AccountHead) -> None:
@@ -209,6 +217,9 @@ class Owner:
         work = self._works.get(event.account)
         if work is None or work.asking or (work.proposer is not None and not self._may_propose(work)):
             return
+        if not self._identity.verified:  # design R12: the queue waits, and so does whatever was voted for
+            work.wake_at = turn.now.mono + BACKOFF_S
+            return
         head = turn.loaded.heads.get(event.account)
         at = slot_of(head, event.account, opening_slot(self._self.network, event.account))
         group = self._self.view.group(route_key(at.slot))
@@ -277,8 +288,7 @@ class Owner:
             absent=work.absent if work.asked_at is not None else (),
             income_complete=work.income_complete and work.asked_at is not None,
         )
-        if formed.unjudged and work.asked_at is None:
-            self._ask(turn, work, formed)
+        if formed.unjudged and self._ask(turn, work, formed):
             return
         self._take_out(work, (*formed.settled, *formed.stale))
         reason = "whether the money or the recipient exists could not be asked of enough nodes in time"
@@ -293,13 +303,21 @@ class Owner:
             else:
                 self._remove(work)
 
-    def _ask(self, turn: Turn, work: Work, formed: Formed) -> None:
-        """Ask the network for the facts without which requests cannot be judged; then form again."""
-        work.asked_at = turn.now.mono
-        work.absent.clear()
-        work.income_complete = False
-        names = sorted(formed.ask_recipients)
-        work.asking = len(names) + int(formed.ask_income)
+    def _ask(self, turn: Turn, work: Work, formed: Formed) -> bool:
+        """Ask the network for the facts without which requests cannot be judged; then form again. One answer may lead
+        to the next question: money is needed only once a recipient is found. False when all of it was asked before."""
+        if work.asked_at is None:
+            work.asked_at = turn.now.mono
+            work.asked_names.clear()
+            work.absent.clear()
+            work.asked_income = work.income_complete = False
+        names = sorted(formed.ask_recipients - work.asked_names)
+        ask_income = formed.ask_income and not work.asked_income
+        if not names and not ask_income:
+            return False
+        work.asked_names.update(names)
+        work.asked_income = work.asked_income or ask_income
+        work.asking = len(names) + int(ask_income)
         account = work.account
 
         def asked(turn: Turn) -> None:
@@ -321,8 +339,9 @@ class Owner:
 
         for name in names:
             on_slot(name)
-        if formed.ask_income:
+        if ask_income:
             self._inquiries.ask_income(turn, account, on_income)
+        return True
 
     def _drop_settled(self, turn: Turn, work: Work) -> None:
         recorded = [h.queued for i, h in work.queue.items() if (work.account, i) in turn.loaded.outcomes]
@@ -447,6 +466,8 @@ class Owner:
     def _decline(self, turn: Turn, account: str, held: list[Held], code: str, reason: str) -> None:
         by_gateway: dict[NodeId, list[RequestId]] = {}
         for item in held:
+            if item.gateway == NO_GATEWAY:
+                continue
             by_gateway.setdefault(item.gateway, []).append(item.queued.request_id)
         for gateway, ids in by_gateway.items():
             turn.send(gateway, Declined(account, tuple(ids), code, reason))
@@ -487,6 +508,11 @@ def _item_id(item: Item) -> RequestId:
 def _held(item: Item, now: float) -> Held:
     signed = SignedRequest(item.raw, item.signature)
     return Held(Queued(signed, decode_request_untrusted(item.raw), signed.request_id), NodeId(item.gateway), now)
+
+
+def _copies(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    """The same requests for two holders, of whom neither speaks for the other."""
+    return tuple(msgspec.structs.replace(item, gateway=NO_GATEWAY) for item in items)
 
 
 def _rank(group: tuple[NodeId, ...], node: NodeId) -> int:

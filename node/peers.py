@@ -8,6 +8,7 @@ load. Being wrong costs time, never safety: consensus does not ask who is alive.
 from collections.abc import Iterable
 from typing import Final
 
+from node.identity import Identity
 from node.messages import Ping, Pong
 from node.turn import Now, Self, Turn
 from routing.keyspace import NodeId
@@ -32,14 +33,16 @@ class _Peer:
 class Peers:
     """What this node knows about the other members."""
 
-    def __init__(self, self_: Self) -> None:
+    def __init__(self, self_: Self, identity: Identity) -> None:
         self._self = self_
+        self._identity = identity
         self._up: dict[NodeId, _Peer] = {}
         self._next_ping = 0.0
         self._turn_of = 0
 
     def on_up(self, peer: NodeId, now: Now) -> None:
         self._up[peer] = _Peer(now.mono)
+        self._next_ping = now.mono
 
     def on_down(self, peer: NodeId) -> None:
         self._up.pop(peer, None)
@@ -52,10 +55,12 @@ class Peers:
 
     def on_ping(self, turn: Turn, peer: NodeId, message: Ping, links: int) -> None:
         self._note_links(peer, message.links)
-        turn.send(peer, Pong(message.sent, links))
+        self._identity.on_ping(peer, message.votes)
+        turn.send(peer, Pong(message.sent, links, self._identity.seen(peer)))
 
     def on_pong(self, turn: Turn, peer: NodeId, message: Pong) -> None:
         self._note_links(peer, message.links)
+        self._identity.on_pong(peer, message.seen)
         known = self._up.get(peer)
         sample = turn.now.mono - message.sent
         if known is None or not 0 <= sample <= MAX_RTT_S:  # also when `sent` is no number
@@ -106,4 +111,4 @@ class Peers:
             self._turn_of = start + PINGS_PER_ROUND
             peers = (peers + peers)[start : start + PINGS_PER_ROUND]
         for peer in peers:
-            turn.send(peer, Ping(turn.now.mono, links))
+            turn.send(peer, Ping(turn.now.mono, links, self._identity.votes))

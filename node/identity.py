@@ -1,0 +1,76 @@
+"""Identity (design R12): a node whose disk went back in time must not vote.
+
+A node counts the transactions in which it made votes durable, in the same transactions. It tells the count with every
+ping, and peers remember the highest they saw, on disk too. Every pong says what its sender saw. So
+
+* a node that starts votes only after a majority of the members (itself included) has told it what they saw;
+* a node that is told of more than it has itself came back with an old copy of its disk, an emptied disk, or while
+  another copy of it runs. It raises `Quarantined` and may return only under a new id.
+
+Votes that no living member was told of cannot be missed: what was lost within the last ping goes unnoticed.
+"""
+
+from typing import Final
+
+from chain.errors import Quarantined
+from chain.rows import VoteRow
+from chain.store import SeenRow
+from node.turn import Self, Turn
+from routing.keyspace import NodeId, short
+from routing.view import majority
+
+REMEMBER_EVERY_S: Final = 1.0  # what peers said is written with the next votes, or after this long
+
+
+class Identity:
+    """How often this node and its peers have made votes durable."""
+
+    def __init__(self, self_: Self, seen: dict[NodeId, int]) -> None:
+        self._self = self_
+        self._seen = {node: votes for node, votes in seen.items() if node != self_.id}
+        self._unwritten: set[NodeId] = set()
+        self._write_at: float | None = None
+        self._confirmed_by: set[NodeId] = set()
+        self.votes = seen.get(self_.id, 0)
+
+    @property
+    def verified(self) -> bool:
+        """True once a majority has confirmed that nothing of this node is missing: only then it votes and proposes."""
+        return len(self._confirmed_by) + 1 >= majority(len(self._self.view.members))
+
+    def seen(self, peer: NodeId) -> int:
+        """The highest count that `peer` ever told, 0 for none."""
+        return self._seen.get(peer, 0)
+
+    def on_ping(self, peer: NodeId, votes: int) -> None:
+        if votes > self.seen(peer):
+            self._seen[peer] = votes
+            self._unwritten.add(peer)
+
+    def on_pong(self, peer: NodeId, seen: int) -> None:
+        """Raises `Quarantined` when `peer` saw more of this node than this node remembers."""
+        if seen > self.votes:
+            raise Quarantined(
+                f"node {short(self._self.id)} has recorded votes {self.votes} times, but node {short(peer)} has seen "
+                f"{seen}: this data directory is an old copy, was emptied, or another copy of it is running. It must not "
+                "vote again: stop it, keep no copy, and join the network anew under a new id"
+            )
+        self._confirmed_by.add(peer)
+
+    def deadline(self) -> float | None:
+        return self._write_at
+
+    def finish(self, turn: Turn) -> None:
+        """At the end of a turn: count its votes in its own transaction, and remember peers' counts."""
+        voted = any(isinstance(write, VoteRow) for write in turn.persist)
+        if voted:
+            self.votes += 1
+            turn.persist.append(SeenRow(self._self.id, self.votes))
+        if not self._unwritten:
+            return
+        if self._write_at is None:
+            self._write_at = turn.now.mono + REMEMBER_EVERY_S
+        if voted or self._write_at <= turn.now.mono:
+            turn.persist += [SeenRow(peer, self._seen[peer]) for peer in sorted(self._unwritten)]
+            self._unwritten.clear()
+            self._write_at = None

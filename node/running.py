@@ -1,0 +1,216 @@
+"""One running node: its ports put together, and its tasks. No clock, socket, file or chance of its own.
+
+    database (writes) ── driver ── core          ports: TCP peers + UDP DHT on `port`, TCP clients on `client_port`
+    database (reads)  ── client port
+    DHT: finds addresses of members; the mesh keeps a connection to each
+
+`node.process` gives it the kernel's ports; the simulator gives it simulated ones and runs these very tasks.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import trio
+
+from chain.errors import RemoteFault
+from chain.genesis import Genesis
+from hopchain.wire import AskBalance, Call, Hello, Refused, Submit, decode_client_frame_untrusted
+from node.channel import Network
+from node.client_port import ClientServer, Session
+from node.config import NodeConfig
+from node.core import Core
+from node.database import Database
+from node.driver import Driver
+from node.hello import PROTOCOL_VERSION
+from node.hello import Hello as PeerHello
+from node.pki import NodeContexts
+from node.serving import Serving, check_question_untrusted
+from node.transport import MeshIdentity, PeerMesh
+from node.turn import Caller, ClientBalance, ClientSubmit, Now, Read
+from routing.datagrams import DatagramFactory
+from routing.dht import ContactEvent, Dht, open_dht
+from routing.keyspace import NodeId
+from routing.table import Change
+from routing.view import View
+
+JOIN_AGAIN_S: Final = 1.0
+MAX_LOOKUPS: Final = 16  # that wait at once; they only find addresses, so more would find the same
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Everything outside of it that a node touches. `boot`: 16 bytes, new at each start. `rng` is for what may be
+    guessed (jitter, message ids). Secrets: `contexts` and `network_key`."""
+
+    clock: Callable[[], Now]
+    rng: random.Random
+    boot: bytes
+    contexts: NodeContexts
+    network_key: bytes
+    database: Database
+    reader: Database
+    tcp: Network
+    datagrams: DatagramFactory
+
+
+class RunningNode:
+    """The ports and tasks of a node. Run it with `await nursery.start(node.run)`, inside a trio-asyncio loop."""
+
+    def __init__(
+        self, config: NodeConfig, genesis: Genesis, node_id: NodeId, view: View, core: Core, ports: Ports
+    ) -> None:
+        self.id = node_id
+        self.network = genesis.network_id
+        self.core = core
+        self._config = config
+        self._ports = ports
+        self._seeds = [(peer.host, peer.port) for peer in config.peers]
+        self._addresses = {peer.node_id: (peer.host, peer.port) for peer in config.peers}
+        self._addresses[node_id] = (config.advertise_host, config.port)
+        self._lookups: set[bytes] = set()
+        self.driver = Driver(core, ports.database, ports.clock, serve_read=self._serve_read, look_up=self._look_up)
+        member = view.member(node_id)
+        incarnation = member.incarnation if member is not None else 1
+        hello = PeerHello(PROTOCOL_VERSION, genesis.network_id, node_id, incarnation, ports.boot)
+        self.mesh = PeerMesh(
+            MeshIdentity(hello, ports.contexts),
+            members=lambda: view.ids,
+            address_of=self._addresses.get,
+            on_frame=self.driver.on_peer_frame,
+            on_up=self.driver.on_peer_up,
+            on_down=self.driver.on_peer_down,
+            rng=ports.rng,
+            host=config.host,
+            port=config.port,
+            network=ports.tcp,
+            queue_bytes=config.limits.peer_queue_bytes,
+        )
+        self.driver.mesh = self.mesh
+        self._clients = ClientServer(
+            network_id=genesis.network_id,
+            context=ports.contexts.serve,
+            handler=self._on_client_frame,
+            on_close=self.driver.remove_session,
+            host=config.host,
+            port=config.client_port,
+            network=ports.tcp,
+            max_sessions=config.limits.client_connections,
+            queue_bytes=config.limits.client_queue_bytes,
+        )
+        self._serving = Serving(
+            node_id, genesis, view, core, ports.reader, self._addresses, self._counters, ports.clock
+        )
+        self._nursery: trio.Nursery | None = None
+        self._dht: Dht | None = None
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled, or until the error that ends the node. Starts when all ports are open."""
+        async with (
+            trio.open_nursery() as nursery,
+            open_dht(
+                self.id,
+                self._config.host,
+                self._config.port,
+                self._ports.network_key,
+                self.network,
+                self._ports.rng,
+                self._ports.boot,
+                datagrams=self._ports.datagrams,
+                on_contact=self._on_contact,
+            ) as dht,
+        ):
+            self._nursery, self._dht = nursery, dht
+            self._serving.dht = dht
+            await nursery.start(self.mesh.run)
+            await nursery.start(self._clients.run)
+            nursery.start_soon(self.driver.run)
+            nursery.start_soon(self._join)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def aclose(self) -> None:
+        """Send what is queued for clients and members, for a bounded time, and close their connections."""
+        await self._clients.aclose()
+        await self.mesh.aclose()
+
+    # --- the DHT ---
+
+    async def _join(self) -> None:
+        """Find the other members; the DHT itself remembers the seeds from then on."""
+        assert self._dht is not None
+        while True:
+            if not self._seeds or await self._dht.bootstrap(self._seeds):
+                return
+            await trio.sleep(JOIN_AGAIN_S)
+
+    def _on_contact(self, event: ContactEvent) -> None:
+        contact = event.contact
+        if event.change is not Change.LOST and contact.id != self.id:
+            self._addresses[contact.id] = (contact.host, contact.port)
+
+    def _look_up(self, key: bytes) -> None:
+        """Find where the owner of a key is now; what is found arrives at `_on_contact`."""
+        if self._nursery is not None and key not in self._lookups and len(self._lookups) < MAX_LOOKUPS:
+            self._lookups.add(key)
+            self.driver.counters["lookups"] += 1
+            self._nursery.start_soon(self._lookup, key)
+
+    async def _lookup(self, key: bytes) -> None:
+        assert self._dht is not None
+        try:
+            await self._dht.lookup(key)
+        finally:
+            self._lookups.discard(key)
+
+    # --- clients ---
+
+    async def _on_client_frame(self, session: Session, payload: bytes) -> None:
+        """One frame of a client: what changes money goes through the core, plain reads do not."""
+        try:
+            frame = decode_client_frame_untrusted(payload)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise RemoteFault("malformed", f"a frame of {len(payload)} bytes cannot be read: {error}") from None
+        if isinstance(frame, Hello):
+            raise RemoteFault("malformed", "a second hello on one connection")
+        await self._on_call(session, frame)
+
+    async def _on_call(self, session: Session, call: Call) -> None:
+        caller = Caller(session.number, call.number)
+        self.driver.add_session(session)
+        body = call.body
+        if isinstance(body, Submit):
+            await self.driver.put(ClientSubmit(caller, body))
+            return
+        try:
+            check_question_untrusted(body)
+        except RemoteFault as fault:
+            self.driver.reply(caller, Refused(fault.code, fault.text))
+            return
+        if isinstance(body, AskBalance) and (body.linearizable or body.min_height > 0):
+            await self.driver.put(ClientBalance(caller, body))
+        else:
+            self.driver.reply(caller, await self._serving.answer(body))
+
+    def _serve_read(self, session: Session, read: Read) -> None:
+        """A balance that the core has made certain: read it now."""
+        assert self._nursery is not None
+        self._nursery.start_soon(self._read, read)
+
+    async def _read(self, read: Read) -> None:
+        self.driver.reply(read.caller, await self._serving.answer(read.ask))
+
+    def _counters(self) -> dict[str, int]:
+        """Everything that this node counts, by name."""
+        assert self._dht is not None
+        parts = {
+            "driver": self.driver.counters,
+            "mesh": self.mesh.counters,
+            "clients": self._clients.counters,
+            "dht": self._dht.dropped,
+        }
+        counted = {f"{part}.{name}": count for part, counter in parts.items() for name, count in counter.items()}
+        counted["clients.sessions"] = self._clients.sessions
+        return counted

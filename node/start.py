@@ -1,0 +1,18 @@
+"""What a core starts from, read from its database once."""
+
+import sqlite3
+
+from chain.store import load_cursors, load_seen, load_votes
+from node.core import Start
+from routing.keyspace import NodeId
+
+
+def read_start(conn: sqlite3.Connection) -> Start:
+    """Undecided votes, the length of the log, cursors and vote counts. `Corruption` when a checksum does not hold."""
+    links: int = conn.execute("SELECT count(*) FROM links").fetchone()[0]
+    return Start(
+        load_votes(conn),
+        links,
+        {NodeId(row.peer): row.seq for row in load_cursors(conn)},
+        {NodeId(row.node): row.votes for row in load_seen(conn)},
+    )

@@ -1,0 +1,293 @@
+"""What a node answers from its replica: every kind of question, its edges, and what is refused."""
+
+import random
+import sqlite3
+from collections.abc import Callable
+
+import pytest
+
+from chain.errors import RemoteFault
+from chain.link import Outcome, opening_slot
+from chain.needs import Loaded
+from chain.request import Kind
+from hopchain import wire
+from node import serving as serving_module
+from node.core import Core, Start
+from node.messages import Ping, Pong
+from node.serving import Serving, check_question_untrusted
+from node.turn import FromPeer, Now, PeerUp
+from routing.dht import Contact, Lookup
+from routing.keyspace import node_id_of
+from routing.view import first_view, member_of
+from tests.chain.bank import GENESIS, NETWORK, Bank, memory_database, public_key_of
+
+VIEW = first_view(NETWORK, 2, [member_of(public_key_of(f"node {n}")) for n in (1, 2, 3)])
+ME, PEER, GONE = (node_id_of(public_key_of(f"node {n}")) for n in (1, 2, 3))
+ADDRESSES = {ME: ("10.0.0.1", 1), PEER: ("10.0.0.2", 2)}
+NOW = Now(50.0, 9_999)
+
+
+class InlineDatabase:
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        self.conn = conn
+
+    async def run(self, function: Callable[..., object], *args: object) -> object:
+        return function(self.conn, *args)
+
+
+class FakeDht:
+    """Finds one node at an address of its own for every key."""
+
+    def __init__(self) -> None:
+        self.keys: list[bytes] = []
+
+    async def lookup(self, key: bytes) -> Lookup:
+        self.keys.append(key)
+        return Lookup(key, (Contact(PEER, "10.9.9.9", 99),), (GONE, PEER), (GONE,), 2, 0.1)
+
+
+@pytest.fixture
+def bank() -> Bank:
+    bank = Bank(memory_database())
+    bank.open("alice", "bob")
+    bank.pay("mint", ("alice", 100), ("alice", 20))
+    bank.pay("alice", ("bob", 30))
+    return bank
+
+
+@pytest.fixture
+def core() -> Core:
+    return Core(ME, GENESIS, VIEW, random.Random(1), Start([], 7, {}, {}), Now(0.0, 0))
+
+
+@pytest.fixture
+def dht() -> FakeDht:
+    return FakeDht()
+
+
+@pytest.fixture
+def serving(bank: Bank, core: Core, dht: FakeDht) -> Serving:
+    clock = [Now(10.0, 0), NOW]
+    made = Serving(
+        ME,
+        GENESIS,
+        VIEW,
+        core,
+        InlineDatabase(bank.conn),
+        ADDRESSES,
+        lambda: {"clients.sessions": 3, "mesh.up": 1},
+        lambda: clock.pop(0) if len(clock) > 1 else clock[0],
+    )
+    made.dht = dht
+    return made
+
+
+async def test_a_balance_says_what_is_settled_what_comes_in_and_how_old_it_is(serving: Serving, bank: Bank) -> None:
+    link = bank.links[-1]
+    assert await serving.answer(wire.AskBalance("alice", linearizable=True)) == wire.Balance(
+        account="alice",
+        asset="CZK",
+        scale=2,
+        issuer=False,
+        settled=90,
+        incoming=0,
+        incoming_count=0,
+        tip=link.hash,
+        height=1,
+        link_epoch=1,
+        time_ms=link.time_ms,
+        epoch=1,
+        as_of_ms=NOW.unix_ms,
+        linearizable=True,
+    )
+    bob = await serving.answer(wire.AskBalance("bob"))
+    assert isinstance(bob, wire.Balance)
+    assert (bob.settled, bob.incoming, bob.incoming_count, bob.height) == (0, 30, 1, 0)
+    mint = await serving.answer(wire.AskBalance("mint"))
+    assert isinstance(mint, wire.Balance)
+    assert (mint.settled, mint.issuer) == (-120, True)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [wire.AskBalance("nobody"), wire.AskChain("nobody", 0, 5), wire.AskOutcome(bytes(32)), wire.AskOutcome(b"")],
+)
+async def test_what_is_not_here_is_not_found(serving: Serving, question: wire.AskBalance) -> None:
+    answer = await serving.answer(question)
+    assert isinstance(answer, wire.NotFound)
+
+
+async def test_an_outcome_is_told_as_a_repetition_and_for_the_account_that_was_named(
+    serving: Serving, bank: Bank
+) -> None:
+    paid = bank.links[-1].entries[0]
+    link = bank.links[-1]
+    told = wire.Recorded(
+        paid.request_id, "alice", Outcome.COMPLETED, link.hash, 1, 90, link.time_ms, b"", 0, repeated=True
+    )
+    assert await serving.answer(wire.AskOutcome(paid.request_id)) == told
+    foreign = bank.decide(bank.cancellation("bob", paid.request_id))
+    assert await serving.answer(wire.AskOutcome(paid.request_id, "alice")) == told
+    assert await serving.answer(wire.AskOutcome(paid.request_id)) == told, "a stranger's cancellation means nothing"
+    cancelled = await serving.answer(wire.AskOutcome(paid.request_id, "bob"))
+    assert isinstance(cancelled, wire.Recorded)
+    assert (Outcome(cancelled.outcome), cancelled.link_hash) == (Outcome.CANCELLED, foreign.hash)
+
+
+async def test_a_chain_shows_links_with_their_postings_and_what_confirmed_them(serving: Serving, bank: Bank) -> None:
+    taken = bank.pay("bob", ("alice", 5))
+    chain = await serving.answer(wire.AskChain("alice", 0, 10))
+    assert isinstance(chain, wire.Chain)
+    assert (chain.account, chain.asset, chain.scale, chain.height) == ("alice", "CZK", 2, 1)
+    opened, paid = chain.links
+    assert (opened.height, opened.prev_hash, opened.entries[0].kind) == (0, opening_slot(NETWORK, "alice"), Kind.OPEN)
+    assert (paid.prev_hash, paid.balance, paid.epoch) == (opened.hash, 90, 1)
+    assert [(income.sender, income.amount) for income in paid.income] == [("mint", 100), ("mint", 20)]
+    (posting,) = paid.postings
+    assert (posting.recipient, posting.amount, posting.memo) == ("bob", 30, "to bob")
+    assert (posting.confirmation, posting.prev_confirmed_hash) == (taken.hash, bytes(32)), "the first of its thread"
+    assert posting.request_id == paid.entries[0].request_id
+
+
+async def test_a_chain_comes_in_pages(serving: Serving, bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    for amount in (1, 2, 3):
+        bank.pay("alice", ("bob", amount), ("bob", amount))
+
+    async def heights(start: int, limit: int) -> list[int]:
+        chain = await serving.answer(wire.AskChain("alice", start, limit))
+        assert isinstance(chain, wire.Chain)
+        return [link.height for link in chain.links]
+
+    assert await heights(0, 2) == [0, 1]
+    assert await heights(3, 100) == [3, 4]
+    assert await heights(-(2**63), 0) == [0], "at least one link is shown"
+    assert await heights(2**64 - 1, 1) == []
+    assert await heights(0, 2**64 - 1) == [0, 1, 2, 3, 4]
+    monkeypatch.setattr(serving_module, "MAX_CHAIN_POSTINGS", 4)
+    assert await heights(0, 100) == [0, 1], "link 1 shows three rows, link 2 two more"
+    monkeypatch.setattr(serving_module, "MAX_CHAIN_POSTINGS", 1)
+    assert await heights(1, 100) == [1], "one link is shown however large it is"
+
+
+async def test_accounts_are_listed_in_name_order_page_by_page(serving: Serving) -> None:
+    names: list[str] = []
+    more = True
+    while more:
+        page = await serving.answer(wire.AskAccounts(names[-1] if names else "", 2))
+        assert isinstance(page, wire.Accounts)
+        assert len(page.accounts) <= 2
+        names += [line.name for line in page.accounts]
+        more = page.more
+    assert names == ["alice", "bob", "ezb", "mint", "mint2"]
+    one = await serving.answer(wire.AskAccounts("alice", -5))
+    assert isinstance(one, wire.Accounts)
+    (bob,) = one.accounts
+    assert (bob.name, bob.asset, bob.scale, bob.issuer) == ("bob", "CZK", 2, False)
+    assert (bob.public_key, bob.height, bob.settled, bob.incoming) == (public_key_of("bob"), 0, 0, 30)
+    assert one.more
+
+
+async def test_a_route_names_who_was_asked_who_was_found_and_who_decides(
+    serving: Serving, core: Core, dht: FakeDht, bank: Bank
+) -> None:
+    core.needs([PeerUp(PEER)], NOW)
+    core.step(Loaded(), NOW)
+    tip = bank.tip("alice")
+    group = VIEW.group(tip[:20])
+    route = await serving.answer(wire.AskRoute("alice", b""))
+    assert isinstance(route, wire.Route)
+    assert (route.slot, route.key, route.asked, route.hops) == (tip, tip[:20], (GONE, PEER), 2)
+    assert [(node.id, node.rank) for node in route.group] == [(group[0], 0), (group[1], 1)]
+    rank = group.index(PEER) if PEER in group else -1
+    assert route.found == (wire.RouteNode(PEER, "10.9.9.9", 99, rank, alive=True),)
+    places = {node.id: (node.host, node.port, node.alive) for node in route.group}
+    known = {ME: (*ADDRESSES[ME], True), PEER: ("10.9.9.9", 99, True), GONE: ("", 0, False)}
+    assert places == {node: known[node] for node in group}
+    assert dht.keys == [tip[:20]]
+
+
+async def test_a_route_of_a_name_that_nobody_has_goes_to_its_opening_slot(serving: Serving) -> None:
+    route = await serving.answer(wire.AskRoute("nobody", b"ignored"))
+    assert isinstance(route, wire.Route)
+    assert route.slot == opening_slot(NETWORK, "nobody")
+
+
+async def test_a_route_of_a_key_takes_its_first_20_bytes_and_no_fewer(serving: Serving) -> None:
+    route = await serving.answer(wire.AskRoute("", bytes(range(40))))
+    assert isinstance(route, wire.Route)
+    assert route.key == bytes(range(20))
+    short = await serving.answer(wire.AskRoute("", bytes(19)))
+    assert short == wire.Refused("bad_key", "a key has at least 20 bytes, this one 19")
+
+
+async def test_the_status_shows_peers_lag_and_all_counters(serving: Serving, core: Core) -> None:
+    core.counters["peer_fault_malformed"] += 2
+    events = [PeerUp(PEER), FromPeer(PEER, Ping(1.0, 4)), FromPeer(PEER, Pong(NOW.mono - 0.25, 5))]
+    core.needs(events, NOW)
+    core.step(Loaded(), NOW)
+    status = await serving.answer(wire.AskStatus())
+    assert isinstance(status, wire.Status)
+    assert (status.id, status.epoch, status.k, status.log_height, status.accounts) == (ME, 1, 2, 7, 5)
+    assert (status.clients, status.uptime_s) == (3, 40.0)
+    assert (status.undecided, status.waiting_links, status.queued_requests, status.client_requests) == (0, 0, 0, 0)
+    assert status.counters == {"clients.sessions": 3, "mesh.up": 1, "core.peer_fault_malformed": 2}
+    peers = {peer.id: peer for peer in status.peers}
+    assert peers == {
+        PEER: wire.PeerStatus(PEER, "10.0.0.2", 2, True, 250.0, 5, 2),
+        GONE: wire.PeerStatus(GONE, "", 0, False, -1.0, 0, 7),
+    }
+
+
+async def test_the_digest_is_of_all_chains_and_money_adds_up_to_nothing(serving: Serving, bank: Bank) -> None:
+    first = await serving.answer(wire.AskDigest())
+    assert isinstance(first, wire.Digest)
+    assert (first.accounts, first.links, first.epoch) == (5, 7, 1)
+    assert first.totals == (wire.AssetTotal("CZK", 0), wire.AssetTotal("EUR", 0))
+    bank.pay("alice", ("bob", 1))
+    second = await serving.answer(wire.AskDigest())
+    assert isinstance(second, wire.Digest)
+    assert second.digest != first.digest
+    assert second.links == 8
+
+
+@pytest.mark.parametrize("name", ["x" * 65, "mint\0", "m\u0456nt", "Mint", "-mint", "mint\n"])
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda name: wire.AskBalance(name),
+        lambda name: wire.AskChain(name, 0, 1),
+        lambda name: wire.AskOutcome(bytes(32), name),
+        lambda name: wire.AskRoute(name, bytes(20)),
+    ],
+    ids=["balance", "chain", "outcome", "route"],
+)
+def test_a_question_about_what_cannot_be_a_name_is_refused(
+    question: Callable[[str], wire.AskBalance], name: str
+) -> None:
+    with pytest.raises(RemoteFault, match="look-alike characters are refused") as caught:
+        check_question_untrusted(question(name))
+    assert caught.value.code == "bad_name"
+
+
+@pytest.mark.parametrize("question", [wire.AskBalance(""), wire.AskChain("", 0, 1)])
+def test_a_balance_or_chain_of_no_name_is_refused(question: wire.AskBalance) -> None:
+    with pytest.raises(RemoteFault, match="'' is not an account name"):
+        check_question_untrusted(question)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        wire.AskBalance("mint"),
+        wire.AskChain("mint", 0, 1),
+        wire.AskOutcome(b""),
+        wire.AskOutcome(b"", "mint"),
+        wire.AskRoute("", b""),
+        wire.AskRoute("mint", b""),
+        wire.AskAccounts("anything\0", 1),
+        wire.AskStatus(),
+        wire.AskDigest(),
+    ],
+)
+def test_a_question_that_can_be_answered_passes(question: wire.AskBalance) -> None:
+    check_question_untrusted(question)

@@ -1,0 +1,364 @@
+"""A small world for whole cores: real rules, real SQLite, simulated time and network, one seed.
+
+Each node is a `Core` with an in-memory database. A turn is atomic in simulated time. A crash loses the core and what
+has arrived, and keeps what was committed; `doom` makes a node crash inside a turn: before its commit, after it, or
+between two sends. Messages are delayed, lost and repeated as `Faults` says. `Watch` sees everything and fails the run
+at once when a rule is broken.
+"""
+
+import enum
+import random
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chain.genesis import Asset, Genesis, GenesisMember, Issuer
+from chain.needs import load
+from chain.reads import Balance, read_balance
+from chain.request import (
+    ANY_TIP,
+    Posting,
+    Request,
+    SignedRequest,
+    cancellation,
+    decode_request_untrusted,
+    opening,
+    sign,
+    transfer,
+)
+from chain.store import commit, create_or_check
+from hopchain.wire import AskBalance, NotFound, NotStarted, Recorded, ReplyBody, Submit, Unknown
+from node.core import Core
+from node.start import read_start
+from node.turn import Caller, ClientBalance, ClientSubmit, Effects, Event, FromPeer, Now, PeerDown, PeerUp
+from routing.keyspace import NodeId, node_id_of
+from routing.view import View, encode_view, first_view, member_of
+from tests.node.watch import Call, Watch
+
+EPOCH_MS = 1_700_000_000_000
+MAX_TURNS = 2_000  # of one node at one instant: above it, it would never sleep
+
+
+def key_of(name: str) -> Ed25519PrivateKey:
+    """A key that is the same in every run."""
+    return Ed25519PrivateKey.from_private_bytes(random.Random(name).randbytes(32))
+
+
+def public(key: Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes_raw()
+
+
+@dataclass
+class Faults:
+    """What the network does to a message, and how far the nodes' wall clocks are apart."""
+
+    loss: float = 0.0
+    repeat: float = 0.0
+    delay_s: tuple[float, float] = (0.0005, 0.002)
+    skew_ms: int = 0
+
+
+class Doom(enum.Enum):
+    """Where in its next turn that writes something a node dies."""
+
+    BEFORE_COMMIT = "before the commit"
+    AFTER_COMMIT = "after the commit, before the first send"
+    BETWEEN_SENDS = "after some of the sends"
+
+
+@dataclass
+class Node:
+    id: NodeId
+    conn: sqlite3.Connection
+    skew_ms: int = 0
+    core: Core | None = None
+    doom: Doom | None = None
+    inbox: list[Event] = field(default_factory=list)
+    turn_at: float | None = None
+
+
+class World:
+    """`nodes` cores that know each other, and clients that talk to them."""
+
+    def __init__(self, nodes: int, k: int, seed: int, faults: Faults | None = None) -> None:
+        self.rng = random.Random(seed)
+        self.faults = faults or Faults()
+        self.now = 0.0
+        self.cut: set[tuple[NodeId, NodeId]] = set()
+        self.calls: dict[int, Call] = {}
+        self.answered: list[Callable[[Call], None]] = []
+        self.on_death: Callable[[NodeId], None] = lambda node: None
+        self.lose: Callable[[NodeId, NodeId, object], bool] = lambda source, target, message: False
+        self.deliveries = 1  # of each message
+        self._turns: tuple[float, int] = (0.0, 0)  # at this instant, so many
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+        keys = [public(key_of(f"node {i}")) for i in range(nodes)]
+        self.issuer_key = key_of("mint")
+        self.genesis = Genesis(
+            version=1,
+            name="test",
+            assets=(Asset("CZK", 2), Asset("EUR", 2)),
+            issuers=(Issuer("mint", "CZK", public(self.issuer_key).hex()),),
+            k=k,
+            ca="",
+            members=tuple(GenesisMember(key.hex()) for key in keys),
+            time_ms=EPOCH_MS,
+        )
+        self.network = self.genesis.network_id
+        self.view: View = first_view(self.network, k, [member_of(key) for key in keys])
+        self.watch = Watch(self.genesis, self.view)
+        self.nodes = {node_id_of(key): self._make_node(node_id_of(key)) for key in keys}
+        for node in self.nodes.values():
+            self.start(node.id)
+
+    def _make_node(self, node_id: NodeId) -> Node:
+        conn = sqlite3.connect(":memory:", isolation_level=None)
+        create_or_check(conn, self.genesis, node_id, (self.view.hash, encode_view(self.view)))
+        return Node(node_id, conn, self.rng.randint(-self.faults.skew_ms, self.faults.skew_ms))
+
+    @property
+    def ids(self) -> list[NodeId]:
+        return sorted(self.nodes)
+
+    @property
+    def alive(self) -> list[NodeId]:
+        return [node_id for node_id in self.ids if self.nodes[node_id].core is not None]
+
+    # --- life and death ---
+
+    def start(self, node_id: NodeId) -> None:
+        node = self.nodes[node_id]
+        assert node.core is None
+        rng = random.Random(self.rng.random())
+        start = read_start(node.conn)
+        node.core = Core(node_id, self.genesis, self.view, rng, start, self._clock(node))
+        node.inbox = []
+        for other in self.nodes.values():
+            if other.core is not None and other.id != node_id:
+                self._deliver(node_id, PeerUp(other.id))
+                self._deliver(other.id, PeerUp(node_id))
+        self._wake(node)
+
+    def crash(self, node_id: NodeId) -> None:
+        node = self.nodes[node_id]
+        node.core, node.doom, node.inbox, node.turn_at = None, None, [], None
+        for call in self.calls.values():
+            call.gone = call.gone or (call.node == node_id and call.answer is None)
+        for other in self.nodes.values():
+            if other.core is not None:
+                self._deliver(other.id, PeerDown(node_id))
+        self.on_death(node_id)
+
+    def doom(self, node_id: NodeId, doom: Doom) -> None:
+        """The node dies in its next turn that writes something."""
+        self.nodes[node_id].doom = doom
+
+    def _clock(self, node: Node) -> Now:
+        return Now(self.now, EPOCH_MS + int(self.now * 1000) + node.skew_ms)
+
+    # --- turns ---
+
+    def _wake(self, node: Node, at: float | None = None) -> None:
+        when = self.now if at is None else max(at, self.now)
+        if node.turn_at is not None and node.turn_at <= when:
+            return
+        node.turn_at = when
+        self._at(when, lambda: self._turn(node, when))
+
+    def _turn(self, node: Node, when: float) -> None:
+        if node.core is None or node.turn_at != when:
+            return
+        node.turn_at = None
+        self._turns = (self.now, self._turns[1] + 1 if self._turns[0] == self.now else 1)
+        assert self._turns[1] <= MAX_TURNS, f"{MAX_TURNS} turns at one instant: a node spins"
+        events, node.inbox = node.inbox, []
+        clock = self._clock(node)
+        loaded = load(node.conn, node.core.needs(events, clock))
+        effects = node.core.step(loaded, clock)
+        self.finish_turn(node, effects)
+        deadline = node.core.deadline() if node.core is not None else None
+        if deadline is not None:
+            self._wake(node, deadline)
+
+    def finish_turn(self, node: Node, effects: Effects) -> None:
+        """What the driver does with the effects: commit, then send, then answer; or a part of it, and die."""
+        doom = node.doom if effects.persist else None
+        if doom is Doom.BEFORE_COMMIT:
+            self.crash(node.id)
+            return
+        self.persist(node, effects)
+        if doom is None:
+            self.emit(node, effects)
+            return
+        if doom is Doom.BETWEEN_SENDS:
+            some = self.rng.sample(effects.send, self.rng.randint(0, len(effects.send)))
+            self.emit(node, Effects(send=tuple(some)))
+        self.crash(node.id)
+
+    def persist(self, node: Node, effects: Effects) -> None:
+        commit(node.conn, effects.persist)
+        self.watch.on_commit(node.id, effects.persist, self.now)
+
+    def emit(self, node: Node, effects: Effects) -> None:
+        for send in effects.send:
+            self.watch.on_send(node.id, send.message)
+            self._send(node.id, send.peer, FromPeer(node.id, send.message))
+        for answer in effects.answers:
+            self._answer(answer.caller.number, answer.body)
+        for read in effects.reads:
+            balance = read_balance(node.conn, read.ask.account)
+            self._answer(read.caller.number, balance or NotFound(read.ask.account))
+
+    def _answer(self, number: int, body: ReplyBody | Balance) -> None:
+        call = self.calls[number]
+        assert call.answer is None, f"answered twice: {call.answer}, {body}"
+        self.watch.on_answer(call, body, self.now)
+        for hook in self.answered:
+            hook(call)
+
+    def _send(self, source: NodeId, target: NodeId, event: FromPeer) -> None:
+        if (source, target) in self.cut or self.rng.random() < self.faults.loss:
+            return
+        if self.lose(source, target, event.message):
+            return
+        times = self.deliveries + (self.rng.random() < self.faults.repeat)
+        for _ in range(times):
+            delay = self.rng.uniform(*self.faults.delay_s)
+            self._at(self.now + delay, lambda: self._deliver(target, event))
+
+    def _deliver(self, target: NodeId, event: Event) -> None:
+        node = self.nodes[target]
+        if node.core is not None:
+            node.inbox.append(event)
+            self._wake(node)
+
+    def _at(self, when: float, act: Callable[[], None]) -> None:
+        self._count += 1
+        heappush(self._queue, (when, self._count, act))
+
+    def later(self, seconds: float, act: Callable[[], None]) -> None:
+        """Do something `seconds` of simulated time from now."""
+        self._at(self.now + seconds, act)
+
+    def run(self, seconds: float) -> None:
+        """Let simulated time pass."""
+        self.run_until(lambda: False, seconds)
+
+    def run_until(self, holds: Callable[[], bool], seconds: float) -> bool:
+        """Let simulated time pass until something holds, at most `seconds`; whether it does."""
+        until = self.now + seconds
+        while not holds() and self._queue and self._queue[0][0] <= until:
+            self.now, _, act = heappop(self._queue)
+            act()
+        if holds():
+            return True
+        self.now = until
+        return False
+
+    def run_until_answered(self, calls: Sequence[Call], seconds: float) -> bool:
+        """Let simulated time pass until all calls have their answers."""
+        return self.run_until(lambda: all(call.answer is not None for call in calls), seconds)
+
+    # --- clients ---
+
+    def submit(self, node_id: NodeId, signed: SignedRequest, timeout_s: float = 10.0, *, forged: bool = False) -> Call:
+        """Hand a request to a node; `answer` of the call is set when it comes."""
+        request = None if forged else decode_request_untrusted(signed.raw)
+        call = self._call(Call(node_id, self.now, signed=signed, request=request, forged=forged))
+        submit = Submit(signed.raw, signed.signature, int(timeout_s * 1000))
+        self._deliver(node_id, ClientSubmit(Caller(0, len(self.calls)), submit))
+        return call
+
+    def read(self, node_id: NodeId, account: str, *, linearizable: bool = False, min_height: int = 0) -> Call:
+        """Ask a node for a balance."""
+        ask = AskBalance(account, linearizable, min_height, 5000)
+        call = self._call(Call(node_id, self.now, ask=ask))
+        self._deliver(node_id, ClientBalance(Caller(0, len(self.calls)), ask))
+        return call
+
+    def _call(self, call: Call) -> Call:
+        self.calls[len(self.calls) + 1] = call
+        self.watch.on_call(call)
+        return call
+
+    def deliver(self, target: NodeId, event: Event) -> None:
+        """Put an event into a node's inbox, whoever it is from."""
+        self._deliver(target, event)
+
+    def ask(self, node_id: NodeId, signed: SignedRequest, timeout_s: float = 10.0) -> ReplyBody:
+        """Submit, and run until there is an answer."""
+        call = self.submit(node_id, signed, timeout_s)
+        assert self.run_until(lambda: call.answer is not None, timeout_s + 5), "no answer"
+        assert not isinstance(call.answer, Balance | None)
+        return call.answer
+
+    def settle(self, node_id: NodeId, signed: SignedRequest) -> Recorded:
+        """Submit, again if need be, and run until it is recorded."""
+        for _ in range(20):
+            answer = self.ask(node_id, signed)
+            if isinstance(answer, Recorded):
+                return answer
+            assert isinstance(answer, NotStarted | Unknown), answer
+        raise AssertionError("not settled")
+
+    def signed(self, request: Request) -> SignedRequest:
+        key = self.issuer_key if request.sender == "mint" else key_of(request.sender)
+        return sign(request, key)
+
+    def open_request(self, name: str, *, asset: str = "CZK", nonce: bytes | None = None) -> SignedRequest:
+        key = public(key_of(name))
+        return self.signed(opening(self.network, name, asset, key, nonce or random.Random(name).randbytes(32)))
+
+    def pay_request(self, sender: str, recipient: str, amount: int, tip: bytes = ANY_TIP) -> SignedRequest:
+        return self.pay_many_request(sender, [Posting(recipient, amount)], tip)
+
+    def pay_many_request(self, sender: str, postings: list[Posting], tip: bytes = ANY_TIP) -> SignedRequest:
+        return self.signed(transfer(self.network, sender, postings, self.rng.randbytes(32), expect_tip=tip))
+
+    def cancel_request(self, target: SignedRequest, sender: str) -> SignedRequest:
+        return self.signed(cancellation(self.network, sender, target.request_id, self.rng.randbytes(32)))
+
+    def forge(self, signed: SignedRequest) -> SignedRequest:
+        """The same request with a signature that is wrong in one bit."""
+        return msgspec.structs.replace(signed, signature=bytes([signed.signature[0] ^ 1]) + signed.signature[1:])
+
+    # --- looking ---
+
+    def core(self, node_id: NodeId) -> Core:
+        core = self.nodes[node_id].core
+        assert core is not None, "it is down"
+        return core
+
+    def tip(self, node_id: NodeId, account: str) -> bytes:
+        """The tail hash of an account as a node has applied it."""
+        return bytes(
+            self.nodes[node_id].conn.execute("SELECT tip FROM accounts WHERE name = ?", (account,)).fetchone()[0]
+        )
+
+    def digest(self, node_id: NodeId) -> tuple[tuple[str, int, bytes, int], ...]:
+        rows = self.nodes[node_id].conn.execute("SELECT name, height, tip, balance FROM accounts ORDER BY name")
+        return tuple(rows.fetchall())
+
+    def assert_equal_replicas(self) -> None:
+        """All replicas hold what was chosen, and nothing else."""
+        chosen = tuple(
+            (name, len(a.links) - 1, bytes(a.links[-1].hash), a.links[-1].balance)
+            for name, a in sorted(self.watch.accounts.items())
+            if a.links
+        )
+        for node_id in self.ids:
+            assert self.digest(node_id) == chosen, f"replica {node_id.hex()[:8]} differs at rest"
+
+    def money(self, node_id: NodeId) -> int:
+        """Sum of all balances and unconfirmed postings: always 0."""
+        conn = self.nodes[node_id].conn
+        settled = conn.execute("SELECT coalesce(sum(balance), 0) FROM accounts").fetchone()[0]
+        incoming = conn.execute("SELECT coalesce(sum(amount), 0) FROM transfers WHERE confirmation IS NULL").fetchone()[
+            0
+        ]
+        return int(settled + incoming)
