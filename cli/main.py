@@ -20,6 +20,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "route": ("cli.route", "Look up which nodes decide for an account or a hash."),
     "status": ("cli.route", "Show all nodes: alive, epoch, log, lag, queues."),
     "verify": ("cli.verify", "Audit a database from its links, or compare all replicas."),
+    "sim": ("cli.sim", "Cut, kill and delay a simulated network, and see what it does."),
     "demo": ("cli.demo", "Five nodes move money, lose one and agree again: under two minutes."),
     "completion": ("cli.completion", "Print the completion script for a shell."),
 }

@@ -1,0 +1,435 @@
+"""`hopchain sim`: cut, kill and delay a simulated network, the same way every time."""
+
+from collections.abc import Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from chain.errors import LocalMisuse
+from cli.command import HopCommand, checked_name, usage
+from cli.output import CommandFailed, Exit, JsonValue, Output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from netsim.hops import HopRow
+    from netsim.plan import Plan
+    from netsim.run import Result
+    from netsim.scenario import Scenario
+    from netsim.stage import Performance
+    from netsim.verdict import Verdict
+
+FIRST_SIZE: Final = 10  # of `hops`
+
+_report_option = click.option(
+    "--report", "report_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html",
+    help="Write the report: one page that needs no network.",
+)  # fmt: skip
+_plot_option = click.option(
+    "--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.svg",
+    help="Write a picture; the name ends in .png, .svg or .pdf.",
+)  # fmt: skip
+_until_option = click.option(
+    "--until", "until_s", type=click.FloatRange(0), metavar="SECONDS", help="Stop at this simulated time."
+)
+
+
+@click.group()
+def sim() -> None:
+    """Break a simulated network on purpose: it runs the very code of the nodes, and one seed gives one run."""
+
+
+@sim.command("list", cls=HopCommand, examples=["hopchain sim list"])
+def list_(out: Output) -> None:
+    """List the scenarios that ship."""
+    from netsim.scenario import load_scenario, shipped
+
+    scenarios = [load_scenario(name) for name in shipped()]
+    out.data(
+        {"scenarios": [{"name": s.name, "title": s.title, "nodes": s.plan.nodes, "k": s.plan.k} for s in scenarios]}
+    )
+    out.table(
+        ["scenario", "what happens", "nodes", "k"],
+        [[s.name, s.title, str(s.plan.nodes), str(s.plan.k)] for s in scenarios],
+        right=["nodes", "k"],
+    )
+    out.say("run one: hopchain sim run split-brain --report out.html")
+
+
+@sim.command(
+    cls=HopCommand,
+    examples=[
+        "hopchain sim run split-brain --report out.html",
+        "hopchain sim run split-brain --nodes 7 --k 5 --seed 42 --plot out.svg",
+        "hopchain sim run mine.toml --json",
+        "hopchain sim run shrunk.json --report out.html",
+    ],
+)
+@click.argument("what", metavar="NAME-OR-FILE")
+@click.option("--nodes", type=click.IntRange(1, 64), metavar="N", help="How many nodes, in place of the scenario's.")
+@click.option("--k", type=click.IntRange(1, 64), metavar="K", help="The group size, in place of the scenario's.")
+@click.option("--seed", type=click.IntRange(0), metavar="SEED", help="Another run of the same scenario.")
+@_report_option
+@_plot_option
+@_until_option
+def run(
+    out: Output,
+    what: str,
+    nodes: int | None,
+    k: int | None,
+    seed: int | None,
+    report_path: Path | None,
+    plot_path: Path | None,
+    until_s: float | None,
+) -> None:
+    """Run a scenario that ships, your own FILE.toml, or a plan that a swarm shrunk (FILE.json), and judge it.
+
+    Exit code 1: an invariant or an expectation of the scenario does not hold.
+    """
+    from netsim.scenario import load_scenario
+    from netsim.stage import perform, perform_plan, planned_s
+
+    _check_paths(report_path, plot_path)
+    command = _command("run", what, nodes=nodes, k=k, seed=seed)
+    if what.endswith(".json"):
+        if (nodes, k, seed) != (None, None, None):
+            usage("--nodes, --k and --seed are for scenarios: a plan says them itself")
+        plan = _read_plan(what)
+        with _progress(out, Path(what).stem, planned_s(plan, scenario=False)) as advance:
+            performance = perform_plan(plan, Path(what).stem, progress=advance, until=until_s)
+        raise SystemExit(_show(out, performance, None, command, report_path, plot_path))
+    scenario = load_scenario(what, nodes=nodes, k=k, seed=seed)
+    with _progress(out, scenario.name, planned_s(scenario.plan, scenario=True)) as advance:
+        performance = perform(scenario, progress=advance, until=until_s)
+    raise SystemExit(_show(out, performance, scenario, command, report_path, plot_path))
+
+
+@sim.command(
+    cls=HopCommand,
+    examples=[
+        "hopchain sim replay 1234",
+        "hopchain sim replay 1234 --follow acct-0 --until 7.5",
+        "hopchain sim replay 1234 --report out.html",
+    ],
+)
+@click.argument("seed", type=click.IntRange(0))
+@click.option("--follow", "account", metavar="ACCOUNT", help="Print what happens to this account, event by event.")
+@_until_option
+@_report_option
+@_plot_option
+def replay(
+    out: Output,
+    seed: int,
+    account: str | None,
+    until_s: float | None,
+    report_path: Path | None,
+    plot_path: Path | None,
+) -> None:
+    """Run one seed of the swarm again: the same trace, hash for hash.
+
+    Exit code 1: an invariant does not hold.
+    """
+    from netsim.draw import draw_plan
+    from netsim.stage import perform_plan, planned_s
+
+    _check_paths(report_path, plot_path)
+    follow = checked_name(account) if account is not None else None
+    plan = draw_plan(seed)
+    with _progress(out, f"seed {seed}", planned_s(plan, scenario=False)) as advance:
+        performance = perform_plan(plan, f"seed-{seed}", progress=advance, until=until_s)
+    raise SystemExit(
+        _show(out, performance, None, _command("replay", str(seed)), report_path, plot_path, follow=follow)
+    )
+
+
+@sim.command(
+    cls=HopCommand,
+    examples=[
+        "hopchain sim swarm --seeds 1000 --jobs 2",
+        "hopchain sim swarm --seeds 200 --first 5000",
+        "hopchain sim swarm --seeds 100000 --fleet 127.0.0.1:8786",
+    ],
+)
+@click.option("--seeds", type=click.IntRange(1), default=100, show_default=True, help="How many seeds.")
+@click.option(
+    "--first", type=click.IntRange(0), default=0, show_default=True, metavar="SEED", help="The first of them."
+)
+@click.option("--jobs", type=click.IntRange(1), metavar="N", help="How many cores. Default: all.")
+@click.option("--fleet", metavar="ADDRESS", help="Run on the Dask cluster with this scheduler, HOST:PORT.")
+@click.option(
+    "--shrunk", "shrunk_dir", type=click.Path(path_type=Path, file_okay=False), default=Path(), metavar="DIR",
+    help="Where the shrunk plans of failing seeds are written. Default: here.",
+)  # fmt: skip
+def swarm(out: Output, seeds: int, first: int, jobs: int | None, fleet: str | None, shrunk_dir: Path) -> None:
+    """Run many seeds: each draws its own size, load and faults. A failing one is shrunk.
+
+    Exit code 1: a seed breaks a rule.
+    """
+    import os
+
+    from netsim.plan import encode_plan
+    from netsim.swarm import run_swarm
+
+    with _progress(out, f"{seeds} seeds", seeds) as advance:
+        done = 0
+
+        def on_result(result: "Result") -> None:
+            nonlocal done
+            done += 1
+            advance(done)
+
+        report = run_swarm(range(first, first + seeds), jobs or os.cpu_count() or 1, on_result, fleet)
+    failures: list[JsonValue] = []
+    for failure in report.failures:
+        path = shrunk_dir / f"shrunk-{failure.seed}.json"
+        shrunk_command = _command("run", str(path)) if failure.shrunk else None
+        if failure.shrunk:
+            _write(path, encode_plan(failure.plan))
+        failures.append(
+            {
+                "seed": failure.seed,
+                "rule": failure.rule,
+                "problem": failure.problem,
+                "command": failure.command,
+                "shrunk_command": shrunk_command,
+                "shrunk_faults": len(failure.plan.faults) if failure.shrunk else None,
+            }
+        )
+        out.say(f"seed {failure.seed} breaks {failure.rule}: {failure.problem}", colour="red")
+        out.say(f"  {failure.command}")
+        if shrunk_command is not None:
+            out.say(f"  {shrunk_command}    # shrunk to {len(failure.plan.faults)} faults")
+    out.data(
+        {
+            "ok": report.ok,
+            "seeds": report.seeds,
+            "first": first,
+            "simulated_s": round(report.simulated_s, 3),
+            "seconds": round(report.seconds, 3),
+            "seeds_per_minute": round(report.seeds_per_minute, 1),
+            "simulated_s_per_s": round(report.simulated_s_per_s, 1),
+            "links": report.links,
+            "calls": report.calls,
+            "completed": report.completed,
+            "rejected": report.rejected,
+            "faults": dict(sorted(report.faults.items())),
+            "failures": failures,
+        }
+    )
+    out.fields(
+        [
+            ("seeds", f"{report.seeds:,} in {report.seconds:.1f} s: {report.seeds_per_minute:.0f} a minute"),
+            ("simulated", f"{report.simulated_s / 3600:.2f} h: {report.simulated_s_per_s:.0f} s each second"),
+            ("links", f"{report.links:,}"),
+            ("answers", f"{report.completed:,} completed, {report.rejected:,} rejected, of {report.calls:,} calls"),
+            ("faults", ", ".join(f"{kind} {n:,}" for kind, n in sorted(report.faults.items())) or "none"),
+        ]
+    )
+    out.say(
+        "no rule was broken" if report.ok else f"{len(report.failures)} seeds broke a rule",
+        colour="green" if report.ok else "red",
+        bold=True,
+    )
+    raise SystemExit(Exit.DONE if report.ok else Exit.REJECTED)
+
+
+@sim.command(
+    cls=HopCommand,
+    examples=["hopchain sim hops --nodes 1000", "hopchain sim hops --nodes 320 --step 20 --plot hops.svg"],
+)
+@click.option("--nodes", type=click.IntRange(2, 5000), default=200, show_default=True, help="The largest network.")
+@click.option(
+    "--step", type=click.IntRange(1), metavar="N", help="Sizes N apart. Default: 10, 20, 40, ... up to --nodes."
+)
+@click.option("--keys", type=click.IntRange(2, 10_000), default=100, show_default=True, help="Lookups for each size.")
+@click.option("--k", type=click.IntRange(1, 64), default=5, show_default=True, help="The group size.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, metavar="SEED", help="Another run.")
+@_plot_option
+def hops(out: Output, nodes: int, step: int | None, keys: int, k: int, seed: int, plot_path: Path | None) -> None:
+    """Measure lookup hops and messages against the size of the network, beside log2 n."""
+    import msgspec
+
+    from netsim.hops import measure_hops, plot_hops
+
+    _check_paths(None, plot_path)
+    wanted = sizes(nodes, step)
+    with _progress(out, "nodes", sum(wanted)) as advance:
+        measured: list[int] = []
+
+        def on_row(row: "HopRow") -> None:
+            measured.append(row.nodes)
+            advance(sum(measured))
+
+        rows = measure_hops(wanted, seed, keys, k, on_row)
+    documents = [msgspec.to_builtins(row) for row in rows]
+    out.data({"seed": seed, "k": k, "keys": keys, "rows": documents, "plot": str(plot_path) if plot_path else None})
+    columns = list(documents[0])
+    out.table(
+        [c.replace("_", " ") for c in columns],
+        [[f"{row[c]:.2f}" if isinstance(row[c], float) else str(row[c]) for c in columns] for row in documents],
+        right=[c.replace("_", " ") for c in columns],
+    )
+    if plot_path is not None:
+        plot_hops(rows, plot_path)
+        out.say(f"picture: {plot_path}")
+
+
+def sizes(largest: int, step: int | None) -> list[int]:
+    """The sizes to measure, ascending, `largest` the last: `step` apart, or doubling from FIRST_SIZE."""
+    if step is not None:
+        return [*range(step, largest, step), largest]
+    found = []
+    size = FIRST_SIZE
+    while size < largest:
+        found.append(size)
+        size *= 2
+    return [*found, largest]
+
+
+# --- what run and replay share -------------------------------------------------------------------------------------
+
+
+def _show(
+    out: Output,
+    performance: "Performance",
+    scenario: "Scenario | None",
+    command: str,
+    report_path: Path | None,
+    plot_path: Path | None,
+    *,
+    follow: str | None = None,
+) -> Exit:
+    """Verdicts, files, and the exit code."""
+    from netsim.follow import follow_account
+    from netsim.measure import side_stories
+    from netsim.report import document, render
+    from netsim.verdict import judge, not_judged
+
+    verdicts = judge(performance, scenario)
+    note = not_judged(scenario) if scenario is not None else ""
+    about = scenario.about.replace("\n", " ") if scenario is not None else ""
+    lines = follow_account(performance.record, follow) if follow is not None else None
+    if report_path is not None or plot_path is not None:
+        doc = document(performance, verdicts, about=about, command=command, note=note)
+        if report_path is not None:
+            _write(report_path, render(doc).encode())
+        if plot_path is not None:
+            from netsim.plot import plot
+
+            plot(doc, plot_path)
+    ok = all(verdict.ok for verdict in verdicts)
+    record = performance.record
+    stories = side_stories(record, performance.sides)
+    out.data(
+        {
+            "name": performance.name,
+            "seed": performance.plan.seed,
+            "nodes": performance.plan.nodes,
+            "k": performance.plan.k,
+            "ok": ok,
+            "complete": performance.complete,
+            "trace": performance.trace,
+            "simulated_s": round(performance.ended_at, 6),
+            "links": len(record.watch.links),
+            "calls": len(record.watch.calls),
+            "crashes": record.crashes,
+            "verdicts": [{"name": v.name, "what": v.text, "ok": v.ok, "found": v.found} for v in verdicts],
+            "sides": [
+                {"name": s.name, "nodes": list(s.nodes), "asked": s.asked, "answered": s.paid, "why": s.why}
+                for s in stories
+            ],
+            "note": note or None,
+            "follow": [{"at_s": at, "node": node, "what": text} for at, node, text in lines]
+            if lines is not None
+            else None,
+            "command": command,
+            "report": str(report_path) if report_path else None,
+            "plot": str(plot_path) if plot_path else None,
+        }
+    )
+    for at, node, text in lines or ():
+        out.say(f"{at:9.4f} s  {'node-' + str(node) if node >= 0 else '':8} {text}")
+    _say_verdicts(out, performance, verdicts)
+    for story in stories:
+        if story.asked:
+            out.say(
+                f"{story.name}: {story.paid} of {story.asked} requests were answered while the network was cut",
+                bold=True,
+            )
+            out.say(f"  {story.why}")
+    if note:
+        out.say(note)
+    for what, path in (("report", report_path), ("picture", plot_path)):
+        if path is not None:
+            out.say(f"{what}: {path}")
+    out.say(f"trace {performance.trace}")
+    if not ok:
+        out.say(f"again: {command}", colour="red", bold=True)
+    return Exit.DONE if ok else Exit.REJECTED
+
+
+def _say_verdicts(out: Output, performance: "Performance", verdicts: Iterable["Verdict"]) -> None:
+    title = performance.title or performance.name
+    plan = performance.plan
+    out.say(f"{title}: {plan.nodes} nodes, k {plan.k}, seed {plan.seed}", bold=True)
+    out.table(
+        ["verdict", "", "what", "found"],
+        [[v.name, "holds" if v.ok else "BROKEN", v.text, v.found] for v in verdicts],
+    )
+
+
+def _command(verb: str, what: str, **options: int | None) -> str:
+    """The command line that does the same again."""
+    words = ["hopchain", "sim", verb, what]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", str(value)]
+    return " ".join(words)
+
+
+def _read_plan(name: str) -> "Plan":
+    import msgspec
+
+    from netsim.plan import decode_plan
+
+    try:
+        return decode_plan(Path(name).read_bytes())
+    except OSError as error:
+        raise LocalMisuse(f"{name} cannot be read: {error}") from None
+    except msgspec.MsgspecError as error:
+        raise LocalMisuse(f"{name} is no plan: {error}") from None
+
+
+def _check_paths(report_path: Path | None, plot_path: Path | None) -> None:
+    """Complain before the run, not after it."""
+    for path in (report_path, plot_path):
+        if path is not None and not path.resolve().parent.is_dir():
+            usage(f"{path} cannot be written: there is no directory {path.parent}")
+    if plot_path is not None:
+        from netsim.plot import check_plot
+
+        check_plot(plot_path)
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise CommandFailed(Exit.USAGE, "usage", f"{path} cannot be written: {error}") from None
+
+
+@contextmanager
+def _progress(out: Output, what: str, total: float) -> "Iterator[Callable[[float], None]]":
+    """A bar on a terminal, in simulated seconds or seeds; nothing when piped or with `--json`."""
+    if not out.fancy:
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)

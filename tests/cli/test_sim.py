@@ -1,0 +1,220 @@
+"""`hopchain sim`: what is printed, written and returned."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import netsim.swarm
+from chain.errors import HopchainError
+from cli.sim import sizes
+from netsim.draw import draw_plan
+from netsim.plan import decode_plan, encode_plan
+from netsim.run import Result, run_plan
+from netsim.scenario import shipped
+from netsim.swarm import Failure, SwarmReport
+from node.owner import Owner
+from tests.cli.conftest import Cli
+from tests.cli.test_commands import documented
+
+ROOT = Path(__file__).parents[2]
+SEED = 5
+
+PAYMENT = """
+title = "one payment"
+nodes = 3
+k = 3
+fault_s = 1.0
+heal_s = 6.0
+request = [ { name = "pay", at = 0.5, account = "alice", to = "bob", amount = 30, via = "node-1" } ]
+expect = [ { that = "balance", account = "bob", exactly = %d } ]
+[accounts]
+alice = 100
+bob = 0
+"""
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.toml"
+    path.write_text(PAYMENT % 30)
+    return path
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    path = tmp_path / "bad.toml"
+    path.write_text(PAYMENT % 31)
+    return path
+
+
+def test_list_names_every_scenario(cli: Cli) -> None:
+    text = cli.run("sim", "list").stdout
+    assert all(name in text for name in shipped())
+    document = cli.json("sim", "list")
+    assert [s["name"] for s in document["scenarios"]] == shipped()
+
+
+def test_run_prints_a_verdict_for_each_invariant_and_expectation(cli: Cli, good: Path) -> None:
+    text = cli.run("sim", "run", str(good)).stdout
+    assert "BROKEN" not in text
+    assert all(f"\n{name} " in text for name in ("I1", "I2", "I7", "I13", "expect-1"))
+    assert "again:" not in text
+
+
+def test_run_json_is_the_same_bytes_for_the_same_seed(cli: Cli, good: Path) -> None:
+    first = cli.run("sim", "run", str(good), "--json").stdout
+    assert cli.run("sim", "run", str(good), "--json").stdout == first
+    document = json.loads(first)
+    assert (document["ok"], document["complete"], document["nodes"], document["seed"]) == (True, True, 3, 1)
+    assert len(document["trace"]) == 64
+    other = cli.json("sim", "run", str(good), "--seed", "2")
+    assert other["trace"] != document["trace"]
+    assert other["command"] == f"hopchain sim run {good} --seed 2"
+
+
+def test_keys_are_the_documented_ones(cli: Cli, good: Path) -> None:
+    assert set(cli.json("sim", "list")) == documented("sim list")
+    assert set(cli.json("sim", "run", str(good))) == documented("sim run")
+    assert set(cli.json("sim", "replay", str(SEED), "--until", "1")) == documented("sim run")
+    assert set(cli.json("sim", "swarm", "--seeds", "1", "--jobs", "1")) == documented("sim swarm")
+    assert set(cli.json("sim", "hops", "--nodes", "4", "--step", "4", "--keys", "4")) == documented("sim hops")
+
+
+def test_json_is_the_same_in_processes_that_hash_differently(good: Path) -> None:
+    def printed(hash_seed: str) -> str:
+        words = [sys.executable, "-m", "cli.main", "sim", "run", str(good), "--json"]
+        return subprocess.run(
+            words, capture_output=True, text=True, check=True, cwd=ROOT, env={"PYTHONHASHSEED": hash_seed}
+        ).stdout
+
+    assert printed("1") == printed("2")
+
+
+def test_sizes_can_be_replaced(cli: Cli, good: Path) -> None:
+    document = cli.json("sim", "run", str(good), "--nodes", "4", "--k", "2")
+    assert (document["nodes"], document["k"]) == (4, 2)
+    assert "3 nodes and k 3" in document["note"]
+
+
+def test_what_is_not_as_expected_is_exit_1_and_one_command_shows_it_again(cli: Cli, bad: Path) -> None:
+    text = cli.run("sim", "run", str(bad), "--seed", "3", code=1).stdout
+    assert "expect-1  BROKEN" in text
+    assert f"again: hopchain sim run {bad} --seed 3" in text
+    assert cli.json("sim", "run", str(bad), code=1)["ok"] is False
+
+
+def test_a_node_that_breaks_a_rule_is_exit_1(cli: Cli, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise HopchainError("the owner stops")
+
+    monkeypatch.setattr(Owner, "enqueue", stop)
+    document = cli.json("sim", "run", str(good), code=1)
+    assert next(v["found"] for v in document["verdicts"] if not v["ok"]) == "the owner stops"
+    assert document["verdicts"][0]["found"].startswith("held until")
+
+
+def test_report_and_picture_are_written(cli: Cli, good: Path, tmp_path: Path) -> None:
+    report, picture = tmp_path / "out.html", tmp_path / "out.svg"
+    text = cli.run("sim", "run", str(good), "--report", str(report), "--plot", str(picture)).stdout
+    assert f"report: {report}" in text
+    assert report.read_text().startswith("<!doctype html>")
+    assert "one payment" in report.read_text()
+    assert "<svg" in picture.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["nonsense"], "there is no scenario 'nonsense'"),
+        (["none.toml"], "none.toml cannot be read"),
+        (["none.json"], "none.json cannot be read"),
+        (["split-brain", "--plot", "out.gif"], "must end in .png"),
+        (["split-brain", "--report", "none/out.html"], "there is no directory none"),
+        (["split-brain", "--nodes", "65"], "65"),
+    ],
+)
+def test_usage_is_told_before_anything_runs(cli: Cli, words: list[str], says: str) -> None:
+    assert says in cli.run("sim", "run", *words, code=2).stderr
+
+
+def test_a_shrunk_plan_runs_as_in_the_swarm(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "shrunk.json"
+    path.write_bytes(encode_plan(draw_plan(SEED)))
+    document = cli.json("sim", "run", str(path))
+    assert document["trace"] == run_plan(draw_plan(SEED)).trace
+    assert "a plan says them itself" in cli.run("sim", "run", str(path), "--nodes", "3", code=2).stderr
+    path.write_text('{"seed": 1, "nodez": 2}')
+    assert "nodez" in cli.run("sim", "run", str(path), code=2).stderr
+
+
+def test_replay_gives_the_trace_of_the_seed(cli: Cli) -> None:
+    document = cli.json("sim", "replay", str(SEED))
+    assert document["trace"] == run_plan(draw_plan(SEED)).trace
+    assert document["command"] == f"hopchain sim replay {SEED}"
+
+
+def test_replay_follows_an_account_until_a_time(cli: Cli) -> None:
+    document = cli.json("sim", "replay", str(SEED), "--follow", "acct-0", "--until", "3")
+    assert document["complete"] is False
+    assert document["simulated_s"] == 3.0
+    events = document["follow"]
+    assert events[0]["what"].endswith("open acct-0")
+    assert [e["at_s"] for e in events] == sorted(e["at_s"] for e in events)
+    assert any(e["what"].startswith("link 0 is chosen") for e in events)
+    assert max(e["at_s"] for e in events) <= 3.0
+    text = cli.run("sim", "replay", str(SEED), "--follow", "acct-0", "--until", "3").stdout
+    assert "open acct-0" in text
+    assert "I13" in text
+
+
+def test_swarm_counts_what_its_seeds_did(cli: Cli) -> None:
+    document = cli.json("sim", "swarm", "--seeds", "2", "--first", str(SEED), "--jobs", "1")
+    runs = [run_plan(draw_plan(seed)) for seed in (SEED, SEED + 1)]
+    assert (document["ok"], document["seeds"], document["failures"]) == (True, 2, [])
+    assert document["links"] == sum(run.links for run in runs)
+    assert "no rule was broken" in cli.run("sim", "swarm", "--seeds", "1", "--jobs", "1").stdout
+
+
+def test_a_failing_seed_is_exit_1_with_its_command_and_its_shrunk_plan(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = msgspec.structs.replace(draw_plan(SEED), faults=())
+
+    def fail(
+        seeds: Iterable[int], jobs: int, on_result: Callable[[Result], None], fleet: str | None = None
+    ) -> SwarmReport:
+        assert (list(seeds), jobs, fleet) == ([0, 1, 2], 1, None)
+        failures = (Failure(SEED, "I2", "money", plan, shrunk=True), Failure(9, "I7", "x", plan, shrunk=False))
+        return SwarmReport(3, 1.0, 60.0, 1, 1, 1, 1, 1, 0, Counter(Cut=2), failures)
+
+    monkeypatch.setattr(netsim.swarm, "run_swarm", fail)
+    words = ["sim", "swarm", "--seeds", "3", "--jobs", "1", "--shrunk", str(tmp_path)]
+    text = cli.run(*words, code=1).stdout
+    assert f"hopchain sim replay {SEED}\n" in text
+    assert f"hopchain sim run {tmp_path}/shrunk-{SEED}.json    # shrunk to 0 faults" in text
+    assert decode_plan((tmp_path / f"shrunk-{SEED}.json").read_bytes()) == plan
+    assert not (tmp_path / "shrunk-9.json").exists()
+    document = cli.json(*words, code=1)
+    assert [f["shrunk_command"] is None for f in document["failures"]] == [False, True]
+
+
+def test_hops_prints_a_row_for_each_size(cli: Cli, tmp_path: Path) -> None:
+    picture = tmp_path / "hops.svg"
+    document = cli.json("sim", "hops", "--nodes", "8", "--step", "4", "--keys", "4", "--plot", str(picture))
+    assert [row["nodes"] for row in document["rows"]] == [4, 8]
+    assert picture.exists()
+    text = cli.run("sim", "hops", "--nodes", "4", "--step", "4", "--keys", "4").stdout
+    assert "log2" in text
+
+
+def test_sizes_double_or_step_up_to_the_largest() -> None:
+    assert sizes(1000, None) == [10, 20, 40, 80, 160, 320, 640, 1000]
+    assert sizes(10, None) == [10]
+    assert sizes(25, 10) == [10, 20, 25]
+    assert sizes(3, 10) == [3]

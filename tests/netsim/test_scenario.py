@@ -1,0 +1,240 @@
+"""Scenario files: read strictly, in words that are resolved while they run."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from chain.errors import LocalMisuse
+from netsim.plan import decode_plan, encode_plan
+from netsim.roles import FIXED, Roles
+from netsim.scenario import EXPECTS, FAULTS, REQUESTS, read_scenario
+from netsim.stage import perform
+from netsim.verdict import judge, not_judged
+
+SMALL = """
+title = "one payment"
+nodes = 3
+k = 3
+seed = 4
+fault_s = 2.0
+heal_s = 8.0
+request = [ { name = "pay", at = 0.5, account = "alice", to = "bob", amount = 30, via = "node-1" } ]
+expect = [ { that = "answers", request = "pay", is = "completed" } ]
+[accounts]
+alice = 100
+bob = 0
+"""
+
+
+def error_of(text: str) -> str:
+    with pytest.raises(LocalMisuse) as caught:
+        read_scenario(text, "bad")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ('nodez = 3\n[a]\n', "nodez is not known: it may be "),
+        ("nodes = 99", "nodes is 99; it must be a whole number from 1 to 64"),
+        ("nodes = true", "nodes is True; it must be a whole number"),
+        ("seed = 1.5", "seed is 1.5; it must be a whole number"),
+        ("fault_s = 'long'", "fault_s is 'long'; it must be a number from 0.1 to 3600"),
+        ("files = 1", "files is 1; it must be true or false"),
+        ("fault = 3", "fault must be a list of tables: [[fault]]"),
+        ("load = 3", "load must be a table: [load]"),
+        ("[load]\nhots = 0.5", "load: hots is not known: it may be accounts, again, cancel"),
+        ("[weather]\nloss = 2", "weather: loss is 2; it must be from 0 to 1"),
+        ("[accounts]\nAlice = 1", "'Alice'"),
+        ("[sides]\nleft = 'node-9'", "sides.left: node-9 does not exist: with 5 nodes they are node-0 to node-4"),
+        ("[sides]\nleft = 'rest'\nright = 'rest'", "only one of them may be 'rest'"),
+        ("[sides]\nleft = []", "left is []; it must be a text or a list of texts"),
+        ("[[fault]]\nkind = 'kut'\nat = 1", "fault[0]: kind is 'kut'; it must be one of cut, ring, clog, kill"),
+        ("[[fault]]\nkind = 'kill'\nnodes = 'node-0'\nuntil = 2", "fault[0]: at is missing"),
+        ("[[fault]]\nkind = 'kill'\nnodes = 'node-0'\nat = 3\nuntil = 2", "until is 2; it must be from 3 to 3600"),
+        ("[[fault]]\nkind = 'kill'\nnodes = 'all'\nat = 1\nuntil = 2\npoint = 'x'", "point is 'x'; it must be one of idle, before_commit"),
+        ("[[fault]]\nkind = 'pause'\nnodes = 'all'\nat = 1\nuntil = 2\nms = 4", "ms is not known: a fault of kind pause has kind, at"),
+        ("[[fault]]\nkind = 'cut'\nat = 1\nuntil = 2\nbetween = ['all']", "between must name two sides or more"),
+        ("[[fault]]\nkind = 'cut'\nat = 1\nuntil = 2\nbetween = 'all'", "between is 'all'; it must be a list"),
+        ("[[fault]]\nkind = 'kill'\nat = 1\nuntil = 2\nnodes = 'owner-of:zoe'", "owner-of:zoe: the account must be one of mint"),
+        ("[[fault]]\nkind = 'kill'\nat = 1\nuntil = 2\nnodes = 'boss'", "'boss' names no nodes; it may be node-0 to node-4, all, majority"),
+        ("[[fault]]\nkind = 'ring'\nat = 1\nuntil = 2\nwhen = 'later'", "when is 'later'; it may be proposed:ACCOUNT, voted:ACCOUNT, decided:ACCOUNT"),
+        ("[[fault]]\nkind = 'ring'\nat = 1\nuntil = 2\nwhen = 'voted:zoe'", "when names account 'zoe'; it must be one of mint"),
+        ("[[request]]\nname = 'a'\nat = 1\naccount = 'zoe'\nto = 'bob'\namount = 1\nvia = 'all'", "request[0].account 'zoe' must be one of mint"),
+        ("[[request]]\nname = 'a'\nat = 1\naccount = 'mint'\nto = 'bob'\namount = 0\nvia = 'all'", "amount is 0; it must be a whole number from 1"),
+        ("[[request]]\nname = 'a'\nat = 1\nkind = 'again'\ntarget = 'b'\nvia = 'all'", "request[0].target 'b' must be one before it: (there is none)"),
+        ("[[request]]\nname = 'a'\nat = 1\nkind = 'read'\naccount = 'mint'\nvia = 'node-7'", "request[0].via: node-7 does not exist"),
+        ("[[expect]]\nthat = 'joy'\nat_least = 1", "expect[0]: that is 'joy'; it must be one of answers, recorded"),
+        ("[[expect]]\nthat = 'lost'", "at_least or at_most or exactly must be given"),
+        ("[[expect]]\nthat = 'window_s'\nexactly = 1", "exactly is not known: an expectation of window_s has that"),
+        ("[[expect]]\nthat = 'answers'\nis = 'done'", "is is 'done'; it must be one of completed, insufficient_funds"),
+        ("[[expect]]\nthat = 'answers'\nrequest = 'x'\nis = 'completed'", "expect[0].request 'x' must be one of (there is none)"),
+        ("[[expect]]\nthat = 'messages'\nmessage = 'hi'\nat_least = 1", "message is 'hi'; it must be one of prepare, promise"),
+        ("[[expect]]\nthat = 'balance'\naccount = 'zoe'\nexactly = 1", "expect[0].account 'zoe' must be one of mint"),
+        ("title = 'again'", "is not TOML"),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_key_and_what_it_may_be(extra: str, says: str) -> None:
+    text = error_of(f'title = "bad"\n{extra}\n')
+    assert says in text
+    assert "scenario bad" in text
+
+
+def test_a_name_is_used_once() -> None:
+    twice = SMALL.replace(
+        'via = "node-1" }',
+        'via = "node-1" }, { name = "pay", at = 1, account = "bob", to = "alice", amount = 1, via = "all" }',
+    )
+    assert "request[1].name 'pay' is used before" in error_of(twice)
+
+
+def test_the_command_line_replaces_sizes_and_seed() -> None:
+    own = read_scenario(SMALL, "small")
+    assert (own.plan.nodes, own.plan.k, own.plan.seed, own.resized) == (3, 3, 4, "")
+    other = read_scenario(SMALL, "small", nodes=7, k=5, seed=9)
+    assert (other.plan.nodes, other.plan.k, other.plan.seed) == (7, 5, 9)
+    assert "3 nodes and k 3" in not_judged(other)
+    assert not_judged(read_scenario(SMALL, "small", seed=9)) == ""
+
+
+def test_expectations_about_the_files_sizes_are_left_out_when_it_is_resized() -> None:
+    never = SMALL.replace('is = "completed" }', 'is = "stale" }')
+    performance = perform(read_scenario(never, "n"))
+    assert not judge(performance, read_scenario(never, "n"))[-1].ok
+    resized = read_scenario(never, "n", nodes=4)
+    assert all(v.name.startswith("I") for v in judge(performance, resized))
+    anywhere = read_scenario(never.replace('"stale" }', '"stale", any_size = true }'), "n", nodes=4)
+    assert not judge(performance, anywhere)[-1].ok
+
+
+def test_words_name_nodes() -> None:
+    groups = {"alice": (2, 0, 4)}
+    roles = Roles(5, {"left": ("owner-of:alice", "node-3"), "right": ("rest",)}, lambda account: groups[account])
+    assert roles.in_order("all") == (0, 1, 2, 3, 4)
+    assert (roles.in_order("majority"), roles.in_order("minority")) == ((0, 1, 2), (3, 4))
+    assert (roles.in_order("half-1"), roles.in_order("half-2")) == ((0, 1), (2, 3, 4))
+    assert [roles.in_order(f"third-{i}") for i in (1, 2, 3)] == [(0, 3), (1, 4), (2,)]
+    assert roles.in_order("owner-of:alice") == (2,)
+    assert (roles.in_order("standby-1-of:alice"), roles.in_order("standby-2-of:alice")) == ((0,), (4,))
+    assert roles.in_order("standby-3-of:alice") == ()
+    assert roles.in_order("group-of:alice") == (2, 0, 4)
+    assert roles.in_order("outside-of:alice") == (1, 3)
+    assert roles.nodes_of(["node-4", "left"]) == (2, 3, 4)
+    assert roles.in_order("right") == (0, 1, 4)
+
+
+def test_a_side_stays_what_it_was_when_first_used() -> None:
+    groups = {"alice": (2, 0, 4)}
+    roles = Roles(5, {"alone": ("owner-of:alice",), "others": ("rest",)}, lambda account: groups[account])
+    assert roles.in_order("alone") == (2,)
+    groups["alice"] = (1, 3, 0)
+    assert roles.in_order("owner-of:alice") == (1,)
+    assert roles.in_order("alone") == (2,)
+    roles.settle()
+    assert roles.sides == {"alone": (2,), "others": (0, 1, 3, 4)}
+
+
+def test_every_kind_of_request_runs() -> None:
+    text = SMALL.replace(
+        "request = [",
+        """request = [
+  { name = "late", kind = "open", at = 0.1, account = "zoe", via = "node-0" },
+  { name = "look", kind = "read", at = 0.3, account = "alice", via = "all", linearizable = true, times = 3, every_s = 0.1 },""",
+    ).replace(
+        'via = "node-1" } ]',
+        """via = "node-1" },
+  { name = "repeat", kind = "again", target = "pay", at = 0.8, via = "node-2" },
+  { name = "stop", kind = "cancel", target = "pay", at = 1.0, via = "node-2" },
+  { name = "pinned", at = 1.2, account = "alice", to = "zoe", amount = 1, via = "node-0", expect_tip = "old" },
+  { name = "fresh", at = 1.4, account = "alice", to = "zoe", amount = 1, via = "node-0", expect_tip = "current" } ]""",
+    ).replace(
+        "expect = [",
+        """expect = [
+  { that = "answers", request = "late", is = "completed" },
+  { that = "answers", request = "look", is = "balance", exactly = 3 },
+  { that = "answers", request = "repeat", is = "completed" },
+  { that = "answers", request = "stop", is = "already_decided" },
+  { that = "answers", request = "pinned", is = "stale" },
+  { that = "recorded", request = "pinned", is = "none" },
+  { that = "answers", request = "fresh", is = "completed" },
+  { that = "links", account = "zoe", exactly = 1 },
+  { that = "balance", account = "alice", exactly = 69 },""",
+    )  # fmt: skip
+    scenario = read_scenario(text, "kinds")
+    performance = perform(scenario)
+    assert [v for v in judge(performance, scenario) if not v.ok] == []
+    assert len(performance.calls["look"]) == 3
+
+
+def test_the_same_file_and_seed_give_the_same_trace_and_another_seed_another() -> None:
+    first, again = perform(read_scenario(SMALL, "a")), perform(read_scenario(SMALL, "a"))
+    assert first.trace == again.trace
+    assert perform(read_scenario(SMALL, "a", seed=5)).trace != first.trace
+
+
+def test_random_load_runs_beside_requests() -> None:
+    scenario = read_scenario(SMALL + "\n[load]\naccounts = 2\nrequests = 8\n", "load")
+    performance = perform(scenario)
+    assert all(v.ok for v in judge(performance, scenario))
+    assert {"acct-0", "acct-1", "alice"} <= performance.balances.keys()
+
+
+def test_progress_and_until_leave_the_trace_alone() -> None:
+    scenario = read_scenario(SMALL, "a")
+    seen: list[float] = []
+    whole = perform(scenario, progress=seen.append)
+    assert whole.trace == perform(scenario).trace
+    assert seen == sorted(seen)
+    assert seen[-1] <= whole.ended_at < seen[-1] + 0.25 + 1e-9
+    part = perform(scenario, until=1.7)
+    assert (part.complete, part.ended_at, part.rule) == (False, 1.7, "")
+    assert [v.name for v in judge(part, scenario) if v.name.startswith("expect")] == []
+    assert "1.70 s" in judge(part, scenario)[0].found
+
+
+def test_every_kind_of_fault_begins() -> None:
+    keys = {
+        "cut": 'between = ["node-0", "node-1"], until = 1.5, one_way = true',
+        "ring": "until = 1.5",
+        "clog": 'source = "node-0", target = "all", until = 1.5',
+        "kill": 'nodes = "node-0", until = 1.5, point = "after_commit"',
+        "pause": 'nodes = "node-1", until = 1.5, stagger_s = 0.1',
+        "clock_jump": 'nodes = "all", ms = 5000',
+        "slow_disk": 'nodes = "node-2", until = 1.5, commit_s = 0.05',
+        "disk_error": 'nodes = "node-1", until = 1.5, error = "fsync"',
+        "weather": "until = 1.5, weather = { loss = 0.2 }",
+    }
+    assert keys.keys() == FAULTS.keys()
+    for kind, rest in keys.items():
+        fault = f'fault = [ {{ kind = "{kind}", at = 0.4, {rest} }} ]\n'
+        scenario = read_scenario(SMALL.replace("request = [", fault + "request = [").replace("expect", "#expect"), kind)
+        performance = perform(scenario)
+        assert performance.rule == "", performance.problem
+        (shown,) = performance.record.faults
+        assert (shown.kind, round(shown.at - performance.record.start, 6)) == (kind, 0.4)
+
+
+def test_the_scenario_in_the_manual_holds() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text()
+    (text,) = re.findall(r"```toml\n(.*?)```", manual, re.S)
+    for nodes in (None, 7):
+        scenario = read_scenario(text, "manual", nodes=nodes)
+        assert [v for v in judge(perform(scenario), scenario) if not v.ok] == []
+
+
+def test_the_manual_names_every_key() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text()
+    wanted = {*FAULTS, *REQUESTS, *EXPECTS, *FIXED} | {
+        k for table in (FAULTS, REQUESTS) for keys in table.values() for k in keys
+    }
+    assert {name for name in wanted if f"`{name}`" not in manual} == set()
+
+
+def test_tables_of_keys_are_about_what_there_is() -> None:
+    plan = decode_plan(encode_plan(read_scenario(SMALL, "a").plan))
+    assert msgspec.structs.asdict(plan)["nodes"] == 3
+    assert all("until" in keys or kind == "clock_jump" for kind, keys in FAULTS.items())
+    assert all("target" in keys or "account" in keys for keys in REQUESTS.values())
+    assert all("at_least" in keys for keys in EXPECTS.values())
