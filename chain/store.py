@@ -27,8 +27,8 @@ from chain.schema import SCHEMA_VERSION, STAGING_TABLES, create_schema, schema_f
 from chain.seal import (
     EMPTY_LOG,
     CursorRow,
-    SeenRow,
     LogHead,
+    SeenRow,
     load_cursors,
     load_seen,
     load_views,

@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -11,13 +12,13 @@ import pytest
 from chain.audit import AuditReport, audit
 from chain.errors import StorageFailure
 from chain.genesis import encode_genesis
-from chain.link import HEADER_BYTES, Entry, Link, Outcome, PostingHash, build_link, posting_hash
+from chain.link import HEADER_BYTES, Entry, Link, LinkHash, Outcome, PostingHash, build_link, opening_slot, posting_hash
 from chain.names import MAX_AMOUNT
-from chain.request import Kind, Posting, Request, RequestId, SignedRequest, encode_request
+from chain.request import Kind, NetworkId, Posting, Request, RequestId, SignedRequest, encode_request, opening
 from chain.rows import VoteRow
 from chain.schema import STAGING_TABLES, create_schema
-from chain.seal import LogHead, row_checksum
-from chain.store import CursorRow, commit, open_database
+from chain.seal import EMPTY_LOG, LogHead, row_checksum
+from chain.store import CursorRow, SeenRow, commit, open_database
 from tests.chain.bank import (
     GENESIS,
     NETWORK,
@@ -27,6 +28,7 @@ from tests.chain.bank import (
     id_of,
     key_of,
     memory_database,
+    public_key_of,
     queued,
     with_history,
 )
@@ -55,7 +57,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         VoteRow(link.prev_hash, "alice", link.height, (1, 2, NODE), (1, 1, NODE), link.raw),
         VoteRow(bank.form([bank.opening("zoe")]).link.prev_hash, "zoe", 0, (1, 3, NODE)),  # type: ignore[union-attr]
     ]
-    commit(conn, [*votes, CursorRow(bytes(20), 3), CursorRow(NODE, 7)])
+    commit(conn, [*votes, CursorRow(bytes(20), 3), CursorRow(NODE, 7), SeenRow(NODE, 2), SeenRow(bytes(20), 5)])
     conn.close()
     assert not path.with_name("node.db-wal").exists()
     return path
@@ -130,9 +132,9 @@ def test_every_field_of_every_column_is_checked(conn: sqlite3.Connection, table:
     assert tried >= len(rows)
 
 
-@pytest.mark.parametrize("table", [table for table, _ in _tables() if table not in ("votes", "cursors")])
+@pytest.mark.parametrize("table", [table for table, _ in _tables() if table not in ("votes", "cursors", "seen")])
 def test_a_row_too_few_is_found(conn: sqlite3.Connection, table: str) -> None:
-    """But for votes and cursors, which no link vouches for and nobody counts."""
+    """But for votes, cursors and counts of votes, which no link vouches for and nobody counts."""
     keys = [row[1] for row in conn.execute(f"PRAGMA table_info({table})") if row[5]]
     where = " AND ".join(f"{key} = ?" for key in keys)
     for key in conn.execute(f"SELECT {', '.join(keys)} FROM {table}").fetchall():
@@ -348,7 +350,6 @@ def _altered(link: Link, **fields: object) -> Link:
 
 
 _CHAINS: list[tuple[dict[str, object], str, str]] = [
-    ({"height": 50, "prev_hash": bytes([9]) * 32}, "height", "the link before it"),
     ({"prev_hash": bytes([9]) * 32}, "prev_hash", ""),
     ({"time_ms": 2_000_000}, "time_ms", "above"),
     ({"balance": 5}, "balance", ""),
@@ -367,6 +368,77 @@ def test_a_link_that_does_not_follow_is_found(fields: dict[str, object], column:
     assert fault is not None
     assert (fault.table, fault.key, fault.column) == ("links", link.hash.hex(), column)
     assert expected in fault.expected
+
+
+def test_a_chain_without_its_beginning_is_found(conn: sqlite3.Connection) -> None:
+    conn.execute("DELETE FROM links WHERE account = 'ezb' AND height = 0")
+    conn.execute("UPDATE links SET seq = -(SELECT count(*) FROM links AS before WHERE before.seq <= links.seq)")
+    conn.execute("UPDATE links SET seq = -seq")
+    fault = _audit(conn).fault
+    assert fault is not None
+    assert (fault.table, fault.column, fault.found) == ("links", "height", "nothing")
+
+
+def test_a_header_and_body_cut_at_another_place_are_found(conn: sqlite3.Connection) -> None:
+    header, body = conn.execute("SELECT header, body FROM links WHERE seq = 5").fetchone()
+    conn.execute("UPDATE links SET header = ?, body = ? WHERE seq = 5", (header[:-1], header[-1:] + body))
+    fault = _audit(conn).fault
+    assert fault is not None
+    assert (fault.column, fault.expected) == ("header", "224 bytes")
+
+
+def test_a_link_of_another_network_is_found() -> None:
+    conn = memory_database()
+    bank = with_history(conn)
+    link = bank.form([bank.transfer("alice", ("bob", 1))]).link
+    assert link is not None
+    other = build_link(
+        NetworkId(bytes(32)),
+        "alice",
+        link.height,
+        link.prev_hash,
+        link.balance + 1,
+        1,
+        link.time_ms,
+        (),
+        link.confirmed,
+    )
+    _without_triggers(conn, other)
+    fault = audit(conn).fault
+    assert fault is not None
+    assert (fault.key, fault.column, fault.found) == (other.hash.hex(), "header", bytes(32).hex())
+
+
+def _without_ezb(conn: sqlite3.Connection) -> None:
+    """A new database in which the last issuer was never opened, the head of the log made to fit."""
+    for sql in ("links WHERE account", "accounts WHERE name", "outcomes WHERE account"):
+        conn.execute(f"DELETE FROM {sql} = 'ezb'")
+    hashes = [LinkHash(row[0]) for row in conn.execute("SELECT hash FROM links ORDER BY seq")]
+    _reseal(conn, "log", EMPTY_LOG.after(hashes).encode())
+
+
+def test_a_missing_issuer_is_found() -> None:
+    conn = memory_database()
+    with _no_triggers(conn):
+        _without_ezb(conn)
+    fault = audit(conn).fault
+    assert fault is not None
+    assert (fault.key, fault.found) == ("ezb", "nothing")
+
+
+def test_an_issuer_under_another_key_is_found() -> None:
+    conn = memory_database()
+    bank = Bank(conn)
+    request = opening(NETWORK, "ezb", "EUR", public_key_of("thief"), bank.nonce())
+    slot = opening_slot(NETWORK, "ezb")
+    link = build_link(NETWORK, "ezb", 0, slot, 0, 1, 1_000_000, [_signed(request, Outcome.COMPLETED, by="thief")], ())
+    with _no_triggers(conn):
+        _without_ezb(conn)
+        _write(conn, link)
+        conn.execute("UPDATE accounts SET issuer = 1 WHERE name = 'ezb'")
+    fault = audit(conn).fault
+    assert fault is not None
+    assert (fault.key, fault.expected) == (link.hash.hex(), "the issuer of the genesis file")
 
 
 @pytest.mark.parametrize("what", ["in another slot", "with a second request"])
@@ -400,6 +472,7 @@ def test_a_link_that_takes_up_the_wrong_income_is_found(name: str) -> None:
     bank = with_history(conn)
     bank.pay("carol", ("bob", 4))
     bank.pay("carol", ("bob", 5))
+    bank.pay("mint", ("carol", 6))
     link = bank.form([bank.transfer("bob", ("alice", 1))]).link
     assert link is not None
     (other,) = conn.execute("SELECT hash FROM transfers WHERE recipient = 'carol' AND confirmation IS NULL").fetchone()
@@ -483,14 +556,21 @@ def test_an_issuer_past_its_limit_is_found() -> None:
     assert "rejected" in fault.expected
 
 
-def _without_triggers(conn: sqlite3.Connection, link: Link) -> None:
-    """Write everything that the link makes, consistently, with all triggers off, and put the triggers back."""
+@contextmanager
+def _no_triggers(conn: sqlite3.Connection) -> Iterator[None]:
+    """All triggers are off inside, and back after it."""
     triggers = conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
     for name, _ in triggers:
         conn.execute(f"DROP TRIGGER {name}")
-    _write(conn, link)
+    yield
     for _, sql in triggers:
         conn.execute(sql)
+
+
+def _without_triggers(conn: sqlite3.Connection, link: Link) -> None:
+    """Write everything that the link makes, consistently, with all triggers off."""
+    with _no_triggers(conn):
+        _write(conn, link)
 
 
 def _write(conn: sqlite3.Connection, link: Link) -> None:
@@ -525,11 +605,11 @@ def _write(conn: sqlite3.Connection, link: Link) -> None:
         row = (request_id, link.account, link.hash, number, int(outcome))
         conn.execute("INSERT OR IGNORE INTO outcomes VALUES (?, ?, ?, ?, ?)", row)
     opened = [e.request for e in link.entries if e.request.kind is Kind.OPEN and link.height == 0]
-    for opening in opened:
+    for made in opened:
         account = (
             link.account,
-            opening.asset,
-            opening.public_key,
+            made.asset,
+            made.public_key,
             0,
             0,
             link.hash,

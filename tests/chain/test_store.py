@@ -25,6 +25,7 @@ from chain.store import (
     Loaded,
     LogPage,
     Needs,
+    SeenRow,
     commit,
     create_or_check,
     load,
@@ -179,6 +180,7 @@ def test_another_schema_version_is_refused(conn: sqlite3.Connection) -> None:
         ("UPDATE views SET raw = x'00'", "views row 1"),
         ("UPDATE votes SET height = height + 1", "votes row"),
         ("UPDATE cursors SET seq = seq + 1", "cursors row"),
+        ("UPDATE seen SET votes = votes + 1", "seen row"),
         ("UPDATE accounts SET balance = balance + 1 WHERE name = 'bob'", "tip of account bob"),
         ("UPDATE accounts SET height = height + 1 WHERE name = 'bob'", "tip of account bob"),
         ("UPDATE accounts SET tip = zeroblob(32) WHERE name = 'bob'", "tip of account bob"),
@@ -190,7 +192,7 @@ def test_another_schema_version_is_refused(conn: sqlite3.Connection) -> None:
     ],
 )
 def test_the_start_checks_what_the_node_relies_on(conn: sqlite3.Connection, bank: Bank, sql: str, text: str) -> None:
-    commit(conn, [VoteRow(bank.links[-1].next_slot, "mint", 4, (1, 0, NODE)), CursorRow(NODE, 5)])
+    commit(conn, [VoteRow(bank.links[-1].next_slot, "mint", 4, (1, 0, NODE)), CursorRow(NODE, 5), SeenRow(NODE, 5)])
     create_or_check(conn, GENESIS, NODE, VIEW)
     triggers = conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
     for name, _ in triggers:
