@@ -114,7 +114,7 @@ class Serving:
         if balance is None:
             return wire.NotFound(f"account {ask.account}")
         limit = min(max(ask.limit, 1), wire.MAX_PAGE)
-        start = min(max(ask.from_height, 0), balance.height + 1)
+        start = min(ask.from_height, balance.height + 1)  # a greater one need not fit SQLite's integers
         links = await self._reader.run(read_chain, ask.account, start, limit)
         shown: list[wire.ChainLink] = []
         rows = 0

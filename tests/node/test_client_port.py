@@ -422,6 +422,9 @@ async def test_frames_may_follow_the_hello_at_once_but_a_hello_is_small(
         assert await channel.receive() == large
         greedy = await dial(network, tls)
         await greedy._stream.send_all((5000).to_bytes(4))
+        told = wire.decode_node_frame_untrusted(await greedy.receive() or b"")
+        assert isinstance(told, wire.Refused)
+        assert told.code == "oversize"
         assert await greedy.receive() is None
         assert echo.server.counters["refused.oversize"] == 1
 

@@ -179,6 +179,9 @@ async def test_accounts_are_listed_in_name_order_page_by_page(serving: Serving) 
         names += [line.name for line in page.accounts]
         more = page.more
     assert names == ["alice", "bob", "ezb", "mint", "mint2"]
+    whole = await serving.answer(wire.AskAccounts("", 5))
+    assert isinstance(whole, wire.Accounts)
+    assert not whole.more
     one = await serving.answer(wire.AskAccounts("alice", -5))
     assert isinstance(one, wire.Accounts)
     (bob,) = one.accounts
@@ -222,7 +225,7 @@ async def test_a_route_of_a_key_takes_its_first_20_bytes_and_no_fewer(serving: S
 
 async def test_the_status_shows_peers_lag_and_all_counters(serving: Serving, core: Core) -> None:
     core.counters["peer_fault_malformed"] += 2
-    events = [PeerUp(PEER), FromPeer(PEER, Ping(1.0, 4)), FromPeer(PEER, Pong(NOW.mono - 0.25, 5))]
+    events = [PeerUp(PEER), FromPeer(PEER, Ping(1.0, 4, 0)), FromPeer(PEER, Pong(NOW.mono - 0.25, 5, 0))]
     core.needs(events, NOW)
     core.step(Loaded(), NOW)
     status = await serving.answer(wire.AskStatus())

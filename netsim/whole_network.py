@@ -1,0 +1,473 @@
+"""A network of whole nodes: `node.running.RunningNode` as it stands, many in one process, on simulated ports.
+
+Real: driver, core, mesh, channels, frames, hellos, client port, the DHT with the `kademlia` library, SQLite. Simulated: the clock
+(trio's MockClock, which jumps when every task waits), TCP (`netsim.streams`), UDP (`netsim.datagrams`), the worker thread of
+the database (functions run inline, a commit takes time), TLS (`netsim.plain`: in the clear), scheduling (trio's own
+shuffling of ready tasks, from the seed). The observer of the cores' tier watches commits, frames and answers, so the same rules hold.
+
+A process that is killed is cancelled at the checkpoint where it stands, and nothing it still does leaves it: no frame, no
+datagram, no commit. So it may die at any await, and `after_step` finds them all.
+"""
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from contextvars import ContextVar
+from pathlib import Path
+from sqlite3 import Connection
+from tempfile import TemporaryDirectory
+from typing import Concatenate, Final, ParamSpec, TypeVar, cast
+
+import msgspec
+import trio
+import trio_asyncio
+
+from chain.errors import LocalMisuse, StorageFailure
+from chain.store import Write, commit, create_or_check
+from hopchain import wire
+from netsim.checks import Watch
+from netsim.datagrams import DatagramNetwork, NodeDatagrams
+from netsim.disk import Disk
+from netsim.network import Network
+from netsim.plain import plain_context, plain_contexts
+from netsim.plan import ClockJump, Clog, Cut, DiskError, Fault, Kill, Plan, SlowDisk, WeatherChange
+from netsim.streams import CLIENT, HostTcp, StreamNetwork
+from netsim.timeline import Timeline
+from netsim.world import COMMIT_S, EPOCH_MS, FAST_RECOVERY_DIRECTORY, key_of, make_genesis, public_key
+from node.channel import HANDSHAKE_ERRORS, Channel, start_tls
+from node.config import NodeConfig, Peer
+from node.core import Core
+from node.driver import Sender
+from node.messages import decode_frame_untrusted
+from node.running import Ports, RunningNode
+from node.start import read_start
+from node.turn import Now
+from routing.keyspace import NodeId, node_id_of
+from routing.view import View, encode_view, first_view, member_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PORT: Final = 4000
+CLIENT_PORT: Final = 4001
+START_S: Final = 2.0  # until all connections stand
+CLIENT_QUEUE_BYTES: Final = 2 * wire.MAX_CLIENT_FRAME_BYTES
+MAX_SETUP_S: Final = 20.0
+_NETWORK_KEY: Final = hashlib.sha256(b"netsim network key").digest()
+_running_node: ContextVar[int] = ContextVar("running_node")
+
+
+class WholeNode:
+    """One node: its disk outlives its processes."""
+
+    def __init__(self, index: int, disk: Disk) -> None:
+        self.index = index
+        self.key = key_of(f"node {index}")
+        self.id: NodeId = node_id_of(public_key(f"node {index}"))
+        self.disk = disk
+        self.host = f"10.{index >> 16 & 255}.{index >> 8 & 255}.{index & 255}"
+        self.peers: tuple[int, ...] | None = None  # whose addresses its next process is given; None: all
+        self.contexts = plain_contexts(self.key)
+        self.core: Core | None = None  # None: no process
+        self.running: RunningNode | None = None  # also while it dies
+        self.life = 0
+        self.skew_ms = 0
+        self.commit_s: tuple[float, float] = COMMIT_S
+        self.slow_until = 0.0
+        self.armed: Kill | DiskError | None = None
+        self.frames_left: int | None = None  # it may still send; None: any number
+        self.back_at = 0.0  # when it has sent them, it dies until then
+        self.tcp: HostTcp | None = None
+        self.datagrams: NodeDatagrams | None = None
+        self.scope = trio.CancelScope()
+        self.gone: trio.Event | None = None  # set when the last process has ended
+        self.calls: Channel | None = None  # the clients' connection
+        self.counters: Counter[str] = Counter()  # of processes that have ended
+
+
+class WholeNetwork:
+    """A network of whole nodes that follows a plan, inside `simulate`. Clients use `submit` and `read`.
+
+    `after_step(node, number)` is called after each step of a task of a node; the number counts that node's.
+    """
+
+    def __init__(self, plan: Plan, stack: ExitStack) -> None:
+        self.plan = plan
+        self.rng = random.Random(plan.seed)
+        self.network = Network(random.Random(self.rng.random()), plan.weather)
+        self.timeline = Timeline()
+        self._trace = hashlib.sha256()
+        self.tcp = StreamNetwork(self.timeline, self.network, random.Random(self.rng.random()), self._arrived)
+        self.datagrams = DatagramNetwork(self.timeline, self.network, self._arrived)
+        self.after_step: Callable[[int, int], None] | None = None
+        self.steps: Counter[int] = Counter()
+        names = [f"node {i}" for i in range(plan.nodes)]
+        self.genesis = make_genesis(names, plan.k)
+        self.network_id = self.genesis.network_id
+        self.view: View = first_view(self.network_id, plan.k, [member_of(public_key(name)) for name in names])
+        self.watch = Watch(self.genesis, self.view)
+        self.nodes: list[WholeNode] = [self._make_node(i, stack) for i in range(plan.nodes)]
+        self._client = HostTcp(self.tcp, CLIENT)
+        self._nursery: trio.Nursery | None = None
+        self._calls = 0
+        self._on_answer: dict[int, Callable[[wire.ReplyBody], None]] = {}
+
+    def _make_node(self, index: int, stack: ExitStack) -> WholeNode:
+        directory = None
+        if self.plan.files:
+            where = FAST_RECOVERY_DIRECTORY if FAST_RECOVERY_DIRECTORY.is_dir() else None
+            directory = Path(stack.enter_context(TemporaryDirectory(dir=where)))
+        view = (self.view.hash, encode_view(self.view))
+        node_id = node_id_of(public_key(f"node {index}"))
+        disk = Disk(lambda conn: create_or_check(conn, self.genesis, node_id, view), directory)
+        stack.callback(disk.close)
+        return WholeNode(index, disk)
+
+    async def run(self, play: Callable[["WholeNetwork"], Awaitable[None]]) -> None:
+        """Start all nodes, do `play`, end."""
+        async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self.timeline.run)
+            for node in self.nodes:
+                self.start(node)
+            await play(self)
+            nursery.cancel_scope.cancel()
+
+    # --- time and trace ---
+
+    @property
+    def now(self) -> float:
+        """Simulated seconds."""
+        return self.timeline.now
+
+    def at(self, when: float, act: Callable[[], None]) -> None:
+        """Do something at a simulated time."""
+        self.timeline.at(when, act)
+
+    def note(self, *fields: object) -> None:
+        """Add something to the trace: its repr is deterministic."""
+        self._trace.update(repr((round(self.now, 9), *fields)).encode())
+
+    def _arrived(self, source: int, target: int, data: bytes) -> None:
+        self._trace.update(b"%d %d %.9f " % (source, target, self.now))
+        self._trace.update(data)
+
+    @property
+    def trace_hash(self) -> str:
+        """SHA-256 over all that has arrived anywhere, hex."""
+        return self._trace.copy().hexdigest()
+
+    # --- processes ---
+
+    def start(self, node: WholeNode) -> None:
+        """Start the process of a node."""
+        assert self._nursery is not None
+        self.note("start", node.index)
+        node.life += 1
+        self._nursery.start_soon(self._live, node, node.life)
+
+    async def _live(self, node: WholeNode, life: int) -> None:
+        """One process, from its start to its end."""
+        if node.gone is not None:
+            await node.gone.wait()
+        if node.life != life:
+            return
+        _running_node.set(node.index)
+        gone = node.gone = trio.Event()
+        node.scope = trio.CancelScope()
+        node.frames_left = None
+        if life > 1:
+            node.disk.restart()
+        conn = node.disk.conn
+        node.tcp, node.datagrams = self.tcp.host(node.index), self.datagrams.of(node.index)
+        core = Core(node.id, self.genesis, self.view, self._rng(), read_start(conn), self._clock(node))
+        self.watch.started(node.index, conn, self.now)
+        running = node.running = RunningNode(
+            self._config(node), self.genesis, node.id, self.view, core, self._ports(node)
+        )
+        assert running.driver.mesh is not None
+        running.driver.mesh = _WatchedMesh(self, node, running.driver.mesh)
+        node.core = core
+        try:
+            with node.scope:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(running.run)
+                    nursery.start_soon(self._serve_clients, node)
+        except* StorageFailure:
+            if node.core is not None:  # not by a fault of the plan
+                raise
+        finally:
+            node.running = None
+            node.counters.update(running.driver.counters)
+            gone.set()
+
+    def _rng(self) -> random.Random:
+        return random.Random(self.rng.random())
+
+    def _config(self, node: WholeNode) -> NodeConfig:
+        given = range(len(self.nodes)) if node.peers is None else node.peers
+        others = (self.nodes[index] for index in given if index != node.index)
+        peers = tuple(Peer(other.id.hex(), other.host, PORT) for other in others)
+        return NodeConfig(node.host, PORT, CLIENT_PORT, node.host, peers=peers)
+
+    def _ports(self, node: WholeNode) -> Ports:
+        assert node.tcp is not None
+        assert node.datagrams is not None
+        database = _InlineDatabase(self, node)
+        return Ports(
+            clock=lambda: self._clock(node),
+            rng=self._rng(),
+            boot=self.rng.randbytes(16),
+            contexts=node.contexts,
+            network_key=_NETWORK_KEY,
+            database=database,
+            reader=database,
+            tcp=node.tcp,
+            datagrams=node.datagrams,
+        )
+
+    def _clock(self, node: WholeNode) -> Now:
+        return Now(self.now, EPOCH_MS + int(self.now * 1000) + node.skew_ms)
+
+    def kill(self, node: WholeNode, until: float) -> None:
+        """The process ends where it stands, and starts again at `until`."""
+        if node.core is None:
+            return
+        assert node.tcp is not None
+        assert node.datagrams is not None
+        self.note("kill", node.index)
+        node.core, node.calls, node.armed, node.frames_left = None, None, None, 0
+        node.tcp.die()
+        node.datagrams.die()
+        self.watch.crashed(node.index, self.now)
+        node.scope.cancel()
+        life = node.life
+        self.at(until, lambda: self._restart(node, life))
+
+    def _restart(self, node: WholeNode, life: int) -> None:
+        if node.core is None and node.life == life:
+            self.start(node)
+
+    def move(self, node: WholeNode, host: str) -> None:
+        """The process ends, and its disk starts again on another machine. Nobody is told."""
+        self.kill(node, float("inf"))
+        node.host = host
+        self.start(node)
+
+    # --- faults ---
+
+    def schedule(self, fault: Fault, start: float) -> None:
+        """Let a fault happen; its times count from `start`. `LocalMisuse` for one that whole nodes do not have."""
+        if not isinstance(fault, Cut | Clog | Kill | ClockJump | SlowDisk | DiskError | WeatherChange):
+            raise LocalMisuse(
+                f"whole nodes know no fault {type(fault).__name__}: run the plan with cores alone, or leave it out"
+            )
+        self.at(start + fault.at, lambda: self._begin(fault, start))
+
+    def _begin(self, fault: Fault, start: float) -> None:
+        self.note("fault", repr(fault))
+        match fault:
+            case Cut():
+                self.cut(fault)
+                self.at(start + fault.until, lambda: self.network.heal(fault))
+            case Clog():
+                self.network.clog(msgspec.structs.replace(fault, until=start + fault.until))
+            case Kill(point="idle"):
+                self.kill(self.nodes[fault.node], start + fault.until)
+            case Kill() | DiskError():
+                self.nodes[fault.node].armed = msgspec.structs.replace(fault, until=start + fault.until)
+            case ClockJump():
+                self.nodes[fault.node].skew_ms += fault.ms
+            case SlowDisk():
+                node = self.nodes[fault.node]
+                node.commit_s, node.slow_until = (fault.commit_s, fault.commit_s), start + fault.until
+            case WeatherChange():
+                before, self.network.weather = self.network.weather, fault.weather
+                self.at(start + fault.until, lambda: setattr(self.network, "weather", before))
+
+    def cut(self, fault: Cut) -> None:
+        """Cut paths, and reset some of the connections over them."""
+        self.network.cut(fault)
+        self.tcp.cut_happened()
+
+    def heal(self, nodes: Sequence[int]) -> None:
+        """These nodes work from now on, and every path between them."""
+        if len(nodes) == len(self.nodes):
+            self.network.heal_all()
+        else:
+            self.network.heal_among(nodes)
+        for index in nodes:
+            node = self.nodes[index]
+            node.armed, node.commit_s = None, COMMIT_S
+            if node.core is None:
+                self.start(node)
+            else:
+                node.frames_left = None
+
+    # --- disk ---
+
+    async def commit(self, node: WholeNode, writes: tuple[Write, ...]) -> None:
+        """A commit takes time; a fault may fall before, within or after it."""
+        fast, slow = node.commit_s if node.slow_until > self.now else COMMIT_S
+        await trio.sleep(self.rng.uniform(fast, slow))
+        armed, node.armed = node.armed, None
+        if isinstance(armed, DiskError):
+            self._fail_disk(node, writes, armed)
+        if isinstance(armed, Kill) and armed.point in ("before_commit", "in_commit"):
+            if armed.point == "in_commit":
+                node.disk.cut_commit(writes, self.rng.randint)
+            self.kill(node, armed.until)
+            await trio.sleep_forever()
+        if not isinstance(armed, DiskError):
+            node.disk.commit(writes)
+        self.watch.committed(node.index, writes, self.now)
+        if isinstance(armed, Kill):
+            if armed.point == "sending":
+                node.frames_left, node.back_at = self.rng.randint(0, 3), armed.until
+            else:
+                self.kill(node, armed.until)
+
+    def _fail_disk(self, node: WholeNode, writes: tuple[Write, ...], fault: DiskError) -> None:
+        """Commit unless the disk fails; then the process ends itself with `StorageFailure`."""
+        try:
+            if fault.error == "full":
+                node.disk.fail_full(writes)
+            else:
+                node.disk.fail_sync(writes, self.rng)
+        except StorageFailure:
+            self.kill(node, fault.until)
+            raise
+
+    # --- clients ---
+
+    async def _serve_clients(self, node: WholeNode) -> None:
+        """The connection over which all clients talk to this process."""
+        try:
+            stream = await self._client.connect(node.host, CLIENT_PORT)
+            secure = await start_tls(stream, plain_context(), server=False)
+            channel = Channel(secure, frame_limit=wire.MAX_CLIENT_FRAME_BYTES, queue_bytes=CLIENT_QUEUE_BYTES)
+            await channel.send(wire.encode(wire.Hello(wire.PROTOCOL_VERSION, self.network_id)))
+            hello = await channel.receive()
+        except (OSError, *HANDSHAKE_ERRORS):
+            return
+        assert hello is not None and isinstance(wire.decode_node_frame_untrusted(hello), wire.Hello)
+        node.calls = channel
+
+        async def on_frame(payload: bytes) -> None:
+            frame = wire.decode_node_frame_untrusted(payload)
+            assert isinstance(frame, wire.Reply), frame
+            self._answered(frame.number, frame.body)
+
+        await channel.run(on_frame)
+
+    def submit(self, node: int, submit: wire.Submit, done: Callable[[wire.ReplyBody], None] | None = None) -> int:
+        """A client hands a request to a node; the number of the call. `done` gets the answer, if there is one."""
+        return self._call(node, submit, done)
+
+    def read(self, node: int, ask: wire.AskBalance, done: Callable[[wire.ReplyBody], None] | None = None) -> int:
+        """A client asks a node for a balance."""
+        return self._call(node, ask, done)
+
+    def _call(
+        self, node: int, body: wire.Submit | wire.AskBalance, done: Callable[[wire.ReplyBody], None] | None
+    ) -> int:
+        self._calls += 1
+        call = self._calls
+        channel = self.nodes[node].calls
+        if channel is None:  # the connection is refused: nothing was asked
+            return call
+        self.note("call", call, node)
+        self.watch.submitted(call, node, body, self.now)
+        if done is not None:
+            self._on_answer[call] = done
+        channel.send_nowait(wire.encode(wire.Call(call, body)))
+        return call
+
+    def _answered(self, call: int, body: wire.ReplyBody) -> None:
+        self.note("answer", call, body)
+        self.watch.answered(call, body, self.now)
+        done = self._on_answer.pop(call, None)
+        if done is not None:
+            done(body)
+
+    async def ask(self, node: int, submit: wire.Submit) -> wire.ReplyBody:
+        """Submit and wait for the answer; the node must live to give it."""
+        answers: list[wire.ReplyBody] = []
+        there = trio.Event()
+
+        def done(body: wire.ReplyBody) -> None:
+            answers.append(body)
+            there.set()
+
+        self.submit(node, submit, done)
+        with trio.fail_after(MAX_SETUP_S):
+            await there.wait()
+        return answers[0]
+
+    def at_rest(self) -> None:
+        """Every node has all that was chosen, and nothing left to do. Raises `Violation`."""
+        self.watch.all_ended(self.now)
+        for node in self.nodes:
+            assert node.core is not None
+            self.watch.at_rest(node.index, node.disk.conn, node.core.gauges())
+
+    def count(self, name: str) -> int:
+        """A counter of the drivers, over all nodes and lives."""
+        now = (node.running.driver.counters[name] for node in self.nodes if node.running is not None)
+        return sum(now) + sum(node.counters[name] for node in self.nodes)
+
+
+class _InlineDatabase:
+    """`node.database.Database` without a thread: the hops there and back are checkpoints, and a crash may fall on each."""
+
+    def __init__(self, network: WholeNetwork, node: WholeNode) -> None:
+        self._network = network
+        self._node = node
+
+    async def run(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        await trio.lowlevel.checkpoint()
+        if function is commit:
+            (writes,) = args
+            await self._network.commit(self._node, cast(tuple[Write, ...], writes))
+            result = cast(T, None)
+        else:
+            result = function(self._node.disk.conn, *args, **kwargs)
+        await trio.lowlevel.checkpoint()
+        return result
+
+
+class _WatchedMesh:
+    """Shows the observer each message that leaves, and dies in the middle of sending when a fault says so."""
+
+    def __init__(self, network: WholeNetwork, node: WholeNode, mesh: Sender) -> None:
+        self._network = network
+        self._node = node
+        self._mesh = mesh
+
+    def send_nowait(self, peer: NodeId, payload: bytes) -> bool:
+        node, network = self._node, self._network
+        if node.frames_left == 0:
+            network.kill(node, node.back_at)
+            return False
+        if node.frames_left is not None:
+            node.frames_left -= 1
+        for message in decode_frame_untrusted(payload):
+            network.watch.sent(node.index, peer, message, network.now)
+        return self._mesh.send_nowait(peer, payload)
+
+
+class Steps(trio.abc.Instrument):
+    """Counts the steps of each node's tasks: after each of them it stands at an await."""
+
+    def __init__(self, network: WholeNetwork) -> None:
+        self._network = network
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        node = task.context.get(_running_node)
+        if node is not None:
+            network = self._network
+            network.steps[node] += 1
+            if network.after_step is not None:
+                network.after_step(node, network.steps[node])

@@ -1,0 +1,325 @@
+"""The order of a turn, its bounds, and what happens when the disk fails (design section 7). The core, the database and
+the network are fakes that write into one journal."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import trio
+import trio.testing
+
+from chain.errors import Corruption, RemoteFault, StorageFailure
+from chain.needs import Loaded, Needs, load
+from chain.store import CursorRow, Write, commit
+from hopchain.wire import AskBalance, NotFound, Reply, ReplyBody, decode_node_frame_untrusted
+from node import driver as driver_module
+from node.driver import Driver
+from node.messages import Message, Ping, Pong, decode_frame_untrusted, encode_frames, encode_message
+from node.turn import Answer, Caller, Effects, Event, FromPeer, Now, PeerDown, PeerUp, Read, Send
+from routing.keyspace import NodeId
+
+A, B, C = (NodeId(bytes([n]) * 20) for n in (1, 2, 3))
+WRITE = CursorRow(A, 7)
+
+
+class FakeCore:
+    """Takes `plan` for its turns: the effects of each; then none. `needed` is what it asks the database for."""
+
+    def __init__(self, journal: list[str], plan: Sequence[Effects] = (), needed: Needs | None = None) -> None:
+        self.journal = journal
+        self.plan = list(plan)
+        self.needed = needed or Needs()
+        self.turns: list[tuple[Event, ...]] = []
+        self.times: list[float] = []
+        self.loaded: list[Loaded] = []
+        self.wake_at: float | None = None
+
+    def needs(self, events: Sequence[Event], now: Now) -> Needs:
+        self.turns.append(tuple(events))
+        self.times.append(now.mono)
+        return self.needed
+
+    def step(self, loaded: Loaded, now: Now) -> Effects:
+        self.journal.append("step")
+        self.loaded.append(loaded)
+        return self.plan.pop(0) if self.plan else Effects()
+
+    def deadline(self) -> float | None:
+        return self.wake_at
+
+
+class FakeDatabase:
+    """`before` may wait or raise before a function is done; it is given the function."""
+
+    def __init__(self, journal: list[str]) -> None:
+        self.journal = journal
+        self.rows = Loaded(known={b"row"})
+        self.writes: list[Sequence[Write]] = []
+        self.before: Callable[[object], trio.Event | None] = lambda function: None
+
+    async def run(self, function: Callable[..., object], *args: object) -> object:
+        gate = self.before(function)
+        if gate is not None:
+            await gate.wait()
+        await trio.lowlevel.checkpoint()
+        self.journal.append("load" if function is load else "commit")
+        if function is load:
+            return self.rows
+        assert function is commit
+        self.writes.append(args[0])
+        return None
+
+
+class FakeMesh:
+    def __init__(self, journal: list[str]) -> None:
+        self.journal = journal
+        self.sent: list[tuple[NodeId, tuple[Message, ...]]] = []
+
+    def send_nowait(self, peer: NodeId, payload: bytes) -> bool:
+        self.journal.append("send")
+        self.sent.append((peer, decode_frame_untrusted(payload)))
+        return True
+
+
+class FakeSession:
+    def __init__(self, journal: list[str], number: int = 1) -> None:
+        self.journal = journal
+        self.number = number
+        self.replies: list[ReplyBody] = []
+
+    def send_nowait(self, payload: bytes) -> bool:
+        self.journal.append("answer")
+        reply = decode_node_frame_untrusted(payload)
+        assert isinstance(reply, Reply)
+        self.replies.append(reply.body)
+        return True
+
+
+class Rig:
+    """A driver among fakes."""
+
+    def __init__(self, plan: Sequence[Effects] = (), needed: Needs | None = None) -> None:
+        self.journal: list[str] = []
+        self.core = FakeCore(self.journal, plan, needed)
+        self.database = FakeDatabase(self.journal)
+        self.mesh = FakeMesh(self.journal)
+        self.session = FakeSession(self.journal)
+        self.driver = Driver(
+            self.core,
+            self.database,
+            lambda: Now(trio.current_time(), 0),
+            serve_read=lambda session, read: self.journal.append("read"),
+            look_up=lambda key: self.journal.append("look up"),
+        )
+        self.driver.mesh = self.mesh
+        self.driver.add_session(self.session)
+
+
+def everything(*, persist: tuple[Write, ...] = (WRITE,)) -> Effects:
+    caller = Caller(1, 5)
+    return Effects(
+        persist=persist,
+        send=(Send(A, Ping(1.0, 2, 3)),),
+        answers=(Answer(caller, NotFound("account x")),),
+        reads=(Read(caller, AskBalance("x")),),
+        lookups=(bytes(20),),
+    )
+
+
+async def test_a_turn_loads_steps_commits_and_only_then_speaks() -> None:
+    rig = Rig([everything()], Needs(heads={"x"}))
+    rig.driver.put_nowait(PeerUp(A))
+    await rig.driver.turn()
+    assert rig.journal == ["load", "step", "commit", "send", "answer", "read", "look up"]
+    assert rig.core.turns == [(PeerUp(A),)]
+    assert rig.core.loaded == [rig.database.rows]
+    assert rig.database.writes == [(WRITE,)]
+    assert rig.mesh.sent == [(A, (Ping(1.0, 2, 3),))]
+    assert rig.session.replies == [NotFound("account x")]
+    assert rig.driver.counters == {"commits": 1, "rows_written": 1, "turns": 1, "events": 1}
+
+
+async def test_nothing_leaves_while_the_commit_is_under_way() -> None:
+    rig = Rig([everything()])
+    durable = trio.Event()
+    rig.database.before = lambda function: durable if function is commit else None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.driver.turn)
+        await trio.testing.wait_all_tasks_blocked()
+        assert rig.journal == ["step"]
+        durable.set()
+    assert rig.journal == ["step", "commit", "send", "answer", "read", "look up"]
+
+
+@pytest.mark.parametrize("error", [StorageFailure("writing 1 rows failed"), Corruption("the database refuses link 3")])
+async def test_a_failed_commit_ends_the_run_and_nothing_leaves(error: Exception) -> None:
+    rig = Rig([everything(), everything(persist=())])
+
+    def fail(function: object) -> None:
+        if function is commit:
+            raise error
+
+    rig.database.before = fail
+    rig.driver.put_nowait(PeerUp(A))
+    rig.driver.put_nowait(PeerUp(B))
+    with pytest.raises(type(error), match=str(error)):
+        await rig.driver.run()
+    assert rig.journal == ["step"]
+    assert not rig.mesh.sent
+    assert not rig.session.replies
+
+
+async def test_a_failed_load_ends_the_run_before_the_step() -> None:
+    rig = Rig([everything()], Needs(heads={"x"}))
+
+    def fail(function: object) -> None:
+        raise StorageFailure("reading the database failed")
+
+    rig.database.before = fail
+    rig.driver.put_nowait(PeerUp(A))
+    with pytest.raises(StorageFailure):
+        await rig.driver.run()
+    assert rig.journal == []
+
+
+async def test_a_turn_that_needs_no_row_and_keeps_nothing_does_not_touch_the_database() -> None:
+    rig = Rig([everything(persist=())])
+    rig.driver.put_nowait(PeerUp(A))
+    await rig.driver.turn()
+    assert rig.journal == ["step", "send", "answer", "read", "look up"]
+    assert rig.core.loaded == [Loaded()]
+    assert "commits" not in rig.driver.counters
+
+
+async def test_a_message_for_many_is_encoded_once_and_each_peer_gets_one_frame_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded: list[Message] = []
+
+    def counting(message: Message) -> bytes:
+        encoded.append(message)
+        return encode_message(message)
+
+    monkeypatch.setattr(driver_module, "encode_message", counting)
+    all_of_them, again = Ping(1.0, 1, 1), Pong(2.0, 2, 2)
+    sends = [Send(A, all_of_them), Send(B, all_of_them), Send(A, again), Send(C, all_of_them), Send(B, again)]
+    rig = Rig([Effects(send=tuple(sends))])
+    await rig.driver.turn()
+    assert encoded == [all_of_them, again]
+    assert rig.mesh.sent == [(A, (all_of_them, again)), (B, (all_of_them, again)), (C, (all_of_them,))]
+
+
+async def test_an_answer_or_a_read_for_a_client_that_is_gone_is_dropped() -> None:
+    rig = Rig([everything()])
+    rig.driver.remove_session(rig.session)
+    rig.driver.remove_session(rig.session)  # nothing happens
+    await rig.driver.turn()
+    assert rig.journal == ["step", "commit", "send", "look up"]
+
+
+async def test_a_turn_takes_no_more_events_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "TURN_EVENTS", 3)
+    rig = Rig()
+    for _ in range(4):
+        rig.driver.put_nowait(PeerUp(A))
+    await rig.driver.turn()
+    await rig.driver.turn()
+    assert [len(turn) for turn in rig.core.turns] == [3, 1]
+
+
+async def test_what_arrives_during_a_turn_is_the_next_one() -> None:
+    rig = Rig([everything()])
+    durable = trio.Event()
+    rig.database.before = lambda function: durable
+    rig.driver.put_nowait(PeerUp(A))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.driver.run)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(3):
+            await rig.driver.put(PeerDown(B))
+        durable.set()
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert rig.core.turns == [(PeerUp(A),), (PeerDown(B),) * 3]
+
+
+async def test_a_full_inbox_holds_its_senders_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "INBOX_EVENTS", 4)
+    monkeypatch.setattr(driver_module, "TURN_EVENTS", 2)
+    rig = Rig()
+    messages = [Ping(float(number), number, 0) for number in range(10)]
+    (frame,) = encode_frames([encode_message(message) for message in messages])
+    read = trio.Event()
+
+    async def read_connection() -> None:
+        await rig.driver.on_peer_frame(A, frame)
+        read.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_connection)
+        seen: list[Event] = []
+        for taken in (2, 4, 6):
+            await trio.testing.wait_all_tasks_blocked()
+            assert not read.is_set()
+            await rig.driver.turn()
+            seen += rig.core.turns[-1]
+            assert len(seen) == taken
+        await trio.testing.wait_all_tasks_blocked()
+        assert read.is_set(), "the last four fit"
+        await rig.driver.turn()
+        await rig.driver.turn()
+    assert [event for turn in rig.core.turns for event in turn] == [FromPeer(A, message) for message in messages]
+
+
+async def test_a_frame_that_is_none_is_the_peers_fault_and_no_event() -> None:
+    rig = Rig()
+    with pytest.raises(RemoteFault, match="cannot be read"):
+        await rig.driver.on_peer_frame(A, b"\xc1 garbage")
+    await rig.driver.turn()
+    assert rig.core.turns == [()]
+
+
+async def test_it_turns_when_the_core_wants_to_or_something_arrives(autojump_clock: trio.testing.MockClock) -> None:
+    rig = Rig()
+    rig.core.wake_at = trio.current_time() + 5.0
+    start = trio.current_time()
+
+    async def wake_later() -> None:
+        await trio.sleep(7.0)
+        rig.driver.on_peer_up(A)
+        await trio.sleep(1.0)
+        rig.driver.on_peer_down(A, "it is gone")
+
+    original = rig.core.step
+
+    def step_once(loaded: Loaded, now: Now) -> Effects:
+        rig.core.wake_at = None
+        return original(loaded, now)
+
+    rig.core.step = step_once
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.driver.run)
+        await wake_later()
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert [round(time - start, 3) for time in rig.core.times] == [5.0, 7.0, 8.0]
+    assert rig.core.turns == [(), (PeerUp(A),), (PeerDown(A),)]
+
+
+async def test_a_busy_driver_lets_others_run() -> None:
+    """Turns that need no database, one event after the other, for ever, do not starve the tasks that read connections."""
+    rig = Rig()
+    original = rig.core.step
+
+    def step_and_go_on(loaded: Loaded, now: Now) -> Effects:
+        assert len(rig.core.turns) < 1000, "nobody else ran"
+        rig.driver.put_nowait(PeerUp(A))
+        return original(loaded, now)
+
+    rig.core.step = step_and_go_on
+    rig.driver.put_nowait(PeerUp(A))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.driver.run)
+        for _ in range(10):
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert rig.core.turns

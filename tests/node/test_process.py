@@ -1,0 +1,149 @@
+"""A whole node in this process: its files, its database, its ports, the signal that ends it."""
+
+import os
+import random
+import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from chain.disk import open_database
+from chain.errors import LocalMisuse
+from chain.genesis import Asset
+from chain.rows import VoteRow
+from chain.store import CursorRow, SeenRow, commit, create_or_check
+from hopchain import Client, Outcome, Posting, Recorded, Unreachable
+from hopchain.wire import Balance
+from node.config import read_config
+from node.layout import DATABASE, Network, free_ports, make_network
+from node.lock import DataLock
+from node.process import now, serve_node, view_of
+from node.start import read_start
+from routing.keyspace import NodeId
+from routing.view import encode_view
+from tests.node.world import key_of, public
+
+NOW_MS = 1_700_000_000_000
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Network:
+    ports = free_ports(2, random.Random(os.getpid()))
+    return make_network(
+        tmp_path / "net",
+        nodes=1,
+        assets=[Asset("CZK", 2)],
+        issuers={"mint": ("CZK", public(key_of("mint")))},
+        ports=[(ports[0], ports[1])],
+        name="one",
+        now_ms=NOW_MS,
+    )
+
+
+@pytest.fixture
+def directory(network: Network) -> Path:
+    return network.node_directory(network.nodes[0])
+
+
+def client_of(network: Network) -> Client:
+    (node,) = network.nodes
+    return Client([(node.host, node.client_port)], network.genesis.ca, network.network_id)
+
+
+async def wait_serving(client: Client) -> None:
+    with trio.fail_after(30):
+        while True:
+            try:
+                await client.status()
+            except Unreachable:
+                await trio.sleep(0.02)  # it opens its ports
+            else:
+                return
+
+
+async def test_a_node_serves_until_the_signal_and_has_all_of_it_when_it_starts_again(
+    network: Network, directory: Path
+) -> None:
+    config = read_config(directory)
+    alice = key_of("alice")
+    tips: list[bytes] = []
+    for round_ in (1, 2):
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve_node, directory, config)
+                async with client_of(network) as client:
+                    await wait_serving(client)
+                    opened = await client.open_account("alice", "CZK", alice)
+                    assert isinstance(opened, Recorded)
+                    assert (opened.outcome, opened.repeated) == (Outcome.COMPLETED, round_ == 2)
+                    before = await client.balance("mint", linearizable=True)
+                    assert isinstance(before, Balance)
+                    tips.append(before.tip)
+                    paid = await client.transfer("mint", key_of("mint"), [Posting("alice", 5)])
+                    assert isinstance(paid, Recorded)
+                    assert (paid.outcome, paid.height, paid.balance) == (Outcome.COMPLETED, round_, -5 * round_)
+                    tips.append(paid.link_hash)
+                    status = await client.status()
+                    assert status.log_height == 2 + round_
+                    assert status.counters["driver.commits"] > 0
+                    signal.raise_signal(signal.SIGTERM)
+    assert tips[2] == tips[1], "the second run goes on where the first ended"
+    with DataLock(directory), closing(open_database(directory / DATABASE, writer=False)) as conn:
+        assert conn.execute("SELECT height, balance FROM accounts WHERE name = 'mint'").fetchone() == (2, -10)
+        assert conn.execute("SELECT count(*) FROM votes").fetchone() == (0,)
+
+
+async def test_a_second_node_on_the_directory_is_refused_and_the_first_serves_on(
+    network: Network, directory: Path
+) -> None:
+    config = read_config(directory)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_node, directory, config)
+            async with client_of(network) as client:
+                await wait_serving(client)
+                with pytest.raises(LocalMisuse, match=f"in use by process {os.getpid()}"):
+                    await serve_node(directory, config)
+                assert isinstance(await client.balance("mint"), Balance)
+                signal.raise_signal(signal.SIGINT)
+
+
+async def test_files_are_checked_before_a_database_is_made_for_them(network: Network, directory: Path) -> None:
+    config = read_config(directory)
+    (directory / "network.key").chmod(0o644)
+    with pytest.raises(LocalMisuse, match="chmod 600"):
+        await serve_node(directory, config)
+    assert not (directory / DATABASE).exists()
+
+
+def test_a_core_starts_from_the_links_votes_and_cursors_in_the_database(network: Network) -> None:
+    (member,) = network.nodes
+    view = view_of(network.genesis)
+    conn = sqlite3.connect(":memory:", isolation_level=None)
+    create_or_check(conn, network.genesis, member.node_id, (view.hash, encode_view(view)))
+    empty = read_start(conn)
+    assert (empty.votes, empty.links, empty.cursors, empty.seen) == ([], 1, {}, {})
+    peer = NodeId(b"p" * 20)
+    vote = VoteRow(b"s" * 32, "alice", 0, (1, 1, peer), None, None)
+    commit(conn, [vote, CursorRow(peer, 7), SeenRow(member.node_id, 3)])
+    start = read_start(conn)
+    assert (start.votes, start.links, start.cursors, start.seen) == ([vote], 1, {peer: 7}, {member.node_id: 3})
+
+
+def test_the_first_view_has_the_members_and_the_k_of_the_genesis_file(network: Network) -> None:
+    view = view_of(network.genesis)
+    assert (view.epoch, view.k, view.ids) == (1, 5, (network.nodes[0].node_id,))
+    assert view.hash == view_of(network.genesis).hash
+
+
+async def test_now_is_trios_clock_and_the_wall_clock_in_milliseconds(autojump_clock: trio.testing.MockClock) -> None:
+    first = now()
+    await trio.sleep(100)
+    second = now()
+    assert second.mono - first.mono == pytest.approx(100)
+    assert 0 <= second.unix_ms - first.unix_ms < 50_000, "the wall clock did not jump with trio's"
+    assert first.unix_ms > NOW_MS
