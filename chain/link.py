@@ -17,6 +17,7 @@ import enum
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Final, NewType
 
 import msgspec
@@ -82,7 +83,7 @@ class Entry(msgspec.Struct, frozen=True):
     outcome: Outcome
 
 
-class Link(msgspec.Struct, frozen=True):
+class Link(msgspec.Struct, frozen=True, dict=True):
     """A decided or proposed link. Build with `build_link`, read with `decode_link_untrusted`; `raw` is
     header | body as it travels and is stored."""
 
@@ -109,15 +110,15 @@ class Link(msgspec.Struct, frozen=True):
         """What the completed transfers of this link take from the balance, minor units."""
         return sum(e.request.total for e in self.entries if e.outcome is Outcome.COMPLETED)
 
-    def postings(self) -> Iterator[tuple[int, PostingHash, Posting, RequestId]]:
+    def postings(self) -> tuple[tuple[int, PostingHash, Posting, RequestId], ...]:
         """(number in the link, hash, posting, request id) of each completed posting, in order."""
-        number = 0
-        for entry in self.entries:
-            if entry.outcome is not Outcome.COMPLETED:
-                continue
-            for posting in entry.request.postings:
-                yield number, posting_hash(self.hash, number, posting), posting, entry.request_id
-                number += 1
+        return self._postings
+
+    @cached_property
+    def _postings(self) -> tuple[tuple[int, PostingHash, Posting, RequestId], ...]:
+        completed = (e for e in self.entries if e.outcome is Outcome.COMPLETED)
+        rows = ((posting, e.request_id) for e in completed for posting in e.request.postings)
+        return tuple((n, posting_hash(self.hash, n, posting), posting, id_) for n, (posting, id_) in enumerate(rows))
 
     def outcomes(self) -> Iterator[tuple[RequestId, Outcome]]:
         """(request id, outcome) of everything this link settles, a cancelled target after its cancel."""

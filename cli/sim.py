@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from netsim.verdict import Verdict
 
 FIRST_SIZE: Final = 10  # of `hops`
+SMALLEST: Final = 2  # a lookup needs somebody to ask
 
 _report_option = click.option(
     "--report", "report_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html",
@@ -277,9 +278,9 @@ def hops(out: Output, nodes: int, step: int | None, keys: int, k: int, seed: int
 
 
 def sizes(largest: int, step: int | None) -> list[int]:
-    """The sizes to measure, ascending, `largest` the last: `step` apart, or doubling from FIRST_SIZE."""
+    """The sizes to measure, ascending, `largest` the last: `step` apart from 2 on, or doubling from FIRST_SIZE."""
     if step is not None:
-        return [*range(step, largest, step), largest]
+        return [*range(max(step, SMALLEST), largest, step), largest]
     found = []
     size = FIRST_SIZE
     while size < largest:

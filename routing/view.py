@@ -11,6 +11,7 @@ import bisect
 import hashlib
 import struct
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Final
 
 import msgspec
@@ -22,6 +23,7 @@ FIRST_EPOCH: Final = 1
 HASH_BYTES: Final = 32
 PUBLIC_KEY_BYTES: Final = 32
 MAX_K: Final = 64  # a group votes on every link; more than 64 votes a link serve nobody
+MAX_GROUPS_KEPT: Final = 10_000  # a slot's group is asked for some three times while it is decided
 MAX_MEMBERS: Final = 4096  # a view is one message and is held in memory: 160 KiB
 NO_VIEW: Final = bytes(HASH_BYTES)  # the hash before the first view's
 
@@ -44,7 +46,7 @@ def member_of(public_key: bytes, incarnation: int = 1) -> Member:
     return Member(node_id_of(public_key), public_key, incarnation)
 
 
-class View(msgspec.Struct, frozen=True):
+class View(msgspec.Struct, frozen=True, dict=True):
     """The member list of an epoch. `members` are sorted by id; `k` is the group size; `network` is the network id."""
 
     epoch: int
@@ -58,15 +60,24 @@ class View(msgspec.Struct, frozen=True):
         """32 bytes that name this view and, through `prev_hash`, all before it."""
         return hashlib.sha256(encode_view(self)).digest()
 
-    @property
+    @cached_property
     def ids(self) -> tuple[NodeId, ...]:
         """The members' ids, ascending."""
         return tuple(member.id for member in self.members)
 
     def group(self, key: bytes) -> tuple[NodeId, ...]:
         """The k members closest to `key` (20 bytes), the owner first: all of them when there are fewer than k."""
-        assert len(key) == ID_BYTES, f"a key has {ID_BYTES} bytes, not {len(key)}: use route_key(slot)"
-        return closest(self.ids, key, self.k)
+        group = self._groups.get(key)
+        if group is None:
+            assert len(key) == ID_BYTES, f"a key has {ID_BYTES} bytes, not {len(key)}: use route_key(slot)"
+            if len(self._groups) >= MAX_GROUPS_KEPT:
+                self._groups.clear()
+            group = self._groups[key] = closest(self.ids, key, self.k)
+        return group
+
+    @cached_property
+    def _groups(self) -> dict[bytes, tuple[NodeId, ...]]:
+        return {}
 
     def rank_of(self, key: bytes, node: NodeId) -> int | None:
         """The place of `node` in the group of `key`: 0 for the owner, None for a node that is not in it."""
