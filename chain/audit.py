@@ -133,6 +133,7 @@ class _Audit:
         self._progress = progress
         self._log = EMPTY_LOG
         self._issuers: dict[str, Link] = {}
+        self._genesis: Genesis | None = None
         self.links = self.postings = self.confirmed = self.accounts = self.outcomes = 0
 
     def everything(self) -> None:
@@ -144,7 +145,7 @@ class _Audit:
             (count,) = self._conn.execute(f"SELECT count(*) FROM {table}").fetchone()
             _require(count == 0, table, "*", "count", 0, count)
         self._sealed_rows()
-        genesis = self._meta()
+        genesis = self._genesis = self._meta()
         self._votes()
         self._issuers = {link.account: link for link in issuer_links(genesis)}
         self._replay(genesis)
@@ -238,7 +239,7 @@ class _Audit:
         income = self._confirmations(seq, link)
         funds = before.balance + income
         _require(link.balance == funds - link.debit, "links", link.hash, "balance", funds - link.debit, link.balance)
-        _require(link.balance >= 0 or before.issuer, "links", link.hash, "balance", "at least 0", link.balance)
+        _require(link.balance >= 0 or before.limit > 0, "links", link.hash, "balance", "at least 0", link.balance)
         self._entries(seq, link, before, funds)
         self._postings(link)
         self._outcomes(link)
@@ -268,20 +269,25 @@ class _Audit:
             )
         request = link.entries[0].request
         self._compare_account(_OPENING_COLUMNS, link, request.asset, request.public_key, int(issuer is not None))
-        return Before(request.asset, request.public_key, issuer is not None, 0, -1)
+        return Before(request.asset, request.public_key, self._limit(link.account, request.asset), 0, -1)
 
     def _before(self, seq: int, link: Link) -> Before:
         row = self._conn.execute(
-            "SELECT l.hash, l.seq, l.balance, l.time_ms, a.asset, a.public_key, a.issuer FROM links AS l "
+            "SELECT l.hash, l.seq, l.balance, l.time_ms, a.asset, a.public_key FROM links AS l "
             "LEFT JOIN accounts AS a ON a.name = l.account WHERE l.account = ? AND l.height = ?",
             (link.account, link.height - 1),
         ).fetchone()
         _require(row is not None, "links", link.hash, "height", "the link before it", "nothing")
-        tip, before_seq, balance, time_ms, asset, public_key, issuer = row
+        tip, before_seq, balance, time_ms, asset, public_key = row
         _require(link.prev_hash == tip, "links", link.hash, "prev_hash", tip, link.prev_hash)
         _require(before_seq < seq, "links", link.hash, "seq", f"above {before_seq}, the link before it", seq)
         _require(link.time_ms > time_ms, "links", link.hash, "time_ms", f"above {time_ms}", link.time_ms)
-        return Before(asset, public_key, bool(issuer), balance, time_ms)
+        return Before(asset, public_key, self._limit(link.account, asset), balance, time_ms)
+
+    def _limit(self, account: str, asset: str) -> int:
+        """How far below zero the account may go."""
+        assert self._genesis is not None
+        return self._genesis.issuer_limit(asset) if account in self._issuers else 0
 
     def _confirmations(self, seq: int, link: Link) -> int:
         """Their sum. Each is a posting to this account of an earlier link, listed once, in its sender's order."""

@@ -12,7 +12,7 @@ import msgspec
 
 from chain.errors import LocalMisuse
 from chain.link import Entry, Link, Outcome, build_link, opening_slot
-from chain.names import MAX_SCALE, is_asset, is_name
+from chain.names import MAX_AMOUNT, MAX_SCALE, is_asset, is_name
 from chain.request import SIGNATURE_BYTES, NetworkId, SignedRequest, encode_request, opening, request_id
 
 FIRST_EPOCH: Final = 1
@@ -64,6 +64,11 @@ class Genesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def asset(self, code: str) -> Asset | None:
         """The asset with this code, or None."""
         return next((a for a in self.assets if a.code == code), None)
+
+    def issuer_limit(self, code: str) -> int:
+        """How far below zero each issuer of this asset may go, minor units: together never more than MAX_AMOUNT, so
+        that no sum of the asset's money exceeds it either."""
+        return MAX_AMOUNT // max(1, sum(issuer.asset == code for issuer in self.issuers))
 
 
 def encode_genesis(genesis: Genesis) -> bytes:

@@ -68,7 +68,7 @@ class Outcome(enum.IntEnum):
     EXPIRED = 4  # the link's height is above valid_until_height
     CANCELLED = 5  # recorded for the target of a cancel
     ALREADY_DECIDED = 6  # a cancel whose target had its outcome before
-    ISSUER_LIMIT = 7  # the issuer's balance would fall below -(2^63-1)
+    ISSUER_LIMIT = 7  # the issuer's balance would fall below the limit of its asset (Genesis.issuer_limit)
 
 
 _OUTCOMES: Final = frozenset(int(o) for o in Outcome)

@@ -133,12 +133,14 @@ def form_link(
     now_ms: int,
     absent: Collection[str] = (),
     income_complete: bool = False,
+    issuer_limit: int = MAX_AMOUNT,
 ) -> Formed:
     """Make the account's next link from `queue`, in order.
 
     `recipients`: the accounts known here among those that the queue pays. `recorded`: which of the queue's
     request ids (and cancel targets) already have an outcome. `absent`: names that a majority of their opening
     slot's group does not know. `income_complete`: every node that could hold income of this account has answered.
+    `issuer_limit`: how far below zero an issuer may go (`Genesis.issuer_limit`).
     Raises `Corruption` when the tip's income or a second thread does not hold.
     """
     head = forming.head
@@ -148,7 +150,7 @@ def form_link(
     check_second_thread(forming)
     funds, taken = take_up(forming)
     all_taken = len(taken) < MAX_CONFIRMED or len(taken) == forming.incoming_count
-    judge = _Judge(head, funds, recipients, set(recorded), absent, income_complete, all_taken)
+    judge = _Judge(head, funds, recipients, set(recorded), absent, income_complete, all_taken, issuer_limit)
     for item in queue:
         judge.hear(item)
     entries, left, unjudged = judge.entries, judge.left, judge.unjudged
@@ -202,6 +204,7 @@ class _Judge:
         absent: Collection[str],
         income_complete: bool,
         all_taken: bool,
+        issuer_limit: int,
     ) -> None:
         self._head = head
         self._funds = funds
@@ -210,6 +213,7 @@ class _Judge:
         self._absent = absent
         self._income_complete = income_complete
         self._all_taken = all_taken
+        self._issuer_limit = issuer_limit
         self._bytes = 0
         self._postings = 0
         self.entries: list[Entry] = []
@@ -259,7 +263,7 @@ class _Judge:
         if any(self._recipients[p.recipient].asset != self._head.asset for p in request.postings):
             return Outcome.ASSET_MISMATCH
         if self._head.issuer:
-            return Outcome.COMPLETED if self._funds - request.total >= -MAX_AMOUNT else Outcome.ISSUER_LIMIT
+            return Outcome.COMPLETED if self._funds - request.total >= -self._issuer_limit else Outcome.ISSUER_LIMIT
         if request.total <= self._funds:
             return Outcome.COMPLETED
         if not self._all_taken:

@@ -10,7 +10,6 @@ from typing import Final
 import msgspec
 
 from chain.link import Entry, Link, Outcome
-from chain.names import MAX_AMOUNT
 from chain.request import ANY_TIP, Kind, RequestId
 
 _POSSIBLE: Final = {
@@ -21,11 +20,12 @@ _POSSIBLE: Final = {
 
 
 class Before(msgspec.Struct, frozen=True):
-    """The account before a link: its key and asset, and the balance and time of the link before."""
+    """The account before a link: its key and asset, the balance and time of the link before, and how far below zero it
+    may go (0 for all but issuers)."""
 
     asset: str
     public_key: bytes
-    issuer: bool
+    limit: int
     balance: int
     time_ms: int
 
@@ -53,11 +53,11 @@ def why_wrong(
 
 def _why_wrong_transfer(conn: sqlite3.Connection, seq: int, before: Before, funds: int, entry: Entry) -> str:
     outcome, left = entry.outcome, funds - entry.request.total
-    limit = -MAX_AMOUNT if before.issuer else 0
+    limit = -before.limit
     if outcome is Outcome.COMPLETED and left < limit:
         return f"rejected, {entry.request.total} of {funds} leaves less than {limit}"
     if outcome in (Outcome.INSUFFICIENT_FUNDS, Outcome.ISSUER_LIMIT):
-        right = Outcome.ISSUER_LIMIT if before.issuer else Outcome.INSUFFICIENT_FUNDS
+        right = Outcome.ISSUER_LIMIT if before.limit else Outcome.INSUFFICIENT_FUNDS
         return (
             "" if outcome is right and left < limit else f"another outcome, {entry.request.total} of {funds} was there"
         )

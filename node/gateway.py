@@ -132,11 +132,17 @@ class Gateway:
         self, turn: Turn, event: ClientSubmit, account: str, head: AccountHead | None, why: str
     ) -> None:
         """Before a client is told that something does not exist, a majority is asked for what this replica lacks."""
+        until = event.until if event.until is not None else turn.now.mono + _timeout_s(event.submit.timeout_ms)
+        if until <= turn.now.mono:
+            request_id = SignedRequest(event.submit.raw, event.submit.signature).request_id
+            reason = f"the chain of {account} grew faster than it could be read; send the request again"
+            turn.answer(event.caller, NotStarted(request_id, "too_busy", reason))
+            return
         at = slot_of(head, account, opening_slot(self._self.network, account))
 
         def done(turn: Turn, result: SlotResult) -> None:
             if result.taken:
-                turn.again.append(event)
+                turn.again.append(msgspec.structs.replace(event, until=until))
             elif result.known:
                 code = "unknown_sender" if head is None else "unknown_tip"
                 turn.answer(event.caller, Refused(code, why))
@@ -156,9 +162,8 @@ class Gateway:
             reason = f"{len(self._jobs)} requests wait at this node; send it again in a while, or to another node"
             turn.answer(event.caller, NotStarted(queued.request_id, "busy", reason))
             return
-        timeout_s = min(max(event.submit.timeout_ms, 1), MAX_TIMEOUT_MS) / 1000
         now = turn.now.mono
-        job = Job(queued, now + timeout_s, now + TRY_AGAIN_S, [event.caller])
+        job = Job(queued, now + _timeout_s(event.submit.timeout_ms), now + TRY_AGAIN_S, [event.caller])
         self._jobs[queued.request_id] = job
         account = queued.request.sender
         jobs = self._by_account.setdefault(account, {})
@@ -307,6 +312,10 @@ def refuse(request: Request, signed: SignedRequest, head: AccountHead | None, se
             f"the signature is not that of the key of {request.sender}: sign with the key that opened it",
         )
     return None
+
+
+def _timeout_s(timeout_ms: int) -> float:
+    return min(max(timeout_ms, 1), MAX_TIMEOUT_MS) / 1000
 
 
 def name_taken(name: str) -> Refused:

@@ -21,6 +21,7 @@ from typing import Final
 
 import msgspec
 
+from chain.errors import RemoteFault
 from chain.link import Link, Slot, opening_slot
 from chain.needs import Needs
 from chain.request import ANY_TIP, Kind, RequestId, SignedRequest, decode_request_untrusted
@@ -135,7 +136,7 @@ class Owner:
         if before:  # the sender cannot reach them, this node can: the owner gets the requests after all
             message = msgspec.structs.replace(message, items=_copies(message.items), takeover=False)
             turn.send(before[0], message)
-        held = [_held(item, turn.now.mono) for item in message.items]
+        held = [_held(item, at.account, turn.now.mono) for item in message.items]
         self.enqueue(turn, at.account, held, wait_s=self._takeover_wait(before))
 
     def _chase(self, turn: Turn, peer: NodeId, message: Forward, head: AccountHead) -> None:
@@ -146,7 +147,7 @@ class Owner:
         open_: list[Held] = []
         ended: list[Held] = []
         for item in message.items:
-            held = _held(item, turn.now.mono)
+            held = _held(item, account, turn.now.mono)
             pinned = held.queued.request.expect_tip not in (ANY_TIP, head.tip)
             over = pinned or (account, held.queued.request_id) in turn.loaded.outcomes
             (ended if over or held.queued.request.kind is Kind.OPEN else open_).append(held)
@@ -287,6 +288,7 @@ class Owner:
             now_ms=turn.now.unix_ms,
             absent=work.absent if work.asked_at is not None else (),
             income_complete=work.income_complete and work.asked_at is not None,
+            issuer_limit=self._issuer_limit(forming.head),
         )
         if formed.unjudged and self._ask(turn, work, formed):
             return
@@ -342,6 +344,9 @@ class Owner:
         if ask_income:
             self._inquiries.ask_income(turn, account, on_income)
         return True
+
+    def _issuer_limit(self, head: AccountHead | None) -> int:
+        return self._self.genesis.issuer_limit(head.asset) if head is not None else 0
 
     def _drop_settled(self, turn: Turn, work: Work) -> None:
         recorded = [h.queued for i, h in work.queue.items() if (work.account, i) in turn.loaded.outcomes]
@@ -505,9 +510,13 @@ def _item_id(item: Item) -> RequestId:
     return SignedRequest(item.raw, item.signature).request_id
 
 
-def _held(item: Item, now: float) -> Held:
+def _held(item: Item, account: str, now: float) -> Held:
+    """The request of an item; `RemoteFault` when it is none, or one of another account (no link could hold it)."""
     signed = SignedRequest(item.raw, item.signature)
-    return Held(Queued(signed, decode_request_untrusted(item.raw), signed.request_id), NodeId(item.gateway), now)
+    request = decode_request_untrusted(item.raw)
+    if request.sender != account:
+        raise RemoteFault("malformed", f"a request of {request.sender} is handed over for {account}")
+    return Held(Queued(signed, request, signed.request_id), NodeId(item.gateway), now)
 
 
 def _copies(items: tuple[Item, ...]) -> tuple[Item, ...]:

@@ -57,18 +57,23 @@ class Reading:
         if self._count >= MAX_READS:
             turn.answer(event.caller, Unknown(b"", f"{self._count} reads wait at this node: ask another one"))
             return
-        timeout_s = min(max(event.ask.timeout_ms, 1), MAX_WAIT_MS) / 1000
         self._count += 1
-        self._waits.setdefault(event.ask.account, []).append(_Wait(event.caller, event.ask, turn.now.mono + timeout_s))
+        self._waits.setdefault(event.ask.account, []).append(
+            _Wait(event.caller, event.ask, turn.now.mono + _timeout_s(event.ask))
+        )
 
     def _ask_tip(self, turn: Turn, event: ClientBalance) -> None:
         account = event.ask.account
+        until = event.until if event.until is not None else turn.now.mono + _timeout_s(event.ask)
+        if until <= turn.now.mono:
+            turn.answer(event.caller, Unknown(b"", f"the chain of {account} grew faster than it could be read"))
+            return
         head = turn.loaded.heads.get(account)
         at = slot_of(head, account, opening_slot(self._self.network, account))
 
         def done(turn: Turn, result: SlotResult) -> None:
             if result.taken:
-                turn.again.append(event)  # one link further, ask again there
+                turn.again.append(msgspec.structs.replace(event, until=until))  # one link further, ask again there
             elif not result.known:
                 turn.answer(event.caller, Unknown(b"", f"no majority of the nodes that decide for {account} answered"))
             else:
@@ -108,3 +113,7 @@ class Reading:
             for wait in late:
                 reason = f"link {wait.ask.min_height} of {account} did not reach this node in time"
                 turn.answer(wait.caller, Unknown(b"", reason))
+
+
+def _timeout_s(ask: AskBalance) -> float:
+    return min(max(ask.timeout_ms, 1), MAX_WAIT_MS) / 1000

@@ -97,6 +97,7 @@ class Replica:
 
     def on_decided(self, turn: Turn, peer: NodeId, message: Decided) -> None:
         link = self._decoder.untrusted(message.link)
+        self._check_network(link)
         if message.depth < LEAF:
             self._pass_on(turn, link, message.by, message.depth)
         self.learn(turn, link, peer, message.by)
@@ -111,8 +112,7 @@ class Replica:
 
     def learn(self, turn: Turn, link: Link, source: NodeId, by: NodeId) -> None:
         """Apply a decided link, or let it wait for what it stands on."""
-        if link.network != self._self.network:
-            raise RemoteFault("other_network", f"link {link.height} of {link.account} is of another network")
+        self._check_network(link)
         loaded = turn.loaded
         head = loaded.heads.get(link.account)
         height = head.height if head is not None else -1
@@ -137,6 +137,10 @@ class Replica:
         for hook in self.hooks:
             hook(turn, link, by)
         self._wake(turn, link)
+
+    def _check_network(self, link: Link) -> None:
+        if link.network != self._self.network:
+            raise RemoteFault("other_network", f"link {link.height} of {link.account} is of another network")
 
     def _missing(self, turn: Turn, link: Link, height: int) -> tuple[_Key, ...]:
         loaded = turn.loaded

@@ -68,18 +68,21 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 class ClientSubmit(msgspec.Struct, frozen=True):
-    """A client wants a request executed. `verified`: this event comes again after its facts were asked for."""
+    """A client wants a request executed. `until` is set when the event comes again, after more of the chain was fetched:
+    a chain that grows all the time must not keep its client waiting for ever."""
 
     caller: Caller
     submit: Submit
-    asked: bool = False
+    until: float | None = None
 
 
 class ClientBalance(msgspec.Struct, frozen=True):
-    """A client wants a balance that must first be made certain (linearizable, or at least at a height)."""
+    """A client wants a balance that must first be made certain (linearizable, or at least at a height). `until` as in
+    `ClientSubmit`."""
 
     caller: Caller
     ask: AskBalance
+    until: float | None = None
 
 
 class FormLink(msgspec.Struct, frozen=True):

@@ -71,6 +71,7 @@ class Bank:
 
     def __init__(self, conn: sqlite3.Connection) -> None:
         self.conn = conn
+        self.issuer_limit = GENESIS.issuer_limit("CZK")
         self.now_ms = 2_000_000
         self.links: list[Link] = []
         self._nonce = 0
@@ -122,6 +123,7 @@ class Bank:
             now_ms=self.now_ms,
             absent=recipients if absent is None else absent,
             income_complete=income_complete,
+            issuer_limit=self.issuer_limit,
         )
 
     def decide(self, *requests: Request) -> Link:

@@ -4,7 +4,6 @@ Money that was sent is the recipient's at once. One dict of funds, one of outcom
 """
 
 from chain.link import Outcome
-from chain.names import MAX_AMOUNT
 from chain.request import Kind, Request, RequestId
 
 
@@ -42,7 +41,9 @@ class Ledger:
             return Outcome.UNKNOWN_RECIPIENT
         if any(self.asset[name] != self.asset[sender] for name in recipients):
             return Outcome.ASSET_MISMATCH
-        if self.funds[sender] - request.total < (-MAX_AMOUNT if sender in self.issuers else 0):
+        same = [name for name in self.issuers if self.asset[name] == self.asset[sender]]
+        limit = (2**63 - 1) // len(same) if sender in self.issuers else 0
+        if self.funds[sender] - request.total < -limit:
             return Outcome.ISSUER_LIMIT if sender in self.issuers else Outcome.INSUFFICIENT_FUNDS
         self.funds[sender] -= request.total
         for posting in request.postings:

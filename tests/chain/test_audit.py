@@ -13,7 +13,6 @@ from chain.audit import AuditReport, audit
 from chain.errors import StorageFailure
 from chain.genesis import encode_genesis
 from chain.link import HEADER_BYTES, Entry, Link, LinkHash, Outcome, PostingHash, build_link, opening_slot, posting_hash
-from chain.names import MAX_AMOUNT
 from chain.request import Kind, NetworkId, Posting, Request, RequestId, SignedRequest, encode_request, opening
 from chain.rows import VoteRow
 from chain.schema import STAGING_TABLES, create_schema
@@ -546,9 +545,10 @@ def test_an_issuer_past_its_limit_is_found() -> None:
     conn = memory_database()
     bank = Bank(conn)
     bank.open("alice")
-    last = bank.pay("mint", ("alice", MAX_AMOUNT))
+    limit = GENESIS.issuer_limit("CZK")
+    last = bank.pay("mint", ("alice", limit))
     entry = _signed(bank.transfer("mint", ("alice", 1)), Outcome.COMPLETED)
-    link = build_link(NETWORK, "mint", 2, last.next_slot, -MAX_AMOUNT - 1, 1, last.time_ms + 1, [entry], ())
+    link = build_link(NETWORK, "mint", 2, last.next_slot, -limit - 1, 1, last.time_ms + 1, [entry], ())
     _without_triggers(conn, link)
     fault = audit(conn).fault
     assert fault is not None

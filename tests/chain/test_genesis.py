@@ -6,7 +6,7 @@ import pytest
 from chain.errors import LocalMisuse
 from chain.genesis import Asset, Genesis, GenesisMember, Issuer, decode_genesis, encode_genesis, issuer_links
 from chain.link import Outcome, decode_link_untrusted, opening_slot
-from chain.names import MAX_SCALE
+from chain.names import MAX_AMOUNT, MAX_SCALE
 from tests.chain.bank import GENESIS, public_key_of
 
 KEY = public_key_of("mint").hex()
@@ -88,3 +88,10 @@ def test_a_network_without_issuers_has_no_links() -> None:
     empty = Genesis(1, "empty", (), (), 1, "", (), 0)
     assert issuer_links(empty) == []
     assert decode_genesis(encode_genesis(empty)) == empty
+
+
+def test_issuers_of_one_asset_share_its_limit() -> None:
+    """So no account, and no sum over accounts, can hold more than 2^63-1 of it."""
+    assert GENESIS.issuer_limit("CZK") == MAX_AMOUNT // sum(i.asset == "CZK" for i in GENESIS.issuers)
+    assert sum(i.asset == "CZK" for i in GENESIS.issuers) == 2
+    assert GENESIS.issuer_limit("EUR") == MAX_AMOUNT

@@ -68,7 +68,7 @@ def test_the_bytes_are_what_the_module_says() -> None:
     header += struct.pack(">QQ", 2, 1234) + hashlib.sha256(b"hopchain:body:1\0" + body).digest()
     assert one.raw == header + body
     assert one.hash == hashlib.sha256(b"hopchain:link:1\0" + header).digest()
-    _, posting_hash, _, _ = next(one.postings())
+    _, posting_hash, _, _ = one.postings()[0]
     record = encode_posting(PAY.postings[0])
     assert posting_hash == hashlib.sha256(b"hopchain:posting:1\0" + one.hash + bytes(4) + record).digest()
     assert hashlib.sha256(b"hopchain:open:1\0" + NETWORK + b"somebody".ljust(64, b"\0")).digest() == SLOT
