@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
-.PHONY: demo test quick lint types layers coverage format lock clean
+.PHONY: demo test quick lint types layers coverage format lock clean mutants crashes
 
 demo: $(STAMP)  ## five real nodes move money, lose one and agree again; under two minutes
 	$(BIN)/hopchain demo
@@ -25,6 +25,12 @@ types: $(STAMP)
 
 layers: $(STAMP)
 	$(BIN)/lint-imports
+
+mutants: $(STAMP)  ## find the seeds that catch each mutant again, after a change of the code, and write their page
+	$(BIN)/python -m netsim.mutants 2
+
+crashes: $(STAMP)  ## every cut of the write-ahead log in the core scenario, not every eighth
+	HOPCHAIN_CUT_STRIDE=1 $(PYTEST) tests/netsim/test_crashes.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

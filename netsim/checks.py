@@ -12,8 +12,10 @@ A value is *chosen* when a majority of its slot's group has it durably as its vo
 that from what is committed to the disks, not from what nodes say.
 """
 
+import math
 import sqlite3
 from collections import defaultdict
+from typing import Final
 
 import msgspec
 
@@ -43,6 +45,7 @@ from routing.keyspace import NodeId, node_id_of, route_key
 from routing.view import View, majority
 
 Columns = tuple[int, int, bytes]
+ENDS_WITHIN_S: Final = 5.0  # in a healed network: a suspicion, an inquiry that is answered, some pulls
 
 
 class Violation(AssertionError):
@@ -103,6 +106,7 @@ class Watch:
         self.ledger = Ledger({issuer.name: b"" for issuer in genesis.issuers})
         self.calls: dict[int, Call] = {}
         self.told = 0  # grows with every answer
+        self._healed_at = math.inf
         self._told_postings: dict[bytes, int] = {}
         self._told_height: dict[str, int] = defaultdict(lambda: -1)
         self._told_opening: dict[str, int] = {}
@@ -165,8 +169,7 @@ class Watch:
         self.chosen_at[link.hash] = now
         complaints = self.ledger.add(link)
         if complaints:
-            rule = "I4" if "confirmed twice" in complaints[0] else "I5" if "request" in complaints[0] else "I2"
-            raise Violation(rule, "; ".join(complaints))
+            raise Violation(_rule_of(complaints[0]), "; ".join(complaints))
         if self.ledger.total() != 0:
             raise Violation("I2", f"all money adds up to {self.ledger.total()}, not 0")
         self._check_rejections(link)
@@ -192,7 +195,10 @@ class Watch:
             self._vote(node, row, now)
         for link_hash in sorted(hashes - disk.links):
             header, body = conn.execute("SELECT header, body FROM links WHERE hash = ?", (link_hash,)).fetchone()
-            self._apply(node, self._link(header + body), now)
+            link = self._link(header + body)
+            if self.group_of(link.prev_hash) == (node,):  # its only vote came and went in the commit that was cut
+                self._choose(link, now)
+            self._apply(node, link, now)
 
     # --- messages ---
 
@@ -435,16 +441,37 @@ class Watch:
         if any(idle) or gauges.inquiries:
             raise Violation("I13", f"at rest node {node} still holds {gauges}")
 
+    def healed(self, now: float) -> None:
+        """From now on nothing fails any more."""
+        self._healed_at = now
+
     def all_ended(self, now: float) -> None:
-        """I13: every call whose node lived was answered."""
+        """I13: every call whose node lived was answered, and for good when it had the time for it after healing."""
         for number, call in self.calls.items():
-            if call.answered_at is None and self._disks[call.node].life == call.life:
-                raise Violation("I13", f"call {number} at node {call.node} got no answer in {now - call.at:.1f} s")
+            if call.answered_at is None:
+                if self._disks[call.node].life == call.life:
+                    raise Violation("I13", f"call {number} at node {call.node} got no answer in {now - call.at:.1f} s")
+            elif isinstance(call.answer, Unknown | NotStarted) and self._had_time(call, call.answered_at):
+                what = f"{type(call.answer).__name__} ({call.answer.reason})"
+                raise Violation("I13", f"call {number} at node {call.node} ends with {what} in a healed network")
+
+    def _had_time(self, call: Call, answered_at: float) -> bool:
+        deadline = call.at + call.body.timeout_ms / 1000
+        return answered_at > self._healed_at + ENDS_WITHIN_S and deadline > self._healed_at + 2 * ENDS_WITHIN_S
 
 
 def node_ids(genesis: Genesis) -> list[NodeId]:
     """The ids of the members, in the order of the genesis file."""
     return [node_id_of(bytes.fromhex(member.public_key)) for member in genesis.members]
+
+
+def _rule_of(complaint: str) -> str:
+    """The invariant that a complaint of the ledger is about."""
+    if "confirmed twice" in complaint:
+        return "I4"
+    if "expected" in complaint or "signed" in complaint or "valid until" in complaint:
+        return "I10"
+    return "I5" if complaint.startswith("request") else "I2"
 
 
 def _columns(ballot: Ballot) -> Columns:

@@ -9,12 +9,28 @@ import random
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 from chain.disk import open_database
 from chain.errors import StorageFailure
 from chain.store import Write, commit
 
 Check = Callable[[sqlite3.Connection], None]
+Choose = Callable[[int, int], int]  # (first byte that a commit changes in the log, its end) -> where it is cut
+
+WAL_HEADER_BYTES: Final = 32
+FRAME_BYTES: Final = 24 + 4096  # a frame's header and its page
+
+
+def cut_places(first: int, end: int) -> list[int]:
+    """Where to cut a log whose bytes from `first` to `end` are new: nothing of them, everything, in the middle of each
+    frame, at each boundary of frames and one byte to both sides of it. Ascending."""
+    places = {first, end}
+    boundary = WAL_HEADER_BYTES + (max(first, WAL_HEADER_BYTES) - WAL_HEADER_BYTES) // FRAME_BYTES * FRAME_BYTES
+    while boundary <= end:
+        places.update((boundary - 1, boundary, boundary + 1, boundary + FRAME_BYTES // 2))
+        boundary += FRAME_BYTES
+    return sorted(place for place in places if first <= place <= end)
 
 
 class Disk:
@@ -55,10 +71,10 @@ class Disk:
             commit(self.conn, writes)
         raise StorageFailure("writing failed: disk I/O error [SQLITE_IOERR_FSYNC]; check the disk")
 
-    def cut_commit(self, writes: Sequence[Write], rng: random.Random) -> None:
-        """The machine stops within the commit: nothing, all, or (files) the log up to some byte is on the disk."""
+    def cut_commit(self, writes: Sequence[Write], choose: Choose) -> None:
+        """The machine stops within the commit: the log up to some byte is on the disk (in memory: nothing or all)."""
         if self._directory is None:
-            if rng.random() < 0.5:
+            if choose(0, 1):
                 commit(self.conn, writes)
             return
         path = self._path()
@@ -66,7 +82,7 @@ class Disk:
         database, before = path.read_bytes(), wal.read_bytes() if wal.exists() else b""
         commit(self.conn, writes)
         after = wal.read_bytes()
-        cut = rng.randint(_first_difference(before, after), len(after))
+        cut = choose(_first_difference(before, after), len(after))
         self.conn.close()
         self._life += 1
         image = self._path()
@@ -86,6 +102,8 @@ class Disk:
             if log:
                 self._path().with_name(self._path().name + "-wal").write_bytes(log)
             self.conn = self._open()
+        else:
+            self.conn.rollback()  # what a dead process had not committed is gone
         self._check(self.conn)
 
     def close(self) -> None:

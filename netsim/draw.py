@@ -1,10 +1,13 @@
 """From a seed to a plan: sizes, weather, load and faults.
 
-A quarter of the seeds have no faults at all: what breaks there breaks for everybody. The others mix a few kinds, because
-a run with everything at once hardly decides anything.
+A quarter of the seeds have no faults at all: what breaks there breaks for everybody. Two fifths mix a few kinds, because a
+run with everything at once hardly decides anything. The rest looks for what is rare: small groups whose nodes die within
+decisions (`_broken`), and networks in which most nodes lag behind those that decide (`_lagging`).
 """
 
 import random
+
+import msgspec
 
 from netsim.plan import (
     ClockJump,
@@ -28,17 +31,44 @@ POINTS = ("idle", "before_commit", "in_commit", "after_commit", "sending")
 def draw_plan(seed: int) -> Plan:
     """The plan of this seed."""
     rng = random.Random(f"plan {seed}")
-    nodes = rng.choice([1, 2, 3, 3, 4, 5, 5, 5, 6, 7])
-    k = rng.choice([1, 2, 3, 3, 3, 4, 5, 5])
-    load = Load(
+    kind = rng.random()
+    max_confirmed = rng.choice([0, 0, 0, 1, 3])
+    if kind < 0.25:
+        calm = Plan(seed, _nodes(rng), _k(rng), Weather(), _load(rng))
+    elif kind < 0.65:
+        calm = _mixed(rng, seed)
+    elif kind < 0.85:
+        calm = _broken(rng, seed)
+    else:
+        calm = _lagging(rng, seed)
+    faults = tuple(sorted(calm.faults, key=lambda fault: fault.at))
+    return msgspec.structs.replace(calm, faults=faults, fault_s=FAULT_S, max_confirmed=max_confirmed)
+
+
+def _nodes(rng: random.Random) -> int:
+    return rng.choice([1, 2, 3, 3, 4, 5, 5, 5, 6, 7])
+
+
+def _k(rng: random.Random) -> int:
+    return rng.choice([1, 2, 3, 3, 3, 4, 5, 5])
+
+
+def _load(rng: random.Random) -> Load:
+    return Load(
         accounts=rng.choice([2, 3, 3, 6]),
         requests=rng.choice([10, 30, 60]),
         hot=rng.choice([0.1, 0.3, 0.9]),
-        pinned=rng.choice([0.0, 0.1]),
-        cancel=rng.choice([0.0, 0.1]),
+        pinned=rng.choice([0.0, 0.1, 0.3]),
+        cancel=rng.choice([0.0, 0.1, 0.3]),
+        overdraft=rng.choice([0.05, 0.2]),
+        reopen=rng.choice([0.05, 0.2]),
+        spend=rng.choice([0.15, 0.6]),
     )
-    if rng.random() < 0.25:
-        return Plan(seed, nodes, k, Weather(), load, fault_s=FAULT_S)
+
+
+def _mixed(rng: random.Random, seed: int) -> Plan:
+    """Any size, any weather, up to three kinds of faults."""
+    nodes = _nodes(rng)
     weather = Weather(
         loss=rng.choice([0.0, 0.0, 0.02, 0.1, 0.3]),
         repeat=rng.choice([0.0, 0.05, 0.2]),
@@ -46,17 +76,44 @@ def draw_plan(seed: int) -> Plan:
         delay_mean_s=rng.choice([0.001, 0.01, 0.1]),
     )
     faults: list[Fault] = []
-    kinds = rng.sample([_cuts, _clogs, _kills, _pauses, _jumps, _slow, _disk_errors, _storms], rng.randint(0, 3))
-    for kind in kinds:
-        for _ in range(rng.choice([1, 2, 5])):
+    for kind in rng.sample(_KINDS, rng.randint(0, 3)):
+        for _ in range(rng.choice([1, 2, 5, 12])):
             faults += kind(rng, nodes)
-    faults.sort(key=lambda fault: fault.at)
-    return Plan(seed, nodes, k, weather, load, tuple(faults), fault_s=FAULT_S, files=rng.random() < 0.2)
+    return Plan(seed, nodes, _k(rng), weather, _load(rng), tuple(faults), files=rng.random() < 0.2)
+
+
+def _broken(rng: random.Random, seed: int) -> Plan:
+    """One small group, two busy accounts; nodes die in the middle of decisions and are back soon, messages are lost and
+    come twice: the votes of one slot are spread over several ballots."""
+    nodes = rng.choice([2, 3, 3, 3, 4, 5])
+    weather = Weather(
+        loss=rng.choice([0.05, 0.15, 0.3]), repeat=rng.choice([0.2, 0.5]), delay_mean_s=rng.choice([0.005, 0.02, 0.15])
+    )
+    faults: list[Fault] = []
+    for _ in range(rng.choice([6, 15, 30])):
+        faults += _kill(rng, nodes)
+    for _ in range(rng.choice([0, 2, 5])):
+        faults += _cuts(rng, nodes)
+    load = msgspec.structs.replace(_load(rng), accounts=2, requests=60)
+    return Plan(seed, nodes, nodes, weather, load, tuple(faults))
+
+
+def _lagging(rng: random.Random, seed: int) -> Plan:
+    """More nodes than a group has members, slow and lossy: most nodes are behind those that decide."""
+    nodes = rng.choice([5, 7])
+    weather = Weather(
+        loss=rng.choice([0.05, 0.2]), repeat=rng.choice([0.0, 0.5]), delay_mean_s=rng.choice([0.05, 0.15])
+    )
+    faults: list[Fault] = []
+    for _ in range(rng.choice([0, 2, 5])):
+        faults += _cuts(rng, nodes)
+    return Plan(seed, nodes, rng.choice([2, 3, 3, 4]), weather, _load(rng), tuple(faults))
 
 
 def _when(rng: random.Random, longest: float) -> tuple[float, float]:
+    """Half of them are over soon: a fault that begins and ends within a decision finds more than a long one."""
     at = rng.uniform(0, FAULT_S)
-    return at, at + rng.uniform(0.01, longest)
+    return at, at + rng.uniform(0.01, longest if rng.random() < 0.5 else 0.3)
 
 
 def _cuts(rng: random.Random, nodes: int) -> list[Fault]:
@@ -104,6 +161,12 @@ def _kills(rng: random.Random, nodes: int) -> list[Fault]:
     return [Kill(at, rng.randrange(nodes), until, rng.choice(POINTS))]
 
 
+def _kill(rng: random.Random, nodes: int) -> list[Fault]:
+    """A node dies within a turn and is back soon."""
+    at = rng.uniform(0, FAULT_S)
+    return [Kill(at, rng.randrange(nodes), at + rng.uniform(0.05, 1.5), rng.choice(POINTS[1:]))]
+
+
 def _pauses(rng: random.Random, nodes: int) -> list[Fault]:
     at, until = _when(rng, 4.0)
     return [Pause(at, rng.randrange(nodes), until)]
@@ -129,3 +192,6 @@ def _storms(rng: random.Random, nodes: int) -> list[Fault]:
     at, until = _when(rng, 4.0)
     loss, mean_s = rng.choice([0.1, 0.3]), rng.choice([0.01, 0.3])
     return [WeatherChange(at, Weather(loss=loss, repeat=0.1, delay_mean_s=mean_s), until)]
+
+
+_KINDS = (_cuts, _clogs, _kills, _pauses, _jumps, _slow, _disk_errors, _storms)

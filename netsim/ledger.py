@@ -8,8 +8,8 @@ from collections import defaultdict
 
 import msgspec
 
-from chain.link import Link, Outcome
-from chain.request import Kind
+from chain.link import Entry, Link, Outcome
+from chain.request import ANY_TIP, Kind, is_signed_by
 
 ZERO = bytes(32)
 
@@ -36,7 +36,7 @@ class Ledger:
         self.credits: dict[bytes, Credit] = {}
         self.incoming: dict[str, dict[bytes, Credit]] = defaultdict(dict)
         self.outcomes: dict[tuple[str, bytes], tuple[Outcome, Link]] = {}
-        self.order: dict[tuple[str, bytes], tuple[int, int]] = {}  # request -> (height, number in the link)
+        self.keys: dict[str, bytes] = {}
         self._early: list[Link] = []
         self._seen: set[bytes] = set()
 
@@ -97,10 +97,11 @@ class Ledger:
 
     def _take_entries(self, link: Link) -> list[str]:
         bad = []
-        for number, entry in enumerate(link.entries):
-            bad += self._settle(link, entry.request_id, entry.outcome, number)
+        for entry in link.entries:
+            bad += self._settle(link, entry.request_id, entry.outcome)
+            bad += self._judge(link, entry)
             if entry.outcome is Outcome.COMPLETED and entry.request.kind is Kind.CANCEL:
-                bad += self._settle(link, entry.request.target, Outcome.CANCELLED, number)
+                bad += self._settle(link, entry.request.target, Outcome.CANCELLED)
             if entry.outcome is Outcome.COMPLETED:
                 bad += [
                     f"{link.account} pays {p.recipient}, which does not exist"
@@ -113,7 +114,21 @@ class Ledger:
             self.incoming[posting.recipient][h] = credit
         return bad
 
-    def _settle(self, link: Link, request_id: bytes, outcome: Outcome, number: int) -> list[str]:
+    def _judge(self, link: Link, entry: Entry) -> list[str]:
+        """What any outcome must agree with: signature, expected tip, last height."""
+        request, bad = entry.request, []
+        what = f"request {entry.request_id.hex()[:12]} in link {link.height} of {link.account}"
+        if request.kind is Kind.OPEN:
+            self.keys[link.account] = request.public_key
+        elif request.expect_tip not in (ANY_TIP, link.prev_hash):
+            bad.append(f"{what} expected another tip")
+        if link.account not in self.issuers and not is_signed_by(entry.signed, self.keys[link.account]):
+            bad.append(f"{what} is not signed by its owner")
+        if (entry.outcome is Outcome.EXPIRED) != (link.height > request.valid_until_height):
+            bad.append(f"{what} is {entry.outcome.name}, and valid until height {request.valid_until_height}")
+        return bad
+
+    def _settle(self, link: Link, request_id: bytes, outcome: Outcome) -> list[str]:
         key = (link.account, request_id)
         if key in self.outcomes:
             was, other = self.outcomes[key]
@@ -121,8 +136,12 @@ class Ledger:
                 other.hash != link.hash or was is not outcome
             )
         self.outcomes[key] = (outcome, link)
-        self.order[key] = (link.height, number)
         return []
+
+    def spendable(self, account: str) -> int:
+        """Its balance and all that it was paid since, minor units."""
+        tip = self.tips.get(account)
+        return (tip.balance if tip is not None else 0) + sum(c.amount for c in self.incoming[account].values())
 
     def total(self) -> int:
         """All balances and all incoming money: 0."""

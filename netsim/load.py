@@ -5,9 +5,11 @@ kind drawn by the shares of `plan.Load`; afterwards `settle` sends every request
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 from chain.request import (
+    ANY_HEIGHT,
     ANY_TIP,
     NetworkId,
     Posting,
@@ -21,17 +23,45 @@ from chain.request import (
 from hopchain.wire import AskBalance, Balance, Recorded, ReplyBody, Submit
 from netsim.plan import Load
 from netsim.world import World, key_of, public_key
+from node.core import Core
 
 ISSUER = "mint"
 SETUP_TIMEOUT_MS = 10_000
 SETTLE_TIMEOUT_MS = 20_000
 
 
+class HostNode(Protocol):
+    """A simulated node; `core` is None while it is down."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def core(self) -> Core | None: ...
+
+
+class Host(Protocol):
+    """The simulated network as clients see it: `World`, or whole nodes."""
+
+    @property
+    def network_id(self) -> NetworkId: ...
+    @property
+    def nodes(self) -> Sequence[HostNode]: ...
+    @property
+    def now(self) -> float: ...
+    def at(self, when: float, act: Callable[[], None]) -> None: ...
+    def submit(self, node: int, submit: Submit, done: Callable[[ReplyBody], None] | None = None) -> int: ...
+    def read(self, node: int, ask: AskBalance, done: Callable[[ReplyBody], None] | None = None) -> int: ...
+
+
 class Clients:
     """All clients of one run."""
 
-    def __init__(self, world: World, load: Load, rng: random.Random) -> None:
+    def __init__(
+        self, world: Host, load: Load, rng: random.Random, spendable: Callable[[str], int] = lambda account: 0
+    ) -> None:
+        """`spendable`: what an account has by all that was decided, so that all of it can be spent."""
         self._world = world
+        self._spendable = spendable
         self._load = load
         self._rng = rng
         self._network: NetworkId = world.network_id
@@ -39,28 +69,21 @@ class Clients:
         self.sent: list[SignedRequest] = []
         self._senders: list[str] = []
         self._tips: dict[str, list[bytes]] = {}
+        self._heights: dict[str, int] = {}
         self._unsettled: set[int] = set()
         self._opened = 0
 
     # --- before the faults ---
 
-    def open_and_fund(self) -> None:
-        """Open every account and give it `funds`; nothing fails yet, so it must work."""
+    def setup(self) -> Iterator[Submit]:
+        """Open every account and give it `funds`: each is to be completed before the next. Nothing fails yet."""
         for name in self.names:
-            self._settle(self._signed(opening(self._network, name, "CZK", public_key(name), self._nonce())))
+            yield self._setup(opening(self._network, name, "CZK", public_key(name), self._nonce()))
         postings = [Posting(name, self._load.funds) for name in self.names]
-        self._settle(self._signed(transfer(self._network, ISSUER, postings, self._nonce())))
+        yield self._setup(transfer(self._network, ISSUER, postings, self._nonce()))
 
-    def _settle(self, signed: SignedRequest) -> None:
-        answers: list[ReplyBody] = []
-        self._world.submit(self._node(), _submit(signed, SETUP_TIMEOUT_MS), answers.append)
-        for _ in range(1000):
-            if answers:
-                break
-            self._world.run_for(0.02)
-        assert answers, "the network did not start"
-        assert isinstance(answers[0], Recorded), answers
-        assert answers[0].outcome == 0, answers
+    def _setup(self, request: Request) -> Submit:
+        return _submit(sign(request, key_of(request.sender)), SETUP_TIMEOUT_MS)
 
     # --- with faults ---
 
@@ -100,16 +123,20 @@ class Clients:
         tip = ANY_TIP
         if draw() < load.pinned and self._tips.get(sender):
             tip = self._rng.choice(self._tips[sender])
-        request = transfer(self._network, sender, postings, self._nonce(), expect_tip=tip)
+        until = ANY_HEIGHT
+        if draw() < load.expiring:
+            until = max(0, self._heights.get(sender, 0) + self._rng.randint(-1, 3))
+        request = transfer(self._network, sender, postings, self._nonce(), expect_tip=tip, valid_until_height=until)
         spend = draw() < load.spend and recipient in self.names
-        self._send(request, self._spend_on(recipient, amount) if spend else None)
+        self._send(request, self._spend_on(recipient) if spend else None)
 
-    def _spend_on(self, account: str, amount: int) -> Callable[[ReplyBody], None]:
-        """What was just received is paid on at once, through whatever node."""
+    def _spend_on(self, account: str) -> Callable[[ReplyBody], None]:
+        """Who is told of money spends all it has at once, through whatever node."""
 
         def then(body: ReplyBody) -> None:
             if isinstance(body, Recorded) and body.outcome == 0:
                 other = self._rng.choice([name for name in self.names if name != account])
+                amount = max(1, self._spendable(account))
                 self._send(transfer(self._network, account, [Posting(other, amount)], self._nonce()))
 
         return then
@@ -120,12 +147,23 @@ class Clients:
         name = f"late-{self._opened}"
         for owner in (name, f"{name} again"):
             raw = opening(self._network, name, "CZK", public_key(owner), self._nonce())
-            self._submit(sign(raw, key_of(owner)), name)
+            self._submit(sign(raw, key_of(owner)), name, self._pay_to(name))
+
+    def _pay_to(self, name: str) -> Callable[[ReplyBody], None]:
+        """Who is told that a name is open pays it at once, through whatever node."""
+
+        def then(body: ReplyBody) -> None:
+            if isinstance(body, Recorded) and body.outcome == 0:
+                sender = self._rng.choice(self.names)
+                self._send(transfer(self._network, sender, [Posting(name, 1)], self._nonce()))
+
+        return then
 
     def _read(self) -> None:
         linearizable = self._rng.random() < 0.5
-        ask = AskBalance(self._rng.choice(self.names), linearizable, 0, 5000)
-        self._world.read(self._node(), ask, self._note_tip)
+        name = self._rng.choice(self.names)
+        height = self._heights.get(name, 0) if self._rng.random() < self._load.session else 0
+        self._world.read(self.any_node(), AskBalance(name, linearizable, height, 5000), self._note_tip)
 
     def _note_tip(self, body: ReplyBody) -> None:
         if isinstance(body, Balance):
@@ -133,12 +171,12 @@ class Clients:
 
     def _send_again(self) -> None:
         at = self._rng.randrange(len(self.sent))
-        self._world.submit(self._node(), _submit(self.sent[at], self._timeout_ms()))
+        self._world.submit(self.any_node(), _submit(self.sent[at], self._timeout_ms()))
 
     def _send(self, request: Request, then: Callable[[ReplyBody], None] | None = None) -> None:
         key = key_of(request.sender)
         if self._rng.random() < self._load.forge:
-            self._world.submit(self._node(), _submit(sign(request, key_of("a thief")), self._timeout_ms()))
+            self._world.submit(self.any_node(), _submit(sign(request, key_of("a thief")), self._timeout_ms()))
             return
         self._submit(sign(request, key), request.sender, then)
 
@@ -149,28 +187,29 @@ class Clients:
         def done(body: ReplyBody) -> None:
             if isinstance(body, Recorded):
                 self._tips.setdefault(sender, []).append(body.link_hash)
+                self._heights[sender] = max(body.height, self._heights.get(sender, 0))
             if then is not None:
                 then(body)
 
-        self._world.submit(self._node(), _submit(signed, self._timeout_ms()), done)
+        self._world.submit(self.any_node(), _submit(signed, self._timeout_ms()), done)
 
     # --- after the faults ---
 
     def settle(self, nodes: list[int]) -> None:
-        """Send every request once more, to one of `nodes`."""
+        """Send every request once more, to one of `nodes`, and ask for every balance."""
         for signed in list(self.sent):
             self._world.submit(self._rng.choice(nodes), _submit(signed, SETTLE_TIMEOUT_MS))
+        for name in self.names:
+            self._world.read(self._rng.choice(nodes), AskBalance(name, True, 0, SETTLE_TIMEOUT_MS))
 
     # --- chance ---
-
-    def _signed(self, request: Request) -> SignedRequest:
-        return sign(request, key_of(request.sender))
 
     def _pair(self) -> tuple[str, str]:
         sender, recipient = self._rng.sample(self.names, 2)
         return sender, recipient
 
-    def _node(self) -> int:
+    def any_node(self) -> int:
+        """A node that is up."""
         alive = [node.index for node in self._world.nodes if node.core is not None]
         return self._rng.choice(alive or [0])
 
@@ -183,3 +222,17 @@ class Clients:
 
 def _submit(signed: SignedRequest, timeout_ms: int) -> Submit:
     return Submit(signed.raw, signed.signature, timeout_ms)
+
+
+def open_and_fund(world: World, clients: Clients) -> None:
+    """Open every account and give it its funds."""
+    for submit in clients.setup():
+        answers: list[ReplyBody] = []
+        world.submit(clients.any_node(), submit, answers.append)
+        for _ in range(1000):
+            if answers:
+                break
+            world.run_for(0.02)
+        assert answers, "the network did not start"
+        assert isinstance(answers[0], Recorded), answers
+        assert answers[0].outcome == 0, answers

@@ -43,6 +43,21 @@ class Kill(_Fault, frozen=True, tag="kill"):
     point: str = "idle"
 
 
+class KillAtCommit(_Fault, frozen=True, tag="kill_at_commit"):
+    """The process ends at its commit of this number (from 1, counted from `at`), and starts again `down_s` later.
+
+    point: as for `Kill`, but `idle`. cut: at which of its places `in_commit` cuts the write-ahead log
+    (`netsim.disk.cut_places`). A number or cut that there is not does not happen, so every crash of a short run can be
+    enumerated: one run each, counting up until nothing happened.
+    """
+
+    node: int
+    number: int
+    point: str
+    down_s: float
+    cut: int = 0
+
+
 class Pause(_Fault, frozen=True, tag="pause"):
     """The process stands still (SIGSTOP) until `until`; what arrives waits."""
 
@@ -91,7 +106,7 @@ class WeatherChange(_Fault, frozen=True, tag="weather"):
     until: float
 
 
-Fault = Cut | Clog | Kill | Pause | ClockJump | SlowDisk | DiskError | WeatherChange
+Fault = Cut | Clog | Kill | KillAtCommit | Pause | ClockJump | SlowDisk | DiskError | WeatherChange
 
 
 class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,7 +115,9 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `hot`: pays from account 0 to account 1. `again`: a request sent before, through another node. `overdraft`: asks for
     more than anybody has. `pinned`: expects a tip, often an old one. `cancel`: cancels an earlier request. `nobody`:
     pays an account that does not exist. `reopen`: opens a name, through two nodes at once. `forge`: has a wrong
-    signature. `read`: a balance, half of them linearizable. `spend`: pays on what was just received, through another node.
+    signature. `read`: a balance: half of them linearizable, some at least at a height that a client was told (`session`).
+    `spend`: pays on all that it has when it was just paid, through another node. `expiring`: is valid up to a height that
+    is about to come.
     """
 
     accounts: int = 3
@@ -118,11 +135,14 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     forge: float = 0.02
     read: float = 0.15
     spend: float = 0.15
+    session: float = 0.3
+    expiring: float = 0.05
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One run. `fault_s`: anything may fail; then a random majority heals for good (`core_s`), then everything heals,
-    and `heal_s` later all must be at rest. `files`: databases are files, so that `in_commit` cuts real logs."""
+    and `heal_s` later all must be at rest. `files`: databases are files, so that `in_commit` cuts real logs. `max_confirmed`:
+    how many postings one link takes up, when not 0; a small number makes consolidating links common."""
 
     seed: int
     nodes: int = 5
@@ -134,6 +154,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     core_s: float = 10.0
     heal_s: float = 40.0
     files: bool = False
+    max_confirmed: int = 0
 
 
 def encode_plan(plan: Plan) -> bytes:

@@ -9,7 +9,8 @@ handles and every answer that a client gets, with its time.
 import hashlib
 import random
 import sqlite3
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from heapq import heappop, heappush
 from pathlib import Path
@@ -21,11 +22,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import StorageFailure
 from chain.genesis import Asset, Genesis, GenesisMember, Issuer
-from chain.needs import load
+from chain.needs import Loaded, Needs, load
 from chain.reads import read_balance
-from chain.store import Write, create_or_check, load_cursors, load_votes
+from chain.store import Write, create_or_check
 from hopchain.wire import AskBalance, Balance, NotFound, ReplyBody, Submit
-from netsim.disk import Disk
+from netsim.disk import Choose, Disk, cut_places
 from netsim.network import Network
 from netsim.plan import (
     ClockJump,
@@ -34,13 +35,15 @@ from netsim.plan import (
     DiskError,
     Fault,
     Kill,
+    KillAtCommit,
     Pause,
     Plan,
     SlowDisk,
     WeatherChange,
 )
-from node.core import Core, Start
+from node.core import Core
 from node.messages import Message, decode_frame_untrusted, encode_frames, encode_message
+from node.start import read_start
 from node.turn import (
     Caller,
     ClientBalance,
@@ -59,6 +62,8 @@ from routing.view import View, encode_view, first_view, member_of
 EPOCH_MS = 1_700_000_000_000  # the wall clock at simulated time 0
 COMMIT_S = (0.0002, 0.001)  # a commit on a healthy disk
 RECONNECT_S = (0.01, 0.2)  # a connection stands again
+MAX_ACTIONS_AT_ONCE = 200_000  # a world that does more at one instant never ends
+_NOTHING = Needs()
 FAST_RECOVERY_DIRECTORY = Path("/dev/shm")  # memory, where there is one: a simulated sync needs no real disk
 
 
@@ -83,6 +88,20 @@ def public_key(name: str) -> bytes:
     return key_of(name).public_key().public_bytes_raw()
 
 
+def make_genesis(names: Sequence[str], k: int) -> Genesis:
+    """One asset, one issuer, and these nodes."""
+    return Genesis(
+        version=1,
+        name="simulated",
+        assets=(Asset("CZK", 2),),
+        issuers=(Issuer("mint", "CZK", public_key("mint").hex()),),
+        k=k,
+        ca="",
+        members=tuple(GenesisMember(public_key(name).hex()) for name in names),
+        time_ms=EPOCH_MS,
+    )
+
+
 class SimNode:
     """One node: its disk outlives its cores."""
 
@@ -100,6 +119,8 @@ class SimNode:
         self.commit_s: tuple[float, float] = COMMIT_S
         self.slow_until = 0.0
         self.armed: Kill | DiskError | None = None
+        self.counted: list[KillAtCommit] = []  # of these, `number` is the commit of this node that they wait for
+        self.commits = 0
         self.turns = 0
 
 
@@ -113,6 +134,8 @@ class World:
         self.rng = random.Random(plan.seed)
         self.network = Network(random.Random(self.rng.random()), plan.weather)
         self.events = 0
+        self._happened: Counter[str] = Counter()
+        self._at_once = 0
         self._trace = hashlib.sha256()
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = 0
@@ -121,16 +144,7 @@ class World:
         self._connected: set[tuple[int, int]] = set()
         self._stack = ExitStack()
         names = [f"node {i}" for i in range(plan.nodes)]
-        self.genesis = Genesis(
-            version=1,
-            name="simulated",
-            assets=(Asset("CZK", 2),),
-            issuers=(Issuer("mint", "CZK", public_key("mint").hex()),),
-            k=plan.k,
-            ca="",
-            members=tuple(GenesisMember(public_key(name).hex()) for name in names),
-            time_ms=EPOCH_MS,
-        )
+        self.genesis = make_genesis(names, plan.k)
         self.network_id = self.genesis.network_id
         self.view: View = first_view(self.network_id, plan.k, [member_of(public_key(name)) for name in names])
         self.nodes = [self._make_node(i, node_id_of(public_key(name))) for i, name in enumerate(names)]
@@ -165,9 +179,17 @@ class World:
         """Let simulated time pass."""
         until = self.now + seconds
         while self._heap and self._heap[0][0] <= until:
-            self.now, _, act = heappop(self._heap)
+            when, _, act = heappop(self._heap)
+            self._at_once = self._at_once + 1 if when == self.now else 0
+            assert self._at_once < MAX_ACTIONS_AT_ONCE, f"no end of things to do at {self.now} s"
+            self.now = when
             act()
         self.now = until
+
+    @property
+    def injected(self) -> Counter[str]:
+        """The faults that happened, by kind; what was planned and found nothing to break does not count."""
+        return self._happened + Counter(Loss=self.network.lost, Repeat=self.network.repeated)
 
     @property
     def trace_hash(self) -> str:
@@ -186,6 +208,8 @@ class World:
 
     def _begin(self, fault: Fault, start: float) -> None:
         self.note("fault", repr(fault))
+        if not isinstance(fault, Kill | KillAtCommit | DiskError):
+            self._happened[type(fault).__name__] += 1
         match fault:
             case Cut():
                 self.network.cut(fault)
@@ -194,10 +218,14 @@ class World:
                 self.network.clog(msgspec.structs.replace(fault, until=start + fault.until))
             case Kill():
                 node = self.nodes[fault.node]
-                if fault.point == "idle" or node.core is None:
+                if fault.point == "idle":
+                    self._happened["Kill.idle"] += node.core is not None
                     self.crash(node, start + fault.until)
-                else:
+                elif node.core is not None:
                     node.armed = msgspec.structs.replace(fault, until=start + fault.until)
+            case KillAtCommit():
+                node = self.nodes[fault.node]
+                node.counted.append(msgspec.structs.replace(fault, number=node.commits + fault.number))
             case Pause():
                 node = self.nodes[fault.node]
                 node.paused_until = start + fault.until
@@ -227,6 +255,7 @@ class World:
         for index in nodes:
             node = self.nodes[index]
             node.armed, node.commit_s, node.paused_until = None, COMMIT_S, self.now
+            node.counted.clear()
             if node.core is None:
                 self._start(node)
             self._wake(node)
@@ -258,8 +287,7 @@ class World:
         if node.life > 1:
             node.disk.restart()
         conn = node.disk.conn
-        links = conn.execute("SELECT count(*) FROM links").fetchone()[0]
-        start = Start(load_votes(conn), links, {NodeId(row.peer): row.seq for row in load_cursors(conn)})
+        start = read_start(conn)
         rng = random.Random(self.rng.random())
         node.core = Core(node.id, self.genesis, self.view, rng, start, self._clock(node))
         self.observer.started(node.index, conn, self.now)
@@ -315,7 +343,8 @@ class World:
         clock = self._clock(node)
         self.events += len(events)
         node.turns += 1
-        loaded = load(node.disk.conn, node.core.needs(events, clock))
+        needs = node.core.needs(events, clock)
+        loaded = load(node.disk.conn, needs) if needs != _NOTHING else Loaded()  # most turns are a ping: no query
         effects = node.core.step(loaded, clock)
         if not effects.persist:
             self._emit(node, effects)
@@ -330,9 +359,14 @@ class World:
         if node.life != life:
             return
         node.busy = False
+        node.commits += 1
         armed = node.armed
+        for counted in node.counted:
+            if counted.number == node.commits:
+                self._die_at(node, effects, counted)
+                return
         if isinstance(armed, Kill):
-            self._die(node, effects, armed)
+            self._die(node, effects, armed.point, armed.until, self.rng.randint)
             return
         if isinstance(armed, DiskError) and self._fail_disk(node, effects, armed):
             return
@@ -343,19 +377,33 @@ class World:
         self._emit(node, effects)
         self._next(node)
 
-    def _die(self, node: SimNode, effects: Effects, kill: Kill) -> None:
-        match kill.point:
+    def _die_at(self, node: SimNode, effects: Effects, kill: KillAtCommit) -> None:
+        """A cut beyond the last place leaves all of the log, and does not count as a crash within the commit."""
+        beyond = False
+
+        def choose(first: int, end: int) -> int:
+            nonlocal beyond
+            places = cut_places(first, end)
+            beyond = kill.cut >= len(places)
+            return places[min(kill.cut, len(places) - 1)]
+
+        self._die(node, effects, kill.point, self.now + kill.down_s, choose)
+        self._happened[f"Kill.{kill.point}"] -= beyond
+
+    def _die(self, node: SimNode, effects: Effects, point: str, until: float, choose: Choose) -> None:
+        self._happened[f"Kill.{point}"] += 1
+        match point:
             case "before_commit":
                 pass
             case "in_commit":
-                node.disk.cut_commit(effects.persist, self.rng)
+                node.disk.cut_commit(effects.persist, choose)
             case "after_commit" | "sending":
                 node.disk.commit(effects.persist)
                 self.observer.committed(node.index, effects.persist, self.now)
-                if kill.point == "sending":
+                if point == "sending":
                     kept = self.rng.randint(0, len(effects.send))
                     self._emit(node, msgspec.structs.replace(effects, send=effects.send[:kept], answers=(), reads=()))
-        self.crash(node, kill.until)
+        self.crash(node, until)
 
     def _fail_disk(self, node: SimNode, effects: Effects, fault: DiskError) -> bool:
         """True when the disk failed and the process is gone."""
@@ -365,6 +413,7 @@ class World:
             else:
                 node.disk.fail_sync(effects.persist, self.rng)
         except StorageFailure:
+            self._happened[f"DiskError.{fault.error}"] += 1
             self.crash(node, fault.until)
             return True
         return False

@@ -9,7 +9,7 @@ at once when a rule is broken.
 import enum
 import random
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -17,7 +17,8 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.genesis import Asset, Genesis, GenesisMember, Issuer
-from chain.needs import load
+from chain.link import Outcome, opening_slot
+from chain.needs import Loaded, Needs, load
 from chain.reads import Balance, read_balance
 from chain.request import (
     ANY_TIP,
@@ -33,13 +34,15 @@ from chain.request import (
 from chain.store import commit, create_or_check
 from hopchain.wire import AskBalance, NotFound, NotStarted, Recorded, ReplyBody, Submit, Unknown
 from node.core import Core
+from node.messages import Decided, Offer
 from node.start import read_start
 from node.turn import Caller, ClientBalance, ClientSubmit, Effects, Event, FromPeer, Now, PeerDown, PeerUp
-from routing.keyspace import NodeId, node_id_of
+from routing.keyspace import NodeId, node_id_of, route_key
 from routing.view import View, encode_view, first_view, member_of
 from tests.node.watch import Call, Watch
 
 EPOCH_MS = 1_700_000_000_000
+NO_NEEDS = Needs()
 MAX_TURNS = 2_000  # of one node at one instant: above it, it would never sleep
 
 
@@ -178,7 +181,8 @@ class World:
         assert self._turns[1] <= MAX_TURNS, f"{MAX_TURNS} turns at one instant: a node spins"
         events, node.inbox = node.inbox, []
         clock = self._clock(node)
-        loaded = load(node.conn, node.core.needs(events, clock))
+        needs = node.core.needs(events, clock)
+        loaded = load(node.conn, needs) if needs != NO_NEEDS else Loaded()
         effects = node.core.step(loaded, clock)
         self.finish_turn(node, effects)
         deadline = node.core.deadline() if node.core is not None else None
@@ -327,7 +331,49 @@ class World:
         """The same request with a signature that is wrong in one bit."""
         return msgspec.structs.replace(signed, signature=bytes([signed.signature[0] ^ 1]) + signed.signature[1:])
 
+    def open_funded(self, **amounts: int) -> None:
+        """Open accounts, and pay each what it is to have."""
+        for name, amount in amounts.items():
+            assert self.settle(self.ids[0], self.open_request(name)).outcome == Outcome.COMPLETED
+            if amount:
+                self.settle(self.ids[0], self.pay_request("mint", name, amount))
+        self.run(1)
+
+    def pay(self, sender: str, recipient: str, amount: int, *, at: NodeId, tip: bytes = ANY_TIP) -> ReplyBody:
+        """Pay through a node, and run until there is an answer."""
+        return self.ask(at, self.pay_request(sender, recipient, amount, tip))
+
+    # --- the network ---
+
+    def part(self, *sides: Iterable[NodeId]) -> None:
+        """Only nodes of one side hear each other. Nodes that no side names are alone."""
+        together = {(a, b) for side in map(list, sides) for a in side for b in side}
+        self.cut = {(a, b) for a in self.ids for b in self.ids if (a, b) not in together}
+
+    def heal(self) -> None:
+        """Everybody hears everybody, and nothing is lost from now on."""
+        self.cut.clear()
+        self.faults = Faults()
+        self.lose = lambda source, target, message: False
+
+    def keep_in_the_dark(self, node_id: NodeId) -> None:
+        """A node gets no news of decided links unless it asks for them."""
+        self.lose = lambda source, target, message: target == node_id and isinstance(message, Decided | Offer)
+
     # --- looking ---
+
+    def group(self, account: str) -> tuple[NodeId, ...]:
+        """Who decides the account's next link, the owner first."""
+        return self.view.group(route_key(self.watch.accounts[account].links[-1].hash))
+
+    def opening_group(self, name: str) -> tuple[NodeId, ...]:
+        """Who decides whether a name is opened."""
+        return self.view.group(route_key(opening_slot(self.network, name)))
+
+    def height(self, node_id: NodeId, account: str) -> int:
+        """The height of an account on a node, -1 when it does not know it."""
+        row = self.nodes[node_id].conn.execute("SELECT height FROM accounts WHERE name = ?", (account,)).fetchone()
+        return -1 if row is None else int(row[0])
 
     def core(self, node_id: NodeId) -> Core:
         core = self.nodes[node_id].core

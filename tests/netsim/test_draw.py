@@ -1,0 +1,80 @@
+"""Plans: one seed is one plan; what can happen, happens often enough; a plan survives its JSON."""
+
+from collections import Counter
+
+import msgspec
+import pytest
+
+from netsim.draw import POINTS, draw_plan
+from netsim.plan import Cut, DiskError, Fault, Kill, Plan, Weather, decode_plan, encode_plan, without
+
+PLANS = [draw_plan(seed) for seed in range(1000)]
+FAULTS = [fault for plan in PLANS for fault in plan.faults]
+
+
+def test_one_seed_is_one_plan() -> None:
+    assert [draw_plan(seed) for seed in range(50)] == PLANS[:50]
+    assert len({encode_plan(plan) for plan in PLANS}) == len(PLANS)
+
+
+def test_a_quarter_has_no_faults() -> None:
+    calm = sum(not plan.faults and plan.weather == Weather() for plan in PLANS)
+    assert 200 <= calm <= 330, calm
+
+
+def test_every_kind_of_fault_is_drawn() -> None:
+    kinds = Counter(type(fault).__name__ for fault in FAULTS)
+    assert set(kinds) == {"Cut", "Clog", "Kill", "Pause", "ClockJump", "SlowDisk", "DiskError", "WeatherChange"}
+    assert min(kinds.values()) >= 100, kinds
+    points = Counter(fault.point for fault in FAULTS if isinstance(fault, Kill))
+    assert set(points) == set(POINTS)
+    assert {fault.error for fault in FAULTS if isinstance(fault, DiskError)} == {"full", "fsync"}
+    assert {fault.one_way for fault in FAULTS if isinstance(fault, Cut)} == {True, False}
+
+
+def test_sizes() -> None:
+    assert {plan.nodes for plan in PLANS} == set(range(1, 8))
+    assert {plan.k for plan in PLANS} == set(range(1, 6))
+    assert {plan.files for plan in PLANS} == {True, False}
+    assert {plan.max_confirmed for plan in PLANS} == {0, 1, 3}
+    assert max(plan.weather.loss for plan in PLANS) == 0.3
+
+
+def nodes_of(fault: Fault) -> set[int]:
+    match fault:
+        case Cut():
+            return {*fault.a, *fault.b}
+        case _:
+            return {getattr(fault, name) for name in ("node", "source", "target") if hasattr(fault, name)}
+
+
+def test_faults_are_of_nodes_that_exist_and_end_after_they_began() -> None:
+    for plan in PLANS:
+        for fault in plan.faults:
+            assert nodes_of(fault) <= set(range(plan.nodes)), (plan.seed, fault)
+            assert getattr(fault, "until", fault.at) >= fault.at, (plan.seed, fault)
+        assert list(plan.faults) == sorted(plan.faults, key=lambda fault: fault.at)
+
+
+def test_json_round_trip() -> None:
+    for plan in PLANS[:100]:
+        assert decode_plan(encode_plan(plan)) == plan
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b'{"seed": 1, "nods": 5}', "nods"),
+        (b'{"seed": 1, "faults": [{"kind": "flood", "at": 1}]}', "flood"),
+        (b'{"nodes": 5}', "seed"),
+    ],
+)
+def test_a_bad_plan_is_refused_by_the_name_of_its_field(raw: bytes, text: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=text):
+        decode_plan(raw)
+
+
+def test_without() -> None:
+    plan = next(plan for plan in PLANS if len(plan.faults) >= 3)
+    assert without(plan, [0, 2]).faults == (plan.faults[1], *plan.faults[3:])
+    assert isinstance(without(plan, []), Plan)

@@ -1,0 +1,77 @@
+"""Rules switched off are seen: each mutant at the seed that the last search found (docs/simulator-mutants.md)."""
+
+from pathlib import Path
+
+import pytest
+
+from netsim import mutants
+from netsim.draw import draw_plan
+from netsim.mutants import BY_NAME, MAX_SEEDS, MUTANTS, Edit, Mutant, load_caught, render_page, run_mutant, switched_off
+from netsim.run import run_plan
+from node import acceptor, owner, paxos
+
+CAUGHT = load_caught()
+PAGE = Path(mutants.__file__).parent.parent / "docs" / "simulator-mutants.md"
+
+
+def test_there_are_enough_and_all_are_caught() -> None:
+    assert len(MUTANTS) >= 25
+    assert len(BY_NAME) == len(MUTANTS)
+    assert list(CAUGHT) == [mutant.name for mutant in MUTANTS], "run `make mutants`"
+    assert max(caught.seed for caught in CAUGHT.values()) < MAX_SEEDS
+    rules = {mutant.rule for mutant in MUTANTS}
+    assert {"R2", "R3", "R4", "R10", "R11", "R13", "R15"} <= rules
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_rule_switched_off_is_seen(name: str) -> None:
+    caught, result = CAUGHT[name], run_mutant(BY_NAME[name], CAUGHT[name].seed)
+    assert (result.rule, result.problem) == (caught.rule, caught.problem), "run `make mutants`"
+
+
+@pytest.mark.parametrize("seed", sorted({caught.seed for caught in CAUGHT.values()}))
+def test_the_same_seeds_pass_with_every_rule_on(seed: int) -> None:
+    result = run_plan(draw_plan(seed))
+    assert result.ok, (result.rule, result.problem)
+
+
+def test_the_page_is_current() -> None:
+    assert PAGE.read_text(encoding="utf-8") == render_page(CAUGHT), "run `make mutants`"
+
+
+# --- the patching itself ---
+
+
+def test_a_rule_is_on_again_afterwards_also_where_it_was_imported() -> None:
+    before = paxos.prepare, acceptor.prepare, acceptor.is_fast, owner.is_fast
+    below = BY_NAME["promise below a promise"], BY_NAME["fast path of a standby"]
+    with switched_off(below[0]), switched_off(below[1]):
+        during = paxos.prepare, acceptor.prepare, acceptor.is_fast, owner.is_fast
+        assert during[0] is during[1]
+        assert during[2] is during[3]
+        assert all(a is not b for a, b in zip(before, during, strict=True))
+    assert (paxos.prepare, acceptor.prepare, acceptor.is_fast, owner.is_fast) == before
+
+
+def test_two_edits_of_one_function_add_up() -> None:
+    edits = (
+        Edit("node.acceptor:birth_epoch", "head.epoch", "head.epoch + 10"),
+        Edit("node.acceptor:birth_epoch", "else 1", "else 5"),
+    )
+    with switched_off(Mutant("two", "none", "", edits)):
+        assert acceptor.birth_epoch(None) == 5
+    assert acceptor.birth_epoch(None) == 1
+
+
+def test_a_mutant_that_no_longer_fits_says_so_and_leaves_nothing_behind() -> None:
+    before = acceptor.birth_epoch
+    edits = (
+        Edit("node.acceptor:birth_epoch", "else 1", "else 5"),
+        Edit("node.acceptor:birth_epoch", "no such text", ""),
+    )
+    with (
+        pytest.raises(AssertionError, match="does not hold 'no such text' once"),
+        switched_off(Mutant("x", "", "", edits)),
+    ):
+        pass
+    assert acceptor.birth_epoch is before

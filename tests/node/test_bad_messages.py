@@ -1,0 +1,125 @@
+"""Messages that break the rules, from a member: counted, and without effect on the chain, the votes and the queues."""
+
+from collections.abc import Callable
+
+import pytest
+
+from chain.link import build_link
+from hopchain.wire import Recorded
+from node.messages import (
+    Accept,
+    Decided,
+    Forward,
+    Item,
+    Links,
+    Message,
+    Moved,
+    Prepare,
+    Promise,
+    SlotAnswer,
+    SlotName,
+)
+from node.paxos import Ballot
+from node.turn import FromPeer
+from routing.keyspace import NodeId
+from tests.node.world import World
+
+
+@pytest.fixture
+def world() -> World:
+    world = World(3, 3, seed=5)
+    world.open_funded(alice=1000, bob=0)
+    return world
+
+
+def at(world: World, account: str = "alice") -> SlotName:
+    link = world.watch.accounts[account].links[-1]
+    return SlotName(link.hash, account, link.height + 1)
+
+
+def ballot(world: World, node: NodeId) -> Ballot:
+    return Ballot(1, 7, node)
+
+
+def faults(world: World, node: NodeId) -> int:
+    return sum(n for name, n in world.core(node).counters.items() if name.startswith("peer_fault"))
+
+
+GARBAGE = b"\x00" * 300
+
+
+def cut_link(world: World) -> bytes:
+    return world.watch.accounts["alice"].links[0].raw[:-1]
+
+
+def changed_link(world: World) -> bytes:
+    raw = world.watch.accounts["alice"].links[0].raw
+    return raw[:-40] + bytes([raw[-40] ^ 1]) + raw[-39:]
+
+
+def foreign_link(world: World) -> bytes:
+    """A sound link of another network."""
+    return World(2, 2, seed=1).watch.accounts["mint"].links[0].raw
+
+
+def misplaced_link(world: World) -> bytes:
+    """A sound link, but for a slot that is not alice's next."""
+    return build_link(world.network, "alice", 1, bytes(32), 0, 1, 1, [], []).raw  # type: ignore[arg-type]
+
+
+BAD: dict[str, Callable[[World, NodeId], Message]] = {
+    "decided: garbage": lambda w, n: Decided(GARBAGE, n, 160),
+    "decided: empty": lambda w, n: Decided(b"", n, 160),
+    "decided: cut short": lambda w, n: Decided(cut_link(w), n, 160),
+    "decided: changed": lambda w, n: Decided(changed_link(w), n, 160),
+    "decided: other network": lambda w, n: Decided(foreign_link(w), n, 160),
+    "decided: other network, to be passed on": lambda w, n: Decided(foreign_link(w), n, 0),
+    "links: garbage": lambda w, n: Links((GARBAGE,)),
+    "links: other network": lambda w, n: Links((foreign_link(w),)),
+    "moved: garbage": lambda w, n: Moved("alice", 1, (GARBAGE,)),
+    "slot answer: garbage": lambda w, n: SlotAnswer(1, False, (GARBAGE,)),
+    "accept: garbage": lambda w, n: Accept(at(w), ballot(w, n), GARBAGE),
+    "accept: link of another slot": lambda w, n: Accept(at(w), ballot(w, n), misplaced_link(w)),
+    "accept: link of another account": lambda w, n: Accept(at(w, "bob"), ballot(w, n), misplaced_link(w)),
+    "forward: garbage": lambda w, n: Forward(at(w), (Item(GARBAGE, bytes(64), n),), True),
+    "forward: a request of another account": lambda w, n: Forward(
+        at(w), (Item(w.pay_request("bob", "alice", 1).raw, bytes(64), n),), True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_message_is_counted_and_changes_nothing(world: World, name: str) -> None:
+    target, source = world.group("alice")[0], world.group("alice")[1]
+    core = world.core(target)
+    before = (world.digest(target), core.gauges(), world.nodes[target].conn.execute("SELECT * FROM votes").fetchall())
+    world.deliver(target, FromPeer(source, BAD[name](world, source)))
+    world.run(0.01)
+    assert [faults(world, node) for node in world.ids] == [int(node == target) for node in world.ids]
+    assert before == (
+        world.digest(target),
+        core.gauges(),
+        world.nodes[target].conn.execute("SELECT * FROM votes").fetchall(),
+    )
+    assert isinstance(world.pay("alice", "bob", 1, at=target), Recorded)
+
+
+def test_a_bad_promise_does_not_end_the_ballot(world: World) -> None:
+    group = world.group("alice")
+    world.crash(group[0])
+    call = world.submit(group[1], world.pay_request("alice", "bob", 1))
+    asked: list[Prepare] = []
+
+    def keep(source: bytes, target: bytes, message: object) -> bool:
+        if isinstance(message, Prepare):
+            asked.append(message)
+        return isinstance(message, Prepare)
+
+    world.lose = keep
+    assert world.run_until(lambda: bool(asked), 5)
+    world.deliver(group[1], FromPeer(group[2], Promise(asked[0].at.slot, asked[0].ballot, asked[0].ballot, GARBAGE)))
+    world.run(0.01)
+    assert faults(world, group[1]) == 1
+    world.heal()
+    assert world.run_until_answered([call], 10)
+    assert isinstance(call.answer, Recorded)
