@@ -15,11 +15,11 @@ import trio
 
 from chain.needs import Loaded, Needs, load
 from chain.store import commit
-from hopchain.wire import Reply, ReplyBody, encode
+from hopchain.wire import MAX_CLIENT_FRAME_BYTES, Refused, Reply, ReplyBody, encode
 from node.client_port import Session
 from node.core import Core
 from node.database import Database
-from node.messages import Message, decode_frame_untrusted, encode_frames, encode_message
+from node.messages import MAX_MESSAGE_BYTES, Message, decode_frame_untrusted, encode_frames, encode_message
 from node.turn import Caller, Effects, Event, FromPeer, Now, PeerDown, PeerUp, Read
 from routing.keyspace import NodeId
 
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 TURN_EVENTS: Final = 2048  # of one turn: keeps a transaction below about 100 ms
 INBOX_EVENTS: Final = 8192  # four turns; a full inbox stops reading, and TCP stops the sender
+CLIENT_CALLS: Final = 1024  # of one client that are not answered yet; above it the client is not read
+CLIENT_BYTES: Final = 8 * 1024 * 1024  # of those calls: seven full transfers
 _NO_NEEDS: Final = Needs()
 
 
@@ -57,6 +59,8 @@ class Driver:
         self._arrived = trio.Event()
         self._room = trio.lowlevel.ParkingLot()
         self._sessions: dict[int, Session] = {}
+        self._unanswered: dict[int, dict[int, int]] = {}  # session -> call -> bytes
+        self._answered = trio.lowlevel.ParkingLot()
         self.mesh: Sender | None = None
         self.counters: Counter[str] = Counter()
 
@@ -86,11 +90,26 @@ class Driver:
 
     def add_session(self, session: Session) -> None:
         """Answers for this client go to this session."""
-        self._sessions[session.number] = session
+        if session.number not in self._sessions:
+            self._sessions[session.number] = session
+            self._unanswered[session.number] = {}
 
     def remove_session(self, session: Session) -> None:
         """The client is gone: its answers are dropped, its requests go on."""
         self._sessions.pop(session.number, None)
+        self._unanswered.pop(session.number, None)
+        self._answered.unpark_all()
+
+    async def wait_for_room(self, caller: Caller, size: int) -> None:
+        """Count a call of `size` bytes until it is answered; wait while its client has too many that are not."""
+        while True:
+            calls = self._unanswered.get(caller.session)
+            if calls is None:
+                return
+            if len(calls) < CLIENT_CALLS and (not calls or sum(calls.values()) + size <= CLIENT_BYTES):
+                calls[caller.number] = size
+                return
+            await self._answered.park()
 
     # --- turns ---
 
@@ -146,6 +165,9 @@ class Driver:
             raw = encoded.get(id(message))
             if raw is None:
                 raw = encoded[id(message)] = encode_message(message)
+            if len(raw) > MAX_MESSAGE_BYTES:  # lost like any other message may be; whoever waits for it asks again
+                self.counters["messages_too_large"] += 1
+                continue
             by_peer.setdefault(send.peer, []).append(raw)
         for peer, messages in by_peer.items():
             for frame in encode_frames(messages):
@@ -154,5 +176,13 @@ class Driver:
     def reply(self, caller: Caller, body: ReplyBody) -> None:
         """Answer a client that is still there."""
         session = self._sessions.get(caller.session)
-        if session is not None:
-            session.send_nowait(encode(Reply(caller.number, body)))
+        if session is None:
+            return
+        self._unanswered[caller.session].pop(caller.number, None)
+        self._answered.unpark_all()
+        payload = encode(Reply(caller.number, body))
+        if len(payload) > MAX_CLIENT_FRAME_BYTES:
+            self.counters["answers_too_large"] += 1
+            reason = f"the answer has {len(payload)} bytes, more than {MAX_CLIENT_FRAME_BYTES}: ask for less at once"
+            payload = encode(Reply(caller.number, Refused("too_large", reason)))
+        session.send_nowait(payload)

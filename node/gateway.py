@@ -24,7 +24,7 @@ from chain.rows import AccountHead, OutcomeRow
 from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
 from node.acceptor import slot_of
-from node.inquiry import Inquiries, SlotResult
+from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotResult
 from node.messages import Declined, Forward, Item, Moved, NotOwner, SlotName
 from node.owner import Held, Owner, item_batches
 from node.peers import Peers
@@ -34,7 +34,10 @@ from routing.keyspace import NodeId, route_key
 
 MAX_JOBS: Final = 100_000  # requests of clients that wait here; above it the answer is busy
 MAX_TIMEOUT_MS: Final = 600_000
-TRY_AGAIN_S: Final = 1.0  # without an answer the request is handed over again
+TRY_AGAIN_S: Final = 1.0  # without an answer the request is looked at again
+HOLDER_S: Final = ASK_DEADLINE_S + 1.0  # whoever has it and lives may be asking the network about it for so long
+MAX_CALLERS: Final = 64  # of one request at once; who asks more often than that need not be told more often
+MAX_DOUBTFUL: Final = 100_000  # request ids that ended as Unknown here: 10 MB
 TRIES_PER_RANK: Final = 2
 UNSENT: Final = -1
 
@@ -43,9 +46,10 @@ class Job(msgspec.Struct):
     """A request that a client of this node waits for."""
 
     queued: Queued
-    deadline: float
     next_try: float
-    callers: list[Caller]
+    callers: list[tuple[Caller, float]]  # with the deadline of each
+    holder: NodeId | None = None  # whom it was handed to last
+    held_since: float = 0.0
     expected_height: int = UNSENT  # height of the link it was first meant for
     sent_height: int = UNSENT  # height of the slot it was last handed over for
     tries: int = 0
@@ -72,6 +76,7 @@ class Gateway:
         self._inquiries = inquiries
         self._jobs: dict[RequestId, Job] = {}
         self._by_account: dict[str, dict[RequestId, Job]] = {}
+        self._doubtful: dict[RequestId, None] = {}  # some node may still hold them: never NotStarted
         replica.hooks.append(self._on_applied)
 
     def __len__(self) -> int:
@@ -155,15 +160,20 @@ class Gateway:
 
     def _admit(self, turn: Turn, event: ClientSubmit, queued: Queued) -> None:
         job = self._jobs.get(queued.request_id)
+        now = turn.now.mono
+        waiting = (event.caller, now + _timeout_s(event.submit.timeout_ms))
+        if job is not None and len(job.callers) < MAX_CALLERS:
+            job.callers.append(waiting)
+            return
         if job is not None:
-            job.callers.append(event.caller)
+            reason = f"{len(job.callers)} calls wait for this very request here: wait for one of them"
+            turn.answer(event.caller, Unknown(queued.request_id, reason))
             return
         if len(self._jobs) >= MAX_JOBS:
             reason = f"{len(self._jobs)} requests wait at this node; send it again in a while, or to another node"
             turn.answer(event.caller, NotStarted(queued.request_id, "busy", reason))
             return
-        now = turn.now.mono
-        job = Job(queued, now + _timeout_s(event.submit.timeout_ms), now + TRY_AGAIN_S, [event.caller])
+        job = Job(queued, now + TRY_AGAIN_S, [waiting])
         self._jobs[queued.request_id] = job
         account = queued.request.sender
         jobs = self._by_account.setdefault(account, {})
@@ -199,6 +209,7 @@ class Gateway:
             job.tries += 1
             self._self.counters["jobs_handed_again"] += job.tries > 1
             job.next_try = now + TRY_AGAIN_S + self._peers.rtt(group) * 4
+            job.holder, job.held_since = to, now
         self._hand_to(turn, to, at, due, takeover=to != group[0])
 
     def _hand_to(self, turn: Turn, to: NodeId, at: SlotName, jobs: list[Job], *, takeover: bool) -> None:
@@ -231,7 +242,7 @@ class Gateway:
         """A node dropped requests. When it was the only one that had them, the client may know."""
         for raw_id in message.request_ids:
             job = self._jobs.get(RequestId(raw_id))
-            if job is not None and job.tries <= 1:
+            if job is not None and job.tries <= 1 and raw_id not in self._doubtful:
                 self._end(turn, job, NotStarted(raw_id, message.code, message.reason))
 
     # --- the end of a job ---
@@ -260,7 +271,7 @@ class Gateway:
         return job.lookups + first + max(0, link.height - max(job.expected_height, 0))
 
     def _end(self, turn: Turn, job: Job, body: ReplyBody) -> None:
-        for caller in job.callers:
+        for caller, _ in job.callers:
             turn.answer(caller, body)
         request_id, account = job.queued.request_id, job.queued.request.sender
         del self._jobs[request_id]
@@ -272,22 +283,42 @@ class Gateway:
     # --- time ---
 
     def deadline(self) -> float | None:
-        return min((min(j.deadline, j.next_try) for j in self._jobs.values()), default=None)
+        return min((min(j.next_try, *(at for _, at in j.callers)) for j in self._jobs.values()), default=None)
 
     def tick(self, turn: Turn) -> None:
-        """Answer those whose time is up; hand the others over again."""
+        """Answer those whose time is up; hand the others over again when whoever has them is dead or silent too long."""
         now = turn.now.mono
         due: set[str] = set()
         for job in list(self._jobs.values()):
-            request_id = job.queued.request_id
-            if job.deadline <= now and job.tries == 0:
-                self._end(turn, job, NotStarted(request_id, "no_owner", "no owner was reached in time; send it again"))
-            elif job.deadline <= now:
-                reason = f"no outcome in time after {job.tries} hand-overs; ask `outcome`, or settle it with `cancel`"
-                self._end(turn, job, Unknown(request_id, reason))
+            if any(at <= now for _, at in job.callers):
+                self._time_is_up(turn, job)
+            elif job.next_try <= now and self._may_hold(turn, job):
+                job.next_try = now + TRY_AGAIN_S
             elif job.next_try <= now:
                 due.add(job.queued.request.sender)
         turn.again += [RouteJobs(account) for account in sorted(due)]
+
+    def _may_hold(self, turn: Turn, job: Job) -> bool:
+        """A second node that has the request makes its outcome harder to name, so it is not given one without need."""
+        holder = job.holder
+        return holder is not None and self._peers.alive(holder, turn.now) and turn.now.mono < job.held_since + HOLDER_S
+
+    def _time_is_up(self, turn: Turn, job: Job) -> None:
+        request_id, now = job.queued.request_id, turn.now.mono
+        body: NotStarted | Unknown = NotStarted(request_id, "no_owner", "no owner was reached in time; send it again")
+        if job.tries or request_id in self._doubtful:
+            reason = f"no outcome in time after {job.tries} hand-overs; ask `outcome`, or settle it with `cancel`"
+            body = Unknown(request_id, reason)
+        late = [caller for caller, at in job.callers if at <= now]
+        job.callers = [(caller, at) for caller, at in job.callers if at > now]
+        for caller in late:
+            turn.answer(caller, body)
+        if not job.callers:
+            if isinstance(body, Unknown):
+                while len(self._doubtful) >= MAX_DOUBTFUL:
+                    del self._doubtful[next(iter(self._doubtful))]
+                self._doubtful[request_id] = None
+            self._end(turn, job, body)
 
 
 def refuse(request: Request, signed: SignedRequest, head: AccountHead | None, self_: Self) -> Refused | None:

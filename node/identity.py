@@ -3,11 +3,13 @@
 A node counts the transactions in which it made votes durable, in the same transactions. It tells the count with every
 ping, and peers remember the highest they saw, on disk too. Every pong says what its sender saw. So
 
-* a node that starts votes only after a majority of the members (itself included) has told it what they saw;
+* a node that starts votes only after every member it is connected to, and with itself a majority of all, has told it
+  what they saw;
 * a node that is told of more than it has itself came back with an old copy of its disk, an emptied disk, or while
   another copy of it runs. It raises `Quarantined` and may return only under a new id.
 
-Votes that no living member was told of cannot be missed: what was lost within the last ping goes unnoticed.
+A member that saw the lost votes must be reachable: with an old disk, and nobody connected who was told of them, nothing
+can be noticed. To wait for more members than a majority would stop a network that restarts with one of three dead.
 """
 
 from typing import Final
@@ -31,12 +33,23 @@ class Identity:
         self._unwritten: set[NodeId] = set()
         self._write_at: float | None = None
         self._confirmed_by: set[NodeId] = set()
+        self._connected: set[NodeId] = set()
+        self._verified = False
         self.votes = seen.get(self_.id, 0)
 
     @property
     def verified(self) -> bool:
-        """True once a majority has confirmed that nothing of this node is missing: only then it votes and proposes."""
-        return len(self._confirmed_by) + 1 >= majority(len(self._self.view.members))
+        """True once all who are connected, a majority at least, have confirmed that nothing of this node is missing:
+        only then it votes and proposes."""
+        enough = len(self._confirmed_by) + 1 >= majority(len(self._self.view.members))
+        self._verified = self._verified or (enough and self._connected <= self._confirmed_by)
+        return self._verified
+
+    def on_up(self, peer: NodeId) -> None:
+        self._connected.add(peer)
+
+    def on_down(self, peer: NodeId) -> None:
+        self._connected.discard(peer)
 
     def seen(self, peer: NodeId) -> int:
         """The highest count that `peer` ever told, 0 for none."""

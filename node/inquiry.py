@@ -33,6 +33,7 @@ from routing.view import majority
 
 ASK_DEADLINE_S: Final = 3.0  # a takeover of a stuck slot and its second round fit
 ASK_AGAIN_S: Final = 0.1
+MAX_SENDERS: Final = 50_000  # of unconfirmed income in one answer: 4 MB; an account that has more takes it up first
 MAX_INQUIRIES: Final = 10_000  # at once; above it the answer is "not in time"
 
 
@@ -202,6 +203,9 @@ class Inquiries:
         heights = dict(known)
         for sender, height in undecided.items():
             heights[sender] = max(height, heights.get(sender, 0))
+        if len(heights) > MAX_SENDERS:  # no answer rather than half of one: the asker must not believe that this is all
+            self._self.counters["income_too_wide"] += 1
+            return
         turn.send(peer, IncomeAnswer(message.number, tuple(sorted(heights.items()))))
 
     def needs_income_answer(self, message: IncomeAnswer, needs: Needs) -> None:

@@ -16,6 +16,7 @@ from hopchain.framing import MAX_FRAME_BYTES
 from node.paxos import Ballot
 from routing.keyspace import NodeId
 
+MAX_MESSAGE_BYTES: Final = MAX_FRAME_BYTES - 5  # one message in a frame of its own
 MAX_MESSAGES: Final = 20_000  # of one frame; more wait for the next turn
 
 # What numbers, hashes and names from elsewhere may be, so that they fit SQLite and the view; anything else is no message.

@@ -16,15 +16,23 @@ A `Work` is one account with something to decide here:
     waiting for its time -> (preparing ->) forming (-> asking -> forming) -> proposing -> decided, applied, gone
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
 
 from chain.errors import RemoteFault
-from chain.link import Link, Slot, opening_slot
+from chain.link import MAX_ENTRIES, Link, Slot, opening_slot
 from chain.needs import Needs
-from chain.request import ANY_TIP, Kind, RequestId, SignedRequest, decode_request_untrusted
+from chain.request import (
+    ANY_TIP,
+    MAX_POSTINGS,
+    MAX_REQUEST_BYTES,
+    Kind,
+    RequestId,
+    SignedRequest,
+    decode_request_untrusted,
+)
 from chain.rows import AccountHead
 from chain.rules import Formed, Queued, form_link
 from node.acceptor import Acceptor, is_fast, slot_of
@@ -49,7 +57,10 @@ from node.turn import FormLink, LinkDecoder, Self, ServeSlot, Turn
 from routing.keyspace import NodeId, route_key
 
 MAX_QUEUE: Final = 20_000  # requests of one account: a few full links
-MAX_QUEUED: Final = 200_000  # of all accounts: about 100 MB
+MAX_QUEUED: Final = 200_000  # of all accounts
+MAX_QUEUE_BYTES: Final = 32 * 1024 * 1024  # of the requests of one account: thirty full links
+MAX_QUEUED_BYTES: Final = 512 * 1024 * 1024  # of the requests of all accounts; decoded they take twice that
+MAX_NAMES_ASKED: Final = 64  # at once; a request that pays thousands of unknown names waits a round trip for each lot
 TAKEOVER_RTTS: Final = 3
 RESEND_RTTS: Final = 4  # silence for longer than this sends the same ballot again
 BACKOFF_S: Final = 0.02
@@ -72,6 +83,7 @@ class Work(msgspec.Struct):
     account: str
     wake_at: float
     queue: dict[RequestId, Held] = msgspec.field(default_factory=dict)
+    bytes: int = 0  # of the queue's requests
     at: SlotName | None = None  # the slot that `proposer` works on
     proposer: Proposer[Link] | None = None
     finish: bool = False  # a vote is stuck there: phase 1 even with an empty queue
@@ -109,6 +121,7 @@ class Owner:
         self._works: dict[str, Work] = {}
         self._by_slot: dict[bytes, Work] = {}
         self.queued = 0
+        self._bytes = 0
         replica.hooks.append(self._on_applied)
 
     # --- requests come in ---
@@ -171,11 +184,12 @@ class Owner:
         for item in held:
             if item.queued.request_id in work.queue:
                 continue
-            if len(work.queue) >= MAX_QUEUE or self.queued >= MAX_QUEUED:
+            size = len(item.queued.signed.raw)
+            full = len(work.queue) >= MAX_QUEUE or work.bytes + size > MAX_QUEUE_BYTES
+            if full or self.queued >= MAX_QUEUED or self._bytes + size > MAX_QUEUED_BYTES:
                 declined.append(item)
                 continue
-            work.queue[item.queued.request_id] = item
-            self.queued += 1
+            self._put_in(work, item)
         self._decline(turn, account, declined, "busy", f"{self.queued} requests wait here; send it again in a while")
         if work.proposer is None and not work.asking and work.attempt == 0 and wait_s == 0.0:
             work.wake_at = turn.now.mono
@@ -206,8 +220,9 @@ class Owner:
         needs.forming.add(event.account)
         needs.heads.add(event.account)
         self._inquiries.needs_income(event.account, needs)
-        work.looked_up = set(work.queue)
-        for request_id, held in work.queue.items():
+        work.looked_up = set()
+        for request_id, held in within_a_link(work.queue):
+            work.looked_up.add(request_id)
             needs.outcomes.add((event.account, request_id))
             if held.queued.request.kind is Kind.CANCEL:
                 needs.outcomes.add((event.account, held.queued.request.target))
@@ -220,6 +235,9 @@ class Owner:
             return
         if not self._identity.verified:  # design R12: the queue waits, and so does whatever was voted for
             work.wake_at = turn.now.mono + BACKOFF_S
+            return
+        if event.account not in turn.loaded.forming:  # this work began in this turn, after its rows were loaded
+            turn.again.append(event)
             return
         head = turn.loaded.heads.get(event.account)
         at = slot_of(head, event.account, opening_slot(self._self.network, event.account))
@@ -313,7 +331,7 @@ class Owner:
             work.asked_names.clear()
             work.absent.clear()
             work.asked_income = work.income_complete = False
-        names = sorted(formed.ask_recipients - work.asked_names)
+        names = sorted(formed.ask_recipients - work.asked_names)[:MAX_NAMES_ASKED]
         ask_income = formed.ask_income and not work.asked_income
         if not names and not ask_income:
             return False
@@ -432,8 +450,7 @@ class Owner:
             return
         self._end_ballot(work)
         for request_id, _ in link.outcomes():
-            if work.queue.pop(request_id, None) is not None:
-                self.queued -= 1
+            self._pull_out(work, request_id)
         work.attempt, work.lowest_round, work.finish = 0, 1, False
         work.asked_at = None
         if not work.queue:
@@ -464,9 +481,21 @@ class Owner:
     # --- book-keeping ---
 
     def _take_out(self, work: Work, items: Iterable[Queued]) -> list[Held]:
-        out = [held for q in items if (held := work.queue.pop(q.request_id, None)) is not None]
-        self.queued -= len(out)
-        return out
+        return [held for q in items if (held := self._pull_out(work, q.request_id)) is not None]
+
+    def _put_in(self, work: Work, item: Held) -> None:
+        work.queue[item.queued.request_id] = item
+        work.bytes += len(item.queued.signed.raw)
+        self._bytes += len(item.queued.signed.raw)
+        self.queued += 1
+
+    def _pull_out(self, work: Work, request_id: RequestId) -> Held | None:
+        held = work.queue.pop(request_id, None)
+        if held is not None:
+            work.bytes -= len(held.queued.signed.raw)
+            self._bytes -= len(held.queued.signed.raw)
+            self.queued -= 1
+        return held
 
     def _decline(self, turn: Turn, account: str, held: list[Held], code: str, reason: str) -> None:
         by_gateway: dict[NodeId, list[RequestId]] = {}
@@ -484,7 +513,8 @@ class Owner:
 
     def _remove(self, work: Work) -> None:
         self._end_ballot(work)
-        self.queued -= len(work.queue)
+        for request_id in list(work.queue):
+            self._pull_out(work, request_id)
         self._works.pop(work.account, None)
 
     # --- time ---
@@ -504,6 +534,17 @@ class Owner:
                 work.attempt += 1
                 self._self.counters["ballots_sent_again"] += 1
                 self._send_silent(turn, work)
+
+
+def within_a_link(queue: Mapping[RequestId, Held]) -> Iterator[tuple[RequestId, Held]]:
+    """The first requests of a queue, as many as one link can hold: no more need be looked up now."""
+    size = postings = 0
+    for number, (request_id, held) in enumerate(queue.items()):
+        size += len(held.queued.signed.raw)
+        postings += len(held.queued.request.postings)
+        if number and (number >= MAX_ENTRIES or size > MAX_REQUEST_BYTES or postings > MAX_POSTINGS):
+            return
+        yield request_id, held
 
 
 def _item_id(item: Item) -> RequestId:

@@ -42,10 +42,12 @@ class Peers:
 
     def on_up(self, peer: NodeId, now: Now) -> None:
         self._up[peer] = _Peer(now.mono)
+        self._identity.on_up(peer)
         self._next_ping = now.mono
 
     def on_down(self, peer: NodeId) -> None:
         self._up.pop(peer, None)
+        self._identity.on_down(peer)
 
     def heard(self, peer: NodeId, now: Now) -> None:
         """Anything that arrives is a sign of life."""

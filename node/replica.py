@@ -68,6 +68,7 @@ class Replica:
         self._waiters: dict[_Key, set[LinkHash]] = {}
         self._early: dict[str, list[FromPeer]] = {}
         self._early_count = 0
+        self._early_asked: dict[str, float] = {}  # account -> when its chain was asked for last
         self._puller: _Puller | None = None
         self._next_pull = 0.0
         self.count = count
@@ -194,6 +195,8 @@ class Replica:
 
     def _wake(self, turn: Turn, link: Link) -> None:
         early = self._early.pop(link.account, ())
+        if early:
+            self._early_asked.pop(link.account, None)
         self._early_count -= len(early)
         turn.again += early
         if not self._waiters:
@@ -209,7 +212,10 @@ class Replica:
         again when the chain has grown. Links and messages of several senders overtake each other all the time."""
         at = message.at
         head = turn.loaded.heads.get(at.account)
-        turn.send(peer, Want(chains=((at.account, head.height + 1 if head is not None else 0),)))
+        asked = self._early_asked.get(at.account, float("-inf"))
+        if asked + WANT_AGAIN_S <= turn.now.mono:  # one question brings the chain, however many messages wait for it
+            self._early_asked[at.account] = turn.now.mono
+            turn.send(peer, Want(chains=((at.account, head.height + 1 if head is not None else 0),)))
         if self._early_count >= MAX_EARLY:
             self._self.counters["messages_dropped"] += 1
             return
@@ -363,6 +369,7 @@ def note_applied(turn: Turn, link: Link, head: AccountHead | None, confirmed: Se
         link.account, asset, public_key, issuer, link.height, link.hash, link.balance, link.epoch, link.time_ms
     )
     loaded.links_at[(link.account, link.height)] = link.hash
+    loaded.by_hash[link.hash] = link.raw
     for row in confirmed:
         loaded.postings[row.hash] = msgspec.structs.replace(row, confirmation=link.hash)
     for number, hash_, posting, _ in link.postings():
@@ -377,6 +384,10 @@ def note_applied(turn: Turn, link: Link, head: AccountHead | None, confirmed: Se
             posting.amount,
             posting.memo,
         )
+        income = loaded.income.get(posting.recipient)
+        if income is not None:  # who is asked for income in this turn must not forget what its vote was for
+            senders = {**dict(income.senders), link.account: link.height}
+            loaded.income[posting.recipient] = msgspec.structs.replace(income, senders=tuple(sorted(senders.items())))
     for request_id, outcome in link.outcomes():
         if (link.account, request_id) not in loaded.outcomes:
             loaded.outcomes[(link.account, request_id)] = OutcomeRow(

@@ -175,11 +175,12 @@ class RunningNode:
             raise RemoteFault("malformed", f"a frame of {len(payload)} bytes cannot be read: {error}") from None
         if isinstance(frame, Hello):
             raise RemoteFault("malformed", "a second hello on one connection")
-        await self._on_call(session, frame)
+        await self._on_call(session, frame, len(payload))
 
-    async def _on_call(self, session: Session, call: Call) -> None:
+    async def _on_call(self, session: Session, call: Call, size: int) -> None:
         caller = Caller(session.number, call.number)
         self.driver.add_session(session)
+        await self.driver.wait_for_room(caller, size)
         body = call.body
         if isinstance(body, Submit):
             await self.driver.put(ClientSubmit(caller, body))

@@ -8,11 +8,12 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Final, assert_never
 
+from chain.errors import RemoteFault
 from chain.genesis import Genesis
 from chain.link import opening_slot
 from chain.names import check_name_untrusted
 from chain.reads import ChainLink, list_accounts, read_balance, read_chain, read_outcome, state_digest
-from chain.request import RequestId
+from chain.request import HASH_BYTES, RequestId
 from hopchain import wire
 from node.core import Core
 from node.database import Database
@@ -22,7 +23,9 @@ from routing.dht import Dht, Lookup
 from routing.keyspace import ID_BYTES, NodeId
 from routing.view import View
 
-MAX_CHAIN_POSTINGS: Final = 20_000  # of one Chain answer: some 4 MB; the client asks on from the next height
+MAX_CHAIN_BYTES: Final = (
+    1024 * 1024
+)  # of one Chain answer above its first link; the client asks on from the next height
 
 Read = (
     wire.AskOutcome
@@ -117,12 +120,12 @@ class Serving:
         start = min(ask.from_height, balance.height + 1)  # a greater one need not fit SQLite's integers
         links = await self._reader.run(read_chain, ask.account, start, limit)
         shown: list[wire.ChainLink] = []
-        rows = 0
-        for link in links:
-            rows += len(link.confirmed) + sum(len(entry.postings) for entry in link.entries)
-            if shown and rows > MAX_CHAIN_POSTINGS:
+        size = 0
+        for link in map(_chain_link, links):
+            size += len(wire.encode(link))
+            if shown and size > MAX_CHAIN_BYTES:
                 break
-            shown.append(_chain_link(link))
+            shown.append(link)
         return wire.Chain(
             ask.account, balance.asset, _scale(self._genesis, balance.asset), balance.height, tuple(shown)
         )
@@ -135,8 +138,6 @@ class Serving:
         if ask.account:
             found = await self._reader.run(read_balance, ask.account)
             slot = found.tip if found is not None else opening_slot(self._network, ask.account)
-        if len(slot) < ID_BYTES:
-            return wire.Refused("bad_key", f"a key has at least {ID_BYTES} bytes, this one {len(slot)}")
         key = slot[:ID_BYTES]
         group = self._view.group(key)
         lookup = await self.dht.lookup(key)
@@ -196,17 +197,28 @@ class Serving:
 
 
 def check_question_untrusted(body: Read) -> None:
-    """Raise `RemoteFault("bad_name")` for a question about what cannot be an account's name."""
+    """Raise `RemoteFault` for a question about what cannot be a name (`bad_name`), an id or a key (`bad_key`)."""
     match body:
         case wire.AskBalance() | wire.AskChain():
             check_name_untrusted(body.account)
-        case wire.AskOutcome() | wire.AskRoute():
+        case wire.AskOutcome():
+            _check_length_untrusted("a request id", body.request_id, HASH_BYTES, HASH_BYTES)
             if body.account:  # empty: none is named
                 check_name_untrusted(body.account)
+        case wire.AskRoute():
+            if body.account:
+                check_name_untrusted(body.account)
+            else:
+                _check_length_untrusted("a key", body.key, ID_BYTES, HASH_BYTES)
         case wire.AskAccounts() | wire.AskStatus() | wire.AskDigest():
             pass
         case _:
             assert_never(body)
+
+
+def _check_length_untrusted(what: str, raw: bytes, least: int, most: int) -> None:
+    if not least <= len(raw) <= most:
+        raise RemoteFault("bad_key", f"{what} has {least} to {most} bytes, this one {len(raw)}")
 
 
 def _scale(genesis: Genesis, code: str) -> int:

@@ -11,8 +11,8 @@ from chain.reads import Balance
 from chain.request import Posting
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
 from node import gateway, inquiry, owner, reading, replica
-from node.messages import Accept, Forward, Links, Offer, Ping, Pong, Pull
-from node.turn import FromPeer
+from node.messages import Accept, Forward, Item, Links, Offer, Ping, Pong, Pull, SlotName
+from node.turn import FormLink, FromPeer
 from tests.node.watch import Call
 from tests.node.world import Doom, Faults, World
 
@@ -105,6 +105,18 @@ def test_the_queue_follows_the_tail_and_becomes_one_link(world: World) -> None:
     assert len(made) <= 5
     assert max(made) >= 10
     at_rest(world)
+
+
+def test_work_that_begins_within_a_turn_is_formed_in_the_next(world: World) -> None:
+    """Found by seed 15270: an old FormLink meets a queue that a message of the same turn has just begun."""
+    first, other = world.group("alice")[:2]
+    link = world.watch.accounts["alice"].links[-1]
+    signed = world.pay_request("alice", "bob", 10)
+    item = Item(signed.raw, signed.signature, other)
+    world.watch.first_asked[signed.request_id] = world.now
+    world.deliver(first, FromPeer(other, Forward(SlotName(link.hash, "alice", 1), (item,), False)))
+    world.deliver(first, FormLink("alice"))
+    assert world.run_until(lambda: len(world.watch.accounts["alice"].links) == 2, 1)
 
 
 # --- one outcome ----------------------------------------------------------------------------------------------------

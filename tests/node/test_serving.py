@@ -163,9 +163,9 @@ async def test_a_chain_comes_in_pages(serving: Serving, bank: Bank, monkeypatch:
     assert await heights(-(2**63), 0) == [0], "at least one link is shown"
     assert await heights(2**64 - 1, 1) == []
     assert await heights(0, 2**64 - 1) == [0, 1, 2, 3, 4]
-    monkeypatch.setattr(serving_module, "MAX_CHAIN_POSTINGS", 4)
+    monkeypatch.setattr(serving_module, "MAX_CHAIN_BYTES", 700)
     assert await heights(0, 100) == [0, 1], "link 1 shows three rows, link 2 two more"
-    monkeypatch.setattr(serving_module, "MAX_CHAIN_POSTINGS", 1)
+    monkeypatch.setattr(serving_module, "MAX_CHAIN_BYTES", 1)
     assert await heights(1, 100) == [1], "one link is shown however large it is"
 
 
@@ -215,12 +215,25 @@ async def test_a_route_of_a_name_that_nobody_has_goes_to_its_opening_slot(servin
     assert route.slot == opening_slot(NETWORK, "nobody")
 
 
-async def test_a_route_of_a_key_takes_its_first_20_bytes_and_no_fewer(serving: Serving) -> None:
-    route = await serving.answer(wire.AskRoute("", bytes(range(40))))
+async def test_a_route_of_a_key_takes_its_first_20_bytes(serving: Serving) -> None:
+    route = await serving.answer(wire.AskRoute("", bytes(range(32))))
     assert isinstance(route, wire.Route)
     assert route.key == bytes(range(20))
-    short = await serving.answer(wire.AskRoute("", bytes(19)))
-    assert short == wire.Refused("bad_key", "a key has at least 20 bytes, this one 19")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        wire.AskOutcome(b"x" * 31),
+        wire.AskOutcome(b"x" * 2_200_000),
+        wire.AskRoute("", bytes(19)),
+        wire.AskRoute("", bytes(4_194_000)),
+    ],
+)
+def test_an_id_or_key_of_another_length_is_refused(question: wire.AskRoute) -> None:
+    """An answer repeats it: one of megabytes would make an answer that no frame holds."""
+    with pytest.raises(RemoteFault, match="bad_key"):
+        check_question_untrusted(question)
 
 
 async def test_the_status_shows_peers_lag_and_all_counters(serving: Serving, core: Core) -> None:
@@ -283,9 +296,10 @@ def test_a_balance_or_chain_of_no_name_is_refused(question: wire.AskBalance) -> 
     [
         wire.AskBalance("mint"),
         wire.AskChain("mint", 0, 1),
-        wire.AskOutcome(b""),
-        wire.AskOutcome(b"", "mint"),
-        wire.AskRoute("", b""),
+        wire.AskOutcome(bytes(32)),
+        wire.AskOutcome(bytes(32), "mint"),
+        wire.AskRoute("", bytes(20)),
+        wire.AskRoute("", bytes(32)),
         wire.AskRoute("mint", b""),
         wire.AskAccounts("anything\0", 1),
         wire.AskStatus(),
