@@ -154,7 +154,7 @@ MUTANTS: dict[str, Mutant] = {
         "I8", BROKEN, Edit("node.acceptor:Acceptor.restore", "in rows", "in rows[:0]")
     ),
     "fast path after a restart": Mutant(
-        "I4",
+        "I4|queued_requests=[1-9]",
         BROKEN,
         Edit("node.owner:Owner._start_ballot", "vote is None and work.lowest_round == 1 and is_fast", "is_fast"),
     ),
@@ -231,7 +231,7 @@ MUTANTS: dict[str, Mutant] = {
         "I10", PINNED, Edit("node.gateway:Gateway._submit_pinned", "raw is not None and", "True or")
     ),
     "not_started said of what was handed over": Mutant(
-        "I10", LAGGING, Edit("node.gateway:Gateway.tick", "and job.tries == 0", "")
+        "I10", LAGGING, Edit("node.gateway:Gateway._time_is_up", "if job.tries or request_id in self._doubtful", "if False")
     ),
     "busy said by one of two holders": Mutant(
         "I10", CUT_OFF, Edit("node.owner:_copies", "msgspec.structs.replace(item, gateway=NO_GATEWAY)", "item"), max_queue=1

@@ -10,10 +10,27 @@ import trio.testing
 from chain.errors import Corruption, RemoteFault, StorageFailure
 from chain.needs import Loaded, Needs, load
 from chain.store import CursorRow, Write, commit
-from hopchain.wire import AskBalance, NotFound, Reply, ReplyBody, decode_node_frame_untrusted
+from hopchain.wire import (
+    MAX_CLIENT_FRAME_BYTES,
+    AskBalance,
+    NotFound,
+    Refused,
+    Reply,
+    ReplyBody,
+    decode_node_frame_untrusted,
+)
 from node import driver as driver_module
-from node.driver import Driver
-from node.messages import Message, Ping, Pong, decode_frame_untrusted, encode_frames, encode_message
+from node.driver import CLIENT_BYTES, CLIENT_CALLS, Driver
+from node.messages import (
+    MAX_MESSAGE_BYTES,
+    Links,
+    Message,
+    Ping,
+    Pong,
+    decode_frame_untrusted,
+    encode_frames,
+    encode_message,
+)
 from node.turn import Answer, Caller, Effects, Event, FromPeer, Now, PeerDown, PeerUp, Read, Send
 from routing.keyspace import NodeId
 
@@ -323,3 +340,47 @@ async def test_a_busy_driver_lets_others_run() -> None:
             await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
     assert rig.core.turns
+
+
+async def test_an_answer_that_no_frame_holds_becomes_a_refusal() -> None:
+    rig = Rig()
+    rig.driver.reply(Caller(1, 5), NotFound("x" * MAX_CLIENT_FRAME_BYTES))
+    (reply,) = rig.session.replies
+    assert isinstance(reply, Refused)
+    assert reply.code == "too_large"
+    assert rig.driver.counters["answers_too_large"] == 1
+
+
+async def test_a_message_that_no_frame_holds_is_dropped_and_counted_and_the_others_go_out() -> None:
+    huge = Links((bytes(MAX_MESSAGE_BYTES),))
+    rig = Rig([Effects(send=(Send(A, huge), Send(A, Ping(1.0, 2, 3))))])
+    rig.driver.put_nowait(PeerUp(A))
+    await rig.driver.turn()
+    assert rig.mesh.sent == [(A, (Ping(1.0, 2, 3),))]
+    assert rig.driver.counters["messages_too_large"] == 1
+
+
+@pytest.mark.parametrize(("calls", "size"), [(CLIENT_CALLS, 1), (2, CLIENT_BYTES // 2)])
+async def test_a_client_with_many_unanswered_calls_is_not_read(
+    calls: int, size: int, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Until one is answered, or it is gone."""
+    rig = Rig()
+    for number in range(calls):
+        await rig.driver.wait_for_room(Caller(1, number), size)
+    done: list[int] = []
+
+    async def one_more(number: int) -> None:
+        await rig.driver.wait_for_room(Caller(1, number), size)
+        done.append(number)
+
+    nursery.start_soon(one_more, calls)
+    nursery.start_soon(one_more, calls + 1)
+    await trio.testing.wait_all_tasks_blocked()
+    assert done == []
+    rig.driver.reply(Caller(1, 0), NotFound("x"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(done) == 1
+    rig.driver.remove_session(rig.session)
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(done) == 2

@@ -289,9 +289,9 @@ class Watch:
             case Stale():
                 successor = self.chosen.get(request.expect_tip)
                 _must(request.expect_tip != ANY_TIP and successor is not None, "I10", f"{body}: it has no successor")
-                _must(
-                    (request.sender, call.signed.request_id) not in self.outcomes, "I10", f"{body}: it has an outcome"
-                )
+                ended = self.outcomes.get((request.sender, call.signed.request_id))
+                never = ended is None or ended[0] is Outcome.CANCELLED  # cancelled later, it is stale all the same
+                _must(never, "I10", f"{body}: it has an outcome")
                 links = self.accounts[request.sender].links
                 _must(body.height < len(links) and links[body.height].hash == body.tip, "I10", body)
             case Refused():

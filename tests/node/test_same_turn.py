@@ -1,0 +1,105 @@
+"""What happens within one turn: rows that were loaded before a link of the same turn was applied."""
+
+from collections import Counter
+
+from chain.link import Outcome
+from hopchain.wire import NotStarted, Recorded, Stale
+from node.messages import Accept, AskIncome, Decided, IncomeAnswer, Links, Offer, Prepare, Pull, SlotName, Want
+from node.paxos import Ballot
+from node.turn import FromPeer
+from routing.keyspace import NodeId
+from tests.node.world import World
+
+
+def test_a_vote_that_is_decided_in_the_turn_of_a_question_about_income_is_not_forgotten() -> None:
+    """alice's payment is decided and answered. One of its voters hears so in the very turn in which carol's owner, who
+    knows nothing of it, asks what carol has: the vote is gone, and the rows were loaded before the link was applied."""
+    for seed in range(1, 60):
+        world = World(5, 5, seed)
+        world.open_funded(alice=1000, carol=0, bob=0)
+        payer, asker = world.group("alice")[0], world.group("carol")[0]
+        if payer != asker:
+            break
+    assert payer != asker
+    voter, other_voter, stranger = [n for n in world.ids if n not in (payer, asker)]
+    late: list[Decided] = []
+    asked: list[NodeId] = []
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, Accept) and message.at.account == "alice":
+            return target in (asker, stranger)
+        if isinstance(message, Decided) and source == payer:
+            if target == voter:
+                late.append(message)
+            return True
+        if isinstance(message, AskIncome) and source == asker and target != stranger:
+            asked.append(target)
+            if target == voter:
+                while late:
+                    world.deliver(voter, FromPeer(payer, late.pop()))
+                world.deliver(voter, FromPeer(asker, message))
+            return True
+        return isinstance(message, Offer | Pull)
+
+    world.lose = lose
+    paid = world.pay("alice", "carol", 500, at=payer)
+    assert isinstance(paid, Recorded)
+    assert paid.outcome == Outcome.COMPLETED
+    spent = world.ask(asker, world.pay_request("carol", "bob", 100))
+    assert isinstance(spent, Recorded)
+    assert Outcome(spent.outcome) is Outcome.COMPLETED
+    assert {voter, other_voter, payer} <= {*asked, payer}
+
+
+def test_a_pinned_request_in_the_turn_of_the_links_that_it_missed_is_stale() -> None:
+    world = World(3, 3, 3)
+    world.open_funded(alice=1000, bob=0)
+    lagging = next(n for n in world.ids if n != world.group("alice")[0])
+    others = [n for n in world.ids if n != lagging]
+    world.part(others, [lagging])
+    world.pay("alice", "bob", 1, at=others[0])
+    old = world.tip(others[0], "alice")
+    world.pay("alice", "bob", 1, at=others[0])
+    rows = world.nodes[others[0]].conn.execute(
+        "SELECT header, body FROM links WHERE account = 'alice' ORDER BY height DESC LIMIT 2"
+    )
+    raws = [header + body for header, body in rows][::-1]
+    world.deliver(lagging, FromPeer(others[0], Links(tuple(raws))))
+    call = world.submit(lagging, world.pay_request("alice", "bob", 5, tip=old))
+    world.run(0.5)
+    assert isinstance(call.answer, Stale), call.answer
+
+
+def test_what_cannot_be_asked_is_not_started_and_its_client_is_told_so() -> None:
+    """The owner asks for three seconds; the gateway must not have given the request to anybody else meanwhile."""
+    world = World(5, 5, 4)
+    world.open_funded(alice=1000, carol=0, bob=0)
+    world.lose = lambda source, target, message: isinstance(message, IncomeAnswer)
+    for node in (world.group("carol")[0], world.group("carol")[-1]):
+        answer = world.ask(node, world.pay_request("carol", "bob", 100), 10.0)
+        assert isinstance(answer, NotStarted), answer
+        assert answer.code == "not_askable"
+
+
+def test_many_messages_that_wait_for_one_chain_ask_for_it_once() -> None:
+    world = World(3, 3, 3)
+    world.open_funded(alice=1000, bob=0)
+    lagging = next(n for n in world.ids if n != world.group("alice")[0])
+    others = [n for n in world.ids if n != lagging]
+    world.part(others, [lagging])
+    for _ in range(20):
+        world.pay("alice", "bob", 1, at=others[0])
+    world.cut.clear()
+    seen: Counter[str] = Counter()
+
+    def count(source: NodeId, target: NodeId, message: object) -> bool:
+        seen[type(message).__name__] += isinstance(message, Want) and source == lagging
+        return isinstance(message, Offer)
+
+    world.lose = count
+    at = SlotName(world.tip(others[0], "alice"), "alice", world.height(others[0], "alice") + 1)
+    for _ in range(100):
+        world.deliver(lagging, FromPeer(others[0], Prepare(at, Ballot(1, 1, others[0]))))
+    world.run(0.25)
+    assert world.height(lagging, "alice") == world.height(others[0], "alice")
+    assert 1 <= seen["Want"] <= 3, seen
