@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
-.PHONY: demo test quick lint types layers coverage format lock clean mutants crashes
+.PHONY: demo test quick lint types layers coverage format lock clean mutants crashes swarm
 
 demo: $(STAMP)  ## five real nodes move money, lose one and agree again; under two minutes
 	$(BIN)/hopchain demo
@@ -25,6 +25,11 @@ types: $(STAMP)
 
 layers: $(STAMP)
 	$(BIN)/lint-imports
+
+SEEDS ?= 1000
+swarm: $(STAMP)  ## more random runs than `make test` has: make swarm SEEDS=5000
+	$(BIN)/hopchain sim swarm --seeds $(SEEDS) --jobs 2
+	HOPCHAIN_SEEDS=$(SEEDS) $(PYTEST) tests/node/test_core_chaos.py -k swarm
 
 mutants: $(STAMP)  ## find the seeds that catch each mutant again, after a change of the code, and write their page
 	$(BIN)/python -m netsim.mutants 2

@@ -200,6 +200,12 @@ class Watch:
                 self._choose(link, now)
             self._apply(node, link, now)
 
+    def replaced(self, node: int, conn: sqlite3.Connection) -> None:
+        """A node has another disk: what was only on the old one is lost."""
+        disk = self._disks[node]
+        disk.votes = {row.slot: row for row in load_votes(conn)}
+        disk.links = {row[0] for row in conn.execute("SELECT hash FROM links")}
+
     # --- messages ---
 
     def sent(self, node: int, peer: NodeId, message: Message, now: float) -> None:

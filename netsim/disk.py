@@ -90,6 +90,19 @@ class Disk:
         image.with_name(image.name + "-wal").write_bytes(after[:cut] + before[cut:])
         self.conn = self._open()
 
+    def copy(self) -> sqlite3.Connection:
+        """What is on the disk now, for `replace` later."""
+        copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        self.conn.backup(copy)
+        return copy
+
+    def replace(self, copy: sqlite3.Connection | None) -> None:
+        """Another disk is in the machine: an old copy, or an empty one."""
+        self.conn.close()
+        self._directory = None
+        self.conn = copy if copy is not None else self._open()
+        self._check(self.conn)
+
     def restart(self) -> None:
         """A new process opens the database: recovery, then the node's own start checks."""
         if self._directory is not None:

@@ -19,6 +19,7 @@ from netsim.plan import (
     Load,
     Pause,
     Plan,
+    Rollback,
     SlowDisk,
     Weather,
     WeatherChange,
@@ -30,6 +31,21 @@ POINTS = ("idle", "before_commit", "in_commit", "after_commit", "sending")
 
 def draw_plan(seed: int) -> Plan:
     """The plan of this seed."""
+    return _with_rollback(random.Random(f"rollback {seed}"), _draw(seed))
+
+
+def _with_rollback(rng: random.Random, plan: Plan) -> Plan:
+    """Now and then a disk goes back in time, where the network lets everybody tell its node so (docs/adr/0013)."""
+    apart = any(isinstance(fault, Cut | Clog | Pause | WeatherChange) for fault in plan.faults)
+    share = 0.6 if plan.faults else 0.1  # of the plans without faults nearly all stay so
+    if apart or plan.weather.loss or min(plan.nodes, plan.k) < 3 or rng.random() > share:
+        return plan
+    at = rng.uniform(0, 4)
+    fault = Rollback(at, rng.randrange(plan.nodes), rng.choice(["old", "emptied"]), at + 5)
+    return msgspec.structs.replace(plan, faults=tuple(sorted((*plan.faults, fault), key=lambda one: one.at)))
+
+
+def _draw(seed: int) -> Plan:
     rng = random.Random(f"plan {seed}")
     kind = rng.random()
     max_confirmed = rng.choice([0, 0, 0, 1, 3])

@@ -256,6 +256,18 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         (_OWNER + "_propose", "proposer.propose(link)", _ANSWER_EARLY),
     ),
     _mutant(
+        "an old disk may vote",
+        "R12",
+        "A node that is told of more votes than it has goes on.",
+        ("node.identity:Identity.on_pong", "if seen > self.votes:", "if False:"),
+    ),
+    _mutant(
+        "nobody is told of votes",
+        "R12",
+        "A node does not tell its peers how often it has seen them vote.",
+        ("node.peers:Peers.on_ping", "self._identity.seen(peer)", "0"),
+    ),
+    _mutant(
         "applied without its income",
         "R11",
         "A decided link is applied although a posting that it confirms is not here yet.",

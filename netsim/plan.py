@@ -106,7 +106,17 @@ class WeatherChange(_Fault, frozen=True, tag="weather"):
     until: float
 
 
-Fault = Cut | Clog | Kill | KillAtCommit | Pause | ClockJump | SlowDisk | DiskError | WeatherChange
+class Rollback(_Fault, frozen=True, tag="rollback"):
+    """The process ends, once everybody has been told of more votes than were on its disk at `at`, and comes back with the
+    disk of then (`old`) or without any (`emptied`). It must be quarantined (design R12) and never comes back. Nothing
+    happens when it does not get that far before `until`."""
+
+    node: int
+    disk: str
+    until: float
+
+
+Fault = Cut | Clog | Kill | KillAtCommit | Pause | ClockJump | SlowDisk | DiskError | WeatherChange | Rollback
 
 
 class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

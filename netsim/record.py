@@ -28,6 +28,7 @@ from netsim.plan import (
     KillAtCommit,
     Pause,
     Plan,
+    Rollback,
     SlowDisk,
     WeatherChange,
 )
@@ -45,6 +46,7 @@ KINDS: Final[dict[type, str]] = {
     ClockJump: "clock_jump",
     SlowDisk: "slow_disk",
     DiskError: "disk_error",
+    Rollback: "kill",
     WeatherChange: "weather",
 }
 
@@ -101,6 +103,8 @@ def show(fault: Fault, start: float) -> Shown:
             text = f"node-{fault.node} takes {fault.commit_s:g} s for each commit"
         case DiskError():
             text = f"disk of node-{fault.node}: {fault.error}"
+        case Rollback():
+            text = f"node-{fault.node} comes back with an {fault.disk} disk, and is quarantined"
         case WeatherChange():
             weather, parts = fault.weather, ()
             text = f"weather: loss {weather.loss:.0%}, repeated {weather.repeat:.0%}, delay {weather.delay_mean_s:g} s"
@@ -206,6 +210,9 @@ class Recorder:
         self.watch.crashed(node, now)
         self.crashes += 1
         self._down_since[node] = now
+
+    def replaced(self, node: int, conn: sqlite3.Connection) -> None:
+        self.watch.replaced(node, conn)
 
     def started(self, node: int, conn: sqlite3.Connection, now: float) -> None:
         self.watch.started(node, conn, now)

@@ -108,8 +108,8 @@ def play(world: World, watch: Watch) -> None:
     core = sorted(rng.sample(range(plan.nodes), plan.nodes // 2 + 1))
     world.heal(core)
     _run_until_rest(world, watch, plan.core_s, quiet_s=0.0)
-    everybody = list(range(plan.nodes))
-    world.heal(everybody)
+    world.heal(list(range(plan.nodes)))
+    everybody = [node.index for node in world.nodes if not node.must_go]
     watch.healed(world.now)
     for ask_again in (False, True):  # votes and links must not wait for somebody to ask
         if ask_again:
@@ -117,15 +117,19 @@ def play(world: World, watch: Watch) -> None:
         _run_until_rest(world, watch, plan.heal_s, quiet_s=QUIET_S if ask_again else 0.0)
         check_rest(world, watch)
     if plan.seed % 5 == 0:
-        report = audit(world.nodes[0].disk.conn, genesis=world.genesis)
+        report = audit(world.nodes[everybody[0]].disk.conn, genesis=world.genesis)
         if not report.ok:
-            raise Violation("I2", f"the audit of node 0 says: {report}")
+            raise Violation("I2", f"the audit of node {everybody[0]} says: {report}")
 
 
 def check_rest(world: World, watch: Watch) -> None:
     """I7, I13: everything has ended, everybody has everything. Raises `Violation`."""
     watch.all_ended(world.now)
     for node in world.nodes:
+        if node.gone:
+            continue
+        if node.must_go:
+            raise Violation("I8", f"node {node.index} came back with less than others saw of it, and takes part")
         if node.core is None:
             raise Violation("I13", f"node {node.index} is down")
         watch.at_rest(node.index, node.disk.conn, node.core.gauges())

@@ -230,8 +230,8 @@ class _Stage:
         self._waiting.clear()
         self.roles.settle()
         self._record.healed = world.now
-        everybody = list(range(plan.nodes))
-        world.heal(everybody)
+        world.heal(list(range(plan.nodes)))
+        everybody = [node.index for node in world.nodes if not node.must_go]
         if clients is not None:
             clients.settle(everybody)
         for signed in [s for many in self._signed.values() for s in many]:

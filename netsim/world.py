@@ -20,7 +20,7 @@ from typing import Protocol
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from chain.errors import StorageFailure
+from chain.errors import Quarantined, StorageFailure
 from chain.genesis import Asset, Genesis, GenesisMember, Issuer
 from chain.needs import Loaded, Needs, load
 from chain.reads import read_balance
@@ -38,6 +38,7 @@ from netsim.plan import (
     KillAtCommit,
     Pause,
     Plan,
+    Rollback,
     SlowDisk,
     WeatherChange,
 )
@@ -61,6 +62,7 @@ from routing.view import View, encode_view, first_view, member_of
 
 EPOCH_MS = 1_700_000_000_000  # the wall clock at simulated time 0
 COMMIT_S = (0.0002, 0.001)  # a commit on a healthy disk
+LOOK_S = 0.2  # how often a fault that waits for something looks
 RECONNECT_S = (0.01, 0.2)  # a connection stands again
 MAX_ACTIONS_AT_ONCE = 200_000  # a world that does more at one instant never ends
 _NOTHING = Needs()
@@ -76,6 +78,7 @@ class Observer(Protocol):
     def answered(self, call: int, body: ReplyBody, now: float) -> None: ...
     def crashed(self, node: int, now: float) -> None: ...
     def started(self, node: int, conn: sqlite3.Connection, now: float) -> None: ...
+    def replaced(self, node: int, conn: sqlite3.Connection) -> None: ...
 
 
 def key_of(name: str) -> Ed25519PrivateKey:
@@ -122,6 +125,8 @@ class SimNode:
         self.counted: list[KillAtCommit] = []  # of these, `number` is the commit of this node that they wait for
         self.commits = 0
         self.turns = 0
+        self.must_go = False  # its disk was replaced by one that remembers less: it must be quarantined
+        self.gone = False  # it was
 
 
 class World:
@@ -208,7 +213,7 @@ class World:
 
     def _begin(self, fault: Fault, start: float) -> None:
         self.note("fault", repr(fault))
-        if not isinstance(fault, Kill | KillAtCommit | DiskError):
+        if not isinstance(fault, Kill | KillAtCommit | DiskError | Rollback):
             self._happened[type(fault).__name__] += 1
         match fault:
             case Cut():
@@ -232,6 +237,11 @@ class World:
                 self.at(node.paused_until, lambda: self._wake(node))
             case ClockJump():
                 self.nodes[fault.node].skew_ms += fault.ms
+            case Rollback():
+                node = self.nodes[fault.node]
+                copy = node.disk.copy() if fault.disk == "old" else None
+                votes = node.core.identity.votes if node.core is not None and copy is not None else 0
+                self._roll_back_when_told(node, copy, votes, start + fault.until)
             case SlowDisk():
                 node = self.nodes[fault.node]
                 node.commit_s, node.slow_until = (fault.commit_s, fault.commit_s), start + fault.until
@@ -241,6 +251,27 @@ class World:
                 before = self.network.weather
                 self.network.weather = fault.weather
                 self.at(start + fault.until, lambda: setattr(self.network, "weather", before))
+
+    def _roll_back_when_told(self, node: SimNode, copy: sqlite3.Connection | None, votes: int, until: float) -> None:
+        """End the process when all others know of more than `votes`, and start it again on the other disk."""
+        others = [other.core for other in self.nodes if other is not node]
+        if self.now > until or node.gone:
+            return
+        if node.core is None or any(core is None or core.identity.seen(node.id) <= votes for core in others):
+            self.at(self.now + LOOK_S, lambda: self._roll_back_when_told(node, copy, votes, until))
+            return
+        self._happened["Rollback"] += 1
+        self.crash(node, float("inf"))
+        node.disk.replace(copy)
+        node.must_go = True
+        self.observer.replaced(node.index, node.disk.conn)
+        self.at(self.now + LOOK_S, lambda: self._start(node))
+
+    def _quarantine(self, node: SimNode) -> None:
+        """The process ended by itself, for good."""
+        self._happened["Quarantined"] += 1
+        node.gone = True
+        self.crash(node, float("inf"))
 
     def _heal(self, fault: Cut) -> None:
         self.network.heal(fault)
@@ -256,7 +287,7 @@ class World:
             node = self.nodes[index]
             node.armed, node.commit_s, node.paused_until = None, COMMIT_S, self.now
             node.counted.clear()
-            if node.core is None:
+            if node.core is None and not node.gone and not node.must_go:
                 self._start(node)
             self._wake(node)
         self._reconnect()
@@ -278,7 +309,7 @@ class World:
         self.at(until, lambda: self._restart(node, life))
 
     def _restart(self, node: SimNode, life: int) -> None:
-        if node.core is None and node.life == life:
+        if node.core is None and node.life == life and not node.gone:
             self._start(node)
 
     def _start(self, node: SimNode) -> None:
@@ -345,7 +376,13 @@ class World:
         node.turns += 1
         needs = node.core.needs(events, clock)
         loaded = load(node.disk.conn, needs) if needs != _NOTHING else Loaded()  # most turns are a ping: no query
-        effects = node.core.step(loaded, clock)
+        try:
+            effects = node.core.step(loaded, clock)
+        except Quarantined:
+            if not node.must_go:
+                raise
+            self._quarantine(node)
+            return
         if not effects.persist:
             self._emit(node, effects)
             self._next(node)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from netsim.draw import POINTS, draw_plan
-from netsim.plan import Cut, DiskError, Fault, Kill, Plan, Weather, decode_plan, encode_plan, without
+from netsim.plan import Cut, DiskError, Fault, Kill, Plan, Rollback, Weather, decode_plan, encode_plan, without
 
 PLANS = [draw_plan(seed) for seed in range(1000)]
 FAULTS = [fault for plan in PLANS for fault in plan.faults]
@@ -24,6 +24,8 @@ def test_a_quarter_has_no_faults() -> None:
 
 def test_every_kind_of_fault_is_drawn() -> None:
     kinds = Counter(type(fault).__name__ for fault in FAULTS)
+    assert kinds.pop("Rollback") >= 15
+    assert {fault.disk for fault in FAULTS if isinstance(fault, Rollback)} == {"old", "emptied"}
     assert set(kinds) == {"Cut", "Clog", "Kill", "Pause", "ClockJump", "SlowDisk", "DiskError", "WeatherChange"}
     assert min(kinds.values()) >= 100, kinds
     points = Counter(fault.point for fault in FAULTS if isinstance(fault, Kill))
