@@ -168,7 +168,9 @@ ODD_CALLS: dict[str, tuple[wire.CallBody, type[wire.ReplyBody]]] = {
     "balance of nobody": (wire.AskBalance("nobody-here"), wire.NotFound),
     "sure balance of nobody": (wire.AskBalance("nobody-here", linearizable=True), wire.NotFound),
     "balance at a height beyond": (wire.AskBalance("mint", min_height=HUGE, timeout_ms=-1), wire.Unknown),
-    "outcome of nothing": (wire.AskOutcome(b""), wire.NotFound),
+    "outcome of nothing": (wire.AskOutcome(b""), wire.Refused),
+    "outcome of nobody": (wire.AskOutcome(bytes(32)), wire.NotFound),
+    "outcome of megabytes": (wire.AskOutcome(b"x" * 2_200_000), wire.Refused),
     "outcome for a long name": (wire.AskOutcome(bytes(32), "\u0430" * 1000), wire.Refused),
     "accounts after a zero byte": (wire.AskAccounts("\0", HUGE), wire.Accounts),
     "accounts from before the first": (wire.AskAccounts("", -(2**63)), wire.Accounts),
@@ -176,7 +178,8 @@ ODD_CALLS: dict[str, tuple[wire.CallBody, type[wire.ReplyBody]]] = {
     "route of a zero byte": (wire.AskRoute("mint\0", b""), wire.Refused),
     "route of nothing": (wire.AskRoute("", b""), wire.Refused),
     "route of half a key": (wire.AskRoute("", bytes(10)), wire.Refused),
-    "route of a megabyte": (wire.AskRoute("", bytes(2**20)), wire.Route),
+    "route of a key": (wire.AskRoute("", bytes(20)), wire.Route),
+    "route of megabytes": (wire.AskRoute("", bytes(4_194_000)), wire.Refused),
 }
 
 
