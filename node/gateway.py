@@ -24,7 +24,7 @@ from chain.rows import AccountHead, OutcomeRow
 from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
 from node.acceptor import slot_of
-from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotResult
+from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotResult, height_of
 from node.messages import Declined, Forward, Item, Moved, NotOwner, SlotName
 from node.owner import Held, Owner, item_batches
 from node.peers import Peers
@@ -223,13 +223,15 @@ class Gateway:
             turn.send(to, Forward(at, batch, takeover))
 
     def on_moved(self, turn: Turn, peer: NodeId, message: Moved) -> None:
-        """The owner knows more of the chain than this node: apply it, and route again."""
+        """The owner knows more of the chain than this node: apply it, and route again. Links that must wait for others
+        leave the tail here where it was: handing the requests over once more would only bring them back at once."""
         for raw in message.links:
             self._replica.learn(turn, self._decoder.untrusted(raw), peer, peer)
         for job in self._by_account.get(message.account, {}).values():
             if job.sent_height == message.height:
-                job.sent_height = UNSENT
-        turn.again.append(RouteJobs(message.account))
+                job.sent_height, job.holder = UNSENT, None
+        if height_of(turn.loaded.heads.get(message.account)) >= message.height:
+            turn.again.append(RouteJobs(message.account))
 
     def on_not_owner(self, turn: Turn, peer: NodeId, message: NotOwner) -> None:
         """The receiver leaves it to a rank before it: hand the requests to the first of the group it named."""
@@ -264,6 +266,8 @@ class Gateway:
                 self._end(turn, job, name_taken(link.account))
             elif request.expect_tip not in (ANY_TIP, link.hash):
                 self._end(turn, job, Stale(job.queued.request_id, link.hash, link.height))
+        if any(job.sent_height == UNSENT for job in jobs.values()):  # they came back, and waited for this link
+            turn.again.append(RouteJobs(link.account))
 
     def _hops(self, job: Job, link: Link) -> int:
         """Hand-overs on the way: to the first owner unless that is this node, then one for each link it waited."""

@@ -58,6 +58,7 @@ from routing.keyspace import NodeId, route_key
 
 MAX_QUEUE: Final = 20_000  # requests of one account: a few full links
 MAX_QUEUED: Final = 200_000  # of all accounts
+MAX_CHASED: Final = 20_000  # requests that came too late lately; forgetting one costs a message
 MAX_QUEUE_BYTES: Final = 32 * 1024 * 1024  # of the requests of one account: thirty full links
 MAX_QUEUED_BYTES: Final = 512 * 1024 * 1024  # of the requests of all accounts; decoded they take twice that
 MAX_NAMES_ASKED: Final = 64  # at once; a request that pays thousands of unknown names waits a round trip for each lot
@@ -122,6 +123,7 @@ class Owner:
         self._by_slot: dict[bytes, Work] = {}
         self.queued = 0
         self._bytes = 0
+        self._chased: dict[RequestId, int] = {}  # request -> height of the tip behind which it was sent last
         replica.hooks.append(self._on_applied)
 
     # --- requests come in ---
@@ -163,7 +165,12 @@ class Owner:
             held = _held(item, account, turn.now.mono)
             pinned = held.queued.request.expect_tip not in (ANY_TIP, head.tip)
             over = pinned or (account, held.queued.request_id) in turn.loaded.outcomes
-            (ended if over or held.queued.request.kind is Kind.OPEN else open_).append(held)
+            if over or held.queued.request.kind is Kind.OPEN:
+                ended.append(held)
+            elif self._chased.get(held.queued.request_id, -1) < head.height:
+                # once for each tail: copies must not multiply
+                self._remember_chase(held.queued.request_id, head.height)
+                open_.append(held)
         if ended:
             turn.again.append(ServeSlot(peer, message.at, moved=True))
         if not open_:
@@ -174,6 +181,12 @@ class Owner:
             self.enqueue(turn, account, open_)
         else:
             self._send_items(turn, to, at, open_, takeover=not is_owner)
+
+    def _remember_chase(self, request_id: RequestId, height: int) -> None:
+        self._chased.pop(request_id, None)
+        while len(self._chased) >= MAX_CHASED:
+            del self._chased[next(iter(self._chased))]
+        self._chased[request_id] = height
 
     def enqueue(self, turn: Turn, account: str, held: Iterable[Held], *, wait_s: float = 0.0) -> None:
         """Take requests of `account`, whose slot this node is in the group of, after `wait_s`."""

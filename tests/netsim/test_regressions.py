@@ -1,0 +1,24 @@
+"""Runs that broke a rule once, kept as they were."""
+
+from netsim.plan import Cut, Load, Plan, Weather
+from netsim.run import run_plan
+
+MOST_EVENTS = 50_000  # the run has some 3,000; the fault made them grow without end
+
+
+def test_late_requests_do_not_multiply_while_a_gateway_lags() -> None:
+    """A ring cut and many repeated messages: a gateway that could not apply the links it was sent routed again and again
+    to the same node, which sent every copy on behind the tail."""
+    ring = [((0,), (2, 1)), ((4,), (1, 3)), ((2,), (0, 3)), ((1,), (0, 4)), ((3,), (4, 2))]
+    load = Load(accounts=2, requests=60, hot=0.3, overdraft=0.2, pinned=0.1, cancel=0.0, spend=0.6, session=0.3)
+    plan = Plan(
+        6112,
+        5,
+        2,
+        Weather(loss=0.05, repeat=0.5, delay_mean_s=0.05),
+        load,
+        tuple(Cut(3.313837053591151, a, b, 6.8613795631654915) for a, b in ring),
+    )
+    result = run_plan(plan)
+    assert result.ok, (result.rule, result.problem)
+    assert result.events < MOST_EVENTS
