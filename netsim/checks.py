@@ -290,7 +290,8 @@ class Watch:
             case Balance():
                 self._check_balance(entry, body)
             case NotFound():
-                if self._told_opening.get(entry.account, entry.told) < entry.told:
+                certain = isinstance(entry.body, AskBalance) and entry.body.linearizable
+                if certain and self._told_opening.get(entry.account, entry.told) < entry.told:
                     raise Violation("I11", f"{entry.account} is not found after its opening was answered")
             case Unknown():
                 pass

@@ -7,8 +7,9 @@ A vote that is found is finished first. Used before `unknown_recipient`, `unknow
 **Income** (`ask_income`): which decided links pay an account? They lie on the chains of others, in groups that
 nobody knows beforehand. A decided link has the votes of at least majority(group size) nodes, so every answer set of
 n - majority(group size) + 1 nodes meets each of them. Each answers with the senders it knows of, its undecided votes
-included; the asker fetches what it lacks and waits for what is being decided. Used before `insufficient_funds`
-and by linearizable reads, so that **what a client could see anywhere, it can spend**.
+included, and with the account's own tip, for what that has confirmed is income no more; the asker fetches what it lacks
+and waits for what is being decided. Used before `insufficient_funds` and by linearizable reads, so that **what a client
+could see anywhere, it can spend**.
 
 Both have a deadline: what cannot be fetched in time is no answer (`False`), never a guess.
 """
@@ -203,6 +204,9 @@ class Inquiries:
         heights = dict(known)
         for sender, height in undecided.items():
             heights[sender] = max(height, heights.get(sender, 0))
+        head = turn.loaded.heads.get(message.account)
+        if head is not None:  # what its newer links have confirmed is not listed: the asker must have those links
+            heights[message.account] = head.height
         if len(heights) > MAX_SENDERS:  # no answer rather than half of one: the asker must not believe that this is all
             self._self.counters["income_too_wide"] += 1
             return

@@ -160,7 +160,8 @@ class AskIncome(_Message, frozen=True, tag="ask_income"):
 
 class IncomeAnswer(_Message, frozen=True, tag="income_answer"):
     """Answer to AskIncome: for each sender the height of its newest link that pays the account and is not confirmed,
-    votes for undecided links included. Empty when the asker's digest says that it knows the same."""
+    votes for undecided links included (no sender whose links are decided when the asker's digest says that it knows the
+    same); and the account itself with the height of its tip, whose links have confirmed the rest."""
 
     number: int
     senders: tuple[tuple[Name, Count], ...]

@@ -530,10 +530,11 @@ def test_i11_a_session_read_that_is_too_old(bench: Bench) -> None:
 
 def test_i11_not_found_after_its_opening(bench: Bench) -> None:
     late = bench.choose(bench.open("c"))
-    bench.answer(bench.ask("c"), NotFound("c"))
+    bench.answer(bench.ask("c", linearizable=True), NotFound("c"))
     told(bench, late)
+    bench.answer(bench.ask("c"), NotFound("c"))  # a local read may lag (seed 9502: at a node with an emptied disk)
     with broken("I11", "c is not found after its opening was answered"):
-        bench.answer(bench.ask("c"), NotFound("c"))
+        bench.answer(bench.ask("c", linearizable=True), NotFound("c"))
 
 
 # --- I13, when there was time enough ---
