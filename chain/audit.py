@@ -9,6 +9,7 @@ Nothing here uses the triggers or what they wrote before it was compared itself;
 What cannot be derived is not judged (design R15): whether a name was unknown elsewhere when a request was rejected.
 """
 
+import hashlib
 import sqlite3
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -29,7 +30,7 @@ from chain.verdicts import Before, why_wrong
 Value = bytes | int | str | None
 
 _META_KEYS: Final = ("genesis", "log", "network_id", "node_id", "schema_version")
-_SEALED_TABLES: Final = ("meta", "views", "votes", "cursors", "seen")
+_SEALED_TABLES: Final = ("meta", "views", "active", "votes", "cursors", "seen")
 _DAMAGED: Final = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 _PROGRESS_EVERY: Final = 256
 
@@ -145,6 +146,7 @@ class _Audit:
             (count,) = self._conn.execute(f"SELECT count(*) FROM {table}").fetchone()
             _require(count == 0, table, "*", "count", 0, count)
         self._sealed_rows()
+        self._view_rows()
         genesis = self._genesis = self._meta()
         self._votes()
         self._issuers = {link.account: link for link in issuer_links(genesis)}
@@ -159,9 +161,18 @@ class _Audit:
             for *fields, checksum in self._conn.execute(f"SELECT * FROM {table} ORDER BY 1"):
                 want = row_checksum(table, *fields)
                 _require(checksum == want, table, fields[0], "checksum", want, checksum)
-        epochs = [epoch for (epoch,) in self._conn.execute("SELECT epoch FROM views ORDER BY epoch")]
-        for number, epoch in enumerate(epochs or [None], FIRST_EPOCH):
-            _require(number == epoch, "views", epoch, "epoch", number, epoch)
+
+    def _view_rows(self) -> None:
+        """Views are numbered without a gap, and nothing is ACTIVE in an epoch that is not here (design R6, R7)."""
+        last = FIRST_EPOCH - 1
+        for epoch, view_hash, raw in self._conn.execute("SELECT epoch, hash, raw FROM views ORDER BY epoch"):
+            last += 1
+            _require(epoch == last, "views", epoch, "epoch", last, epoch)
+            want = hashlib.sha256(raw).digest()
+            _require(view_hash == want, "views", epoch, "hash", want, view_hash)
+        _require(last >= FIRST_EPOCH, "views", FIRST_EPOCH, "epoch", FIRST_EPOCH, "nothing")
+        for (epoch,) in self._conn.execute("SELECT epoch FROM active ORDER BY epoch"):
+            _require(FIRST_EPOCH <= epoch <= last, "active", epoch, "epoch", f"{FIRST_EPOCH} to {last}", epoch)
 
     def _meta(self) -> Genesis:
         meta: dict[str, bytes] = dict(self._conn.execute("SELECT key, value FROM meta"))
@@ -182,7 +193,11 @@ class _Audit:
         return genesis
 
     def _votes(self) -> None:
-        query = "SELECT slot, account, height, link FROM votes WHERE link IS NOT NULL"
+        """A vote holds a link of its slot. The vote on a view has no account; its slot is the view before, its height the epoch."""
+        query = "SELECT v.slot, v.height, b.hash FROM votes AS v LEFT JOIN views AS b ON b.epoch = v.height - 1 WHERE v.account = ''"
+        for slot, epoch, before in self._conn.execute(query):
+            _require(slot == before, "votes", slot, "slot", before or f"no view, {epoch - 1} is not here", slot)
+        query = "SELECT slot, account, height, link FROM votes WHERE link IS NOT NULL AND account <> ''"
         for slot, account, height, raw in self._conn.execute(query):
             link = self._decode("votes", slot, raw)
             _compare(

@@ -43,9 +43,10 @@ class GenesisMember(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     incarnation: int = 1
 
 
-class Genesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Genesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The whole file. `k`: group size; `ca`: the certificate, PEM, that signs the nodes' certificates;
-    `time_ms`: when the network was made, Unix milliseconds."""
+    `time_ms`: when the network was made, Unix milliseconds; `operator`: raw Ed25519 public key, hex, whose holder
+    changes the members. Empty, and then not in the file: nobody adds a node, and nodes only leave by themselves."""
 
     version: int
     name: str
@@ -55,6 +56,7 @@ class Genesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ca: str
     members: tuple[GenesisMember, ...]
     time_ms: int
+    operator: str = ""
 
     @property
     def network_id(self) -> NetworkId:
@@ -101,7 +103,8 @@ def decode_genesis(raw: bytes) -> Genesis:
     ):
         if len(set(names)) != len(names):
             raise LocalMisuse(f"the genesis file lists one {what} twice, of {len(names)}")
-    for key in [i.public_key for i in genesis.issuers] + [m.public_key for m in genesis.members]:
+    operators = [genesis.operator] if genesis.operator else []
+    for key in [i.public_key for i in genesis.issuers] + [m.public_key for m in genesis.members] + operators:
         if _PUBLIC_KEY.fullmatch(key) is None:
             raise LocalMisuse(f"public key {key[:80]!r}: it must be 64 hexadecimal digits, lower case")
     return genesis

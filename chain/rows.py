@@ -102,3 +102,20 @@ class Applied(msgspec.Struct, frozen=True):
     """A decided link that is to become part of this replica (design R11: decided only)."""
 
     link: Link
+
+
+class ViewRow(msgspec.Struct, frozen=True):
+    """The view that follows the one with hash `prev_hash`: decided, and to be installed (design R5, R6).
+    `raw`: its canonical bytes, which `chain` does not read; `hash` is their SHA-256."""
+
+    epoch: int
+    hash: bytes
+    prev_hash: bytes
+    raw: bytes
+
+
+class ActiveRow(msgspec.Struct, frozen=True):
+    """For which keys this node is ACTIVE in `epoch` (design R7): the bytes of all their ranges, which replace those before."""
+
+    epoch: int
+    ranges: bytes

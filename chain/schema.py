@@ -24,7 +24,7 @@ import re
 import sqlite3
 from typing import Final
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 _TABLES: Final = """
 CREATE TABLE meta (
@@ -37,6 +37,12 @@ CREATE TABLE views (
   epoch    INTEGER PRIMARY KEY,
   hash     BLOB NOT NULL,
   raw      BLOB NOT NULL,
+  checksum BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE active (
+  epoch    INTEGER PRIMARY KEY,
+  ranges   BLOB NOT NULL,
   checksum BLOB NOT NULL
 ) STRICT;
 

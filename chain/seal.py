@@ -1,5 +1,5 @@
-"""Rows that no link vouches for: `meta`, `views`, `votes`, `cursors`, `seen`. Each carries a checksum over its other fields,
-so that damage is found before it is relied upon (design section 2: on start the node verifies what it will rely on).
+"""Rows that no link vouches for: `meta`, `views`, `active`, `votes`, `cursors`, `seen`. Each carries a checksum over its other
+fields, so that damage is found before it is relied upon (design section 2: on start the node verifies what it will rely on).
 
 `meta` also holds the head of the log: its length and the XOR of all link hashes in it, by which two replicas see in
 one comparison whether they hold the same links.
@@ -136,6 +136,15 @@ def load_views(conn: sqlite3.Connection) -> list[tuple[int, bytes, bytes]]:
         _check("views", str(epoch), checksum, epoch, view_hash, raw)
         views.append((epoch, view_hash, raw))
     return views
+
+
+def load_active(conn: sqlite3.Connection) -> dict[int, bytes]:
+    """By epoch, the bytes of the ranges for which this node is ACTIVE in it; `Corruption` when a checksum does not hold."""
+    active = {}
+    for epoch, ranges, checksum in conn.execute("SELECT epoch, ranges, checksum FROM active ORDER BY epoch"):
+        _check("active", str(epoch), checksum, epoch, ranges)
+        active[epoch] = ranges
+    return active
 
 
 def _check(table: str, key: str, checksum: bytes, *fields: Field) -> None:

@@ -22,13 +22,14 @@ from chain.genesis import FIRST_EPOCH, Genesis, encode_genesis, issuer_links
 from chain.link import HEADER_BYTES, Link, Outcome, header_hash
 from chain.needs import CHAIN_BATCH, CHAIN_BATCH_BYTES, LOG_BATCH, Income, Loaded, LogPage, Needs, load
 from chain.request import Kind
-from chain.rows import Applied, VoteRow
+from chain.rows import ActiveRow, Applied, ViewRow, VoteRow
 from chain.schema import SCHEMA_VERSION, STAGING_TABLES, create_schema, schema_faults
 from chain.seal import (
     EMPTY_LOG,
     CursorRow,
     LogHead,
     SeenRow,
+    load_active,
     load_cursors,
     load_seen,
     load_views,
@@ -44,6 +45,7 @@ __all__ = [
     "CHAIN_BATCH",
     "CHAIN_BATCH_BYTES",
     "LOG_BATCH",
+    "ActiveRow",
     "CursorRow",
     "Income",
     "Loaded",
@@ -51,10 +53,12 @@ __all__ = [
     "LogPage",
     "Needs",
     "SeenRow",
+    "ViewRow",
     "Write",
     "commit",
     "create_or_check",
     "load",
+    "load_active",
     "load_cursors",
     "load_seen",
     "load_views",
@@ -62,7 +66,7 @@ __all__ = [
     "open_database",
 ]
 
-Write = Applied | VoteRow | CursorRow | SeenRow
+Write = Applied | VoteRow | CursorRow | SeenRow | ViewRow | ActiveRow
 
 _INSERT_LINK: Final = "INSERT INTO links VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _UPSERT_VOTE: Final = (
@@ -73,13 +77,17 @@ _UPSERT_VOTE: Final = (
     "accepted_node = excluded.accepted_node, link = excluded.link, checksum = excluded.checksum"
 )
 _UPSERT_SEEN: Final = "INSERT INTO seen VALUES (?, ?, ?) ON CONFLICT (node) DO UPDATE SET votes = excluded.votes, checksum = excluded.checksum"
+_INSERT_VIEW: Final = (
+    "INSERT INTO views SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM views WHERE epoch = ?1 - 1 AND hash = ?5)"
+)
+_UPSERT_ACTIVE: Final = "INSERT INTO active VALUES (?, ?, ?) ON CONFLICT (epoch) DO UPDATE SET ranges = excluded.ranges, checksum = excluded.checksum"
 _UPSERT_CURSOR: Final = "INSERT INTO cursors VALUES (?, ?, ?) ON CONFLICT (peer) DO UPDATE SET seq = excluded.seq, checksum = excluded.checksum"
 
 
 def commit(conn: sqlite3.Connection, writes: Sequence[Write]) -> None:
     """Make all `writes` durable in one transaction, in order; nothing of it is written when this raises.
 
-    A link that is applied ends the vote of its slot. Raises `Corruption` or `StorageFailure`; the node must stop then.
+    A link that is applied ends the vote of its slot, and so does a view that is installed. Raises `Corruption` or `StorageFailure`; the node must stop then.
     """
     if not writes:
         return
@@ -110,12 +118,38 @@ def _write_group(conn: sqlite3.Connection, kind: type[Write], group: Sequence[Wr
     elif kind is VoteRow:
         votes = [vote_fields(write) for write in group if isinstance(write, VoteRow)]
         conn.executemany(_UPSERT_VOTE, [(*row, row_checksum("votes", *row)) for row in votes])
+    elif kind is ViewRow:
+        for view in group:
+            if isinstance(view, ViewRow):
+                _install(conn, view)
+    elif kind is ActiveRow:
+        active = [(write.epoch, write.ranges) for write in group if isinstance(write, ActiveRow)]
+        conn.executemany(_UPSERT_ACTIVE, [(*row, row_checksum("active", *row)) for row in active])
     elif kind is SeenRow:
         seen = [(write.node, write.votes) for write in group if isinstance(write, SeenRow)]
         conn.executemany(_UPSERT_SEEN, [(*row, row_checksum("seen", *row)) for row in seen])
     else:
         cursors = [(write.peer, write.seq) for write in group if isinstance(write, CursorRow)]
         conn.executemany(_UPSERT_CURSOR, [(*row, row_checksum("cursors", *row)) for row in cursors])
+
+
+def _install(conn: sqlite3.Connection, view: ViewRow) -> None:
+    """Views are installed one by one (design R6): the one that `view` follows is the last one here."""
+    row = (view.epoch, view.hash, view.raw)
+    try:
+        done = conn.execute(_INSERT_VIEW, (*row, row_checksum("views", *row), view.prev_hash))
+    except sqlite3.IntegrityError as error:
+        raise Corruption(
+            f"the database refuses view {view.epoch} ({view.hash.hex()[:16]}): {error}; "
+            "install views one after the other, and each once"
+        ) from error
+    if done.rowcount != 1:
+        raise Corruption(
+            f"the database refuses view {view.epoch} ({view.hash.hex()[:16]}): it follows view "
+            f"{view.prev_hash.hex()[:16]}, and epoch {view.epoch - 1} is another one here or missing; "
+            "run `hopchain verify` on it"
+        )
+    conn.execute("DELETE FROM votes WHERE slot = ?", (view.prev_hash,))
 
 
 def _apply(conn: sqlite3.Connection, links: Sequence[Link], *, issuer: bool) -> None:
@@ -271,6 +305,7 @@ def _check_start(conn: sqlite3.Connection) -> None:
                 f"{table} holds {count} rows outside of a transaction: delete them and run `hopchain verify`"
             )
     load_votes(conn)
+    load_active(conn)
     load_cursors(conn)
     load_seen(conn)
     head = read_log_head(conn)

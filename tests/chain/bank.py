@@ -10,12 +10,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chain.genesis import Asset, Genesis, GenesisMember, Issuer
 from chain.link import Link, LinkHash
 from chain.request import ANY_HEIGHT, ANY_TIP, Posting, Request, RequestId, cancellation, opening, sign, transfer
-from chain.rows import Applied
+from chain.rows import Applied, ViewRow
 from chain.rules import Formed, Queued, form_link
 from chain.store import Needs, commit, create_or_check, load, open_database
 
 NODE = bytes(range(20))
-VIEW = (hashlib.sha256(b"view 1").digest(), b"the first view")
+VIEW = (hashlib.sha256(b"the first view").digest(), b"the first view")
+
+
+def view_after(epoch: int, prev_hash: bytes = VIEW[0]) -> ViewRow:
+    """View `epoch`, to be installed after the one with hash `prev_hash`."""
+    raw = f"view {epoch}".encode()
+    return ViewRow(epoch, hashlib.sha256(raw).digest(), prev_hash, raw)
 
 
 def key_of(name: str) -> Ed25519PrivateKey:

@@ -14,7 +14,7 @@ from chain.errors import StorageFailure
 from chain.genesis import encode_genesis
 from chain.link import HEADER_BYTES, Entry, Link, LinkHash, Outcome, PostingHash, build_link, opening_slot, posting_hash
 from chain.request import Kind, NetworkId, Posting, Request, RequestId, SignedRequest, encode_request, opening
-from chain.rows import VoteRow
+from chain.rows import ActiveRow, VoteRow
 from chain.schema import STAGING_TABLES, create_schema
 from chain.seal import EMPTY_LOG, LogHead, row_checksum
 from chain.store import CursorRow, SeenRow, commit, open_database
@@ -29,6 +29,7 @@ from tests.chain.bank import (
     memory_database,
     public_key_of,
     queued,
+    view_after,
     with_history,
 )
 
@@ -57,6 +58,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         VoteRow(bank.form([bank.opening("zoe")]).link.prev_hash, "zoe", 0, (1, 3, NODE)),  # type: ignore[union-attr]
     ]
     commit(conn, [*votes, CursorRow(bytes(20), 3), CursorRow(NODE, 7), SeenRow(NODE, 2), SeenRow(bytes(20), 5)])
+    second, third = view_after(2), view_after(3, view_after(2).hash)
+    next_view = VoteRow(LinkHash(third.hash), "", 4, (3, 1, NODE), (3, 1, NODE), b"view 4")
+    commit(conn, [ActiveRow(1, b"all"), second, third, ActiveRow(3, b"some"), next_view])
     conn.close()
     assert not path.with_name("node.db-wal").exists()
     return path
@@ -131,9 +135,11 @@ def test_every_field_of_every_column_is_checked(conn: sqlite3.Connection, table:
     assert tried >= len(rows)
 
 
-@pytest.mark.parametrize("table", [table for table, _ in _tables() if table not in ("votes", "cursors", "seen")])
+@pytest.mark.parametrize(
+    "table", [table for table, _ in _tables() if table not in ("active", "votes", "cursors", "seen")]
+)
 def test_a_row_too_few_is_found(conn: sqlite3.Connection, table: str) -> None:
-    """But for votes, cursors and counts of votes, which no link vouches for and nobody counts."""
+    """But for votes, cursors, counts of votes and what is ACTIVE, which no link vouches for and nobody counts."""
     keys = [row[1] for row in conn.execute(f"PRAGMA table_info({table})") if row[5]]
     where = " AND ".join(f"{key} = ?" for key in keys)
     for key in conn.execute(f"SELECT {', '.join(keys)} FROM {table}").fetchall():
@@ -222,7 +228,7 @@ def _reseal(conn: sqlite3.Connection, key: str, value: bytes) -> None:
         ("genesis", b"{}", "genesis"),
         ("genesis", encode_genesis(msgspec.structs.replace(GENESIS, name="other")), "network_id"),
         ("network_id", bytes(32), "network_id"),
-        ("schema_version", b"2", "schema_version"),
+        ("schema_version", b"1", "schema_version"),
         ("log", LogHead(17, 17, bytes(32)).encode(), "log"),
     ],
 )
@@ -243,7 +249,7 @@ def _file_audit(conn: sqlite3.Connection) -> AuditReport:
 
 
 def test_a_vote_for_another_slot_is_found(conn: sqlite3.Connection) -> None:
-    row = list(conn.execute("SELECT * FROM votes WHERE link IS NOT NULL").fetchone())
+    row = list(conn.execute("SELECT * FROM votes WHERE link IS NOT NULL AND account <> ''").fetchone())
     row[2] += 1
     conn.execute(
         "UPDATE votes SET height = ?, checksum = ? WHERE slot = ?", (row[2], row_checksum("votes", *row[:-1]), row[0])
@@ -251,6 +257,51 @@ def test_a_vote_for_another_slot_is_found(conn: sqlite3.Connection) -> None:
     fault = _audit(conn).fault
     assert fault is not None
     assert (fault.table, fault.column) == ("votes", "height")
+
+
+def _put(conn: sqlite3.Connection, table: str, where: str, **columns: object) -> None:
+    """Change a row and give it a right checksum: what somebody does who wants it to pass."""
+    conn.row_factory = sqlite3.Row
+    (row,) = conn.execute(f"SELECT * FROM {table} WHERE {where}").fetchall()
+    conn.row_factory = None
+    values = {**dict(row), **columns}
+    values.pop("checksum")
+    conn.execute(f"DELETE FROM {table} WHERE {where}")
+    marks = ", ".join("?" for _ in row.keys())  # noqa: SIM118
+    conn.execute(f"INSERT INTO {table} VALUES ({marks})", (*values.values(), row_checksum(table, *values.values())))
+
+
+@pytest.mark.parametrize(
+    ("table", "where", "columns", "column"),
+    [
+        ("views", "epoch = 3", {"epoch": 4}, "epoch"),
+        ("views", "epoch = 2", {"raw": b"another"}, "hash"),
+        ("views", "epoch = 2", {"hash": bytes(32)}, "hash"),
+        ("views", "epoch = 1", {"epoch": 0}, "epoch"),
+        ("active", "epoch = 3", {"epoch": 4}, "epoch"),
+        ("active", "epoch = 1", {"epoch": 0}, "epoch"),
+        ("votes", "account = ''", {"height": 3}, "slot"),
+        ("votes", "account = ''", {"height": 5}, "slot"),
+        ("votes", "account = ''", {"slot": bytes(32)}, "slot"),
+        ("votes", "account = ''", {"slot": bytes(32), "link": None}, "slot"),
+    ],
+)
+def test_views_and_votes_on_them_are_checked_behind_a_right_checksum_too(
+    conn: sqlite3.Connection, table: str, where: str, columns: dict[str, object], column: str
+) -> None:
+    _put(conn, table, where, **columns)
+    fault = _audit(conn).fault
+    assert fault is not None
+    assert (fault.table, fault.column) == (table, column)
+    assert fault.expected != fault.found
+
+
+def test_a_database_without_views_is_found(conn: sqlite3.Connection) -> None:
+    conn.execute("DELETE FROM views")
+    conn.execute("DELETE FROM active")
+    fault = _audit(conn).fault
+    assert fault is not None
+    assert str(fault) == "views row 1, epoch: expected 1, found nothing"
 
 
 @pytest.mark.parametrize("table", ["transfers_stream", "links", "meta", "sqlite_master"])

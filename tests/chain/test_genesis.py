@@ -23,11 +23,19 @@ def test_the_file_comes_back_as_it_was() -> None:
 def test_every_field_is_part_of_the_network_id() -> None:
     others: list[dict[str, object]] = [
         {"name": "other"}, {"assets": GENESIS.assets[:1]}, {"issuers": GENESIS.issuers[:1]}, {"k": 3}, {"ca": "x"},
-        {"members": ()}, {"time_ms": 5}, {"version": 2},
+        {"members": ()}, {"time_ms": 5}, {"version": 2}, {"operator": KEY},
     ]  # fmt: skip
     ids = {msgspec.structs.replace(GENESIS, **other).network_id for other in others}
     assert len(ids | {GENESIS.network_id}) == len(others) + 1
     assert len(GENESIS.network_id) == 32
+
+
+def test_a_file_without_an_operator_says_nothing_of_one() -> None:
+    assert GENESIS.operator == ""
+    assert b"operator" not in encode_genesis(GENESIS)
+    named = msgspec.structs.replace(GENESIS, operator=KEY)
+    assert f'"operator":"{KEY}"'.encode() in encode_genesis(named)
+    assert decode_genesis(encode_genesis(named)) == named
 
 
 def test_assets_are_found_by_code() -> None:
@@ -51,6 +59,7 @@ def test_assets_are_found_by_code() -> None:
         ({"issuers": (Issuer("mint", "CZK", KEY[:-2]),)}, "64 hexadecimal"),
         ({"issuers": (Issuer("mint", "CZK", "x" * 64),)}, "64 hexadecimal"),
         ({"members": (GenesisMember(KEY.upper()),)}, "64 hexadecimal"),
+        ({"operator": KEY[:-1]}, "64 hexadecimal"),
         ({"members": (GenesisMember(KEY), GenesisMember(KEY))}, "member twice"),
     ],
 )

@@ -14,7 +14,7 @@ from chain.genesis import issuer_links
 from chain.link import HEADER_BYTES, LinkHash, Outcome, PostingHash, build_link, income_checksum
 from chain.reads import state_digest
 from chain.request import RequestId
-from chain.rows import Applied, Forming, VoteRow
+from chain.rows import ActiveRow, Applied, Forming, ViewRow, VoteRow
 from chain.rules import check_second_thread, check_tip_income
 from chain.seal import LogHead, row_checksum
 from chain.store import (
@@ -29,11 +29,23 @@ from chain.store import (
     commit,
     create_or_check,
     load,
+    load_active,
     load_cursors,
     load_views,
     load_votes,
 )
-from tests.chain.bank import GENESIS, NETWORK, NODE, VIEW, Bank, file_database, id_of, memory_database, with_history
+from tests.chain.bank import (
+    GENESIS,
+    NETWORK,
+    NODE,
+    VIEW,
+    Bank,
+    file_database,
+    id_of,
+    memory_database,
+    view_after,
+    with_history,
+)
 
 
 @pytest.fixture
@@ -118,6 +130,7 @@ def test_a_new_database_holds_the_genesis(conn: sqlite3.Connection) -> None:
     assert load_views(conn) == [(1, *VIEW)]
     assert load_votes(conn) == []
     assert load_cursors(conn) == []
+    assert load_active(conn) == {}
     assert audit(conn, genesis=GENESIS).ok
 
 
@@ -166,7 +179,7 @@ def _reseal(conn: sqlite3.Connection, key: str, value: bytes) -> None:
 
 def test_another_schema_version_is_refused(conn: sqlite3.Connection) -> None:
     _reseal(conn, "schema_version", b"99")
-    with pytest.raises(LocalMisuse, match="version 99, this program has 1"):
+    with pytest.raises(LocalMisuse, match="version 99, this program has 2"):
         create_or_check(conn, GENESIS, NODE, VIEW)
 
 
@@ -181,6 +194,7 @@ def test_another_schema_version_is_refused(conn: sqlite3.Connection) -> None:
         ("UPDATE votes SET height = height + 1", "votes row"),
         ("UPDATE cursors SET seq = seq + 1", "cursors row"),
         ("UPDATE seen SET votes = votes + 1", "seen row"),
+        ("UPDATE active SET ranges = x'00'", "active row 1"),
         ("UPDATE accounts SET balance = balance + 1 WHERE name = 'bob'", "tip of account bob"),
         ("UPDATE accounts SET height = height + 1 WHERE name = 'bob'", "tip of account bob"),
         ("UPDATE accounts SET tip = zeroblob(32) WHERE name = 'bob'", "tip of account bob"),
@@ -193,6 +207,7 @@ def test_another_schema_version_is_refused(conn: sqlite3.Connection) -> None:
 )
 def test_the_start_checks_what_the_node_relies_on(conn: sqlite3.Connection, bank: Bank, sql: str, text: str) -> None:
     commit(conn, [VoteRow(bank.links[-1].next_slot, "mint", 4, (1, 0, NODE)), CursorRow(NODE, 5), SeenRow(NODE, 5)])
+    commit(conn, [ActiveRow(1, b"ranges")])
     create_or_check(conn, GENESIS, NODE, VIEW)
     triggers = conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
     for name, _ in triggers:
@@ -258,6 +273,75 @@ def test_a_link_that_is_applied_ends_the_vote_of_its_slot(conn: sqlite3.Connecti
     commit(conn, [VoteRow(link.prev_hash, "alice", link.height, (1, 0, NODE), (1, 0, NODE), link.raw), other])
     commit(conn, [Applied(link)])
     assert load_votes(conn) == [other]
+
+
+def test_views_are_installed_one_by_one_and_end_the_vote_on_them(path: Path, conn: sqlite3.Connection) -> None:
+    second = view_after(2)
+    third = view_after(3, second.hash)
+    promised = VoteRow(LinkHash(VIEW[0]), "", 2, (1, 2, NODE))
+    vote = VoteRow(LinkHash(VIEW[0]), "", 2, (1, 2, NODE), (1, 2, NODE), second.raw)
+    next_vote = VoteRow(LinkHash(second.hash), "", 3, (2, 1, NODE), (2, 1, NODE), third.raw)
+    commit(conn, [promised])
+    commit(conn, [vote])
+    assert load_votes(conn) == [vote]
+    assert audit(conn).ok
+    commit(conn, [second, next_vote])
+    assert load_votes(conn) == [next_vote]
+    assert audit(conn).ok
+    commit(conn, [third, view_after(4, third.hash)])
+    assert load_votes(conn) == []
+    assert audit(conn).ok
+    again = file_database(path)
+    assert load_views(again) == [
+        (1, *VIEW),
+        (2, second.hash, second.raw),
+        (3, third.hash, third.raw),
+        (4, view_after(4).hash, view_after(4).raw),
+    ]
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("view", "text"),
+    [
+        (view_after(2), r"view 2 .*numbered one after the other"),
+        (msgspec.structs.replace(view_after(2), raw=b"another"), r"view 2 .*numbered one after the other"),
+        (view_after(1), r"view 1 .*follows view .*, and epoch 0 is another one here or missing"),
+        (view_after(4, view_after(3).hash), r"view 4 .*, and epoch 3 is another one here or missing"),
+        (view_after(3, VIEW[0]), r"view 3 .*, and epoch 2 is another one here or missing"),
+    ],
+    ids=["twice", "another of its epoch", "the first again", "a gap", "of another branch"],
+)
+def test_a_view_that_does_not_follow_is_refused_and_nothing_is_written(
+    conn: sqlite3.Connection, view: ViewRow, text: str
+) -> None:
+    vote = VoteRow(LinkHash(view.prev_hash), "", view.epoch, (1, 2, NODE))
+    commit(conn, [view_after(2), vote])
+    before = load_views(conn)
+    with pytest.raises(Corruption, match=text):
+        commit(conn, [CursorRow(NODE, 1), view])
+    assert load_views(conn) == before
+    assert load_votes(conn) == [vote]
+    assert load_cursors(conn) == []
+
+
+def test_the_active_ranges_of_an_epoch_are_replaced_and_read_back(path: Path, conn: sqlite3.Connection) -> None:
+    commit(conn, [ActiveRow(1, b"all"), view_after(2), ActiveRow(2, b"")])
+    assert load_active(conn) == {1: b"all", 2: b""}
+    commit(conn, [ActiveRow(2, b"some"), ActiveRow(2, b"more")])
+    again = file_database(path)
+    assert load_active(again) == {1: b"all", 2: b"more"}
+    assert audit(again).ok
+    again.close()
+
+
+def test_the_votes_of_a_sync_and_its_mark_come_together(conn: sqlite3.Connection, bank: Bank) -> None:
+    """Design R8: one transaction, so a commit that fails at its end has written neither."""
+    vote = VoteRow(bank.links[-1].next_slot, "mint", 4, (2, 0, NODE))
+    with pytest.raises(Corruption, match="view 9"):
+        commit(conn, [vote, ActiveRow(1, b"all"), view_after(9)])
+    assert load_votes(conn) == []
+    assert load_active(conn) == {}
 
 
 def test_writes_happen_in_order(conn: sqlite3.Connection, bank: Bank) -> None:

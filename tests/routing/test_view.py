@@ -11,7 +11,20 @@ from hypothesis import strategies as st
 
 from routing.errors import RoutingFault, RoutingMisuse
 from routing.keyspace import distance, node_id_of
-from routing.view import MAX_MEMBERS, Member, View, decode_view, encode_view, first_view, majority, member_of
+from routing.view import (
+    MAX_MEMBERS,
+    NOBODY,
+    Member,
+    View,
+    check_next,
+    decode_view,
+    encode_view,
+    first_view,
+    majority,
+    member_of,
+    with_member,
+    without_member,
+)
 
 NETWORK = bytes(range(32))
 
@@ -26,12 +39,16 @@ def _view(count: int = 7, k: int = 5) -> View:
 
 
 def test_the_canonical_bytes_are_these():
-    view = first_view(NETWORK, 3, [member_of(b"a" * 32), member_of(b"b" * 32, 2)])
+    first = first_view(NETWORK, 3, [member_of(b"a" * 32), member_of(b"b" * 32, 2)], 77)
+    by = bytes(range(20))
+    view = msgspec.structs.replace(first, epoch=2, prev_hash=first.hash, time_ms=78, by=by)
     rows = sorted((hashlib.sha256(key).digest()[:20], key, n) for key, n in ((b"a" * 32, 1), (b"b" * 32, 2)))
-    expected = b"hopchain:view:1\0" + (1).to_bytes(8) + bytes(32) + NETWORK + (3).to_bytes(2) + (2).to_bytes(2)
-    expected += b"".join(key + n.to_bytes(8) for _, key, n in rows)
-    assert encode_view(view) == expected
-    assert view.hash == hashlib.sha256(expected).digest()
+    tail = (3).to_bytes(2) + (2).to_bytes(2) + b"".join(key + n.to_bytes(8) for _, key, n in rows)
+    head = b"hopchain:view:1\0" + (1).to_bytes(8) + bytes(32) + NETWORK
+    assert encode_view(first) == head + (77).to_bytes(8) + bytes(20) + tail
+    assert first.hash == hashlib.sha256(encode_view(first)).digest()
+    head = b"hopchain:view:1\0" + (2).to_bytes(8) + first.hash + NETWORK
+    assert encode_view(view) == head + (78).to_bytes(8) + by + tail
 
 
 @settings(deadline=None)
@@ -39,7 +56,7 @@ def test_the_canonical_bytes_are_these():
 def test_encoding_and_decoding_give_the_same_view(count, k, seed):
     view = first_view(NETWORK, k, _members(count, seed))
     assert decode_view(encode_view(view)) == view
-    later = msgspec.structs.replace(view, epoch=2, prev_hash=view.hash)
+    later = msgspec.structs.replace(view, epoch=2, prev_hash=view.hash, time_ms=seed, by=view.ids[0])
     assert decode_view(encode_view(later)) == later
     assert later.hash != view.hash
 
@@ -110,6 +127,7 @@ def test_a_network_id_of_another_length_is_refused():
         ({"epoch": 0}, "epoch is 0"),
         ({"epoch": 2}, "no view before it"),
         ({"prev_hash": b"x" * 32}, "no view before it"),
+        ({"by": b"x" * 20}, "it is the first view and says"),
         ({"k": 0}, "k is 0"),
         ({"members": ()}, "0 members"),
         ({"members": _view().members[::-1]}, "ascending"),
@@ -138,3 +156,99 @@ def test_untrusted_bytes_raise_only_a_routing_fault(noise, place, flip):
     for data in (noise, bytes(raw), bytes(raw[:16]) + noise):
         with contextlib.suppress(RoutingFault):
             assert encode_view(decode_view(data)) == data
+
+
+# --- one view after the other --------------------------------------------------------------------------------------------
+
+
+def test_a_first_view_may_have_a_time_and_nobody_proposed_it():
+    view = first_view(NETWORK, 5, _members(3), 1_700_000_000_000)
+    assert (view.time_ms, view.by) == (1_700_000_000_000, NOBODY)
+    assert _view().time_ms == 0
+
+
+def test_a_member_is_added_and_removed():
+    view, joiner = _view(4), member_of(b"j" * 32, 3)
+    larger = with_member(view, joiner, 9, view.ids[1])
+    assert (larger.epoch, larger.prev_hash, larger.k, larger.network) == (2, view.hash, view.k, NETWORK)
+    assert (larger.time_ms, larger.by) == (9, view.ids[1])
+    assert larger.members == tuple(sorted((*view.members, joiner), key=lambda member: member.id))
+    smaller = without_member(larger, view.ids[2], 10, joiner.id)
+    assert (smaller.epoch, smaller.prev_hash, smaller.k, smaller.network) == (3, larger.hash, view.k, NETWORK)
+    assert (smaller.time_ms, smaller.by) == (10, joiner.id)
+    assert smaller.members == tuple(member for member in larger.members if member.id != view.ids[2])
+    for before, after in ((view, larger), (larger, smaller)):
+        check_next(before, after)
+        check_next(before, decode_view(encode_view(after)))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 9), st.lists(st.booleans(), max_size=12), st.integers(0, 2**32))
+def test_any_number_of_changes_makes_one_chain(count, adds, seed):
+    rng, view = random.Random(seed), first_view(NETWORK, 5, _members(count, seed))
+    for time_ms, add in enumerate(adds):
+        by = rng.choice(view.ids)
+        if add or len(view.members) == 1:
+            after = with_member(view, member_of(rng.randbytes(32)), time_ms, by)
+        else:
+            after = without_member(view, rng.choice(view.ids), time_ms, by)
+        check_next(view, after)
+        with pytest.raises(RoutingFault, match="bad_view"):
+            check_next(after, view)
+        view = after
+
+
+def test_a_change_that_makes_no_sense_is_refused_and_says_why():
+    view, joiner = _view(3), member_of(b"j" * 32)
+    present = view.members[1]
+    with pytest.raises(RoutingMisuse, match=f"{present.id.hex()} is a member of epoch 1 already"):
+        with_member(view, member_of(present.public_key, 2), 1, view.ids[0])
+    with pytest.raises(RoutingMisuse, match=f"{joiner.id.hex()} is no member of epoch 1"):
+        without_member(view, joiner.id, 1, view.ids[0])
+    alone = _view(1)
+    with pytest.raises(RoutingMisuse, match="last member of epoch 1: add another one first"):
+        without_member(alone, alone.ids[0], 1, alone.ids[0])
+    for change, says in (
+        ({"member": member_of(b"short")}, "after epoch 1 cannot be made.*public key of 5 bytes"),
+        ({"time_ms": -1}, "its time is -1"),
+        ({"time_ms": 2**64}, "its time is 18446744073709551616"),
+        ({"by": b"x" * 19}, "has 19 bytes, not 20"),
+    ):
+        with pytest.raises(RoutingMisuse, match=says):
+            with_member(view, **{"member": joiner, "time_ms": 1, "by": view.ids[0], **change})
+
+
+def test_a_full_view_takes_no_more():
+    full = first_view(NETWORK, 5, [member_of(n.to_bytes(32)) for n in range(MAX_MEMBERS)])
+    with pytest.raises(RoutingMisuse, match=f"{MAX_MEMBERS + 1} members; it must have 1 to {MAX_MEMBERS}"):
+        with_member(full, member_of(b"j" * 32), 1, full.ids[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"epoch": 3}, "epoch 3 does not follow epoch 1"),
+        ({"epoch": 1}, "epoch 1 does not follow epoch 1"),
+        ({"prev_hash": b"x" * 32}, "it follows view 7878"),
+        ({"network": b"n" * 32}, "it is of network 6e6e"),
+        ({"k": 4}, "its k is 4, that of epoch 1 is 5"),
+        ({"members": _view(4).members}, "0 members of epochs 1 and 2 differ"),
+        ({"members": _view(6).members}, "2 members of epochs 1 and 2 differ"),
+        ({"members": _view(2).members}, "2 members of epochs 1 and 2 differ"),
+        (
+            {"members": tuple(sorted((*_view(4).members[1:], member_of(b"j" * 32)), key=lambda member: member.id))},
+            "2 members of epochs 1 and 2 differ",
+        ),
+        (
+            {"members": (member_of(_view(4).members[0].public_key, 2), *_view(4).members[1:])},
+            "2 members of epochs 1 and 2 differ",
+        ),
+    ],
+)
+def test_a_view_that_does_not_follow_is_refused(change, says):
+    before = _view(4)
+    after = with_member(before, member_of(b"j" * 32), 1, before.ids[0])
+    check_next(before, after)
+    with pytest.raises(RoutingFault, match=says) as error:
+        check_next(before, msgspec.structs.replace(after, **change))
+    assert error.value.code == "bad_view"
