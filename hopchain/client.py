@@ -47,6 +47,7 @@ from chain.request import (
     transfer,
 )
 from hopchain.calls import Address, Calls, ConnectionLost, DialFailed, Timing, dial
+from hopchain.change import SignedChange
 from hopchain.connection import client_context
 from hopchain.errors import CallRefused, Unreachable
 from hopchain.wire import (
@@ -57,13 +58,18 @@ from hopchain.wire import (
     AskBalance,
     AskChain,
     AskDigest,
+    AskHealth,
+    AskMembers,
     AskOutcome,
     AskRoute,
     AskStatus,
     Balance,
     CallBody,
     Chain,
+    Changed,
     Digest,
+    Health,
+    Members,
     NotFound,
     NotStarted,
     Recorded,
@@ -73,7 +79,9 @@ from hopchain.wire import (
     Stale,
     Status,
     Submit,
+    SubmitChange,
     Unknown,
+    ViewLine,
 )
 
 Answer = Recorded | Stale | NotStarted | Unknown | Refused
@@ -386,6 +394,46 @@ class Client:
         question = AskDigest()
         answer = await self._ask(question, at)
         if isinstance(answer, Digest):
+            return answer
+        raise _unexpected(question, answer)
+
+    async def change(
+        self, signed: SignedChange, timeout_s: float = 30.0, *, at: NodeAddress | None = None
+    ) -> Changed | Refused | NotStarted | Unknown:
+        """Have the members changed as the operator, or the leaving node, signed (hopchain.change). One node is asked;
+        the same call again, anywhere, is safe. Raises `Unreachable`."""
+        question = SubmitChange(signed.raw, signed.signature, int(timeout_s * 1000))
+        try:
+            answer = await self._ask(question, at, timeout_s + self._timing.read_s)
+        except CallRefused as error:
+            return Refused(error.code, error.reason)
+        if isinstance(answer, Changed | NotStarted | Unknown):
+            return answer
+        raise _unexpected(question, answer)
+
+    async def members(self, from_epoch: int = 1, *, at: NodeAddress | None = None) -> Members:
+        """One page of the views that one node knows, from `from_epoch` on."""
+        question = AskMembers(from_epoch)
+        answer = await self._ask(question, at)
+        if isinstance(answer, Members):
+            return answer
+        raise _unexpected(question, answer)
+
+    async def all_views(self, *, at: NodeAddress | None = None) -> list[ViewLine]:
+        """All views that one node knows, ascending, page after page."""
+        found: list[ViewLine] = []
+        while True:
+            page = await self.members(found[-1].epoch + 1 if found else 1, at=at)
+            views = [view for view in page.views if not found or view.epoch > found[-1].epoch]
+            found += views
+            if not views or found[-1].epoch >= page.epoch:
+                return found
+
+    async def health(self, *, at: NodeAddress | None = None) -> Health:
+        """What one node says of itself and sees of the others."""
+        question = AskHealth()
+        answer = await self._ask(question, at)
+        if isinstance(answer, Health):
             return answer
         raise _unexpected(question, answer)
 

@@ -18,6 +18,7 @@ from hopchain.framing import FrameReader, frame
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 1.0
+_OUT_OF_TIME: Final = frozenset({9, 10})  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 
 
 class ConnectionFailed(HopchainError):
@@ -46,13 +47,14 @@ class Connection:
         self._sending = anyio.Lock()
         self.node = node
 
-    async def send(self, payload: bytes) -> None:
-        """Send one frame. Cancelling this in the middle breaks the connection: close it then."""
-        if len(payload) > wire.MAX_CLIENT_FRAME_BYTES:
-            raise RemoteFault("oversize", f"a frame of {len(payload)} bytes: at most {wire.MAX_CLIENT_FRAME_BYTES}")
+    async def send(self, *payloads: bytes) -> None:
+        """Send frames, all in one write. Cancelling this in the middle breaks the connection: close it then."""
+        for payload in payloads:
+            if len(payload) > wire.MAX_CLIENT_FRAME_BYTES:
+                raise RemoteFault("oversize", f"a frame of {len(payload)} bytes: at most {wire.MAX_CLIENT_FRAME_BYTES}")
         async with self._sending:
             try:
-                await self._stream.send(frame(payload))
+                await self._stream.send(b"".join(map(frame, payloads)))
             except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
                 raise ConnectionFailed(f"the connection to {self.node} is lost; try another node") from None
 
@@ -94,6 +96,11 @@ async def connect(
     except TimeoutError:
         raise ConnectionFailed(f"{node} did not answer in {timeout_s:g} s; try another node") from None
     except ssl.SSLError as error:
+        if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _OUT_OF_TIME:
+            raise ConnectionFailed(
+                f"{node} is refused, its {error.verify_message} by this machine's clock: renew it with "
+                "`hopchain certificate renew`, or set the clocks"
+            ) from None
         raise ConnectionFailed(
             f"{node} is not a client port of this network ({error.reason or error}); check the address and the network"
         ) from None

@@ -7,13 +7,14 @@ in any order. All structs are msgpack arrays whose first element is the tag.
 Every amount is an integer of minor units, every hash 32 raw bytes, every node id 20 raw bytes.
 """
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 PROTOCOL_VERSION: Final = 1
 MAX_CLIENT_FRAME_BYTES: Final = 4 * 1024 * 1024  # twice the largest link
 MAX_PAGE: Final = 1000  # rows of one list answer
+MAX_VIEWS_PAGE: Final = 100  # views of one `Members`
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True):
@@ -87,7 +88,38 @@ class AskDigest(_Message, frozen=True, tag="digest"):
     """Digest over all chains of this replica. Answers: Digest."""
 
 
-CallBody = Submit | AskOutcome | AskBalance | AskChain | AskAccounts | AskRoute | AskStatus | AskDigest
+class SubmitChange(_Message, frozen=True, tag="change"):
+    """Change the members as the signed bytes say (hopchain.change). Sending the same again is safe: it answers
+    `Changed` when the view is as asked. Answers: Changed, Refused, NotStarted or Unknown."""
+
+    raw: bytes
+    signature: bytes
+    timeout_ms: int
+
+
+class AskMembers(_Message, frozen=True, tag="members"):
+    """The views from `from_epoch` on, as this node knows them, ascending. Answers: Members."""
+
+    from_epoch: int
+
+
+class AskHealth(_Message, frozen=True, tag="health"):
+    """What this node says of itself and sees of the others. Answers: Health."""
+
+
+CallBody = (
+    Submit
+    | AskOutcome
+    | AskBalance
+    | AskChain
+    | AskAccounts
+    | AskRoute
+    | AskStatus
+    | AskDigest
+    | SubmitChange
+    | AskMembers
+    | AskHealth
+)
 
 
 class Call(_Message, frozen=True, tag="call"):
@@ -129,7 +161,8 @@ class Stale(_Message, frozen=True, tag="stale"):
 
 
 class NotStarted(_Message, frozen=True, tag="not_started"):
-    """Nothing is recorded; the same request may be sent again, here or at any node. `reason` is for people."""
+    """Nothing is recorded; the same request may be sent again, here or at any node. `reason` is for people.
+    To a `SubmitChange`, `request_id` is the SHA-256 of its `raw`."""
 
     request_id: bytes
     code: str
@@ -137,7 +170,8 @@ class NotStarted(_Message, frozen=True, tag="not_started"):
 
 
 class Unknown(_Message, frozen=True, tag="unknown"):
-    """The deadline passed. Ask later with AskOutcome, or settle it with a cancel."""
+    """The deadline passed. Ask later with AskOutcome, or settle it with a cancel. To a `SubmitChange`, `request_id` is
+    the SHA-256 of its `raw`; send the same change again, or look with AskMembers."""
 
     request_id: bytes
     reason: str
@@ -157,7 +191,8 @@ class NotFound(_Message, frozen=True, tag="not_found"):
 
 
 class Balance(_Message, frozen=True, tag="balance_is"):
-    """`settled` + `incoming` = `available`; `as_of_ms` is this node's clock when it read."""
+    """`settled` + `incoming` = `available`; `as_of_ms` is this node's clock when it read. `stale`: the node is no member,
+    or has no contact with a majority, so that others may have gone on without it."""
 
     account: str
     asset: str
@@ -173,6 +208,7 @@ class Balance(_Message, frozen=True, tag="balance_is"):
     epoch: int
     as_of_ms: int
     linearizable: bool
+    stale: bool = False
 
 
 class ChainPosting(_Message, frozen=True):
@@ -322,8 +358,96 @@ class Digest(_Message, frozen=True, tag="digest_is"):
     totals: tuple[AssetTotal, ...]
 
 
+class Changed(_Message, frozen=True, tag="changed"):
+    """The members are as the change asked, in the view of `epoch`. `member`: the change's node is one of them now."""
+
+    epoch: int
+    view_hash: bytes
+    member: bool
+
+
+class MemberLine(_Message, frozen=True):
+    """A member of a view: node id, raw Ed25519 public key, incarnation (design R12)."""
+
+    id: bytes
+    public_key: bytes
+    incarnation: int
+
+
+class ViewLine(_Message, frozen=True):
+    """One view: `by` is the node that proposed it at `time_ms` of its clock (zeros in the first view)."""
+
+    epoch: int
+    hash: bytes
+    time_ms: int
+    by: bytes
+    members: tuple[MemberLine, ...]
+
+
+class Members(_Message, frozen=True, tag="members_are"):
+    """A page of views, at most MAX_VIEWS_PAGE; `epoch` is the newest that this node knows."""
+
+    epoch: int
+    views: tuple[ViewLine, ...]
+
+
+class PeerHealth(_Message, frozen=True):
+    """Another node as this one sees it. `epoch`, `active` and `clock_ms_apart` (its clock minus ours) are from its last
+    ping; `host`, `port`: where members reach it; `client_port`: where clients do (0: not known)."""
+
+    id: bytes
+    alive: bool
+    epoch: int
+    active: bool
+    clock_ms_apart: int
+    host: str
+    port: int
+    client_port: int = 0
+
+
+class Health(_Message, frozen=True, tag="health_is"):
+    """What is to be known of a node to say what is wrong.
+
+    `role`: "member" of the newest view it knows; "guest": never was one; "removed": was one, until epoch `removed_in`
+    (0 otherwise). `active`: it may vote everywhere it has to; `syncing_regions`: how many regions it is not ACTIVE in yet
+    (design R7); `regions_without_majority`: regions of the view of whose group it reaches no majority. `verified`: others
+    have vouched for its disk (R12). Sizes are bytes; `certificate_until_ms`: when its certificate ends.
+    """
+
+    node: bytes
+    epoch: int
+    view_hash: bytes
+    role: Literal["member", "guest", "removed"]
+    active: bool
+    syncing_regions: int
+    regions_without_majority: int
+    verified: bool
+    now_ms: int
+    disk_free: int
+    disk_total: int
+    database_bytes: int
+    certificate_until_ms: int
+    links: int
+    peers: tuple[PeerHealth, ...]
+    removed_in: int
+
+
 ReplyBody = (
-    Recorded | Stale | NotStarted | Unknown | Refused | NotFound | Balance | Chain | Accounts | Route | Status | Digest
+    Recorded
+    | Stale
+    | NotStarted
+    | Unknown
+    | Refused
+    | NotFound
+    | Balance
+    | Chain
+    | Accounts
+    | Route
+    | Status
+    | Digest
+    | Changed
+    | Members
+    | Health
 )
 
 

@@ -1,6 +1,7 @@
 """Acceptor: this node's votes on undecided slots, and the question who finishes them.
 
 * R2  only ballots of the installed epoch, only slots whose group this node is in.
+* R7  only where this node is ACTIVE in that epoch (node.syncing).
 * R3  no vote below a slot's birth epoch; round 0 only from the owner, and only in the birth epoch.
 * R4  a vote is in `Turn.persist` of the turn whose `Turn.sends` carry the answer: durable before it leaves.
 * R11 a vote only on a decided parent: without it the message waits here until the parent is applied.
@@ -10,7 +11,7 @@ then the link itself answers. A vote that stays undecided for STUCK_S is finishe
 start a takeover, so a slot does not depend on anybody asking for it again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
@@ -19,9 +20,10 @@ from chain.errors import RemoteFault
 from chain.link import Link, LinkHash, Slot
 from chain.needs import Needs
 from chain.rows import AccountHead, VoteRow
+from node.epochs import Admission, admit
 from node.identity import Identity
-from node.messages import Accept, Accepted, Message, Prepare, Promise, Refuse, SlotName
-from node.paxos import Ballot, Refusal, Vote, accept, prepare
+from node.messages import Accept, Accepted, AskViews, Message, Prepare, Promise, Refuse, SlotName
+from node.paxos import Ballot, Refusal, Vote, accept, merge, prepare
 from node.replica import Replica
 from node.turn import LinkDecoder, Self, ServeSlot, Turn
 from routing.keyspace import NodeId, route_key
@@ -58,6 +60,8 @@ class Acceptor:
     def restore(self, rows: list[VoteRow], now: float) -> None:
         """Take up the votes that were durable when the node stopped."""
         for row in rows:
+            if not row.account:  # on the next view: node.membership has it
+                continue
             link = self._decoder.untrusted(row.link) if row.link is not None else None
             accepted = Ballot(*_ballot(row.accepted)) if row.accepted is not None else None
             vote = Vote(Ballot(*_ballot(row.promised)), accepted, link)
@@ -105,10 +109,7 @@ class Acceptor:
         if not self._admits(turn, peer, message):
             return
         link = self._decoder.untrusted(message.link)
-        if (link.prev_hash, link.account, link.height) != (message.at.slot, message.at.account, message.at.height):
-            raise RemoteFault(
-                "malformed", f"link {link.height} of {link.account} is proposed for the slot of another one"
-            )
+        check_vote_untrusted(message.at, link)
         result = self.vote_for(turn, message.at, message.ballot, link)
         answer: Message = Accepted(message.at.slot, message.ballot)
         if isinstance(result, Refusal):
@@ -130,12 +131,14 @@ class Acceptor:
             return False
         group = self._self.view.group(route_key(at.slot))
         epoch = self._self.view.epoch
-        wrong_epoch = ballot.epoch != epoch or epoch < birth_epoch(head)
-        wrong_fast = ballot.round == 0 and not is_fast(at, ballot.node, head, group, epoch)
-        if wrong_epoch or wrong_fast or self._self.id not in group:
+        fast = is_fast(at, ballot.node, head, group, epoch)
+        active = self._self.is_active(route_key(at.slot))
+        admission = admit(ballot, self._self.id, group, epoch, birth_epoch(head), fast=fast, active=active)
+        if admission is Admission.BEHIND:
+            turn.send(peer, AskViews(epoch))
+        elif admission is Admission.REFUSE:
             turn.send(peer, Refuse(at.slot, ballot, Ballot(epoch, 0, self._self.id)))
-            return False
-        return True
+        return admission is Admission.VOTE
 
     # --- transitions, also used by this node's own proposer ---
 
@@ -162,13 +165,33 @@ class Acceptor:
 
     def _hold(self, at: SlotName, vote: Vote[Link], now: float) -> None:
         slot = Slot(at.slot)
-        rank = self._self.view.group(route_key(slot)).index(self._self.id)
-        wait = STUCK_S + STUCK_PER_RANK_S * (rank + self._self.rng.random())
         self._drop(slot)
-        self._held[slot] = _Held(at, vote, now + wait)
+        self._held[slot] = _Held(at, vote, now + self._wait(slot))
         if vote.value is not None:
             for _, _, posting, _ in vote.value.postings():
                 self._paying.setdefault(posting.recipient, {})[at.account] = at.height
+
+    def _wait(self, slot: Slot) -> float:
+        """How long a vote may stay undecided before this node sees to it, seconds."""
+        rank = self._self.view.rank_of(route_key(slot), self._self.id)
+        return STUCK_S + STUCK_PER_RANK_S * ((rank or 0) + self._self.rng.random())
+
+    # --- views ---
+
+    def all_votes(self) -> Iterator[tuple[SlotName, Ballot, Link]]:
+        """Every vote that is not known to be decided, in the order of slots: what this node tells whoever syncs (R8)."""
+        for _, held in sorted(self._held.items()):
+            if held.vote.accepted is not None and held.vote.value is not None:
+                yield held.at, held.vote.accepted, held.vote.value
+
+    def merge(self, turn: Turn, at: SlotName, ballot: Ballot, link: Link) -> None:
+        """R8: keep the vote of another node when it is higher than the one here."""
+        self._keep(turn, at, merge(self.vote(Slot(at.slot)), ballot, link))
+
+    def on_view(self, now: float) -> None:
+        """Another view is installed: other ranks, and other nodes that finish what is stuck."""
+        for slot, held in self._held.items():
+            held.stuck_at = now + self._wait(slot)
 
     def forget(self, link: Link) -> None:
         """The slot of `link` is decided: the chain answers for it from now on."""
@@ -195,7 +218,14 @@ class Acceptor:
         for held in list(self._held.values()):
             if held.vote.accepted is not None and held.stuck_at <= now:
                 held.stuck_at = now + STUCK_S * (1 + self._self.rng.random())
-                self._finish(turn, held.at)
+                if self._self.is_active(route_key(held.at.slot)):
+                    self._finish(turn, held.at)
+
+
+def check_vote_untrusted(at: SlotName, link: Link) -> None:
+    """`RemoteFault` unless `link` may be a value of this slot."""
+    if (link.prev_hash, link.account, link.height) != (at.slot, at.account, at.height):
+        raise RemoteFault("malformed", f"link {link.height} of {link.account} is proposed for the slot of another one")
 
 
 def birth_epoch(head: AccountHead | None) -> int:

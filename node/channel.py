@@ -234,6 +234,19 @@ async def start_tls(
 HANDSHAKE_ERRORS: Final = (RemoteFault, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 
 
+# X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED, and what OpenSSL calls the alerts of RFC 8446 6.2.
+_OUT_OF_TIME: Final = frozenset({9, 10})
+_REFUSED: Final = frozenset(
+    {
+        "SSLV3_ALERT_BAD_CERTIFICATE",
+        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+        "SSLV3_ALERT_CERTIFICATE_REVOKED",
+        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+        "TLSV1_ALERT_UNKNOWN_CA",
+    }
+)
+
+
 def handshake_fault(error: Exception) -> RemoteFault:
     """What one of HANDSHAKE_ERRORS means, with what to do."""
     if isinstance(error, RemoteFault):
@@ -242,6 +255,12 @@ def handshake_fault(error: Exception) -> RemoteFault:
         return RemoteFault("timeout", f"no TLS and hello within {HANDSHAKE_S:g} s")
     cause = error.__cause__
     if isinstance(cause, ssl.SSLCertVerificationError):
+        if cause.verify_code in _OUT_OF_TIME:
+            return RemoteFault(
+                "certificate",
+                f"its {cause.verify_message} by this machine's clock: renew it with `hopchain certificate renew`, or set "
+                "the clocks",
+            )
         return RemoteFault(
             "certificate",
             f"its certificate is not of this network's CA ({cause.verify_message}): another network, or a node.crt that "
@@ -250,6 +269,12 @@ def handshake_fault(error: Exception) -> RemoteFault:
     if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLSyscallError):
         if cause.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
             return RemoteFault("no_certificate", "it shows no certificate: clients belong on the client port")
+        if cause.reason in _REFUSED:
+            return RemoteFault(
+                "certificate",
+                f"it refuses this node's certificate ({cause.reason}): `hopchain certificate list` says when node.crt ends; "
+                "compare genesis.json and the clocks",
+            )
         return RemoteFault("tls", f"it does not speak TLS 1.3 as a node does ({cause.reason})")
     return RemoteFault(
         "lost",

@@ -4,6 +4,7 @@
     acceptor   votes (Paxos)                    owner      queues, forming, proposing
     replica    decided links and their chains   inquiry    majority reads
     gateway    clients' requests                reading    certain balance reads
+    membership views and their changes          syncing    where this node is ACTIVE
 
 Each kind of event has one row in a table: what it needs from the database, and what handles it. A fault in a peer's
 message ends that message, is counted, and changes nothing; `Corruption` and `Quarantined` stop the node.
@@ -24,11 +25,14 @@ from node.acceptor import Acceptor
 from node.gateway import Gateway
 from node.identity import Identity
 from node.inquiry import Inquiries
+from node.membership import Membership, restore_views
 from node.messages import (
     Accept,
     Accepted,
     AskIncome,
     AskSlot,
+    AskSync,
+    AskViews,
     Decided,
     Declined,
     Forward,
@@ -46,17 +50,27 @@ from node.messages import (
     Refuse,
     SlotAnswer,
     SlotName,
+    SyncPart,
+    ViewAccept,
+    ViewAccepted,
+    ViewPrepare,
+    ViewPromise,
+    ViewRefuse,
+    Views,
     Want,
 )
 from node.owner import Owner
 from node.peers import Peers
 from node.reading import Reading
 from node.replica import Replica
+from node.syncing import Syncing
 from node.turn import (
     ClientBalance,
+    ClientChange,
     ClientSubmit,
     Effects,
     Event,
+    FinishSync,
     FormLink,
     FromPeer,
     Learn,
@@ -67,10 +81,13 @@ from node.turn import (
     RouteJobs,
     Self,
     ServeSlot,
+    ToldRemoved,
     Turn,
     add_link_needs,
 )
+from routing.errors import RoutingFault
 from routing.keyspace import NodeId
+from routing.regions import EMPTY, Ranges
 from routing.view import View
 
 
@@ -81,6 +98,8 @@ class Start(msgspec.Struct, frozen=True):
     links: int
     cursors: dict[NodeId, int]
     seen: dict[NodeId, int]
+    views: list[bytes] = msgspec.field(default_factory=list)
+    active: dict[int, Ranges] = msgspec.field(default_factory=dict)
 
 
 class Gauges(msgspec.Struct, frozen=True):
@@ -93,22 +112,40 @@ class Gauges(msgspec.Struct, frozen=True):
     client_requests: int
     inquiries: int
     links: int
+    syncing: int = 0  # regions in which it is not ACTIVE yet
+    changes: int = 0  # of members, that wait for an answer
 
 
 class Core:
-    """One node. `needs` then `step`, one after the other, with the same events in mind (see node.turn)."""
+    """One node. `needs` then `step`, one after the other, with the same events in mind (see node.turn). `view` is the first
+    view, that of the genesis file; those that follow are in `start`."""
 
     def __init__(
         self, node_id: NodeId, genesis: Genesis, view: View, rng: random.Random, start: Start, now: Now
     ) -> None:
         self.counters: Counter[str] = Counter()
-        self._self = Self(node_id, genesis, genesis.network_id, view, rng, self.counters)
+        self.views = restore_views(view, start.views)
+        self._self = Self(node_id, genesis, genesis.network_id, self.views[-1], EMPTY, rng, self.counters)
         self._decoder = LinkDecoder()
         self.identity = Identity(self._self, start.seen)
         self.peers = Peers(self._self, self.identity)
         self.replica = Replica(self._self, self._decoder, self.peers, start.links, dict(start.cursors))
         self.acceptor = Acceptor(self._self, self._decoder, self.identity, self.replica, self._finish)
         self.replica.hooks.append(lambda turn, link, by: self.acceptor.forget(link))
+        self.syncing = Syncing(
+            self._self,
+            self._decoder,
+            self.identity,
+            self.peers,
+            self.acceptor,
+            self.replica,
+            self.views,
+            start.active,
+            now.mono,
+        )
+        self.membership = Membership(
+            self._self, self.identity, self.peers, self.replica, self.syncing, self.views, start.votes, now.mono
+        )
         self.inquiries = Inquiries(self._self, self._decoder, self.identity, self.peers, self.acceptor, self.replica)
         self.owner = Owner(
             self._self, self._decoder, self.identity, self.peers, self.acceptor, self.replica, self.inquiries
@@ -116,9 +153,35 @@ class Core:
         self.gateway = Gateway(self._self, self._decoder, self.peers, self.owner, self.replica, self.inquiries)
         self.reading = Reading(self._self, self.inquiries, self.replica)
         self.acceptor.restore(start.votes, now.mono)
+        self.membership.hooks += [
+            lambda turn: self.acceptor.on_view(turn.now.mono),
+            self.owner.on_view,
+            self.inquiries.on_view,
+        ]
         self._again: list[Event] = []
         self._events: list[Event] = []
+        self._contacts_of: tuple[int, bool] | None = None
         self._messages = self._table()
+
+    @property
+    def view(self) -> View:
+        """The newest view that this node has installed."""
+        return self._self.view
+
+    @property
+    def active(self) -> Ranges:
+        """The keys for which this node is ACTIVE in that view (design R7)."""
+        return self._self.active
+
+    @property
+    def fully_active(self) -> bool:
+        """True when this node is a member and ACTIVE wherever it is in a group."""
+        return self._self.fully_active
+
+    @property
+    def told_removed(self) -> bool:
+        """True when a member has said that this node was removed."""
+        return self._self.told_removed
 
     def _finish(self, turn: Turn, at: SlotName) -> None:
         self.owner.finish(turn, at)
@@ -132,7 +195,7 @@ class Core:
         for event in [*self._again, *events]:
             try:
                 self._needs_event(event, needs)
-            except RemoteFault as fault:
+            except (RemoteFault, RoutingFault) as fault:
                 self._fault(fault)
             else:
                 self._events.append(event)
@@ -146,11 +209,13 @@ class Core:
         for event in self._events:
             try:
                 self._handle_event(turn, event)
-            except RemoteFault as fault:
+            except (RemoteFault, RoutingFault) as fault:
                 self._fault(fault)
         self._events = []
         links = self.replica.count
         self.peers.tick(turn, links)
+        self.syncing.tick(turn)
+        self.membership.tick(turn)
         self.replica.tick(turn)
         self.acceptor.tick(turn)
         self.owner.tick(turn)
@@ -159,10 +224,18 @@ class Core:
         self.reading.tick(turn)
         self.identity.finish(turn)
         self._again = turn.again
-        effects = turn.effects()
+        effects = msgspec.structs.replace(turn.effects(), contacts=self._new_contacts())
         me = self._self.id
         self._again += [FromPeer(me, send.message) for send in effects.send if send.peer == me]
         return msgspec.structs.replace(effects, send=tuple(s for s in effects.send if s.peer != me))
+
+    def _new_contacts(self) -> frozenset[NodeId] | None:
+        """Whom to keep a connection with, when that is another answer than in the last turn."""
+        version = (self._self.view.epoch, self.membership.settled)
+        if version == self._contacts_of:
+            return None
+        self._contacts_of = version
+        return self.membership.contacts()
 
     def deadline(self) -> float | None:
         """When `step` wants to be called without an event, on the monotonic clock; -inf: at once."""
@@ -172,6 +245,8 @@ class Core:
             self.peers.deadline(),
             self.identity.deadline(),
             self.replica.deadline(),
+            self.syncing.deadline(),
+            self.membership.deadline(),
             self.acceptor.deadline(),
             self.owner.deadline(),
             self.inquiries.deadline(),
@@ -190,9 +265,11 @@ class Core:
             len(self.gateway),
             len(self.inquiries),
             self.replica.count,
+            len(self.syncing),
+            len(self.membership),
         )
 
-    def _fault(self, fault: RemoteFault) -> None:
+    def _fault(self, fault: RemoteFault | RoutingFault) -> None:
         self.counters[f"peer_fault_{fault.code}"] += 1
 
     # --- tables ---
@@ -213,7 +290,9 @@ class Core:
                 self.gateway.needs_route(event, needs)
             case ServeSlot():
                 self.replica.needs_serve(event, needs)
-            case PeerUp() | PeerDown():
+            case FinishSync():
+                self.syncing.needs_finish(event, needs)
+            case PeerUp() | PeerDown() | ToldRemoved() | ClientChange():
                 pass
             case _:
                 assert_never(event)
@@ -235,6 +314,12 @@ class Core:
                 self.gateway.on_route(turn, event)
             case ServeSlot():
                 self.replica.on_serve(turn, event)
+            case ToldRemoved():
+                self._self.told_removed = True
+            case ClientChange():
+                self.membership.on_change(turn, event)
+            case FinishSync():
+                self.syncing.on_finish(turn, event)
             case PeerUp():
                 self.peers.on_up(event.peer, turn.now)
                 self.replica.pull_soon(turn.now.mono)
@@ -246,6 +331,7 @@ class Core:
     def _table(self) -> dict[type[Any], tuple[Callable[[Any, Needs], None], Callable[[Turn, NodeId, Any], None]]]:
         """For each message: what it needs, and what handles it."""
         a, i, o, r, g, p = self.acceptor, self.inquiries, self.owner, self.replica, self.gateway, self.peers
+        v = self.membership
 
         def links(message: Links | Moved | SlotAnswer, needs: Needs) -> None:
             r.needs_links(message.links, needs)
@@ -276,6 +362,15 @@ class Core:
             Offer: (r.needs_offer, r.on_offer),
             Ping: (_nothing, lambda turn, peer, m: p.on_ping(turn, peer, m, r.count)),
             Pong: (_nothing, p.on_pong),
+            ViewPrepare: (_nothing, v.on_prepare),
+            ViewPromise: (_nothing, v.on_promise),
+            ViewAccept: (_nothing, v.on_accept),
+            ViewAccepted: (_nothing, v.on_accepted),
+            ViewRefuse: (_nothing, v.on_refuse),
+            AskViews: (_nothing, v.on_ask_views),
+            Views: (_nothing, v.on_views),
+            AskSync: (_nothing, self.syncing.on_ask_sync),
+            SyncPart: (_nothing, self.syncing.on_sync_part),
         }
         assert set(table) == set(Message.__args__), "a message has no row"
         return table

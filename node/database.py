@@ -3,15 +3,22 @@
 A turn is two functions, `chain.needs.load` and `chain.store.commit`. Sending them whole to aiosqlite's worker thread
 costs one hop each, where one call per statement would cost one for each row kind; and the simulator runs the very same
 functions inline. (docs/adr/0003)
+
+While the connection is open its thread runs one long function, `_serve`, which takes jobs from a queue and wakes the trio
+task that waits for each: the way through asyncio's loop and back, which costs several times as much as a short query, is
+gone once to open and once to close.
 """
 
 import asyncio
+import queue
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import aiosqlite
+import outcome
 import trio
 from trio_asyncio import aio_as_trio
 
@@ -45,9 +52,9 @@ class Database(Protocol):
 class _DatabaseThread:
     """One SQLite connection with a thread of its own. Needs a `trio_asyncio` loop."""
 
-    def __init__(self, connection: _Connection, sqlite: sqlite3.Connection) -> None:
-        self._connection = connection
+    def __init__(self, sqlite: sqlite3.Connection, jobs: "_Jobs") -> None:
         self._sqlite = sqlite
+        self._jobs = jobs
 
     async def run(
         self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -57,9 +64,19 @@ class _DatabaseThread:
         It is not cut short: a cancelled caller still waits for the function to end, because a transaction must not
         go on behind its back.
         """
-        with trio.CancelScope(shield=True):
-            result: T = await aio_as_trio(self._connection.run)(lambda: function(self._sqlite, *args, **kwargs))
+        self._jobs.put((trio.lowlevel.current_task(), partial(function, self._sqlite, *args, **kwargs)))
+        result: T = await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
         return result
+
+
+_Jobs = queue.SimpleQueue[tuple[trio.lowlevel.Task, Callable[[], Any]] | None]
+
+
+def _serve(jobs: _Jobs, token: trio.lowlevel.TrioToken) -> None:
+    """In the connection's thread: job after job, until there is a None."""
+    while (job := jobs.get()) is not None:
+        task, call = job
+        token.run_sync_soon(trio.lowlevel.reschedule, task, outcome.capture(call))
 
 
 @asynccontextmanager
@@ -82,8 +99,20 @@ async def open_database_thread(connect: Callable[[], sqlite3.Connection]) -> Asy
             raise
 
     await aio_as_trio(opened)()
+    jobs: _Jobs = queue.SimpleQueue()
+    serving = partial(_serve, jobs, trio.lowlevel.current_trio_token())
+
+    async def begin() -> asyncio.Task[None]:
+        return asyncio.create_task(connection.run(serving))
+
+    async def end() -> None:
+        await served
+        await connection.close()
+
+    served = await aio_as_trio(begin)()
     try:
-        yield _DatabaseThread(connection, made[0])
+        yield _DatabaseThread(made[0], jobs)
     finally:
+        jobs.put(None)
         with trio.CancelScope(shield=True):
-            await aio_as_trio(connection.close)()
+            await aio_as_trio(end)()

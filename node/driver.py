@@ -20,7 +20,7 @@ from node.client_port import Session
 from node.core import Core
 from node.database import Database
 from node.messages import MAX_MESSAGE_BYTES, Message, decode_frame_untrusted, encode_frames, encode_message
-from node.turn import Caller, Effects, Event, FromPeer, Now, PeerDown, PeerUp, Read
+from node.turn import Caller, Effects, Event, FromPeer, Now, PeerDown, PeerUp, Read, ToldRemoved
 from routing.keyspace import NodeId
 
 log = logging.getLogger(__name__)
@@ -49,12 +49,14 @@ class Driver:
         *,
         serve_read: Callable[[Session, Read], None],
         look_up: Callable[[bytes], None],
+        on_contacts: Callable[[frozenset[NodeId]], None] = lambda contacts: None,
     ) -> None:
         self._core = core
         self._database = database
         self._clock = clock
         self._serve_read = serve_read
         self._look_up = look_up
+        self._on_contacts = on_contacts
         self._inbox: deque[Event] = deque()
         self._arrived = trio.Event()
         self._room = trio.lowlevel.ParkingLot()
@@ -87,6 +89,9 @@ class Driver:
 
     def on_peer_down(self, peer: NodeId, reason: str) -> None:
         self.put_nowait(PeerDown(peer))
+
+    def on_removed(self, peer: NodeId) -> None:
+        self.put_nowait(ToldRemoved(peer))
 
     def add_session(self, session: Session) -> None:
         """Answers for this client go to this session."""
@@ -147,6 +152,8 @@ class Driver:
     def _emit(self, effects: Effects) -> None:
         """Everything that may leave now."""
         self._send(effects)
+        if effects.contacts is not None:
+            self._on_contacts(effects.contacts)
         for answer in effects.answers:
             self.reply(answer.caller, answer.body)
         for read in effects.reads:

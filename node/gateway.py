@@ -30,7 +30,7 @@ from node.owner import Held, Owner, item_batches
 from node.peers import Peers
 from node.replica import Replica
 from node.turn import Caller, ClientSubmit, LinkDecoder, RouteJobs, Self, Turn
-from routing.keyspace import NodeId, route_key
+from routing.keyspace import NodeId, route_key, short
 
 MAX_JOBS: Final = 100_000  # requests of clients that wait here; above it the answer is busy
 MAX_TIMEOUT_MS: Final = 600_000
@@ -105,6 +105,10 @@ class Gateway:
             return
         queued = Queued(signed, request, signed.request_id)
         head = turn.loaded.heads.get(request.sender)
+        if not self._self.is_member:
+            reason = f"node {short(self._self.id)} is no member of epoch {self._self.view.epoch}: it only reads; send it to one"
+            turn.answer(event.caller, Refused("not_member", reason))
+            return
         if head is None and request.kind is not Kind.OPEN and request.network == self._self.network:
             self._ask_then_submit(turn, event, request.sender, None, f"no account {request.sender} exists; open it")
             return

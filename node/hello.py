@@ -5,7 +5,7 @@ answer. Only then do frames of the upper layers flow. The version is the second 
 any two releases can tell each other that they differ.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -52,12 +52,13 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def check_hello_untrusted(
-    payload: bytes, mine: Hello, certified: NodeId, members: Collection[NodeId], dialed: NodeId | None
+    payload: bytes, mine: Hello, certified: NodeId, removed_in: Callable[[NodeId], int], dialed: NodeId | None
 ) -> Hello:
-    """The other side's hello, when it may be talked to.
+    """The other side's hello, when it may be talked to: as a member, or as a guest of whom the core takes no votes.
 
-    `certified`: the node of its certificate. `dialed`: whom we expect there, None when it came to us. Raises
-    `RemoteFault`: `malformed`, `version`, `network`, `identity`, `self`, `not_member`, `wrong_peer`.
+    `certified`: the node of its certificate. `removed_in`: the epoch in which a node was removed for good, else 0. `dialed`:
+    whom we expect there, None when it came to us. Raises `RemoteFault`: `malformed`, `version`, `network`, `identity`,
+    `self`, `removed`, `wrong_peer`.
     """
     try:
         version = _prefix.decode(payload).version
@@ -84,11 +85,12 @@ def check_hello_untrusted(
         raise RemoteFault(
             "self", f"node {short(mine.node_id)} meets itself: a wrong address, or a second copy of its directory runs"
         )
-    if hello.node_id not in members:
+    epoch = removed_in(hello.node_id)
+    if epoch:
         raise RemoteFault(
-            "not_member",
-            f"node {short(hello.node_id)} is not a member of the installed view ({len(members)} members): "
-            "it must be added to the network first",
+            "removed",
+            f"node {short(hello.node_id)} was removed from the network in epoch {epoch}: ids do not come back; "
+            "stop it, and join anew with a new invitation",
         )
     if dialed is not None and hello.node_id != dialed:
         raise RemoteFault(
@@ -115,5 +117,5 @@ def known_code(code: str) -> str:
 
 
 _CODES: Final = frozenset(
-    {"malformed", "version", "network", "identity", "self", "not_member", "wrong_peer", "duplicate", "oversize"}
+    {"malformed", "version", "network", "identity", "self", "removed", "wrong_peer", "duplicate", "oversize", "busy"}
 )

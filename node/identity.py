@@ -41,8 +41,10 @@ class Identity:
     def verified(self) -> bool:
         """True once all who are connected, a majority at least, have confirmed that nothing of this node is missing:
         only then it votes and proposes."""
-        enough = len(self._confirmed_by) + 1 >= majority(len(self._self.view.members))
-        self._verified = self._verified or (enough and self._connected <= self._confirmed_by)
+        if not self._verified:
+            others = set(self._self.view.ids) - {self._self.id}  # guests have no say
+            enough = len(self._confirmed_by & others) + 1 >= majority(len(others) + 1)
+            self._verified = enough and self._connected & others <= self._confirmed_by
         return self._verified
 
     def on_up(self, peer: NodeId) -> None:

@@ -6,12 +6,14 @@ A vote that is found is finished first. Used before `unknown_recipient`, `unknow
 
 **Income** (`ask_income`): which decided links pay an account? They lie on the chains of others, in groups that
 nobody knows beforehand. A decided link has the votes of at least majority(group size) nodes, so every answer set of
-n - majority(group size) + 1 nodes meets each of them. Each answers with the senders it knows of, its undecided votes
+n - majority(group size) + 1 nodes meets each of them, and whoever is ACTIVE in a changed group knows all of its votes
+(design R8). Each answers with the senders it knows of, its undecided votes
 included, and with the account's own tip, for what that has confirmed is income no more; the asker fetches what it lacks
 and waits for what is being decided. Used before `insufficient_funds` and by linearizable reads, so that **what a client
 could see anywhere, it can spend**.
 
-Both have a deadline: what cannot be fetched in time is no answer (`False`), never a guess.
+Both have a deadline: what cannot be fetched in time is no answer (`False`), never a guess. Answers count when both sides
+have the same view installed: a majority is one of one epoch.
 """
 
 import hashlib
@@ -120,8 +122,8 @@ class Inquiries:
             if node in inquiry.empty:
                 continue
             if node != self._self.id:
-                turn.send(node, AskSlot(number, inquiry.at))
-            elif self._identity.verified and not self._acceptor.is_voted(Slot(inquiry.at.slot)):
+                turn.send(node, AskSlot(number, inquiry.at, self._self.view.epoch))
+            elif self._speaks_of(inquiry.at) and not self._acceptor.is_voted(Slot(inquiry.at.slot)):
                 inquiry.empty.add(node)
         self._settle_slot(turn, number)
 
@@ -133,8 +135,13 @@ class Inquiries:
         head = turn.loaded.heads.get(at.account)
         if head is not None and head.height >= at.height:
             turn.again.append(ServeSlot(peer, at, answering=message.number))
-        elif self._identity.verified:  # design R12: who may have lost votes does not say that there are none
-            turn.send(peer, SlotAnswer(message.number, self._acceptor.is_voted(Slot(at.slot)), ()))
+        elif message.epoch == self._self.view.epoch and self._speaks_of(at):
+            voted = self._acceptor.is_voted(Slot(at.slot))
+            turn.send(peer, SlotAnswer(message.number, voted, (), self._self.view.epoch))
+
+    def _speaks_of(self, at: SlotName) -> bool:
+        """Who may have lost votes (R12), or has not heard of all of them (R7), does not say that there are none."""
+        return self._identity.verified and self._self.is_active(route_key(at.slot))
 
     def on_slot_answer(self, turn: Turn, peer: NodeId, message: SlotAnswer) -> None:
         for raw in message.links:
@@ -146,8 +153,9 @@ class Inquiries:
             if height_of(turn.loaded.heads.get(inquiry.at.account)) >= inquiry.at.height:  # it was here already
                 self._end_slot(turn, message.number, SlotResult(known=True, taken=True))
             return
-        inquiry.empty.add(peer)
-        self._settle_slot(turn, message.number)
+        if message.epoch == self._self.view.epoch:  # only answers of one epoch make a majority
+            inquiry.empty.add(peer)
+            self._settle_slot(turn, message.number)
 
     def _settle_slot(self, turn: Turn, number: int) -> None:
         inquiry = self._slots[number]
@@ -180,10 +188,17 @@ class Inquiries:
         digest = income_digest(senders_of(turn, account))
         inquiry = _IncomeInquiry(account, done, now + ASK_DEADLINE_S, now, digest)
         self._incomes[number] = inquiry
-        if self._identity.verified:
-            self._note_income(turn, number, self._self.id, tuple(sorted(self._acceptor.paying(account).items())))
+        self._note_own_income(turn, number, account)
         if number in self._incomes:
             self._ask_income_again(turn, number, inquiry)
+
+    def _note_own_income(self, turn: Turn, number: int, account: str) -> None:
+        if self._speaks_of_income():
+            self._note_income(turn, number, self._self.id, tuple(sorted(self._acceptor.paying(account).items())))
+
+    def _speaks_of_income(self) -> bool:
+        """The groups of who paid are not known beforehand: only who is ACTIVE in all its regions has heard of all votes."""
+        return self._identity.verified and self._self.fully_active
 
     def _ask_income_again(self, turn: Turn, number: int, inquiry: _IncomeInquiry) -> None:
         inquiry.again = turn.now.mono + ASK_AGAIN_S + self._peers.rtt(m.id for m in self._self.view.members)
@@ -192,10 +207,10 @@ class Inquiries:
             if lacking and member.id != self._self.id:
                 turn.send(member.id, Want(chains=tuple(sorted((s, h) for s, h in lacking.items()))))
             elif member.id != self._self.id and member.id not in inquiry.answered:
-                turn.send(member.id, AskIncome(number, inquiry.account, inquiry.digest))
+                turn.send(member.id, AskIncome(number, inquiry.account, inquiry.digest, self._self.view.epoch))
 
     def on_ask_income(self, turn: Turn, peer: NodeId, message: AskIncome) -> None:
-        if not self._identity.verified:
+        if message.epoch != self._self.view.epoch or not self._speaks_of_income():
             return
         known = senders_of(turn, message.account)
         undecided = self._acceptor.paying(message.account)
@@ -210,13 +225,13 @@ class Inquiries:
         if len(heights) > MAX_SENDERS:  # no answer rather than half of one: the asker must not believe that this is all
             self._self.counters["income_too_wide"] += 1
             return
-        turn.send(peer, IncomeAnswer(message.number, tuple(sorted(heights.items()))))
+        turn.send(peer, IncomeAnswer(message.number, tuple(sorted(heights.items())), self._self.view.epoch))
 
     def needs_income_answer(self, message: IncomeAnswer, needs: Needs) -> None:
         needs.heads.update(sender for sender, _ in message.senders)
 
     def on_income_answer(self, turn: Turn, peer: NodeId, message: IncomeAnswer) -> None:
-        if message.number in self._incomes:
+        if message.number in self._incomes and message.epoch == self._self.view.epoch:
             self._note_income(turn, message.number, peer, message.senders)
 
     def _note_income(self, turn: Turn, number: int, peer: NodeId, senders: Iterable[tuple[str, int]]) -> None:
@@ -252,7 +267,19 @@ class Inquiries:
                 del self._lacked[sender]
         inquiry.done(turn, complete)
 
-    # --- what ends them ---
+    # --- what ends them, or begins them again ---
+
+    def on_view(self, turn: Turn) -> None:
+        """Another view is installed: majorities are counted anew, among its members."""
+        for inquiry in self._slots.values():
+            inquiry.group = self._self.view.group(route_key(inquiry.at.slot))
+            inquiry.empty.clear()
+            inquiry.again = turn.now.mono
+        for number, income in list(self._incomes.items()):
+            income.answered.clear()
+            income.lacking.clear()
+            income.again = turn.now.mono
+            self._note_own_income(turn, number, income.account)
 
     def _on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
         for number in sorted(self._by_slot.get(link.prev_hash, ())):

@@ -4,10 +4,11 @@
     DIR/network.toml      public: where its nodes are; what the command line reads
     DIR/ca.crt            public: the certificate in genesis.json as a file
     DIR/ca.key            secret: signs the certificates of new nodes
-    DIR/operator.key      secret: the operator's Ed25519 key
+    DIR/operator.key      secret: the operator's Ed25519 key; whoever holds it changes the members
     DIR/node-N/           node.key, network.key (secret), node.crt, genesis.json, config.toml; later node.db
 
-A directory is a network when it has network.toml, which is put there last. Issuers' keys stay with the caller.
+A directory is a network when it has network.toml, which is put there last. Issuers' keys stay with the caller. The
+directory of a node that joined has a network.toml of its own: the nodes that its invitation named.
 """
 
 import random
@@ -28,13 +29,16 @@ from chain.genesis import Asset, Genesis, GenesisMember, Issuer, decode_genesis,
 from chain.request import NetworkId
 from node.config import ALLOWED, CONFIG_FILE, Host, NodeConfig, NodeIdHex, Peer, Port, encode_config, read_toml
 from node.pki import (
+    CA_DAYS,
     NODE_CERTIFICATE,
+    NODE_DAYS,
     NODE_KEY,
     NodeKey,
     make_ca,
     make_node_certificate,
     node_key,
     private_key_pem,
+    raw_public_key,
     read_secret,
     write_secret,
 )
@@ -120,20 +124,23 @@ def make_network(
     now_ms: int,
     k: int = 5,
     host: str = "127.0.0.1",
+    days: int = NODE_DAYS,
 ) -> Network:
     """Make all files of a new network in `directory`, which must be empty or not exist.
 
     `issuers`: account name -> (asset code, raw Ed25519 public key). `ports`: (port, client port) of each node.
-    `now_ms`: Unix milliseconds. On any error nothing is left behind.
+    `now_ms`: Unix milliseconds. `days`: how long the nodes' certificates are valid (the CA's: at least CA_DAYS). On any
+    error nothing is left behind.
     """
     if not 1 <= nodes <= MAX_NODES:
         raise LocalMisuse(f"{nodes} nodes: it must be 1 to {MAX_NODES}")
     if _NETWORK_NAME.fullmatch(name) is None:
         raise LocalMisuse(f"{name[:80]!r} is not a network name: 1 to 48 of letters, digits, space, . _ -")
     _check_ports(nodes, ports)
-    ca_certificate, ca_key = make_ca(name, now_ms)
+    ca_certificate, ca_key = make_ca(name, now_ms, max(days, CA_DAYS))
     keys = [node_key(Ed25519PrivateKey.generate()) for _ in range(nodes)]
-    genesis = _genesis(name, assets, issuers, k, ca_certificate, keys, now_ms)
+    operator = Ed25519PrivateKey.generate()
+    genesis = _genesis(name, assets, issuers, k, ca_certificate, keys, now_ms, operator)
     places = tuple(
         NodePlace(f"node-{number}", key.id.hex(), host, port, client_port)
         for number, (key, (port, client_port)) in enumerate(zip(keys, ports, strict=True), start=1)
@@ -142,12 +149,12 @@ def make_network(
     try:
         staging = directory / _STAGING
         staging.mkdir(mode=0o700)
-        _write_network(staging, genesis, places, ca_certificate, ca_key)
+        _write_network(staging, genesis, places, ca_certificate, ca_key, operator)
         network_key = secrets.token_bytes(NETWORK_KEY_BYTES)
         for place, key in zip(places, keys, strict=True):
-            certificate = make_node_certificate(ca_certificate, ca_key, key.public_key, now_ms)
+            certificate = make_node_certificate(ca_certificate, ca_key, key.public_key, now_ms, days)
             config = NodeConfig(host, place.port, place.client_port, host, peers=_seeds(places, place))
-            _write_node(staging / place.name, key, certificate, genesis, config, network_key)
+            write_node(staging / place.name, key, certificate, genesis, config, network_key)
         for path in sorted(staging.iterdir(), key=lambda path: path.name == NETWORK_FILE):
             path.rename(directory / path.name)
         staging.rmdir()
@@ -236,6 +243,7 @@ def _genesis(
     ca_certificate: bytes,
     keys: Sequence[NodeKey],
     now_ms: int,
+    operator: Ed25519PrivateKey,
 ) -> Genesis:
     codes = [asset.code for asset in assets]
     if not codes or len(set(codes)) != len(codes):
@@ -249,6 +257,7 @@ def _genesis(
         ca=ca_certificate.decode(),
         members=tuple(GenesisMember(key.public_key.hex()) for key in keys),
         time_ms=now_ms,
+        operator=raw_public_key(operator).hex(),
     )
     return decode_genesis(encode_genesis(genesis))  # its reader's checks, before anything is written
 
@@ -282,19 +291,30 @@ def _seeds(places: Sequence[NodePlace], me: NodePlace) -> tuple[Peer, ...]:
 
 
 def _write_network(
-    directory: Path, genesis: Genesis, places: tuple[NodePlace, ...], ca_certificate: bytes, ca_key: bytes
+    directory: Path,
+    genesis: Genesis,
+    places: tuple[NodePlace, ...],
+    ca_certificate: bytes,
+    ca_key: bytes,
+    operator: Ed25519PrivateKey,
 ) -> None:
     (directory / GENESIS_FILE).write_bytes(encode_genesis(genesis))
     (directory / CA_CERTIFICATE).write_bytes(ca_certificate)
-    file = NetworkFile(genesis.name, genesis.network_id.hex(), places)
-    (directory / NETWORK_FILE).write_bytes(msgspec.toml.encode(file))
+    write_places(directory, genesis, places)
     write_secret(directory / CA_KEY, ca_key)
-    write_secret(directory / OPERATOR_KEY, private_key_pem(Ed25519PrivateKey.generate()))
+    write_secret(directory / OPERATOR_KEY, private_key_pem(operator))
 
 
-def _write_node(
+def write_places(directory: Path, genesis: Genesis, places: Sequence[NodePlace]) -> None:
+    """Make network.toml: where the nodes are."""
+    file = NetworkFile(genesis.name, genesis.network_id.hex(), tuple(places))
+    (directory / NETWORK_FILE).write_bytes(msgspec.toml.encode(file))
+
+
+def write_node(
     directory: Path, key: NodeKey, certificate: bytes, genesis: Genesis, config: NodeConfig, network_key: bytes
 ) -> None:
+    """Make the directory of one node, with all that it needs to start."""
     directory.mkdir(mode=0o700)
     (directory / NODE_CERTIFICATE).write_bytes(certificate)
     (directory / GENESIS_FILE).write_bytes(encode_genesis(genesis))

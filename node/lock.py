@@ -16,6 +16,22 @@ LOCK_FILE: Final = "node.lock"
 _MAX_PID_BYTES: Final = 32
 
 
+def lock_holder(directory: Path) -> int | None:
+    """The process that runs the node of this directory; None when none does. It may end, or start, at any moment."""
+    try:
+        descriptor = os.open(directory / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, _MAX_PID_BYTES).decode("ascii", "replace").strip()
+        return int(holder) if holder.isdigit() else None
+    finally:
+        os.close(descriptor)
+    return None
+
+
 class DataLock:
     """`with DataLock(directory):` holds the directory; a second holder gets `LocalMisuse` with the first one's pid."""
 

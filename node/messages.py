@@ -136,26 +136,30 @@ class NotOwner(_Message, frozen=True, tag="not_owner"):
 
 
 class AskSlot(_Message, frozen=True, tag="ask_slot"):
-    """Has this slot a successor, or a vote for one?"""
+    """Has this slot a successor, or a vote for one? Asked in `epoch`: an answer of another one would not count."""
 
     number: int
     at: SlotName
+    epoch: Count
 
 
 class SlotAnswer(_Message, frozen=True, tag="slot_answer"):
-    """Answer to AskSlot: decided links from the slot on, or `voted` when a vote here is not decided yet."""
+    """Answer to AskSlot: decided links from the slot on, or `voted` when a vote here is not decided yet. `epoch`: which one
+    the answering node has installed, and is ACTIVE in for this slot."""
 
     number: int
     voted: bool
     links: tuple[bytes, ...]
+    epoch: Count
 
 
 class AskIncome(_Message, frozen=True, tag="ask_income"):
-    """Which incoming money of `account` do you know? `digest` is that of the list I know (node.inquiry)."""
+    """Which incoming money of `account` do you know? `digest` is that of the list I know (node.inquiry). Asked in `epoch`."""
 
     number: int
     account: Name
     digest: bytes
+    epoch: Count
 
 
 class IncomeAnswer(_Message, frozen=True, tag="income_answer"):
@@ -165,6 +169,84 @@ class IncomeAnswer(_Message, frozen=True, tag="income_answer"):
 
     number: int
     senders: tuple[tuple[Name, Count], ...]
+    epoch: Count
+
+
+# --- views (node.membership, node.syncing) -------------------------------------------------------------------------
+
+
+class ViewPrepare(_Message, frozen=True, tag="view_prepare"):
+    """Phase 1 for the view after that of epoch `ballot.epoch`, among all its members (design R1)."""
+
+    ballot: Ballot
+
+
+class ViewPromise(_Message, frozen=True, tag="view_promise"):
+    """Answer to ViewPrepare; `view` are the bytes of the vote at ballot `accepted`."""
+
+    ballot: Ballot
+    accepted: Ballot | None
+    view: bytes | None
+
+
+class ViewAccept(_Message, frozen=True, tag="view_accept"):
+    """Phase 2: vote for `view` at `ballot`."""
+
+    ballot: Ballot
+    view: bytes
+
+
+class ViewAccepted(_Message, frozen=True, tag="view_accepted"):
+    """Answer to ViewAccept: the vote is durable."""
+
+    ballot: Ballot
+
+
+class ViewRefuse(_Message, frozen=True, tag="view_refuse"):
+    """Answer to ViewPrepare or ViewAccept: `promised` is higher than `ballot`."""
+
+    ballot: Ballot
+    promised: Ballot
+
+
+class AskViews(_Message, frozen=True, tag="ask_views"):
+    """Which views follow that of epoch `after`?"""
+
+    after: Count
+
+
+class Views(_Message, frozen=True, tag="views"):
+    """Decided views, epoch by epoch."""
+
+    views: tuple[bytes, ...]
+
+
+class SyncVote(_Message, frozen=True):
+    """A vote: the undecided slot, the ballot and the link."""
+
+    at: SlotName
+    ballot: Ballot
+    link: bytes
+
+
+class AskSync(_Message, frozen=True, tag="ask_sync"):
+    """What did you vote for before you installed `epoch`? (design R8)"""
+
+    number: int
+    epoch: Count
+
+
+class SyncPart(_Message, frozen=True, tag="sync_part"):
+    """Answer to AskSync, `part` of `parts`, all of one moment: the votes on undecided slots, the length of the log (what is
+    decided is no vote any more: the asker needs those links too), and where the sender was ACTIVE in the epoch before."""
+
+    number: int
+    epoch: Count
+    part: Count
+    parts: Count
+    active: bytes
+    log: Count
+    votes: tuple[SyncVote, ...]
 
 
 # --- replication (node.replica) ------------------------------------------------------------------------------------
@@ -203,11 +285,15 @@ class Offer(_Message, frozen=True, tag="offer"):
 
 
 class Ping(_Message, frozen=True, tag="ping"):
-    """Liveness and round-trip time; `links` the sender has applied, `votes` how often it has made votes durable."""
+    """Liveness and round-trip time; `links` the sender has applied, `votes` how often it has made votes durable; the `epoch`
+    it has installed, and whether it is ACTIVE in it in all its regions; its wall clock, Unix milliseconds."""
 
     sent: float
     links: Count
     votes: Count
+    epoch: Count
+    active: bool
+    time_ms: int
 
 
 class Pong(_Message, frozen=True, tag="pong"):
@@ -239,6 +325,15 @@ Message = (
     | Offer
     | Ping
     | Pong
+    | ViewPrepare
+    | ViewPromise
+    | ViewAccept
+    | ViewAccepted
+    | ViewRefuse
+    | AskViews
+    | Views
+    | AskSync
+    | SyncPart
 )
 
 _encoder = msgspec.msgpack.Encoder()

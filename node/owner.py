@@ -258,6 +258,9 @@ class Owner:
         if self._self.id not in group:
             self._hand_over(turn, work, at)
             return
+        if not self._may_work_on(at):
+            work.wake_at = turn.now.mono + BACKOFF_S
+            return
         if work.proposer is None:
             self._drop_settled(turn, work)
             if not work.queue and not (work.finish and self._acceptor.is_voted(Slot(at.slot))):
@@ -266,6 +269,22 @@ class Owner:
             self._start_ballot(turn, work, at, head, group)
         if work.proposer is not None and self._may_propose(work):
             self._form(turn, work)
+
+    def _may_work_on(self, at: SlotName) -> bool:
+        """R7: only where this node is ACTIVE. A merged vote of a later epoch waits for that epoch's view (R2)."""
+        vote = self._acceptor.vote(Slot(at.slot))
+        known = vote is None or vote.promised.epoch <= self._self.view.epoch
+        return known and self._self.is_active(route_key(at.slot))
+
+    def on_view(self, turn: Turn) -> None:
+        """Another view is installed: ballots of the epoch before are over, the queues go to whose they are now."""
+        for work in self._works.values():
+            work.finish = work.finish or work.proposer is not None
+            self._end_ballot(work)
+            work.attempt, work.lowest_round = 0, 1
+            work.wake_at = turn.now.mono
+            if not work.asking:
+                turn.again.append(FormLink(work.account))
 
     def _may_propose(self, work: Work) -> bool:
         proposer = work.proposer

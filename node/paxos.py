@@ -8,11 +8,12 @@ The rules that live here:
       vote is its durable record of (slot, ballot, value): one value per ballot, for ever.
 * R10 votes are counted by distinct node, for the same ballot, among the group pinned when the ballot was made.
 
-`Vote` is what one acceptor knows about one undecided slot. `prepare` and `accept` are its only transitions; they are
+`Vote` is what one acceptor knows about one undecided slot. `prepare`, `accept` and `merge` are its only transitions; they are
 idempotent. `Proposer` drives one ballot of one node; a new ballot is a new `Proposer`. The value is opaque.
 
     prepare(vote, ballot) -> Vote | Refusal        Proposer.on_promise -> value to accept, when a majority promised
     accept(vote, ballot, value) -> Vote | Refusal  Proposer.on_accepted -> True, when a majority accepted
+    merge(vote, ballot, value) -> Vote             what another node voted for, when this one syncs (design R8)
 """
 
 from typing import Annotated, Final, Generic, TypeVar
@@ -65,6 +66,15 @@ def accept(vote: Vote[Value] | None, ballot: Ballot, value: Value) -> Vote[Value
     if vote is not None and vote.accepted == ballot:
         return vote  # the same message again: the first value of a ballot is its only one (R4)
     return Vote(ballot, ballot, value)
+
+
+def merge(vote: Vote[Value] | None, ballot: Ballot, value: Value) -> Vote[Value]:
+    """A sync (design R8): keep the vote of another node when it is higher than the one here."""
+    if vote is None:
+        return Vote(ballot, ballot, value)
+    if vote.accepted is None or vote.accepted < ballot:
+        return Vote(max(vote.promised, ballot), ballot, value)
+    return vote
 
 
 class Proposer(Generic[Value]):

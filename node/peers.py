@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from node.identity import Identity
-from node.messages import Ping, Pong
+from node.messages import AskViews, Ping, Pong
 from node.turn import Now, Self, Turn
 from routing.keyspace import NodeId
+from routing.view import majority
 
 PING_EVERY_S: Final = 0.5  # four chances before a peer is suspected
 SUSPECT_S: Final = 2.0
@@ -28,6 +29,7 @@ class _Peer:
         self.rtt = FIRST_RTT_S
         self.measured = False
         self.links = 0
+        self.clock_apart_ms = 0
 
 
 class Peers:
@@ -39,6 +41,7 @@ class Peers:
         self._up: dict[NodeId, _Peer] = {}
         self._next_ping = 0.0
         self._turn_of = 0
+        self._told: dict[NodeId, tuple[int, bool]] = {}
 
     def on_up(self, peer: NodeId, now: Now) -> None:
         self._up[peer] = _Peer(now.mono)
@@ -57,6 +60,12 @@ class Peers:
 
     def on_ping(self, turn: Turn, peer: NodeId, message: Ping, links: int) -> None:
         self._note_links(peer, message.links)
+        self._told[peer] = (message.epoch, message.active)
+        known = self._up.get(peer)
+        if known is not None:
+            known.clock_apart_ms = message.time_ms - turn.now.unix_ms
+        if message.epoch > self._self.view.epoch:
+            turn.send(peer, AskViews(self._self.view.epoch))
         self._identity.on_ping(peer, message.votes)
         turn.send(peer, Pong(message.sent, links, self._identity.seen(peer)))
 
@@ -90,6 +99,20 @@ class Peers:
         known = self._up.get(node)
         return known.rtt if known is not None and known.measured else None
 
+    def told(self, node: NodeId) -> tuple[int, bool]:
+        """The epoch that `node` said it had installed last, and whether it was ACTIVE in it in all its regions."""
+        return self._told.get(node, (0, False))
+
+    def clock_apart_ms(self, node: NodeId) -> int:
+        """Its wall clock minus ours when it pinged last, with the way of the ping: milliseconds."""
+        known = self._up.get(node)
+        return known.clock_apart_ms if known is not None else 0
+
+    def has_majority(self, now: Now) -> bool:
+        """True when this node is a member and in contact with a majority of all, itself included."""
+        members = self._self.view.ids
+        return self._self.is_member and sum(self.alive(n, now) for n in members) >= majority(len(members))
+
     def links(self, node: NodeId) -> int:
         """How many links `node` said it had applied."""
         known = self._up.get(node)
@@ -113,4 +136,13 @@ class Peers:
             self._turn_of = start + PINGS_PER_ROUND
             peers = (peers + peers)[start : start + PINGS_PER_ROUND]
         for peer in peers:
-            turn.send(peer, Ping(turn.now.mono, links, self._identity.votes))
+            turn.send(peer, self._ping(turn.now, links))
+
+    def ping_all(self, turn: Turn, links: int) -> None:
+        """Tell everybody at once what has changed here (a view, an ACTIVE mark)."""
+        for peer in self.connected():
+            turn.send(peer, self._ping(turn.now, links))
+
+    def _ping(self, now: Now, links: int) -> Ping:
+        epoch, active = self._self.view.epoch, self._self.fully_active
+        return Ping(now.mono, links, self._identity.votes, epoch, active, now.unix_ms)

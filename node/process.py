@@ -7,6 +7,7 @@ Whatever ends the node has a type: `LocalMisuse` (files or ports are not as they
 import logging
 import random
 import secrets
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -25,8 +26,16 @@ from node.core import Core
 from node.database import open_database_thread
 from node.layout import read_genesis, read_network_key
 from node.lock import DataLock
-from node.pki import node_contexts, read_node_key
+from node.pki import (
+    NODE_CERTIFICATE,
+    NodeContexts,
+    certificate_until_ms,
+    node_contexts,
+    read_node_key,
+    reload_contexts,
+)
 from node.running import Ports, RunningNode
+from node.serving import Disk
 from node.start import read_start
 from node.turn import Now
 from routing.datagrams import Datagrams, Receiver, UdpFactory
@@ -37,6 +46,7 @@ from routing.view import View, encode_view, first_view, member_of
 log = logging.getLogger(__name__)
 
 DATABASE_FILE: Final = "node.db"
+LOOK_AT_CERTIFICATE_S: Final = 5.0
 
 
 def run_node(directory: Path) -> None:
@@ -58,7 +68,7 @@ def now() -> Now:
 def view_of(genesis: Genesis) -> View:
     """The view that the genesis file makes."""
     members = [member_of(bytes.fromhex(m.public_key), m.incarnation) for m in genesis.members]
-    return first_view(genesis.network_id, genesis.k, members)
+    return first_view(genesis.network_id, genesis.k, members, genesis.time_ms)
 
 
 async def serve_node(directory: Path, config: NodeConfig) -> None:
@@ -76,7 +86,10 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
         ):
             await database.run(create_or_check, genesis, key.id, (view.hash, encode_view(view)))
             start = await database.run(read_start)
-            async with open_database_thread(lambda: open_database(path, writer=False)) as reader:
+            async with (
+                open_database_thread(lambda: open_database(path, writer=False)) as reader,
+                trio.open_nursery() as nursery,
+            ):
                 core = Core(key.id, genesis, view, random.Random(secrets.randbits(64)), start, now())
                 ports = Ports(
                     clock=now,
@@ -88,8 +101,36 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
                     reader=reader,
                     tcp=TcpNetwork(),
                     datagrams=_Udp(),
+                    disk=lambda: _disk(path),
+                    certificate_until_ms=lambda: certificate_until_ms(directory / NODE_CERTIFICATE),
                 )
-                await _serve_until_signal(RunningNode(config, genesis, key.id, view, core, ports), config)
+                nursery.start_soon(_renew_certificates, contexts, directory)
+                await _serve_until_signal(RunningNode(config, genesis, key.id, core, ports), config)
+                nursery.cancel_scope.cancel()
+
+
+def _disk(database: Path) -> Disk:
+    """The disk of the database, and the size of the database with its write-ahead log."""
+    usage = shutil.disk_usage(database.parent)
+    size = sum(file.stat().st_size for file in database.parent.glob(f"{database.name}*"))
+    return Disk(usage.free, usage.total, size)
+
+
+async def _renew_certificates(contexts: NodeContexts, directory: Path) -> None:
+    """Use a new node.crt as soon as it is there: standing connections go on, the next handshakes show it."""
+    path = directory / NODE_CERTIFICATE
+    before = path.stat().st_mtime_ns
+    while True:
+        await trio.sleep(LOOK_AT_CERTIFICATE_S)
+        try:
+            now = path.stat().st_mtime_ns
+            if now != before:
+                reload_contexts(contexts, directory)
+                log.info("node.crt was replaced: it is used from now on")
+                before = now
+        except (LocalMisuse, OSError) as error:
+            log.warning("node.crt was replaced, but cannot be used: %s", error)
+            await trio.sleep(LOOK_AT_CERTIFICATE_S)
 
 
 class _Udp(UdpFactory):

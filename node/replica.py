@@ -28,6 +28,8 @@ from routing.keyspace import NodeId, route_key
 
 PULL_S: Final = 2.0
 PULL_TIMEOUT_S: Final = 3.0  # then the pull is given up and another peer asked
+FOLLOW_S: Final = 0.1  # the same while this node syncs, and a few round trips more
+FOLLOW_RTTS: Final = 8
 WANT_AGAIN_S: Final = 0.3  # for what waiting links lack
 MAX_EARLY: Final = 10_000  # messages about slots whose parent is not here yet; above it they are dropped
 MAX_WAITING: Final = 10_000  # links that wait; above it they are dropped, and pulled again later
@@ -71,6 +73,7 @@ class Replica:
         self._early_asked: dict[str, float] = {}  # account -> when its chain was asked for last
         self._puller: _Puller | None = None
         self._next_pull = 0.0
+        self._follow: dict[NodeId, int] = {}  # peers whose log must be read up to here (design R8)
         self.count = count
         self.hooks: list[AppliedHook] = []
 
@@ -83,6 +86,11 @@ class Replica:
     def announce(self, turn: Turn, link: Link) -> None:
         """Tell everybody that `link` is decided; the caller counted the votes."""
         self._pass_on(turn, link, self._self.id, depth=0)
+        guests = [peer for peer in self._peers.connected() if not self._self.view.is_member(peer)]
+        if guests:
+            message = Decided(link.raw, self._self.id, LEAF)
+            for guest in guests:
+                turn.send(guest, message)
         self.learn(turn, link, self._self.id, self._self.id)
 
     def _pass_on(self, turn: Turn, link: Link, by: NodeId, depth: int) -> None:
@@ -246,7 +254,7 @@ class Replica:
         at = event.at
         links = next(iter(batches(turn.loaded.chains.get((at.account, at.height), ()))), ())
         if event.answering is not None:
-            turn.send(event.peer, SlotAnswer(event.answering, False, links))
+            turn.send(event.peer, SlotAnswer(event.answering, False, links, self._self.view.epoch))
         elif event.moved:
             turn.send(event.peer, Moved(at.account, at.height, links))
         else:
@@ -257,6 +265,21 @@ class Replica:
     def pull_soon(self, now: float) -> None:
         """Compare logs in the next turn: a connection stands again, or more is to be had."""
         self._next_pull = now
+
+    def follow(self, turn: Turn, peer: NodeId, upto: int) -> None:
+        """Read the log of `peer` up to this length as soon as possible: `has_log` tells when it is applied here."""
+        if not self.has_log(peer, upto):
+            self._follow[peer] = max(upto, self._follow.get(peer, 0))
+            if self._puller is None:
+                self.pull_soon(turn.now.mono)
+
+    def follow_nobody(self) -> None:
+        """Nobody waits for a log any more."""
+        self._follow.clear()
+
+    def has_log(self, peer: NodeId, upto: int) -> bool:
+        """True when every link in the first `upto` of this peer's log is applied here."""
+        return self._cursors.get(peer, 0) >= upto
 
     def needs_pull(self, message: Pull, needs: Needs) -> None:
         needs.log.add(message.after)
@@ -279,10 +302,12 @@ class Replica:
         if puller is None or puller.peer != peer:
             return
         known = turn.loaded.known
-        puller.offer = message
-        puller.wanted = deque(h for h in message.hashes if h not in known and h not in self._waiting)
         if not message.hashes and message.count > self.count:
             self._cursors.pop(peer, None)  # a gap before the cursor: compare from the start
+            self._puller = None
+            return
+        puller.offer = message
+        puller.wanted = deque(h for h in message.hashes if h not in known and h not in self._waiting)
         self._want_more(turn, puller)
 
     def _pull_on(self, turn: Turn, peer: NodeId, message: Links) -> None:
@@ -294,7 +319,7 @@ class Replica:
             self._want_more(turn, puller)
 
     def _want_more(self, turn: Turn, puller: _Puller) -> None:
-        puller.until = turn.now.mono + PULL_TIMEOUT_S
+        puller.until = turn.now.mono + self._timeout(puller.peer)
         if puller.wanted:
             batch = [puller.wanted.popleft() for _ in range(min(WANT_BATCH, len(puller.wanted)))]
             puller.asked = set(batch)
@@ -302,17 +327,27 @@ class Replica:
             return
         offer, self._puller = puller.offer, None
         assert offer is not None
-        if offer.hashes and not self._waiting and self._cursors.get(puller.peer) != offer.upto:
+        if not self._waiting and self._cursors.get(puller.peer, 0) != offer.upto:
             self._cursors[puller.peer] = offer.upto
             turn.persist.append(CursorRow(puller.peer, offer.upto))
-        if offer.upto < offer.head and not self._waiting:
+        if self.has_log(puller.peer, self._follow.get(puller.peer, 0)):
+            self._follow.pop(puller.peer, None)
+        more = offer.upto < offer.head and not self._waiting
+        if more or any(self._peers.alive(peer, turn.now) for peer in self._follow):
             self.pull_soon(turn.now.mono)
+
+    def _timeout(self, peer: NodeId) -> float:
+        """How long a pull may be silent; when somebody waits for it, little more than its round trips take."""
+        return (
+            min(PULL_TIMEOUT_S, FOLLOW_S + FOLLOW_RTTS * self._peers.rtt((peer,))) if self._follow else PULL_TIMEOUT_S
+        )
 
     # --- time ---
 
     def deadline(self) -> float:
         waiting = min((w.ask_at for w in self._waiting.values()), default=self._next_pull)
-        return min(waiting, self._next_pull)
+        pulling = self._puller.until if self._puller is not None and self._follow else self._next_pull
+        return min(waiting, pulling, self._next_pull)
 
     def needs_tick(self, now: float, needs: Needs) -> None:
         needs.log_head = needs.log_head or now >= self._next_pull
@@ -332,13 +367,17 @@ class Replica:
                     self._ask(turn, waiting, self._self.rng.choice(alive))
         if self._puller is not None and self._puller.until <= now:
             self._puller = None
+            if self._follow:
+                self._next_pull = now
         log = turn.loaded.log_head
         if now < self._next_pull or log is None:  # None: it became time within this turn; the next one has it
             return
         self._next_pull = now + PULL_S * (0.5 + self._self.rng.random())
-        if alive and self._puller is None:
-            peer = self._self.rng.choice(alive)
-            self._puller = _Puller(peer, now + PULL_TIMEOUT_S)
+        members = [p for p in alive if self._self.view.is_member(p)] or alive
+        wanted = [p for p in alive if p in self._follow] or members
+        if wanted and self._puller is None:
+            peer = self._self.rng.choice(wanted)
+            self._puller = _Puller(peer, now + self._timeout(peer))
             turn.send(peer, Pull(self._cursors.get(peer, 0), log.count, log.xor))
 
 

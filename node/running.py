@@ -17,7 +17,7 @@ import trio
 
 from chain.errors import RemoteFault
 from chain.genesis import Genesis
-from hopchain.wire import AskBalance, Call, Hello, Refused, Submit, decode_client_frame_untrusted
+from hopchain.wire import AskBalance, Call, Hello, Refused, Submit, SubmitChange, decode_client_frame_untrusted
 from node.channel import Network
 from node.client_port import ClientServer, Session
 from node.config import NodeConfig
@@ -27,14 +27,13 @@ from node.driver import Driver
 from node.hello import PROTOCOL_VERSION
 from node.hello import Hello as PeerHello
 from node.pki import NodeContexts
-from node.serving import Serving, check_question_untrusted
+from node.serving import Disk, Serving, check_question_untrusted
 from node.transport import MeshIdentity, PeerMesh
-from node.turn import Caller, ClientBalance, ClientSubmit, Now, Read
+from node.turn import Caller, ClientBalance, ClientChange, ClientSubmit, Now, Read
 from routing.datagrams import DatagramFactory
 from routing.dht import ContactEvent, Dht, open_dht
 from routing.keyspace import NodeId
 from routing.table import Change
-from routing.view import View
 
 JOIN_AGAIN_S: Final = 1.0
 MAX_LOOKUPS: Final = 16  # that wait at once; they only find addresses, so more would find the same
@@ -43,7 +42,8 @@ MAX_LOOKUPS: Final = 16  # that wait at once; they only find addresses, so more 
 @dataclass(frozen=True, slots=True)
 class Ports:
     """Everything outside of it that a node touches. `boot`: 16 bytes, new at each start. `rng` is for what may be
-    guessed (jitter, message ids). Secrets: `contexts` and `network_key`."""
+    guessed (jitter, message ids). `disk` and `certificate_until_ms` are for `hopchain doctor`. Secrets: `contexts` and
+    `network_key`."""
 
     clock: Callable[[], Now]
     rng: random.Random
@@ -54,14 +54,14 @@ class Ports:
     reader: Database
     tcp: Network
     datagrams: DatagramFactory
+    disk: Callable[[], Disk] = lambda: Disk(0, 0, 0)
+    certificate_until_ms: Callable[[], int] = lambda: 0
 
 
 class RunningNode:
     """The ports and tasks of a node. Run it with `await nursery.start(node.run)`, inside a trio-asyncio loop."""
 
-    def __init__(
-        self, config: NodeConfig, genesis: Genesis, node_id: NodeId, view: View, core: Core, ports: Ports
-    ) -> None:
+    def __init__(self, config: NodeConfig, genesis: Genesis, node_id: NodeId, core: Core, ports: Ports) -> None:
         self.id = node_id
         self.network = genesis.network_id
         self.core = core
@@ -71,17 +71,27 @@ class RunningNode:
         self._addresses = {peer.node_id: (peer.host, peer.port) for peer in config.peers}
         self._addresses[node_id] = (config.advertise_host, config.port)
         self._lookups: set[bytes] = set()
-        self.driver = Driver(core, ports.database, ports.clock, serve_read=self._serve_read, look_up=self._look_up)
-        member = view.member(node_id)
+        self._contacts: frozenset[NodeId] = core.membership.contacts()
+        self.driver = Driver(
+            core,
+            ports.database,
+            ports.clock,
+            serve_read=self._serve_read,
+            look_up=self._look_up,
+            on_contacts=self._on_contacts,
+        )
+        member = core.view.member(node_id)
         incarnation = member.incarnation if member is not None else 1
         hello = PeerHello(PROTOCOL_VERSION, genesis.network_id, node_id, incarnation, ports.boot)
         self.mesh = PeerMesh(
             MeshIdentity(hello, ports.contexts),
-            members=lambda: view.ids,
+            members=self._whom,
             address_of=self._addresses.get,
             on_frame=self.driver.on_peer_frame,
             on_up=self.driver.on_peer_up,
             on_down=self.driver.on_peer_down,
+            removed_in=core.membership.is_refused,
+            on_removed=self.driver.on_removed,
             rng=ports.rng,
             host=config.host,
             port=config.port,
@@ -101,7 +111,15 @@ class RunningNode:
             queue_bytes=config.limits.client_queue_bytes,
         )
         self._serving = Serving(
-            node_id, genesis, view, core, ports.reader, self._addresses, self._counters, ports.clock
+            node_id,
+            genesis,
+            core,
+            ports.reader,
+            self._addresses,
+            self._counters,
+            ports.clock,
+            ports.disk,
+            ports.certificate_until_ms,
         )
         self._nursery: trio.Nursery | None = None
         self._dht: Dht | None = None
@@ -135,6 +153,18 @@ class RunningNode:
         """Send what is queued for clients and members, for a bounded time, and close their connections."""
         await self._clients.aclose()
         await self.mesh.aclose()
+
+    # --- members ---
+
+    def _whom(self) -> frozenset[NodeId]:
+        """With whom to keep a connection. A guest may know an old view only, so it dials the seeds of its config too."""
+        if self.id in self._contacts:
+            return self._contacts
+        return self._contacts.union(peer.node_id for peer in self._config.peers)
+
+    def _on_contacts(self, contacts: frozenset[NodeId]) -> None:
+        self._contacts = contacts
+        self.mesh.refresh()
 
     # --- the DHT ---
 
@@ -184,6 +214,9 @@ class RunningNode:
         body = call.body
         if isinstance(body, Submit):
             await self.driver.put(ClientSubmit(caller, body))
+            return
+        if isinstance(body, SubmitChange):
+            await self.driver.put(ClientChange(caller, body))
             return
         try:
             check_question_untrusted(body)

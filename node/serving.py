@@ -6,7 +6,9 @@ holds only decided links, and says how old it is (tip, height, epoch, as_of).
 
 import sqlite3
 from collections.abc import Callable, Mapping
-from typing import Final, assert_never
+from typing import Final, Literal, assert_never
+
+import msgspec
 
 from chain.errors import RemoteFault
 from chain.genesis import Genesis
@@ -17,10 +19,12 @@ from chain.request import HASH_BYTES, RequestId
 from hopchain import wire
 from node.core import Core
 from node.database import Database
+from node.epochs import without_majority
 from node.gateway import recorded
 from node.turn import Now
 from routing.dht import Dht, Lookup
 from routing.keyspace import ID_BYTES, NodeId
+from routing.regions import group_ranges
 from routing.view import View
 
 MAX_CHAIN_BYTES: Final = (
@@ -35,7 +39,17 @@ Read = (
     | wire.AskRoute
     | wire.AskStatus
     | wire.AskDigest
+    | wire.AskMembers
+    | wire.AskHealth
 )
+
+
+class Disk(msgspec.Struct, frozen=True):
+    """The file system of the data directory and the database in it, bytes."""
+
+    free: int
+    total: int
+    database: int
 
 
 class Serving:
@@ -45,22 +59,24 @@ class Serving:
         self,
         node_id: NodeId,
         genesis: Genesis,
-        view: View,
         core: Core,
         reader: Database,
         addresses: Mapping[NodeId, tuple[str, int]],
         counters: Callable[[], dict[str, int]],
         clock: Callable[[], Now],
+        disk: Callable[[], Disk] = lambda: Disk(0, 0, 0),
+        certificate_until_ms: Callable[[], int] = lambda: 0,
     ) -> None:
         self._id = node_id
         self._genesis = genesis
         self._network = genesis.network_id
-        self._view = view
         self._core = core
         self._reader = reader
         self._addresses = addresses
         self._counters = counters
         self._clock = clock
+        self._disk = disk
+        self._certificate_until_ms = certificate_until_ms
         self._started = clock().mono
         self.dht: Dht | None = None
 
@@ -87,7 +103,11 @@ class Serving:
             case wire.AskDigest():
                 state = await self._reader.run(state_digest)
                 totals = tuple(wire.AssetTotal(asset, total) for asset, total in state.totals)
-                return wire.Digest(state.digest, state.accounts, state.links, self._view.epoch, totals)
+                return wire.Digest(state.digest, state.accounts, state.links, self._core.view.epoch, totals)
+            case wire.AskMembers():
+                return self._members(body)
+            case wire.AskHealth():
+                return self._health()
             case _:
                 assert_never(body)
 
@@ -107,9 +127,10 @@ class Serving:
             height=found.height,
             link_epoch=found.epoch,
             time_ms=found.time_ms,
-            epoch=self._view.epoch,
+            epoch=self._core.view.epoch,
             as_of_ms=self._clock().unix_ms,
             linearizable=ask.linearizable,
+            stale=not self._core.peers.has_majority(self._clock()),
         )
 
     async def _chain(self, ask: wire.AskChain) -> wire.ReplyBody:
@@ -139,7 +160,7 @@ class Serving:
             found = await self._reader.run(read_balance, ask.account)
             slot = found.tip if found is not None else opening_slot(self._network, ask.account)
         key = slot[:ID_BYTES]
-        group = self._view.group(key)
+        group = self._core.view.group(key)
         lookup = await self.dht.lookup(key)
         return wire.Route(
             key=key,
@@ -148,7 +169,7 @@ class Serving:
             hops=lookup.hops,
             found=tuple(self._route_node(contact.id, group, lookup) for contact in lookup.contacts),
             group=tuple(self._route_node(node, group, lookup) for node in group),
-            epoch=self._view.epoch,
+            epoch=self._core.view.epoch,
         )
 
     def _route_node(self, node: NodeId, group: tuple[NodeId, ...], lookup: Lookup) -> wire.RouteNode:
@@ -166,8 +187,8 @@ class Serving:
         counters = {**self._counters(), **{f"core.{name}": count for name, count in self._core.counters.items()}}
         return wire.Status(
             id=self._id,
-            epoch=self._view.epoch,
-            k=self._view.k,
+            epoch=self._core.view.epoch,
+            k=self._core.view.k,
             log_height=gauges.links,
             accounts=accounts,
             undecided=gauges.undecided_votes,
@@ -176,9 +197,51 @@ class Serving:
             client_requests=gauges.client_requests,
             clients=counters.get("clients.sessions", 0),
             uptime_s=now.mono - self._started,
-            peers=tuple(self._peer(node, now, gauges.links) for node in self._view.ids if node != self._id),
+            peers=tuple(self._peer(node, now, gauges.links) for node in self._core.view.ids if node != self._id),
             counters=counters,
         )
+
+    # --- members ---
+
+    def _members(self, ask: wire.AskMembers) -> wire.Members:
+        views = [view for view in self._core.views if view.epoch >= ask.from_epoch][: wire.MAX_VIEWS_PAGE]
+        return wire.Members(self._core.view.epoch, tuple(map(_view_line, views)))
+
+    def _health(self) -> wire.Health:
+        core, now = self._core, self._clock()
+        removed_in = core.membership.removed_in
+        role: Literal["member", "guest", "removed"] = "member"
+        if not core.view.is_member(self._id):
+            role = "removed" if removed_in else "guest"
+        elif core.told_removed:
+            role = "removed"
+        known = {*core.view.ids, *core.peers.connected()} - {self._id}
+        alive = {node for node in known if core.peers.alive(node, now)} | {self._id}
+        disk = self._disk()
+        return wire.Health(
+            node=self._id,
+            epoch=core.view.epoch,
+            view_hash=core.view.hash,
+            role=role,
+            active=core.fully_active,
+            syncing_regions=core.gauges().syncing,
+            regions_without_majority=without_majority((group for _, group in group_ranges(core.view)), alive),
+            verified=core.identity.verified,
+            now_ms=now.unix_ms,
+            disk_free=disk.free,
+            disk_total=disk.total,
+            database_bytes=disk.database,
+            certificate_until_ms=self._certificate_until_ms(),
+            links=core.replica.count,
+            peers=tuple(self._peer_health(node, now) for node in sorted(known)),
+            removed_in=removed_in,
+        )
+
+    def _peer_health(self, node: NodeId, now: Now) -> wire.PeerHealth:
+        peers = self._core.peers
+        epoch, active = peers.told(node)
+        host, port = self._addresses.get(node, ("", 0))
+        return wire.PeerHealth(node, peers.alive(node, now), epoch, active, peers.clock_apart_ms(node), host, port)
 
     def _peer(self, node: NodeId, now: Now, links: int) -> wire.PeerStatus:
         peers = self._core.peers
@@ -210,7 +273,7 @@ def check_question_untrusted(body: Read) -> None:
                 check_name_untrusted(body.account)
             else:
                 _check_length_untrusted("a key", body.key, ID_BYTES, HASH_BYTES)
-        case wire.AskAccounts() | wire.AskStatus() | wire.AskDigest():
+        case wire.AskAccounts() | wire.AskStatus() | wire.AskDigest() | wire.AskMembers() | wire.AskHealth():
             pass
         case _:
             assert_never(body)
@@ -219,6 +282,11 @@ def check_question_untrusted(body: Read) -> None:
 def _check_length_untrusted(what: str, raw: bytes, least: int, most: int) -> None:
     if not least <= len(raw) <= most:
         raise RemoteFault("bad_key", f"{what} has {least} to {most} bytes, this one {len(raw)}")
+
+
+def _view_line(view: View) -> wire.ViewLine:
+    members = tuple(wire.MemberLine(m.id, m.public_key, m.incarnation) for m in view.members)
+    return wire.ViewLine(view.epoch, view.hash, view.time_ms, view.by, members)
 
 
 def _scale(genesis: Genesis, code: str) -> int:

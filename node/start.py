@@ -2,17 +2,20 @@
 
 import sqlite3
 
-from chain.store import load_cursors, load_seen, load_votes
+from chain.store import load_active, load_cursors, load_seen, load_views, load_votes
 from node.core import Start
 from routing.keyspace import NodeId
+from routing.regions import decode_ranges
 
 
 def read_start(conn: sqlite3.Connection) -> Start:
-    """Undecided votes, the length of the log, cursors and vote counts. `Corruption` when a checksum does not hold."""
+    """Undecided votes, the length of the log, cursors, vote counts, views and where it is ACTIVE. `Corruption` when a checksum does not hold."""
     links: int = conn.execute("SELECT count(*) FROM links").fetchone()[0]
     return Start(
         load_votes(conn),
         links,
         {NodeId(row.peer): row.seq for row in load_cursors(conn)},
         {NodeId(row.node): row.votes for row in load_seen(conn)},
+        [raw for _, _, raw in load_views(conn)],
+        {epoch: decode_ranges(raw) for epoch, raw in load_active(conn).items()},
     )

@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 
 PEER_QUEUE_BYTES: Final = 32 * 1024 * 1024  # four largest frames; a peer that far behind is caught up by replication
 VERDICT_S: Final = 1.0  # for telling a peer why it is refused
+MAX_GUESTS: Final = 64  # joiners and observers at once
 DIAL_FIRST_S: Final = 0.05
 DIAL_MAX_S: Final = 1.0  # a restarted node is back in its group within about this
 DIAL_GRACE_S: Final = 3.0  # three of the other side's longest pauses
@@ -79,7 +80,9 @@ class _Peer:
 class PeerMesh:
     """Keeps a connection to every other member. Run it with `await nursery.start(mesh.run)`.
 
-    `members()`: the ids of the installed view. `address_of(id)`: where it listens, None when unknown (asked again at
+    `members()`: with whom to keep a connection; this node itself is among them when others dial it too. Others with a
+    certificate of the network may come as guests, `MAX_GUESTS` at once, unless `removed_in(id)` names the epoch in which
+    they were removed; `on_removed(peer)`: `peer` says so of this node. `address_of(id)`: where it listens, None when unknown (asked again at
     each try). `on_frame(peer, payload)`: the next frame of this peer is read when it returns; a `RemoteFault` of it
     closes the connection. `on_up(peer)` and `on_down(peer, reason)` are plain functions.
     """
@@ -93,6 +96,8 @@ class PeerMesh:
         on_frame: Callable[[NodeId, bytes], Awaitable[None]],
         on_up: Callable[[NodeId], None],
         on_down: Callable[[NodeId, str], None],
+        removed_in: Callable[[NodeId], int] = lambda node: 0,
+        on_removed: Callable[[NodeId], None] = lambda peer: None,
         rng: random.Random,
         host: str,
         port: int,
@@ -106,6 +111,8 @@ class PeerMesh:
         self._on_frame = on_frame
         self._on_up = on_up
         self._on_down = on_down
+        self._removed_in = removed_in
+        self._on_removed = on_removed
         self._rng = rng
         self._host = host
         self._port = port
@@ -145,8 +152,8 @@ class PeerMesh:
     def refresh(self) -> None:
         """The members have changed: dial the new ones, drop those that are none any more."""
         members = frozenset(self._members())
-        for peer in [p for p in self._peers.values() if p.id not in members]:
-            self._lose(peer, "removed", "it is no member any more")
+        for peer in [p for p in self._peers.values() if self._removed_in(p.id)]:
+            self._lose(peer, "removed", "it was removed from the network")
         if self._nursery is not None:
             for member in sorted(members - self._keepers - {self._hello.node_id}):
                 self._keepers.add(member)
@@ -277,6 +284,8 @@ class PeerMesh:
                 peer = _Peer(hello.node_id, hello, channel, dialed_by, trio.current_time())
         except HANDSHAKE_ERRORS as error:
             fault = handshake_fault(error)
+            if fault.code == "removed" and dialed is not None:
+                self._on_removed(dialed)
             if fault.code == "duplicate":
                 self.counters["refused.duplicate"] += 1
             else:
@@ -293,7 +302,10 @@ class PeerMesh:
         refusal = None
         try:
             payload = await _receive(channel)
-            hello = check_hello_untrusted(payload, self._hello, certified, self._members(), dialed)
+            hello = check_hello_untrusted(payload, self._hello, certified, self._removed_in, dialed)
+            guests = sum(peer not in self._members() for peer in self._peers)
+            if hello.node_id not in {*self._members(), *self._peers} and guests >= MAX_GUESTS:
+                raise RemoteFault("busy", f"{guests} nodes that are no members are connected: try another member")
             if self._is_worse(hello.node_id, hello.node_id if dialed is None else self._hello.node_id):
                 raise RemoteFault("duplicate", f"node {short(hello.node_id)} has a connection already")
         except RemoteFault as fault:
@@ -317,7 +329,11 @@ class PeerMesh:
             if member in self._peers:
                 await self._changed.park()
                 continue
-            if self._hello.node_id > member and await self._comes_by_itself(member):
+            if (
+                self._hello.node_id > member
+                and self._hello.node_id in self._members()
+                and await self._comes_by_itself(member)
+            ):
                 continue
             started = trio.current_time()
             await self._dial(member)

@@ -23,9 +23,10 @@ from chain.link import Link, decode_link_untrusted
 from chain.needs import Loaded, Needs
 from chain.request import NetworkId
 from chain.store import Write
-from hopchain.wire import AskBalance, ReplyBody, Submit
+from hopchain.wire import AskBalance, ReplyBody, Submit, SubmitChange
 from node.messages import Message, SlotName
-from routing.keyspace import NodeId
+from routing.keyspace import Key, NodeId
+from routing.regions import Ranges, holds
 from routing.view import View
 
 
@@ -56,6 +57,12 @@ class PeerUp(msgspec.Struct, frozen=True):
 
 class PeerDown(msgspec.Struct, frozen=True):
     """The connection to a member is gone."""
+
+    peer: NodeId
+
+
+class ToldRemoved(msgspec.Struct, frozen=True):
+    """A member refuses this node, which it says was removed from the network."""
 
     peer: NodeId
 
@@ -113,7 +120,33 @@ class ServeSlot(msgspec.Struct, frozen=True):
     answering: int | None = None  # it asked with AskSlot of this number
 
 
-Event = FromPeer | PeerUp | PeerDown | ClientSubmit | ClientBalance | FormLink | Learn | RouteJobs | ServeSlot
+class ClientChange(msgspec.Struct, frozen=True):
+    """The operator, or a node that leaves, wants the members changed."""
+
+    caller: Caller
+    submit: SubmitChange
+
+
+class FinishSync(msgspec.Struct, frozen=True):
+    """All that a sync waits for is here: merge the votes and become ACTIVE (from the core to itself, design R8)."""
+
+    epoch: int
+
+
+Event = (
+    FromPeer
+    | PeerUp
+    | PeerDown
+    | ToldRemoved
+    | ClientSubmit
+    | ClientBalance
+    | ClientChange
+    | FormLink
+    | Learn
+    | RouteJobs
+    | ServeSlot
+    | FinishSync
+)
 
 
 # --- effects -------------------------------------------------------------------------------------------------------
@@ -148,17 +181,36 @@ class Effects(msgspec.Struct, frozen=True):
     answers: tuple[Answer, ...] = ()
     reads: tuple[Read, ...] = ()
     lookups: tuple[bytes, ...] = ()
+    contacts: frozenset[NodeId] | None = None  # when they changed: with whom to keep a connection from now on
 
 
-class Self(msgspec.Struct, frozen=True):
-    """Who this node is, which view it has installed, and what it counts (for `hopchain status`)."""
+class Self(msgspec.Struct):
+    """Who this node is, which view it has installed and for which keys it is ACTIVE in it (design R7; both are written by
+    `node.membership` and `node.syncing` alone), and what it counts (for `hopchain status`)."""
 
     id: NodeId
     genesis: Genesis
     network: NetworkId
     view: View
+    active: Ranges
     rng: random.Random
     counters: Counter[str]
+    syncing_regions: int = 0  # of this epoch, in which this node is not ACTIVE yet
+    told_removed: bool = False  # a member says that this node was removed
+
+    @property
+    def is_member(self) -> bool:
+        """True when this node is in the newest view that it knows, and nobody says that there is a newer one without it."""
+        return not self.told_removed and self.view.is_member(self.id)
+
+    @property
+    def fully_active(self) -> bool:
+        """True when this node is a member and ACTIVE wherever it is in a group."""
+        return not self.syncing_regions and self.view.is_member(self.id)
+
+    def is_active(self, key: Key) -> bool:
+        """R7: this node is in the group of `key` and may vote there."""
+        return holds(self.active, key) and self.id in self.view.group(key)
 
 
 class Turn:

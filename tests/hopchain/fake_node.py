@@ -20,6 +20,7 @@ from chain.genesis import Asset, Genesis, GenesisMember, Issuer
 from hopchain import wire
 from hopchain.framing import FrameReader, frame
 from tests.hopchain.ledger import Ledger
+from tests.hopchain.membership import Membership
 
 _BORN = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 _NEVER = datetime.datetime(9999, 12, 31, tzinfo=datetime.UTC)
@@ -107,6 +108,7 @@ class FakeNode:
         self.page = 1000  # accounts of one answer, at most
         self.raw_first: bytes | None = None  # sent instead of the hello
         self.log_height: int | None = None
+        self.membership = Membership(ledger.genesis)  # the nodes of one network share one
         self._context = context
         self._scope: anyio.CancelScope | None = None
 
@@ -187,6 +189,12 @@ class FakeNode:
                 return self._route(call)
             case wire.AskStatus():
                 return self._status()
+            case wire.SubmitChange():
+                return self.membership.change(call, self.id)
+            case wire.AskMembers():
+                return self.membership.members(call)
+            case wire.AskHealth():
+                return self.membership.health(self.id, self.ledger.executed)
 
     def _route(self, call: wire.AskRoute) -> wire.Route | wire.NotFound:
         slot = call.key

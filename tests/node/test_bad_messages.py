@@ -77,7 +77,7 @@ BAD: dict[str, Callable[[World, NodeId], Message]] = {
     "links: garbage": lambda w, n: Links((GARBAGE,)),
     "links: other network": lambda w, n: Links((foreign_link(w),)),
     "moved: garbage": lambda w, n: Moved("alice", 1, (GARBAGE,)),
-    "slot answer: garbage": lambda w, n: SlotAnswer(1, False, (GARBAGE,)),
+    "slot answer: garbage": lambda w, n: SlotAnswer(1, False, (GARBAGE,), 1),
     "accept: garbage": lambda w, n: Accept(at(w), ballot(w, n), GARBAGE),
     "accept: link of another slot": lambda w, n: Accept(at(w), ballot(w, n), misplaced_link(w)),
     "accept: link of another account": lambda w, n: Accept(at(w, "bob"), ballot(w, n), misplaced_link(w)),

@@ -151,10 +151,10 @@ MUTANTS: dict[str, Mutant] = {
     "vote not persisted": Mutant("R4", BROKEN, Edit("node.acceptor:Acceptor._keep", "turn.persist.append(", "(lambda row: None)(")),
     "sends before the commit": Mutant("R4", BROKEN, world=SendsBeforeCommit),
     "votes forgotten by a restart": Mutant(
-        "I8", BROKEN, Edit("node.acceptor:Acceptor.restore", "in rows", "in rows[:0]")
+        "I4|I8", BROKEN, Edit("node.acceptor:Acceptor.restore", "in rows", "in rows[:0]")
     ),
     "fast path after a restart": Mutant(
-        "I4|queued_requests=[1-9]",
+        "I4|queued_requests=[1-9]|undecided_votes=[1-9]",
         BROKEN,
         Edit("node.owner:Owner._start_ballot", "vote is None and work.lowest_round == 1 and is_fast", "is_fast"),
     ),
@@ -215,7 +215,7 @@ MUTANTS: dict[str, Mutant] = {
         "I6|I10", SPENDING, Edit("node.inquiry:Inquiries._settle_income", "majority(group) + 1", "majority(group)")
     ),
     "income without undecided votes": Mutant(
-        "I6", SPENDING, Edit("node.inquiry:Inquiries.on_ask_income", "self._acceptor.paying(message.account)", "{}")
+        "I6|I10", SPENDING, Edit("node.inquiry:Inquiries.on_ask_income", "self._acceptor.paying(message.account)", "{}")
     ),
     "slot asked of too few": Mutant(
         "I6|I10", PINNED, Edit("node.inquiry:Inquiries._settle_slot", "majority(len(inquiry.group))", "1")
@@ -253,7 +253,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     # liveness
     "a stuck vote is nobody's": Mutant("undecided_votes=[1-9]", BROKEN, Edit("node.acceptor:Acceptor.tick", "held.vote.accepted is not None", "False"), Edit("node.acceptor:Acceptor.deadline", "h.vote.accepted is not None", "False")),
-    "no pull": Mutant("links are chosen", LAGGING, Edit("node.replica:Replica.tick", "if alive and self._puller", "if False and self._puller")),
+    "no pull": Mutant("links are chosen", LAGGING, Edit("node.replica:Replica.tick", "if wanted and self._puller", "if False and self._puller")),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@ the network are fakes that write into one journal."""
 
 from collections.abc import Callable, Sequence
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -31,11 +32,15 @@ from node.messages import (
     encode_frames,
     encode_message,
 )
-from node.turn import Answer, Caller, Effects, Event, FromPeer, Now, PeerDown, PeerUp, Read, Send
+from node.turn import Answer, Caller, Effects, Event, FromPeer, Now, PeerDown, PeerUp, Read, Send, ToldRemoved
 from routing.keyspace import NodeId
 
 A, B, C = (NodeId(bytes([n]) * 20) for n in (1, 2, 3))
 WRITE = CursorRow(A, 7)
+
+
+def ping(sent: float, links: int, votes: int) -> Ping:
+    return Ping(sent, links, votes, epoch=1, active=True, time_ms=0)
 
 
 class FakeCore:
@@ -126,6 +131,7 @@ class Rig:
             lambda: Now(trio.current_time(), 0),
             serve_read=lambda session, read: self.journal.append("read"),
             look_up=lambda key: self.journal.append("look up"),
+            on_contacts=lambda contacts: self.journal.append(f"contacts {len(contacts)}"),
         )
         self.driver.mesh = self.mesh
         self.driver.add_session(self.session)
@@ -135,7 +141,7 @@ def everything(*, persist: tuple[Write, ...] = (WRITE,)) -> Effects:
     caller = Caller(1, 5)
     return Effects(
         persist=persist,
-        send=(Send(A, Ping(1.0, 2, 3)),),
+        send=(Send(A, ping(1.0, 2, 3)),),
         answers=(Answer(caller, NotFound("account x")),),
         reads=(Read(caller, AskBalance("x")),),
         lookups=(bytes(20),),
@@ -150,7 +156,7 @@ async def test_a_turn_loads_steps_commits_and_only_then_speaks() -> None:
     assert rig.core.turns == [(PeerUp(A),)]
     assert rig.core.loaded == [rig.database.rows]
     assert rig.database.writes == [(WRITE,)]
-    assert rig.mesh.sent == [(A, (Ping(1.0, 2, 3),))]
+    assert rig.mesh.sent == [(A, (ping(1.0, 2, 3),))]
     assert rig.session.replies == [NotFound("account x")]
     assert rig.driver.counters == {"commits": 1, "rows_written": 1, "turns": 1, "events": 1}
 
@@ -207,6 +213,22 @@ async def test_a_turn_that_needs_no_row_and_keeps_nothing_does_not_touch_the_dat
     assert "commits" not in rig.driver.counters
 
 
+async def test_other_contacts_are_told_after_the_commit_and_before_the_answers() -> None:
+    rig = Rig([msgspec.structs.replace(everything(), contacts=frozenset({A, B})), everything()])
+    await rig.driver.turn()
+    assert rig.journal == ["step", "commit", "send", "contacts 2", "answer", "read", "look up"]
+    rig.journal.clear()
+    await rig.driver.turn()
+    assert rig.journal == ["step", "commit", "send", "answer", "read", "look up"]
+
+
+async def test_who_is_told_that_it_was_removed_tells_its_core() -> None:
+    rig = Rig()
+    rig.driver.on_removed(B)
+    await rig.driver.turn()
+    assert rig.core.turns == [(ToldRemoved(B),)]
+
+
 async def test_a_message_for_many_is_encoded_once_and_each_peer_gets_one_frame_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -217,7 +239,7 @@ async def test_a_message_for_many_is_encoded_once_and_each_peer_gets_one_frame_i
         return encode_message(message)
 
     monkeypatch.setattr(driver_module, "encode_message", counting)
-    all_of_them, again = Ping(1.0, 1, 1), Pong(2.0, 2, 2)
+    all_of_them, again = ping(1.0, 1, 1), Pong(2.0, 2, 2)
     sends = [Send(A, all_of_them), Send(B, all_of_them), Send(A, again), Send(C, all_of_them), Send(B, again)]
     rig = Rig([Effects(send=tuple(sends))])
     await rig.driver.turn()
@@ -263,7 +285,7 @@ async def test_a_full_inbox_holds_its_senders_back(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(driver_module, "INBOX_EVENTS", 4)
     monkeypatch.setattr(driver_module, "TURN_EVENTS", 2)
     rig = Rig()
-    messages = [Ping(float(number), number, 0) for number in range(10)]
+    messages = [ping(float(number), number, 0) for number in range(10)]
     (frame,) = encode_frames([encode_message(message) for message in messages])
     read = trio.Event()
 
@@ -353,10 +375,10 @@ async def test_an_answer_that_no_frame_holds_becomes_a_refusal() -> None:
 
 async def test_a_message_that_no_frame_holds_is_dropped_and_counted_and_the_others_go_out() -> None:
     huge = Links((bytes(MAX_MESSAGE_BYTES),))
-    rig = Rig([Effects(send=(Send(A, huge), Send(A, Ping(1.0, 2, 3))))])
+    rig = Rig([Effects(send=(Send(A, huge), Send(A, ping(1.0, 2, 3))))])
     rig.driver.put_nowait(PeerUp(A))
     await rig.driver.turn()
-    assert rig.mesh.sent == [(A, (Ping(1.0, 2, 3),))]
+    assert rig.mesh.sent == [(A, (ping(1.0, 2, 3),))]
     assert rig.driver.counters["messages_too_large"] == 1
 
 

@@ -22,14 +22,14 @@ ME, PEER, OTHER = (NodeId(bytes([letter]) * 20) for letter in b"\xaa\xbb\xcc")
 NETWORK = bytes(32)
 MINE = Hello(PROTOCOL_VERSION, NETWORK, ME, 1, bytes(8))
 THEIRS = Hello(PROTOCOL_VERSION, NETWORK, PEER, 3, bytes(8))
-MEMBERS = frozenset({ME, PEER, OTHER})
+REMOVED = {NodeId(b"\xdd" * 20): 7}
 
 
 def check(payload: bytes, certified: NodeId = PEER, dialed: NodeId | None = PEER) -> Hello:
-    return check_hello_untrusted(payload, MINE, certified, MEMBERS, dialed)
+    return check_hello_untrusted(payload, MINE, certified, lambda node: REMOVED.get(node, 0), dialed)
 
 
-def test_a_member_is_let_in_whoever_dialed() -> None:
+def test_a_member_or_guest_is_let_in_whoever_dialed() -> None:
     assert check(encode(THEIRS)) == THEIRS
     assert check(encode(THEIRS), dialed=None) == THEIRS
 
@@ -45,10 +45,10 @@ REFUSALS = [
     ("identity", THEIRS, OTHER, "the hello says node bbbbbbbb, the certificate node cccccccc"),
     ("self", msgspec.structs.replace(THEIRS, node_id=ME), ME, "a second copy of its directory runs"),
     (
-        "not_member",
-        msgspec.structs.replace(THEIRS, node_id=NodeId(bytes(20))),
-        NodeId(bytes(20)),
-        "not a member .*3 members",
+        "removed",
+        msgspec.structs.replace(THEIRS, node_id=NodeId(b"\xdd" * 20)),
+        NodeId(b"\xdd" * 20),
+        "node dddddddd was removed from the network in epoch 7: ids do not come back",
     ),
     ("wrong_peer", msgspec.structs.replace(THEIRS, node_id=OTHER), OTHER, "cccccccc answers where node bbbbbbbb was"),
 ]
@@ -96,8 +96,8 @@ def test_deep_nesting_is_a_remote_fault() -> None:
 def test_a_welcome_is_a_welcome_and_a_refusal_keeps_its_code() -> None:
     check_verdict_untrusted(encode(Welcome()))
     with pytest.raises(RemoteFault, match=r"the other node refused this one: 'go away'") as caught:
-        check_verdict_untrusted(encode(Refused("not_member", "go away")))
-    assert caught.value.code == "not_member"
+        check_verdict_untrusted(encode(Refused("removed", "go away")))
+    assert caught.value.code == "removed"
 
 
 def test_a_strangers_words_do_not_grow_our_counters_or_our_log() -> None:

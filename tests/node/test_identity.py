@@ -13,6 +13,7 @@ from hopchain.wire import Recorded
 from node.identity import REMEMBER_EVERY_S, Identity
 from node.turn import Now, Self, Turn
 from routing.keyspace import NodeId
+from routing.regions import EMPTY, RING
 from tests.node.world import World
 
 PEERS = [NodeId(bytes([i]) * 20) for i in range(1, 5)]
@@ -21,7 +22,7 @@ PEERS = [NodeId(bytes([i]) * 20) for i in range(1, 5)]
 def make(seen: dict[NodeId, int] | None = None, nodes: int = 5) -> tuple[Identity, World]:
     world = World(nodes, 3, 1)
     me = world.ids[0]
-    self_ = Self(me, world.genesis, world.network, world.view, world.rng, Counter())
+    self_ = Self(me, world.genesis, world.network, world.view, RING, world.rng, Counter())
     return Identity(self_, seen or {}), world
 
 
@@ -34,12 +35,38 @@ def vote(slot: bytes) -> VoteRow:
 
 
 def test_a_node_votes_only_after_a_majority_has_confirmed_it() -> None:
-    identity, _ = make()
+    identity, world = make()
+    _, first, second, *_ = world.ids
     assert not identity.verified
-    identity.on_pong(PEERS[0], 0)
-    identity.on_pong(PEERS[0], 0)  # the same one twice is one
+    identity.on_pong(first, 0)
+    identity.on_pong(first, 0)  # the same one twice is one
     assert not identity.verified
-    identity.on_pong(PEERS[1], 0)
+    identity.on_pong(PEERS[0], 0)  # a guest has no say
+    assert not identity.verified
+    identity.on_pong(second, 0)
+    assert identity.verified
+
+
+def test_a_guest_that_has_not_answered_yet_holds_nobody_up_and_a_member_does() -> None:
+    identity, world = make()
+    _, first, second, third, _ = world.ids
+    identity.on_up(PEERS[0])
+    identity.on_up(third)
+    identity.on_pong(first, 0)
+    identity.on_pong(second, 0)
+    assert not identity.verified
+    identity.on_pong(third, 0)
+    assert identity.verified
+
+
+def test_a_joiner_is_verified_by_the_members_alone() -> None:
+    """It is no member itself: a majority of the members and it, in the group that it is about to make with them."""
+    world = World(2, 3, 1)
+    joiner = PEERS[0]
+    self_ = Self(joiner, world.genesis, world.network, world.view, EMPTY, world.rng, Counter())
+    identity = Identity(self_, {})
+    assert not identity.verified
+    identity.on_pong(world.ids[0], 0)
     assert identity.verified
 
 

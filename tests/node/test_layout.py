@@ -14,7 +14,16 @@ from chain.genesis import Asset
 from node import layout
 from node.config import read_config
 from node.layout import free_ports, make_network, read_genesis, read_network, read_network_key
-from node.pki import node_contexts, read_node_key, read_private_key
+from node.pki import (
+    CA_DAYS,
+    NODE_DAYS,
+    ca_until_ms,
+    certificate_until_ms,
+    node_contexts,
+    raw_public_key,
+    read_node_key,
+    read_private_key,
+)
 from tests.node.wires import NOW_MS, new_layout
 
 SECRETS = {"ca.key", "operator.key", "node.key", "network.key"}
@@ -71,7 +80,17 @@ def test_ca_and_operator(tmp_path: Path) -> None:
     assert (tmp_path / "net/ca.crt").read_text() == network.genesis.ca
     certificate = x509.load_pem_x509_certificate(network.genesis.ca.encode())
     assert certificate.public_key() == read_private_key(tmp_path / "net/ca.key").public_key()
-    assert read_private_key(tmp_path / "net/operator.key").public_key() != certificate.public_key()
+    operator = read_private_key(tmp_path / "net/operator.key")
+    assert operator.public_key() != certificate.public_key()
+    assert network.genesis.operator == raw_public_key(operator).hex()
+
+
+def test_certificates_end_when_they_are_to_and_the_ca_not_before_them(tmp_path: Path) -> None:
+    for days, ca_days in ((NODE_DAYS, CA_DAYS), (2 * CA_DAYS, 2 * CA_DAYS)):
+        network = make(tmp_path / str(days), days=days)
+        for node in network.nodes:
+            assert certificate_until_ms(network.node_directory(node) / "node.crt") == NOW_MS + days * 86_400_000
+        assert ca_until_ms(network.genesis.ca) == NOW_MS + ca_days * 86_400_000
 
 
 def test_two_networks_are_two(tmp_path: Path) -> None:
@@ -93,7 +112,7 @@ def test_an_empty_directory_is_taken_and_one_with_a_file_is_not(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("there", [True, False])
-@pytest.mark.parametrize("step", ["write_secret", "make_node_certificate", "_write_node"])
+@pytest.mark.parametrize("step", ["write_secret", "make_node_certificate", "write_node"])
 def test_an_error_half_way_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, there: bool
 ) -> None:

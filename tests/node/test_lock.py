@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chain.errors import LocalMisuse
-from node.lock import LOCK_FILE, DataLock
+from node.lock import LOCK_FILE, DataLock, lock_holder
 
 HOLDER = """
 import sys
@@ -72,3 +72,13 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         LocalMisuse, match=r"cannot be locked \(Operation not supported\): keep .* on a local file system"
     ):
         DataLock(tmp_path).__enter__()
+
+
+def test_the_holder_is_known_while_it_holds(tmp_path: Path) -> None:
+    assert lock_holder(tmp_path) is None
+    with DataLock(tmp_path):
+        assert lock_holder(tmp_path) == os.getpid()
+        with pytest.raises(LocalMisuse, match=f"process {os.getpid()}"):  # asking took nothing away
+            DataLock(tmp_path).__enter__()
+    assert (tmp_path / LOCK_FILE).read_text() == f"{os.getpid()}\n"
+    assert lock_holder(tmp_path) is None

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -18,6 +20,12 @@ from hypothesis import strategies as st
 
 from chain.errors import LocalMisuse, RemoteFault
 from node.pki import (
+    CA_DAYS,
+    NODE_DAYS,
+    ca_until_ms,
+    certificate_until_ms,
+    certified_key,
+    check_certificate_time,
     make_ca,
     make_node_certificate,
     node_contexts,
@@ -28,17 +36,19 @@ from node.pki import (
     read_node_key,
     read_private_key,
     read_secret,
+    reload_contexts,
     write_secret,
 )
 from routing.keyspace import node_id_of
 
 NOW_MS = 1_700_000_000_000
+DAY_MS = 86_400_000
 
 
-def new_node(directory: Path, ca: tuple[bytes, bytes]) -> None:
+def new_node(directory: Path, ca: tuple[bytes, bytes], days: int = NODE_DAYS) -> None:
     key = Ed25519PrivateKey.generate()
     write_secret(directory / "node.key", private_key_pem(key))
-    (directory / "node.crt").write_bytes(make_node_certificate(*ca, raw_public_key(key), NOW_MS))
+    (directory / "node.crt").write_bytes(make_node_certificate(*ca, raw_public_key(key), NOW_MS, days))
 
 
 def der(pem: bytes) -> bytes:
@@ -58,12 +68,54 @@ def test_the_certificates_key_is_the_nodes_and_names_it() -> None:
     assert names.get_values_for_type(x509.DNSName) == [f"{key.id.hex()}.hopchain.internal"]
 
 
-def test_time_is_the_one_given_and_nothing_expires() -> None:
+def test_time_is_the_one_given_and_certificates_end() -> None:
     ca = make_ca("test", NOW_MS)
-    for pem in (ca[0], make_node_certificate(*ca, bytes(32), NOW_MS)):
+    for pem, days in ((ca[0], CA_DAYS), (make_node_certificate(*ca, bytes(32), NOW_MS), NODE_DAYS)):
         certificate = x509.load_pem_x509_certificate(pem)
         assert certificate.not_valid_before_utc.timestamp() == NOW_MS // 1000 - 86_400
-        assert certificate.not_valid_after_utc.year == 9999
+        assert certificate.not_valid_after_utc.timestamp() == NOW_MS // 1000 + days * 86_400
+    assert ca_until_ms(ca[0].decode()) == NOW_MS + CA_DAYS * DAY_MS
+
+
+def test_no_certificate_outlives_its_ca(tmp_path: Path) -> None:
+    ca = make_ca("test", NOW_MS, 10)
+    path = tmp_path / "node.crt"
+    path.write_bytes(make_node_certificate(*ca, bytes(32), NOW_MS + 9 * DAY_MS, 5))
+    assert certificate_until_ms(path) == NOW_MS + 10 * DAY_MS
+    with pytest.raises(LocalMisuse, match="the network's CA ended on 2023-11-24"):
+        make_node_certificate(*ca, bytes(32), NOW_MS + 10 * DAY_MS, 5)
+
+
+@pytest.mark.parametrize("days", [0, -1, 36_526])
+def test_a_certificate_is_for_a_day_to_a_hundred_years(days: int) -> None:
+    ca = make_ca("test", NOW_MS)
+    with pytest.raises(LocalMisuse, match="it must be 1 to 36525"):
+        make_node_certificate(*ca, bytes(32), NOW_MS, days)
+
+
+def test_a_key_of_another_ca_signs_nothing() -> None:
+    ours, other = make_ca("test", NOW_MS), make_ca("test", NOW_MS)
+    with pytest.raises(LocalMisuse, match="the CA key is not that of the CA certificate"):
+        make_node_certificate(ours[0], other[1], bytes(32), NOW_MS)
+
+
+def test_a_certificate_out_of_its_time_is_told_before_others_refuse_it(tmp_path: Path) -> None:
+    new_node(tmp_path, make_ca("test", NOW_MS))
+    end = NOW_MS + NODE_DAYS * DAY_MS
+    assert certificate_until_ms(tmp_path / "node.crt") == end
+    check_certificate_time(tmp_path, NOW_MS - DAY_MS)
+    check_certificate_time(tmp_path, end - 1)
+    with pytest.raises(LocalMisuse, match=r"node\.crt expired on 2024-12-15: .*`hopchain certificate renew`"):
+        check_certificate_time(tmp_path, end)
+    with pytest.raises(LocalMisuse, match=r"is valid from 2023-11-13 on, .*: set the clock"):
+        check_certificate_time(tmp_path, NOW_MS - DAY_MS - 1)
+
+
+def test_the_certified_key_is_the_nodes(tmp_path: Path) -> None:
+    new_node(tmp_path, make_ca("test", NOW_MS))
+    assert certified_key(tmp_path / "node.crt") == read_node_key(tmp_path).public_key
+    with pytest.raises(LocalMisuse, match="cannot be read"):
+        certified_key(tmp_path / "none")
 
 
 def test_a_certificate_with_another_kind_of_key_is_nobodys() -> None:
@@ -113,7 +165,7 @@ def test_a_certificate_of_another_node_is_refused_at_start(tmp_path: Path) -> No
     ca = make_ca("test", NOW_MS)
     new_node(tmp_path, ca)
     (tmp_path / "node.crt").write_bytes(make_node_certificate(*ca, bytes(range(32)), NOW_MS))
-    with pytest.raises(LocalMisuse, match=r"node\.crt is not the certificate of .*node\.key"):
+    with pytest.raises(LocalMisuse, match=r"node\.crt is not the certificate of node"):
         node_contexts(tmp_path, ca[0].decode())
 
 
@@ -134,6 +186,55 @@ def test_what_is_no_certificate_is_named(tmp_path: Path) -> None:
     (tmp_path / "node.crt").write_text("hello")
     with pytest.raises(LocalMisuse, match="is not a certificate in PEM form"):
         node_contexts(tmp_path, ca[0].decode())
+
+
+async def shown_by(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[trio.SSLStream, bytes]:
+    """The stream of a handshake, as the client sees it, and the certificate that the server showed."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    side = trio.SSLStream(ours, client, server_hostname="node")
+    other = trio.SSLStream(theirs, server, server_side=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other.do_handshake)
+        nursery.start_soon(side.do_handshake)
+    return other, side.getpeercert(binary_form=True) or b""
+
+
+@pytest.mark.parametrize("way", ["accept", "serve"])
+async def test_a_renewed_certificate_is_shown_in_new_handshakes_and_old_connections_go_on(
+    tmp_path: Path, way: str
+) -> None:
+    ca = make_ca("test", NOW_MS, 36_500)
+    new_node(tmp_path, ca, 36_499)
+    contexts = node_contexts(tmp_path, ca[0].decode())
+    before = (tmp_path / "node.crt").read_bytes()
+    standing, shown = await shown_by(getattr(contexts, way), contexts.dial)
+    assert shown == der(before)
+    renewed = make_node_certificate(*ca, read_node_key(tmp_path).public_key, NOW_MS, 36_500)
+    (tmp_path / "node.crt").write_bytes(renewed)
+    assert (await shown_by(getattr(contexts, way), contexts.dial))[1] == der(before)
+    reload_contexts(contexts, tmp_path)
+    assert (await shown_by(getattr(contexts, way), contexts.dial))[1] == der(renewed)
+    if way == "accept":  # the dialling side shows the new one too
+        other, _ = await shown_by(contexts.accept, contexts.dial)
+        assert other.getpeercert(binary_form=True) == der(renewed)
+    await standing.send_all(b"still here")
+
+
+async def test_what_is_no_certificate_of_this_node_is_not_loaded(tmp_path: Path) -> None:
+    ca = make_ca("test", NOW_MS, 36_500)
+    new_node(tmp_path, ca, 36_500)
+    contexts = node_contexts(tmp_path, ca[0].decode())
+    good = (tmp_path / "node.crt").read_bytes()
+    key = read_node_key(tmp_path).public_key
+    for bad in (
+        b"half a fi",
+        make_node_certificate(*ca, bytes(range(32)), NOW_MS),
+        make_node_certificate(*make_ca("other", NOW_MS), key, NOW_MS),
+    ):
+        (tmp_path / "node.crt").write_bytes(bad)
+        with pytest.raises(LocalMisuse, match=r"node\.crt is not"):
+            reload_contexts(contexts, tmp_path)
+        assert (await shown_by(contexts.accept, contexts.dial))[1] == der(good)
 
 
 # --- secrets ---

@@ -41,6 +41,7 @@ def network(tmp_path: Path) -> Network:
         ports=[(ports[0], ports[1])],
         name="one",
         now_ms=NOW_MS,
+        days=36_500,
     )
 
 

@@ -543,6 +543,7 @@ def test_a_message_from_long_ago_changes_nothing(world: World) -> None:
     world.pay("alice", "bob", 10, at=world.ids[0])
     world.heal()
     world.pay("alice", "bob", 20, at=world.ids[1])
+    world.run(1)
     before = {node: world.digest(node) for node in world.ids}
     for source, message in kept:
         for node in world.ids:

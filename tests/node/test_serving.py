@@ -13,16 +13,17 @@ from chain.request import Kind
 from hopchain import wire
 from node import serving as serving_module
 from node.core import Core, Start
-from node.messages import Ping, Pong
-from node.serving import Serving, check_question_untrusted
-from node.turn import FromPeer, Now, PeerUp
+from node.messages import Ping, Pong, Views
+from node.serving import Disk, Serving, check_question_untrusted
+from node.turn import Event, FromPeer, Now, PeerUp, ToldRemoved
 from routing.dht import Contact, Lookup
 from routing.keyspace import node_id_of
-from routing.view import first_view, member_of
+from routing.view import encode_view, first_view, member_of, with_member, without_member
 from tests.chain.bank import GENESIS, NETWORK, Bank, memory_database, public_key_of
 
 VIEW = first_view(NETWORK, 2, [member_of(public_key_of(f"node {n}")) for n in (1, 2, 3)])
 ME, PEER, GONE = (node_id_of(public_key_of(f"node {n}")) for n in (1, 2, 3))
+STRANGER = node_id_of(public_key_of("node 9"))
 ADDRESSES = {ME: ("10.0.0.1", 1), PEER: ("10.0.0.2", 2)}
 NOW = Now(50.0, 9_999)
 
@@ -71,7 +72,6 @@ def serving(bank: Bank, core: Core, dht: FakeDht) -> Serving:
     made = Serving(
         ME,
         GENESIS,
-        VIEW,
         core,
         InlineDatabase(bank.conn),
         ADDRESSES,
@@ -99,6 +99,7 @@ async def test_a_balance_says_what_is_settled_what_comes_in_and_how_old_it_is(se
         epoch=1,
         as_of_ms=NOW.unix_ms,
         linearizable=True,
+        stale=True,
     )
     bob = await serving.answer(wire.AskBalance("bob"))
     assert isinstance(bob, wire.Balance)
@@ -106,6 +107,82 @@ async def test_a_balance_says_what_is_settled_what_comes_in_and_how_old_it_is(se
     mint = await serving.answer(wire.AskBalance("mint"))
     assert isinstance(mint, wire.Balance)
     assert (mint.settled, mint.issuer) == (-120, True)
+
+
+def hear(core: Core, *events: Event) -> None:
+    core.needs(events, NOW)
+    core.step(Loaded(), NOW)
+
+
+async def test_a_balance_is_stale_unless_a_majority_of_the_members_can_be_reached(serving: Serving, core: Core) -> None:
+    async def stale() -> bool:
+        answer = await serving.answer(wire.AskBalance("alice"))
+        assert isinstance(answer, wire.Balance)
+        return answer.stale
+
+    assert await stale()
+    hear(core, PeerUp(STRANGER))
+    assert await stale(), "a guest is nobody's majority"
+    hear(core, PeerUp(PEER))
+    assert not await stale()
+    hear(core, ToldRemoved(PEER))
+    assert await stale(), "a member says that there is a newer view without this node"
+
+
+async def test_the_members_are_told_view_by_view(serving: Serving, core: Core) -> None:
+    line = wire.ViewLine(
+        1, VIEW.hash, VIEW.time_ms, VIEW.by, tuple(wire.MemberLine(m.id, m.public_key, 1) for m in VIEW.members)
+    )
+    assert await serving.answer(wire.AskMembers(0)) == wire.Members(1, (line,))
+    assert await serving.answer(wire.AskMembers(2)) == wire.Members(1, ())
+    added = with_member(VIEW, member_of(public_key_of("node 4")), 77, PEER)
+    hear(core, FromPeer(PEER, Views((encode_view(added),))))
+    members = await serving.answer(wire.AskMembers(2))
+    assert isinstance(members, wire.Members)
+    assert members.epoch == 2
+    (line,) = members.views
+    assert (line.epoch, line.hash, line.time_ms, line.by, len(line.members)) == (2, added.hash, 77, PEER, 4)
+
+
+async def test_health_says_what_the_node_is_and_whom_it_reaches(serving: Serving, core: Core) -> None:
+    async def health() -> wire.Health:
+        answer = await serving.answer(wire.AskHealth())
+        assert isinstance(answer, wire.Health)
+        return answer
+
+    alone = await health()
+    assert (alone.node, alone.epoch, alone.view_hash, alone.role) == (ME, 1, VIEW.hash, "member")
+    assert (alone.active, alone.syncing_regions, alone.verified, alone.removed_in) == (True, 0, False, 0)
+    assert alone.regions_without_majority == 3, "k is 2: each of three pairs"
+    assert (alone.links, alone.now_ms) == (7, NOW.unix_ms)
+    assert {peer.id: (peer.alive, peer.host) for peer in alone.peers} == {PEER: (False, "10.0.0.2"), GONE: (False, "")}
+    hear(core, PeerUp(PEER), FromPeer(PEER, Ping(1.0, 4, 0, 3, True, NOW.unix_ms - 250)))
+    hear(core, FromPeer(PEER, Pong(NOW.mono, 5, 0)), PeerUp(STRANGER))
+    met = await health()
+    assert met.verified
+    assert met.regions_without_majority == 2
+    peers = {peer.id: peer for peer in met.peers}
+    assert set(peers) == {PEER, GONE, STRANGER}
+    assert peers[PEER] == wire.PeerHealth(PEER, True, 3, True, -250, "10.0.0.2", 2)
+    hear(core, ToldRemoved(PEER))
+    assert (await health()).role == "removed"
+
+
+async def test_health_of_a_guest_and_of_who_was_removed(serving: Serving, core: Core) -> None:
+    hear(core, FromPeer(PEER, Views((encode_view(without_member(VIEW, ME, 1, PEER)),))))
+    health = await serving.answer(wire.AskHealth())
+    assert isinstance(health, wire.Health)
+    assert (health.role, health.active, health.removed_in) == ("removed", False, 2)
+    start = Start([], 7, {}, {})
+    guest = Core(STRANGER, GENESIS, VIEW, random.Random(1), start, Now(0.0, 0))
+    served = Serving(
+        STRANGER, GENESIS, guest, InlineDatabase(memory_database()), ADDRESSES, dict, lambda: NOW,
+        lambda: Disk(1, 2, 3), lambda: 9,
+    )  # fmt: skip
+    health = await served.answer(wire.AskHealth())
+    assert isinstance(health, wire.Health)
+    assert (health.role, health.active, health.removed_in) == ("guest", False, 0)
+    assert (health.disk_free, health.disk_total, health.database_bytes, health.certificate_until_ms) == (1, 2, 3, 9)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +315,7 @@ def test_an_id_or_key_of_another_length_is_refused(question: wire.AskRoute) -> N
 
 async def test_the_status_shows_peers_lag_and_all_counters(serving: Serving, core: Core) -> None:
     core.counters["peer_fault_malformed"] += 2
-    events = [PeerUp(PEER), FromPeer(PEER, Ping(1.0, 4, 0)), FromPeer(PEER, Pong(NOW.mono - 0.25, 5, 0))]
+    events = [PeerUp(PEER), FromPeer(PEER, Ping(1.0, 4, 0, 1, True, 0)), FromPeer(PEER, Pong(NOW.mono - 0.25, 5, 0))]
     core.needs(events, NOW)
     core.step(Loaded(), NOW)
     status = await serving.answer(wire.AskStatus())

@@ -21,7 +21,7 @@ from trio.testing import MockClock
 from chain.errors import LocalMisuse, RemoteFault
 from hopchain.connection import client_context
 from hopchain.framing import HEADER_BYTES, MAX_FRAME_BYTES, frame
-from node import messages
+from node import messages, transport
 from node.channel import (
     ACCEPT_RETRY_S,
     CLOSE_S,
@@ -334,10 +334,14 @@ async def test_a_removed_member_is_dropped_and_not_dialed_again_and_a_new_one_is
     nodes: list[Certified], network: MemoryNetwork, autojump_clock: MockClock
 ) -> None:
     small, large = Node(nodes[0], nodes[:2], network), Node(nodes[1], nodes[:2], network)
-    third = Node(nodes[2], nodes, network)
+    third = Node(nodes[2], nodes[2:], network)
     async with running(large, small, third):
         await expect_up(small, large)
         small.members.remove(large.id)
+        small.mesh.refresh()
+        await trio.sleep(5)
+        assert small.silent(), "until it is removed for good it may stay"
+        small.removed[large.id] = 2
         small.mesh.refresh()
         assert "[removed]" in str(await small.expect("down", large.id))
         await large.expect("down", small.id)
@@ -345,9 +349,55 @@ async def test_a_removed_member_is_dropped_and_not_dialed_again_and_a_new_one_is
         small.addresses[third.id] = (HOST, third.port)
         small.mesh.refresh()
         await small.expect("up", third.id)
-        small.members.add(large.id)
-        small.mesh.refresh()
-        await small.expect("up", large.id)
+        tried = network.tries.count((HOST, large.port))
+        await trio.sleep(20)
+        assert network.tries.count((HOST, large.port)) == tried
+        assert small.silent()
+        assert await large.expect("removed", small.id) == "", "who dials where it is refused learns why"
+
+
+async def test_a_guest_is_let_in_and_not_dialed(
+    nodes: list[Certified], network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    small, large = Node(nodes[0], nodes[:1], network), Node(nodes[1], nodes[:2], network)
+    large.members.remove(large.id)  # it is the guest, and knows that nobody dials it
+    async with running(small):
+        await trio.sleep(5)
+        assert not network.tries
+        async with running(large):
+            await expect_up(small, large)
+            assert network.tries == [(HOST, small.port)], "it does not wait to be dialed"
+            assert small.mesh.send_nowait(large.id, b"news")
+            assert await large.expect("frame", small.id) == b"news"
+        await small.expect("down", large.id)
+        await trio.sleep(20)
+        assert network.tries == [(HOST, small.port)]
+
+
+async def test_guests_are_few_and_members_are_always_let_in(
+    nodes: list[Certified], network: MemoryNetwork, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MAX_GUESTS", 1)
+    node = Node(nodes[1], nodes[1:2], network)
+    async with running(node):
+        first = await join_by_hand(network, node, nodes[0])
+        await node.expect("up", nodes[0].id)
+        second = await dial_by_hand(network, node, nodes[2])
+        await second.send(encode(nodes[2].hello()))
+        await second.receive()
+        refused = msgspec.msgpack.decode(await second.receive() or b"", type=Refused)
+        assert (refused.code, refused.text[:38]) == ("busy", "1 nodes that are no members are connec")
+        await second.send(encode(Welcome()))
+        assert await second.receive() is None
+        assert node.mesh.counters["refused.busy"] == 1
+        again = await join_by_hand(network, node, nodes[0])  # the guest that is here already takes no other place
+        assert "[replaced]" in str(await node.expect("down", nodes[0].id))
+        await node.expect("up", nodes[0].id)
+        node.members.add(nodes[2].id)
+        await join_by_hand(network, node, nodes[2])
+        await node.expect("up", nodes[2].id)
+        await first.aclose()
+        await again.aclose()
 
 
 # --- dialing ---
@@ -545,19 +595,23 @@ async def test_the_refused_node_learns_why_and_says_it_once_too(
 ) -> None:
     small = Node(nodes[0], nodes[:2], network)
     large = Node(nodes[1], nodes[1:], network)
+    large.removed[small.id] = 3
     caplog.set_level(logging.WARNING)
     async with running(large, small):
         await trio.sleep(20)
-        assert small.mesh.counters["refused.not_member"] == large.mesh.counters["refused.not_member"] > 10
+        refused = small.mesh.counters["refused.removed"]
+        assert refused == large.mesh.counters["refused.removed"] > 10
+        for _ in range(refused):
+            await small.expect("removed", large.id)
         assert small.silent()
         assert large.silent()
         texts = [record.getMessage() for record in caplog.records]
         assert len(texts) == 2
         assert sum("the other node refused this one" in text for text in texts) == 1
-        large.members.add(small.id)
+        del large.removed[small.id]
         large.mesh.refresh()
         await expect_up(small, large)
-        large.members.remove(small.id)
+        large.removed[small.id] = 3
         large.mesh.refresh()
         await trio.sleep(5)
         assert len(caplog.records) == 4  # it was well in between, so it is news

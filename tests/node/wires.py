@@ -32,6 +32,7 @@ def new_layout(directory: Path, nodes: int, name: str = "test") -> Layout:
         ports=ports,
         name=name,
         now_ms=NOW_MS,
+        days=36_500,
     )
 
 
@@ -105,6 +106,7 @@ class Node:
         self.id = me.id
         self.port = int.from_bytes(me.id[:2]) + 1
         self.members = {member.id for member in members}
+        self.removed: dict[NodeId, int] = {}
         self.addresses = {member.id: (HOST, int.from_bytes(member.id[:2]) + 1) for member in members}
         self._send, self.events = trio.open_memory_channel[tuple[str, NodeId, bytes | str]](10_000)
         self.handle: Callable[[NodeId, bytes], trio.Event | None] = lambda peer, payload: None
@@ -115,6 +117,8 @@ class Node:
             on_frame=self._on_frame,
             on_up=lambda peer: self._send.send_nowait(("up", peer, "")),
             on_down=lambda peer, reason: self._send.send_nowait(("down", peer, reason)),
+            removed_in=lambda peer: self.removed.get(peer, 0),
+            on_removed=lambda peer: self._send.send_nowait(("removed", peer, "")),
             rng=random.Random(1),
             host=HOST,
             port=self.port,

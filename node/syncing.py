@@ -1,0 +1,275 @@
+"""Syncing: how a node becomes ACTIVE where the group of a key has changed (design R7, R8).
+
+For every epoch that it installs, a node works out the regions in which it has to sync. It asks all members of the epoch
+before (itself included) what they voted for; who answers has installed the new epoch, so it votes in the old one no more
+(R5: the fence is durable with the transaction in which the answer leaves, and the votes are read after it). A source's
+answer counts once
+
+* all its parts, which are of one moment, are here;
+* every link of its log is applied here: what it had decided is no vote any more;
+* for those regions in which the source itself was ACTIVE in the epoch before.
+
+When answers of a majority of a region's old group count, the highest vote of each slot and the ACTIVE mark are written in
+one transaction. Regions become ACTIVE one by one, so a dead neighbourhood stops only itself. A node that went on to
+the next epoch may still complete the sync of the one before: others may need it as a source.
+"""
+
+from typing import Final
+
+import msgspec
+
+from chain.errors import RemoteFault
+from chain.needs import Needs
+from chain.rows import ActiveRow
+from node.acceptor import Acceptor, check_vote_untrusted
+from node.epochs import carried_over, first_active, includes, is_synced, keys_of, sources_of, to_sync
+from node.identity import Identity
+from node.messages import AskSync, AskViews, SyncPart, SyncVote
+from node.peers import Peers
+from node.replica import Replica
+from node.turn import FinishSync, LinkDecoder, Self, Turn
+from routing.keyspace import NodeId, route_key
+from routing.regions import EMPTY, Ranges, Region, decode_ranges, encode_ranges, holds, merge, regions
+from routing.view import View
+
+ASK_AGAIN_S: Final = 0.2
+PART_BYTES: Final = 1024 * 1024  # of votes in one SyncPart
+MAX_PARTS: Final = 10_000  # 10 GiB of votes
+KEPT_EPOCHS: Final = 2  # a sync is completed for this epoch and, after an undo, for the one before (design R9)
+
+
+class _Source(msgspec.Struct):
+    """What one node has answered: the parts of one moment, its log's length and where it was ACTIVE then."""
+
+    count: int
+    log: int
+    active: Ranges
+    parts: dict[int, tuple[SyncVote, ...]] = msgspec.field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return len(self.parts) == self.count
+
+    @property
+    def votes(self) -> tuple[SyncVote, ...]:
+        return tuple(vote for part in self.parts.values() for vote in part)
+
+
+class _Sync(msgspec.Struct):
+    """The regions of one epoch in which this node is not ACTIVE yet."""
+
+    before: View
+    regions: tuple[Region, ...]
+    number: int  # of the last question
+    ask_at: float
+    pause: float = ASK_AGAIN_S
+    numbers: dict[int, NodeId] = msgspec.field(default_factory=dict)  # of the questions that may be answered -> to whom
+    arriving: dict[NodeId, _Source] = msgspec.field(default_factory=dict)  # answers that are not complete
+    sources: dict[NodeId, _Source] = msgspec.field(default_factory=dict)
+
+    def lacks(self, node: NodeId) -> bool:
+        """True when `node` has given no answer that counts in all the regions whose group it was in, once its log is here."""
+        source = self.sources.get(node)
+        regions = [region for region in self.regions if node in region.before]
+        return source is None or not all(includes(source.active, region) for region in regions)
+
+
+class Syncing:
+    """Where this node is ACTIVE, in every epoch, and what it does to become so."""
+
+    def __init__(
+        self,
+        self_: Self,
+        decoder: LinkDecoder,
+        identity: Identity,
+        peers: Peers,
+        acceptor: Acceptor,
+        replica: Replica,
+        views: list[View],
+        active: dict[int, Ranges],
+        now: float,
+    ) -> None:
+        self._self = self_
+        self._decoder = decoder
+        self._identity = identity
+        self._peers = peers
+        self._acceptor = acceptor
+        self._replica = replica
+        self._views = views
+        self._active = {views[0].epoch: first_active(views[0], self_.id), **active}
+        self._syncs: dict[int, _Sync] = {}
+        for place in range(max(1, len(views) - KEPT_EPOCHS), len(views)):
+            self._begin(views[place - 1], views[place], now)
+        self_.active = self.active_in(self_.view.epoch)
+        self._note()
+
+    def __len__(self) -> int:
+        """In how many regions, of this epoch and the one before, this node is not ACTIVE yet."""
+        return sum(len(sync.regions) for sync in self._syncs.values())
+
+    def _note(self) -> None:
+        sync = self._syncs.get(self._self.view.epoch)
+        self._self.syncing_regions = len(sync.regions) if sync is not None else 0
+
+    def active_in(self, epoch: int) -> Ranges:
+        """The keys for which this node is ACTIVE in an epoch."""
+        return self._active.get(epoch, EMPTY)
+
+    def install(self, turn: Turn, before: View, after: View) -> None:
+        """R7: `after` is installed in this turn: keep what did not change, sync the rest."""
+        kept = carried_over(regions(before, after), self._self.id, self.active_in(before.epoch))
+        self._mark(turn, after.epoch, kept)
+        for epoch in [epoch for epoch in self._syncs if epoch <= after.epoch - KEPT_EPOCHS]:
+            del self._syncs[epoch]
+        self._begin(before, after, turn.now.mono)
+        self._note()
+
+    def _begin(self, before: View, after: View, now: float) -> None:
+        missing = to_sync(regions(before, after), self._self.id, self.active_in(after.epoch))
+        if missing:
+            self._syncs[after.epoch] = _Sync(before, missing, self._self.rng.getrandbits(62), now)
+
+    def _mark(self, turn: Turn, epoch: int, active: Ranges) -> None:
+        if active != self.active_in(epoch):
+            self._active[epoch] = active
+            turn.persist.append(ActiveRow(epoch, encode_ranges(active)))
+        if epoch == self._self.view.epoch:
+            self._self.active = active
+
+    # --- a source ---
+
+    def on_ask_sync(self, turn: Turn, peer: NodeId, message: AskSync) -> None:
+        if self._self.view.epoch < message.epoch:  # R8: only with the new epoch installed here
+            turn.send(peer, AskViews(self._self.view.epoch))
+            return
+        if not self._identity.verified:  # R12: who may have lost votes is no source
+            return
+        for part in self._answer(message):
+            turn.send(peer, part)
+
+    def _answer(self, message: AskSync) -> list[SyncPart]:
+        """All votes of this moment, in parts. Also votes of the new epoch: they are higher, and do no harm."""
+        active = encode_ranges(self.active_in(message.epoch - 1))
+        batches: list[list[SyncVote]] = [[]]
+        size = 0
+        for at, ballot, link in self._acceptor.all_votes():
+            if batches[-1] and size + len(link.raw) > PART_BYTES:
+                batches.append([])
+                size = 0
+            batches[-1].append(SyncVote(at, ballot, link.raw))
+            size += len(link.raw)
+        log = self._replica.count
+        return [
+            SyncPart(message.number, message.epoch, i, len(batches), active, log, tuple(batch))
+            for i, batch in enumerate(batches)
+        ]
+
+    # --- who syncs ---
+
+    def on_sync_part(self, turn: Turn, peer: NodeId, message: SyncPart) -> None:
+        sync = self._syncs.get(message.epoch)
+        if sync is None or sync.numbers.get(message.number) != peer:
+            return
+        source = sync.arriving.get(peer)
+        parts = source.count if source is not None else message.parts
+        if message.parts != parts or not message.part < parts <= MAX_PARTS:
+            raise RemoteFault("malformed", f"part {message.part} of {message.parts} of a sync that has {parts} parts")
+        for vote in message.votes:
+            check_vote_untrusted(vote.at, self._decoder.untrusted(vote.link))
+        if source is None:
+            source = sync.arriving[peer] = _Source(parts, message.log, decode_ranges(message.active))
+        source.parts[message.part] = message.votes
+        if not source.complete:
+            return
+        del sync.arriving[peer], sync.numbers[message.number]
+        known = sync.sources.get(peer)
+        if known is None or known.active != source.active:  # else the one that is here waits for the shorter log
+            sync.sources[peer] = source
+            self._replica.follow(turn, peer, source.log)
+
+    def _counted(self, sync: _Sync, epoch: int) -> dict[NodeId, Ranges]:
+        """The sources whose answers count now, and where they were ACTIVE."""
+        counted = {
+            node: source.active
+            for node, source in sync.sources.items()
+            if self._replica.has_log(node, source.log)
+        }
+        if self._identity.verified:
+            counted[self._self.id] = self.active_in(epoch - 1)
+        return counted
+
+    def needs_finish(self, event: FinishSync, needs: Needs) -> None:
+        sync = self._syncs.get(event.epoch)
+        if sync is not None:
+            needs.heads.update(v.at.account for source in sync.sources.values() for v in source.votes)
+
+    def on_finish(self, turn: Turn, event: FinishSync) -> None:
+        """Merge the votes of the regions for which a majority has answered, and mark them ACTIVE: one transaction."""
+        sync = self._syncs.get(event.epoch)
+        if sync is None:
+            return
+        counted = self._counted(sync, event.epoch)
+        done = tuple(region for region in sync.regions if is_synced(region, counted))
+        if not done:
+            return
+        for region in done:
+            for node in sources_of(region, counted):
+                if node != self._self.id:
+                    self._merge(turn, region, sync.sources[node].votes)
+        self._mark(turn, event.epoch, merge((*self.active_in(event.epoch), *map(keys_of, done))))
+        self._self.counters["regions_synced"] += len(done)
+        sync.regions = tuple(region for region in sync.regions if region not in done)
+        if not sync.regions:
+            del self._syncs[event.epoch]
+        self._carry_on(turn, event.epoch)
+        self._note()
+
+    def _merge(self, turn: Turn, region: Region, votes: tuple[SyncVote, ...]) -> None:
+        for vote in votes:
+            if not holds((keys_of(region),), route_key(vote.at.slot)):
+                continue
+            head = turn.loaded.heads.get(vote.at.account)
+            if head is None or head.height < vote.at.height:  # else it is decided, and applied here
+                self._acceptor.merge(turn, vote.at, vote.ballot, self._decoder.untrusted(vote.link))
+
+    def _carry_on(self, turn: Turn, epoch: int) -> None:
+        """What became ACTIVE late stays so in the epochs after, where the group is the same (R7)."""
+        while epoch < self._self.view.epoch:
+            before, after = self._views[epoch - self._views[0].epoch : epoch - self._views[0].epoch + 2]
+            kept = carried_over(regions(before, after), self._self.id, self.active_in(epoch))
+            epoch += 1
+            active = merge((*self.active_in(epoch), *kept))
+            self._mark(turn, epoch, active)
+            sync = self._syncs.get(epoch)
+            if sync is not None:
+                sync.regions = to_sync(sync.regions, self._self.id, active)
+                if not sync.regions:
+                    del self._syncs[epoch]
+
+    # --- time ---
+
+    def deadline(self) -> float | None:
+        return min((sync.ask_at for sync in self._syncs.values()), default=None)
+
+    def tick(self, turn: Turn) -> None:
+        """Ask whoever has not answered; finish what can be finished."""
+        if not self._syncs:
+            self._replica.follow_nobody()
+        for epoch, sync in sorted(self._syncs.items()):
+            if any(is_synced(region, self._counted(sync, epoch)) for region in sync.regions):
+                turn.again.append(FinishSync(epoch))
+            if sync.ask_at > turn.now.mono:
+                continue
+            sync.pause = min(2 * sync.pause, 8 * ASK_AGAIN_S)
+            sync.ask_at = turn.now.mono + sync.pause + self._peers.rtt(sync.before.ids)
+            wanted = {node for region in sync.regions for node in region.before} - {self._self.id}
+            for node in sorted(wanted):
+                source = sync.sources.get(node)
+                if source is not None:
+                    self._replica.follow(turn, node, source.log)
+                if sync.lacks(node):  # also of who was not ACTIVE itself when it answered: it may be now
+                    sync.arriving.pop(node, None)  # parts of two moments do not mix
+                    sync.numbers = {number: to for number, to in sync.numbers.items() if to != node}
+                    sync.number += 1
+                    sync.numbers[sync.number] = node
+                    turn.send(node, AskSync(sync.number, epoch))
