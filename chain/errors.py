@@ -34,6 +34,10 @@ class Quarantined(HopchainError):
     """Others saw more of this node than its own disk remembers (design R12): it must not vote again."""
 
 
+class Removed(HopchainError):
+    """This node was removed from the network, and nobody needs it as a source any more: its id does not come back."""
+
+
 class StorageFailure(HopchainError):
     """The disk or the database engine failed. The node must stop: what was being written may or may not be durable,
     and an fsync is never retried (design section 2)."""

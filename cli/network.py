@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -18,9 +19,14 @@ from cli.home import find_directory, find_network, remember
 from cli.output import Output
 from cli.wallet import Wallet
 from hopchain.client import raw_public_key
-from node.layout import free_ports, make_network
+from node.layout import LOOPBACK, free_ports, make_network
 
 FIRST_PORT: Final = 7400
+DEFAULT_NODES: Final = 5
+_PLACE: Final = re.compile(
+    r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+))(?::(?P<port>[0-9]{1,5})(?::(?P<client>[0-9]{1,5}))?)?",
+    re.ASCII,
+)
 
 
 @click.command(
@@ -28,10 +34,11 @@ FIRST_PORT: Final = 7400
     examples=[
         "hopchain init net --nodes 5 --asset CZK:2 --issuer mint",
         "hopchain init net --asset CZK:2 --asset EUR:2 --issuer mint=CZK --issuer bank=EUR --port 0",
+        "hopchain init net --node-at n1.lan --node-at n2.lan --node-at n3.lan:7500:7501 --asset CZK:2 --issuer mint",
     ],
 )
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--nodes", type=click.IntRange(1), default=5, show_default=True, help="How many nodes.")
+@click.option("--nodes", type=click.IntRange(1), help="How many nodes. Default: 5, or as many as --node-at names.")
 @click.option(
     "--asset", "assets", multiple=True, required=True, metavar="CODE:SCALE", help="An asset and its decimals."
 )
@@ -39,43 +46,66 @@ FIRST_PORT: Final = 7400
 @click.option(
     "--k", type=click.IntRange(1, 64), default=5, show_default=True, help="Nodes that decide one link together."
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address that the nodes listen on.")
+@click.option(
+    "--node-at",
+    "places",
+    multiple=True,
+    metavar="HOST[:PORT[:CLIENT_PORT]]",
+    help="Where a node is to run, for nodes on several machines: once for each node. CLIENT_PORT: PORT + 1 if not given.",
+)
+@click.option(
+    "--host", help="Address that all nodes listen on, such as 0.0.0.0. Default: each on its --node-at, else 127.0.0.1."
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=FIRST_PORT,
     show_default=True,
-    help="First port; each node takes two: members, then clients. 0: any free ones.",
+    help="First port; each node takes two: members, then clients. 0: any free ones. With --node-at: PORT if not given.",
+)
+@click.option(
+    "--days", type=click.IntRange(1, 36_525), default=397, show_default=True, help="How long certificates are valid."
 )
 @click.option("--name", help="Name of the network. Default: the directory's.")
 def init(
     out: Output,
     directory: Path,
-    nodes: int,
+    nodes: int | None,
     assets: tuple[str, ...],
     issuers: tuple[str, ...],
     k: int,
-    host: str,
+    places: tuple[str, ...],
+    host: str | None,
     port: int,
+    days: int,
     name: str | None,
 ) -> None:
     """Make a new network: genesis, CA, one directory per node, operator key; the issuers' keys go into the wallet."""
     parsed = [parse_asset(text) for text in assets]
     keys = {issuer: (code, Ed25519PrivateKey.generate()) for issuer, code in (_issuer(t, parsed) for t in issuers)}
-    if port == 0:
-        flat = free_ports(2 * nodes, fresh_random(), host)
+    count = nodes or len(places) or DEFAULT_NODES
+    if places:
+        if count != len(places):
+            raise LocalMisuse(f"{count} nodes, and --node-at says where {len(places)} are: leave --nodes away")
+        advertise, ports = _unzip([parse_place(text, port) for text in places])
     else:
-        flat = list(range(port, port + 2 * nodes))
+        if port == 0:
+            flat = free_ports(2 * count, fresh_random(), host or LOOPBACK)
+        else:
+            flat = list(range(port, port + 2 * count))
+        advertise, ports = None, list(zip(flat[::2], flat[1::2], strict=True))
     made = make_network(
         directory,
-        nodes=nodes,
+        nodes=count,
         assets=parsed,
         issuers={issuer: (code, raw_public_key(key)) for issuer, (code, key) in keys.items()},
-        ports=list(zip(flat[::2], flat[1::2], strict=True)),
+        ports=ports,
         name=name or directory.resolve().name,
         now_ms=int(datetime.datetime.now(datetime.UTC).timestamp() * 1000),
         k=k,
         host=host,
+        advertise=advertise,
+        days=days,
     )
     wallet = Wallet(made.network_id)
     for issuer, (_, key) in keys.items():
@@ -103,7 +133,30 @@ def init(
     )
     for issuer, (code, _) in keys.items():
         out.say(f"issuer {issuer} of {code}: key in {wallet.path(issuer)}")
-    out.say(f"next: hopchain up {directory}")
+    if places:
+        out.say("next: copy each node's directory to its machine and run it there: hopchain node node-1")
+    else:
+        out.say(f"next: hopchain up {directory}")
+
+
+def parse_place(text: str, default_port: int) -> tuple[str, int, int]:
+    """`HOST[:PORT[:CLIENT_PORT]]` as host, port and client port; an IPv6 address is written in brackets."""
+    match = _PLACE.fullmatch(text)
+    if match is None:
+        raise LocalMisuse(
+            f"{text[:80]!r} is not a place for a node: write HOST, HOST:PORT or HOST:PORT:CLIENT_PORT, such as "
+            "n1.lan:7400:7401; an IPv6 address in brackets, such as [fd00::1]:7400"
+        )
+    port = int(match["port"] or default_port)
+    if port == 0:
+        raise LocalMisuse(
+            f"--node-at {text}: which ports are free there cannot be seen from here: name one other than 0"
+        )
+    return match["six"] or match["host"], port, int(match["client"] or port + 1)
+
+
+def _unzip(places: list[tuple[str, int, int]]) -> tuple[list[str], list[tuple[int, int]]]:
+    return [host for host, _, _ in places], [(port, client) for _, port, client in places]
 
 
 def parse_asset(text: str) -> Asset:

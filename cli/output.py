@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-from chain.errors import Corruption, HopchainError, LocalMisuse
+from chain.errors import Corruption, HopchainError, LocalMisuse, Quarantined, Removed
 
 JsonValue = str | int | float | bool | None | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
 
@@ -24,6 +24,7 @@ class Exit(enum.IntEnum):
     REJECTED = 1  # by the network, or an audit failed
     USAGE = 2
     UNREACHABLE = 3  # or no answer in time
+    OUT_FOR_GOOD = 4  # this node was removed or quarantined: it must not be started again
 
 
 class CommandFailed(HopchainError):
@@ -49,6 +50,8 @@ def describe(error: HopchainError) -> tuple[Exit, str, str]:
         return Exit.USAGE, "usage", str(error)
     if isinstance(error, Corruption):
         return Exit.REJECTED, "corruption", str(error)
+    if isinstance(error, Removed | Quarantined):
+        return Exit.OUT_FOR_GOOD, type(error).__name__.lower(), str(error)
     return Exit.REJECTED, "fault", str(error)
 
 

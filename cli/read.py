@@ -75,6 +75,7 @@ def balance(
             "epoch": found.epoch,
             "as_of_ms": found.as_of_ms,
             "linearizable": found.linearizable,
+            "stale": found.stale,
         }
     )
     out.say(found.account + (" (issuer)" if found.issuer else ""), bold=True)
@@ -90,6 +91,10 @@ def balance(
             ("as of", time_text(found.as_of_ms) + (", by a majority" if found.linearizable else ", one replica")),
         ]
     )
+    if found.stale:
+        out.say(
+            "stale: the node that answered is no member, or reaches no majority; others may know more", colour="yellow"
+        )
 
 
 @click.command(cls=HopCommand, examples=["hopchain chain alice", "hopchain chain alice --from 0 --limit 5 --json"])

@@ -17,6 +17,8 @@ import anyio
 import anyio.abc
 import msgspec
 
+from cli.output import Exit
+
 FIRST_DELAY_S: Final = 0.2  # before a node that died is started again; doubles with each early death
 LONGEST_DELAY_S: Final = 5.0
 STEADY_S: Final = 10.0  # a node that lived this long starts afresh with the delays
@@ -34,7 +36,8 @@ class Change(enum.StrEnum):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One change of one node. `code`: exit code, negative for a signal. `delay_s`: until it is started again."""
+    """One change of one node. `code`: exit code, negative for a signal. `delay_s`: until it is started again, None when it
+    is not."""
 
     node: str
     change: Change
@@ -45,7 +48,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Supervisor:
-    """Runs the nodes in these directories until it is cancelled."""
+    """Runs the nodes in these directories until it is cancelled. One that was removed or quarantined stays down."""
 
     def __init__(
         self,
@@ -82,6 +85,9 @@ class Supervisor:
             if anyio.current_time() - begin >= STEADY_S:
                 delay_s = FIRST_DELAY_S
             words = last_words(directory / LOG_NAME)
+            if code == Exit.OUT_FOR_GOOD:
+                self._on_event(Event(directory.name, Change.ENDED, process.pid, code, None, words))
+                return
             self._on_event(Event(directory.name, Change.ENDED, process.pid, code, delay_s, words))
             await anyio.sleep(delay_s)
             delay_s = min(delay_s * 2, LONGEST_DELAY_S)

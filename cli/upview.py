@@ -54,10 +54,15 @@ class _View:
                 line.pid = None
                 line.state = "down"
                 line.note = f"exit code {event.code}: {event.last_words}"
-                delay_s = event.delay_s or 0.0
                 log = str(self.network.directory / event.node / LOG_NAME)
                 self.tell(
-                    line, "ended", pid=event.pid, code=event.code, restart_in_s=delay_s, last=event.last_words, log=log
+                    line,
+                    "ended",
+                    pid=event.pid,
+                    code=event.code,
+                    restart_in_s=event.delay_s,
+                    last=event.last_words,
+                    log=log,
                 )
             case Change.STOPPED:
                 line.pid = None

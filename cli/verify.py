@@ -1,6 +1,7 @@
 """`hopchain verify`: one database against its own links, or all replicas against each other."""
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,7 @@ from chain.disk import open_database
 from chain.errors import LocalMisuse
 from cli.command import HopCommand, network_option, run
 from cli.home import KnownNode, Network, find_network
+from cli.members import look, open_patiently
 from cli.output import Exit, JsonValue, Output
 from cli.session import open_client
 from hopchain import AccountLine, CallRefused, Client, Digest, RemoteFault, Unreachable
@@ -46,7 +48,7 @@ class Comparison(msgspec.Struct, frozen=True):
     examples=["hopchain verify net/node-1", "hopchain verify --cluster", "hopchain verify --cluster --json"],
 )
 @click.argument("directory", type=click.Path(exists=True, path_type=Path), metavar="[DIR]", required=False)
-@click.option("--cluster", is_flag=True, help="Compare the digests of all replicas instead.")
+@click.option("--cluster", is_flag=True, help="Compare the digests of all members instead.")
 @click.option(
     "--settle",
     "settle_s",
@@ -130,14 +132,19 @@ def _audit(out: Output, path: Path, conn: sqlite3.Connection) -> AuditReport:
 
 
 async def compare(network: Network, settle_s: float) -> Comparison:
-    """Ask all nodes for their digests until they are equal or the time is up; then find the first difference.
+    """Ask all members of now for their digests until they are equal or the time is up; then find the first difference.
 
     Raises `Unreachable` when no node answers.
     """
+    async with open_patiently(network) as client:
+        picture = await look(client, network)
+    nodes = [node for node in picture.nodes if node.id in picture.members and node.client_port]
+    hidden = set(picture.members) - {node.id for node in nodes}
     async with open_client(network) as client:
         deadline = anyio.current_time() + settle_s
         while True:
-            digests, missing = await _digests(client, network)
+            digests, missing = await _digests(client, nodes)
+            missing |= {picture.name_of(node): "no node knows its client port" for node in sorted(hidden)}
             found = Comparison(digests, missing, None)
             if found.equal or anyio.current_time() >= deadline:
                 break
@@ -146,12 +153,12 @@ async def compare(network: Network, settle_s: float) -> Comparison:
             raise Unreachable(list(missing.items()))
         if len({d.digest for d in digests.values()}) == 1:
             return found
-        first, *others = [n for n in network.nodes if n.name in digests]
+        first, *others = [n for n in nodes if n.name in digests]
         other = next(n for n in others if digests[n.name].digest != digests[first.name].digest)
         return Comparison(digests, missing, await _difference(client, first, other))
 
 
-async def _digests(client: Client, network: Network) -> tuple[dict[str, Digest], dict[str, str]]:
+async def _digests(client: Client, nodes: Sequence[KnownNode]) -> tuple[dict[str, Digest], dict[str, str]]:
     digests: dict[str, Digest] = {}
     missing: dict[str, str] = {}
 
@@ -164,9 +171,9 @@ async def _digests(client: Client, network: Network) -> tuple[dict[str, Digest],
             missing[node.name] = str(error)
 
     async with anyio.create_task_group() as tasks:
-        for node in network.nodes:
+        for node in nodes:
             tasks.start_soon(ask, node)
-    return {n.name: digests[n.name] for n in network.nodes if n.name in digests}, missing
+    return {n.name: digests[n.name] for n in nodes if n.name in digests}, missing
 
 
 async def _difference(client: Client, one: KnownNode, other: KnownNode) -> dict[str, JsonValue] | None:

@@ -279,7 +279,7 @@ def handshake_fault(error: Exception) -> RemoteFault:
     return RemoteFault(
         "lost",
         "it closed the connection during the handshake, without a word; if this stays so, its log says why "
-        "(a certificate of another network, for one)",
+        "(a certificate that has expired or is of another network, for one)",
     )
 
 

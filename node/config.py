@@ -34,7 +34,8 @@ MAX_PEERS: Final = 1000  # seeds; the DHT finds the others
 
 _MIB: Final = 1024 * 1024
 
-Host = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.:_-]{1,253}$")]
+HOST_PATTERN: Final = re.compile(r"[A-Za-z0-9.:_-]{1,253}", re.ASCII)
+Host = Annotated[str, msgspec.Meta(pattern=f"^{HOST_PATTERN.pattern}$")]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 NodeIdHex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{40}$")]
 

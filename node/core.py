@@ -160,7 +160,7 @@ class Core:
         ]
         self._again: list[Event] = []
         self._events: list[Event] = []
-        self._contacts_of: tuple[int, bool] | None = None
+        self._contacts_of: tuple[int, bool, bool] | None = None
         self._messages = self._table()
 
     @property
@@ -231,7 +231,7 @@ class Core:
 
     def _new_contacts(self) -> frozenset[NodeId] | None:
         """Whom to keep a connection with, when that is another answer than in the last turn."""
-        version = (self._self.view.epoch, self.membership.settled)
+        version = (self._self.view.epoch, self.membership.lingers, self._self.told_removed)
         if version == self._contacts_of:
             return None
         self._contacts_of = version

@@ -5,7 +5,7 @@ epoch e, `after` that of e+1; `regions` are those of the two (routing.regions).
 
     carried_over   R7  what stays ACTIVE when e+1 is installed: groups that are the same, where it was ACTIVE before
     to_sync        R7  what must be synced: every other region whose group in e+1 has this node, old members included
-    is_synced      R8  answers of a majority of the region's group in e, each from a node that was ACTIVE there in e
+    sources_of     R8  whose answers count: a majority of the region's group in e, each ACTIVE there in e (or in e+1)
     admit          R2, R3, R7  whether an acceptor takes part in a ballot at all
     inactive       R9  regions that e+1 changed and in which no majority is ACTIVE yet: until there are none, the next view is
                        not proposed, except to undo e+1
@@ -15,10 +15,33 @@ import enum
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import msgspec
+
 from node.paxos import Ballot
 from routing.keyspace import NodeId
 from routing.regions import EMPTY, RING, Range, Ranges, Region, intersect, merge
 from routing.view import FIRST_EPOCH, View, majority
+
+
+class Admission(enum.Enum):
+    """What an acceptor does with a ballot, before Paxos itself is asked (R2, R3, R7)."""
+
+    VOTE = "vote"
+    BEHIND = "behind"  # install views first
+    REFUSE = "refuse"
+    WAIT = "wait"  # not ACTIVE yet: no answer, the proposer sends again
+
+
+def admit(
+    ballot: Ballot, me: NodeId, group: Collection[NodeId], epoch: int, birth: int, *, fast: bool, active: bool
+) -> Admission:
+    """R2, R3, R7: may the acceptor `me`, with `epoch` installed and `active` for the slot, handle `ballot`? `group`: the slot's in
+    that epoch; `birth`: the slot's birth epoch; `fast`: whether the ballot's node may skip phase 1 there."""
+    if max(ballot.epoch, birth) > epoch:
+        return Admission.BEHIND
+    if ballot.epoch < epoch or (ballot.round == 0 and not fast) or me not in group or ballot.node not in group:
+        return Admission.REFUSE
+    return Admission.VOTE if active else Admission.WAIT
 
 
 def first_active(first: View, me: NodeId) -> Ranges:
@@ -36,36 +59,27 @@ def to_sync(regions: Iterable[Region], me: NodeId, active: Ranges) -> tuple[Regi
     return tuple(region for region in regions if me in region.after and not includes(active, region))
 
 
-def is_synced(region: Region, sources: Mapping[NodeId, Ranges]) -> bool:
-    """R8: `sources` (who answered completely -> where it was ACTIVE in e) hold a majority of the region's group in e."""
-    return len(sources_of(region, sources)) >= majority(len(region.before))
+class Source(msgspec.Struct, frozen=True):
+    """Where a node that answers a sync was ACTIVE in e, and is in e+1."""
+
+    before: Ranges
+    after: Ranges = EMPTY
 
 
-def sources_of(region: Region, sources: Mapping[NodeId, Ranges]) -> tuple[NodeId, ...]:
-    """Those whose answers count for a region: of its group in e, and ACTIVE there in e."""
-    return tuple(node for node in sorted(region.before) if node in sources and includes(sources[node], region))
+def is_synced(region: Region, sources: Mapping[NodeId, Source]) -> bool:
+    """R8: the answers of these nodes are enough to become ACTIVE in `region`."""
+    return bool(sources_of(region, sources))
 
 
-class Admission(enum.Enum):
-    """What an acceptor does with a ballot, before it looks at its vote."""
-
-    VOTE = "it takes part"
-    BEHIND = "it fetches and installs the views first; the proposer sends again"
-    REFUSE = "it says which epoch it has installed"
-    WAIT = "it is not ACTIVE and does not answer; the proposer sends again"
-
-
-def admit(
-    ballot: Ballot, me: NodeId, group: tuple[NodeId, ...], epoch: int, birth: int, *, fast: bool, active: bool
-) -> Admission:
-    """R2, R3, R7: `epoch` is the one installed at `me`, `group` the slot's in it, `birth` the epoch in which the slot was born.
-    `fast`: the ballot's node may skip phase 1. `active`: `me` is ACTIVE for the slot."""
-    if max(ballot.epoch, birth) > epoch:
-        return Admission.BEHIND
-    wrong_fast = ballot.round == 0 and not fast
-    if ballot.epoch < epoch or wrong_fast or me not in group or ballot.node not in group:
-        return Admission.REFUSE
-    return Admission.VOTE if active else Admission.WAIT
+def sources_of(region: Region, sources: Mapping[NodeId, Source]) -> tuple[NodeId, ...]:
+    """R8: a majority of the region's group in e, each ACTIVE there in e. Or, for who comes late, when nodes of the old group are
+    gone: a majority of its group in e+1, each ACTIVE there in e+1, for each of them knows all that was chosen in e.
+    Empty when `sources` (whose answers are complete) hold neither."""
+    old = tuple(n for n in sorted(region.before) if n in sources and includes(sources[n].before, region))
+    if len(old) >= majority(len(region.before)):
+        return old
+    new = tuple(n for n in sorted(region.after) if n in sources and includes(sources[n].after, region))
+    return new if len(new) >= majority(len(region.after)) else ()
 
 
 def inactive(regions: Iterable[Region], active: Collection[NodeId]) -> tuple[Region, ...]:

@@ -6,7 +6,7 @@ any two releases can tell each other that they differ.
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -20,13 +20,15 @@ MAX_REASON_CHARS: Final = 400  # of another node's words in our log
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
     """Who a node is. `network` is the network id, so it vouches for the whole genesis file. `incarnation`: design R12.
-    `boot`: random bytes, new at each start; two of one node at a time are two copies of it."""
+    `boot`: random bytes, new at each start; two of one node at a time are two copies of it. `client_port`: where it serves
+    clients, which those who know only other nodes learn from them; 0 when it is not told."""
 
     version: int
     network: bytes
     node_id: NodeId
     incarnation: int
     boot: bytes
+    client_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):

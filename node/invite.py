@@ -31,6 +31,7 @@ from hopchain.change import (
 from node.config import CONFIG_FILE, NodeConfig, Peer, read_config
 from node.layout import (
     NETWORK_KEY_BYTES,
+    NOWHERE,
     NodePlace,
     read_genesis,
     write_node,
@@ -53,7 +54,6 @@ from node.pki import (
 INVITE_VERSION: Final = 1
 MAX_EXPIRY_MS: Final = 30 * 24 * 3600 * 1000  # of an invitation: a month
 _STAGING: Final = ".join"
-_NOWHERE: Final = frozenset({"0.0.0.0", "::", ""})  # addresses that listen everywhere and lead nowhere
 
 
 class Invite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -251,7 +251,7 @@ def make_node_directory(
         shutil.rmtree(staging, ignore_errors=True)
         return read_config(data)
     advertised = advertise_host or host
-    if advertised in _NOWHERE:
+    if advertised in NOWHERE:
         raise LocalMisuse(f"nobody can reach a node at {advertised!r}: say under which address with --advertise-host")
     if port == client_port:
         raise LocalMisuse(f"port and client port are both {port}: choose two")

@@ -5,10 +5,12 @@
     DIR/ca.crt            public: the certificate in genesis.json as a file
     DIR/ca.key            secret: signs the certificates of new nodes
     DIR/operator.key      secret: the operator's Ed25519 key; whoever holds it changes the members
-    DIR/node-N/           node.key, network.key (secret), node.crt, genesis.json, config.toml; later node.db
+    DIR/network.key       secret: seals the DHT's datagrams, the same on all nodes; invitations carry it
+    DIR/node-N/           node.key, network.key (secret), node.crt, genesis.json, config.toml, network.toml; later node.db
 
-A directory is a network when it has network.toml, which is put there last. Issuers' keys stay with the caller. The
-directory of a node that joined has a network.toml of its own: the nodes that its invitation named.
+A directory is a network when it has network.toml, which is put there last. Issuers' keys stay with the caller. A node's
+directory has a network.toml too, so that commands work where only that directory is: in one that `init` made it names the
+first nodes, in one that joined those that its invitation named.
 """
 
 import random
@@ -27,7 +29,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chain.errors import LocalMisuse
 from chain.genesis import Asset, Genesis, GenesisMember, Issuer, decode_genesis, encode_genesis
 from chain.request import NetworkId
-from node.config import ALLOWED, CONFIG_FILE, Host, NodeConfig, NodeIdHex, Peer, Port, encode_config, read_toml
+from node.config import (
+    ALLOWED,
+    CONFIG_FILE,
+    HOST_PATTERN,
+    Host,
+    NodeConfig,
+    NodeIdHex,
+    Peer,
+    Port,
+    encode_config,
+    read_toml,
+)
 from node.pki import (
     CA_DAYS,
     NODE_CERTIFICATE,
@@ -54,6 +67,8 @@ DATABASE: Final = "node.db"
 
 NETWORK_KEY_BYTES: Final = 32  # ChaCha20-Poly1305
 MAX_NODES: Final = 256  # of one init; more join later
+LOOPBACK: Final = "127.0.0.1"
+NOWHERE: Final = frozenset({"0.0.0.0", "::", ""})  # addresses that listen everywhere and lead nowhere
 PORTS_FROM: Final = 10_000
 PORTS_TO: Final = 30_000  # below Linux's range for outgoing connections, which would take a port while its node is down
 
@@ -123,27 +138,31 @@ def make_network(
     name: str,
     now_ms: int,
     k: int = 5,
-    host: str = "127.0.0.1",
+    host: str | None = None,
+    advertise: Sequence[str] | None = None,
     days: int = NODE_DAYS,
 ) -> Network:
     """Make all files of a new network in `directory`, which must be empty or not exist.
 
-    `issuers`: account name -> (asset code, raw Ed25519 public key). `ports`: (port, client port) of each node.
-    `now_ms`: Unix milliseconds. `days`: how long the nodes' certificates are valid (the CA's: at least CA_DAYS). On any
-    error nothing is left behind.
+    `issuers`: account name -> (asset code, raw Ed25519 public key). `ports`: (port, client port) of each node. `advertise`:
+    under which address each node is reached, by default `host`, which is where all listen; without `host` each listens where
+    it is reached, without both on 127.0.0.1. `now_ms`: Unix milliseconds. `days`: how long the nodes' certificates are valid (the CA's: at
+    least CA_DAYS). On any error nothing is left behind.
     """
     if not 1 <= nodes <= MAX_NODES:
         raise LocalMisuse(f"{nodes} nodes: it must be 1 to {MAX_NODES}")
     if _NETWORK_NAME.fullmatch(name) is None:
         raise LocalMisuse(f"{name[:80]!r} is not a network name: 1 to 48 of letters, digits, space, . _ -")
-    _check_ports(nodes, ports)
+    local = LOOPBACK if host is None or host in NOWHERE else host
+    hosts = list(advertise) if advertise is not None else [local] * nodes
+    _check_addresses(nodes, hosts, ports)
     ca_certificate, ca_key = make_ca(name, now_ms, max(days, CA_DAYS))
     keys = [node_key(Ed25519PrivateKey.generate()) for _ in range(nodes)]
     operator = Ed25519PrivateKey.generate()
     genesis = _genesis(name, assets, issuers, k, ca_certificate, keys, now_ms, operator)
     places = tuple(
-        NodePlace(f"node-{number}", key.id.hex(), host, port, client_port)
-        for number, (key, (port, client_port)) in enumerate(zip(keys, ports, strict=True), start=1)
+        NodePlace(f"node-{number}", key.id.hex(), where, port, client_port)
+        for number, (key, where, (port, client_port)) in enumerate(zip(keys, hosts, ports, strict=True), start=1)
     )
     made = _claim(directory)
     try:
@@ -151,10 +170,13 @@ def make_network(
         staging.mkdir(mode=0o700)
         _write_network(staging, genesis, places, ca_certificate, ca_key, operator)
         network_key = secrets.token_bytes(NETWORK_KEY_BYTES)
+        write_secret(staging / NETWORK_KEY, network_key)
         for place, key in zip(places, keys, strict=True):
             certificate = make_node_certificate(ca_certificate, ca_key, key.public_key, now_ms, days)
-            config = NodeConfig(host, place.port, place.client_port, host, peers=_seeds(places, place))
+            listen = host or place.host
+            config = NodeConfig(listen, place.port, place.client_port, place.host, peers=_seeds(places, place))
             write_node(staging / place.name, key, certificate, genesis, config, network_key)
+            write_places(staging / place.name, genesis, places)
         for path in sorted(staging.iterdir(), key=lambda path: path.name == NETWORK_FILE):
             path.rename(directory / path.name)
         staging.rmdir()
@@ -229,10 +251,17 @@ def _hold(port: int, host: str, held: ExitStack) -> bool:
     return True
 
 
-def _check_ports(nodes: int, ports: Sequence[tuple[int, int]]) -> None:
+def _check_addresses(nodes: int, hosts: Sequence[str], ports: Sequence[tuple[int, int]]) -> None:
+    for host in hosts:
+        if HOST_PATTERN.fullmatch(host) is None or host in NOWHERE:
+            raise LocalMisuse(
+                f"nobody can reach a node at {host[:80]!r}: its address must be {ALLOWED['host']} of one machine"
+            )
     flat = [port for pair in ports for port in pair]
-    if len(ports) != nodes or len(set(flat)) != len(flat) or not all(1 <= port <= 65535 for port in flat):
-        raise LocalMisuse(f"{nodes} nodes need {2 * nodes} different ports from 1 to 65535, not {flat}")
+    taken = {(host, port) for host, pair in zip(hosts, ports, strict=False) for port in pair}
+    if len(hosts) != nodes or len(taken) != 2 * nodes or not all(1 <= port <= 65535 for port in flat):
+        where = "" if len(set(hosts)) == 1 else f" (on each machine) for {', '.join(hosts)}"
+        raise LocalMisuse(f"{nodes} nodes need {2 * nodes} different ports from 1 to 65535, not {flat}{where}")
 
 
 def _genesis(
@@ -309,6 +338,15 @@ def write_places(directory: Path, genesis: Genesis, places: Sequence[NodePlace])
     """Make network.toml: where the nodes are."""
     file = NetworkFile(genesis.name, genesis.network_id.hex(), tuple(places))
     (directory / NETWORK_FILE).write_bytes(msgspec.toml.encode(file))
+
+
+def replace_places(directory: Path, genesis: Genesis, places: Sequence[NodePlace]) -> None:
+    """Put a new network.toml in place of the old one: whoever reads it meanwhile gets one of the two."""
+    staging = directory / _STAGING
+    staging.mkdir(exist_ok=True)
+    write_places(staging, genesis, places)
+    (staging / NETWORK_FILE).replace(directory / NETWORK_FILE)
+    staging.rmdir()
 
 
 def write_node(

@@ -49,6 +49,7 @@ from routing.view import View, check_next, decode_view, encode_view, member_of, 
 
 STUCK_S: Final = 1.0  # a vote on a view that is older than this lost its proposer
 RESEND_RTTS: Final = 4
+LINGER_S: Final = 2.0  # the removed hear that the view without them is ACTIVE: several pings
 BACKOFF_S: Final = 0.05
 MAX_BACKOFF_S: Final = 2.0
 MAX_TIMEOUT_MS: Final = 600_000
@@ -102,6 +103,8 @@ class Membership:
         self._waiting: list[_Waiting] = []
         self._changed: tuple[Region, ...] = self._changed_regions()
         self._settled = False
+        self._linger_until: float | None = None  # set once it is settled
+        self._lingered = False
         self._active_told = False
         for row in votes:
             if not row.account and row.slot == self_.view.hash:
@@ -124,7 +127,7 @@ class Membership:
     def unsettled(self) -> tuple[Region, ...]:
         """The regions that the newest view changed and in which no majority is ACTIVE yet."""
         epoch = self._self.view.epoch
-        active = {node for node in self._self.view.ids if self._peers.told(node) >= (epoch, True)}
+        active = {node for node in self._self.view.ids if self._peers.told(node) == (epoch, True)}
         if self._self.fully_active:
             active.add(self._self.id)
         return inactive(self._changed, active)
@@ -143,9 +146,19 @@ class Membership:
 
     def contacts(self) -> frozenset[NodeId]:
         """With whom to keep a connection: the members, and who was removed while that is not settled."""
-        if len(self.views) > 1 and not self.settled:
+        if len(self.views) > 1 and self.lingers:
             return frozenset(self._self.view.ids).union(self.views[-2].ids)
         return frozenset(self._self.view.ids)
+
+    @property
+    def lingers(self) -> bool:
+        """True while whoever was removed last may be needed as a source, or has to hear that it is needed no more."""
+        return self._linger_until is None or not self._lingered
+
+    @property
+    def is_over(self) -> bool:
+        """True when this node was removed and nobody needs it any more: it may stop for good."""
+        return self.removed_in > 0 and (not self.lingers or self._self.told_removed)
 
     def is_refused(self, node: NodeId) -> int:
         """The epoch in which `node` was removed, when it may connect no more; else 0."""
@@ -182,7 +195,8 @@ class Membership:
         self._vote = self._proposer = self._own = None
         self._attempt, self._lowest_round, self._wake_at = 0, 1, turn.now.mono
         self._changed = self._changed_regions()
-        self._settled = False
+        self._settled = self._lingered = False
+        self._linger_until = None
         self._syncing.install(turn, before, view)
         for hook in self.hooks:
             hook(turn)
@@ -348,8 +362,14 @@ class Membership:
             if self.settled and self._is_certain(waiting):
                 return Changed(view.epoch, view.hash, wanted)
             waiting.waits_for = f"{len(self.unsettled())} regions of epoch {view.epoch} have no ACTIVE majority yet"
+        elif wanted and self.removed_epoch(change.node_id):
+            return Refused(
+                "removed",
+                f"node {short(change.node_id)} was removed in epoch {self.removed_epoch(change.node_id)}: ids do not come "
+                "back; make a new invitation and join under a new id",
+            )
         elif not waiting.proposed and self._wake_at <= turn.now.mono:
-            refused = self._refuse(change, turn.now)
+            refused = self._refuse(waiting, turn.now)
             if refused is not None:
                 return refused
         if waiting.deadline > turn.now.mono:
@@ -374,35 +394,34 @@ class Membership:
         for waiting in self._waiting:
             waiting.confirmed = waiting.confirmed or (waiting.since <= since and self._holds(waiting.change))
 
-    def _refuse(self, change: Change, now: Now) -> Refused | None:
-        """What a change must not do (never judged again, design R15)."""
-        node = change.node_id
+    def _refuse(self, waiting: _Waiting, now: Now) -> Refused | NotStarted | None:
+        """What a change must not do (never judged again, design R15), and what another node might do."""
+        change = waiting.change
         if not self._self.is_member:
-            return Refused("not_member", f"node {short(self._self.id)} is no member; send the change to one")
-        if change.action is ChangeAction.ADD and self.removed_epoch(node):
-            return Refused(
-                "removed",
-                f"node {short(node)} was removed in epoch {self.removed_epoch(node)}: ids do not come back; "
-                "make a new invitation and join under a new id",
-            )
+            reason = f"node {short(self._self.id)} is no member; send the change to one"
+            return NotStarted(waiting.id, "not_member", reason)
         try:
             after = self._after(change, now)
             group_ranges(after)
         except RoutingMisuse as error:
             return Refused("impossible", str(error))
-        return None if change.force else self._refuse_unsafe(change, after, now)
+        return None if change.force else self._refuse_unsafe(waiting, after, now)
 
-    def _refuse_unsafe(self, change: Change, after: View, now: Now) -> Refused | None:
-        view, node = self._self.view, change.node_id
+    def _refuse_unsafe(self, waiting: _Waiting, after: View, now: Now) -> Refused | NotStarted | None:
+        view, change = self._self.view, waiting.change
+        node = change.node_id
         if change.action is ChangeAction.ADD:
             if not self._peers.alive(node, now):
-                return Refused(
+                return NotStarted(
+                    waiting.id,
                     "not_connected",
                     f"node {short(node)} is not connected to node {short(self._self.id)}: start it with `hopchain join`",
                 )
             behind = self._replica.count - self._peers.links(node)
             if behind > MAX_BEHIND:
-                return Refused("behind", f"node {short(node)} lacks {behind} links: add it when it has copied them")
+                return NotStarted(
+                    waiting.id, "behind", f"node {short(node)} lacks {behind} links: add it when it has copied them"
+                )
         alive = {member for member in {*view.ids, *after.ids} if self._peers.alive(member, now)}
         lost = without_majority([after.ids, *(group for _, group in group_ranges(view))], alive)
         if lost and not is_undo(self.views, after):
@@ -425,6 +444,8 @@ class Membership:
         view = self._self.view
         for waiting in self._waiting:
             change = waiting.change
+            if change.action is ChangeAction.ADD and self.removed_epoch(change.node_id):
+                continue
             if self._holds(change):
                 if self._is_certain(waiting):
                     continue
@@ -448,6 +469,8 @@ class Membership:
 
     def deadline(self) -> float | None:
         times = [waiting.deadline for waiting in self._waiting]
+        if self._linger_until is not None and not self._lingered:
+            times.append(self._linger_until)
         if self._may_propose:
             if self._proposer is not None or self._waiting:
                 times.append(self._wake_at)
@@ -473,6 +496,9 @@ class Membership:
         if self._self.fully_active and not self._active_told:  # the barrier of others waits for this
             self._peers.ping_all(turn, self._replica.count)
         self._active_told = self._self.fully_active
+        if self._linger_until is None and self.settled:
+            self._linger_until = now + LINGER_S
+        self._lingered = self._linger_until is not None and self._linger_until <= now
         if not self._may_propose:
             return
         if self._proposer is not None and self._wake_at <= now:

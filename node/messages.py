@@ -238,7 +238,7 @@ class AskSync(_Message, frozen=True, tag="ask_sync"):
 
 class SyncPart(_Message, frozen=True, tag="sync_part"):
     """Answer to AskSync, `part` of `parts`, all of one moment: the votes on undecided slots, the length of the log (what is
-    decided is no vote any more: the asker needs those links too), and where the sender was ACTIVE in the epoch before."""
+    decided is no vote any more: the asker needs those links too), and where the sender was ACTIVE in the epoch before and, `active_now`, is in `epoch`."""
 
     number: int
     epoch: Count
@@ -247,6 +247,7 @@ class SyncPart(_Message, frozen=True, tag="sync_part"):
     active: bytes
     log: Count
     votes: tuple[SyncVote, ...]
+    active_now: bytes = b""
 
 
 # --- replication (node.replica) ------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from node.pki import (
     NODE_CERTIFICATE,
     NodeContexts,
     certificate_until_ms,
+    check_certificate_time,
     node_contexts,
     read_node_key,
     reload_contexts,
@@ -75,6 +76,7 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
     """Everything of one node, in one place that one can see the end of."""
     genesis = read_genesis(directory)
     key = read_node_key(directory)
+    check_certificate_time(directory, now().unix_ms)
     contexts = node_contexts(directory, genesis.ca)  # all files are read before a database is made for them
     network_key = read_network_key(directory)
     view = view_of(genesis)

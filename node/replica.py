@@ -91,7 +91,11 @@ class Replica:
             message = Decided(link.raw, self._self.id, LEAF)
             for guest in guests:
                 turn.send(guest, message)
-        self.learn(turn, link, self._self.id, self._self.id)
+        head = turn.loaded.heads.get(link.account)
+        if self._missing(turn, link, head.height if head is not None else -1):
+            turn.again.append(Learn(link, self._self.id))  # a vote that phase 1 found: its rows are not of this turn
+        else:
+            self.learn(turn, link, self._self.id, self._self.id)
 
     def _pass_on(self, turn: Turn, link: Link, by: NodeId, depth: int) -> None:
         alive = [node for node in self._self.view.ids if self._peers.alive(node, turn.now)]
@@ -169,7 +173,8 @@ class Replica:
             self._self.counters["links_dropped"] += 1
             return
         self._stop_waiting(link.hash)
-        waiting = _Waiting(link, source, by, missing, turn.now.mono + WANT_AGAIN_S)
+        ask_at = known.ask_at if known is not None else turn.now.mono + WANT_AGAIN_S
+        waiting = _Waiting(link, source, by, missing, ask_at)
         self._waiting[link.hash] = waiting
         for key in missing:
             self._waiters.setdefault(key, set()).add(link.hash)

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 import trio
 
-from chain.errors import RemoteFault
+from chain.errors import RemoteFault, Removed
 from chain.genesis import Genesis
 from hopchain.wire import AskBalance, Call, Hello, Refused, Submit, SubmitChange, decode_client_frame_untrusted
 from node.channel import Network
@@ -32,7 +32,7 @@ from node.transport import MeshIdentity, PeerMesh
 from node.turn import Caller, ClientBalance, ClientChange, ClientSubmit, Now, Read
 from routing.datagrams import DatagramFactory
 from routing.dht import ContactEvent, Dht, open_dht
-from routing.keyspace import NodeId
+from routing.keyspace import NodeId, short
 from routing.table import Change
 
 JOIN_AGAIN_S: Final = 1.0
@@ -82,7 +82,7 @@ class RunningNode:
         )
         member = core.view.member(node_id)
         incarnation = member.incarnation if member is not None else 1
-        hello = PeerHello(PROTOCOL_VERSION, genesis.network_id, node_id, incarnation, ports.boot)
+        hello = PeerHello(PROTOCOL_VERSION, genesis.network_id, node_id, incarnation, ports.boot, config.client_port)
         self.mesh = PeerMesh(
             MeshIdentity(hello, ports.contexts),
             members=self._whom,
@@ -120,6 +120,7 @@ class RunningNode:
             ports.clock,
             ports.disk,
             ports.certificate_until_ms,
+            self._client_port_of,
         )
         self._nursery: trio.Nursery | None = None
         self._dht: Dht | None = None
@@ -162,7 +163,18 @@ class RunningNode:
             return self._contacts
         return self._contacts.union(peer.node_id for peer in self._config.peers)
 
+    def _client_port_of(self, node: NodeId) -> int:
+        hello = self.mesh.hello_of(node)
+        return 0 if hello is None else hello.client_port
+
     def _on_contacts(self, contacts: frozenset[NodeId]) -> None:
+        """Raises `Removed`, which ends the process, when this node was removed and may go."""
+        membership = self.core.membership
+        if membership.is_over:
+            raise Removed(
+                f"node {short(self.id)} was removed from the network in epoch {membership.removed_in} and nobody needs it any "
+                "more: this id does not come back; to take part again, join under a new invitation"
+            )
         self._contacts = contacts
         self.mesh.refresh()
 

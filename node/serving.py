@@ -66,6 +66,7 @@ class Serving:
         clock: Callable[[], Now],
         disk: Callable[[], Disk] = lambda: Disk(0, 0, 0),
         certificate_until_ms: Callable[[], int] = lambda: 0,
+        client_port_of: Callable[[NodeId], int] = lambda node: 0,
     ) -> None:
         self._id = node_id
         self._genesis = genesis
@@ -77,6 +78,7 @@ class Serving:
         self._clock = clock
         self._disk = disk
         self._certificate_until_ms = certificate_until_ms
+        self._client_port_of = client_port_of
         self._started = clock().mono
         self.dht: Dht | None = None
 
@@ -241,7 +243,16 @@ class Serving:
         peers = self._core.peers
         epoch, active = peers.told(node)
         host, port = self._addresses.get(node, ("", 0))
-        return wire.PeerHealth(node, peers.alive(node, now), epoch, active, peers.clock_apart_ms(node), host, port)
+        return wire.PeerHealth(
+            node,
+            peers.alive(node, now),
+            epoch,
+            active,
+            peers.clock_apart_ms(node),
+            host,
+            port,
+            self._client_port_of(node),
+        )
 
     def _peer(self, node: NodeId, now: Now, links: int) -> wire.PeerStatus:
         peers = self._core.peers

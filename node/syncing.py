@@ -7,9 +7,10 @@ answer counts once
 
 * all its parts, which are of one moment, are here;
 * every link of its log is applied here: what it had decided is no vote any more;
-* for those regions in which the source itself was ACTIVE in the epoch before.
+* for those regions in which the source itself was ACTIVE in the epoch before, or is in the new one.
 
-When answers of a majority of a region's old group count, the highest vote of each slot and the ACTIVE mark are written in
+When answers of a majority of a region's old group count (or, for a node that comes late, of a majority of its new group that is
+ACTIVE already), the highest vote of each slot and the ACTIVE mark are written in
 one transaction. Regions become ACTIVE one by one, so a dead neighbourhood stops only itself. A node that went on to
 the next epoch may still complete the sync of the one before: others may need it as a source.
 """
@@ -22,7 +23,7 @@ from chain.errors import RemoteFault
 from chain.needs import Needs
 from chain.rows import ActiveRow
 from node.acceptor import Acceptor, check_vote_untrusted
-from node.epochs import carried_over, first_active, includes, is_synced, keys_of, sources_of, to_sync
+from node.epochs import Source, carried_over, first_active, includes, is_synced, keys_of, sources_of, to_sync
 from node.identity import Identity
 from node.messages import AskSync, AskViews, SyncPart, SyncVote
 from node.peers import Peers
@@ -38,12 +39,12 @@ MAX_PARTS: Final = 10_000  # 10 GiB of votes
 KEPT_EPOCHS: Final = 2  # a sync is completed for this epoch and, after an undo, for the one before (design R9)
 
 
-class _Source(msgspec.Struct):
+class _Answer(msgspec.Struct):
     """What one node has answered: the parts of one moment, its log's length and where it was ACTIVE then."""
 
     count: int
     log: int
-    active: Ranges
+    active: Source
     parts: dict[int, tuple[SyncVote, ...]] = msgspec.field(default_factory=dict)
 
     @property
@@ -64,14 +65,17 @@ class _Sync(msgspec.Struct):
     ask_at: float
     pause: float = ASK_AGAIN_S
     numbers: dict[int, NodeId] = msgspec.field(default_factory=dict)  # of the questions that may be answered -> to whom
-    arriving: dict[NodeId, _Source] = msgspec.field(default_factory=dict)  # answers that are not complete
-    sources: dict[NodeId, _Source] = msgspec.field(default_factory=dict)
+    arriving: dict[NodeId, _Answer] = msgspec.field(default_factory=dict)  # answers that are not complete
+    sources: dict[NodeId, _Answer] = msgspec.field(default_factory=dict)
 
     def lacks(self, node: NodeId) -> bool:
         """True when `node` has given no answer that counts in all the regions whose group it was in, once its log is here."""
         source = self.sources.get(node)
-        regions = [region for region in self.regions if node in region.before]
-        return source is None or not all(includes(source.active, region) for region in regions)
+        return source is None or any(
+            (node in region.before and not includes(source.active.before, region))
+            or (node in region.after and not includes(source.active.after, region))
+            for region in self.regions
+        )
 
 
 class Syncing:
@@ -149,7 +153,7 @@ class Syncing:
 
     def _answer(self, message: AskSync) -> list[SyncPart]:
         """All votes of this moment, in parts. Also votes of the new epoch: they are higher, and do no harm."""
-        active = encode_ranges(self.active_in(message.epoch - 1))
+        active, now = (encode_ranges(self.active_in(epoch)) for epoch in (message.epoch - 1, message.epoch))
         batches: list[list[SyncVote]] = [[]]
         size = 0
         for at, ballot, link in self._acceptor.all_votes():
@@ -160,7 +164,7 @@ class Syncing:
             size += len(link.raw)
         log = self._replica.count
         return [
-            SyncPart(message.number, message.epoch, i, len(batches), active, log, tuple(batch))
+            SyncPart(message.number, message.epoch, i, len(batches), active, log, tuple(batch), now)
             for i, batch in enumerate(batches)
         ]
 
@@ -176,8 +180,9 @@ class Syncing:
             raise RemoteFault("malformed", f"part {message.part} of {message.parts} of a sync that has {parts} parts")
         for vote in message.votes:
             check_vote_untrusted(vote.at, self._decoder.untrusted(vote.link))
+        active = Source(decode_ranges(message.active), decode_ranges(message.active_now))
         if source is None:
-            source = sync.arriving[peer] = _Source(parts, message.log, decode_ranges(message.active))
+            source = sync.arriving[peer] = _Answer(parts, message.log, active)
         source.parts[message.part] = message.votes
         if not source.complete:
             return
@@ -187,15 +192,13 @@ class Syncing:
             sync.sources[peer] = source
             self._replica.follow(turn, peer, source.log)
 
-    def _counted(self, sync: _Sync, epoch: int) -> dict[NodeId, Ranges]:
+    def _counted(self, sync: _Sync, epoch: int) -> dict[NodeId, Source]:
         """The sources whose answers count now, and where they were ACTIVE."""
         counted = {
-            node: source.active
-            for node, source in sync.sources.items()
-            if self._replica.has_log(node, source.log)
+            node: source.active for node, source in sync.sources.items() if self._replica.has_log(node, source.log)
         }
         if self._identity.verified:
-            counted[self._self.id] = self.active_in(epoch - 1)
+            counted[self._self.id] = Source(self.active_in(epoch - 1), self.active_in(epoch))
         return counted
 
     def needs_finish(self, event: FinishSync, needs: Needs) -> None:
@@ -262,7 +265,7 @@ class Syncing:
                 continue
             sync.pause = min(2 * sync.pause, 8 * ASK_AGAIN_S)
             sync.ask_at = turn.now.mono + sync.pause + self._peers.rtt(sync.before.ids)
-            wanted = {node for region in sync.regions for node in region.before} - {self._self.id}
+            wanted = {node for region in sync.regions for node in region.before | region.after} - {self._self.id}
             for node in sorted(wanted):
                 source = sync.sources.get(node)
                 if source is not None:

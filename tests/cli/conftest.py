@@ -17,6 +17,7 @@ from hopchain.client import raw_public_key
 from node.layout import make_network, read_network
 from tests.hopchain.fake_node import ISSUER_KEY, FakeNode
 from tests.hopchain.ledger import Ledger
+from tests.hopchain.membership import Membership
 
 FIRST_FAKE_PORT = 101  # replaced by the ports that the fake nodes got
 NODES = 2
@@ -58,14 +59,17 @@ class World(Cli):
             ports=[(FIRST_FAKE_PORT + 2 * n, FIRST_FAKE_PORT + 2 * n + 1) for n in range(NODES)],
             name="test",
             now_ms=TIME_MS,
+            days=36_500,
         )
         self.portal = portal
         self.ledger = Ledger(made.genesis)
         self.nodes = [FakeNode(self.ledger, _context(directory / n.name), i) for i, n in enumerate(made.nodes, 1)]
+        self.membership = Membership(made.genesis)
         file = directory / "network.toml"
         text = file.read_text()
         for place, node in zip(made.nodes, self.nodes, strict=True):
             node.id = place.node_id
+            node.membership = self.membership
             portal.start_task(node.serve)
             text = text.replace(f"client_port = {place.client_port}\n", f"client_port = {node.port}\n")
         file.write_text(text)

@@ -12,7 +12,7 @@ from hopchain import wire
 from hopchain.client import raw_public_key
 from node.layout import read_network
 from tests.cli.conftest import TIME_MS, Cli, World
-from tests.hopchain.fake_node import FaultMaker, Hang, key_number
+from tests.hopchain.fake_node import FaultMaker, Hang, key_number, replaced
 from tests.hopchain.ledger import TIME_MS as LINK_TIME_MS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "cli-json.md"
@@ -60,6 +60,37 @@ def test_init_gives_each_node_two_ports_from_the_first(cli: Cli) -> None:
         "init", f"{cli.directory}-2", "--asset", "CZK:2", "--issuer", "mint", "--name", "second", "--k", "3"
     ).stdout
     assert "network second" in shown and "hopchain up" in shown
+
+
+def test_init_gives_each_machine_its_node(cli: Cli) -> None:
+    places = ["--node-at", "10.0.0.1", "--node-at", "n2.lan:7500", "--node-at", "[fd00::3]:7600:80"]
+    made = cli.json("init", str(cli.directory), *places, "--asset", "CZK:2")
+    assert [(n["host"], n["port"], n["client_port"]) for n in made["nodes"]] == [
+        ("10.0.0.1", 7400, 7401),
+        ("n2.lan", 7500, 7501),
+        ("fd00::3", 7600, 80),
+    ]
+    assert set(made) == documented("init")
+    shown = cli.run("init", f"{cli.directory}-2", *places, "--asset", "CZK:2", "--port", "9000").stdout
+    assert "10.0.0.1:9000" in shown and "next: copy each node's directory to its machine" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--node-at", "n1.lan:x"), "'n1.lan:x' is not a place for a node"),
+        (("--node-at", "fd00::1"), "an IPv6 address in brackets"),
+        (("--node-at", "n1.lan", "--port", "0"), "name one other than 0"),
+        (("--node-at", "n1.lan", "--nodes", "2"), "2 nodes, and --node-at says where 1 are"),
+        (("--node-at", "n1.lan", "--node-at", "n1.lan:7401"), "2 nodes need 4 different ports"),
+        (("--node-at", "0.0.0.0"), "nobody can reach a node at '0.0.0.0'"),
+        (("--node-at", "n1.lan:65535"), "from 1 to 65535"),
+    ],
+)
+def test_init_refuses_places_that_are_none(cli: Cli, words: tuple[str, ...], said: str) -> None:
+    error = cli.json("init", str(cli.directory), "--asset", "CZK:2", *words, code=2)
+    assert said in error["message"]
+    assert not cli.directory.exists()
 
 
 @pytest.mark.parametrize(
@@ -367,6 +398,14 @@ def test_balance(world: World) -> None:
     for what in ("settled    70.00 CZK", "incoming   0.05 CZK  (1 postings)", "available  70.05 CZK", "one replica"):
         assert what in shown
     assert "(issuer)" in world.run("balance", "mint").stdout
+    assert not found["stale"] and "stale" not in shown
+    old = world.ledger.balance(wire.AskBalance("alice"))
+    for node in world.nodes:
+        node.fault = lambda call: replaced(old, stale=True) if isinstance(call, wire.AskBalance) else None
+    assert world.json("balance", "alice")["stale"]
+    assert "stale: the node that answered is no member" in world.run("balance", "alice").stdout
+    for node in world.nodes:
+        node.fault = lambda call: None
     assert world.json("balance", "nobody", code=1)["error"] == "not_found"
     world.nodes[0].fault = lambda call: wire.Unknown(b"", "no majority")
     late = world.json("balance", "alice", "--linearizable", "--at", "node-1", code=3)
@@ -484,5 +523,5 @@ def test_completion_prints_a_script(cli: Cli, shell: str) -> None:
 def test_keys_made_by_commands_are_secret(cli: Cli) -> None:
     cli.run("init", str(cli.directory), "--asset", "CZK:2", "--issuer", "mint", "--port", "0")
     keys = [*cli.home.rglob("*.key"), *cli.directory.rglob("*.key")]
-    assert len(keys) == 1 + 2 + 5 * 2
+    assert len(keys) == 1 + 3 + 5 * 2
     assert {stat.S_IMODE(k.stat().st_mode) for k in keys} == {0o600}

@@ -8,11 +8,13 @@ from pathlib import Path
 import anyio
 import pytest
 
+from cli.output import Exit
 from cli.supervisor import LOG_NAME, Change, Event, Supervisor, last_words, node_command
 
 PATIENT = "import sys; print('here', flush=True); sys.stdin.read()"  # ends with its supervisor
 DEAF = f"import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); {PATIENT}"
 BROKEN = "print('no such thing'); raise SystemExit(3)"
+REMOVED = "print('it was removed'); raise SystemExit(4)"
 
 
 class Watcher:
@@ -83,6 +85,17 @@ def test_one_that_dies_is_started_again_later_each_time(tmp_path: Path, backend:
         assert [e.delay_s for e in ended] == [0.2, 0.4, 0.8]
         assert ended[0].last_words == "no such thing"
         assert len({e.pid for e in watcher.of(Change.STARTED)}) == 3
+
+    anyio.run(main, backend=backend)
+
+
+def test_one_that_is_out_for_good_is_not_started_again(tmp_path: Path, backend: str) -> None:
+    async def main() -> None:
+        watcher = Watcher(tmp_path, {"node-1": REMOVED})
+        await watcher.supervisor.run()  # it returns: there is nothing left to keep running
+        (ended,) = watcher.of(Change.ENDED)
+        assert (ended.code, ended.delay_s) == (Exit.OUT_FOR_GOOD, None)
+        assert len(watcher.of(Change.STARTED)) == 1
 
     anyio.run(main, backend=backend)
 

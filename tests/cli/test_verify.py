@@ -1,5 +1,6 @@
 """`hopchain verify`: damage is named, differences between replicas too."""
 
+import hashlib
 import shutil
 import sqlite3
 from pathlib import Path
@@ -21,7 +22,7 @@ def node_directory(cli: Cli) -> Path:
     network = read_network(cli.directory)
     directory = network.node_directory(network.nodes[0])
     conn = open_database(directory / "node.db", writer=True)
-    create_or_check(conn, network.genesis, network.nodes[0].node_id, (bytes(32), b"view"))
+    create_or_check(conn, network.genesis, network.nodes[0].node_id, (hashlib.sha256(b"view").digest(), b"view"))
     conn.close()
     return directory
 

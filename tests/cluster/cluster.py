@@ -174,6 +174,7 @@ class Cluster:
             ports=list(zip(ports[::2], ports[1::2], strict=True)),
             name="test",
             now_ms=NOW_MS,
+            days=36_500,
         )
         self.id = self.network.network_id
         self.nodes = [NodeProcess(place, self.network.node_directory(place)) for place in self.network.nodes]

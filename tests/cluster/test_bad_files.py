@@ -36,6 +36,7 @@ def make(directory: Path) -> Network:
         ports=[(ports[0], ports[1]), (ports[2], ports[3])],
         name="files",
         now_ms=NOW_MS,
+        days=36_500,
     )
     for place in network.nodes:
         make_database(network.node_directory(place), network.genesis)

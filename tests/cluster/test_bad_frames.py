@@ -213,6 +213,7 @@ async def test_a_peer_with_a_certificate_of_another_network_is_refused(cluster: 
         ports=[(1, 2)],
         name="other",
         now_ms=NOW_MS,
+        days=36_500,
     )
     context = node_contexts(other.node_directory(other.nodes[0]), other.genesis.ca).dial
     context.verify_mode = ssl.CERT_NONE
@@ -236,7 +237,7 @@ async def test_a_peer_that_the_ca_certified_but_no_view_names_is_refused(cluster
     write_secret(tmp_path / NODE_KEY, private_key_pem(key.private))
     authority = cluster.network.directory
     certificate = make_node_certificate(
-        (authority / CA_CERTIFICATE).read_bytes(), (authority / CA_KEY).read_bytes(), key.public_key, NOW_MS
+        (authority / CA_CERTIFICATE).read_bytes(), (authority / CA_KEY).read_bytes(), key.public_key, NOW_MS, 36_500
     )
     (tmp_path / NODE_CERTIFICATE).write_bytes(certificate)
     context, hello = identity(cluster, tmp_path)

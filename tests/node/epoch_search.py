@@ -18,11 +18,13 @@ from functools import cache
 from itertools import product
 from typing import Final, Generic, NamedTuple, TypeVar
 
+import msgspec
+
 from chain.link import LinkHash, Slot
 from chain.rows import AccountHead
 from node import paxos
 from node.acceptor import is_fast
-from node.epochs import Admission, admit, carried_over, first_active, is_synced, sources_of, to_sync
+from node.epochs import Admission, Source, admit, carried_over, first_active, is_synced, sources_of, to_sync
 from node.messages import SlotName
 from node.paxos import Ballot, Proposer, Refusal, Vote
 from routing.keyspace import ID_BYTES, NodeId, route_key
@@ -31,22 +33,23 @@ from routing.view import FIRST_EPOCH, NOBODY, Member, View, majority
 
 SLOT: Final = Slot(bytes(32))  # ids ascend with the distance to it
 KEY: Final = route_key(SLOT)
-BIRTH: Final = FIRST_EPOCH
 KEPT_EPOCHS: Final = 2  # as node.syncing
 
 Value = str
+Views = tuple[View, ...]
 T = TypeVar("T")
 
 
 class Plan(NamedTuple):
     """`nodes` in order of their distance to the slot. `views`: (members, the place of the view before). `ballots`: (epoch,
-    round, node), each tried by its node whenever the rules allow it. `crashes`: of nodes, in all."""
+    round, node), each tried by its node whenever the rules allow it. `crashes`: of nodes, in all. `birth`: the slot's epoch."""
 
     nodes: str
     k: int
     views: tuple[tuple[str, int], ...]
     ballots: tuple[tuple[int, int, str], ...]
     crashes: int = 1
+    birth: int = FIRST_EPOCH
 
     @property
     def words(self) -> str:
@@ -54,7 +57,8 @@ class Plan(NamedTuple):
         views = " -> ".join("{" + ",".join(members) + "}" for members, _ in self.views)
         if any(before != place - 1 for place, (_, before) in enumerate(self.views)):
             views = views.replace(" -> ", " | ").replace(" | ", " -> ", 1)
-        return f"k = {self.k}, {views}, ballots {', '.join(f'({e},{r},{n})' for e, r, n in self.ballots)}"
+        born = f", slot born in epoch {self.birth}" if self.birth != FIRST_EPOCH else ""
+        return f"k = {self.k}, {views}{born}, ballots {', '.join(f'({e},{r},{n})' for e, r, n in self.ballots)}"
 
 
 def chain(*views: str) -> tuple[tuple[str, int], ...]:
@@ -109,18 +113,20 @@ class Promise(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """What phase 2 of a ballot sends, and what is voted for. `view`: where the group of the ballot was pinned."""
+    """What phase 2 of a ballot sends, and what is voted for. `view`: where the group of the ballot was pinned. `again`: its
+    node sent it after a crash."""
 
     ballot: Ballot
     value: Value
     view: int
+    again: bool
 
 
 class Answer(NamedTuple):
-    """What a source of a sync says for `view`: whether it is ACTIVE in the one before, and its vote."""
+    """What a source of a sync says for `view`: where it is ACTIVE in the one before and in this one, and its vote."""
 
     view: int
-    active: bool
+    active: Source
     accepted: Ballot | None
     value: Value | None
 
@@ -140,20 +146,24 @@ class Rules:
     """What a node does around the functions of node.paxos and node.epochs. A test switches rules off in a subclass."""
 
     ballot: type[Ballot] = Ballot
+    old_epochs = False  # ballots of an epoch that is over may go on
 
     def next_views(self, plan: Plan, view: int) -> list[int]:
         """R6: one after the other."""
         return [place for place, (_, before) in enumerate(plan.views) if before == view]
 
-    def admits(self, view: View, me: NodeId, ballot: Ballot, vote: Vote[Value] | None, *, active: bool) -> bool:
-        """R2, R3, R7."""
+    def admits(
+        self, views: Views, me: NodeId, ballot: Ballot, vote: Vote[Value] | None, birth: int, *, active: bool
+    ) -> bool:
+        """R2, R3, R7. `views`: those that `me` has installed, oldest first; `active`: in the newest."""
+        view = views[-1]
         group = view.group(KEY)
-        fast = self.fast(ballot, group, view.epoch)
-        return admit(ballot, me, group, view.epoch, BIRTH, fast=fast, active=active) is Admission.VOTE
+        fast = self.fast(ballot, group, view.epoch, birth)
+        return admit(ballot, me, group, view.epoch, birth, fast=fast, active=active) is Admission.VOTE
 
-    def fast(self, ballot: Ballot, group: tuple[NodeId, ...], epoch: int) -> bool:
+    def fast(self, ballot: Ballot, group: tuple[NodeId, ...], epoch: int, birth: int) -> bool:
         """R3."""
-        return is_fast(AT, ballot.node, HEAD, group, epoch)
+        return is_fast(AT, ballot.node, msgspec.structs.replace(HEAD, epoch=birth), group, epoch)
 
     def may_start(self, ballot: Ballot, vote: Vote[Value] | None) -> bool:
         """R3, R4: round 0 before anything was promised; every other ballot is above the promise."""
@@ -167,15 +177,23 @@ class Rules:
         """R7."""
         return bool(to_sync((region,), me, active))
 
+    def speaks(self, active: Source) -> bool:
+        """R8: only who is ACTIVE itself, in the old epoch or in the new one. (Another's answer would not count.)"""
+        return active != Source(EMPTY, EMPTY)
+
     def may_answer(self, plan: Plan, view: int, here: int) -> bool:
         """R8: a source has the new epoch installed."""
         return view in path(plan, here)
 
-    def sources(self, region: Region, counted: dict[NodeId, Ranges]) -> tuple[NodeId, ...]:
+    def asked(self, region: Region) -> frozenset[NodeId]:
+        """R8: the old group, and, by who comes late, the new one."""
+        return region.before | region.after
+
+    def sources(self, region: Region, counted: dict[NodeId, Source]) -> tuple[NodeId, ...]:
         """R8: whose answers count."""
         return sources_of(region, counted)
 
-    def is_synced(self, region: Region, counted: dict[NodeId, Ranges]) -> bool:
+    def is_synced(self, region: Region, counted: dict[NodeId, Source]) -> bool:
         """R8."""
         return is_synced(region, counted)
 
@@ -190,7 +208,7 @@ class Rules:
 
 
 AT: Final = SlotName(SLOT, "x", 1)
-HEAD: Final = AccountHead("x", "CZK", bytes(32), False, 0, LinkHash(SLOT), 0, BIRTH, 0)
+HEAD: Final = AccountHead("x", "CZK", bytes(32), False, 0, LinkHash(SLOT), 0, FIRST_EPOCH, 0)
 
 
 @cache
@@ -235,10 +253,11 @@ class Search:
         self._memo: dict[tuple[object, ...], object] = {}
         active = [int(first_active(self.views[0], node) != EMPTY) for node in self.ids]
         nothing = [Disk(0, bit, self._votes.of(None)) for bit in active]
-        self.first = State(0, 0, tuple(Node(disk, disk) for disk in nothing))
+        self.first = State(0, 0, tuple(self._go_on(i, Node(disk, disk)) for i, disk in enumerate(nothing)))
 
-    def exhaust(self, limit: int) -> int:
-        """Visit every state, breadth first; how many there are. Raises `TwoChosen`, or `TooMany` above `limit`."""
+    def exhaust(self, limit: int, *, strict: bool = False) -> int:
+        """Visit every state, breadth first; how many there are. Raises `TwoChosen`, or `TooMany` above `limit`. `strict`: see
+        `check_known`."""
         came: dict[State, tuple[State, Label] | None] = {self.first: None}
         rim = [self.first]
         while rim:
@@ -250,25 +269,42 @@ class Search:
                     came[after] = (state, label)
                     if len(self.chosen(after)) > 1:
                         raise TwoChosen(self._tell(came, after), len(came))
+                    if strict:
+                        self.check_known(after)
                     found.append(after)
                 if len(came) > limit:
                     raise TooMany(f"more than {limit} states: make the plan smaller")
             rim = found
         return len(came)
 
+    def check_known(self, state: State) -> None:
+        """R7, R8: who is ACTIVE where the group has changed knows all that was chosen before the change."""
+        for proposal in self._chosen(state):
+            for i, node in enumerate(state.nodes):
+                vote = self._votes[node.memory.vote]
+                for view, region in enumerate(self.region):
+                    changed = region is not None and region.before != region.after
+                    later = self.views[view].epoch > proposal.ballot.epoch
+                    if changed and later and node.memory.active >> view & 1:
+                        knows = vote is not None and vote.value == proposal.value
+                        assert knows, f"{self.plan.nodes[i]} does not know {proposal}: {state}"
+
     def chosen(self, state: State) -> set[Value]:
         """The values that have the votes of a majority of their ballot's group."""
+        return {proposal.value for proposal in self._chosen(state)}
+
+    def _chosen(self, state: State) -> list[Proposal]:
         some = 0
         for node in state.nodes:
             some |= node.votes
-        values = set()
+        chosen = []
         for number in bits(some):
             proposal = self._proposals[number]
             group = self.groups[proposal.view]
             voters = sum(state.nodes[self.place[node]].votes >> number & 1 for node in group)
             if voters >= majority(len(group)):
-                values.add(proposal.value)
-        return values
+                chosen.append(proposal)
+        return chosen
 
     # --- what can happen next ---
 
@@ -282,9 +318,7 @@ class Search:
                 if self.place[ballot.node] == i:
                     yield from self._start(state, i, node, number, ballot)
                     yield from self._propose(state, i, node, number, ballot)
-                elif state.started >> number & 1 and not state.proposals & self._of_ballot(
-                    self._proposals.items, ballot
-                ):
+                elif state.started >> number & 1 and not self._is_proposed(state, ballot):
                     yield from self._prepare(state, i, node, ballot)
             for number in bits(state.proposals):
                 yield from self._accept(state, i, node, number)
@@ -294,12 +328,35 @@ class Search:
 
     def _install(self, state: State, i: int, node: Node) -> Iterator[Step]:
         """R5, R6, R7."""
+        for view in self.next_views[node.memory.view]:
+            after = self._go_on(i, self._installed(i, node, view))
+            label = f"{{}} installs {self.say_view(after.memory.view)}"
+            rest = self._without_old_ballots(state._replace(nodes=put(state.nodes, i, after)), i)
+            yield self._step(rest, i, rest.nodes[i], label)
+
+    def _installed(self, i: int, node: Node, view: int) -> Node:
         here = node.memory
-        for view in self.next_views[here.view]:
-            region = self.region_between(here.view, view)
-            kept = self.rules.carried(region, self.ids[i], ranges(here.active >> here.view & 1))
-            after = Disk(view, here.active | kept << view, here.vote)
-            yield self._step(state, i, self._keep(node, after, "view"), f"{{}} installs {self.say_view(view)}")
+        region = self.region_between(here.view, view)
+        kept = self.rules.carried(region, self.ids[i], ranges(here.active >> here.view & 1))
+        return self._keep(node, Disk(view, here.active | kept << view, here.vote), "view")
+
+    def _go_on(self, i: int, node: Node) -> Node:
+        """Who is not in the group can do nothing in an epoch but install the next: waiting would add no schedule."""
+        while self.ids[i] not in self.groups[node.memory.view] and len(self.next_views[node.memory.view]) == 1:
+            node = self._installed(i, node, self.next_views[node.memory.view][0])
+        return node
+
+    def _without_old_ballots(self, state: State, i: int) -> State:
+        """R2: ballots of an epoch that their node has left have no phase 2 any more: their promises are for nobody."""
+        if self.rules.old_epochs:
+            return state
+        epoch = self.views[state.nodes[i].memory.view].epoch
+        for number, ballot in enumerate(self.ballots):
+            if self.place[ballot.node] == i and ballot.epoch < epoch and state.started >> number & 1:
+                over = ~self._of_ballot(self._promises.items, ballot)
+                nodes = tuple(other._replace(promises=other.promises & over) for other in state.nodes)
+                state = State(state.started & ~(1 << number), state.proposals, nodes)
+        return state
 
     def _start(self, state: State, i: int, node: Node, number: int, ballot: Ballot) -> Iterator[Step]:
         here = node.memory
@@ -357,21 +414,34 @@ class Search:
 
     def _phase_2(self, state: State, i: int, node: Node, ballot: Ballot, values: list[Value]) -> Iterator[Step]:
         here = node.memory
-        if any(self._proposals[n].ballot == ballot and self._life(n) == node.crashed for n in bits(state.proposals)):
+        held = self._votes[here.vote]
+        if held is not None and held.accepted == ballot:
+            return  # R4: that vote is the record of the ballot's one value
+        if self._is_proposed(state, ballot):
             return
+        view = next((v for v in path(self.plan, here.view) if self.views[v].epoch == ballot.epoch), here.view)
         for value in values:
-            vote = paxos.accept(self._votes[here.vote], ballot, value)
+            vote = paxos.accept(held, ballot, value)
             if isinstance(vote, Refusal):
                 continue
-            proposal = 1 << self._proposals.of(Proposal(ballot, value, here.view))
+            proposal = 1 << self._proposals.of(Proposal(ballot, value, view, node.crashed))
             after = self._keep(node, here._replace(vote=self._votes.of(vote)), "own")
             after = after._replace(votes=after.votes | proposal)
             label = f"{{}} proposes {value} at {self.say(ballot)} and votes for it"
-            yield self._step(state._replace(proposals=state.proposals | proposal), i, after, label)
+            over = ~self._of_ballot(self._promises.items, ballot)
+            nodes = tuple(other._replace(promises=other.promises & over) for other in state.nodes)
+            proposed = State(state.started, state.proposals | proposal, nodes)
+            yield self._step(proposed, i, after._replace(promises=after.promises & over), label)
+
+    def _is_proposed(self, state: State, ballot: Ballot) -> bool:
+        """Its node has sent phase 2, in its present life."""
+        crashed = state.nodes[self.place[ballot.node]].crashed
+        sent = (self._proposals[number] for number in bits(state.proposals))
+        return any(proposal.ballot == ballot and proposal.again == crashed for proposal in sent)
 
     def _accept(self, state: State, i: int, node: Node, number: int) -> Iterator[Step]:
         here = node.memory
-        ballot, value, view = self._proposals[number]
+        ballot, value, view, again = self._proposals[number]
         if not self._admits(i, here, ballot):
             return
         vote = paxos.accept(self._votes[here.vote], ballot, value)
@@ -379,7 +449,7 @@ class Search:
             return
         assert vote.value is not None
         after = self._keep(node, here._replace(vote=self._votes.of(vote)), "vote")
-        after = after._replace(votes=after.votes | 1 << self._proposals.of(Proposal(ballot, vote.value, view)))
+        after = after._replace(votes=after.votes | 1 << self._proposals.of(Proposal(ballot, vote.value, view, again)))
         yield self._step(state, i, after, f"{{}} votes for {vote.value} at {self.say(ballot)}")
 
     def _answer(self, state: State, i: int, node: Node) -> Iterator[Step]:
@@ -392,15 +462,10 @@ class Search:
                 or not self.rules.may_answer(self.plan, view, here.view)
             ):
                 continue
-            active = bool(here.active >> self.plan.views[view][1] & 1)
-            if not self.rules.sources(region, {self.ids[i]: ranges(active)}):
+            active = self._active(here, view)
+            if not self.rules.speaks(active):
                 continue
-            waiting = (
-                other
-                for j, other in enumerate(state.nodes)
-                if j != i and self.ids[j] in region.after and not (other.memory.active & other.disk.active) >> view & 1
-            )
-            if any(waiting):
+            if self._waiting(state.nodes, view) - {i}:
                 vote = self._votes[here.vote]
                 accepted, value = (vote.accepted, vote.value) if vote is not None else (None, None)
                 answer = self._answers.of(Answer(view, active, accepted, value))
@@ -431,17 +496,17 @@ class Search:
         self, i: int, here: Disk, view: int, region: Region, told: tuple[int, ...]
     ) -> list[tuple[int, tuple[int, ...]]]:
         """The votes that a sync may end with, each with sources that make it."""
-        before = self.plan.views[view][1]
-        key = ("merges", i, here.vote, here.active >> before & 1, view, told)
+        own = self._active(here, view)
+        key = ("merges", i, here.vote, own, view, told)
         if key not in self._memo:
             heard: list[list[Answer | None]] = []
             for j, node in enumerate(self.ids):
-                given = [self._answers[n] for n in bits(told[j])] if j != i and node in region.before else []
+                given = [self._answers[n] for n in bits(told[j])] if j != i and node in self.rules.asked(region) else []
                 heard.append([None, *(answer for answer in given if answer.view == view)])
             found: dict[int, tuple[int, ...]] = {}
             for answers in product(*heard):
-                counted = {self.ids[j]: ranges(a.active) for j, a in enumerate(answers) if a is not None}
-                counted[self.ids[i]] = ranges(here.active >> before & 1)
+                counted = {self.ids[j]: a.active for j, a in enumerate(answers) if a is not None}
+                counted[self.ids[i]] = own
                 if not self.rules.is_synced(region, counted):
                     continue
                 vote = self._votes[here.vote]
@@ -456,12 +521,16 @@ class Search:
 
     # --- helpers ---
 
+    def _active(self, here: Disk, view: int) -> Source:
+        return Source(ranges(here.active >> self.plan.views[view][1] & 1), ranges(here.active >> view & 1))
+
     def _admits(self, i: int, here: Disk, ballot: Ballot) -> bool:
         key = ("admits", i, here, ballot)
         if key not in self._memo:
             active = bool(here.active >> here.view & 1)
             vote = self._votes[here.vote]
-            self._memo[key] = self.rules.admits(self.views[here.view], self.ids[i], ballot, vote, active=active)
+            views = tuple(self.views[place] for place in path(self.plan, here.view))
+            self._memo[key] = self.rules.admits(views, self.ids[i], ballot, vote, self.plan.birth, active=active)
         return bool(self._memo[key])
 
     def _keep(self, node: Node, after: Disk, what: str) -> Node:
@@ -471,22 +540,40 @@ class Search:
         """Another one after a crash, for that is what a queue that filled differently does."""
         return f"v{self.ballots.index(ballot) + 1}" + "'" * node.crashed
 
-    def _life(self, number: int) -> bool:
-        """Whether a value is of a life after a crash."""
-        return self._proposals[number].value.endswith("'")
-
     def _of_ballot(self, items: Iterable[Promise | Proposal], ballot: Ballot) -> int:
         return sum(1 << number for number, item in enumerate(items) if item.ballot == ballot)
 
     def _step(self, state: State, i: int, node: Node, text: str, *others: int) -> Step:
         """The state with node `i` changed, twins in one order."""
-        nodes = (*state.nodes[:i], node, *state.nodes[i + 1 :])
+        nodes = put(state.nodes, i, node)
+        if node.memory.active != state.nodes[i].memory.active or node.disk.active != state.nodes[i].disk.active:
+            nodes = self._drop_answers(nodes)
         order = list(range(len(nodes)))
         for twins in self.twins:
             ordered = sorted(twins, key=nodes.__getitem__)
             for place, twin in zip(twins, ordered, strict=True):
                 order[place] = twin
         return Label(text, (i, *others), tuple(order)), state._replace(nodes=tuple(nodes[j] for j in order))
+
+    def _waiting(self, nodes: tuple[Node, ...], view: int) -> set[int]:
+        """The nodes that may still sync this view."""
+        region = self.region[view]
+        if region is None:
+            return set()
+        members = [self.place[node] for node in region.after]
+        return {j for j in members if not (nodes[j].memory.active & nodes[j].disk.active) >> view & 1}
+
+    def _drop_answers(self, nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+        """Without the answers that nobody waits for."""
+        dropped = list(nodes)
+        for view in range(len(self.region)):
+            waiting = self._waiting(nodes, view)
+            if len(waiting) < 2:
+                over = ~sum(1 << number for number, answer in enumerate(self._answers.items) if answer.view == view)
+                for j, node in enumerate(dropped):
+                    if not waiting - {j} and node.answers & ~over:
+                        dropped[j] = node._replace(answers=node.answers & over)
+        return tuple(dropped)
 
     def _twins(self) -> list[list[int]]:
         """Nodes that no rule can tell apart: without ballots, and in the same groups."""
@@ -542,6 +629,10 @@ class Numbers(Generic[T]):
 
     def __getitem__(self, number: int) -> T:
         return self.items[number]
+
+
+def put(nodes: tuple[Node, ...], i: int, node: Node) -> tuple[Node, ...]:
+    return (*nodes[:i], node, *nodes[i + 1 :])
 
 
 def bits(number: int) -> Iterator[int]:

@@ -34,6 +34,13 @@ def test_a_member_or_guest_is_let_in_whoever_dialed() -> None:
     assert check(encode(THEIRS), dialed=None) == THEIRS
 
 
+def test_it_tells_where_clients_are_served() -> None:
+    assert check(encode(msgspec.structs.replace(THEIRS, client_port=7401))).client_port == 7401
+    for port in (-1, 65536):
+        with pytest.raises(RemoteFault, match="cannot be read"):
+            check(encode(msgspec.structs.replace(THEIRS, client_port=port)))
+
+
 REFUSALS = [
     (
         "version",

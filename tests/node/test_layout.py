@@ -44,8 +44,8 @@ def make(directory: Path, **changes: object) -> layout.Network:
 def test_every_file_is_there_and_every_secret_is_its_owners(tmp_path: Path) -> None:
     network = new_layout(tmp_path / "net", 3)
     files = {path.relative_to(tmp_path / "net").as_posix() for path in (tmp_path / "net").rglob("*") if path.is_file()}
-    node_files = {"node.key", "node.crt", "network.key", "genesis.json", "config.toml"}
-    assert files == {"genesis.json", "network.toml", "ca.key", "ca.crt", "operator.key"} | {
+    node_files = {"node.key", "node.crt", "network.key", "genesis.json", "config.toml", "network.toml"}
+    assert files == {"genesis.json", "network.toml", "network.key", "ca.key", "ca.crt", "operator.key"} | {
         f"node-{number}/{name}" for number in (1, 2, 3) for name in node_files
     }
     for path in (tmp_path / "net").rglob("*"):
@@ -73,6 +73,35 @@ def test_the_nodes_are_the_genesis_members_and_know_each_other(tmp_path: Path) -
         keys.add(read_network_key(directory))
     assert len(keys) == 1
     assert len(keys.pop()) == 32
+
+
+@pytest.mark.parametrize(
+    ("given", "listen", "reached"),
+    [
+        ({}, ["127.0.0.1"] * 2, ["127.0.0.1"] * 2),
+        ({"host": "10.0.0.7"}, ["10.0.0.7"] * 2, ["10.0.0.7"] * 2),
+        ({"host": "0.0.0.0"}, ["0.0.0.0"] * 2, ["127.0.0.1"] * 2),
+        ({"advertise": ["n1.lan", "fd00::2"]}, ["n1.lan", "fd00::2"], ["n1.lan", "fd00::2"]),
+        ({"advertise": ["n1.lan", "n2.lan"], "host": "::"}, ["::"] * 2, ["n1.lan", "n2.lan"]),
+    ],
+)
+def test_where_nodes_listen_and_where_they_are_reached(
+    tmp_path: Path, given: dict[str, object], listen: list[str], reached: list[str]
+) -> None:
+    network = make(tmp_path / "net", ports=[(1, 2), (1, 2)] if "advertise" in given else [(1, 2), (3, 4)], **given)
+    configs = [read_config(network.node_directory(place)) for place in network.nodes]
+    assert [config.host for config in configs] == listen
+    assert [config.advertise_host for config in configs] == reached == [place.host for place in network.nodes]
+    for number, config in enumerate(configs):
+        other = network.nodes[1 - number]
+        assert [(peer.host, peer.port) for peer in config.peers] == [(other.host, other.port)]
+
+
+def test_a_nodes_directory_is_a_networks_too_for_commands_on_its_machine(tmp_path: Path) -> None:
+    network = new_layout(tmp_path / "net", 2)
+    here = read_network(tmp_path / "net/node-2")
+    assert (here.genesis, here.nodes) == (network.genesis, network.nodes)
+    assert read_network_key(tmp_path / "net") == read_network_key(tmp_path / "net/node-1")
 
 
 def test_ca_and_operator(tmp_path: Path) -> None:
@@ -147,7 +176,7 @@ def test_an_error_while_the_files_are_put_in_place_leaves_nothing(
     with pytest.raises(OSError, match="Input/output"):
         make(tmp_path / "net")
     assert moved[-1] == "network.toml"
-    assert len(moved) == 7
+    assert len(moved) == 8
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,6 +188,11 @@ def test_an_error_while_the_files_are_put_in_place_leaves_nothing(
         ({"ports": [(1, 2)]}, r"2 nodes need 4 different ports from 1 to 65535, not \[1, 2\]"),
         ({"ports": [(1, 2), (2, 3)]}, "different ports"),
         ({"ports": [(0, 2), (1, 3)]}, "different ports"),
+        ({"advertise": ["n1", "n1"], "ports": [(1, 2), (2, 1)]}, "different ports"),
+        ({"advertise": ["n1", "n2"], "ports": [(1, 2), (1, 1)]}, r"not \[1, 2, 1, 1\] \(on each machine\) for n1, n2"),
+        ({"advertise": ["n1"]}, "different ports"),
+        ({"advertise": ["n1", "0.0.0.0"]}, r"nobody can reach a node at '0.0.0.0': its address must be a host name"),
+        ({"advertise": ["n1", "n 2"]}, r"nobody can reach a node at 'n 2'"),
         ({"name": ""}, "is not a network name"),
         ({"name": "a/b"}, "is not a network name"),
         ({"assets": []}, "the assets are none"),

@@ -77,6 +77,7 @@ def serving(bank: Bank, core: Core, dht: FakeDht) -> Serving:
         ADDRESSES,
         lambda: {"clients.sessions": 3, "mesh.up": 1},
         lambda: clock.pop(0) if len(clock) > 1 else clock[0],
+        client_port_of=lambda node: {PEER: 7401}.get(node, 0),
     )
     made.dht = dht
     return made
@@ -163,7 +164,7 @@ async def test_health_says_what_the_node_is_and_whom_it_reaches(serving: Serving
     assert met.regions_without_majority == 2
     peers = {peer.id: peer for peer in met.peers}
     assert set(peers) == {PEER, GONE, STRANGER}
-    assert peers[PEER] == wire.PeerHealth(PEER, True, 3, True, -250, "10.0.0.2", 2)
+    assert peers[PEER] == wire.PeerHealth(PEER, True, 3, True, -250, "10.0.0.2", 2, 7401)
     hear(core, ToldRemoved(PEER))
     assert (await health()).role == "removed"
 

@@ -1,0 +1,160 @@
+"""`hopchain certificate list` and `renew`: when the nodes' certificates end, and new ones for the same keys."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+
+from chain.errors import LocalMisuse
+from cli.command import HopCommand
+from cli.diagnosis import CERTIFICATE_MS
+from cli.home import SHORT_ID, find_directory
+from cli.members import now_ms
+from cli.output import Exit, JsonValue, Output
+
+DEFAULT_DAYS: Final = 397  # as node.pki.NODE_DAYS, which is not imported for `--help`
+KEY_HEX: Final = 64
+_DAY_MS: Final = 24 * 3600 * 1000
+
+
+class _Line(msgspec.Struct, frozen=True):
+    """One certificate of the directory."""
+
+    name: str
+    id: str
+    until_ms: int
+    path: Path
+
+
+@click.group()
+def certificate() -> None:
+    """See when certificates end; renew them without stopping anything."""
+
+
+@certificate.command(
+    "list", cls=HopCommand, examples=["hopchain certificate list net", "hopchain certificate list net --json"]
+)
+@click.argument("directory", type=click.Path(path_type=Path), metavar="[DIR]", required=False)
+def list_command(out: Output, directory: Path | None) -> None:
+    """Show when the certificates in a network's directory end. Exit code 1 when one ends within 30 days.
+
+    Nodes whose files are on other machines are not here: `hopchain doctor` asks them.
+    """
+    from node.layout import read_network
+    from node.pki import NODE_CERTIFICATE, ca_until_ms, certificate_until_ms
+
+    network = read_network(find_directory(directory))
+    now = now_ms()
+    lines = []
+    for node in network.nodes:
+        path = network.node_directory(node) / NODE_CERTIFICATE
+        if path.exists():
+            lines.append(_Line(node.name, node.id, certificate_until_ms(path), path))
+    ca_ms = ca_until_ms(network.genesis.ca)
+    soon = [line for line in lines if line.until_ms - now <= CERTIFICATE_MS]
+    out.data(
+        {
+            "network": network.network_id.hex(),
+            "ca_until_ms": ca_ms,
+            "ca_days": _days(ca_ms, now),
+            "nodes": [_document(line, now) for line in lines],
+        }
+    )
+    out.table(
+        ["node", "id", "ends in days", "file"],
+        [[line.name, line.id[:SHORT_ID], f"{_days(line.until_ms, now):.1f}", str(line.path)] for line in lines],
+        right=["ends in days"],
+    )
+    out.say(f"the network's CA ends in {_days(ca_ms, now):.0f} days")
+    for line in soon:
+        out.say(f"renew: hopchain certificate renew {network.directory} {line.name}", colour="red")
+    raise SystemExit(Exit.REJECTED if soon else Exit.DONE)
+
+
+@certificate.command(
+    "renew",
+    cls=HopCommand,
+    examples=[
+        "hopchain certificate renew net node-3",
+        "hopchain certificate renew net /srv/node/node.crt --days 90",
+        "hopchain certificate renew net 5f0c...e1 --out node.crt    # a public key; carry the file to its node",
+    ],
+)
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
+@click.argument("node", metavar="NODE")
+@click.option(
+    "--days", type=click.IntRange(1, 36_525), default=DEFAULT_DAYS, show_default=True, help="How long it is valid."
+)
+@click.option(
+    "--out",
+    "out_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write it there. Default: in place of the node's node.crt.",
+)
+def renew_command(out: Output, directory: Path, node: str, days: int, out_file: Path | None) -> None:
+    """Make a new certificate for the same key. A running node takes the new node.crt up within seconds.
+
+    NODE: a name of the network's directory, a node's directory or its node.crt, or a public key in hex (with --out).
+    Standing connections go on; new ones show the new certificate.
+    """
+    from node.layout import CA_KEY, read_network
+    from node.pki import certificate_until_ms, make_node_certificate, read_secret
+    from routing.keyspace import node_id_of
+
+    network = read_network(directory)
+    public_key, place = _find(directory, node)
+    target = out_file or place
+    if target is None:
+        raise LocalMisuse("say with --out into which file the certificate goes: a public key has no place of its own")
+    ca_key = read_secret(directory / CA_KEY)
+    pem = make_node_certificate(network.genesis.ca.encode(), ca_key, public_key, now_ms(), days)
+    _replace(target, pem)
+    until_ms = certificate_until_ms(target)
+    node_id = node_id_of(public_key).hex()
+    out.data({"node": node_id, "certificate": str(target), "until_ms": until_ms})
+    out.say(f"node {node_id[:SHORT_ID]}: {target} is valid for {_days(until_ms, now_ms()):.0f} days")
+
+
+def _find(directory: Path, node: str) -> tuple[bytes, Path | None]:
+    """The public key, and the certificate's file when it has one."""
+    from node.pki import NODE_CERTIFICATE, certified_key
+
+    for place in (directory / node / NODE_CERTIFICATE, Path(node) / NODE_CERTIFICATE, Path(node)):
+        if place.is_file():
+            return certified_key(place), place
+    if len(node) == KEY_HEX and set(node.lower()) <= set("0123456789abcdef"):
+        return bytes.fromhex(node), None
+    raise LocalMisuse(
+        f"{node!r} is no node of {directory}, no node's directory or node.crt, and no public key ({KEY_HEX} hex digits)"
+    )
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put a whole new file in place of the old one: whoever reads it meanwhile gets one of the two."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with fresh.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise LocalMisuse(f"{path} cannot be written ({error.strerror}): choose another place with --out") from None
+
+
+def _days(until_ms: int, now: int) -> float:
+    return round((until_ms - now) / _DAY_MS, 1)
+
+
+def _document(line: _Line, now: int) -> JsonValue:
+    return {
+        "name": line.name,
+        "id": line.id,
+        "until_ms": line.until_ms,
+        "days": _days(line.until_ms, now),
+        "certificate": str(line.path),
+    }

@@ -1,0 +1,157 @@
+"""`hopchain invite`: a file that lets one new node join."""
+
+import re
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+
+from chain.errors import HopchainError, LocalMisuse
+from cli.command import HopCommand, run
+from cli.home import load_network
+from cli.members import Picture, look, now_ms, open_patiently, operator_key
+from cli.output import Output
+from node.layout import NodePlace
+
+DEFAULT_DAYS: Final = 397  # as node.pki.NODE_DAYS
+_UNITS_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
+
+
+@click.command(
+    cls=HopCommand,
+    examples=[
+        "hopchain invite net",
+        "hopchain invite net --name node-6 --expires 2h --out node-6.invite",
+        "hopchain invite net --observer --json",
+    ],
+)
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--name", help="What the node is called here. Default: node- and four random digits.")
+@click.option(
+    "--expires", default="24h", show_default=True, metavar="SPAN", help="Until when it may be used: 30m, 24h, 7d."
+)
+@click.option("--observer", is_flag=True, help="For a node that gets all links and votes on nothing.")
+@click.option(
+    "--days",
+    type=click.IntRange(1, 36_525),
+    default=DEFAULT_DAYS,
+    show_default=True,
+    help="How long the node's certificate is valid.",
+)
+@click.option(
+    "--out",
+    "out_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The file to make. Default: NAME.invite in DIR.",
+)
+def invite(
+    out: Output,
+    directory: Path,
+    name: str | None,
+    expires: str,
+    observer: bool,
+    days: int,
+    out_file: Path | None,
+) -> None:
+    """Make an invitation: a secret file for one new node, to be carried to its machine.
+
+    It holds the node's key and certificate, and the operator's word that it becomes a member. DIR is the directory that
+    `init` made, with ca.key and operator.key. There: hopchain join FILE --data D
+    """
+    from node.invite import make_invite, write_invite
+    from node.layout import CA_KEY, read_network
+    from node.pki import read_secret
+
+    network = read_network(directory)
+    now = now_ms()
+    operator = operator_key(network.genesis, directory)
+    ca_key = read_secret(directory / CA_KEY)
+    name = checked_node_name(name or f"node-{secrets.token_hex(2)}", [node.name for node in network.nodes])
+    made = make_invite(
+        name,
+        network.genesis,
+        ca_key,
+        operator,
+        _network_key(directory),
+        _seeds(directory, network.nodes),
+        now_ms=now,
+        expires_ms=now + parse_span(expires),
+        observer=observer,
+        days=days,
+    )
+    path = out_file or directory / f"{name}.invite"
+    write_invite(path, made)
+    out.data(
+        {
+            "invite": str(path.resolve()),
+            "name": name,
+            "expires_ms": made.expires_ms,
+            "observer": observer,
+            "seeds": [{"id": seed.id, "host": seed.host, "client_port": seed.client_port} for seed in made.seeds],
+        }
+    )
+    out.say(f"invitation for {name}: {path}, for {expires}", bold=True)
+    out.say("it is a secret and for one machine: carry it there (scp keeps its mode), then delete it here")
+    out.say(f"there: hopchain join {path.name} --data {name}{' --observer' if observer else ''}")
+
+
+def parse_span(text: str) -> int:
+    """`24h` in milliseconds."""
+    match = _SPAN.fullmatch(text)
+    if match is None:
+        raise LocalMisuse(f"{text[:40]!r} is not a span of time: write a number and s, m, h or d, such as 24h")
+    return int(match[1]) * _UNITS_MS[match[2]]
+
+
+def checked_node_name(name: str, taken: Sequence[str]) -> str:
+    """A node's name; `LocalMisuse` when it cannot be one or is taken."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name, re.ASCII) is None:
+        raise LocalMisuse(
+            f"{name[:80]!r} is not a node's name: 1 to 64 of letters, digits and . _ -, a letter or digit first"
+        )
+    if name in taken:
+        raise LocalMisuse(f"a node of this network is called {name} already: choose another name")
+    return name
+
+
+def _network_key(directory: Path) -> bytes:
+    """The key that all nodes share: each node's directory has it."""
+    from node.layout import NETWORK_KEY, read_network, read_network_key
+
+    network = read_network(directory)
+    for place in (directory, *(network.node_directory(node) for node in network.nodes)):
+        if (place / NETWORK_KEY).exists():
+            return read_network_key(place)
+    raise LocalMisuse(
+        f"{directory} has no {NETWORK_KEY}: copy it there from a node's directory (all nodes have the same), mode 0600"
+    )
+
+
+def _seeds(directory: Path, nodes: tuple[NodePlace, ...]) -> tuple[NodePlace, ...]:
+    """Where the new node finds the others: what the directory says, and when the network runs, who the members are now."""
+    network = load_network(directory)
+
+    async def ask() -> Picture:
+        async with open_patiently(network) as client:
+            return await look(client, network)
+
+    try:
+        picture = run(ask)
+    except HopchainError:
+        return nodes  # it does not run, or not within reach: the directory has to do
+    return current_seeds(picture, nodes)
+
+
+def current_seeds(picture: Picture, nodes: tuple[NodePlace, ...]) -> tuple[NodePlace, ...]:
+    """The members of now: those of the directory, then those that joined later; all of the directory when there are none."""
+    there = {node.id for node in nodes}
+    seeds = [node for node in nodes if node.node_id in picture.members]
+    told = {p.id: p for health in picture.health.values() for p in health.peers if p.port and p.client_port}
+    for node, found in sorted(told.items()):
+        if node in picture.members and node.hex() not in there:
+            seeds.append(NodePlace(picture.name_of(node), node.hex(), found.host, found.port, found.client_port))
+    return tuple(seeds) or nodes

@@ -1,0 +1,388 @@
+"""`hopchain join`: a new node gets its files from an invitation, copies the ledger, and becomes a member.
+
+It is a normal node from the start, first as a guest. So a join that was killed at any moment is the same command again: the
+files that are there stay, links that are there are not copied again, and the change that adds the node can be sent twice.
+
+    node process starts -> copies links -> its database is verified -> the invitation's change -> member -> active -> runs on
+"""
+
+import ipaddress
+import json
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.abc
+import click
+import msgspec
+
+from chain.errors import LocalMisuse
+from cli.command import HopCommand, fresh_random, run
+from cli.home import SHORT_ID, KnownNode, Network, load_network, remember
+from cli.leave import local_address
+from cli.members import LOOK_AGAIN_S, now_ms, open_patiently, reason_of, submit_change
+from cli.output import CommandFailed, Exit, JsonValue, Output
+from cli.supervisor import LOG_NAME, last_words, node_command, stop
+from hopchain import CallRefused, Client, RemoteFault, Status, Timing, Unreachable
+from hopchain.wire import Health
+from node.config import CONFIG_FILE, read_config
+from node.invite import Invitation, check_expiry, is_begun, load_invite, make_node_directory
+
+LOOPBACK: Final = "127.0.0.1"
+TIMING: Final = Timing(dial_s=2.0, read_s=5.0)
+CLOSE_LINKS: Final = 64  # that may still be on their way when the node asks to be a member: payments go on meanwhile
+RATE_S: Final = 10.0  # over which the speed is measured
+SAMPLES: Final = 200
+ADD_S: Final = 15.0  # to look again at what the node itself knows, while its change is being made
+TELL_S: Final = 2.0  # between two lines of progress when nobody looks at a terminal
+
+
+class Copied(msgspec.Struct, frozen=True):
+    """How far the copying is: `links` here of `of` (the most that a reachable member has; None while none is)."""
+
+    links: int
+    of: int | None
+    bytes: int
+    seconds_left: float | None
+
+    @property
+    def complete(self) -> bool:
+        """True when nothing but the newest links can be missing."""
+        return self.of is not None and self.of - self.links <= CLOSE_LINKS
+
+
+class CopyMeter:
+    """Turns what a node says of itself into progress; time is an argument, in seconds."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque(maxlen=SAMPLES)
+
+    def note(self, at_s: float, status: Status, health: Health) -> Copied:
+        """The progress at `at_s`."""
+        heard = [peer.links for peer in status.peers if peer.alive and (peer.links > 0 or peer.rtt_ms >= 0)]
+        most = max(heard, default=None)
+        self._samples.append((at_s, status.log_height))
+        while self._samples[-1][0] - self._samples[0][0] > RATE_S:
+            self._samples.popleft()
+        (begin_s, begin), (end_s, end) = self._samples[0], self._samples[-1]
+        left_s = None
+        if most is not None and most <= end:
+            left_s = 0.0
+        elif most is not None and end > begin:
+            left_s = (most - end) * (end_s - begin_s) / (end - begin)
+        return Copied(end, most, health.database_bytes, left_s)
+
+
+@click.command(
+    cls=HopCommand,
+    examples=[
+        "hopchain join node-6.invite --data node-6",
+        "hopchain join node-6.invite --data /srv/hopchain --host 0.0.0.0 --port 7400 --client-port 7401 --advertise-host n6.lan",
+        "hopchain join reports.invite --data reports --observer --json",
+    ],
+)
+@click.argument("invite", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="INVITE")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="D",
+    help="The new node's directory.",
+)
+@click.option(
+    "--host", help="Address to listen on. Default: 127.0.0.1, when all nodes of the network are on this machine."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="For members. Default: any free one.")
+@click.option("--client-port", type=click.IntRange(0, 65535), default=0, help="For clients. Default: any free one.")
+@click.option("--advertise-host", help="Address under which the others reach it. Default: that of --host.")
+@click.option("--observer", is_flag=True, help="Follow only: get all links, vote on nothing, never become a member.")
+@click.option("--exit", "exit_after", is_flag=True, help="Stop the node when it has joined; `hopchain node D` runs it.")
+def join(
+    out: Output,
+    invite: Path,
+    data: Path,
+    host: str | None,
+    port: int,
+    client_port: int,
+    advertise_host: str | None,
+    observer: bool,
+    exit_after: bool,
+) -> None:
+    """Become a node of a network: make the directory D, copy all links, verify them, become a member, and run.
+
+    Killed or interrupted, the same command goes on where it was. With --json: one document a line. SIGTERM or Ctrl-C ends
+    it; later `hopchain node D` runs the node.
+    """
+    invitation = load_invite(invite)
+    observer = observer or invitation.observer
+    if is_begun(invitation, data):
+        if host or port or client_port or advertise_host:
+            out.note(f"{data} is there already and keeps its addresses: edit {data / CONFIG_FILE} to change them")
+    else:
+        check_expiry(invitation, now_ms(), str(invite))
+        host = host or default_host([seed.host for seed in invitation.seeds])
+        free = _free(host, 2) if not port or not client_port else []
+        make_node_directory(invitation, data, host, port or free[0], client_port or free[1], advertise_host)
+    _Join(out, invitation, data, observer, exit_after).run()
+
+
+def default_host(seeds: Sequence[str]) -> str:
+    """127.0.0.1 when all nodes are on this machine; `LocalMisuse` when they are elsewhere and could not reach that."""
+    for host in seeds:
+        try:
+            local = ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            local = host == "localhost"
+        if not local:
+            raise LocalMisuse(
+                f"the network has a node at {host}, which cannot reach {LOOPBACK}: give --host with this machine's address (or "
+                "--host 0.0.0.0 and --advertise-host)"
+            )
+    return LOOPBACK
+
+
+def _free(host: str, count: int) -> list[int]:
+    from node.layout import free_ports
+
+    return free_ports(count, fresh_random(), host)
+
+
+class _Join:
+    """One run of the command."""
+
+    def __init__(self, out: Output, invitation: Invitation, data: Path, observer: bool, exit_after: bool) -> None:
+        config = read_config(data)
+        self.out = out
+        self.invitation = invitation
+        self.data = data
+        self.observer = observer
+        self.exit_after = exit_after
+        self.network = load_network(data)
+        self.id: bytes = invitation.key.id
+        self.short = self.id.hex()[:SHORT_ID]
+        self.address = local_address(config)
+        self.listens = f"{config.host}:{config.port}, clients {config.host}:{config.client_port}"
+        self.meter = CopyMeter()
+
+    def run(self) -> None:
+        """Start the node and see it through."""
+        remember_if_none(self.data)
+        run(self._main)
+
+    async def _main(self) -> None:
+        with (self.data / LOG_NAME).open("ab") as log:
+            process = await anyio.open_process(
+                node_command(self.data),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._tell(
+            "started", f"node {self.short} runs ({self.listens}), log in {self.data / LOG_NAME}", pid=process.pid
+        )
+        try:
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._until_ended, process, tasks.cancel_scope)
+                    tasks.start_soon(self._follow, tasks.cancel_scope)
+                    async for _ in signals:
+                        break
+                    tasks.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                code = await stop(process)
+        self._tell("ended", f"node {self.short} has ended; `hopchain node {self.data}` runs it", code=code)
+
+    async def _until_ended(self, process: anyio.abc.Process, scope: anyio.CancelScope) -> None:
+        code = await process.wait()
+        if code != 0:
+            raise CommandFailed(
+                Exit.REJECTED,
+                "node_ended",
+                f"the node ended with exit code {code}: {last_words(self.data / LOG_NAME)} (log: {self.data / LOG_NAME})",
+            )
+        scope.cancel()
+
+    async def _follow(self, scope: anyio.CancelScope) -> None:
+        """The stages of a join; returns when the node is what it is to be."""
+        here = KnownNode(self.invitation.name, self.id, *self.address)
+        around = Network(self.data, self.network.genesis, self.network.id, (here,))
+        async with open_patiently(around, TIMING) as client:
+            health = await self._copy(client)
+            if self.observer:
+                self._tell("observing", f"observer {self.short} has all links and follows", epoch=health.epoch)
+            else:
+                if health.role == "guest":
+                    await self._verify()
+                    health = await self._add(client)
+                await self._activate(client)
+        if self.exit_after:
+            scope.cancel()
+
+    async def _copy(self, client: Client) -> Health:
+        """Wait until the node has (nearly) all links."""
+        told_at = -TELL_S
+        with _Bar(self.out) as bar:
+            while True:
+                seen = await self._seen(client)
+                if seen is not None:
+                    status, health = seen
+                    if health.role == "removed":
+                        raise self._removed(health)
+                    at_s = anyio.current_time()
+                    copied = self.meter.note(at_s, status, health)
+                    bar.show(copied)
+                    if copied.complete or at_s - told_at >= TELL_S:
+                        told_at = at_s
+                        self._tell(
+                            "progress",
+                            "" if self.out.fancy else progress_line(copied),
+                            links=copied.links,
+                            of=copied.of,
+                            bytes=copied.bytes,
+                            seconds_left=None if copied.seconds_left is None else round(copied.seconds_left, 1),
+                        )
+                    if copied.complete:
+                        return health
+                await anyio.sleep(LOOK_AGAIN_S)
+
+    async def _verify(self) -> None:
+        """Derive everything again from the links that were copied."""
+        from chain.audit import audit
+        from chain.disk import open_database
+        from node.layout import DATABASE
+
+        def check() -> tuple[int, str | None]:
+            conn = open_database(self.data / DATABASE, writer=False)
+            try:
+                report = audit(conn, genesis=self.network.genesis)
+            finally:
+                conn.close()
+            return report.links, None if report.fault is None else str(report.fault)
+
+        links, fault = await anyio.to_thread.run_sync(check)
+        if fault is not None:
+            raise CommandFailed(
+                Exit.REJECTED,
+                "corruption",
+                f"the copy in {self.data} does not hold up after {links} links: {fault}. It does not become a member; move "
+                "the directory away and join again with this invitation",
+            )
+        self._tell("verified", f"{links} links verified", links=links)
+
+    async def _add(self, client: Client) -> Health:
+        """Send the invitation's change to a member, and wait until the node itself knows that it is one."""
+        assert self.invitation.change is not None
+        members = [(seed.host, seed.client_port) for seed in self.network_seeds()]
+        async with open_patiently(self.network, TIMING) as others:
+            while True:
+                try:
+                    await submit_change(others, self.invitation.change, lambda: members, ADD_S)
+                except CommandFailed as error:
+                    if error.exit_code is not Exit.UNREACHABLE:
+                        raise
+                    self.out.note(f"not a member yet: {error}")
+                seen = await self._seen(client)
+                if seen is not None and seen[1].role == "removed":
+                    raise self._removed(seen[1])
+                if seen is not None and seen[1].role == "member":
+                    self._tell(
+                        "member", f"node {self.short} is a member since epoch {seen[1].epoch}", epoch=seen[1].epoch
+                    )
+                    return seen[1]
+                await anyio.sleep(LOOK_AGAIN_S)
+
+    async def _activate(self, client: Client) -> None:
+        """Wait until the node votes wherever it has to."""
+        while True:
+            seen = await self._seen(client)
+            if seen is not None and seen[1].role == "removed":
+                raise self._removed(seen[1])
+            if seen is not None and seen[1].role == "member" and seen[1].active:
+                self._tell(
+                    "active",
+                    f"node {self.short} is a member of network {self.network.genesis.name} and active in epoch {seen[1].epoch}",
+                    epoch=seen[1].epoch,
+                )
+                return
+            await anyio.sleep(LOOK_AGAIN_S)
+
+    async def _seen(self, client: Client) -> tuple[Status, Health] | None:
+        """What the node says of itself; None while it does not."""
+        try:
+            return await client.status(at=self.address), await client.health(at=self.address)
+        except Unreachable:
+            return None
+        except (CallRefused, RemoteFault) as error:
+            raise CommandFailed(Exit.REJECTED, "fault", f"the node answers strangely: {reason_of(error)}") from None
+
+    def network_seeds(self) -> tuple[KnownNode, ...]:
+        """The nodes that the invitation named."""
+        return tuple(node for node in self.network.nodes if node.id != self.id)
+
+    def _removed(self, health: Health) -> CommandFailed:
+        return CommandFailed(
+            Exit.REJECTED,
+            "removed",
+            f"node {self.short} was removed in epoch {health.removed_in}; ids never come back: ask for a new invitation and "
+            "join with another directory",
+        )
+
+    def _tell(self, event: str, text: str, **more: JsonValue) -> None:
+        if self.out.as_json:
+            click.echo(json.dumps({"event": event, "node": self.id.hex(), **more}))
+        elif text:
+            self.out.say(text, bold=event in ("active", "observing"))
+
+
+def remember_if_none(data: Path) -> None:
+    """Make the joined network the one that commands on this machine talk to, when none is known here."""
+    from cli.home import find_directory
+
+    try:
+        find_directory(None)
+    except LocalMisuse:
+        remember(data)
+
+
+def progress_line(copied: Copied) -> str:
+    """`1,200 of 4,000 links, 3.1 MiB, 12 s left`."""
+    size = f"{copied.bytes / 1024 / 1024:.1f} MiB"
+    if copied.of is None:
+        return f"{copied.links:,} links, {size}; no member answers yet"
+    left = "" if copied.seconds_left is None else f", {copied.seconds_left:.0f} s left"
+    return f"{copied.links:,} of {max(copied.of, copied.links):,} links, {size}{left}"
+
+
+class _Bar:
+    """A bar on a terminal; nothing elsewhere."""
+
+    def __init__(self, out: Output) -> None:
+        self._fancy = out.fancy
+        self._show: Callable[[Copied], None] = lambda copied: None
+        self._close: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> "_Bar":
+        if self._fancy:
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            bar = Progress(TextColumn("copying"), BarColumn(), TextColumn("{task.description}"), transient=True)
+            task = bar.add_task("", total=None)
+            bar.start()
+            self._show = lambda copied: bar.update(
+                task, description=progress_line(copied), completed=copied.links, total=copied.of
+            )
+            self._close = bar.stop
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def show(self, copied: Copied) -> None:
+        """Draw it anew."""
+        self._show(copied)

@@ -1,0 +1,163 @@
+"""`hopchain leave`: a node asks to be removed, waits until the others are active without it, and stops."""
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import anyio
+import click
+
+from chain.errors import LocalMisuse
+from cli.command import HopCommand, network_option, run
+from cli.home import SHORT_ID, KnownNode, Network, load_network
+from cli.member import CHANGE_MS, force_option, wait_option
+from cli.members import (
+    LOOK_AGAIN_S,
+    Picture,
+    after_removing,
+    check_force,
+    check_risk,
+    look,
+    now_ms,
+    open_patiently,
+    submit_change,
+    wait_active,
+)
+from cli.output import CommandFailed, Exit, Output
+from hopchain.change import Change, ChangeAction, sign_change
+from node.config import NodeConfig
+
+STOP_S: Final = 20.0  # for the node to end by itself after SIGTERM
+_EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where one that listens everywhere is reached from here
+
+
+@click.command(cls=HopCommand, examples=["hopchain leave --data node-6", "hopchain leave --data net/node-3 --json"])
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="D",
+    help="The directory of the node that leaves.",
+)
+@force_option
+@wait_option
+@network_option
+def leave(out: Output, data: Path, force: str | None, wait_s: float, network_dir: Path | None) -> None:
+    """Take a node out of the network for good: it is removed, hands over, and stops.
+
+    The node should run, so that its votes are handed over. It keeps answering until the view without it is active
+    everywhere. Its id never comes back; its directory stays. Run again after an interruption it goes on.
+    """
+    from node.config import read_config
+    from node.lock import lock_holder
+    from node.pki import read_node_key
+
+    check_force(force)
+    key = read_node_key(data)
+    network = network_around(data, read_config(data), key.id, network_dir)
+
+    async def work() -> tuple[Picture, bool]:
+        async with open_patiently(network) as client:
+            picture = await look(client, network)
+            line = picture.members.get(key.id)
+            if line is None and picture.was_member(key.id) is None:
+                raise LocalMisuse(f"node {key.id.hex()[:SHORT_ID]} is no member, so it need not leave: just stop it")
+            epoch = picture.newest.epoch
+            if line is not None:
+                if len(picture.members) == 1:
+                    raise LocalMisuse(
+                        "this is the last member: a network without members is none; add another one first"
+                    )
+                check_risk(picture, after_removing(picture, key.id), "leaving", force)
+                wanted = Change(
+                    network.id,
+                    ChangeAction.REMOVE,
+                    key.public_key,
+                    line.incarnation,
+                    now_ms() + CHANGE_MS,
+                    force is not None,
+                )
+                epoch = (
+                    await submit_change(
+                        client, sign_change(wanted, key.private), lambda: picture.addresses(key.id), wait_s
+                    )
+                ).epoch
+            return await wait_active(client, network, epoch, wait_s, without=[key.id]), line is not None
+
+    picture, changed = run(work)
+    pid = lock_holder(data)
+    if pid is not None:
+        run(lambda: _stop(data, pid))
+    out.data(
+        {
+            "node": key.id.hex(),
+            "epoch": picture.newest.epoch,
+            "changed": changed,
+            "members": len(picture.members),
+            "stopped_pid": pid,
+        }
+    )
+    stopped = f"process {pid} has ended" if pid is not None else "no process of it runs on this machine"
+    out.say(
+        f"node {key.id.hex()[:SHORT_ID]} is no member: epoch {picture.newest.epoch} with {len(picture.members)} members is "
+        f"active everywhere; {stopped}",
+        colour="green",
+        bold=True,
+    )
+    out.say(f"what started it (`hopchain up`, a service) must not start it again; {data} may be kept or deleted")
+
+
+def network_around(data: Path, config: NodeConfig, node_id: bytes, option: Path | None) -> Network:
+    """The network of the node in `data`: `option`, or the directory's own network.toml, or that beside it, where `init` put
+    it; and the node itself as its config.toml says. `LocalMisuse` when it is of another network."""
+    from node.layout import NETWORK_FILE, read_genesis
+
+    places = (
+        [option] if option is not None else [p for p in (data, data.resolve().parent) if (p / NETWORK_FILE).exists()]
+    )
+    if not places:
+        raise LocalMisuse(f"no {NETWORK_FILE} is in or beside {data}: name the network's directory with --network")
+    network = load_network(places[0])
+    if read_genesis(data).network_id != network.id:
+        raise LocalMisuse(f"{data} is a node of another network than {places[0]}: name the right one with --network")
+    here = KnownNode(network.name_of(node_id), node_id, *local_address(config))
+    others = tuple(node for node in network.nodes if node.id != node_id)
+    return Network(network.directory, network.genesis, network.id, (here, *others))
+
+
+def local_address(config: NodeConfig) -> tuple[str, int]:
+    """The node's client port, from its own machine."""
+    return (_EVERYWHERE.get(config.host, config.host), config.client_port)
+
+
+async def _stop(data: Path, pid: int) -> None:
+    """SIGTERM, and wait until the directory's lock is free."""
+    from node.lock import LOCK_FILE, lock_holder
+
+    if not _holds(pid, data / LOCK_FILE):
+        raise CommandFailed(
+            Exit.REJECTED,
+            "running",
+            f"the node was removed; it still runs, as process {pid} of a container or of another user: stop it there",
+        )
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = anyio.current_time() + STOP_S
+    while lock_holder(data) is not None:
+        if anyio.current_time() >= deadline:
+            raise CommandFailed(
+                Exit.REJECTED,
+                "running",
+                f"the node was removed; its process {pid} has not ended within {STOP_S:g} s: stop it",
+            )
+        await anyio.sleep(LOOK_AGAIN_S)
+
+
+def _holds(pid: int, lock: Path) -> bool:
+    """True when the process with this number here is the one that has the file open: numbers differ between containers."""
+    try:
+        return any(os.path.realpath(entry) == os.path.realpath(lock) for entry in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False

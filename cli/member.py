@@ -1,0 +1,404 @@
+"""`hopchain member list`, `add`, `remove`, and `replace`: who the members are, and changing them.
+
+Every command here can be interrupted and run again: it looks first, and does what is still to be done.
+"""
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import click
+import msgspec
+
+from chain.errors import LocalMisuse
+from cli.command import HopCommand, at_option, network_option, run
+from cli.home import SHORT_ID, Network, find_network, load_network
+from cli.members import (
+    FORCE_WORDS,
+    Picture,
+    after_adding,
+    after_removing,
+    check_force,
+    check_risk,
+    find_node,
+    look,
+    now_ms,
+    open_patiently,
+    operator_key,
+    submit_change,
+    wait_active,
+)
+from cli.output import CommandFailed, Exit, JsonValue, Output
+from cli.session import open_client, pinned
+from hopchain import Client
+from hopchain.change import FIRST_INCARNATION, Change, ChangeAction, SignedChange, sign_change
+from hopchain.wire import MemberLine, ViewLine
+from routing.keyspace import node_id_of
+
+WAIT_S: Final = 120.0  # for a change to be decided and active: syncing a large region takes a while
+CHANGE_MS: Final = 15 * 60 * 1000  # a change that was signed and not made is worth nothing after this
+KEY_HEX: Final = 64
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+
+def wait_option(function: _F) -> _F:
+    """`--wait SECONDS`."""
+    return click.option(
+        "--wait",
+        "wait_s",
+        type=click.FloatRange(1, 86_400),
+        default=WAIT_S,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to wait until the change is active everywhere.",
+    )(function)
+
+
+def force_option(function: _F) -> _F:
+    """`--force WORDS`."""
+    return click.option(
+        "--force", metavar="WORDS", help=f'Do it although too few nodes are reachable: "{FORCE_WORDS}".'
+    )(function)
+
+
+class Newcomer(msgspec.Struct, frozen=True):
+    """The node to add. `signed`: the operator's word in its invitation, None for a bare public key."""
+
+    public_key: bytes
+    signed: SignedChange | None
+    expires_ms: int
+
+    @property
+    def id(self) -> bytes:
+        """Its node id."""
+        return node_id_of(self.public_key)
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What a command did: `changed` is False when there was nothing left to do."""
+
+    picture: Picture
+    changed: bool
+
+
+@click.group()
+def member() -> None:
+    """See the members, one view after the other; add or remove one."""
+
+
+# --- list ----------------------------------------------------------------------------------------------------------
+
+
+@member.command(
+    "list",
+    cls=HopCommand,
+    examples=["hopchain member list", "hopchain member list --at node-2 --json", "hopchain member list --save"],
+)
+@click.option(
+    "--save",
+    is_flag=True,
+    help="Make network.toml name the members of now, where they say they are: commands look there.",
+)
+@at_option
+@network_option
+def list_command(out: Output, save: bool, at: str | None, network_dir: Path | None) -> None:
+    """Show all views: who was added or removed, when, and which node proposed it."""
+    network = find_network(network_dir)
+    if save:
+        network = _save(network)
+    node = pinned(network, at)
+
+    async def ask() -> list[ViewLine]:
+        async with open_client(network) as client:
+            return await client.all_views(at=node)
+
+    views = run(ask)
+    if not views:
+        raise CommandFailed(
+            Exit.REJECTED, "not_found", "the node that answered tells no views: ask another one with --at"
+        )
+    before: dict[bytes, MemberLine] = {}
+    rows, documents = [], []
+    for view in views:
+        members = {line.id: line for line in view.members}
+        added = [line for node_id, line in members.items() if node_id not in before]
+        removed = [line for node_id, line in before.items() if node_id not in members]
+        documents.append(_view_document(network, view, added, removed))
+        change = [f"+{network.name_of(m.id)}" for m in added] + [f"-{network.name_of(m.id)}" for m in removed]
+        by = network.name_of(view.by) if any(view.by) else "init"
+        rows.append(
+            [str(view.epoch), _when(view.time_ms), by, str(len(members)), " ".join(change), view.hash.hex()[:16]]
+        )
+        before = members
+    out.data(
+        {
+            "network": network.id.hex(),
+            "epoch": views[-1].epoch,
+            "members": [_member_document(network, line) for line in views[-1].members],
+            "views": documents,
+        }
+    )
+    out.table(["epoch", "when", "by", "members", "change", "hash"], rows, right=["epoch", "members"])
+    out.table(
+        ["member", "id", "public key"],
+        [[network.name_of(m.id), m.id.hex(), m.public_key.hex()] for m in views[-1].members],
+    )
+
+
+def _save(network: Network) -> Network:
+    """The network with the members of now in its network.toml; `CommandFailed` when it is not known where one is."""
+    from cli.invite import current_seeds
+    from node.layout import read_network, replace_places
+
+    async def ask() -> Picture:
+        async with open_patiently(network) as client:
+            return await look(client, network)
+
+    picture = run(ask)
+    made = read_network(network.directory)
+    places = current_seeds(picture, made.nodes)
+    hidden = sorted(set(picture.members) - {place.node_id for place in places})
+    if hidden:
+        names = ", ".join(picture.name_of(node) for node in hidden)
+        raise CommandFailed(
+            Exit.REJECTED,
+            "not_found",
+            f"no node knows where {names} serves clients: start what is down, then save again",
+        )
+    replace_places(network.directory, made.genesis, places)
+    return load_network(network.directory)
+
+
+def _view_document(
+    network: Network, view: ViewLine, added: list[MemberLine], removed: list[MemberLine]
+) -> dict[str, JsonValue]:
+    return {
+        "epoch": view.epoch,
+        "hash": view.hash.hex(),
+        "time_ms": view.time_ms,
+        "by": view.by.hex() if any(view.by) else None,
+        "members": len(view.members),
+        "added": [_member_document(network, line) for line in added],
+        "removed": [_member_document(network, line) for line in removed],
+    }
+
+
+def _member_document(network: Network, line: MemberLine) -> JsonValue:
+    return {
+        "id": line.id.hex(),
+        "name": network.name_of(line.id),
+        "public_key": line.public_key.hex(),
+        "incarnation": line.incarnation,
+    }
+
+
+def _when(time_ms: int) -> str:
+    return datetime.datetime.fromtimestamp(time_ms / 1000, tz=datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+# --- add, remove, replace ------------------------------------------------------------------------------------------
+
+
+@member.command(
+    "add",
+    cls=HopCommand,
+    examples=["hopchain member add node-6.invite", "hopchain member add 5f0c...e1    # the node's public key"],
+)
+@click.argument("newcomer", metavar="INVITE-OR-PUBLIC-KEY")
+@force_option
+@wait_option
+@network_option
+def add(out: Output, newcomer: str, force: str | None, wait_s: float, network_dir: Path | None) -> None:
+    """Make a node that runs as a guest a member. `hopchain join` does it by itself."""
+    check_force(force)
+    network = find_network(network_dir)
+    node = read_newcomer(network, newcomer)
+
+    async def work() -> Done:
+        async with open_patiently(network) as client:
+            picture = await look(client, network)
+            return await add_node(client, picture, node, force, wait_s, out.note)
+
+    _report(out, run(work), added=node.id, removed=None)
+
+
+@member.command(
+    "remove",
+    cls=HopCommand,
+    examples=[
+        "hopchain member remove node-3",
+        f'hopchain member remove 5f0c9a1b --force "{FORCE_WORDS}"    # an id, or its beginning',
+    ],
+)
+@click.argument("node", metavar="ID")
+@force_option
+@wait_option
+@network_option
+def remove(out: Output, node: str, force: str | None, wait_s: float, network_dir: Path | None) -> None:
+    """Remove a member for good: its id never comes back. On the node itself `hopchain leave` is gentler.
+
+    Refused when too few nodes would be reachable afterwards, unless forced with words that say what is risked.
+    """
+    check_force(force)
+    network = find_network(network_dir)
+
+    async def work() -> tuple[bytes, Done]:
+        async with open_patiently(network) as client:
+            picture = await look(client, network)
+            gone = find_node(picture, node)
+            return gone, await remove_node(client, picture, gone, force, wait_s, out.note)
+
+    gone, done = run(work)
+    _report(out, done, added=None, removed=gone)
+
+
+@click.command(
+    cls=HopCommand,
+    examples=["hopchain replace node-3 --with node-6.invite", "hopchain replace 5f0c9a1b --with node-6.invite --json"],
+)
+@click.argument("dead", metavar="DEAD-ID")
+@click.option(
+    "--with", "newcomer", required=True, metavar="INVITE-OR-PUBLIC-KEY", help="The node that takes its place."
+)
+@force_option
+@wait_option
+@network_option
+def replace(out: Output, dead: str, newcomer: str, force: str | None, wait_s: float, network_dir: Path | None) -> None:
+    """Put a new node in the place of a dead one: add the new one, wait until it is active, remove the old one.
+
+    Interrupted, it is run again and goes on. The new node must run (`hopchain join` on its machine).
+    """
+    check_force(force)
+    network = find_network(network_dir)
+    node = read_newcomer(network, newcomer)
+
+    async def work() -> tuple[bytes, Done]:
+        async with open_patiently(network) as client:
+            picture = await look(client, network)
+            gone = find_node(picture, dead)
+            if gone == node.id:
+                raise LocalMisuse(
+                    f"node {gone.hex()[:SHORT_ID]} cannot replace itself: make an invitation for a new one"
+                )
+            if picture.was_member(gone) is None:
+                raise LocalMisuse(
+                    f"node {gone.hex()[:SHORT_ID]} never was a member: `hopchain member list` shows who is"
+                )
+            added = await add_node(client, picture, node, force, wait_s, out.note)
+            removed = await remove_node(client, added.picture, gone, force, wait_s, out.note)
+            return gone, Done(removed.picture, added.changed or removed.changed)
+
+    gone, done = run(work)
+    _report(out, done, added=node.id, removed=gone)
+
+
+def read_newcomer(network: Network, text: str) -> Newcomer:
+    """The node that an invitation or a public key names; `LocalMisuse` when it cannot become a member here."""
+    from node.invite import load_invite
+
+    path = Path(text)
+    if path.is_file():
+        invitation = load_invite(path)
+        if invitation.genesis.network_id != network.id:
+            raise LocalMisuse(
+                f"{path} is for network {invitation.genesis.name} ({invitation.genesis.network_id.hex()[:16]}), this is "
+                f"{network.genesis.name} ({network.id.hex()[:16]}): name the network with --network"
+            )
+        if invitation.change is None:
+            raise LocalMisuse(
+                f"{path} is for an observer, which is never a member: make another with `hopchain invite`"
+            )
+        return Newcomer(invitation.key.public_key, invitation.change, invitation.expires_ms)
+    if len(text) == KEY_HEX and set(text.lower()) <= set("0123456789abcdef"):
+        return Newcomer(bytes.fromhex(text), None, now_ms() + CHANGE_MS)
+    raise LocalMisuse(f"{text[:80]!r} is neither an invitation's file nor a public key of {KEY_HEX} hex digits")
+
+
+async def add_node(
+    client: Client, picture: Picture, node: Newcomer, force: str | None, wait_s: float, on_wait: Callable[[str], None]
+) -> Done:
+    """Add the node unless it is a member, and wait until that is active everywhere."""
+    network = picture.network
+    short = node.id.hex()[:SHORT_ID]
+    epoch, changed = picture.newest.epoch, False
+    if node.id not in picture.members:
+        if picture.was_member(node.id) is not None:
+            raise LocalMisuse(
+                f"node {short} was a member and was removed; ids never come back: `hopchain invite` makes a new one"
+            )
+        if now_ms() > node.expires_ms:
+            raise LocalMisuse(f"the invitation of node {short} has expired: make a new one with `hopchain invite`")
+        check_risk(picture, after_adding(picture, node.public_key), f"adding node {short}", force)
+        signed = node.signed or _sign(network, ChangeAction.ADD, node.public_key, FIRST_INCARNATION, node.expires_ms)
+        epoch = (await submit_change(client, signed, picture.addresses, wait_s, _once(on_wait))).epoch
+        changed = True
+    return Done(await wait_active(client, network, epoch, wait_s, on_wait=_once(on_wait)), changed)
+
+
+async def remove_node(
+    client: Client, picture: Picture, node: bytes, force: str | None, wait_s: float, on_wait: Callable[[str], None]
+) -> Done:
+    """Remove the node unless it is no member, and wait until that is active everywhere."""
+    network = picture.network
+    short = node.hex()[:SHORT_ID]
+    epoch, changed = picture.newest.epoch, False
+    line = picture.members.get(node)
+    if line is None and picture.was_member(node) is None:
+        raise LocalMisuse(f"node {short} never was a member: `hopchain member list` shows who is")
+    if line is not None:
+        if len(picture.members) == 1:
+            raise LocalMisuse(
+                f"node {short} is the last member: a network without members is none; add another one first"
+            )
+        check_risk(picture, after_removing(picture, node), f"removing node {short}", force)
+        signed = _sign(
+            network, ChangeAction.REMOVE, line.public_key, line.incarnation, now_ms() + CHANGE_MS, force is not None
+        )
+        epoch = (await submit_change(client, signed, lambda: picture.addresses(node), wait_s, _once(on_wait))).epoch
+        changed = True
+    return Done(await wait_active(client, network, epoch, wait_s, without=[node], on_wait=_once(on_wait)), changed)
+
+
+def _sign(
+    network: Network, action: ChangeAction, public_key: bytes, incarnation: int, expires_ms: int, force: bool = False
+) -> SignedChange:
+    key = operator_key(network.genesis, network.directory)
+    return sign_change(Change(network.id, action, public_key, incarnation, expires_ms, force), key)
+
+
+def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """Tell only what differs from what was told last."""
+    last = ""
+
+    def told(text: str) -> None:
+        nonlocal last
+        if text != last:
+            last = text
+            tell(f"waiting: {text}")
+
+    return told
+
+
+def _report(out: Output, done: Done, *, added: bytes | None, removed: bytes | None) -> None:
+    picture = done.picture
+    out.data(
+        {
+            "network": picture.network.id.hex(),
+            "epoch": picture.newest.epoch,
+            "view_hash": picture.newest.hash.hex(),
+            "changed": done.changed,
+            "added": added.hex() if added else None,
+            "removed": removed.hex() if removed else None,
+            "members": [_member_document(picture.network, line) for line in picture.newest.members],
+        }
+    )
+    parts = [f"node {added.hex()[:SHORT_ID]} is a member"] if added else []
+    parts += [f"node {removed.hex()[:SHORT_ID]} is none any more"] if removed else []
+    before = "" if done.changed else " (it was so already)"
+    out.say(
+        f"{' and '.join(parts)}: epoch {picture.newest.epoch}, {len(picture.members)} members, active everywhere{before}",
+        colour="green",
+        bold=True,
+    )

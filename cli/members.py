@@ -1,0 +1,334 @@
+"""What the commands of membership share: ask all nodes how they are, judge what a change would risk, have it made.
+
+Nodes are found from the network's directory, and from what they tell of each other: one that joined later is in no file.
+"""
+
+import datetime
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import anyio
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chain.errors import LocalMisuse
+from chain.genesis import Genesis
+from cli.home import SHORT_ID, KnownNode, Network
+from cli.output import CommandFailed, Exit
+from hopchain import CallRefused, Client, Refused, RemoteFault, Timing, Unreachable
+from hopchain.change import SignedChange
+from hopchain.wire import Changed, Health, MemberLine, ViewLine
+from routing.regions import group_ranges
+from routing.view import first_view, majority, member_of
+
+ID_HEX: Final = 40
+FORCE_WORDS: Final = "payments may stop"
+LOOK_TIMING: Final = Timing(dial_s=2.0, read_s=4.0)  # a node that needs longer is one to report
+LOOK_AGAIN_S: Final = 0.3
+MAX_ROUNDS: Final = 4  # of asking nodes that others told of: each finds those whom the last one knew
+CHANGE_TRY_S: Final = 10.0  # for one node's answer to a change, before another is asked
+
+
+class Picture(msgspec.Struct, frozen=True):
+    """What was seen: `health` by node id, `silent`: why the others did not answer, and the views, ascending, as the node
+    with the newest one tells them. `nodes`: all that are known, with or without an address to ask."""
+
+    network: Network
+    nodes: tuple[KnownNode, ...]
+    health: dict[bytes, Health]
+    silent: dict[bytes, str]
+    views: tuple[ViewLine, ...]
+
+    @property
+    def newest(self) -> ViewLine:
+        """The newest view; there is one as soon as any node answered."""
+        return self.views[-1]
+
+    @property
+    def members(self) -> dict[bytes, MemberLine]:
+        """The members of the newest view by id."""
+        return {member.id: member for member in self.newest.members}
+
+    @property
+    def alive(self) -> frozenset[bytes]:
+        """Nodes that answered, and those that one which answered has contact with; not who may not vote (design R12)."""
+        seen = {peer.id for health in self.health.values() for peer in health.peers if peer.alive}
+        unfit = {node for node, health in self.health.items() if not health.verified}
+        return frozenset((seen | set(self.health)) - unfit)
+
+    def standing(self, node: bytes) -> tuple[int, bool] | None:
+        """(epoch, ACTIVE in it) of a node, as it says itself, else as those say who have contact with it; None for one that
+        nobody reaches."""
+        if node in self.health:
+            return self.health[node].epoch, self.health[node].active
+        told = [p for health in self.health.values() for p in health.peers if p.id == node and p.alive]
+        return max(((peer.epoch, peer.active) for peer in told), default=None)
+
+    def was_member(self, node: bytes) -> MemberLine | None:
+        """The member of this id in the last view that had it; None when none did."""
+        for view in reversed(self.views):
+            for member in view.members:
+                if member.id == node:
+                    return member
+        return None
+
+    def name_of(self, node: bytes) -> str:
+        """Its name in the network's directory, else its short id."""
+        return self.network.name_of(node)
+
+    def addresses(self, last: bytes = b"") -> list[tuple[str, int]]:
+        """Where to send a change: nodes that answered, members first; `last` is who goes, for it cannot answer once it has."""
+        ranked = sorted(self.nodes, key=lambda n: (n.id not in self.members, n.id == last))
+        return [node.address for node in ranked if node.id in self.health]
+
+
+def now_ms() -> int:
+    """This machine's clock, Unix milliseconds."""
+    return int(datetime.datetime.now(datetime.UTC).timestamp() * 1000)
+
+
+def open_patiently(network: Network, timing: Timing = LOOK_TIMING) -> Client:
+    """A client that gives a silent node up soon."""
+    return Client([n.address for n in network.nodes], network.genesis.ca, network.id, timing=timing)
+
+
+# --- looking -------------------------------------------------------------------------------------------------------
+
+
+async def look(client: Client, network: Network) -> Picture:
+    """Ask every node that can be found how it is. Raises `Unreachable` when none answers."""
+    known = {node.id: node for node in network.nodes}
+    health: dict[bytes, Health] = {}
+    silent: dict[bytes, str] = {}
+
+    async def ask(node: KnownNode) -> None:
+        try:
+            found = await client.health(at=node.address)
+        except (Unreachable, CallRefused, RemoteFault) as error:
+            silent[node.id] = reason_of(error)
+            return
+        if found.node != node.id:
+            silent[node.id] = f"node {found.node.hex()[:SHORT_ID]} answers at {node.host}:{node.client_port}"
+        else:
+            health[node.id] = found
+
+    asked: set[bytes] = set()
+    for _ in range(MAX_ROUNDS):
+        fresh = [node for node in known.values() if node.id not in asked and node.client_port]
+        if not fresh:
+            break
+        asked |= {node.id for node in fresh}
+        async with anyio.create_task_group() as tasks:
+            for node in fresh:
+                tasks.start_soon(ask, node)
+        for peer in [peer for found in health.values() for peer in found.peers]:
+            if peer.id not in known or (peer.id not in asked and peer.client_port):
+                known[peer.id] = KnownNode(peer.id.hex()[:SHORT_ID], peer.id, peer.host, peer.client_port)
+    if not health:
+        raise Unreachable([(network.name_of(node), why) for node, why in silent.items()])
+    for node in known.values():
+        if not node.client_port:
+            silent[node.id] = "no node knows its client port"
+    best = max(health.values(), key=lambda found: (found.epoch, found.role == "member"))
+    views = await client.all_views(at=known[best.node].address)
+    if not views:
+        raise RemoteFault("malformed", f"node {best.node.hex()[:SHORT_ID]} tells no views")
+    return Picture(network, tuple(known.values()), health, silent, tuple(views))
+
+
+def reason_of(error: Exception) -> str:
+    """Why one node did not answer, without the addresses around it."""
+    if isinstance(error, Unreachable) and error.tried:
+        return error.tried[-1][1]
+    return str(error)
+
+
+def find_node(picture: Picture, text: str) -> bytes:
+    """The id that a name of the network's directory, an id or the beginning of one stands for. `LocalMisuse` when none or
+    several do."""
+    for node in picture.nodes:
+        if node.name == text:
+            return node.id
+    ids = {node.id for node in picture.nodes} | {m.id for view in picture.views for m in view.members}
+    found = sorted(node for node in ids if len(text) >= 4 and node.hex().startswith(text.lower()))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise LocalMisuse(f"{text!r} could be any of {len(found)} nodes: write more digits of its id")
+    if len(text) == ID_HEX and set(text.lower()) <= set("0123456789abcdef"):
+        return bytes.fromhex(text)
+    raise LocalMisuse(f"{text!r} is no node of this network: `hopchain member list` shows their ids and names")
+
+
+# --- judging -------------------------------------------------------------------------------------------------------
+
+
+def groups_without_majority(genesis: Genesis, keys: Iterable[bytes], alive: Collection[bytes]) -> tuple[int, int]:
+    """Of the groups that nodes with these public keys make: (how many have no majority among `alive`, how many there are)."""
+    view = first_view(genesis.network_id, genesis.k, [member_of(key) for key in keys])
+    groups = {group for _, group in group_ranges(view)}
+    lost = sum(sum(node in alive for node in group) < majority(len(group)) for group in groups)
+    return lost, len(groups)
+
+
+def check_risk(picture: Picture, after: Sequence[MemberLine], what: str, force: str | None) -> None:
+    """`CommandFailed` when `what`, which makes the members `after`, could not be carried out by those that are reachable, or
+    would leave groups that cannot decide; `force` with the right words lets it pass."""
+    risks = []
+    members = picture.members
+    here = [node for node in members if node in picture.alive]
+    if len(here) < majority(len(members)):
+        risks.append(
+            f"{len(here)} of {len(members)} members are reachable now, fewer than the {majority(len(members))} that must "
+            "agree to it"
+        )
+    for moment, lines in (("now", list(members.values())), ("after it", list(after))):
+        lost, groups = groups_without_majority(
+            picture.network.genesis, [line.public_key for line in lines], picture.alive
+        )
+        if lost:
+            risks.append(
+                f"{lost} of {groups} groups have no majority of reachable nodes {moment}: their accounts cannot pay"
+            )
+    if not risks:
+        return
+    if force is None:
+        raise CommandFailed(
+            Exit.REJECTED,
+            "no_majority",
+            f"{what} is refused: {'; '.join(risks)}. Start the nodes that are down (`hopchain doctor` names them), or "
+            f'accept it with --force "{FORCE_WORDS}"',
+        )
+    check_force(force)
+
+
+def check_force(force: str | None) -> None:
+    """`LocalMisuse` unless the words are those that say what is risked."""
+    if force is not None and force != FORCE_WORDS:
+        raise LocalMisuse(f'--force {force[:80]!r} is not what is risked: write --force "{FORCE_WORDS}"')
+
+
+def operator_key(genesis: Genesis, directory: Path) -> Ed25519PrivateKey:
+    """The operator's key in the network's directory; `LocalMisuse` when it is not this network's."""
+    from node.layout import OPERATOR_KEY
+    from node.pki import raw_public_key, read_private_key
+
+    if not genesis.operator:
+        raise LocalMisuse(
+            f"network {genesis.name} was made without an operator, so its members cannot be changed: make a new network"
+        )
+    path = directory / OPERATOR_KEY
+    key = read_private_key(path)
+    if raw_public_key(key).hex() != genesis.operator:
+        raise LocalMisuse(
+            f"{path} is not the operator's key of network {genesis.name}: take the one that `init` made with it"
+        )
+    return key
+
+
+# --- changing ------------------------------------------------------------------------------------------------------
+
+
+async def submit_change(
+    client: Client,
+    signed: SignedChange,
+    addresses: Callable[[], Sequence[tuple[str, int]]],
+    timeout_s: float,
+    on_wait: Callable[[str], None] = lambda why: None,
+) -> Changed:
+    """Have the change made: ask node after node, again and again, which is safe. `on_wait` is told why it is not made yet.
+
+    Raises `CommandFailed`: refused for good, or not made within `timeout_s` (then it may still be made).
+    """
+    why = "no node can be asked"
+    deadline = anyio.current_time() + timeout_s
+    while True:
+        for host, port in addresses():
+            left_s = deadline - anyio.current_time()
+            try:
+                answer = await client.change(signed, max(0.1, min(left_s, CHANGE_TRY_S)), at=(host, port))
+            except (Unreachable, RemoteFault) as error:
+                why = f"{host}:{port}: {reason_of(error)}"
+                continue
+            if isinstance(answer, Changed):
+                return answer
+            if isinstance(answer, Refused):
+                raise CommandFailed(Exit.REJECTED, answer.code, f"{host}:{port} refused the change: {answer.reason}")
+            why = f"{host}:{port}: {answer.reason}"
+        if anyio.current_time() >= deadline:
+            raise CommandFailed(
+                Exit.UNREACHABLE,
+                "unknown",
+                f"the change was not confirmed within {timeout_s:g} s ({why}); it may still be made: the same command again "
+                "goes on with it, `hopchain member list` shows the members",
+            )
+        on_wait(why)
+        await anyio.sleep(LOOK_AGAIN_S)
+
+
+async def wait_active(
+    client: Client,
+    network: Network,
+    epoch: int,
+    timeout_s: float,
+    *,
+    without: Collection[bytes] = (),
+    on_wait: Callable[[str], None] = lambda why: None,
+) -> Picture:
+    """Return when every member of the newest view that is reachable (but `without`) is ACTIVE in `epoch` or a later one, and a
+    majority is. `CommandFailed` after `timeout_s`."""
+    why = "no node answers"
+    deadline = anyio.current_time() + timeout_s
+    while True:
+        try:
+            picture = await look(client, network)
+        except (Unreachable, RemoteFault) as error:
+            why = reason_of(error)
+        else:
+            why = _not_active(picture, epoch, without)
+            if not why:
+                return picture
+        if anyio.current_time() >= deadline:
+            raise CommandFailed(
+                Exit.UNREACHABLE,
+                "not_active",
+                f"epoch {epoch} is decided, but not active everywhere after {timeout_s:g} s ({why}): `hopchain doctor` says "
+                "what is wrong",
+            )
+        on_wait(why)
+        await anyio.sleep(LOOK_AGAIN_S)
+
+
+def _not_active(picture: Picture, epoch: int, without: Collection[bytes]) -> str:
+    """Who keeps `epoch` from being active everywhere; empty when nobody does."""
+    if picture.newest.epoch < epoch:
+        return f"the newest view that is known is {picture.newest.epoch}"
+    standings = {node: picture.standing(node) for node in picture.members if node not in without}
+    here = {node: standing for node, standing in standings.items() if standing is not None}
+    late = [
+        f"{picture.name_of(node)} is in epoch {at}" + ("" if active else f" and not active{_regions(picture, node)}")
+        for node, (at, active) in here.items()
+        if at < epoch or not active
+    ]
+    if late:
+        return ", ".join(late[:3])
+    if len(here) < majority(len(picture.members)):
+        return f"{len(here)} of {len(picture.members)} members are reachable"
+    return ""
+
+
+def _regions(picture: Picture, node: bytes) -> str:
+    health = picture.health.get(node)
+    return "" if health is None else f", with {health.syncing_regions} regions to sync"
+
+
+def after_adding(picture: Picture, public_key: bytes) -> list[MemberLine]:
+    """The members once this node is one."""
+    fresh = member_of(public_key)
+    return [*picture.members.values(), MemberLine(fresh.id, fresh.public_key, fresh.incarnation)]
+
+
+def after_removing(picture: Picture, *nodes: bytes) -> list[MemberLine]:
+    """The members once these are none."""
+    return [member for node, member in picture.members.items() if node not in nodes]

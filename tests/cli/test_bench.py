@@ -1,0 +1,673 @@
+"""`hopchain bench` without real nodes: what is drawn, what is counted, what is said, and the generator over fake nodes."""
+
+import hashlib
+import itertools
+import math
+import random
+import sys
+import threading
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+
+from chain.errors import LocalMisuse
+from chain.link import Link, Outcome
+from chain.request import MAX_POSTINGS, request_id
+from cli.bench_check import Answered, count_lost, databases, paid_out, read_answers
+from cli.bench_cluster import Cost, Sample, differences
+from cli.bench_load import (
+    FUNDS,
+    HOT_FUNDS,
+    Job,
+    Measurement,
+    News,
+    Ports,
+    Preparation,
+    Result,
+    Spec,
+    account_key,
+    account_name,
+)
+from cli.bench_node import Stacks, check_profile_file, collapsed, cpu_ns, flame_graph, stack_of
+from cli.bench_plot import draw
+from cli.bench_profiles import HOT, MEANING, Draw, Profile, Zipf, make_pool, postings_of
+from cli.bench_report import Kept, Measured, Settings, document, percentile, read_floats, show
+from cli.bench_wire import Lines
+from cli.home import load_network
+from cli.output import CommandFailed, Output
+from cli.verify import Comparison
+from hopchain import Choice, Digest, TooManyFailures, wire
+from tests.chain.bank import Bank, file_database
+from tests.cli.conftest import Cli, World
+from tests.hopchain.fake_node import ISSUER_KEY
+
+# --- what is drawn -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", [Profile.UNIFORM, Profile.ZIPF, Profile.BULK])
+def test_nobody_pays_itself_and_all_are_drawn(profile: Profile, rng: random.Random) -> None:
+    draw = Draw(profile, 5, rng)
+    pairs = [(sender, draw.recipient(sender)) for sender in (draw.sender(0) for _ in range(2000))]
+    assert all(sender != recipient for sender, recipient in pairs)
+    assert {s for s, _ in pairs} == {r for _, r in pairs} == set(range(5))
+
+
+def test_hot_profiles_have_one_account_on_one_side(rng: random.Random) -> None:
+    to_one, from_one = Draw(Profile.HOT_RECIPIENT, 5, rng), Draw(Profile.HOT_SENDER, 5, rng)
+    senders = {to_one.sender(0) for _ in range(200)}
+    assert senders == {1, 2, 3, 4}
+    assert {to_one.recipient(sender) for sender in senders} == {HOT}
+    assert {from_one.sender(n) for n in range(50)} == {HOT}
+    assert {from_one.recipient(HOT) for _ in range(200)} == {1, 2, 3, 4}
+
+
+def test_zipf_draws_number_i_in_proportion_to_its_rank(rng: random.Random) -> None:
+    zipf = Zipf(50)
+    counts = Counter(zipf.draw(rng) for _ in range(100_000))
+    harmonic = sum(1 / rank for rank in range(1, 51))
+    for rank in (1, 2, 3, 10, 50):
+        expected = 100_000 / rank / harmonic
+        assert abs(counts[rank - 1] - expected) < 5 * math.sqrt(expected), (rank, counts[rank - 1], expected)
+    assert set(counts) <= set(range(50))
+
+
+def test_a_pool_is_asked_for_each_sender(rng: random.Random) -> None:
+    pool = make_pool(4, Choice.DEDICATED, rng, None)
+    draw = Draw(Profile.POOL, 10, rng, pool)
+    assert [draw.sender(worker) for worker in (0, 1, 5)] == [0, 1, 1]
+    assert dict(pool.in_flight) == {"0": 1, "1": 2, "2": 0, "3": 0}
+
+
+def test_postings_of_a_request_and_what_cannot_be_asked() -> None:
+    assert [postings_of(p, None) for p in Profile] == [1, 1, 1, 1, 1, MAX_POSTINGS, 1]
+    assert postings_of(Profile.UNIFORM, 20) == 20
+    for count in (0, MAX_POSTINGS + 1):
+        with pytest.raises(LocalMisuse, match="a request holds 1 to 8190"):
+            postings_of(Profile.BULK, count)
+    with pytest.raises(LocalMisuse, match="one at a time"):
+        postings_of(Profile.READ, 2)
+    with pytest.raises(LocalMisuse, match="at least 2"):
+        Draw(Profile.UNIFORM, 1, random.Random(1))
+    assert set(MEANING) == set(Profile)
+
+
+# --- the generator over fake nodes ---------------------------------------------------------------------------------
+
+
+class CountedLines(Lines):
+    """Knows how many calls were waiting for a reply at once."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec.nodes, spec.ca, spec.network, spec.connections)
+        self.waiting = self.most = 0
+
+    def call(self, line: int, body: wire.CallBody) -> int:
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        return super().call(line, body)
+
+    def wait(self, timeout_s: float) -> list[tuple[int, int, wire.ReplyBody]]:
+        found = super().wait(timeout_s)
+        self.waiting -= len(found)
+        return found
+
+
+class Bench:
+    """A spec for the fake nodes, and a generator run in this process with a clock that goes on by itself."""
+
+    def __init__(self, world: World, place: Path) -> None:
+        self.world = world
+        self.place = place
+        self.news: list[News] = []
+        self.most_in_flight = 0
+        self._time = itertools.count()
+
+    def spec(self, **changes: object) -> Spec:
+        spec = Spec(
+            job=Job.MEASURE,
+            nodes=tuple(node.address for node in self.world.nodes),
+            ca=self.world.ledger.genesis.ca,
+            network=self.world.ledger.genesis.network_id,
+            asset="CZK",
+            prefix="bench-",
+            secret=b"secret",
+            run=b"run 1",
+            accounts=6,
+            sources=0,
+            place=str(self.place),
+            issuer="mint",
+            issuer_key=ISSUER_KEY.private_bytes_raw(),
+            clients=4,
+            warm_up_s=0.05,
+            duration_s=0.2,
+            timeout_s=5.0,
+            seed=3,
+        )
+        return msgspec.structs.replace(spec, **changes)
+
+    def prepare(self, **changes: object) -> None:
+        self._with(self.spec(**changes), lambda spec, lines, ports: Preparation(spec, lines, ports).run())
+
+    def measure(self, **changes: object) -> Result:
+        self.news.clear()
+        self._with(self.spec(**changes), lambda spec, lines, ports: Measurement(spec, lines, ports).run())
+        result = self.news[-1].result
+        assert result is not None
+        return result
+
+    def _with(self, spec: Spec, work: Callable[[Spec, Lines, Ports], None]) -> None:
+        lines = CountedLines(spec)
+        ports = Ports(lambda: next(self._time) / 1000, lambda: 0.0, self.news.append, lambda: None)
+        try:
+            work(spec, lines, ports)
+        finally:
+            lines.close()
+        self.most_in_flight = lines.most
+
+    @property
+    def events(self) -> list[str]:
+        return [news.event for news in self.news if news.event != "progress"]
+
+    def balance(self, number: int) -> int:
+        account = self.world.ledger.accounts[account_name("bench-", number)]
+        return account.settled + account.incoming
+
+    def total(self) -> int:
+        return sum(self.balance(number) for number in range(6))
+
+
+@pytest.fixture
+def bench(world: World, tmp_path: Path) -> Bench:
+    place = tmp_path / "raw"
+    place.mkdir()
+    return Bench(world, place)
+
+
+def test_preparing_opens_and_funds_what_is_missing_and_nothing_twice(bench: Bench) -> None:
+    bench.prepare(sources=2)
+    ledger = bench.world.ledger
+    assert [bench.balance(n) for n in range(6)] == [HOT_FUNDS, HOT_FUNDS, FUNDS, FUNDS, FUNDS, FUNDS]
+    keys = {ledger.accounts[account_name("bench-", n)].public_key for n in range(6)}
+    assert keys == {account_key(b"secret", n).public_key().public_bytes_raw() for n in range(6)}
+    assert len(keys) == 6
+    done = ledger.executed
+    bench.prepare(sources=2)
+    assert ledger.executed == done, "all is there already"
+    poor = ledger.accounts[account_name("bench-", 4)]
+    poor.settled = poor.incoming = 0
+    bench.prepare(sources=2, accounts=7)
+    assert (ledger.executed, bench.balance(4), bench.balance(6)) == (done + 2, FUNDS, FUNDS)
+
+
+def test_preparing_sends_again_what_did_not_start_and_tells_what_is_rejected(bench: Bench) -> None:
+    left = [3]
+
+    def busy(call: wire.CallBody) -> wire.ReplyBody | None:
+        if not isinstance(call, wire.Submit) or not left[0]:
+            return None
+        left[0] -= 1
+        return wire.NotStarted(request_id(call.raw), "busy", "later")
+
+    for node in bench.world.nodes:
+        node.fault = busy
+    bench.prepare()
+    assert left == [0] and bench.total() == HOT_FUNDS + 5 * FUNDS
+    for node in bench.world.nodes:
+        node.fault = lambda call: wire.Refused("no", "not here") if isinstance(call, wire.Submit) else None
+    with pytest.raises(CommandFailed, match=r"could not be prepared.*not here"):
+        bench.prepare(accounts=8)
+
+
+def test_a_run_counts_what_was_completed_in_its_window_and_keeps_every_answer(bench: Bench) -> None:
+    bench.prepare()
+    before, executed = bench.total(), bench.world.ledger.executed
+    result = bench.measure()
+    assert bench.events == ["ready", "measuring", "measured", "done"]
+    done = bench.world.ledger.executed - executed
+    assert result.completed_in_all == result.answered == done
+    assert 4 < result.completed == result.requests < done, "the warm-up and what was in flight at the end do not count"
+    assert (result.rejected, result.unknown, result.refused, result.retried) == (0, 0, 0, 0)
+    assert result.window_s == pytest.approx(0.2)
+    assert bench.total() == before
+    latencies = read_floats(bench.place, "latencies")
+    assert len(latencies) == result.completed and min(latencies) > 0
+    answers = read_answers(bench.place)
+    recorded = bench.world.ledger.recorded
+    assert len(answers) == len({a[0] for a in answers}) == done
+    assert all((recorded[i].link_hash, recorded[i].outcome) == (link, outcome) for i, link, outcome in answers)
+    asked = [len([c for c in node.calls if isinstance(c, wire.Submit)]) for node in bench.world.nodes]
+    assert min(asked) > done / 4, "all nodes are used"
+
+
+def test_each_client_has_one_request_in_flight(bench: Bench) -> None:
+    bench.prepare()
+    for clients in (1, 5):
+        bench.measure(clients=clients, profile=Profile.READ)
+        assert bench.most_in_flight == clients
+
+
+def test_a_rejection_is_never_a_completed_transfer(bench: Bench) -> None:
+    bench.prepare()
+    for number in range(6):
+        account = bench.world.ledger.accounts[account_name("bench-", number)]
+        account.settled = account.incoming = 0
+    result = bench.measure()
+    assert (result.completed, result.completed_in_all, result.requests) == (0, 0, 0)
+    assert result.rejected == result.reasons["insufficient_funds"] == result.answered > 4
+    assert {a[2] for a in read_answers(bench.place)} == {Outcome.INSUFFICIENT_FUNDS}
+
+
+def test_what_did_not_start_is_sent_again_to_another_node_until_it_has_an_outcome(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.bench_load.AGAIN_S", 0.005)
+    bench.prepare()
+    first = bench.world.nodes[0]
+    for node in bench.world.nodes:
+        node.calls.clear()
+
+    def busy(call: wire.CallBody) -> wire.ReplyBody | None:
+        return wire.NotStarted(request_id(call.raw), "busy", "later") if isinstance(call, wire.Submit) else None
+
+    first.fault = busy
+    result = bench.measure(clients=1, warm_up_s=0.0, duration_s=0.1)
+    assert result.retried > 0 and result.rejected == result.unknown == 0
+    refused = {request_id(c.raw) for c in first.calls if isinstance(c, wire.Submit)}
+    assert refused and refused <= set(bench.world.ledger.recorded)
+    latencies = read_floats(bench.place, "latencies")
+    assert min(latencies) >= 20, "a latency goes from the first attempt to the outcome, over the pause"
+
+
+def test_unknown_is_counted_and_settled_by_the_same_request(bench: Bench) -> None:
+    bench.prepare(sources=2)
+    before, executed = bench.balance(0) + bench.balance(1), bench.world.ledger.executed
+    left = [5]
+
+    def unknown(call: wire.CallBody) -> wire.ReplyBody | None:
+        if not isinstance(call, wire.Submit) or not left[0]:
+            return None
+        left[0] -= 1
+        return wire.Unknown(request_id(call.raw), "no outcome in time")
+
+    for node in bench.world.nodes:
+        node.fault = unknown
+    result = bench.measure(profile=Profile.POOL, sources=2)
+    assert (result.unknown, result.unknown_settled, result.rejected) == (5, 5, 0)
+    done = bench.world.ledger.executed - executed
+    assert result.completed_in_all == done
+    assert 0 < before - bench.balance(0) - bench.balance(1) <= done
+
+
+def test_a_pool_ends_the_run_at_its_maximum_of_failures(bench: Bench) -> None:
+    bench.prepare(sources=2)
+    for node in bench.world.nodes:
+        node.fault = lambda call: wire.Refused("no", "not now") if isinstance(call, wire.Submit) else None
+    with pytest.raises(TooManyFailures, match="4 payments failed"):
+        bench.measure(profile=Profile.POOL, sources=2, max_failures=3)
+
+
+def test_a_pool_reports_the_most_in_flight_of_one_source(bench: Bench) -> None:
+    bench.prepare(sources=2)
+    assert bench.measure(profile=Profile.POOL, sources=2, clients=6).most_in_flight == 3
+    assert bench.measure(profile=Profile.POOL, sources=2, clients=6, choice=Choice.DEDICATED).most_in_flight == 3
+    assert bench.measure(profile=Profile.POOL, sources=1, clients=6).most_in_flight == 6
+
+
+def test_a_batch_counts_its_postings_and_a_read_counts_itself(bench: Bench) -> None:
+    bench.prepare()
+    result = bench.measure(batch=7, clients=2)
+    assert result.completed == 7 * result.requests > 0
+    assert result.completed_in_all == 7 * result.answered
+    executed = bench.world.ledger.executed
+    reads = bench.measure(profile=Profile.READ)
+    assert reads.completed > 4 and reads.answered == reads.signed_before == 0
+    assert bench.world.ledger.executed == executed
+
+
+def test_links_are_looked_for_at_another_node(bench: Bench) -> None:
+    bench.prepare()
+    for node in bench.world.nodes:
+        node.calls.clear()
+    bench.measure(warm_up_s=0.0, duration_s=0.3)
+    probes = [c for node in bench.world.nodes for c in node.calls if isinstance(c, wire.AskBalance)]
+    assert probes and all(c.min_height > 0 for c in probes)
+    assert 0 < len(read_floats(bench.place, "lags")) <= len(probes)
+
+
+def test_requests_are_signed_ahead_and_when_they_run_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.prepare()
+    assert (ahead := bench.measure()).signed_before == 6000 * 0.25 + 4 and ahead.signed_during == 0
+    monkeypatch.setattr("cli.bench_load.SIGN_PER_S", 0)
+    late = bench.measure()
+    assert late.signed_before == 4 and 0 < late.signed_during < late.answered
+    assert bench.measure(workers=2).signed_before == 4
+
+
+def test_two_generators_and_two_runs_never_make_the_same_request(bench: Bench) -> None:
+    bench.prepare()
+    seen: set[bytes] = set()
+    for worker, run in ((0, b"run 1"), (1, b"run 1"), (0, b"run 2")):
+        bench.measure(worker=worker, run=run, seed=1)
+        made = {a[0] for a in read_answers(bench.place)}
+        assert len(made) > 4
+        for path in bench.place.glob("outcomes-*"):
+            path.unlink()
+        assert not made & seen
+        seen |= made
+
+
+def test_a_node_that_goes_away_ends_the_run_with_its_name(bench: Bench) -> None:
+    bench.prepare()
+    node = bench.world.nodes[1]
+    bench.world.portal.call(node.stop)
+    with pytest.raises(CommandFailed, match=f"{node.port} failed") as found:
+        bench.measure()
+    assert found.value.code == "unreachable"
+
+
+def test_another_network_is_told_in_the_nodes_own_words(bench: Bench) -> None:
+    with pytest.raises(CommandFailed, match="another network"):
+        bench.measure(network=bytes(32))
+
+
+def test_a_large_request_goes_out_in_parts_while_answers_come_in(bench: Bench) -> None:
+    bench.prepare()
+    result = bench.measure(batch=MAX_POSTINGS, clients=4, warm_up_s=0.0, duration_s=0.05)
+    assert result.completed_in_all == MAX_POSTINGS * result.answered >= 4 * MAX_POSTINGS
+
+
+# --- what must hold ------------------------------------------------------------------------------------------------
+
+
+def test_lost_and_changed_answers_and_what_was_paid_are_found_in_databases(tmp_path: Path) -> None:
+    paths = [tmp_path / "one.db", tmp_path / "two.db"]
+    banks = [Bank(file_database(path)) for path in paths]
+    for bank in banks:
+        bank.open("bench-a", "bench-b", "zoe")
+        bank.pay("mint", ("bench-a", 100), ("zoe", 50))
+        bank.pay("bench-a", ("bench-b", 30))
+        bank.pay("zoe", ("bench-a", 5))
+    assert paid_out(paths, "bench-") == [30, 30]
+    answers = answers_of(banks[0].links)
+    assert len(answers) == 6 and count_lost(paths, answers) == 0
+    banks[0].pay("bench-b", ("bench-a", 7))
+    assert paid_out(paths, "bench-") == [37, 30]
+    assert count_lost(paths, answers_of(banks[0].links)) == 1, "the second node does not have the last one"
+    assert count_lost(paths[:1], answers_of(banks[0].links)) == 0
+    (first, link, outcome), *others = answers
+    assert count_lost(paths, [(first, link, outcome + 1), *others]) == 1
+    assert count_lost(paths, [(first, bytes(32), outcome), *others]) == 1
+    for bank in banks:
+        bank.conn.close()
+
+
+def answers_of(links: list[Link]) -> list[Answered]:
+    return [(request, link.hash, int(outcome)) for link in links for request, outcome in link.outcomes()]
+
+
+def test_databases_are_used_only_when_all_are_here(world: World) -> None:
+    network = load_network(world.directory)
+    assert databases(network) == []
+    (world.directory / "node-1" / "node.db").touch()
+    assert databases(network) == []
+    (world.directory / "node-2" / "node.db").touch()
+    assert databases(network) == [world.directory / "node-1" / "node.db", world.directory / "node-2" / "node.db"]
+
+
+# --- what is said --------------------------------------------------------------------------------------------------
+
+
+def test_percentiles_are_nearest_rank() -> None:
+    rng = random.Random(1)
+    for count in (1, 2, 3, 10, 99, 100, 101, 1000):
+        values = sorted(rng.random() for _ in range(count))
+        for share in (0.5, 0.9, 0.99, 0.999, 1.0):
+            value = percentile(values, share)
+            covered = sum(v <= value for v in values)
+            below = sum(v < value for v in values)
+            assert covered >= share * count - 1e-9 and below < share * count, (count, share)
+    assert percentile([], 0.5) == 0.0
+
+
+def make_result(**changes: object) -> Result:
+    result = Result(
+        requests=100,
+        completed=100,
+        window_s=2.0,
+        client_cpu_s=0.01,
+        client_bytes=50_000,
+        rejected=1,
+        reasons={"insufficient_funds": 1},
+        unknown=2,
+        unknown_settled=1,
+        refused=0,
+        retried=3,
+        answered=110,
+        completed_in_all=109,
+        signed_before=500,
+        signed_during=0,
+        signing_s=0.1,
+        most_in_flight=4,
+        per_second=[40, 60],
+    )
+    return msgspec.structs.replace(result, **changes)
+
+
+def make_run(**kept: object) -> Measured:
+    digests = {name: Digest(b"d" * 32, 3, 9, 1, (wire.AssetTotal("CZK", 0),)) for name in ("node-1", "node-2")}
+    held = Kept(Comparison(digests, {}, None), 0.25, 220, 0, 218, 218)
+    before = Cost(10.0, 5.0, 1000, 50_000_000, 2000, 100, 200, 300)
+    after = Cost(10.1, 5.05, 201_000, 60_000_000, 42_000, 150, 300, 400)
+    return Measured(
+        Settings("uniform", 2, 2, 8, 50, 1, 0, "least-active", 1.0, 2.0, 2, 1, 1),
+        [make_result(), make_result(reasons={"insufficient_funds": 1, "expired": 2}, rejected=3)],
+        [float(n) for n in range(1, 201)],
+        [1.0, 2.0, 3.0],
+        [0, 7, 2],
+        Sample({"node-1": before, "node-2": before}, True, 0.5),
+        Sample({"node-1": after, "node-2": after}, True, 1.5),
+        msgspec.structs.replace(held, **kept),
+    )
+
+
+def test_the_document_adds_generators_up_and_divides_costs_by_what_was_completed() -> None:
+    found = document(make_run())
+    assert (found["completed"], found["completed_per_s"], found["requests"]) == (200, 100.0, 200)
+    assert (found["p50_ms"], found["p90_ms"], found["p99_ms"], found["p999_ms"], found["max_ms"]) == (
+        100.0,
+        180.0,
+        198.0,
+        200.0,
+        200.0,
+    )
+    assert (found["rejected"], found["reasons"]) == (4, {"insufficient_funds": 2, "expired": 2})
+    assert (found["unknown"], found["unknown_settled"], found["retried"]) == (4, 2, 6)
+    assert found["cost"] == {
+        "cpu_us_per_transfer": 1000.0,
+        "main_thread_us_per_transfer": 500.0,
+        "disk_bytes_per_transfer": 2000.0,
+        "member_bytes_per_transfer": 400.0,
+        "client_bytes_per_transfer": 500.0,
+        "commits_per_transfer": 0.5,
+        "commits_per_s_and_node": 25.0,
+        "turns_per_transfer": 1.0,
+        "links": 100,
+        "transfers_per_link": 2.0,
+        "memory_mb": 60.0,
+        "memory_grown_mb": 20.0,
+    }
+    assert found["per_second"] == [80, 120]
+    assert (found["most_links_behind"], found["settle_s"], found["load_average_before"]) == (7, 0.25, 0.5)
+    assert found["replication_lag_ms"] == {"p50": 2.0, "p99": 3.0, "samples": 3}
+    invariants = found["invariants"]
+    assert invariants == {
+        "ok": True,
+        "replicas_equal": True,
+        "money_kept": True,
+        "answered": 220,
+        "lost": 0,
+        "paid": 218,
+        "left": 218,
+    }
+    client = found["client"]
+    assert isinstance(client, dict)
+    assert (client["cpu_us_per_transfer"], client["signed_before"], client["most_in_flight_of_one_source"]) == (
+        100.0,
+        1000,
+        4,
+    )
+
+
+def test_costs_that_could_not_be_seen_are_null() -> None:
+    run = make_run()
+    blind = msgspec.structs.replace(run, after=msgspec.structs.replace(run.after, local=False))
+    cost = document(blind)["cost"]
+    assert isinstance(cost, dict)
+    missing = {name for name, value in cost.items() if value is None}
+    assert missing == {
+        "cpu_us_per_transfer",
+        "main_thread_us_per_transfer",
+        "disk_bytes_per_transfer",
+        "memory_mb",
+        "memory_grown_mb",
+    }
+    nothing = msgspec.structs.replace(run, results=[make_result(completed=0)], latencies=[])
+    assert document(nothing)["completed_per_s"] == 0.0 and document(nothing)["max_ms"] == 0.0
+
+
+def equal_but(**changes: object) -> Comparison:
+    """The comparison of a sound run with something else in it."""
+    return msgspec.structs.replace(make_run().kept.comparison, **changes)
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ({"lost": 1}, "1 lost"),
+        ({"left": 217}, "217 left the paying accounts"),
+        ({"comparison": equal_but(missing={"node-3": "down"})}, "all replicas are equal"),
+        (
+            {"comparison": equal_but(digests={"node-1": Digest(b"d" * 32, 3, 9, 1, (wire.AssetTotal("CZK", 1),))})},
+            "no money was made or lost",
+        ),
+    ],
+)
+def test_each_broken_promise_is_said(kept: dict[str, object], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make_run().kept.ok
+    run = make_run(**kept)
+    assert not run.kept.ok
+    show(Output(False), run)
+    (broken,) = [line for line in capsys.readouterr().out.splitlines() if "NOT SO" in line]
+    assert said in broken
+
+
+def test_the_table_names_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Output(False), make_run())
+    text = capsys.readouterr().out
+    for words in (
+        "uniform: 100 transfers a second",
+        "p99 198.0 ms",
+        "max 200.0 ms",
+        "1000.0 us a transfer",
+        "settled later",
+    ):
+        assert words in text, (words, text)
+    assert "NOT SO" not in text
+
+
+def test_differences_add_all_nodes() -> None:
+    run = make_run()
+    assert differences(run.before, run.after, lambda c: c.turns) == 200
+
+
+def test_raw_floats_of_all_generators_are_merged_in_order(tmp_path: Path) -> None:
+    for number, values in enumerate(([3.0, 1.0], [2.0], [])):
+        (tmp_path / f"latencies-{number}").write_bytes(array("f", values).tobytes())
+    assert read_floats(tmp_path, "latencies") == [1.0, 2.0, 3.0]
+    assert read_floats(tmp_path, "lags") == []
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_a_picture_is_drawn(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"run.{ending}"
+    draw(make_run(), path)
+    assert path.stat().st_size > 5000
+    if ending == "svg":
+        text = "".join(ElementTree.fromstring(path.read_text()).itertext())
+        assert "uniform: 100/s" in text and "p99" in text
+
+
+# --- profiles of a node --------------------------------------------------------------------------------------------
+
+
+def test_stacks_become_lines_and_boxes_as_wide_as_their_share() -> None:
+    stacks: Stacks = Counter(
+        {("main", "a.run", "b.step"): 3_000_000, ("main", "a.run"): 1_000_000, ("db", "c<x>"): 4_000_000}
+    )
+    assert collapsed(stacks) == "db;c<x> 4000\nmain;a.run 1000\nmain;a.run;b.step 3000\n"
+    root = ElementTree.fromstring(flame_graph(stacks, "CPU & more"))
+    space = "{http://www.w3.org/2000/svg}"
+    boxes = {g.find(f"{space}title").text: g.find(f"{space}rect").attrib for g in root.iter(f"{space}g")}
+    assert {name: float(box["width"]) for name, box in boxes.items()} == {
+        "db: 4 ms, 50.0 %": 800.0,
+        "c<x>: 4 ms, 50.0 %": 800.0,
+        "main: 4 ms, 50.0 %": 800.0,
+        "a.run: 4 ms, 50.0 %": 800.0,
+        "b.step: 3 ms, 37.5 %": 600.0,
+    }
+    assert float(boxes["a.run: 4 ms, 50.0 %"]["x"]) == float(boxes["main: 4 ms, 50.0 %"]["x"]) == 800.0
+    assert float(boxes["b.step: 3 ms, 37.5 %"]["y"]) < float(boxes["a.run: 4 ms, 50.0 %"]["y"]), "callees are on top"
+    assert "CPU & more" in "".join(root.itertext())
+
+
+def test_a_stack_is_outermost_first_and_cpu_is_counted_by_thread() -> None:
+    stack = stack_of(sys._getframe())
+    assert stack[-1] == "test_bench.test_a_stack_is_outermost_first_and_cpu_is_counted_by_thread"
+    before = cpu_ns(threading.get_native_id())
+    while cpu_ns(threading.get_native_id()) == before:
+        hashlib.sha256(bytes(100_000)).digest()
+    with pytest.raises(FileNotFoundError):
+        cpu_ns(2**30)
+
+
+def test_the_ending_of_a_profile_says_what_it_is() -> None:
+    for name in ("a.prof", "a.svg", "a.txt"):
+        check_profile_file(Path(name))
+    with pytest.raises(LocalMisuse, match=r"must end in \.prof, \.svg, \.txt"):
+        check_profile_file(Path("a.html"))
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("uniform", "--batch", "9000"), "a request holds 1 to 8190"),
+        (("read", "--batch", "2"), "one at a time"),
+        (("pool", "--accounts", "5", "--sources", "6"), "6 sources of 5 accounts"),
+        (("uniform", "--profile-out", "x.html"), "must end in"),
+        (("uniform", "--plot", "x.gif"), "must end in"),
+        (("rush",), "uniform"),
+    ],
+)
+def test_what_cannot_be_measured_is_usage_before_anything_starts(cli: Cli, words: tuple[str, ...], said: str) -> None:
+    result = cli.run("bench", *words, code=2)
+    assert said in result.stderr
+
+
+def test_a_running_network_is_not_profiled_and_needs_a_known_issuer(world: World) -> None:
+    path = str(world.directory)
+    assert (
+        "leave --network away"
+        in world.run("bench", "uniform", "--network", path, "--profile-out", "x.svg", code=2).stderr
+    )
+    told = world.run("bench", "uniform", "--network", path, "--issuer", "alice", code=2).stderr
+    assert "whose key is in the wallet" in told and "mint" in told
+    world.wallet.discard("mint")
+    assert "whose key is in the wallet" in world.run("bench", "uniform", "--network", path, code=2).stderr

@@ -1,0 +1,55 @@
+"""Joining, as far as it can be judged without a node: progress, addresses, what is printed."""
+
+import msgspec
+import pytest
+
+from chain.errors import LocalMisuse
+from cli.join import CLOSE_LINKS, CopyMeter, default_host, progress_line
+from hopchain.wire import PeerStatus, Status
+from tests.cli.test_diagnosis import IDS, health
+
+EMPTY = Status(IDS[0], 1, 5, 0, 0, 0, 0, 0, 0, 0, 0.0, (), {})
+
+
+def status(links: int, *peers: int, rtt_ms: float = 1.0, alive: bool = True) -> Status:
+    heard = tuple(PeerStatus(i, "127.0.0.1", 1, alive, rtt_ms, n, 0) for i, n in zip(IDS[1:], peers, strict=False))
+    return msgspec.structs.replace(EMPTY, log_height=links, peers=heard)
+
+
+HERE = health(1, database_bytes=3 * 1024 * 1024)
+
+
+def test_nothing_is_complete_before_a_member_was_heard() -> None:
+    meter = CopyMeter()
+    for said in (status(0), status(0, 0, rtt_ms=-1), status(5, 900, alive=False)):
+        copied = meter.note(0.0, said, HERE)
+        assert (copied.of, copied.complete, copied.seconds_left) == (None, False, None)
+    assert "no member answers yet" in progress_line(copied)
+
+
+def test_it_is_complete_when_only_the_newest_can_be_missing() -> None:
+    assert not CopyMeter().note(0.0, status(1_000 - CLOSE_LINKS - 1, 1_000, 700), HERE).complete
+    assert CopyMeter().note(0.0, status(1_000 - CLOSE_LINKS, 1_000, 700), HERE).complete
+    assert CopyMeter().note(0.0, status(0, 0), HERE).complete  # of an empty network
+
+
+def test_time_left_follows_from_the_last_seconds() -> None:
+    meter = CopyMeter()
+    assert meter.note(0.0, status(0, 1_000), HERE).seconds_left is None
+    assert meter.note(1.0, status(100, 1_000), HERE).seconds_left == pytest.approx(9.0)
+    assert meter.note(2.0, status(100, 1_000), HERE).seconds_left == pytest.approx(18.0)
+    copied = meter.note(11.5, status(550, 1_000), HERE)  # the first two samples are too old
+    assert copied.seconds_left == pytest.approx(450 * 9.5 / 450)
+    assert meter.note(12.0, status(1_001, 1_000), HERE).seconds_left == 0.0
+    assert progress_line(copied) == "550 of 1,000 links, 3.0 MiB, 10 s left"
+
+
+@pytest.mark.parametrize("seeds", [["127.0.0.1", "127.0.0.2"], ["::1", "localhost"], []])
+def test_a_network_on_this_machine_needs_no_host(seeds: list[str]) -> None:
+    assert default_host(seeds) == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "n1.example", "fe80::1"])
+def test_a_network_elsewhere_needs_one(host: str) -> None:
+    with pytest.raises(LocalMisuse, match=f"a node at {host}, .*--advertise-host"):
+        default_host(["127.0.0.1", host])

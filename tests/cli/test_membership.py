@@ -1,0 +1,530 @@
+"""The commands of membership against fake nodes: what they send, refuse and print."""
+
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chain.genesis import Asset
+from cli.home import load_network
+from cli.members import FORCE_WORDS, groups_without_majority
+from hopchain import wire
+from hopchain.change import ChangeAction, change_id, decode_change_untrusted, is_change_signed_by
+from node.invite import load_invite, make_node_directory
+from node.layout import make_network, read_genesis, read_network
+from node.pki import certificate_until_ms, node_contexts, read_node_key
+from routing.keyspace import node_id_of
+from tests.cli.conftest import TIME_MS, Cli, World
+from tests.cli.test_commands import documented
+from tests.hopchain.membership import NOW_MS
+
+DAY_MS = 86_400_000
+
+
+def invited(world: World, *words: str) -> Path:
+    """An invitation of the world's network."""
+    return Path(world.json("invite", str(world.directory), *words)["invite"])
+
+
+def ids(world: World) -> list[bytes]:
+    return [node.id for node in world.nodes]
+
+
+# --- invite ---
+
+
+def test_invite_makes_a_secret_file_for_one_new_node(world: World) -> None:
+    made = world.json("invite", str(world.directory), "--name", "node-9")
+    assert set(made) == documented("invite")
+    path = Path(made["invite"])
+    assert path == (world.directory / "node-9.invite").resolve()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    found = load_invite(path)
+    assert (found.name, found.observer, found.genesis.network_id) == ("node-9", False, world.ledger.genesis.network_id)
+    assert [seed.node_id for seed in found.seeds] == ids(world)
+    assert made["expires_ms"] == found.expires_ms
+    text = path.read_text()
+    shown = world.run("invite", str(world.directory), "--out", str(world.home.parent / "b.invite"), "--observer").output
+    assert "hopchain join b.invite --data" in shown and "--observer" in shown
+    assert "PRIVATE" not in shown and "PRIVATE" in text
+    assert load_invite(world.home.parent / "b.invite").observer
+
+
+def test_invite_works_while_the_network_is_down(world: World) -> None:
+    world.stop()
+    assert [seed.node_id for seed in load_invite(invited(world)).seeds] == ids(world)
+
+
+def test_invite_names_the_members_of_now(world: World) -> None:
+    """One of the directory was removed, one joined later: its address is what the others tell."""
+    path = invited(world)
+    newcomer = load_invite(path).key
+    world.membership.guests = {newcomer.id}
+    world.run("member", "add", str(path))
+    world.run("member", "remove", "node-2")
+    peer = wire.PeerHealth(newcomer.id, True, 3, True, 0, "n9.example", 5001, 5002)
+    world.membership.special[ids(world)[0]] = {"peers": (peer,)}
+    seeds = load_invite(invited(world)).seeds
+    assert [seed.node_id for seed in seeds] == [ids(world)[0], newcomer.id]
+    assert (seeds[1].host, seeds[1].port, seeds[1].client_port) == ("n9.example", 5001, 5002)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--expires", "1"), "is not a span of time"),
+        (("--expires", "0h"), "is not a span of time"),
+        (("--expires", "31d"), "at most 2592000"),
+        (("--name", "node-1"), "is called node-1 already"),
+        (("--name", "a/b"), "is not a node's name"),
+    ],
+)
+def test_invite_refuses_what_makes_no_sense(world: World, words: tuple[str, ...], says: str) -> None:
+    assert says in world.run("invite", str(world.directory), *words, code=2).stderr
+    assert list(world.directory.glob("*.invite")) == []
+
+
+@pytest.mark.parametrize("name", ["ca.key", "operator.key"])
+def test_invite_needs_the_keys_and_says_which(world: World, name: str) -> None:
+    (world.directory / name).rename(world.directory / "gone")
+    assert name in world.run("invite", str(world.directory), code=2).stderr
+
+
+def test_the_default_life_of_a_certificate_is_that_of_init(world: World) -> None:
+    from cli import certificate, invite
+    from node.pki import NODE_DAYS
+
+    assert certificate.DEFAULT_DAYS == invite.DEFAULT_DAYS == NODE_DAYS
+
+
+# --- member, replace ---
+
+
+def joined(world: World) -> bytes:
+    """A new member that the directory does not list; the removed node-2."""
+    path = invited(world)
+    newcomer = load_invite(path).key
+    world.membership.guests = {newcomer.id}
+    world.run("member", "add", str(path))
+    world.run("member", "remove", "node-2")
+    return newcomer.id
+
+
+def test_member_list_save_makes_the_directory_name_the_members_of_now(world: World) -> None:
+    before = read_network(world.directory)
+    node = joined(world)
+    assert world.json("member", "list", "--save", code=1)["error"] == "not_found"  # nobody says where it serves clients
+    assert read_network(world.directory) == before
+    peer = wire.PeerHealth(node, True, 3, True, 0, "n9.example", 5001, 5002)
+    world.membership.special[ids(world)[0]] = {"peers": (peer,)}
+    assert set(world.json("member", "list", "--save")) == documented("member list")
+    places = read_network(world.directory).nodes
+    assert places[0] == before.nodes[0]
+    assert [(p.name, p.id, p.host, p.port, p.client_port) for p in places[1:]] == [
+        (node.hex()[:8], node.hex(), "n9.example", 5001, 5002)
+    ]
+    assert not (world.directory / ".init").exists()
+
+
+def test_verify_compares_the_members_of_now(world: World) -> None:
+    """Not one that was removed; one that joined counts, though the directory does not list it."""
+    node = joined(world)
+    found = world.json("verify", "--cluster", "--settle", "0", code=3)
+    assert [n["name"] for n in found["nodes"]] == ["node-1"]
+    assert found["missing"] == {node.hex()[:8]: "no node knows its client port"}
+
+
+def test_member_list_shows_the_views_one_by_one(world: World) -> None:
+    path = invited(world)
+    newcomer = load_invite(path).key
+    world.membership.guests = {newcomer.id}
+    world.run("member", "add", str(path))
+    world.membership.page = 1
+    found = world.json("member", "list")
+    assert set(found) == documented("member list")
+    assert [(v["epoch"], v["members"], v["time_ms"]) for v in found["views"]] == [(1, 2, TIME_MS), (2, 3, NOW_MS)]
+    assert [m["id"] for m in found["views"][1]["added"]] == [newcomer.id.hex()]
+    assert found["views"][0]["by"] is None and found["views"][1]["by"] in {i.hex() for i in ids(world)}
+    assert {m["id"] for m in found["members"]} == {i.hex() for i in [*ids(world), newcomer.id]}
+    shown = world.run("member", "list").stdout
+    assert f"+{newcomer.id.hex()[:8]}" in shown and "2023-11-14 22:15:00" in shown
+
+
+def test_member_add_sends_the_operators_word_and_again_does_nothing(world: World) -> None:
+    path = invited(world)
+    found = load_invite(path)
+    world.membership.guests = {found.key.id}
+    world.membership.wait = 2
+    made = world.json("member", "add", str(path))
+    assert set(made) == documented("member add")
+    assert (made["changed"], made["added"], made["removed"], made["epoch"]) == (True, found.key.id.hex(), None, 2)
+    assert world.membership.changes == [found.change] * 3  # two were put off
+    again = world.json("member", "add", str(path))
+    assert (again["changed"], again["epoch"]) == (False, 2)
+    assert len(world.membership.changes) == 3
+
+
+def test_member_add_takes_a_public_key(world: World) -> None:
+    key = read_node_key(world.directory / "node-1").public_key[::-1]
+    world.membership.guests = {node_id_of(key)}
+    assert world.json("member", "add", key.hex())["changed"]
+    (change,) = world.membership.changes
+    assert is_change_signed_by(change, bytes.fromhex(world.ledger.genesis.operator))
+
+
+def test_a_node_that_does_not_run_is_not_added_where_that_would_stop_payments(world: World) -> None:
+    """Two members and a dead third: two of three are a majority. Two dead ones more, and they are none."""
+    first, second = invited(world), invited(world)
+    world.membership.dead = {load_invite(path).key.id for path in (first, second)}
+    assert world.json("member", "add", str(first))["epoch"] == 2
+    refused = world.json("member", "add", str(second), code=1)
+    assert refused["error"] == "no_majority"
+    assert "after it" in refused["message"] and FORCE_WORDS in refused["message"]
+    assert world.membership.newest.epoch == 2
+    assert "write --force" in world.run("member", "add", str(second), "--force", "yes", code=2).stderr
+    assert world.membership.newest.epoch == 2
+
+
+def test_member_remove_signs_what_is_asked(world: World) -> None:
+    removed = ids(world)[1]
+    made = world.json("member", "remove", "node-2")
+    assert set(made) == documented("member remove")
+    assert (made["removed"], made["changed"], made["epoch"]) == (removed.hex(), True, 2)
+    (signed,) = world.membership.changes
+    change = decode_change_untrusted(signed.raw)
+    assert (change.action, change.node_id, change.force) == (ChangeAction.REMOVE, removed, False)
+    assert [sum(isinstance(call, wire.SubmitChange) for call in node.calls) for node in world.nodes] == [1, 0]
+    again = world.json("member", "remove", removed.hex()[:10])
+    assert (again["changed"], len(world.membership.changes)) == (False, 1)
+
+
+def test_who_goes_is_asked_last(world: World) -> None:
+    """It could not answer any more once it has made the change."""
+    world.run("member", "remove", "node-1")
+    assert [sum(isinstance(call, wire.SubmitChange) for call in node.calls) for node in world.nodes] == [0, 1]
+
+
+def test_the_last_member_stays(world: World) -> None:
+    world.run("member", "remove", "node-2")
+    assert "is the last member" in world.run("member", "remove", "node-1", code=2).stderr
+
+
+@pytest.mark.parametrize("who", ["node-7", "beef", "00" * 20, "x"])
+def test_who_never_was_a_member_cannot_be_removed(world: World, who: str) -> None:
+    said = world.run("member", "remove", who, code=2).stderr
+    assert "is no node of this network" in said or "never was a member" in said
+
+
+def test_a_removal_without_a_majority_needs_the_words(world: World) -> None:
+    world.portal.call(world.nodes[1].stop)
+    world.membership.dead = {ids(world)[1]}
+    refused = world.json("member", "remove", "node-2", code=1)
+    assert refused["error"] == "no_majority" and "1 of 2 members are reachable" in refused["message"]
+    assert "write --force" in world.run("member", "remove", "node-2", "--force", "", code=2).stderr
+    assert world.membership.changes == []
+    assert world.json("member", "remove", "node-2", "--force", FORCE_WORDS)["epoch"] == 2
+    assert decode_change_untrusted(world.membership.changes[0].raw).force
+
+
+def test_a_refusal_is_final_and_told(world: World) -> None:
+    for node in world.nodes:
+        node.fault = lambda call: (
+            wire.Refused("quota", "no more today") if isinstance(call, wire.SubmitChange) else None
+        )
+    refused = world.json("member", "remove", "node-2", code=1)
+    assert (refused["error"], "no more today" in refused["message"]) == ("quota", True)
+
+
+def test_a_change_that_is_never_made_ends_with_what_to_do(world: World) -> None:
+    for node in world.nodes:
+        node.fault = lambda call: (
+            wire.Unknown(change_id(call.raw), "no majority") if isinstance(call, wire.SubmitChange) else None
+        )
+    refused = world.json("member", "remove", "node-2", "--wait", "1", code=3)
+    assert refused["error"] == "unknown"
+    assert "no majority" in refused["message"] and "the same command again goes on" in refused["message"]
+
+
+def test_a_view_that_does_not_become_active_ends_with_who_keeps_it(world: World) -> None:
+    world.membership.special[ids(world)[0]] = {"active": False, "syncing_regions": 4}
+    refused = world.json("member", "remove", "node-2", "--wait", "1", code=3)
+    assert refused["error"] == "not_active"
+    assert "node-1 is in epoch 2 and not active, with 4 regions to sync" in refused["message"]
+
+
+def test_a_member_that_only_the_others_reach_is_waited_for(world: World) -> None:
+    """Its client port is known to nobody; what it said to the others counts."""
+    path = invited(world)
+    newcomer = load_invite(path).key.id
+    world.membership.guests = {newcomer}
+    behind = wire.PeerHealth(newcomer, True, 1, True, 0, "127.0.0.1", 1)
+    for node in ids(world):
+        world.membership.special[node] = {"peers": (behind,)}
+    refused = world.json("member", "add", str(path), "--wait", "1", code=3)
+    assert refused["error"] == "not_active"
+    assert f"{newcomer.hex()[:8]} is in epoch 1" in refused["message"]
+
+
+def test_replace_adds_then_removes_and_can_be_run_again(world: World) -> None:
+    path = invited(world)
+    newcomer = load_invite(path).key.id
+    world.membership.guests = {newcomer}
+    made = world.json("replace", "node-2", "--with", str(path))
+    assert set(made) == documented("replace")
+    assert (made["added"], made["removed"], made["epoch"]) == (newcomer.hex(), ids(world)[1].hex(), 3)
+    actions = [decode_change_untrusted(change.raw).action for change in world.membership.changes]
+    assert actions == [ChangeAction.ADD, ChangeAction.REMOVE]
+    again = world.json("replace", "node-2", "--with", str(path))
+    assert (again["changed"], again["epoch"]) == (False, 3)
+    assert len(world.membership.changes) == 2
+
+
+def test_replace_goes_on_after_its_first_half(world: World) -> None:
+    path = invited(world)
+    world.membership.guests = {load_invite(path).key.id}
+    world.run("member", "add", str(path))
+    assert world.json("replace", "node-2", "--with", str(path))["epoch"] == 3
+    assert len(world.membership.changes) == 2
+
+
+def test_replace_refuses_what_makes_no_sense(world: World) -> None:
+    path = invited(world)
+    newcomer = load_invite(path).key
+    world.membership.guests = {newcomer.id}
+    key = read_node_key(world.directory / "node-2").public_key.hex()
+    assert "cannot replace itself" in world.run("replace", "node-2", "--with", key, code=2).stderr
+    assert "never was a member" in world.run("replace", newcomer.id.hex(), "--with", key, code=2).stderr
+    world.run("member", "remove", "node-2")
+    assert "ids never come back" in world.run("replace", "node-1", "--with", key, code=2).stderr
+
+
+@pytest.mark.parametrize("kind", ["observer", "foreign", "expired", "nothing"])
+def test_an_invitation_that_cannot_be_used_is_told(world: World, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, says = world.directory / "no such file", "is neither an invitation's file nor a public key"
+    if kind == "observer":
+        path, says = invited(world, "--observer"), "is for an observer"
+    elif kind == "foreign":
+        other = Cli(world.home, world.home.parent / "other")
+        other.run("init", str(other.directory), "--asset", "CZK:2", "--port", "0")
+        path, says = Path(other.json("invite", str(other.directory))["invite"]), "is for network other"
+    elif kind == "expired":
+        path, says = invited(world, "--expires", "1s"), "has expired"
+        late_ms = load_invite(path).expires_ms + 1
+        monkeypatch.setattr("cli.member.now_ms", lambda: late_ms)
+    assert says in world.run("member", "add", str(path), "--network", str(world.directory), code=2).stderr
+    assert world.membership.changes == []
+
+
+def test_a_network_without_an_operators_key_changes_nobody(world: World) -> None:
+    (world.directory / "operator.key").unlink()
+    assert "operator.key" in world.run("member", "remove", "node-2", code=2).stderr
+    assert world.membership.changes == []
+
+
+def test_groups_are_counted_exactly() -> None:
+    """Three of five in groups of three: the groups of the two others' neighbourhoods are lost, not all."""
+    from tests.hopchain.fake_node import make_genesis
+
+    keys = [bytes([number]) * 32 for number in range(1, 6)]
+    alive = {node_id_of(key) for key in keys}
+    three = make_genesis("")
+    assert three.k == 5
+    assert groups_without_majority(three, keys, alive) == (0, 1)
+    assert groups_without_majority(three, keys, set()) == (1, 1)
+    assert groups_without_majority(three, keys, {node_id_of(key) for key in keys[:3]}) == (0, 1)
+    assert groups_without_majority(three, keys, {node_id_of(key) for key in keys[:2]}) == (1, 1)
+
+
+# --- leave ---
+
+
+def data_of(world: World, number: int) -> Path:
+    """A node's directory, whose settings lead to the fake node."""
+    data = world.directory / f"node-{number}"
+    text = (data / "config.toml").read_text()
+    (data / "config.toml").write_text(
+        re.sub(r"(?m)^client_port = .*$", f"client_port = {world.nodes[number - 1].port}", text, count=1)
+    )
+    return data
+
+
+def test_leave_is_signed_by_the_node_itself(world: World) -> None:
+    (world.directory / "operator.key").unlink()
+    made = world.json("leave", "--data", str(data_of(world, 2)))
+    assert set(made) == documented("leave")
+    assert (made["node"], made["changed"], made["members"]) == (ids(world)[1].hex(), True, 1)
+    assert made["stopped_pid"] is None
+    (signed,) = world.membership.changes
+    assert is_change_signed_by(signed, read_node_key(world.directory / "node-2").public_key)
+    assert not world.json("leave", "--data", str(data_of(world, 2)))["changed"]
+    assert "the last member" in world.run("leave", "--data", str(data_of(world, 1)), code=2).stderr
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from node.lock import DataLock
+with DataLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_leave_stops_the_process_that_runs_the_node(world: World) -> None:
+    data = data_of(world, 2)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(data)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as node:
+        assert node.stdout is not None and node.stdout.readline() == b"held\n"
+        assert world.json("leave", "--data", str(data))["stopped_pid"] == node.pid
+        assert node.wait() == -15
+
+
+def test_leave_stops_no_process_that_merely_has_the_number(world: World) -> None:
+    """The lock is held by a process of another container, whose number here is another process's."""
+    data = data_of(world, 2)
+    script = HOLDER.replace('print("held"', 'Path(sys.argv[1], "node.lock").write_text(sys.argv[2]); print("held"')
+    bystander = os.getppid()
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(data), str(bystander)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as node:
+        assert node.stdout is not None and node.stdout.readline() == b"held\n"
+        refused = world.json("leave", "--data", str(data), code=1)
+        assert refused["error"] == "running" and "the node was removed" in refused["message"]
+        node.kill()
+
+
+def test_leave_needs_a_member_of_this_network(world: World, tmp_path: Path) -> None:
+    path = invited(world)
+    data = tmp_path / "guest"
+    make_node_directory(load_invite(path), data, "127.0.0.1", 5001, 5002)
+    assert "is no member" in world.run("leave", "--data", str(data), "--network", str(world.directory), code=2).stderr
+    other = Cli(world.home, tmp_path / "other")
+    other.run("init", str(other.directory), "--asset", "CZK:2", "--port", "0")
+    said = world.run("leave", "--data", str(data), "--network", str(other.directory), code=2).stderr
+    assert "is a node of another network" in said
+    (data / "network.toml").unlink()
+    assert "name the network's directory with --network" in world.run("leave", "--data", str(data), code=2).stderr
+
+
+# --- join, as far as it goes without a node ---
+
+
+def test_join_refuses_before_anything_is_made(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, data = invited(world, "--expires", "1h"), tmp_path / "data"
+    path.chmod(0o644)
+    assert "has mode 0644" in world.run("join", str(path), "--data", str(data), code=2).stderr
+    path.chmod(0o600)
+    late_ms = load_invite(path).expires_ms + 60_000
+    monkeypatch.setattr("cli.join.now_ms", lambda: late_ms)
+    assert "expired 1 min ago" in world.run("join", str(path), "--data", str(data), code=2).stderr
+    assert not data.exists()
+    assert "is the directory of node" in world.run("join", str(path), "--data", str(data_of(world, 1)), code=2).stderr
+
+
+# --- doctor ---
+
+
+def test_doctor_finds_nothing_or_says_what(world: World) -> None:
+    sound = world.json("doctor")
+    assert set(sound) == documented("doctor")
+    assert (sound["ok"], sound["findings"], sound["members"], sound["answered"]) == (True, [], 2, 2)
+    assert "nothing is wrong" in world.run("doctor").stdout
+    world.membership.special[ids(world)[1]] = {"disk_free": 1, "certificate_until_ms": 1}
+    wrong = world.json("doctor", code=1)
+    assert not wrong["ok"]
+    assert [(f["code"], f["node"]) for f in wrong["findings"]] == [("disk", "node-2"), ("certificate", "node-2")]
+    assert set(wrong["findings"][0]) == {"code", "node", "what", "do", "numbers"}
+    assert "do: " in world.run("doctor", code=1).stdout
+
+
+def test_doctor_knows_nodes_that_are_in_no_file(world: World) -> None:
+    """A member that joined later is found through the others; when nobody knows its client port, it is said so."""
+    path = invited(world)
+    newcomer = load_invite(path).key.id
+    world.membership.guests = {newcomer}
+    world.run("member", "add", str(path))
+    assert world.json("doctor")["findings"] == []  # it cannot be asked, and all others have contact with it
+    world.membership.dead = {newcomer}
+    (finding,) = world.json("doctor", code=1)["findings"]
+    assert (finding["code"], finding["node"]) == ("unreachable", newcomer.hex()[:8])
+    assert "no node knows its client port" in finding["what"]
+    world.membership.dead = set()
+    peers = (wire.PeerHealth(newcomer, True, 2, True, 0, "127.0.0.1", 1, world.nodes[1].port),)
+    world.membership.special[ids(world)[0]] = {"peers": peers}
+    (finding,) = world.json("doctor", code=1)["findings"]
+    assert f"node {ids(world)[1].hex()[:8]} answers at" in finding["what"]
+
+
+def test_doctor_on_a_network_that_is_down(world: World) -> None:
+    world.stop()
+    found = world.json("doctor", code=3)
+    assert [f["code"] for f in found["findings"]] == ["nobody"]
+    assert (found["ok"], found["epoch"], found["members"], found["answered"]) == (False, None, None, 0)
+
+
+# --- certificates ---
+
+
+def test_certificates_are_listed_and_renewed_in_place(cli: Cli) -> None:
+    cli.run("init", str(cli.directory), "--nodes", "2", "--asset", "CZK:2", "--port", "0", "--days", "20")
+    listed = cli.json("certificate", "list", str(cli.directory), code=1)
+    assert set(listed) == documented("certificate list")
+    assert [(n["name"], round(n["days"])) for n in listed["nodes"]] == [("node-1", 20), ("node-2", 20)]
+    assert round(listed["ca_days"]) == 3653
+    node = cli.directory / "node-2"
+    before = node_contexts(node, read_genesis(node).ca)
+    made = cli.json("certificate", "renew", str(cli.directory), "node-2", "--days", "90")
+    assert set(made) == documented("certificate renew")
+    assert made["node"] == read_node_key(node).id.hex()
+    assert certificate_until_ms(node / "node.crt") == made["until_ms"]
+    node_contexts(node, before.ca_pem)
+    assert sorted(p.name for p in node.iterdir() if "crt" in p.name) == ["node.crt"]
+    assert "renew node-1" not in cli.run("certificate", "list", str(cli.directory), code=1).stdout.replace(
+        f"renew {cli.directory} ", "renew  "
+    )
+    cli.run("certificate", "renew", str(cli.directory), str(cli.directory / "node-1"))
+    assert "CA ends in" in cli.run("certificate", "list", str(cli.directory)).stdout
+
+
+def test_a_certificate_for_a_key_elsewhere(cli: Cli, tmp_path: Path) -> None:
+    cli.run("init", str(cli.directory), "--nodes", "1", "--asset", "CZK:2", "--port", "0")
+    key = read_node_key(cli.directory / "node-1")
+    fresh = tmp_path / "fresh.crt"
+    assert "say with --out" in cli.run("certificate", "renew", str(cli.directory), key.public_key.hex(), code=2).stderr
+    cli.run("certificate", "renew", str(cli.directory), key.public_key.hex(), "--out", str(fresh))
+    (cli.directory / "node-1/node.crt").write_bytes(fresh.read_bytes())
+    node_contexts(cli.directory / "node-1", read_network(cli.directory).genesis.ca)
+    assert "is no node of" in cli.run("certificate", "renew", str(cli.directory), "node-4", code=2).stderr
+    (cli.directory / "ca.key").unlink()
+    assert "ca.key" in cli.run("certificate", "renew", str(cli.directory), "node-1", code=2).stderr
+
+
+def test_a_directory_that_joined_is_a_network_for_commands(world: World, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    make_node_directory(load_invite(invited(world)), data, "127.0.0.1", 5001, 5002)
+    network = load_network(data)
+    assert [node.id for node in network.nodes] == ids(world)
+    assert world.json("doctor", "--network", str(data))["ok"]
+
+
+def test_old_networks_without_an_operator_say_so(cli: Cli, world: World) -> None:
+    made = make_network(
+        cli.directory.parent / "plain", nodes=1, assets=[Asset("CZK", 2)], issuers={}, ports=[(1, 2)], name="plain",
+        now_ms=TIME_MS, days=36_500,
+    )  # fmt: skip
+    import msgspec
+
+    from chain.errors import LocalMisuse
+    from chain.genesis import Genesis
+    from cli.members import operator_key
+
+    old: Genesis = msgspec.structs.replace(made.genesis, operator="")
+    with pytest.raises(LocalMisuse, match="was made without an operator"):
+        operator_key(old, made.directory)
+    with pytest.raises(LocalMisuse, match="is not the operator's key of network"):
+        operator_key(world.ledger.genesis, made.directory)

@@ -1,0 +1,344 @@
+"""Pools of source accounts: which account pays, what is counted, and that outflow is what was answered."""
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import anyio
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chain.errors import LocalMisuse
+from chain.link import Outcome
+from chain.request import MAX_POSTINGS, Posting, request_id
+from hopchain import (
+    Choice,
+    Client,
+    Ended,
+    NotStarted,
+    Outflow,
+    PooledSender,
+    Recorded,
+    Refused,
+    SourcePool,
+    TooManyFailures,
+    Unknown,
+    Unreachable,
+    wire,
+)
+from hopchain.client import raw_public_key
+from tests.hopchain.fake_node import key_number
+from tests.hopchain.test_client import BACKENDS, World, running
+
+ACCOUNTS = ["payer-1", "payer-2", "payer-3", "payer-4"]
+FUNDS = 1000
+
+
+def make_pool(choice: Choice = Choice.LEAST_ACTIVE, max_failures: int | None = None) -> SourcePool:
+    return SourcePool(ACCOUNTS, choice, random.Random(5), max_failures=max_failures)
+
+
+# --- choosing ------------------------------------------------------------------------------------------------------
+
+
+def test_dedicated_gives_worker_i_account_i_mod_n() -> None:
+    pool = make_pool(Choice.DEDICATED)
+    assert [pool.take(worker) for worker in (0, 1, 3, 4, 9, 1)] == [ACCOUNTS[i] for i in (0, 1, 3, 0, 1, 1)]
+
+
+def test_round_robin_takes_each_in_turn_whatever_is_in_flight() -> None:
+    pool = make_pool(Choice.ROUND_ROBIN)
+    assert [pool.take() for _ in range(9)] == [*ACCOUNTS, *ACCOUNTS, ACCOUNTS[0]]
+
+
+def test_least_active_takes_the_first_with_the_fewest_in_flight() -> None:
+    pool = make_pool()
+    rng = random.Random(1)
+    flying: Counter[str] = Counter()
+    for _ in range(500):
+        if flying.total() and rng.random() < 0.45:
+            account = rng.choice(sorted(a for a, n in flying.items() if n))
+            pool.ended(account, 1, Ended.COMPLETED)
+            flying[account] -= 1
+        else:
+            expected = min(ACCOUNTS, key=lambda a: flying[a])
+            assert pool.take() == expected
+            flying[expected] += 1
+        assert dict(pool.in_flight) == {a: flying[a] for a in ACCOUNTS}
+
+
+def test_two_choices_takes_the_less_active_of_the_two_it_drew() -> None:
+    pool, twin = make_pool(Choice.TWO_CHOICES), random.Random(5)
+    flying: Counter[str] = Counter()
+    for _ in range(300):
+        one, other = twin.choices(tuple(ACCOUNTS), k=2)
+        expected = one if flying[one] <= flying[other] else other
+        assert pool.take() == expected
+        flying[expected] += 1
+    assert max(flying.values()) - min(flying.values()) < 15, flying
+
+
+@pytest.mark.parametrize("choice", list(Choice))
+def test_a_nonce_names_its_account_under_every_choice(choice: Choice) -> None:
+    pool = make_pool(choice)
+    nonces = [bytes([n]) * 32 for n in range(40)]
+    first = [pool.take(worker=n, nonce=nonce) for n, nonce in enumerate(nonces)]
+    for _ in range(7):
+        pool.take()
+    again = [pool.take(worker=7, nonce=nonce) for nonce in nonces]
+    assert first == again
+    places = [int.from_bytes(hashlib.sha256(nonce).digest()[:8], "big") % 4 for nonce in nonces]
+    assert first == [ACCOUNTS[place] for place in places]
+
+
+# --- counting ------------------------------------------------------------------------------------------------------
+
+
+def test_counts_and_outflow_of_payments_that_ended_in_each_way() -> None:
+    pool = make_pool(Choice.ROUND_ROBIN)
+    for amount, how in ((5, Ended.COMPLETED), (7, Ended.FAILED), (11, Ended.UNKNOWN), (13, Ended.COMPLETED)):
+        pool.ended(pool.take(), amount, how)
+    assert (pool.completed, pool.failed, pool.unknown) == (2, 1, 1)
+    assert dict(pool.paid) == {ACCOUNTS[0]: 5, ACCOUNTS[3]: 13}
+    assert sum(pool.in_flight.values()) == 0
+    before = dict.fromkeys(ACCOUNTS, FUNDS)
+    for left, ok in ((17, False), (18, True), (29, True), (30, False)):
+        after = {**before, ACCOUNTS[0]: FUNDS - left}
+        assert pool.check_outflow(before, after) == Outflow(paid=18, left=left, unknown=1, unknown_amount=11)
+        assert pool.check_outflow(before, after).ok is ok
+    pool.settled(ACCOUNTS[2], 11, Ended.COMPLETED)
+    assert (pool.completed, pool.failed, pool.unknown) == (3, 1, 0)
+    assert pool.check_outflow(before, {**before, ACCOUNTS[0]: FUNDS - 29}) == Outflow(29, 29, 0, 0)
+    assert not pool.check_outflow(before, {**before, ACCOUNTS[0]: FUNDS - 28}).ok
+
+
+def test_outflow_is_not_compared_while_a_payment_is_in_flight() -> None:
+    pool = make_pool()
+    pool.take()
+    with pytest.raises(LocalMisuse, match="1 payments are in flight"):
+        pool.check_outflow({}, {})
+
+
+@pytest.mark.parametrize("how", [Ended.FAILED, Ended.UNKNOWN])
+def test_the_pool_closes_after_more_failures_than_allowed(how: Ended) -> None:
+    pool = make_pool(max_failures=2)
+    for _ in range(3):
+        pool.ended(pool.take(), 1, how)
+    with pytest.raises(TooManyFailures, match="3 payments failed"):
+        pool.take()
+    assert sum(pool.in_flight.values()) == 0
+
+
+def test_a_pool_without_a_maximum_never_closes() -> None:
+    pool = make_pool()
+    for _ in range(100):
+        pool.ended(pool.take(), 1, Ended.FAILED)
+    assert pool.take() == ACCOUNTS[0]
+
+
+def test_misuse_is_told() -> None:
+    with pytest.raises(LocalMisuse, match="at least one"):
+        SourcePool([], Choice.DEDICATED, random.Random(1))
+    with pytest.raises(LocalMisuse, match="each once"):
+        SourcePool(["a", "a"], Choice.DEDICATED, random.Random(1))
+    pool = make_pool()
+    with pytest.raises(LocalMisuse, match="payer-1 has no payment in flight"):
+        pool.ended("payer-1", 1, Ended.COMPLETED)
+    with pytest.raises(LocalMisuse, match="0 payments are unknown"):
+        pool.settled("payer-1", 1, Ended.COMPLETED)
+
+
+# --- paying --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def run(test: Callable[[World, Client], Awaitable[None]], backend: str) -> None:
+    """Run with one fake node, on which the pool's accounts and bob exist."""
+
+    async def main() -> None:
+        with anyio.fail_after(20):
+            async with running(World(1)) as world, world.client() as client:
+                for number, name in enumerate([*ACCOUNTS, "bob"]):
+                    world.ledger.open(name, "CZK", raw_public_key(key_number(number + 1)))
+                    world.ledger.accounts[name].settled = FUNDS
+                await test(world, client)
+
+    anyio.run(main, backend=backend)
+
+
+def keys() -> dict[str, Ed25519PrivateKey]:
+    return {name: key_number(number + 1) for number, name in enumerate(ACCOUNTS)}
+
+
+def sender_of(client: Client, pool: SourcePool, timeout_s: float = 5.0) -> PooledSender:
+    return PooledSender(client, pool, keys(), timeout_s=timeout_s)
+
+
+def test_many_tasks_pay_from_all_accounts_and_the_outflow_is_what_was_paid(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        pool = make_pool()
+        sender = sender_of(client, pool)
+        before = await sender.balances()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(sender.pay, [Posting("bob", 3), Posting("bob", 4)])
+        outflow = pool.check_outflow(before, await sender.balances())
+        assert outflow == Outflow(paid=140, left=140, unknown=0, unknown_amount=0)
+        assert (pool.completed, dict(pool.paid)) == (20, dict.fromkeys(ACCOUNTS, 35))
+
+    run(test, backend)
+
+
+def test_the_same_nonce_pays_once(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        pool = make_pool(Choice.ROUND_ROBIN)
+        sender = sender_of(client, pool)
+        before = await sender.balances()
+        answers = [await sender.pay([Posting("bob", 9)], nonce=b"n" * 32) for _ in range(3)]
+        assert [a.repeated for a in answers if isinstance(a, Recorded)] == [False, True, True]
+        after = await sender.balances()
+        assert sum(before.values()) - sum(after.values()) == 9
+
+    run(test, backend)
+
+
+def test_a_rejection_is_a_failure_and_too_many_stop_the_pool(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        pool = make_pool(max_failures=1)
+        sender = sender_of(client, pool)
+        for _ in range(2):
+            answer = await sender.pay([Posting("bob", FUNDS + 1)])
+            assert isinstance(answer, Recorded) and answer.outcome == Outcome.INSUFFICIENT_FUNDS
+        with pytest.raises(TooManyFailures):
+            await sender.pay([Posting("bob", 1)])
+        assert (pool.completed, pool.failed, world.ledger.submits) == (0, 2, 2)
+
+    run(test, backend)
+
+
+def test_an_unknown_payment_is_settled_by_sending_the_same_request(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        node = world.nodes[0]
+        pool = make_pool()
+        sender = sender_of(client, pool, timeout_s=0.5)
+        before = await sender.balances()
+
+        def unknown(call: wire.CallBody) -> wire.ReplyBody | None:
+            if not isinstance(call, wire.Submit):
+                return None
+            answer = world.ledger.submit(call, node.id)  # executed, but not told in time
+            assert isinstance(answer, wire.Recorded)
+            return wire.Unknown(answer.request_id, "no outcome in time")
+
+        node.fault = unknown
+        assert isinstance(await sender.pay([Posting("bob", 8)]), Unknown)
+        assert (pool.completed, pool.unknown, sum(pool.in_flight.values())) == (0, 1, 0)
+        assert await sender.settle() == 1, "still unknown"
+        assert pool.check_outflow(before, await sender.balances()) == Outflow(0, 8, 1, 8)
+        node.fault = lambda call: None
+        assert await sender.settle() == 0
+        assert await sender.settle() == 0, "nothing is left to settle"
+        assert (pool.completed, pool.unknown, world.ledger.executed) == (1, 0, 1)
+        assert pool.check_outflow(before, await sender.balances()) == Outflow(8, 8, 0, 0)
+
+    run(test, backend)
+
+
+def test_what_did_not_start_or_was_refused_is_a_failure_and_nothing_left(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        node = world.nodes[0]
+        pool = make_pool()
+        sender = sender_of(client, pool, timeout_s=0.2)
+        node.fault = lambda call: wire.Refused("no", "not now") if isinstance(call, wire.Submit) else None
+        assert isinstance(await sender.pay([Posting("bob", 1)]), Refused)
+
+        def not_started(call: wire.CallBody) -> wire.ReplyBody | None:
+            if not isinstance(call, wire.Submit):
+                return None
+            return wire.NotStarted(request_id(call.raw), "busy", "later")
+
+        node.fault = not_started
+        assert isinstance(await sender.pay([Posting("bob", 1)]), NotStarted)
+        assert (pool.failed, pool.unknown, sum(pool.in_flight.values())) == (2, 0, 0)
+        assert await sender.settle() == 0
+
+    run(test, backend)
+
+
+def test_an_unreachable_network_is_a_failure_and_raises(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        world.nodes[0].stop()
+        pool = make_pool()
+        with pytest.raises(Unreachable):
+            await sender_of(client, pool).pay([Posting("bob", 1)])
+        assert (pool.failed, pool.unknown, sum(pool.in_flight.values())) == (1, 0, 0)
+
+    run(test, backend)
+
+
+def test_a_cancelled_payment_is_unknown_and_can_be_settled(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        pool = make_pool()
+        sender = sender_of(client, pool)
+        await client.status()
+        world.nodes[0].hold_until = 2
+        with anyio.move_on_after(0.05):
+            await sender.pay([Posting("bob", 6)])
+        assert (pool.unknown, sum(pool.in_flight.values())) == (1, 0)
+        world.nodes[0].hold_until = 0
+        assert await sender.settle() == 0
+        assert (pool.completed, world.ledger.executed, pool.paid[ACCOUNTS[0]]) == (1, 1, 6)
+
+    run(test, backend)
+
+
+def test_bulk_is_cut_into_requests_of_at_most_the_size_and_one_failure_stops_no_other(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        pool = make_pool(Choice.ROUND_ROBIN)
+        sender = sender_of(client, pool)
+        before = await sender.balances()
+        postings = [Posting("bob", 1)] * 10 + [Posting("nobody", 1)] * 4 + [Posting("bob", 2)] * 5
+        answers = await sender.pay_bulk(postings, size=7)
+        assert [a.outcome for a in answers if isinstance(a, Recorded)] == [
+            Outcome.COMPLETED,
+            Outcome.UNKNOWN_RECIPIENT,
+            Outcome.COMPLETED,
+        ]
+        assert pool.check_outflow(before, await sender.balances()) == Outflow(17, 17, 0, 0)
+        requests = [c for c in world.nodes[0].calls if isinstance(c, wire.Submit)]
+        assert len(requests) == 3
+        assert await sender.pay_bulk([]) == []
+        for size in (0, MAX_POSTINGS + 1):
+            with pytest.raises(LocalMisuse, match="it holds 1 to 8190"):
+                await sender.pay_bulk(postings, size=size)
+
+    run(test, backend)
+
+
+def test_a_bulk_run_ends_with_the_pool_and_says_so_for_each_request(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        pool = make_pool(Choice.ROUND_ROBIN, max_failures=0)
+        sender = sender_of(client, pool)
+        answers = await sender.pay_bulk([Posting("nobody", 1)] * 40, size=1)
+        told = Counter(type(answer).__name__ for answer in answers)
+        assert set(told) == {"Recorded", "TooManyFailures"} and told.total() == 40
+        assert told["Recorded"] == pool.failed == world.ledger.submits <= len(ACCOUNTS)
+
+    run(test, backend)
+
+
+def test_an_account_without_a_key_is_told_at_once(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        with pytest.raises(LocalMisuse, match=r"3 accounts of the pool have no key, the first is payer-2"):
+            PooledSender(client, make_pool(), {"payer-1": key_number(1)})
+        missing = SourcePool(["payer-1", "ghost"], Choice.DEDICATED, random.Random(1))
+        ghost = PooledSender(client, missing, {"payer-1": key_number(1), "ghost": key_number(2)})
+        with pytest.raises(LocalMisuse, match="the balance of ghost is not known"):
+            await ghost.balances()
+
+    run(test, backend)
