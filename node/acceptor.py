@@ -20,6 +20,7 @@ from chain.errors import RemoteFault
 from chain.link import Link, LinkHash, Slot
 from chain.needs import Needs
 from chain.rows import AccountHead, VoteRow
+from node.due import Due
 from node.epochs import Admission, admit
 from node.identity import Identity
 from node.messages import Accept, Accepted, AskViews, Message, Prepare, Promise, Refuse, SlotName
@@ -55,6 +56,7 @@ class Acceptor:
         self._replica = replica
         self._finish = finish
         self._held: dict[Slot, _Held] = {}
+        self._due = Due()
         self._paying: dict[str, dict[str, int]] = {}  # recipient -> sender -> height of an undecided link
 
     def restore(self, rows: list[VoteRow], now: float) -> None:
@@ -150,6 +152,7 @@ class Acceptor:
 
     def _keep(self, turn: Turn, at: SlotName, result: Vote[Link] | Refusal) -> Vote[Link] | Refusal:
         if isinstance(result, Vote) and result is not self.vote(Slot(at.slot)):
+            turn.voted.add(at.slot)
             self._hold(at, result, turn.now.mono)
             turn.persist.append(
                 VoteRow(
@@ -166,7 +169,9 @@ class Acceptor:
     def _hold(self, at: SlotName, vote: Vote[Link], now: float) -> None:
         slot = Slot(at.slot)
         self._drop(slot)
-        self._held[slot] = _Held(at, vote, now + self._wait(slot))
+        held = self._held[slot] = _Held(at, vote, now + self._wait(slot))
+        if vote.accepted is not None:
+            self._due.by(held.stuck_at)
         if vote.value is not None:
             for _, _, posting, _ in vote.value.postings():
                 self._paying.setdefault(posting.recipient, {})[at.account] = at.height
@@ -192,6 +197,7 @@ class Acceptor:
         """Another view is installed: other ranks, and other nodes that finish what is stuck."""
         for slot, held in self._held.items():
             held.stuck_at = now + self._wait(slot)
+            self._due.by(held.stuck_at)
 
     def forget(self, link: Link) -> None:
         """The slot of `link` is decided: the chain answers for it from now on."""
@@ -210,16 +216,20 @@ class Acceptor:
     # --- time ---
 
     def deadline(self) -> float | None:
-        return min((h.stuck_at for h in self._held.values() if h.vote.accepted is not None), default=None)
+        return self._due.at
 
     def tick(self, turn: Turn) -> None:
         """Finish what its proposer left behind."""
         now = turn.now.mono
+        if not self._due.passed(now):
+            return
         for held in list(self._held.values()):
             if held.vote.accepted is not None and held.stuck_at <= now:
                 held.stuck_at = now + STUCK_S * (1 + self._self.rng.random())
                 if self._self.is_active(route_key(held.at.slot)):
                     self._finish(turn, held.at)
+            if held.vote.accepted is not None:
+                self._due.by(held.stuck_at)
 
 
 def check_vote_untrusted(at: SlotName, link: Link) -> None:

@@ -1,26 +1,28 @@
 """Driver: the only place where a node's core meets disk, network and clock (design section 7).
 
-    take what has arrived, up to TURN_EVENTS -> load -> step -> commit, one fsync -> send -> answer -> read, look up
+    take what has arrived, up to TURN_EVENTS -> load -> step -> tell facts -> commit, one fsync -> send -> answer -> read, look up
 
-Nothing leaves before what it promises is durable. While a turn runs, the next one's events gather in the inbox;
+Nothing leaves before what it promises is durable. A client that was told a fact reads it here, too: reads of the accounts that
+it is about wait until the commit has ended. While a turn runs, the next one's events gather in the inbox;
 that is the whole of group commit. The inbox is bounded: when it is full, connections are not read.
 """
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import trio
 
 from chain.needs import Loaded, Needs, load
-from chain.store import commit
+from chain.rows import Applied
+from chain.store import Write, commit
 from hopchain.wire import MAX_CLIENT_FRAME_BYTES, Refused, Reply, ReplyBody, encode
 from node.client_port import Session
 from node.core import Core
 from node.database import Database
 from node.messages import MAX_MESSAGE_BYTES, Message, decode_frame_untrusted, encode_frames, encode_message
-from node.turn import Caller, Effects, Event, FromPeer, Now, PeerDown, PeerUp, Read, ToldRemoved
+from node.turn import Caller, Effects, Event, FromPeer, Now, PeerDown, PeerUp, Read, Send, ToldRemoved
 from routing.keyspace import NodeId
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,10 @@ class Driver:
         self._sessions: dict[int, Session] = {}
         self._unanswered: dict[int, dict[int, int]] = {}  # session -> call -> bytes
         self._answered = trio.lowlevel.ParkingLot()
+        self._committing: frozenset[str] = (
+            frozenset()
+        )  # accounts of links that clients know of and the database not yet
+        self._committed = trio.lowlevel.ParkingLot()
         self.mesh: Sender | None = None
         self.counters: Counter[str] = Counter()
 
@@ -116,6 +122,11 @@ class Driver:
                 return
             await self._answered.park()
 
+    async def wait_committed(self, account: str) -> None:
+        """Return when what a client may have been told of this account is in the database. Empty: of any account."""
+        while self._committing and (not account or account in self._committing):
+            await self._committed.park()
+
     # --- turns ---
 
     async def run(self) -> None:
@@ -141,17 +152,25 @@ class Driver:
         needs = self._core.needs(events, now)
         loaded = Loaded() if needs == _NO_NEEDS else await self._database.run(load, needs)
         effects = self._core.step(loaded, now)
+        if effects.facts is not None:
+            if effects.facts.answers:
+                self._committing = _accounts(effects.persist)
+            self._send(effects.facts.send)
+            for answer in effects.facts.answers:
+                self.reply(answer.caller, answer.body)
         if effects.persist:
             await self._database.run(commit, effects.persist)
             self.counters["commits"] += 1
             self.counters["rows_written"] += len(effects.persist)
+        self._committing = frozenset()
+        self._committed.unpark_all()
         self.counters["turns"] += 1
         self.counters["events"] += len(events)
         self._emit(effects)
 
     def _emit(self, effects: Effects) -> None:
         """Everything that may leave now."""
-        self._send(effects)
+        self._send(effects.send)
         if effects.contacts is not None:
             self._on_contacts(effects.contacts)
         for answer in effects.answers:
@@ -163,11 +182,11 @@ class Driver:
         for key in effects.lookups:
             self._look_up(key)
 
-    def _send(self, effects: Effects) -> None:
+    def _send(self, sends: Sequence[Send]) -> None:
         assert self.mesh is not None
         encoded: dict[int, bytes] = {}  # a message for many peers is one object: encode it once
         by_peer: dict[NodeId, list[bytes]] = {}
-        for send in effects.send:
+        for send in sends:
             message: Message = send.message
             raw = encoded.get(id(message))
             if raw is None:
@@ -193,3 +212,9 @@ class Driver:
             reason = f"the answer has {len(payload)} bytes, more than {MAX_CLIENT_FRAME_BYTES}: ask for less at once"
             payload = encode(Reply(caller.number, Refused("too_large", reason)))
         session.send_nowait(payload)
+
+
+def _accounts(writes: Sequence[Write]) -> frozenset[str]:
+    """Whose balance or chain the applied links change."""
+    links = [write.link for write in writes if isinstance(write, Applied)]
+    return frozenset(link.account for link in links).union(*(link.recipients for link in links))

@@ -24,6 +24,7 @@ from chain.rows import AccountHead, OutcomeRow
 from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
 from node.acceptor import slot_of
+from node.due import Due
 from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotResult, height_of
 from node.messages import Declined, Forward, Item, Moved, NotOwner, SlotName
 from node.owner import Held, Owner, item_batches
@@ -77,6 +78,7 @@ class Gateway:
         self._jobs: dict[RequestId, Job] = {}
         self._by_account: dict[str, dict[RequestId, Job]] = {}
         self._doubtful: dict[RequestId, None] = {}  # some node may still hold them: never NotStarted
+        self._due = Due()
         replica.hooks.append(self._on_applied)
 
     def __len__(self) -> int:
@@ -107,7 +109,7 @@ class Gateway:
         head = turn.loaded.heads.get(request.sender)
         if not self._self.is_member:
             reason = f"node {short(self._self.id)} is no member of epoch {self._self.view.epoch}: it only reads; send it to one"
-            turn.answer(event.caller, Refused("not_member", reason))
+            turn.answer(event.caller, NotStarted(signed.request_id, "not_member", reason))
             return
         if head is None and request.kind is not Kind.OPEN and request.network == self._self.network:
             self._ask_then_submit(turn, event, request.sender, None, f"no account {request.sender} exists; open it")
@@ -168,6 +170,7 @@ class Gateway:
         waiting = (event.caller, now + _timeout_s(event.submit.timeout_ms))
         if job is not None and len(job.callers) < MAX_CALLERS:
             job.callers.append(waiting)
+            self._due.by(waiting[1])
             return
         if job is not None:
             reason = f"{len(job.callers)} calls wait for this very request here: wait for one of them"
@@ -178,6 +181,7 @@ class Gateway:
             turn.answer(event.caller, NotStarted(queued.request_id, "busy", reason))
             return
         job = Job(queued, now + TRY_AGAIN_S, [waiting])
+        self._due.by(min(job.next_try, waiting[1]))
         self._jobs[queued.request_id] = job
         account = queued.request.sender
         jobs = self._by_account.setdefault(account, {})
@@ -213,6 +217,7 @@ class Gateway:
             job.tries += 1
             self._self.counters["jobs_handed_again"] += job.tries > 1
             job.next_try = now + TRY_AGAIN_S + self._peers.rtt(group) * 4
+            self._due.by(job.next_try)
             job.holder, job.held_since = to, now
         self._hand_to(turn, to, at, due, takeover=to != group[0])
 
@@ -224,7 +229,7 @@ class Gateway:
             return
         items = tuple(Item(j.queued.signed.raw, j.queued.signed.signature, me) for j in jobs)
         for batch in item_batches(items):
-            turn.send(to, Forward(at, batch, takeover))
+            turn.hand_on(to, Forward(at, batch, takeover))
 
     def on_moved(self, turn: Turn, peer: NodeId, message: Moved) -> None:
         """The owner knows more of the chain than this node: apply it, and route again. Links that must wait for others
@@ -263,13 +268,13 @@ class Gateway:
                 row = turn.loaded.outcomes.get((link.account, request_id))
                 assert row is not None
                 assert row.outcome is outcome or row.link_hash != link.hash
-                self._end(turn, job, recorded(row, by, self._hops(job, link), repeated=False))
+                self._end(turn, job, recorded(row, by, self._hops(job, link), repeated=False), link)
         for job in list(jobs.values()):
             request = job.queued.request
             if request.kind is Kind.OPEN:
-                self._end(turn, job, name_taken(link.account))
+                self._end(turn, job, name_taken(link.account), link)
             elif request.expect_tip not in (ANY_TIP, link.hash):
-                self._end(turn, job, Stale(job.queued.request_id, link.hash, link.height))
+                self._end(turn, job, Stale(job.queued.request_id, link.hash, link.height), link)
         if any(job.sent_height == UNSENT for job in jobs.values()):  # they came back, and waited for this link
             turn.again.append(RouteJobs(link.account))
 
@@ -278,9 +283,13 @@ class Gateway:
         first = 0 if job.expected_height == UNSENT else 1
         return job.lookups + first + max(0, link.height - max(job.expected_height, 0))
 
-    def _end(self, turn: Turn, job: Job, body: ReplyBody) -> None:
+    def _end(self, turn: Turn, job: Job, body: ReplyBody, link: Link | None = None) -> None:
+        """Answer a job for good; `link` is the decided link that makes the answer true, if one does."""
         for caller, _ in job.callers:
-            turn.answer(caller, body)
+            if link is not None:
+                turn.tell_client(link, caller, body)
+            else:
+                turn.answer(caller, body)
         request_id, account = job.queued.request_id, job.queued.request.sender
         del self._jobs[request_id]
         jobs = self._by_account[account]
@@ -291,11 +300,13 @@ class Gateway:
     # --- time ---
 
     def deadline(self) -> float | None:
-        return min((min(j.next_try, *(at for _, at in j.callers)) for j in self._jobs.values()), default=None)
+        return self._due.at
 
     def tick(self, turn: Turn) -> None:
         """Answer those whose time is up; hand the others over again when whoever has them is dead or silent too long."""
         now = turn.now.mono
+        if not self._due.passed(now):
+            return
         due: set[str] = set()
         for job in list(self._jobs.values()):
             if any(at <= now for _, at in job.callers):
@@ -304,6 +315,10 @@ class Gateway:
                 job.next_try = now + TRY_AGAIN_S
             elif job.next_try <= now:
                 due.add(job.queued.request.sender)
+            if job.callers:
+                self._due.by(min(at for _, at in job.callers))
+            if job.next_try > now:
+                self._due.by(job.next_try)
         turn.again += [RouteJobs(account) for account in sorted(due)]
 
     def _may_hold(self, turn: Turn, job: Job) -> bool:

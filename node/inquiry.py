@@ -26,6 +26,7 @@ from chain.link import Link, Slot
 from chain.needs import Needs
 from chain.rows import AccountHead
 from node.acceptor import Acceptor
+from node.due import Due
 from node.identity import Identity
 from node.messages import AskIncome, AskSlot, IncomeAnswer, SlotAnswer, SlotName, Want
 from node.peers import Peers
@@ -95,6 +96,7 @@ class Inquiries:
         self._by_slot: dict[bytes, set[int]] = {}
         self._incomes: dict[int, _IncomeInquiry] = {}
         self._lacked: dict[str, set[int]] = {}  # sender -> income inquiries that wait for a link of it
+        self._due = Due()
         self._replica = replica
         replica.hooks.append(self._on_applied)
 
@@ -118,6 +120,7 @@ class Inquiries:
 
     def _ask_slot_again(self, turn: Turn, number: int, inquiry: _SlotInquiry) -> None:
         inquiry.again = turn.now.mono + ASK_AGAIN_S + self._peers.rtt(inquiry.group)
+        self._due.by(min(inquiry.again, inquiry.deadline))
         for node in inquiry.group:
             if node in inquiry.empty:
                 continue
@@ -201,7 +204,8 @@ class Inquiries:
         return self._identity.verified and self._self.fully_active
 
     def _ask_income_again(self, turn: Turn, number: int, inquiry: _IncomeInquiry) -> None:
-        inquiry.again = turn.now.mono + ASK_AGAIN_S + self._peers.rtt(m.id for m in self._self.view.members)
+        inquiry.again = turn.now.mono + ASK_AGAIN_S + self._peers.rtt(self._self.view.ids)
+        self._due.by(min(inquiry.again, inquiry.deadline))
         for member in self._self.view.members:
             lacking = inquiry.lacking.get(member.id)
             if lacking and member.id != self._self.id:
@@ -275,6 +279,7 @@ class Inquiries:
             inquiry.group = self._self.view.group(route_key(inquiry.at.slot))
             inquiry.empty.clear()
             inquiry.again = turn.now.mono
+        self._due.by(turn.now.mono)
         for number, income in list(self._incomes.items()):
             income.answered.clear()
             income.lacking.clear()
@@ -299,13 +304,13 @@ class Inquiries:
         return self._next
 
     def deadline(self) -> float | None:
-        asked = [min(i.deadline, i.again) for i in self._slots.values()]
-        asked += [min(i.deadline, i.again) for i in self._incomes.values()]
-        return min(asked, default=None)
+        return self._due.at
 
     def tick(self, turn: Turn) -> None:
         """Ask again those who are silent; give up at the deadline."""
         now = turn.now.mono
+        if not self._due.passed(now):
+            return
         for number, slot in list(self._slots.items()):
             if slot.deadline <= now:
                 self._end_slot(turn, number, SlotResult(known=False, taken=False))
@@ -316,6 +321,10 @@ class Inquiries:
                 self._end_income(turn, number, complete=False)
             elif income.again <= now:
                 self._ask_income_again(turn, number, income)
+        for slot in self._slots.values():
+            self._due.by(min(slot.deadline, slot.again))
+        for income in self._incomes.values():
+            self._due.by(min(income.deadline, income.again))
 
 
 def height_of(head: AccountHead | None) -> int:

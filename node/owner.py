@@ -36,6 +36,7 @@ from chain.request import (
 from chain.rows import AccountHead
 from chain.rules import Formed, Queued, form_link
 from node.acceptor import Acceptor, is_fast, slot_of
+from node.due import Due
 from node.identity import Identity
 from node.inquiry import Inquiries, SlotResult, height_of
 from node.messages import (
@@ -120,6 +121,7 @@ class Owner:
         self._replica = replica
         self._inquiries = inquiries
         self._works: dict[str, Work] = {}
+        self._due = Due()
         self._by_slot: dict[bytes, Work] = {}
         self.queued = 0
         self._bytes = 0
@@ -193,6 +195,7 @@ class Owner:
         work = self._works.get(account)
         if work is None:
             work = self._works[account] = Work(account, turn.now.mono + wait_s)
+            self._due.by(work.wake_at)
         declined = []
         for item in held:
             if item.queued.request_id in work.queue:
@@ -205,7 +208,7 @@ class Owner:
             self._put_in(work, item)
         self._decline(turn, account, declined, "busy", f"{self.queued} requests wait here; send it again in a while")
         if work.proposer is None and not work.asking and work.attempt == 0 and wait_s == 0.0:
-            work.wake_at = turn.now.mono
+            self._wake(work, turn.now.mono)
             turn.again.append(FormLink(account))
 
     def finish(self, turn: Turn, at: SlotName) -> None:
@@ -214,6 +217,7 @@ class Owner:
         work = self._works.get(at.account)
         if work is None:
             work = self._works[at.account] = Work(at.account, turn.now.mono)
+            self._due.by(work.wake_at)
         if work.proposer is None:
             work.finish = True
             turn.again.append(FormLink(at.account))
@@ -247,7 +251,7 @@ class Owner:
         if work is None or work.asking or (work.proposer is not None and not self._may_propose(work)):
             return
         if not self._identity.verified:  # design R12: the queue waits, and so does whatever was voted for
-            work.wake_at = turn.now.mono + BACKOFF_S
+            self._wake(work, turn.now.mono + BACKOFF_S)
             return
         if event.account not in turn.loaded.forming:  # this work began in this turn, after its rows were loaded
             turn.again.append(event)
@@ -259,7 +263,7 @@ class Owner:
             self._hand_over(turn, work, at)
             return
         if not self._may_work_on(at):
-            work.wake_at = turn.now.mono + BACKOFF_S
+            self._wake(work, turn.now.mono + BACKOFF_S)
             return
         if work.proposer is None:
             self._drop_settled(turn, work)
@@ -282,7 +286,7 @@ class Owner:
             work.finish = work.finish or work.proposer is not None
             self._end_ballot(work)
             work.attempt, work.lowest_round = 0, 1
-            work.wake_at = turn.now.mono
+            self._wake(work, turn.now.mono)
             if not work.asking:
                 turn.again.append(FormLink(work.account))
 
@@ -374,6 +378,7 @@ class Owner:
 
         def asked(turn: Turn) -> None:
             work.asking -= 1
+            self._due.by(work.wake_at)
             if not work.asking and self._works.get(account) is work:
                 turn.again.append(FormLink(account))
 
@@ -431,7 +436,7 @@ class Owner:
             if node != self._self.id:
                 turn.send(node, message)
         pause = RESEND_RTTS * self._peers.rtt(proposer.group) * (1 << min(work.attempt, 6))
-        work.wake_at = turn.now.mono + min(MAX_BACKOFF_S, pause)
+        self._wake(work, turn.now.mono + min(MAX_BACKOFF_S, pause))
 
     def proposed(self, slot: bytes) -> Link | None:
         """The link this node proposes in `slot`, if it does."""
@@ -467,7 +472,7 @@ class Owner:
         work.attempt += 1
         pause = BACKOFF_S * (1 << min(work.attempt, 7)) * (0.5 + self._self.rng.random())
         work.finish = True
-        work.wake_at = turn.now.mono + min(MAX_BACKOFF_S, pause)
+        self._wake(work, turn.now.mono + min(MAX_BACKOFF_S, pause))
 
     def _decided(self, turn: Turn, work: Work, link: Link) -> None:
         self._end_ballot(work)
@@ -508,7 +513,7 @@ class Owner:
     def _send_items(self, turn: Turn, to: NodeId, at: SlotName, held: Iterable[Held], *, takeover: bool) -> None:
         items = tuple(Item(h.queued.signed.raw, h.queued.signed.signature, h.gateway) for h in held)
         for batch in item_batches(items):
-            turn.send(to, Forward(at, batch, takeover))
+            turn.hand_on(to, Forward(at, batch, takeover))
 
     # --- book-keeping ---
 
@@ -552,15 +557,25 @@ class Owner:
     # --- time ---
 
     def deadline(self) -> float | None:
-        return min((w.wake_at for w in self._works.values() if not w.asking), default=None)
+        return self._due.at
+
+    def _wake(self, work: Work, when: float) -> None:
+        """Look at `work` at this time, and not before."""
+        work.wake_at = when
+        self._due.by(when)
 
     def tick(self, turn: Turn) -> None:
         """Begin what waited for its time; send again what was not answered."""
+        if not self._due.passed(turn.now.mono):
+            return
         for work in list(self._works.values()):
-            if work.asking or work.wake_at > turn.now.mono:
+            if work.asking:
+                continue
+            if work.wake_at > turn.now.mono:
+                self._due.by(work.wake_at)
                 continue
             if work.proposer is None or self._may_propose(work):
-                work.wake_at = turn.now.mono + MAX_BACKOFF_S
+                self._wake(work, turn.now.mono + MAX_BACKOFF_S)
                 turn.again.append(FormLink(work.account))
             else:
                 work.attempt += 1

@@ -14,6 +14,7 @@ from chain.link import Link, opening_slot
 from chain.needs import Needs
 from hopchain.wire import AskBalance, Unknown
 from node.acceptor import slot_of
+from node.due import Due
 from node.inquiry import Inquiries, SlotResult, height_of
 from node.replica import Replica
 from node.turn import Caller, ClientBalance, Read, Self, Turn
@@ -37,6 +38,7 @@ class Reading:
         self._inquiries = inquiries
         self._waits: dict[str, list[_Wait]] = {}
         self._count = 0
+        self._due = Due()
         replica.hooks.append(self._on_applied)
 
     def needs_balance(self, event: ClientBalance, needs: Needs) -> None:
@@ -58,9 +60,9 @@ class Reading:
             turn.answer(event.caller, Unknown(b"", f"{self._count} reads wait at this node: ask another one"))
             return
         self._count += 1
-        self._waits.setdefault(event.ask.account, []).append(
-            _Wait(event.caller, event.ask, turn.now.mono + _timeout_s(event.ask))
-        )
+        wait = _Wait(event.caller, event.ask, turn.now.mono + _timeout_s(event.ask))
+        self._waits.setdefault(event.ask.account, []).append(wait)
+        self._due.by(wait.deadline)
 
     def _ask_tip(self, turn: Turn, event: ClientBalance) -> None:
         account = event.ask.account
@@ -101,15 +103,20 @@ class Reading:
             self._waits[account] = waits
 
     def deadline(self) -> float | None:
-        return min((w.deadline for waits in self._waits.values() for w in waits), default=None)
+        return self._due.at
 
     def tick(self, turn: Turn) -> None:
         """Tell those whose time is up."""
+        if not self._due.passed(turn.now.mono):
+            return
         for account, waits in list(self._waits.items()):
             late = [w for w in waits if w.deadline <= turn.now.mono]
+            left = [w for w in waits if w.deadline > turn.now.mono]
+            if left:
+                self._due.by(min(w.deadline for w in left))
             if not late:
                 continue
-            self._keep(account, [w for w in waits if w.deadline > turn.now.mono])
+            self._keep(account, left)
             for wait in late:
                 reason = f"link {wait.ask.min_height} of {account} did not reach this node in time"
                 turn.answer(wait.caller, Unknown(b"", reason))

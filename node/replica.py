@@ -90,7 +90,7 @@ class Replica:
         if guests:
             message = Decided(link.raw, self._self.id, LEAF)
             for guest in guests:
-                turn.send(guest, message)
+                turn.tell(link, guest, message)
         head = turn.loaded.heads.get(link.account)
         if self._missing(turn, link, head.height if head is not None else -1):
             turn.again.append(Learn(link, self._self.id))  # a vote that phase 1 found: its rows are not of this turn
@@ -102,7 +102,7 @@ class Replica:
         messages: dict[int, Decided] = {}  # one object for all of one depth: it is encoded once
         for target in targets(alive, self._self.id, depth, route_key(link.prev_hash)):
             message = messages.setdefault(target.depth, Decided(link.raw, by, target.depth))
-            turn.send(target.node, message)
+            turn.tell(link, target.node, message)
 
     def needs_links(self, raws: Iterable[bytes], needs: Needs) -> None:
         for raw in raws:

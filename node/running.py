@@ -17,7 +17,17 @@ import trio
 
 from chain.errors import RemoteFault, Removed
 from chain.genesis import Genesis
-from hopchain.wire import AskBalance, Call, Hello, Refused, Submit, SubmitChange, decode_client_frame_untrusted
+from hopchain.wire import (
+    AskBalance,
+    AskChain,
+    AskOutcome,
+    Call,
+    Hello,
+    Refused,
+    Submit,
+    SubmitChange,
+    decode_client_frame_untrusted,
+)
 from node.channel import Network
 from node.client_port import ClientServer, Session
 from node.config import NodeConfig
@@ -238,6 +248,8 @@ class RunningNode:
         if isinstance(body, AskBalance) and (body.linearizable or body.min_height > 0):
             await self.driver.put(ClientBalance(caller, body))
         else:
+            if isinstance(body, AskBalance | AskChain | AskOutcome):
+                await self.driver.wait_committed(body.account)
             self.driver.reply(caller, await self._serving.answer(body))
 
     def _serve_read(self, session: Session, read: Read) -> None:

@@ -8,6 +8,9 @@ The driver, again and again:
     store.commit(connection, effects.persist)   one transaction, one fsync
     then send, reply, read, look up           nothing leaves before what it promises is durable
 
+What promises nothing of this node's disk leaves before the commit (`Effects.facts`): that a link is decided, which the votes of
+a majority on other turns' disks have made true, the answer to its client, and requests that are handed on.
+
 `Turn` is the workspace that the parts of the core write into; `Effects` is the frozen result. Within a turn
 `Turn.loaded` is kept up to date with what the turn itself applies, so later events of the same turn see it.
 """
@@ -173,9 +176,17 @@ class Read(msgspec.Struct, frozen=True):
     ask: AskBalance
 
 
-class Effects(msgspec.Struct, frozen=True):
-    """What a turn wants done, in this order: persist (one transaction), send, answer, read, look up."""
+class Facts(msgspec.Struct, frozen=True):
+    """What may leave at once: it stays true whatever becomes of this node and its disk."""
 
+    send: tuple[Send, ...] = ()
+    answers: tuple[Answer, ...] = ()
+
+
+class Effects(msgspec.Struct, frozen=True):
+    """What a turn wants done, in this order: tell `facts`, persist (one transaction), send, answer, read, look up."""
+
+    facts: "Facts | None" = None
     persist: tuple[Write, ...] = ()
     send: tuple[Send, ...] = ()
     answers: tuple[Answer, ...] = ()
@@ -221,6 +232,9 @@ class Turn:
         self.now = now
         self.persist: list[Write] = []
         self.sends: list[Send] = []
+        self.fact_sends: list[Send] = []
+        self.fact_answers: list[Answer] = []
+        self.voted: set[bytes] = set()  # slots that this node votes on in this turn
         self.answers: list[Answer] = []
         self.reads: list[Read] = []
         self.lookups: list[bytes] = []
@@ -232,9 +246,24 @@ class Turn:
     def answer(self, caller: Caller, body: ReplyBody) -> None:
         self.answers.append(Answer(caller, body))
 
+    def hand_on(self, peer: NodeId, message: Message) -> None:
+        """Send what promises nothing: requests for another owner."""
+        self.fact_sends.append(Send(peer, message))
+
+    def tell(self, link: Link, peer: NodeId, message: Message) -> None:
+        """Send what is true because `link` is decided: at once, unless the vote that decided it is of this very turn."""
+        (self.sends if link.prev_hash in self.voted else self.fact_sends).append(Send(peer, message))
+
+    def tell_client(self, link: Link, caller: Caller, body: ReplyBody) -> None:
+        """Answer what is true because `link` is decided; `tell` for clients."""
+        (self.answers if link.prev_hash in self.voted else self.fact_answers).append(Answer(caller, body))
+
     def effects(self) -> Effects:
+        facts = None
+        if self.fact_sends or self.fact_answers:
+            facts = Facts(tuple(self.fact_sends), tuple(self.fact_answers))
         return Effects(
-            tuple(self.persist), tuple(self.sends), tuple(self.answers), tuple(self.reads), tuple(self.lookups)
+            facts, tuple(self.persist), tuple(self.sends), tuple(self.answers), tuple(self.reads), tuple(self.lookups)
         )
 
 

@@ -10,7 +10,7 @@ from node.paxos import Ballot, Vote
 from routing.keyspace import NodeId
 from routing.regions import EMPTY, RING, Ranges, Region
 from routing.view import majority
-from tests.node.epoch_search import KEY, Disk, Plan, Rules, Value, Views, chain, path
+from tests.node.epoch_search import KEY, Disk, Plan, Rules, Search, TwoChosen, Value, Views, chain, path
 
 # A slot that moves from {A,B,C} to {N,A,B}: N joins, nearest of all. The owner's ballot, the new owner's; a takeover by B.
 GROW = Plan("NABC", 3, chain("ABC", "ABCN"), ((1, 0, "A"), (2, 1, "N")))
@@ -36,14 +36,6 @@ TAKEOVER = Plan("ABC", 3, chain("ABC"), ((1, 0, "A"), (1, 0, "B"), (1, 1, "B"), 
 # Two views of one epoch: no plan of a network that keeps R1.
 FORK = Plan("NABC", 3, (("ABC", -1), ("ABCN", 0), ("BC", 0)), ((1, 0, "A"), (2, 1, "N"), (2, 2, "B")))
 TWO_AT_ONCE = Plan("MNAB", 3, chain("AB", "ABMN"), ((1, 0, "A"), (1, 1, "B"), (2, 1, "M")))
-
-PLANS: dict[str, Plan] = {
-    name.lower().replace("_", " "): plan for name, plan in list(globals().items()) if isinstance(plan, Plan)
-}
-
-
-class TwoViews(Rules):
-    """R1: as the plan is: two views of one epoch, or two members changed at once."""
 
 
 class RoundFirst(Ballot, frozen=True, array_like=True, order=False):
@@ -149,7 +141,19 @@ class FencePerSlot(OldEpochsAdmitted):
 
 
 class SkipsViews(Rules):
-    """R6: a node that was away installs the newest view only."""
+    """R6: a node that was away may install the newest view only. (Nobody syncs late here: that would be three times the states.)"""
+
+    def asked(self, region: Region) -> frozenset[NodeId]:
+        return region.before
+
+    def speaks(self, active: Source) -> bool:
+        return active.before != EMPTY
+
+    def sources(self, region: Region, counted: dict[NodeId, Source]) -> tuple[NodeId, ...]:
+        return super().sources(region, {node: Source(active.before) for node, active in counted.items()})
+
+    def is_synced(self, region: Region, counted: dict[NodeId, Source]) -> bool:
+        return bool(self.sources(region, counted))
 
     def next_views(self, plan: Plan, view: int) -> list[int]:
         return [place for place in range(len(plan.views)) if view in path(plan, place) and place != view]
@@ -213,18 +217,6 @@ class IdleSources(Rules):
         return bool(self.sources(region, counted))
 
 
-class HalfOfEach(Rules):
-    """R8: ACTIVE in the old epoch or in the new one: both are counted together."""
-
-    def sources(self, region: Region, counted: dict[NodeId, Source]) -> tuple[NodeId, ...]:
-        late = {node: active.after for node, active in counted.items() if node in region.after}
-        both = {*active_in(region.before, counted), *(node for node, active in late.items() if active != EMPTY)}
-        return tuple(sorted(both)) if len(both) >= majority(len(region.after)) else ()
-
-    def is_synced(self, region: Region, counted: dict[NodeId, Source]) -> bool:
-        return bool(self.sources(region, counted))
-
-
 def active_in(group: frozenset[NodeId], counted: dict[NodeId, Source]) -> tuple[NodeId, ...]:
     return tuple(node for node in sorted(group) if node in counted and counted[node].before != EMPTY)
 
@@ -258,9 +250,133 @@ class ActiveBeforeTheVotes(Rules):
 
 
 class Off(NamedTuple):
-    """A rule switched off, the plan that is searched, and, when nothing is found, why."""
+    """A rule switched off: in the code around the search, or (R1) in the plan; and, when nothing is found, why."""
 
     rule: str
-    rules: type[Rules]
-    plan: Plan
+    what: str
+    plan: str
+    rules: type[Rules] = Rules
     why: str = ""
+
+
+PLANS: dict[str, Plan] = {
+    "takeover": TAKEOVER,
+    "pair": PAIR,
+    "pair moves": PAIR_MOVES,
+    "pair shrinks": PAIR_SHRINKS,
+    "grow": GROW,
+    "grow, takeover": GROW_TAKEOVER,
+    "duel": DUEL,
+    "owner removed": OWNER_REMOVED,
+    "only shrinks": ONLY_SHRINKS,
+    "two removed": TWO_REMOVED,
+    "two join": TWO_JOIN,
+    "there and back": THERE_AND_BACK,
+    "born later": BORN_LATER,
+    "fork": FORK,
+    "two at once": TWO_AT_ONCE,
+}
+LARGE: dict[str, Plan] = {"two removed, takeover": TWO_REMOVED_TAKEOVER}  # with HOPCHAIN_SEARCH=all
+MAX_STATES = 200_000
+
+OFF: tuple[Off, ...] = (
+    Off(
+        "R1",
+        "two views of one epoch",
+        "fork",
+        why="a fork needs the fence of a majority of the old group (R5, R8), so one slot is decided on one side at most. That "
+        "there is one view an epoch is agreement itself: the search of one slot (tests/node/test_paxos.py) with all members as "
+        "its group, and I12 of the simulator",
+    ),
+    Off(
+        "R1",
+        "two members changed at once",
+        "two at once",
+        why="the sync asks a majority of the old group, whatever the new one is. One member at a time keeps a majority of all "
+        "members in both views, which views themselves need: one slot has no part in that",
+    ),
+    Off("R2", "the round goes before the epoch", "duel", BallotsByRound),
+    Off("R2", "ballots of an epoch that is over are handled", "grow", OldEpochsAdmitted),
+    Off(
+        "R2",
+        "ballots of an epoch that is not installed are handled",
+        "grow, takeover",
+        NewEpochsAdmitted,
+        why="the proposer is ACTIVE and knows all that was chosen, and who promised above its epoch refuses everything below. "
+        "To judge a ballot by the group of another view is what goes wrong: that takes slots whose groups do not overlap",
+    ),
+    Off("R3", "the owner skips phase 1 in every epoch", "owner removed", FastInEveryEpoch),
+    Off("R3", "a standby skips phase 1", "takeover", FastOfAnybody),
+    Off("R3", "votes below the birth epoch", "born later", VotesBelowBirth),
+    Off("R4", "votes answered before they are on disk", "takeover", VotesInMemory),
+    Off("R4", "a proposer that sends before its value is on disk", "takeover", ProposerForgets),
+    Off("R5", "a fence that a crash forgets", "grow", FenceInMemory),
+    Off("R5", "a fence per slot", "grow", FencePerSlot),
+    Off("R6", "views are skipped", "there and back", SkipsViews),
+    Off("R7", "everybody is ACTIVE at once", "grow", ActiveAtOnce),
+    Off("R7", "old members stay ACTIVE", "only shrinks", OldMembersActive),
+    Off("R7", "a group that only shrinks is not synced", "only shrinks", ShrinkingIsNoChange),
+    Off("R8", "one source is enough", "grow", OneSource),
+    Off("R8", "a majority of the new group is enough", "only shrinks", MajorityOfTheNew),
+    Off("R8", "a source need not be ACTIVE", "two removed", IdleSources),
+    Off("R8", "a source need not have the view", "grow", SourcesWithoutTheView),
+    Off("R8", "votes are not merged", "grow", NothingMerged),
+    Off("R8", "not the highest vote is kept", "grow, takeover", FirstMerged),
+    Off("R8", "the ACTIVE mark is on disk before the votes", "only shrinks", ActiveBeforeTheVotes),
+)
+
+
+def page() -> str:
+    """docs/exhaustive-search.md."""
+    lines = [
+        "# Exhaustive search of one slot while views change",
+        "",
+        "`tests/node/epoch_search.py` visits every schedule of a few small plans: one slot, three or four nodes, k = 2 and 3, up to two",
+        "changes of the view, one crash, a takeover. It calls `node.paxos` and `node.epochs`, the functions that nodes call. Messages may",
+        "be lost, come twice and in any order; a node installs a view, answers, votes and syncs whenever the rules allow it. Nodes",
+        "that no rule can tell apart are merged. In each state at most one value is chosen, and who is ACTIVE where its group has changed",
+        "knows what was chosen before.",
+        "",
+        "Made by `python -m tests.node.epoch_rules`; `tests/node/test_epoch_search.py` checks all of it. `HOPCHAIN_SEARCH=all` adds larger plans.",
+        "",
+        f"## All rules on: no schedule chooses two values (bound: {MAX_STATES:,} states a plan)",
+        "",
+        "| plan | | states |",
+        "|---|---|---:|",
+    ]
+    lines += [f"| {name} | {plan.words} | {Search(plan).exhaust(MAX_STATES):,} |" for name, plan in PLANS.items()]
+    found = [(off, search(off)) for off in OFF]
+    lines += [
+        "",
+        "## One rule off: two values are chosen",
+        "",
+        "States: how many were visited, breadth first, until two values were chosen; the schedule below is a shortest one. Ballots are",
+        "(epoch, round, node); v1 is the own value of the lowest ballot of the plan, v2 of the next; v1' is what its node proposes anew",
+        "after a crash. A node outside the group installs views at once, which is not said.",
+        "",
+        "| rule | switched off | plan | states |",
+        "|---|---|---|---:|",
+    ]
+    for off, result in found:
+        states = f"{result.states:,}" if isinstance(result, TwoChosen) else f"{result:,}, nothing found"
+        lines.append(f"| {off.rule} | {off.what} | {off.plan} | {states} |")
+    lines += ["", "### Not found, and why", ""]
+    lines += [f"* {off.rule}, {off.what}: {off.why}." for off, result in found if not isinstance(result, TwoChosen)]
+    lines += ["", "### The schedules", ""]
+    for off, result in found:
+        if isinstance(result, TwoChosen):
+            lines.append(f"**{off.rule}, {off.what}** ({off.plan}): {'; '.join(result.schedule)}.")
+            lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def search(off: Off) -> TwoChosen | int:
+    """What is found with a rule switched off: the schedule, or how many states there are."""
+    try:
+        return Search(PLANS[off.plan], off.rules()).exhaust(MAX_STATES)
+    except TwoChosen as found:
+        return found
+
+
+if __name__ == "__main__":
+    print(page(), end="")  # noqa: T201

@@ -252,7 +252,7 @@ MUTANTS: dict[str, Mutant] = {
         "I10", READING, Edit("node.reading:Reading.on_balance", "height_of(head) < ask.min_height", "False")
     ),
     # liveness
-    "a stuck vote is nobody's": Mutant("undecided_votes=[1-9]", BROKEN, Edit("node.acceptor:Acceptor.tick", "held.vote.accepted is not None", "False"), Edit("node.acceptor:Acceptor.deadline", "h.vote.accepted is not None", "False")),
+    "a stuck vote is nobody's": Mutant("undecided_votes=[1-9]", BROKEN, Edit("node.acceptor:Acceptor.tick", "self._finish(turn, held.at)", "pass")),
     "no pull": Mutant("links are chosen", LAGGING, Edit("node.replica:Replica.tick", "if wanted and self._puller", "if False and self._puller")),
 }  # fmt: skip
 

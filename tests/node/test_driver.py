@@ -9,7 +9,9 @@ import trio
 import trio.testing
 
 from chain.errors import Corruption, RemoteFault, StorageFailure
+from chain.genesis import issuer_links
 from chain.needs import Loaded, Needs, load
+from chain.rows import Applied
 from chain.store import CursorRow, Write, commit
 from hopchain.wire import (
     MAX_CLIENT_FRAME_BYTES,
@@ -20,6 +22,7 @@ from hopchain.wire import (
     ReplyBody,
     decode_node_frame_untrusted,
 )
+from netsim.names import make_genesis
 from node import driver as driver_module
 from node.driver import CLIENT_BYTES, CLIENT_CALLS, Driver
 from node.messages import (
@@ -32,7 +35,7 @@ from node.messages import (
     encode_frames,
     encode_message,
 )
-from node.turn import Answer, Caller, Effects, Event, FromPeer, Now, PeerDown, PeerUp, Read, Send, ToldRemoved
+from node.turn import Answer, Caller, Effects, Event, Facts, FromPeer, Now, PeerDown, PeerUp, Read, Send, ToldRemoved
 from routing.keyspace import NodeId
 
 A, B, C = (NodeId(bytes([n]) * 20) for n in (1, 2, 3))
@@ -146,6 +149,33 @@ def everything(*, persist: tuple[Write, ...] = (WRITE,)) -> Effects:
         reads=(Read(caller, AskBalance("x")),),
         lookups=(bytes(20),),
     )
+
+
+async def test_facts_leave_before_the_commit_and_reads_of_their_accounts_wait_for_it() -> None:
+    (link,) = issuer_links(make_genesis(["node 0"], 1))
+    facts = Facts((Send(A, ping(1.0, 2, 3)),), (Answer(Caller(1, 5), NotFound("account x")),))
+    rig = Rig([Effects(facts=facts, persist=(Applied(link),))])
+    gate = trio.Event()
+    rig.database.before = lambda function: gate if function is commit else None
+    rig.driver.put_nowait(PeerUp(A))
+    read: list[str] = []
+
+    async def wait(account: str) -> None:
+        await rig.driver.wait_committed(account)
+        read.append(account)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.driver.turn)
+        await trio.testing.wait_all_tasks_blocked()
+        assert rig.journal == ["step", "send", "answer"]
+        for account in (link.account, "", "another"):
+            nursery.start_soon(wait, account)
+        await trio.testing.wait_all_tasks_blocked()
+        assert read == ["another"]
+        gate.set()
+    assert sorted(read) == ["", "another", link.account]
+    assert rig.journal == ["step", "send", "answer", "commit"]
+    await wait(link.account)
 
 
 async def test_a_turn_loads_steps_commits_and_only_then_speaks() -> None:

@@ -10,24 +10,26 @@
     I8   memory       an acceptor never goes back on what it sent, across restarts; what it sends is on disk (R2, R4)
     I9   decided only nothing but chosen links is applied or sent as decided (R11)
     I10  truth        every answer to a client is true (R13)
+    I12  views        installed in order by every node, each with the votes of a majority of the members before it, one an epoch
 
 `Broken` names the rule. The observer is told the truth by the world; it knows nothing of how a node works.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from chain.genesis import Genesis, issuer_links
 from chain.link import Link, Outcome, decode_link_untrusted, opening_slot
 from chain.reads import Balance
 from chain.request import ANY_TIP, Kind, Request, SignedRequest
-from chain.rows import Applied, VoteRow
+from chain.rows import ActiveRow, Applied, ViewRow, VoteRow
 from chain.store import Write
 from hopchain.wire import AskBalance, NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
 from node.messages import Accept, Accepted, Decided, Links, Message, Moved, Promise, SlotAnswer
 from node.paxos import Ballot
 from routing.keyspace import NodeId, route_key
-from routing.view import View, majority
+from routing.regions import EMPTY, RING, Ranges, decode_ranges, holds
+from routing.view import View, check_next, decode_view, majority
 
 
 class Broken(AssertionError):
@@ -70,7 +72,10 @@ class Watch:
     def __init__(self, genesis: Genesis, view: View) -> None:
         self._network = genesis.network_id
         self._issuers = {issuer.name for issuer in genesis.issuers}
-        self._view = view
+        self.views = [view]
+        self.epochs: dict[NodeId, int] = {}  # installed
+        self._active: dict[tuple[NodeId, int], Ranges] = {}
+        self._view_voters: dict[bytes, dict[Ballot, set[NodeId]]] = {}
         self._links: dict[bytes, Link] = {}
         self._voters: dict[tuple[bytes, Ballot], set[NodeId]] = {}
         self._values: dict[tuple[bytes, Ballot], bytes] = {}
@@ -95,15 +100,54 @@ class Watch:
 
     # --- disk ---
 
-    def on_commit(self, node: NodeId, writes: Iterable[Write], now: float) -> None:
-        for write in writes:
-            if isinstance(write, VoteRow):
-                self._on_vote(node, write, now)
+    def on_commit(self, node: NodeId, writes: Sequence[Write], now: float) -> None:
+        for place, write in enumerate(writes):
+            if isinstance(write, VoteRow) and not write.account:
+                self._on_view_vote(node, write)
+            elif isinstance(write, VoteRow):
+                self._on_vote(node, write, now, merged=self._is_merged(node, write, writes[place:]))
+            elif isinstance(write, ViewRow):
+                self._on_view(node, write)
+            elif isinstance(write, ActiveRow):
+                self._active[node, write.epoch] = decode_ranges(write.ranges)
             elif isinstance(write, Applied):
                 link = write.link
                 _must(self.is_chosen(link), "I9", f"link {link.height} of {link.account} is applied, but not chosen")
 
-    def _on_vote(self, node: NodeId, row: VoteRow, now: float) -> None:
+    def _is_merged(self, node: NodeId, row: VoteRow, rest: Sequence[Write]) -> bool:
+        """It comes from a sync: the ACTIVE mark that covers its slot is written after it, in the same transaction."""
+        key = route_key(row.slot)
+        marks = [write for write in rest if isinstance(write, ActiveRow)]
+        return any(
+            holds(decode_ranges(m.ranges), key) and not holds(self._active.get((node, m.epoch), EMPTY), key)
+            for m in marks
+        )
+
+    def _on_view(self, node: NodeId, row: ViewRow) -> None:
+        """I12."""
+        view = decode_view(row.raw)
+        epoch = self.epochs.get(node, 1)
+        _must(view.epoch == epoch + 1, "I12", f"epoch {view.epoch} is installed after {epoch}")
+        _must(view.epoch <= len(self.views) + 1, "I12", f"epoch {view.epoch}: {len(self.views)} are known")
+        if view.epoch > len(self.views):
+            check_next(self.views[-1], view)
+            voters = self._view_voters.get(view.hash, {})
+            most = max(map(len, voters.values()), default=0)
+            _must(most >= majority(len(self.views[-1].members)), "I12", f"epoch {view.epoch} has {most} votes")
+            self.views.append(view)
+        _must(self.views[view.epoch - 1].hash == view.hash, "I12", f"two views of epoch {view.epoch}")
+        self.epochs[node] = view.epoch
+
+    def _on_view_vote(self, node: NodeId, row: VoteRow) -> None:
+        if row.accepted is None or row.link is None:
+            return
+        ballot = Ballot(row.accepted[0], row.accepted[1], NodeId(row.accepted[2]))
+        self._value(row.slot, ballot, row.link)
+        view = decode_view(row.link)
+        _must(self.views[view.epoch - 2].is_member(node), "I12", "a vote on a view by no member")
+        self._view_voters.setdefault(view.hash, {}).setdefault(ballot, set()).add(node)
+
+    def _on_vote(self, node: NodeId, row: VoteRow, now: float, *, merged: bool) -> None:
         key = (node, bytes(row.slot))
         promised = Ballot(row.promised[0], row.promised[1], NodeId(row.promised[2]))
         _must(promised >= self._promised.get(key, promised), "I8", f"a promise is lowered to {promised}")
@@ -119,9 +163,15 @@ class Watch:
         self._votes.add((node, bytes(row.slot), ballot))
         link = self.link(row.link)
         _must(link.height == 0 or link.prev_hash in self.chosen_at, "I2", f"a vote for {link.height} of {link.account}")
+        epoch = self.epochs.get(node, 1)
+        if merged or ballot.epoch < epoch:
+            return  # what others voted for, or a promise above an old vote
+        _must(ballot.epoch == epoch, "R2", f"a vote at {ballot} with epoch {epoch}")
         voters = self._voters.setdefault((row.slot, ballot), set())
         voters.add(node)
-        group = self._view.group(route_key(row.slot))
+        group = self.views[epoch - 1].group(route_key(row.slot))
+        active = self._active.get((node, epoch), RING if epoch == 1 else EMPTY)
+        _must(holds(active, route_key(row.slot)), "R7", "a vote of a node that is not ACTIVE")
         _must(node in group, "R2", "a vote from outside the group")
         if len(voters) >= majority(len(group)):
             self._choose(link, now)

@@ -32,17 +32,19 @@ from chain.request import (
     transfer,
 )
 from chain.store import commit, create_or_check
-from hopchain.wire import AskBalance, NotFound, NotStarted, Recorded, ReplyBody, Submit, Unknown
+from hopchain.change import Change, ChangeAction, sign_change
+from hopchain.wire import AskBalance, NotFound, NotStarted, Recorded, ReplyBody, Submit, SubmitChange, Unknown
 from node.core import Core
 from node.messages import Decided, Offer
 from node.start import read_start
-from node.turn import Caller, ClientBalance, ClientSubmit, Effects, Event, FromPeer, Now, PeerDown, PeerUp
+from node.turn import Caller, ClientBalance, ClientChange, ClientSubmit, Effects, Event, FromPeer, Now, PeerDown, PeerUp
 from routing.keyspace import NodeId, node_id_of, route_key
 from routing.view import View, encode_view, first_view, member_of
 from tests.node.watch import Call, Watch
 
 EPOCH_MS = 1_700_000_000_000
 NO_NEEDS = Needs()
+CHANGES = 1  # session of those who ask for changes of the members
 MAX_TURNS = 2_000  # of one node at one instant: above it, it would never sleep
 
 
@@ -63,6 +65,13 @@ class Faults:
     repeat: float = 0.0
     delay_s: tuple[float, float] = (0.0005, 0.002)
     skew_ms: int = 0
+
+
+@dataclass
+class Asked:
+    """A change that a node was asked for."""
+
+    answer: ReplyBody | None = None
 
 
 class Doom(enum.Enum):
@@ -87,7 +96,10 @@ class Node:
 class World:
     """`nodes` cores that know each other, and clients that talk to them."""
 
-    def __init__(self, nodes: int, k: int, seed: int, faults: Faults | None = None) -> None:
+    def __init__(
+        self, nodes: int, k: int, seed: int, faults: Faults | None = None, *, first: int | None = None
+    ) -> None:
+        """`first`: how many of the nodes are in the first view; the others are guests, `guests` has them."""
         self.rng = random.Random(seed)
         self.faults = faults or Faults()
         self.now = 0.0
@@ -101,6 +113,10 @@ class World:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         keys = [public(key_of(f"node {i}")) for i in range(nodes)]
+        self.keys = {node_id_of(key): key for key in keys}
+        members = keys[:first]
+        self.guests = [node_id_of(key) for key in keys[len(members) :]]
+        self.asked: dict[int, Asked] = {}
         self.issuer_key = key_of("mint")
         self.genesis = Genesis(
             version=1,
@@ -109,11 +125,12 @@ class World:
             issuers=(Issuer("mint", "CZK", public(self.issuer_key).hex()),),
             k=k,
             ca="",
-            members=tuple(GenesisMember(key.hex()) for key in keys),
+            members=tuple(GenesisMember(key.hex()) for key in members),
             time_ms=EPOCH_MS,
+            operator=public(key_of("operator")).hex(),
         )
         self.network = self.genesis.network_id
-        self.view: View = first_view(self.network, k, [member_of(key) for key in keys])
+        self.view: View = first_view(self.network, k, [member_of(key) for key in members])
         self.watch = Watch(self.genesis, self.view)
         self.nodes = {node_id_of(key): self._make_node(node_id_of(key)) for key in keys}
         for node in self.nodes.values():
@@ -191,6 +208,8 @@ class World:
 
     def finish_turn(self, node: Node, effects: Effects) -> None:
         """What the driver does with the effects: commit, then send, then answer; or a part of it, and die."""
+        if effects.facts is not None:
+            self.emit(node, Effects(send=effects.facts.send, answers=effects.facts.answers))
         doom = node.doom if effects.persist else None
         if doom is Doom.BEFORE_COMMIT:
             self.crash(node.id)
@@ -213,7 +232,12 @@ class World:
             self.watch.on_send(node.id, send.message)
             self._send(node.id, send.peer, FromPeer(node.id, send.message))
         for answer in effects.answers:
-            self._answer(answer.caller.number, answer.body)
+            if answer.caller.session == CHANGES:
+                asked = self.asked[answer.caller.number]
+                assert asked.answer is None, f"answered twice: {asked.answer}, {answer.body}"
+                asked.answer = answer.body
+            else:
+                self._answer(answer.caller.number, answer.body)
         for read in effects.reads:
             balance = read_balance(node.conn, read.ask.account)
             self._answer(read.caller.number, balance or NotFound(read.ask.account))
@@ -343,6 +367,45 @@ class World:
         """Pay through a node, and run until there is an answer."""
         return self.ask(at, self.pay_request(sender, recipient, amount, tip))
 
+    # --- members ---
+
+    def change(
+        self,
+        at: NodeId,
+        action: ChangeAction,
+        node: NodeId,
+        *,
+        by: str = "operator",
+        force: bool = False,
+        timeout_s: float = 20.0,
+        **fields: object,
+    ) -> "Asked":
+        """Hand a signed change of the members to a node; `fields` are of the change, to make a wrong one."""
+        change = Change(self.network, action, self.keys[node], 1, EPOCH_MS + 10**9, force)
+        signed = sign_change(msgspec.structs.replace(change, **fields), key_of(by))
+        self.asked[len(self.asked) + 1] = asked = Asked()
+        submit = SubmitChange(signed.raw, signed.signature, int(timeout_s * 1000))
+        self._deliver(at, ClientChange(Caller(CHANGES, len(self.asked)), submit))
+        return asked
+
+    def add(self, at: NodeId, node: NodeId) -> ReplyBody:
+        """Ask for a member more, and run until there is an answer."""
+        return self.answer_of(self.change(at, ChangeAction.ADD, node))
+
+    def remove(self, at: NodeId, node: NodeId, *, force: bool = False) -> ReplyBody:
+        """The same for one fewer."""
+        return self.answer_of(self.change(at, ChangeAction.REMOVE, node, force=force))
+
+    def answer_of(self, asked: "Asked", seconds: float = 30.0) -> ReplyBody:
+        """Run until a change is answered."""
+        assert self.run_until(lambda: asked.answer is not None, seconds), "no answer"
+        assert asked.answer is not None
+        return asked.answer
+
+    def epochs(self) -> list[int]:
+        """Which epoch each living node has installed, in the order of ids."""
+        return [self.core(node).view.epoch for node in self.alive]
+
     # --- the network ---
 
     def part(self, *sides: Iterable[NodeId]) -> None:
@@ -364,11 +427,11 @@ class World:
 
     def group(self, account: str) -> tuple[NodeId, ...]:
         """Who decides the account's next link, the owner first."""
-        return self.view.group(route_key(self.watch.accounts[account].links[-1].hash))
+        return self.watch.views[-1].group(route_key(self.watch.accounts[account].links[-1].hash))
 
     def opening_group(self, name: str) -> tuple[NodeId, ...]:
         """Who decides whether a name is opened."""
-        return self.view.group(route_key(opening_slot(self.network, name)))
+        return self.watch.views[-1].group(route_key(opening_slot(self.network, name)))
 
     def height(self, node_id: NodeId, account: str) -> int:
         """The height of an account on a node, -1 when it does not know it."""
