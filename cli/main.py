@@ -20,6 +20,14 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "route": ("cli.route", "Look up which nodes decide for an account or a hash."),
     "status": ("cli.route", "Show all nodes: alive, epoch, log, lag, queues."),
     "verify": ("cli.verify", "Audit a database from its links, or compare all replicas."),
+    "bench": ("cli.bench", "Measure transfers per second, latency and cost, and check the promises."),
+    "invite": ("cli.invite", "Make an invitation: a file that lets one new node join."),
+    "join": ("cli.join", "Become a node of a network: copy, verify, become a member, run."),
+    "leave": ("cli.leave", "Take a node out of the network, and stop it."),
+    "member": ("cli.member", "See the views; add or remove a member."),
+    "replace": ("cli.member", "Put a new node in the place of a dead one."),
+    "doctor": ("cli.doctor", "Say what is wrong with the network, and what to do."),
+    "certificate": ("cli.certificate", "See when certificates end; renew them."),
     "sim": ("cli.sim", "Cut, kill and delay a simulated network, and see what it does."),
     "demo": ("cli.demo", "Five nodes move money, lose one and agree again: under two minutes."),
     "completion": ("cli.completion", "Print the completion script for a shell."),
@@ -56,7 +64,8 @@ class LazyGroup(click.Group):
 def main() -> None:
     """A peer-to-peer payment network: account chains whose next link is made by the node nearest to the last one.
 
-    Exit codes: 0 done, 1 rejected or audit failed, 2 usage, 3 unreachable or no answer in time.
+    Exit codes: 0 done, 1 rejected or audit failed, 2 usage, 3 unreachable or no answer in time,
+    4 this node was removed or quarantined and must not be started again.
     """
 
 

@@ -5,6 +5,7 @@ from chain.request import Posting, SignedRequest
 from hopchain.calls import Timing
 from hopchain.client import Answer, Client
 from hopchain.errors import CallRefused, ClientError, HopchainError, RemoteFault, Unreachable
+from hopchain.pools import Choice, Ended, Outflow, PooledSender, SourcePool, TooManyFailures
 from hopchain.wire import (
     AccountLine,
     Accounts,
@@ -28,22 +29,28 @@ __all__ = [
     "Balance",
     "CallRefused",
     "Chain",
+    "Choice",
     "Client",
     "ClientError",
     "Digest",
+    "Ended",
     "HopchainError",
     "NotFound",
     "NotStarted",
     "Outcome",
+    "Outflow",
+    "PooledSender",
     "Posting",
     "Recorded",
     "Refused",
     "RemoteFault",
     "Route",
     "SignedRequest",
+    "SourcePool",
     "Stale",
     "Status",
     "Timing",
+    "TooManyFailures",
     "Unknown",
     "Unreachable",
 ]

@@ -3,13 +3,15 @@
 * `dial` connects and exchanges hellos (`hopchain.connection`).
 * `run` reads, writes and watches until the connection ends; then every waiting call raises `ConnectionLost`.
 * `call` may be used by any number of tasks. A call that is cancelled leaves its number behind; its late reply is dropped.
+* Calls that are made before the writer comes to them leave together in one write, without anything waiting for more to
+  come: a busy client batches, an idle one does not.
 
 A connection on which calls wait but nothing is heard for `ping_after_s` is asked for a sign of life; after
 `dead_after_s` without any frame it is given up. TCP alone would take minutes to notice.
 """
 
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 import anyio
@@ -29,6 +31,7 @@ from hopchain.wire import (
     encode,
 )
 
+WRITE_BYTES: Final = 256 * 1024  # of calls that leave together; past this, one write more no longer shows
 MAX_IN_FLIGHT: Final = 1024  # calls waiting on one connection: more would only wait longer in the node's inbox
 
 
@@ -179,8 +182,8 @@ class Calls:
             await self._wake.wait()
             self._wake = anyio.Event()
             batch, self._outbox = self._outbox, []
-            for payload in batch:
-                await self._stream.send(payload)
+            for payloads in writes(batch):
+                await self._stream.send(*payloads)
 
     async def _watch(self) -> None:
         timing = self._timing
@@ -199,3 +202,17 @@ class Calls:
             else:
                 patience_s = timing.dead_after_s if pinged_since == quiet_since else timing.ping_after_s
                 await anyio.sleep_until(min(quiet_since + patience_s, now + timing.ping_after_s))
+
+
+def writes(payloads: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """The payloads in order, in parts that each leave in one write: at most WRITE_BYTES, or one payload."""
+    part: list[bytes] = []
+    size = 0
+    for payload in payloads:
+        if part and size + len(payload) > WRITE_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(payload)
+        size += len(payload)
+    if part:
+        yield part

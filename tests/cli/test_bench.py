@@ -20,23 +20,13 @@ from chain.link import Link, Outcome
 from chain.request import MAX_POSTINGS, request_id
 from cli.bench_check import Answered, count_lost, databases, paid_out, read_answers
 from cli.bench_cluster import Cost, Sample, differences
-from cli.bench_load import (
-    FUNDS,
-    HOT_FUNDS,
-    Job,
-    Measurement,
-    News,
-    Ports,
-    Preparation,
-    Result,
-    Spec,
-    account_key,
-    account_name,
-)
+from cli.bench_load import Measurement
 from cli.bench_node import Stacks, check_profile_file, collapsed, cpu_ns, flame_graph, stack_of
 from cli.bench_plot import draw
+from cli.bench_prepare import FUNDS, HOT_FUNDS, Preparation
 from cli.bench_profiles import HOT, MEANING, Draw, Profile, Zipf, make_pool, postings_of
 from cli.bench_report import Kept, Measured, Settings, document, percentile, read_floats, show
+from cli.bench_spec import Job, News, Ports, Result, Spec, account_key, account_name
 from cli.bench_wire import Lines
 from cli.home import load_network
 from cli.output import CommandFailed, Output

@@ -1,0 +1,128 @@
+"""hopchain beside PostgreSQL on this machine, one after the other, and the ratios.
+
+    python bench/compare.py                        everything: about twelve minutes
+    python bench/compare.py --duration 5 --profile uniform --json > result.json
+
+Run it with the interpreter of the environment that hopchain is installed in. Both have three servers on loopback, answer
+when a transfer is on two disks, get the same number of clients and accounts and the same distribution of payers and payees.
+hopchain is measured with `hopchain bench`; PostgreSQL as bench/postgres.py says. Nothing else should run meanwhile: the
+load average of the machine before each half is printed with the result.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+import postgres
+
+GOALS = {  # profile -> (least ratio, beside which variants: the best of them counts)
+    "uniform": (1.0, ("function",)),
+    "zipf": (3.0, tuple(postgres.VARIANTS)),
+    "hot-recipient": (4.0, tuple(postgres.VARIANTS)),
+    "hot-sender": (4.0, tuple(postgres.VARIANTS)),
+}
+
+
+def measure_hopchain(profile: str, asked: argparse.Namespace, batch: int | None = None) -> dict[str, object]:
+    """The document of `hopchain bench`; ends this script when it fails."""
+    words = [profile, "--nodes", "3", "--k", "3", "--clients", str(asked.clients), "--accounts", str(asked.accounts)]
+    words += ["--warm-up", str(asked.warm_up), "--duration", str(asked.duration), "--json"]
+    words += [] if batch is None else ["--batch", str(batch)]
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.main", "bench", *words], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        sys.exit(f"hopchain bench {profile} ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
+    found: dict[str, object] = json.loads(done.stdout)
+    postgres.tell(
+        f"hopchain           {profile:14} {found['completed_per_s']:>9}/s  p50 {found['p50_ms']} ms  "
+        f"p99 {found['p99_ms']} ms  rejected {found['rejected']}  unknown {found['unknown']}"
+    )
+    return found
+
+
+def number(row: dict[str, object], key: str) -> float:
+    """A number of a row."""
+    value = row[key]
+    assert isinstance(value, int | float), (key, value)
+    return float(value)
+
+
+def compare(rows: list[dict[str, object]], ours: dict[str, dict[str, object]]) -> list[dict[str, object]]:
+    """For each profile: ours, the peer that the goal names, the ratio, and whether it is reached."""
+    found = []
+    for profile, (least, variants) in GOALS.items():
+        peers = [row for row in rows if row["profile"] == profile and row["variant"] in variants]
+        if profile not in ours or not peers:
+            continue
+        best = max(peers, key=lambda row: number(row, "completed_per_s"))
+        ratio = number(ours[profile], "completed_per_s") / max(number(best, "completed_per_s"), 0.1)
+        found.append(
+            {
+                "profile": profile,
+                "hopchain_per_s": ours[profile]["completed_per_s"],
+                "peer": best["variant"],
+                "peer_per_s": best["completed_per_s"],
+                "ratio": round(ratio, 3),
+                "goal": least,
+                "reached": ratio >= least,
+            }
+        )
+    return found
+
+
+def table(rows: list[dict[str, object]], ours: dict[str, dict[str, object]]) -> str:
+    """Completed a second, Markdown."""
+    profiles = [p for p in postgres.PROFILES if p in ours or any(row["profile"] == p for row in rows)]
+    lines = ["| completed/s | " + " | ".join(profiles) + " |", "|---|" + "---|" * len(profiles)]
+    for variant, (_, what) in postgres.VARIANTS.items():
+        cells = {str(r["profile"]): r for r in rows if r["variant"] == variant}
+        if cells:
+            lines.append(f"| PostgreSQL x3, {what} | " + " | ".join(_cell(cells.get(p)) for p in profiles) + " |")
+    lines.append("| hopchain x3 | " + " | ".join(_cell(ours.get(p)) for p in profiles) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, object] | None) -> str:
+    if row is None:
+        return "-"
+    share = float(str(row.get("aborted_share", 0.0)))
+    return f"{number(row, 'completed_per_s'):,.0f}" + (f" ({share:.0%} aborted)" if share >= 0.005 else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    postgres.options(parser)
+    parser.add_argument("--no-bulk", action="store_true", help="leave hopchain's pool, bulk and read out")
+    asked = parser.parse_args()
+    load = {"before_postgres": os.getloadavg()[0]}
+    rows = postgres.measure_all(asked)
+    load["before_hopchain"] = os.getloadavg()[0]  # of the last minute: PostgreSQL's own share is still in it
+    ours = {profile: measure_hopchain(profile, asked) for profile in asked.profile or postgres.PROFILES}
+    if not asked.no_bulk:
+        ours |= {profile: measure_hopchain(profile, asked) for profile in ("pool", "bulk", "read")}
+    ratios = compare(rows, ours)
+    if asked.json:
+        sys.stdout.write(
+            json.dumps({"load": load, "postgres": rows, "hopchain": ours, "ratios": ratios}, indent=2) + "\n"
+        )
+        return
+    lines = [table(rows, ours), ""]
+    for row in ratios:
+        reached = "reached" if row["reached"] else "not reached"
+        lines.append(
+            f"{row['profile']}: {row['ratio']} x PostgreSQL ({row['peer']}: {row['peer_per_s']}/s); goal {row['goal']}: {reached}"
+        )
+    for profile in ("pool", "bulk", "read"):
+        if profile in ours:
+            lines.append(
+                f"{profile}: {number(ours[profile], 'completed_per_s'):,.0f}/s, p99 {ours[profile]['p99_ms']} ms"
+            )
+    lines.append(f"load average: {load}")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,397 @@
+"""`hopchain bench`: how fast a network is, measured from outside, with its promises checked at the end.
+
+The load comes from processes of its own (`cli.bench_load`), so that this one can look at the nodes meanwhile.
+"""
+
+import hashlib
+import secrets
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import anyio
+import anyio.abc
+import click
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chain.errors import LocalMisuse
+from cli.bench_check import ask_lost, count_lost, databases, paid_out, read_answers
+from cli.bench_cluster import Sample, own_cluster, sample, until_up
+from cli.bench_node import check_profile_file
+from cli.bench_profiles import MEANING, Profile, postings_of
+from cli.bench_report import Kept, Measured, Settings, document, read_floats, show
+from cli.bench_spec import AMOUNT, Job, News, Result, Spec
+from cli.command import HopCommand, run
+from cli.home import Network, load_network
+from cli.output import CommandFailed, Exit, Output
+from cli.supervisor import stop
+from cli.verify import compare
+from cli.wallet import Wallet
+from hopchain import Client
+from hopchain.pools import Choice
+
+PREFIX: Final = "bench-"
+TIMEOUT_S: Final = 10.0
+BULK_TIMEOUT_S: Final = 60.0  # 32 requests of a megabyte each wait for one another
+SETTLE_S: Final = 60.0  # for all replicas to become equal
+
+
+@click.command(
+    cls=HopCommand,
+    examples=[
+        "hopchain bench uniform",
+        "hopchain bench hot-sender --nodes 5 --k 5 --clients 100 --json",
+        "hopchain bench pool --sources 16 --choice two-choices",
+        "hopchain bench zipf --network net --plot zipf.png",
+        "hopchain bench uniform --profile-out node-1.svg",
+    ],
+)
+@click.argument("profile", type=click.Choice([p.value for p in Profile]), metavar="PROFILE")
+@click.option("--clients", type=click.IntRange(1, 10_000), default=32, show_default=True, help="Requests in flight.")
+@click.option(
+    "--duration", "duration_s", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Seconds measured."
+)
+@click.option(
+    "--warm-up", "warm_up_s", type=click.FloatRange(0), default=3.0, show_default=True, help="Seconds before that."
+)
+@click.option("--batch", type=int, help="Postings of one request. Default: 1, for bulk 8190.")
+@click.option("--accounts", type=click.IntRange(2), default=10_000, show_default=True, help="Accounts that take part.")
+@click.option("--nodes", type=click.IntRange(1, 64), default=3, show_default=True, help="Nodes to start.")
+@click.option("--k", type=click.IntRange(1, 64), default=3, show_default=True, help="Nodes that decide one link.")
+@click.option("--sources", type=click.IntRange(1), default=16, show_default=True, help="Source accounts, for pool.")
+@click.option(
+    "--choice",
+    type=click.Choice([c.value for c in Choice]),
+    default=Choice.LEAST_ACTIVE.value,
+    show_default=True,
+    help="How pool chooses the source of a payment.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0.1, 300),
+    metavar="SECONDS",
+    help="How long to wait for an outcome. Default: 10, for bulk 60.",
+)
+@click.option("--max-failures", type=click.IntRange(0), help="End a pool's run when more payments fail than this.")
+@click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Load generators.")
+@click.option(
+    "--connections", type=click.IntRange(1, 128), default=1, show_default=True, help="Per generator and node."
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of what is drawn: who pays whom.")
+@click.option(
+    "--network",
+    "network_dir",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="DIR",
+    help="Measure this running network instead of a new one; its accounts stay.",
+)
+@click.option("--issuer", help="Who funds the accounts, with --network. Default: the first with a key in the wallet.")
+@click.option(
+    "--plot", "picture", type=click.Path(path_type=Path), help="Draw rate and latencies into a .png, .svg or .pdf."
+)
+@click.option(
+    "--profile-out",
+    type=click.Path(path_type=Path),
+    help="Profile node-1: .svg is a flame graph of its CPU, .txt its stacks, .prof cProfile's.",
+)
+def bench(
+    out: Output,
+    profile: str,
+    clients: int,
+    duration_s: float,
+    warm_up_s: float,
+    batch: int | None,
+    accounts: int,
+    nodes: int,
+    k: int,
+    sources: int,
+    choice: str,
+    timeout_s: float | None,
+    max_failures: int | None,
+    processes: int,
+    connections: int,
+    seed: int,
+    network_dir: Path | None,
+    issuer: str | None,
+    picture: Path | None,
+    profile_out: Path | None,
+) -> None:
+    """Measure completed transfers per second, latency and cost under one kind of load, and check what must hold.
+
+    \b
+    PROFILE is one of:
+      uniform        any account pays any other
+      zipf           payers and payees drawn by Zipf's law, exponent 1.0
+      hot-recipient  any account pays one account
+      hot-sender     one account pays any other
+      pool           a pool of source accounts pays any other
+      bulk           any account pays 8190 postings in one request
+      read           balances of any account, from the replica of the node asked
+
+    Starts a network of its own in a temporary directory, or measures the one of --network. Rejections never count as
+    completed. Exit code 1 when money was made or lost, replicas differ, or an answer was lost.
+    """
+    if picture is not None:
+        from cli.bench_plot import check_picture  # loads the simulator's plots
+
+        check_picture(picture)
+    if profile_out is not None:
+        check_profile_file(profile_out)
+    if network_dir is not None and profile_out is not None:
+        raise LocalMisuse("--profile-out profiles a node that this command starts: leave --network away")
+    kind = Profile(profile)
+    settings = Settings(
+        profile,
+        nodes,
+        k,
+        clients,
+        accounts,
+        postings_of(kind, batch),
+        sources if kind is Profile.POOL else 0,
+        choice,
+        warm_up_s,
+        duration_s,
+        min(processes, clients),
+        connections,
+        seed,
+    )
+    if settings.sources > accounts:
+        raise LocalMisuse(f"{sources} sources of {accounts} accounts: give more --accounts or fewer --sources")
+    with TemporaryDirectory(prefix="hopchain-bench-") as text:
+        patience_s = timeout_s if timeout_s is not None else BULK_TIMEOUT_S if kind is Profile.BULK else TIMEOUT_S
+        work = _Bench(out, settings, Path(text), patience_s, max_failures)
+        measured = run(lambda: work.run(network_dir, issuer, profile_out))
+    out.data(document(measured))
+    show(out, measured)
+    if picture is not None:
+        from cli.bench_plot import draw
+
+        draw(measured, picture)
+    raise SystemExit(Exit.DONE if measured.kept.ok else Exit.REJECTED)
+
+
+class _Bench:
+    """One run."""
+
+    def __init__(
+        self, out: Output, settings: Settings, place: Path, timeout_s: float, max_failures: int | None
+    ) -> None:
+        self._out = out
+        self._settings = settings
+        self._place = place
+        self._timeout_s = timeout_s
+        self._max_failures = max_failures
+        self._behind: list[int] = []
+
+    async def run(self, network_dir: Path | None, issuer: str | None, profile_out: Path | None) -> Measured:
+        """Start what must be started, prepare, measure, check."""
+        settings = self._settings
+        async with AsyncExitStack() as stack:
+            if network_dir is None:
+                self._out.note(f"starting {settings.nodes} nodes")
+                network, key = await stack.enter_async_context(
+                    own_cluster(self._place, nodes=settings.nodes, k=settings.k, profile_out=profile_out)
+                )
+                payer = network.genesis.issuers[0].name
+            else:
+                network = load_network(network_dir)
+                payer, key = _issuer_key(network, issuer)
+                await until_up(network, [])
+                self._settings = msgspec.structs.replace(settings, nodes=len(network.nodes), k=network.genesis.k)
+            spec = self._spec(network, payer, key)
+            client = await stack.enter_async_context(
+                Client([n.address for n in network.nodes], network.genesis.ca, network.id)
+            )
+            self._out.note(f"preparing {settings.accounts} accounts")
+            await self._prepare(spec)
+            await compare(network, SETTLE_S)
+            return await self._measure(network, client, spec)
+
+    def _spec(self, network: Network, issuer: str, key: Ed25519PrivateKey) -> Spec:
+        settings = self._settings
+        raw = key.private_bytes_raw()
+        secret = hashlib.sha256(b"hopchain bench accounts" + network.id + raw).digest()
+        asset = next(i.asset for i in network.genesis.issuers if i.name == issuer)
+        return Spec(
+            job=Job.PREPARE,
+            nodes=tuple(n.address for n in network.nodes),
+            ca=network.genesis.ca,
+            network=network.id,
+            asset=asset,
+            prefix=f"{PREFIX}{asset.lower()}-",
+            secret=secret,
+            run=secrets.token_bytes(16),
+            accounts=settings.accounts,
+            sources=settings.sources,
+            place=str(self._place),
+            issuer=issuer,
+            issuer_key=raw,
+            profile=Profile(settings.profile),
+            batch=settings.batch,
+            connections=settings.connections,
+            warm_up_s=settings.warm_up_s,
+            duration_s=settings.duration_s,
+            timeout_s=self._timeout_s,
+            choice=Choice(settings.choice),
+            max_failures=self._max_failures,
+            seed=settings.seed,
+        )
+
+    async def _prepare(self, spec: Spec) -> None:
+        async with AsyncExitStack() as stack:
+            generator = await stack.enter_async_context(_Generator(spec))
+            async for news in generator.news():
+                if news.event == "preparing":
+                    self._out.note(f"  {news.message}: {news.completed} of {news.total}")
+
+    async def _measure(self, network: Network, client: Client, spec: Spec) -> Measured:
+        settings = self._settings
+        paths = databases(network)
+        before_paid = paid_out(paths, spec.prefix)
+        async with AsyncExitStack() as stack:
+            generators = [await stack.enter_async_context(_Generator(part)) for part in _shares(spec, settings)]
+            streams = [generator.news() for generator in generators]
+            for stream in streams:
+                await _next(stream, "ready")
+            self._out.note(f"measuring {settings.profile}: {MEANING[Profile(settings.profile)]}")
+            before: list[Sample] = []
+            after: list[Sample] = []
+            results: dict[int, Result] = {}
+
+            async def follow(number: int, stream: AsyncIterator[News]) -> None:
+                async for news in stream:
+                    if news.event == "measuring" and number == 0:
+                        before.append(await sample(client, network))
+                    elif news.event == "measured" and number == 0:
+                        after.append(await sample(client, network))
+                    elif news.event == "progress" and number == 0:
+                        await self._progress(client, network, news)
+                    elif news.result is not None:
+                        results[number] = news.result
+
+            for generator in generators:
+                await generator.go()
+            async with anyio.create_task_group() as tasks:
+                for number, stream in enumerate(streams):
+                    tasks.start_soon(follow, number, stream)
+        kept = await self._check(network, client, paths, before_paid, list(results.values()), spec)
+        return Measured(
+            settings,
+            [results[number] for number in sorted(results)],
+            read_floats(self._place, "latencies"),
+            read_floats(self._place, "lags"),
+            self._behind,
+            before[0],
+            after[0],
+            kept,
+        )
+
+    async def _progress(self, client: Client, network: Network, news: News) -> None:
+        links = [(await client.status(at=node.address)).log_height for node in network.nodes]
+        self._behind.append(max(links) - min(links))
+        times = self._settings.processes
+        self._out.note(
+            f"  {news.completed * times:,}/s{' about' if times > 1 else ''}, p50 {news.p50_ms:.1f} ms, "
+            f"p99 {news.p99_ms:.1f} ms, {self._behind[-1]} links behind"
+        )
+
+    async def _check(
+        self,
+        network: Network,
+        client: Client,
+        paths: list[Path],
+        before_paid: list[int],
+        results: list[Result],
+        spec: Spec,
+    ) -> Kept:
+        self._out.note("checking replicas, money and answers")
+        begin = anyio.current_time()
+        comparison = await compare(network, SETTLE_S)
+        settle_s = anyio.current_time() - begin
+        answers = read_answers(self._place)
+        if not paths:
+            return Kept(comparison, settle_s, len(answers), await ask_lost(client, network, answers), 0, 0)
+        reads = self._settings.profile == Profile.READ
+        paid = 0 if reads else sum(r.completed_in_all for r in results) * AMOUNT
+        left = {now - then for now, then in zip(paid_out(paths, spec.prefix), before_paid, strict=True)}
+        lost = await anyio.to_thread.run_sync(count_lost, paths, answers)
+        wrong = next((amount for amount in left if amount != paid), paid)
+        return Kept(comparison, settle_s, len(answers), lost, paid, wrong)
+
+
+class _Generator:
+    """A load generator process."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._process: anyio.abc.Process | None = None
+
+    async def __aenter__(self) -> "_Generator":
+        self._process = await anyio.open_process([sys.executable, "-m", "cli.bench_load"], stderr=subprocess.PIPE)
+        assert self._process.stdin is not None
+        await self._process.stdin.send(msgspec.json.encode(self._spec) + b"\n")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._process is not None
+        with anyio.CancelScope(shield=True):
+            await stop(self._process)
+            await self._process.aclose()
+
+    async def go(self) -> None:
+        """Begin with the load."""
+        assert self._process is not None and self._process.stdin is not None
+        await self._process.stdin.send(b"go\n")
+
+    async def news(self) -> AsyncIterator[News]:
+        """What it says until it is done. Raises `CommandFailed` with its reason when it fails."""
+        assert self._process is not None and self._process.stdout is not None and self._process.stderr is not None
+        rest = b""
+        async for data in self._process.stdout:
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                news = msgspec.json.decode(line, type=News)
+                if news.event == "failed":
+                    raise CommandFailed(Exit.REJECTED, news.error, news.message)
+                yield news
+                if news.event == "done":
+                    return
+        words = b"".join([data async for data in self._process.stderr]).decode(errors="replace").strip()
+        raise CommandFailed(Exit.REJECTED, "generator", f"the load generator ended: {words[-2000:]}")
+
+
+async def _next(stream: AsyncIterator[News], event: str) -> News:
+    """The next news of this kind."""
+    async for news in stream:
+        if news.event == event:
+            return news
+    raise CommandFailed(Exit.REJECTED, "generator", f"the load generator ended before it was {event}")
+
+
+def _shares(spec: Spec, settings: Settings) -> list[Spec]:
+    """What each generator does: its part of the clients. None but `prepare` knows the issuer's key."""
+    count = settings.processes
+    clients = [settings.clients // count + (number < settings.clients % count) for number in range(count)]
+    return [
+        msgspec.structs.replace(
+            spec, job=Job.MEASURE, issuer_key=b"", worker=number, workers=count, clients=clients[number]
+        )
+        for number in range(count)
+    ]
+
+
+def _issuer_key(network: Network, name: str | None) -> tuple[str, Ed25519PrivateKey]:
+    wallet = Wallet(network.id)
+    names = [name] if name is not None else [i.name for i in network.genesis.issuers if wallet.has(i.name)]
+    if not names or names[0] not in [i.name for i in network.genesis.issuers]:
+        known = ", ".join(i.name for i in network.genesis.issuers)
+        raise LocalMisuse(
+            f"the accounts are funded by an issuer ({known}) whose key is in the wallet: name it with --issuer"
+        )
+    return names[0], wallet.key(names[0])

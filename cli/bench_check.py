@@ -1,0 +1,86 @@
+"""What must hold after a benchmark: nothing that was answered is lost, and exactly what was answered as paid has left.
+
+Read from each node's database where it is on this machine (its node may run), otherwise asked of each node.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from chain.disk import open_database
+from chain.reads import read_outcome
+from chain.request import HASH_BYTES, RequestId
+from cli.bench_load import OUTCOME_BYTES
+from cli.home import KnownNode, Network
+from hopchain import Client, Recorded
+from node.layout import DATABASE
+
+MAX_ASKED: Final = 20_000  # answers that are asked again of each node whose database is elsewhere
+ASKED_AT_ONCE: Final = 64
+
+Answered = tuple[bytes, bytes, int]  # request id, link hash, outcome
+
+
+def read_answers(place: Path) -> list[Answered]:
+    """Every final answer that the generators got."""
+    found: list[Answered] = []
+    for path in sorted(place.glob("outcomes-*")):
+        raw = path.read_bytes()
+        assert len(raw) % OUTCOME_BYTES == 0, (path, len(raw))
+        for at in range(0, len(raw), OUTCOME_BYTES):
+            link = at + HASH_BYTES
+            found.append((raw[at:link], raw[link : link + HASH_BYTES], raw[link + HASH_BYTES]))
+    return found
+
+
+def databases(network: Network) -> list[Path]:
+    """The databases of all nodes when they are all on this machine, otherwise none."""
+    paths = [network.directory / node.name / DATABASE for node in network.nodes]
+    return paths if all(path.exists() for path in paths) else []
+
+
+def paid_out(paths: Sequence[Path], prefix: str) -> list[int]:
+    """What the accounts whose names begin with `prefix` have paid so far, minor units, in each database."""
+    found = []
+    for path in paths:
+        conn = open_database(path, writer=False)
+        try:
+            question = "SELECT coalesce(sum(amount), 0) FROM transfers WHERE sender >= ? AND sender < ?"
+            found.append(int(conn.execute(question, (prefix, prefix + "\x7f")).fetchone()[0]))
+        finally:
+            conn.close()
+    return found
+
+
+def count_lost(paths: Sequence[Path], answers: Sequence[Answered]) -> int:
+    """How many answers some database does not hold just as they were given."""
+    lost: set[bytes] = set()
+    for path in paths:
+        conn = open_database(path, writer=False)
+        try:
+            for request_id, link_hash, outcome in answers:
+                found = read_outcome(conn, RequestId(request_id), None)
+                if found is None or (found.row.link_hash, int(found.row.outcome)) != (link_hash, outcome):
+                    lost.add(request_id)
+        finally:
+            conn.close()
+    return len(lost)
+
+
+async def ask_lost(client: Client, network: Network, answers: Sequence[Answered]) -> int:
+    """The same by asking every node."""
+    lost: set[bytes] = set()
+
+    async def work(queue: Iterator[tuple[KnownNode, Answered]]) -> None:
+        for node, (request_id, link_hash, outcome) in queue:
+            found = await client.outcome(request_id, at=node.address)
+            if not isinstance(found, Recorded) or (found.link_hash, found.outcome) != (link_hash, outcome):
+                lost.add(request_id)
+
+    queue = ((node, answer) for node in network.nodes for answer in answers[-MAX_ASKED:])
+    async with anyio.create_task_group() as tasks:
+        for _ in range(ASKED_AT_ONCE):
+            tasks.start_soon(work, queue)
+    return len(lost)

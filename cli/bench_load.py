@@ -1,0 +1,355 @@
+"""The load generator of `hopchain bench`: a process of its own, `python -m cli.bench_load`.
+
+It reads a `Spec` as JSON from the first line of standard input and prints one JSON `News` a line. Two jobs:
+
+* `prepare`: open the accounts that are missing and give money to those that have too little.
+* `measure`: sign requests ahead, say `ready`, wait for a line, then keep `clients` requests in flight, one for each
+  client: an answer is followed by that client's next request at once. Says `measuring` after the warm-up and
+  `measured` at the end of the window; then waits for all answers, settles what is unknown, and says `done`.
+
+Latency is from handing a request to the connection until its final answer, over all attempts. A request that is
+answered `not_started` is sent again, and one answered `unknown` too, at the end: both execute at most once.
+"""
+
+import hashlib
+import heapq
+import random
+import sys
+import time
+from array import array
+from collections import Counter, deque
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chain.errors import HopchainError
+from chain.link import Outcome
+from chain.request import NetworkId, Posting, SignedRequest, sign, transfer
+from cli.bench_prepare import Preparation
+from cli.bench_profiles import Draw, Profile, make_pool
+from cli.bench_spec import (
+    AMOUNT,
+    PROGRESS_S,
+    Job,
+    News,
+    Ports,
+    Result,
+    Spec,
+    account_key,
+    account_name,
+    submit_call,
+    tell,
+)
+from cli.bench_wire import Lines
+from cli.output import describe
+from hopchain import wire
+from hopchain.pools import Ended, SourcePool
+
+SIGN_PER_S: Final = 6000  # requests that are signed ahead for each second of the run; more are signed while it runs
+SIGN_POSTINGS_PER_S: Final = 120_000  # the same for requests with many postings
+SIGN_BYTES: Final = 400 * 1024 * 1024  # of requests signed ahead
+AGAIN_S: Final = 0.02  # before a request that was not started is sent again; doubles
+LAST_AGAIN_S: Final = 0.5
+PROBE_EVERY_S: Final = 0.05  # one answered link is looked for at another node
+PATIENCE_S: Final = 5.0  # beyond a request's own time-out, for an answer
+OUTCOME_BYTES: Final = 32 + 32 + 1  # of one record of the outcomes file: request id, link hash, outcome
+
+
+class Flight(msgspec.Struct):
+    """A call of one client that has no final answer yet."""
+
+    client: int
+    sender: int
+    body: wire.Submit | wire.AskBalance
+    request_id: bytes
+    begun: float
+    tries: int = 1
+    doubted: bool = False  # it was answered `unknown` before
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """A question to another node for a link that was just answered."""
+
+    begun: float
+
+
+class Signer:
+    """Requests of one generator, signed ahead or when they are needed."""
+
+    def __init__(self, spec: Spec, draw: Draw) -> None:
+        self._spec = spec
+        self._draw = draw
+        self._made = 0
+        self._keys: dict[int, Ed25519PrivateKey] = {}
+        self._network = NetworkId(spec.network)
+        self._ahead: dict[int, deque[tuple[int, SignedRequest]]] = {}
+        self.before = 0
+        self.during = 0
+
+    def sign_ahead(self, share: float) -> None:
+        """Sign what the run may need, within bounds; `share`: this generator's part of the traffic."""
+        spec = self._spec
+        seconds = spec.warm_up_s + spec.duration_s
+        wanted = int(min(SIGN_PER_S, SIGN_POSTINGS_PER_S / spec.batch) * seconds * share) + spec.clients
+        wanted = min(wanted, SIGN_BYTES // (256 + 128 * spec.batch))
+        pooled = spec.profile is Profile.POOL
+        for number in range(wanted):
+            sender = number % spec.sources if pooled else self._draw.sender(0)
+            self._ahead.setdefault(sender if pooled else -1, deque()).append((sender, self._sign(sender)))
+        self.before = wanted
+
+    def next(self, client: int) -> tuple[int, SignedRequest]:
+        """A request of the next sender, by the profile and the client."""
+        sender = self._draw.sender(client) if self._spec.profile is Profile.POOL else -1
+        ahead = self._ahead.get(sender)
+        if ahead:
+            return ahead.popleft()
+        self.during += 1
+        sender = sender if sender >= 0 else self._draw.sender(client)
+        return sender, self._sign(sender)
+
+    def _sign(self, sender: int) -> SignedRequest:
+        spec = self._spec
+        postings = [Posting(account_name(spec.prefix, self._draw.recipient(sender)), AMOUNT) for _ in range(spec.batch)]
+        name = account_name(spec.prefix, sender)
+        if sender not in self._keys:
+            self._keys[sender] = account_key(spec.secret, sender)
+        self._made += 1
+        nonce = hashlib.sha256(b"%b %d %d" % (spec.run, spec.worker, self._made)).digest()
+        return sign(transfer(self._network, name, postings, nonce), self._keys[sender])
+
+
+class Measurement:
+    """One run."""
+
+    def __init__(self, spec: Spec, lines: Lines, ports: Ports) -> None:
+        self._spec = spec
+        self._lines = lines
+        self._ports = ports
+        self._rng = random.Random(f"{spec.seed}/{spec.worker}")
+        self._pool: SourcePool | None = None
+        if spec.profile is Profile.POOL:
+            self._pool = make_pool(spec.sources, spec.choice, self._rng, spec.max_failures)
+        self._draw = Draw(spec.profile, spec.accounts, self._rng, self._pool)
+        self._signer = Signer(spec, self._draw)
+        self._flights: dict[int, Flight] = {}
+        self._probes: dict[int, Probe] = {}
+        self._again: list[tuple[float, int, Flight]] = []
+        self._unknown: list[Flight] = []
+        self._latencies = array("f")
+        self._lags = array("f")
+        self._outcomes = bytearray()
+        self._rejected: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._second: list[float] = []
+        self._per_second: list[int] = []
+        self._from = self._until = 0.0
+        self._open = True
+        self._probed = 0.0
+        self._most_in_flight = 0
+
+    def run(self) -> None:
+        """Sign, wait to be told, measure, settle, say what came out."""
+        begin = self._ports.clock()
+        if self._spec.profile is not Profile.READ:
+            self._signer.sign_ahead(1 / self._spec.workers)
+        signing_s = self._ports.clock() - begin
+        self._ports.tell(News("ready", total=self._signer.before))
+        self._ports.wait_for_go()
+        begun = self._ports.clock()
+        self._from, self._until = begun + self._spec.warm_up_s, begun + self._spec.warm_up_s + self._spec.duration_s
+        for client in range(self._spec.clients):
+            self._next(client)
+        self._until_time(self._from)
+        self._ports.tell(News("measuring"))
+        cpu_s, moved, during = self._ports.cpu(), self._lines.bytes_moved, self._signer.during
+        self._until_time(self._until)
+        cpu_s, moved = self._ports.cpu() - cpu_s, self._lines.bytes_moved - moved
+        self._ports.tell(News("measured"))
+        self._open = False
+        self._drain()
+        unknown = len(self._unknown)
+        self._settle()
+        place = Path(self._spec.place)
+        (place / f"latencies-{self._spec.worker}").write_bytes(self._latencies.tobytes())
+        (place / f"lags-{self._spec.worker}").write_bytes(self._lags.tobytes())
+        (place / f"outcomes-{self._spec.worker}").write_bytes(self._outcomes)
+        result = Result(
+            requests=len(self._latencies),
+            completed=self._counts["completed"],
+            window_s=self._until - self._from,
+            client_cpu_s=cpu_s,
+            client_bytes=moved,
+            rejected=self._rejected.total(),
+            reasons=dict(self._rejected),
+            unknown=unknown,
+            unknown_settled=unknown - len(self._unknown),
+            refused=self._counts["refused"],
+            retried=self._counts["retried"],
+            answered=len(self._outcomes) // OUTCOME_BYTES,
+            completed_in_all=self._counts["completed_in_all"],
+            signed_before=self._signer.before,
+            signed_during=self._signer.during - during,
+            signing_s=signing_s,
+            most_in_flight=self._most_in_flight,
+            per_second=self._per_second,
+        )
+        self._ports.tell(News("done", completed=result.completed, result=result))
+
+    # --- traffic ---
+
+    def _next(self, client: int) -> None:
+        """The client's next call."""
+        spec = self._spec
+        now = self._ports.clock()
+        if spec.profile is Profile.READ:
+            name = account_name(spec.prefix, self._draw.any())
+            self._send(Flight(client, -1, wire.AskBalance(name), b"", now))
+            return
+        sender, signed = self._signer.next(client)
+        self._send(Flight(client, sender, submit_call(signed, spec.timeout_s), signed.request_id, now))
+        if self._pool is not None:
+            self._most_in_flight = max(self._most_in_flight, self._pool.in_flight[str(sender)])
+
+    def _send(self, flight: Flight) -> None:
+        line = (flight.client + flight.tries - 1) % len(self._lines.lines)  # another node after a failure
+        self._flights[self._lines.call(line, flight.body)] = flight
+
+    def _until_time(self, end: float) -> None:
+        """Serve until a moment."""
+        told = self._ports.clock()
+        done_then = self._counts["completed_in_all"]
+        while (now := self._ports.clock()) < end:
+            self._serve(min(end - now, self._again[0][0] - now if self._again else 1.0, 0.1))
+            if now - told >= PROGRESS_S:
+                rate = (self._counts["completed_in_all"] - done_then) / (now - told)
+                self._tell_progress(rate)
+                told, done_then = now, self._counts["completed_in_all"]
+
+    def _tell_progress(self, rate: float) -> None:
+        recent = sorted(self._second)
+        self._second.clear()
+        self._per_second.append(round(rate))
+        if recent:
+            p50, p99 = recent[len(recent) // 2], recent[min(len(recent) - 1, len(recent) * 99 // 100)]
+            self._ports.tell(News("progress", completed=round(rate), p50_ms=p50, p99_ms=p99))
+
+    def _serve(self, timeout_s: float) -> None:
+        replies = self._lines.wait(timeout_s)
+        now = self._ports.clock()
+        while self._again and self._again[0][0] <= now:
+            self._send(heapq.heappop(self._again)[2])
+        for line, number, body in replies:
+            flight = self._flights.pop(number, None)
+            if flight is not None:
+                self._answered(flight, line, body, now)
+            elif isinstance(body, wire.Balance):
+                self._lags.append((now - self._probes.pop(number).begun) * 1000)
+
+    def _answered(self, flight: Flight, line: int, body: wire.ReplyBody, now: float) -> None:
+        completed = 0
+        match body:
+            case wire.Balance():
+                completed = 1
+            case wire.Recorded():
+                completed = self._recorded(flight, line, body, now)
+            case wire.NotStarted():
+                self._counts["retried"] += 1
+                flight.tries += 1
+                pause = min(AGAIN_S * 2**flight.tries, LAST_AGAIN_S)
+                heapq.heappush(self._again, (now + pause, id(flight), flight))
+                return
+            case wire.Unknown():
+                self._unknown.append(flight)
+                self._end_pooled(flight, Ended.UNKNOWN)
+            case wire.Refused():
+                self._counts["refused"] += 1
+                self._rejected[body.code] += 1
+                self._end_pooled(flight, Ended.FAILED)
+            case _:
+                self._rejected[type(body).__name__] += 1
+        self._counts["completed_in_all"] += completed
+        if completed:
+            took_ms = (now - flight.begun) * 1000
+            self._second.append(took_ms)
+            if self._from <= now < self._until:
+                self._latencies.append(took_ms)
+                self._counts["completed"] += completed
+        if self._open:
+            self._next(flight.client)
+
+    def _recorded(self, flight: Flight, line: int, body: wire.Recorded, now: float) -> int:
+        """Note the outcome; how many transfers it completed."""
+        self._outcomes += body.request_id + body.link_hash + bytes([body.outcome])
+        if body.outcome != Outcome.COMPLETED:
+            self._rejected[Outcome(body.outcome).name.lower()] += 1
+            self._end_pooled(flight, Ended.FAILED)
+            return 0
+        self._end_pooled(flight, Ended.COMPLETED)
+        if now - self._probed >= PROBE_EVERY_S and len(self._lines.lines) > 1 and self._from <= now < self._until:
+            self._probed = now
+            other = (line + 1) % len(self._lines.lines)
+            question = wire.AskBalance(body.account, False, body.height, 5000)
+            self._probes[self._lines.call(other, question)] = Probe(now)
+        return self._spec.batch
+
+    def _end_pooled(self, flight: Flight, how: Ended) -> None:
+        """Tell the pool; a flight that is unknown for the second time is as unknown as before."""
+        if self._pool is None or (flight.doubted and how is Ended.UNKNOWN):
+            return
+        tell_pool = self._pool.settled if flight.doubted else self._pool.ended
+        tell_pool(str(flight.sender), self._spec.batch * AMOUNT, how)
+        flight.doubted = how is Ended.UNKNOWN
+
+    # --- the end ---
+
+    def _drain(self) -> None:
+        """Wait for the answers of everything that was sent."""
+        deadline = self._ports.clock() + self._spec.timeout_s + PATIENCE_S
+        while (self._flights or self._again) and self._ports.clock() < deadline:
+            self._serve(0.1)
+        for flight in [*self._flights.values(), *(flight for _, _, flight in self._again)]:
+            self._end_pooled(flight, Ended.UNKNOWN)
+            self._unknown.append(flight)
+        self._flights.clear()
+        self._again.clear()
+
+    def _settle(self) -> None:
+        """Send what is unknown once more: it is answered from the record, or executed now, once."""
+        waiting, self._unknown = self._unknown, []
+        if not waiting:
+            return
+        for flight in waiting:
+            flight.tries += 1
+            self._send(flight)
+        self._drain()
+
+
+def _wait_for_go() -> None:
+    sys.stdin.buffer.readline()
+
+
+def main() -> None:
+    """Do the job that standard input names. A failure is told as news, with exit code 1."""
+    ports = Ports(time.perf_counter, time.process_time, tell, _wait_for_go)
+    try:
+        spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=Spec)
+        lines = Lines(spec.nodes, spec.ca, spec.network, spec.connections)
+        try:
+            if spec.job is Job.PREPARE:
+                Preparation(spec, lines, ports).run()
+                tell(News("done"))
+            else:
+                Measurement(spec, lines, ports).run()
+        finally:
+            lines.close()
+    except HopchainError as error:
+        _, code, text = describe(error)
+        tell(News("failed", error=code, message=text))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

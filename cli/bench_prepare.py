@@ -1,0 +1,108 @@
+"""Before a benchmark: open the accounts that are missing, and give money to those that have too little.
+
+Doing it again does nothing, so that a network that runs on can be measured many times with the same accounts.
+"""
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chain.link import Outcome
+from chain.request import MAX_POSTINGS, NetworkId, Posting, opening, sign, transfer
+from cli.bench_spec import PROGRESS_S, News, Ports, Spec, account_key, account_name, submit_call
+from cli.bench_wire import Lines
+from cli.output import CommandFailed, Exit
+from hopchain import wire
+from hopchain.client import raw_public_key
+
+FUNDS: Final = 10**9  # minor units that an account is given; it pays 1 at a time
+HOT_FUNDS: Final = 10**13  # of the account that pays everybody, and of the sources of a pool
+LEAST_FUNDS: Final = 10**7  # an account with less is given more
+PREPARE_IN_FLIGHT: Final = 512  # openings at once: enough to fill the nodes' turns
+PREPARE_TIMEOUT_S: Final = 60.0
+TRIES: Final = 10  # of one request that is not started or unknown
+
+
+class Preparation:
+    """Opens and funds the accounts."""
+
+    def __init__(self, spec: Spec, lines: Lines, ports: Ports) -> None:
+        self._spec = spec
+        self._lines = lines
+        self._ports = ports
+        self._network = NetworkId(spec.network)
+
+    def run(self) -> None:
+        """Everything. Raises `CommandFailed` when the network does not do it."""
+        spec = self._spec
+        balances = self._each("looking at accounts", range(spec.accounts), self._ask_balance)
+        missing = [number for number in range(spec.accounts) if not isinstance(balances[number], wire.Balance)]
+        self._check(self._each("opening accounts", missing, self._opening))
+        poor = [n for n in range(spec.accounts) if self._lacks(n, balances[n])]
+        parts = [poor[at : at + MAX_POSTINGS] for at in range(0, len(poor), MAX_POSTINGS)]
+        salt = hashlib.sha256(b"".join(msgspec.msgpack.encode(b) for b in balances.values())).digest()
+        self._check(self._each("funding accounts", range(len(parts)), lambda n: self._funding(parts[n], n, salt)))
+
+    def _lacks(self, number: int, balance: wire.ReplyBody) -> bool:
+        if not isinstance(balance, wire.Balance):
+            return True
+        return balance.settled + balance.incoming < (HOT_FUNDS // 100 if self._rich(number) else LEAST_FUNDS)
+
+    def _rich(self, number: int) -> bool:
+        return number < max(1, self._spec.sources)
+
+    def _ask_balance(self, number: int) -> wire.CallBody:
+        return wire.AskBalance(account_name(self._spec.prefix, number))
+
+    def _opening(self, number: int) -> wire.CallBody:
+        key = account_key(self._spec.secret, number)
+        name = account_name(self._spec.prefix, number)
+        return submit_call(
+            sign(opening(self._network, name, self._spec.asset, raw_public_key(key), bytes(32)), key), PREPARE_TIMEOUT_S
+        )
+
+    def _funding(self, numbers: Sequence[int], part: int, salt: bytes) -> wire.CallBody:
+        spec = self._spec
+        postings = [
+            Posting(account_name(spec.prefix, n), HOT_FUNDS if self._rich(n) else FUNDS, "bench") for n in numbers
+        ]
+        nonce = hashlib.sha256(salt + part.to_bytes(4, "big")).digest()
+        key = Ed25519PrivateKey.from_private_bytes(spec.issuer_key)
+        return submit_call(sign(transfer(self._network, spec.issuer, postings, nonce), key), PREPARE_TIMEOUT_S)
+
+    def _each(
+        self, what: str, numbers: Sequence[int], make: Callable[[int], wire.CallBody]
+    ) -> dict[int, wire.ReplyBody]:
+        """The answer for each number, many at once."""
+        waiting: dict[int, int] = {}
+        answers: dict[int, wire.ReplyBody] = {}
+        queue: Iterator[int] = iter(numbers)
+        again: deque[int] = deque()
+        tries: Counter[int] = Counter()
+        told = self._ports.clock()
+        while len(answers) < len(numbers):
+            while len(waiting) < PREPARE_IN_FLIGHT:
+                number = again.popleft() if again else next(queue, None)
+                if number is None:
+                    break
+                tries[number] += 1
+                waiting[self._lines.call(number % len(self._lines.lines), make(number))] = number
+            for _, call, body in self._lines.wait(PROGRESS_S):
+                number = waiting.pop(call)
+                if isinstance(body, wire.NotStarted | wire.Unknown) and tries[number] < TRIES:
+                    again.append(number)
+                else:
+                    answers[number] = body
+            if self._ports.clock() - told >= PROGRESS_S:
+                told = self._ports.clock()
+                self._ports.tell(News("preparing", completed=len(answers), total=len(numbers), message=what))
+        return answers
+
+    def _check(self, answers: dict[int, wire.ReplyBody]) -> None:
+        for answer in answers.values():
+            if not isinstance(answer, wire.Recorded) or answer.outcome != Outcome.COMPLETED:
+                raise CommandFailed(Exit.REJECTED, "not_prepared", f"the accounts could not be prepared: {answer}")

@@ -1,0 +1,273 @@
+"""Pools of source accounts, for senders that outgrow one chain.
+
+All payments of one account are links of one chain, made one after the other. A sender that needs more opens several
+accounts and spreads its payments over them:
+
+| choice | account of the next payment |
+|---|---|
+| DEDICATED | worker i uses account i mod n: no two workers meet as long as there are as many accounts |
+| LEAST_ACTIVE | the one with the fewest payments in flight, in order of the list when several have |
+| TWO_CHOICES | of two drawn at random, the one with fewer in flight: nearly as even, without looking at all |
+| ROUND_ROBIN | each in turn: for bulk, where requests are few and of one size |
+
+A request is executed once *per account*. So a payment with a nonce of its own, which may be made again after a crash,
+goes to the account that its nonce names, whatever the choice: the same payment again is the same request again.
+
+    pool = SourcePool(["payer-1", "payer-2"], Choice.LEAST_ACTIVE, random.Random(secrets.randbits(64)), max_failures=10)
+    sender = PooledSender(client, pool, keys)
+    before = await sender.balances()
+    answer = await sender.pay([Posting("bob", 1250)])
+    outflow = pool.check_outflow(before, await sender.balances())
+"""
+
+import enum
+import hashlib
+import random
+import secrets
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+import anyio
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chain.errors import LocalMisuse
+from chain.link import Outcome
+from chain.request import MAX_POSTINGS, Posting, SignedRequest, transfer
+from hopchain.client import NONCE_BYTES, Answer, Client, sign_request
+from hopchain.errors import ClientError, Unreachable
+from hopchain.wire import Balance, NotStarted, Recorded, Unknown
+
+DEFAULT_TIMEOUT_S: Final = 10.0
+
+
+class Choice(enum.StrEnum):
+    """Which account makes the next payment."""
+
+    DEDICATED = "dedicated"
+    LEAST_ACTIVE = "least-active"
+    TWO_CHOICES = "two-choices"
+    ROUND_ROBIN = "round-robin"
+
+
+class Ended(enum.Enum):
+    """How one payment ended, as far as is known."""
+
+    COMPLETED = enum.auto()
+    FAILED = enum.auto()  # no money moved and none will
+    UNKNOWN = enum.auto()  # the deadline passed: it may have been executed
+
+
+class TooManyFailures(ClientError):
+    """More payments failed than the pool allows; it gives out no account any more."""
+
+
+class Outflow(msgspec.Struct, frozen=True):
+    """What left the pool's accounts beside what its completed payments add up to, in minor units. `unknown`: payments
+    whose outcome is not known yet, `unknown_amount`: what they add up to."""
+
+    paid: int
+    left: int
+    unknown: int
+    unknown_amount: int
+
+    @property
+    def ok(self) -> bool:
+        """True when exactly the completed payments left; with unknown ones, when the rest could be theirs."""
+        return self.paid <= self.left <= self.paid + self.unknown_amount
+
+
+class SourcePool:
+    """Chooses accounts and counts; sends nothing by itself, so any client may be driven with it. One event loop or
+    thread uses it at a time.
+
+    `max_failures`: when more payments than this have ended as FAILED or UNKNOWN, `take` raises `TooManyFailures`;
+    None: never.
+    """
+
+    def __init__(
+        self, accounts: Sequence[str], choice: Choice, rng: random.Random, *, max_failures: int | None = None
+    ) -> None:
+        if not accounts or len(set(accounts)) != len(accounts):
+            raise LocalMisuse(f"a pool needs at least one account and each once; these are {len(accounts)}")
+        self.accounts = tuple(accounts)
+        self.choice = choice
+        self.completed = 0
+        self.failed = 0
+        self.unknown = 0
+        self._rng = rng
+        self._max_failures = max_failures
+        self._turn = 0
+        self._in_flight = dict.fromkeys(self.accounts, 0)
+        self._paid: Counter[str] = Counter()
+        self._unknown_amount = 0
+
+    @property
+    def in_flight(self) -> Mapping[str, int]:
+        """Payments of each account that have no outcome yet; a live view."""
+        return MappingProxyType(self._in_flight)
+
+    @property
+    def paid(self) -> Mapping[str, int]:
+        """What each account's completed payments add up to, in minor units; a live view."""
+        return MappingProxyType(self._paid)
+
+    def take(self, worker: int = 0, nonce: bytes | None = None) -> str:
+        """The account of the next payment, counted as in flight until `ended`. `worker` matters for DEDICATED only; a
+        payment that has a nonce of its own goes where that says. Raises `TooManyFailures`."""
+        failures = self.failed + self.unknown
+        if self._max_failures is not None and failures > self._max_failures:
+            raise TooManyFailures(
+                f"{failures} payments failed ({self.unknown} without an outcome), more than {self._max_failures}: "
+                "look at their answers, then go on with a new pool"
+            )
+        account = self._choose(worker) if nonce is None else self._named_by(nonce)
+        self._in_flight[account] += 1
+        return account
+
+    def ended(self, account: str, amount: int, how: Ended) -> None:
+        """A payment of `amount` minor units by an account from `take` has ended."""
+        if self._in_flight.get(account, 0) < 1:
+            raise LocalMisuse(f"{account} has no payment in flight: call `ended` once for each `take`")
+        self._in_flight[account] -= 1
+        match how:
+            case Ended.COMPLETED:
+                self.completed += 1
+                self._paid[account] += amount
+            case Ended.FAILED:
+                self.failed += 1
+            case Ended.UNKNOWN:
+                self.unknown += 1
+                self._unknown_amount += amount
+
+    def settled(self, account: str, amount: int, how: Ended) -> None:
+        """The outcome of a payment that had ended as UNKNOWN is known now."""
+        if self.unknown < 1 or how is Ended.UNKNOWN:
+            raise LocalMisuse(f"{self.unknown} payments are unknown, and one of {account} is said to be {how.name}")
+        self.unknown -= 1
+        self._unknown_amount -= amount
+        self._in_flight[account] += 1
+        self.ended(account, amount, how)
+
+    def check_outflow(self, before: Mapping[str, int], after: Mapping[str, int]) -> Outflow:
+        """Compare balances of all accounts of the pool (settled + incoming) from before and after its payments, when
+        nothing is in flight and nobody else pays from or to them."""
+        waiting = sum(self._in_flight.values())
+        if waiting:
+            raise LocalMisuse(f"{waiting} payments are in flight: wait for their answers before comparing balances")
+        left = sum(before[account] - after[account] for account in self.accounts)
+        return Outflow(self._paid.total(), left, self.unknown, self._unknown_amount)
+
+    def _choose(self, worker: int) -> str:
+        count = len(self.accounts)
+        match self.choice:
+            case Choice.DEDICATED:
+                return self.accounts[worker % count]
+            case Choice.LEAST_ACTIVE:
+                return min(self.accounts, key=self._in_flight.__getitem__)
+            case Choice.TWO_CHOICES:
+                one, other = self._rng.choices(self.accounts, k=2)
+                return one if self._in_flight[one] <= self._in_flight[other] else other
+            case Choice.ROUND_ROBIN:
+                account = self.accounts[self._turn]
+                self._turn = (self._turn + 1) % count
+                return account
+
+    def _named_by(self, nonce: bytes) -> str:
+        return self.accounts[int.from_bytes(hashlib.sha256(nonce).digest()[:8], "big") % len(self.accounts)]
+
+
+class PooledSender:
+    """Pays from a pool through a client. Any number of tasks may share it. `keys`: the key of each account."""
+
+    def __init__(
+        self,
+        client: Client,
+        pool: SourcePool,
+        keys: Mapping[str, Ed25519PrivateKey],
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        missing = [account for account in pool.accounts if account not in keys]
+        if missing:
+            raise LocalMisuse(f"{len(missing)} accounts of the pool have no key, the first is {missing[0]}")
+        self._client = client
+        self._pool = pool
+        self._keys = keys
+        self._timeout_s = timeout_s
+        self._unknown: list[tuple[str, int, SignedRequest]] = []
+
+    async def pay(self, postings: Sequence[Posting], *, worker: int = 0, nonce: bytes | None = None) -> Answer:
+        """Pay all `postings` from one account of the pool, or none. `nonce` as in `Client.transfer`; the same nonce
+        again is the same account again. Raises `TooManyFailures` and, counted as a failure, `Unreachable`."""
+        account = self._pool.take(worker, nonce)
+        amount = sum(posting.amount for posting in postings)
+        how = Ended.FAILED
+        signed: SignedRequest | None = None
+        try:
+            request = transfer(
+                self._client.network, account, postings, secrets.token_bytes(NONCE_BYTES) if nonce is None else nonce
+            )
+            signed = sign_request(request, self._keys[account])
+            how = Ended.UNKNOWN  # from here on, also when this call is cancelled
+            answer = await self._client.submit(signed, self._timeout_s)
+            how = _ended(answer)
+            return answer
+        except Unreachable:
+            how = Ended.FAILED
+            raise
+        finally:
+            if how is Ended.UNKNOWN and signed is not None:
+                self._unknown.append((account, amount, signed))
+            self._pool.ended(account, amount, how)
+
+    async def pay_bulk(self, postings: Sequence[Posting], *, size: int = MAX_POSTINGS) -> list[Answer | ClientError]:
+        """Pay any number of postings in requests of at most `size`, as many at once as the pool has accounts. What
+        became of each request, in order of its postings; one that fails does not stop the others."""
+        if not 1 <= size <= MAX_POSTINGS:
+            raise LocalMisuse(f"a request of {size} postings: it holds 1 to {MAX_POSTINGS}")
+        parts = [postings[at : at + size] for at in range(0, len(postings), size)]
+        answers: dict[int, Answer | ClientError] = {}
+
+        async def work(worker: int, queue: Iterator[tuple[int, Sequence[Posting]]]) -> None:
+            for number, part in queue:
+                try:
+                    answers[number] = await self.pay(part, worker=worker)
+                except ClientError as error:
+                    answers[number] = error
+
+        queue = iter(enumerate(parts))
+        async with anyio.create_task_group() as tasks:
+            for worker in range(min(len(self._pool.accounts), len(parts))):
+                tasks.start_soon(work, worker, queue)
+        return [answers[number] for number in range(len(parts))]
+
+    async def settle(self) -> int:
+        """Send every payment without an outcome once more, which executes none twice. How many remain without one.
+        One task at a time. Raises `Unreachable`."""
+        for payment in list(self._unknown):
+            account, amount, signed = payment
+            answer = await self._client.submit(signed, self._timeout_s)
+            if not isinstance(answer, Unknown | NotStarted):  # not started here: an earlier node may still have it
+                self._unknown.remove(payment)
+                self._pool.settled(account, amount, _ended(answer))
+        return len(self._unknown)
+
+    async def balances(self) -> dict[str, int]:
+        """What each account of the pool can spend (settled + incoming), as a majority of the nodes knows it."""
+        found = {}
+        for account in self._pool.accounts:
+            answer = await self._client.balance(account, linearizable=True)
+            if not isinstance(answer, Balance):
+                raise LocalMisuse(f"the balance of {account} is not known: {answer}")
+            found[account] = answer.settled + answer.incoming
+        return found
+
+
+def _ended(answer: Answer) -> Ended:
+    if isinstance(answer, Unknown):
+        return Ended.UNKNOWN
+    completed = isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED
+    return Ended.COMPLETED if completed else Ended.FAILED
