@@ -52,6 +52,7 @@ class Driver:
         serve_read: Callable[[Session, Read], None],
         look_up: Callable[[bytes], None],
         on_contacts: Callable[[frozenset[NodeId]], None] = lambda contacts: None,
+        on_changed: Callable[[frozenset[str]], None] = lambda accounts: None,
     ) -> None:
         self._core = core
         self._database = database
@@ -59,6 +60,7 @@ class Driver:
         self._serve_read = serve_read
         self._look_up = look_up
         self._on_contacts = on_contacts
+        self._on_changed = on_changed
         self._inbox: deque[Event] = deque()
         self._arrived = trio.Event()
         self._room = trio.lowlevel.ParkingLot()
@@ -152,9 +154,10 @@ class Driver:
         needs = self._core.needs(events, now)
         loaded = Loaded() if needs == _NO_NEEDS else await self._database.run(load, needs)
         effects = self._core.step(loaded, now)
+        changed = _accounts(effects.persist)
         if effects.facts is not None:
             if effects.facts.answers:
-                self._committing = _accounts(effects.persist)
+                self._committing = changed
             self._send(effects.facts.send)
             for answer in effects.facts.answers:
                 self.reply(answer.caller, answer.body)
@@ -162,6 +165,8 @@ class Driver:
             await self._database.run(commit, effects.persist)
             self.counters["commits"] += 1
             self.counters["rows_written"] += len(effects.persist)
+        if changed:
+            self._on_changed(changed)
         self._committing = frozenset()
         self._committed.unpark_all()
         self.counters["turns"] += 1

@@ -23,7 +23,7 @@ from chain.request import ANY_TIP, Kind, Request, RequestId, SignedRequest, deco
 from chain.rows import AccountHead, OutcomeRow
 from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
-from node.acceptor import slot_of
+from node.acceptor import birth_epoch, slot_of
 from node.due import Due
 from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotResult, height_of
 from node.messages import Declined, Forward, Item, Moved, NotOwner, SlotName
@@ -162,7 +162,7 @@ class Gateway:
                 reason = f"no majority of the {len(self._self.view.group(route_key(at.slot)))} nodes that know {account} answered"
                 turn.answer(event.caller, NotStarted(request_id, "no_majority", reason))
 
-        self._inquiries.ask_slot(turn, at, done)
+        self._inquiries.ask_slot(turn, at, birth_epoch(head), done)
 
     def _admit(self, turn: Turn, event: ClientSubmit, queued: Queued) -> None:
         job = self._jobs.get(queued.request_id)

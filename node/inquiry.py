@@ -55,6 +55,7 @@ IncomeDone = Callable[[Turn, bool], None]
 
 class _SlotInquiry(msgspec.Struct):
     at: SlotName
+    born: int
     group: tuple[NodeId, ...]
     done: SlotDone
     deadline: float
@@ -105,15 +106,16 @@ class Inquiries:
 
     # --- a slot ---
 
-    def ask_slot(self, turn: Turn, at: SlotName, done: SlotDone) -> None:
-        """Ask a majority of the slot's group whether it has a successor; `done` is called once, maybe at once."""
+    def ask_slot(self, turn: Turn, at: SlotName, born: int, done: SlotDone) -> None:
+        """Ask a majority of the slot's group whether it has a successor; `done` is called once, maybe at once. `born`: the
+        slot's birth epoch. The group of an earlier view has no say (R3), so this node waits for that view."""
         if len(self) >= MAX_INQUIRIES:
             done(turn, SlotResult(known=False, taken=False))
             return
         number = self._number()
         group = self._self.view.group(route_key(at.slot))
         now = turn.now.mono
-        inquiry = _SlotInquiry(at, group, done, now + ASK_DEADLINE_S, now)
+        inquiry = _SlotInquiry(at, born, group, done, now + ASK_DEADLINE_S, now)
         self._slots[number] = inquiry
         self._by_slot.setdefault(at.slot, set()).add(number)
         self._ask_slot_again(turn, number, inquiry)
@@ -162,7 +164,7 @@ class Inquiries:
 
     def _settle_slot(self, turn: Turn, number: int) -> None:
         inquiry = self._slots[number]
-        if len(inquiry.empty) >= majority(len(inquiry.group)):
+        if len(inquiry.empty) >= majority(len(inquiry.group)) and inquiry.born <= self._self.view.epoch:
             self._end_slot(turn, number, SlotResult(known=True, taken=False))
 
     def _end_slot(self, turn: Turn, number: int, result: SlotResult) -> None:

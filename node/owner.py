@@ -35,7 +35,7 @@ from chain.request import (
 )
 from chain.rows import AccountHead
 from chain.rules import Formed, Queued, form_link
-from node.acceptor import Acceptor, is_fast, slot_of
+from node.acceptor import Acceptor, birth_epoch, is_fast, slot_of
 from node.due import Due
 from node.identity import Identity
 from node.inquiry import Inquiries, SlotResult, height_of
@@ -262,7 +262,7 @@ class Owner:
         if self._self.id not in group:
             self._hand_over(turn, work, at)
             return
-        if not self._may_work_on(at):
+        if not self._may_work_on(at, birth_epoch(head)):
             self._wake(work, turn.now.mono + BACKOFF_S)
             return
         if work.proposer is None:
@@ -274,11 +274,12 @@ class Owner:
         if work.proposer is not None and self._may_propose(work):
             self._form(turn, work)
 
-    def _may_work_on(self, at: SlotName) -> bool:
-        """R7: only where this node is ACTIVE. A merged vote of a later epoch waits for that epoch's view (R2)."""
+    def _may_work_on(self, at: SlotName, born: int) -> bool:
+        """R7: only where this node is ACTIVE. R2, R3: a slot that was born in a later epoch than this node has installed, or
+        has a merged vote of one, waits for that epoch's view."""
         vote = self._acceptor.vote(Slot(at.slot))
-        known = vote is None or vote.promised.epoch <= self._self.view.epoch
-        return known and self._self.is_active(route_key(at.slot))
+        newest = max(born, vote.promised.epoch if vote is not None else born)
+        return newest <= self._self.view.epoch and self._self.is_active(route_key(at.slot))
 
     def on_view(self, turn: Turn) -> None:
         """Another view is installed: ballots of the epoch before are over, the queues go to whose they are now."""
@@ -392,7 +393,9 @@ class Owner:
                     work.absent.add(name)
                 asked(turn)
 
-            self._inquiries.ask_slot(turn, SlotName(opening_slot(self._self.network, name), name, 0), done)
+            self._inquiries.ask_slot(
+                turn, SlotName(opening_slot(self._self.network, name), name, 0), birth_epoch(None), done
+            )
 
         for name in names:
             on_slot(name)

@@ -13,7 +13,7 @@ import msgspec
 from chain.link import Link, opening_slot
 from chain.needs import Needs
 from hopchain.wire import AskBalance, Unknown
-from node.acceptor import slot_of
+from node.acceptor import birth_epoch, slot_of
 from node.due import Due
 from node.inquiry import Inquiries, SlotResult, height_of
 from node.replica import Replica
@@ -87,7 +87,7 @@ class Reading:
             else:
                 turn.answer(event.caller, Unknown(b"", f"the income of {account} could not be asked of enough nodes"))
 
-        self._inquiries.ask_slot(turn, at, done)
+        self._inquiries.ask_slot(turn, at, birth_epoch(head), done)
 
     def _on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
         waits = self._waits.get(link.account)

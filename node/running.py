@@ -89,6 +89,7 @@ class RunningNode:
             serve_read=self._serve_read,
             look_up=self._look_up,
             on_contacts=self._on_contacts,
+            on_changed=lambda accounts: self._serving.forget(accounts),
         )
         member = core.view.member(node_id)
         incarnation = member.incarnation if member is not None else 1

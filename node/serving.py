@@ -14,6 +14,7 @@ from chain.errors import RemoteFault
 from chain.genesis import Genesis
 from chain.link import opening_slot
 from chain.names import check_name_untrusted
+from chain.reads import Balance as FoundBalance
 from chain.reads import ChainLink, list_accounts, read_balance, read_chain, read_outcome, state_digest
 from chain.request import HASH_BYTES, RequestId
 from hopchain import wire
@@ -30,6 +31,8 @@ from routing.view import View
 MAX_CHAIN_BYTES: Final = (
     1024 * 1024
 )  # of one Chain answer above its first link; the client asks on from the next height
+
+MAX_BALANCES: Final = 100_000  # remembered: some 50 MB
 
 Read = (
     wire.AskOutcome
@@ -80,6 +83,8 @@ class Serving:
         self._certificate_until_ms = certificate_until_ms
         self._client_port_of = client_port_of
         self._started = clock().mono
+        self._balances: dict[str, FoundBalance] = {}
+        self._version = 0  # of the database: the number of commits that changed accounts
         self.dht: Dht | None = None
 
     async def answer(self, body: Read) -> wire.ReplyBody:
@@ -113,8 +118,26 @@ class Serving:
             case _:
                 assert_never(body)
 
+    def forget(self, accounts: frozenset[str]) -> None:
+        """A commit has changed these accounts: what is remembered of them is over."""
+        self._version += 1
+        for account in accounts:
+            self._balances.pop(account, None)
+
+    async def _found(self, account: str) -> FoundBalance | None:
+        """The balance as the database has it; from memory when no commit has changed it since it was read last."""
+        found = self._balances.get(account)
+        if found is None:
+            version = self._version
+            found = await self._reader.run(read_balance, account)
+            if found is not None and version == self._version:  # else it may be of before a commit
+                if len(self._balances) >= MAX_BALANCES:
+                    del self._balances[next(iter(self._balances))]
+                self._balances[account] = found
+        return found
+
     async def _balance(self, ask: wire.AskBalance) -> wire.ReplyBody:
-        found = await self._reader.run(read_balance, ask.account)
+        found = await self._found(ask.account)
         if found is None:
             return wire.NotFound(f"account {ask.account}")
         return wire.Balance(
@@ -136,7 +159,7 @@ class Serving:
         )
 
     async def _chain(self, ask: wire.AskChain) -> wire.ReplyBody:
-        balance = await self._reader.run(read_balance, ask.account)
+        balance = await self._found(ask.account)
         if balance is None:
             return wire.NotFound(f"account {ask.account}")
         limit = min(max(ask.limit, 1), wire.MAX_PAGE)
@@ -159,7 +182,7 @@ class Serving:
         assert self.dht is not None
         slot = ask.key
         if ask.account:
-            found = await self._reader.run(read_balance, ask.account)
+            found = await self._found(ask.account)
             slot = found.tip if found is not None else opening_slot(self._network, ask.account)
         key = slot[:ID_BYTES]
         group = self._core.view.group(key)

@@ -110,6 +110,51 @@ async def test_a_balance_says_what_is_settled_what_comes_in_and_how_old_it_is(se
     assert (mint.settled, mint.issuer) == (-120, True)
 
 
+class Counted:
+    """A database that counts what it is asked; `before_return` runs when a result is on its way."""
+
+    def __init__(self, inner: InlineDatabase) -> None:
+        self.inner = inner
+        self.count = 0
+        self.before_return: Callable[[], None] = lambda: None
+
+    async def run(self, function: Callable[..., object], *args: object) -> object:
+        self.count += 1
+        result = await self.inner.run(function, *args)
+        self.before_return()
+        return result
+
+
+async def settled(serving: Serving, account: str) -> int:
+    answer = await serving.answer(wire.AskBalance(account))
+    assert isinstance(answer, wire.Balance)
+    return answer.settled + answer.incoming
+
+
+async def test_a_balance_comes_from_memory_until_a_commit_changes_it(serving: Serving, bank: Bank) -> None:
+    database = serving._reader = Counted(InlineDatabase(bank.conn))  # type: ignore[assignment]
+    assert [await settled(serving, "bob") for _ in range(3)] == [30, 30, 30]
+    assert database.count == 1
+    bank.pay("alice", ("bob", 5))
+    assert await settled(serving, "bob") == 30, "the driver has not said that the commit is over"
+    serving.forget(frozenset({"alice", "bob"}))
+    assert await settled(serving, "bob") == 35
+    assert database.count == 2
+
+
+async def test_a_balance_that_a_commit_overtook_is_not_remembered(serving: Serving, bank: Bank) -> None:
+    database = serving._reader = Counted(InlineDatabase(bank.conn))  # type: ignore[assignment]
+
+    def overtake() -> None:
+        database.before_return = lambda: None
+        bank.pay("alice", ("bob", 5))
+        serving.forget(frozenset({"alice", "bob"}))
+
+    database.before_return = overtake
+    assert await settled(serving, "bob") == 30, "as it was when it was read"
+    assert await settled(serving, "bob") == 35
+
+
 def hear(core: Core, *events: Event) -> None:
     core.needs(events, NOW)
     core.step(Loaded(), NOW)

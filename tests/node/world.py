@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import Any
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -357,10 +358,11 @@ class World:
 
     def open_funded(self, **amounts: int) -> None:
         """Open accounts, and pay each what it is to have."""
+        at = self.view.ids[0]
         for name, amount in amounts.items():
-            assert self.settle(self.ids[0], self.open_request(name)).outcome == Outcome.COMPLETED
+            assert self.settle(at, self.open_request(name)).outcome == Outcome.COMPLETED
             if amount:
-                self.settle(self.ids[0], self.pay_request("mint", name, amount))
+                self.settle(at, self.pay_request("mint", name, amount))
         self.run(1)
 
     def pay(self, sender: str, recipient: str, amount: int, *, at: NodeId, tip: bytes = ANY_TIP) -> ReplyBody:
@@ -378,7 +380,7 @@ class World:
         by: str = "operator",
         force: bool = False,
         timeout_s: float = 20.0,
-        **fields: object,
+        **fields: Any,
     ) -> "Asked":
         """Hand a signed change of the members to a node; `fields` are of the change, to make a wrong one."""
         change = Change(self.network, action, self.keys[node], 1, EPOCH_MS + 10**9, force)

@@ -1,0 +1,619 @@
+"""Whole cores whose members change: what is answered, what is refused, and what survives crashes (design R1, R5, R6, R9, R12).
+
+`tests.node.watch` looks on: I12 (views in order, with the votes of a majority), R7 (no vote before ACTIVE) and the rest.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from chain.link import Outcome
+from chain.store import load_views
+from hopchain.change import ChangeAction
+from hopchain.wire import Changed, NotStarted, Recorded, Refused, ReplyBody, Unknown
+from node import membership
+from node.messages import (
+    AskViews,
+    Message,
+    Ping,
+    SyncPart,
+    ViewAccept,
+    ViewAccepted,
+    ViewPrepare,
+    ViewPromise,
+    Views,
+)
+from node.paxos import Ballot
+from node.turn import FromPeer, ToldRemoved
+from routing.errors import RoutingFault
+from routing.keyspace import NodeId
+from routing.view import View, encode_view, member_of, with_member, without_member
+from tests.node.world import Doom, Faults, World, key_of, public
+
+ADD, REMOVE = ChangeAction.ADD, ChangeAction.REMOVE
+
+
+def grown(nodes: int, first: int, k: int = 3, seed: int = 1) -> World:
+    """`first` members that know each other, and guests."""
+    world = World(nodes, k, seed, first=first)
+    world.run(1.0)
+    return world
+
+
+def changed(answer: ReplyBody, epoch: int, *, member: bool) -> None:
+    assert isinstance(answer, Changed), answer
+    assert (answer.epoch, answer.member) == (epoch, member)
+
+
+def at_rest(world: World, epoch: int, *, without: tuple[NodeId, ...] = ()) -> None:
+    """Every living member has the view and is ACTIVE; nothing waits; money and replicas are whole."""
+    world.run(8.0)
+    view = world.watch.views[-1]
+    assert view.epoch == epoch
+    for node in view.ids:
+        core = world.core(node)
+        assert core.view.hash == view.hash
+        assert core.fully_active
+        assert core.membership.settled
+        gauges = core.gauges()
+        assert (gauges.undecided_votes, gauges.syncing, gauges.changes, gauges.waiting_links) == (0, 0, 0, 0)
+        assert not any(name.startswith("peer_fault") for name in core.counters), core.counters
+        assert world.money(node) == 0
+    digests = {world.digest(node) for node in view.ids if node not in without}
+    assert len(digests) == 1
+
+
+def code(answer: ReplyBody) -> str:
+    assert isinstance(answer, Refused | NotStarted), answer
+    return answer.code
+
+
+# --- changes that are made ---
+
+
+def test_a_guest_becomes_a_member_and_votes() -> None:
+    world = grown(3, 2, k=3)
+    world.open_funded(alice=1000, bob=0)
+    (guest,) = world.guests
+    assert not world.core(guest).view.is_member(guest)
+    changed(world.add(world.ids[0], guest), 2, member=True)
+    assert world.watch.views[1].by == world.ids[0]
+    for dead in (node for node in world.ids if node != guest):  # with any one of the others it is a majority
+        world.crash(dead)
+        answer = world.pay("alice", "bob", 10, at=guest)
+        assert isinstance(answer, Recorded), answer
+        world.start(dead)
+        world.run(1.0)
+    at_rest(world, 2)
+
+
+def test_a_member_leaves_with_its_own_signature_and_another_may_not_send_it_away() -> None:
+    world = grown(3, 3)
+    leaver, other = world.ids[:2]
+    names = {
+        node: f"node {i}" for i in range(3) for node in world.ids if world.keys[node] == public(key_of(f"node {i}"))
+    }
+    assert code(world.answer_of(world.change(other, REMOVE, leaver, by=names[other]))) == "bad_signature"
+    changed(world.answer_of(world.change(other, REMOVE, leaver, by=names[leaver])), 2, member=False)
+    assert not world.core(other).view.is_member(leaver)
+
+
+def test_views_grow_and_shrink_one_after_the_other_under_load() -> None:
+    """1 -> 5 -> 2, with payments at every step."""
+    world = grown(5, 1)
+    world.open_funded(alice=1000, bob=0)
+    (founder,) = world.view.ids
+    paid = 0
+    for epoch, guest in enumerate(world.guests, start=2):
+        asked = world.change(founder, ADD, guest)
+        paid += isinstance(world.pay("alice", "bob", 1, at=founder), Recorded)
+        changed(world.answer_of(asked), epoch, member=True)
+    survivors = world.guests[-2:]
+    for epoch, gone in enumerate([founder, *world.guests[:-2]], start=6):
+        asked = world.change(survivors[0], REMOVE, gone)
+        paid += isinstance(world.pay("alice", "bob", 1, at=survivors[1]), Recorded)
+        changed(world.answer_of(asked), epoch, member=False)
+    at_rest(world, 8)
+    assert paid == 7
+    assert world.watch.spendable("bob") == paid
+    assert [len(view.members) for view in world.watch.views] == [1, 2, 3, 4, 5, 4, 3, 2]
+
+
+def test_changes_that_are_asked_at_once_are_made_one_by_one() -> None:
+    """R9: each waits until the one before is ACTIVE; all are answered."""
+    world = grown(6, 3)
+    asked = [world.change(world.view.ids[i % 3], ADD, guest) for i, guest in enumerate(world.guests)]
+    answers = [world.answer_of(each) for each in asked]
+    assert sorted(answer.epoch for answer in answers if isinstance(answer, Changed)) == [2, 3, 4]
+    at_rest(world, 4)
+
+
+def test_a_change_asked_twice_is_made_once() -> None:
+    world = grown(4, 3)
+    (guest,) = world.guests
+    members = world.view.ids
+    asked = [world.change(node, ADD, guest) for node in members]
+    for each in asked:
+        changed(world.answer_of(each), 2, member=True)
+    changed(world.add(members[1], guest), 2, member=True)
+    changed(world.remove(members[0], guest), 3, member=False)
+    changed(world.remove(members[2], guest), 3, member=False)
+    at_rest(world, 3)
+
+
+def test_an_added_node_that_is_dead_is_taken_back() -> None:
+    """The barrier holds up everything else, but not the undo (R9)."""
+    world = grown(4, 3)
+    (guest,) = world.guests
+    members = world.view.ids
+    world.lose = lambda source, target, message: isinstance(message, SyncPart)
+    asked = world.change(members[0], ADD, guest, timeout_s=3)
+    assert world.run_until(lambda: set(world.epochs()) == {2}, 5)
+    world.crash(guest)
+    other = world.change(members[1], REMOVE, members[2], timeout_s=2, force=True)
+    assert isinstance(world.answer_of(asked), Unknown)
+    assert code(world.answer_of(other)) == "not_in_time"
+    assert {world.core(node).view.epoch for node in members} == {2}
+    undo = world.change(members[0], REMOVE, guest)
+    assert world.run_until(lambda: {world.core(node).view.epoch for node in members} == {3}, 5)
+    assert undo.answer is None, "nothing is ACTIVE yet"
+    world.heal()
+    changed(world.answer_of(undo), 3, member=False)
+    assert world.watch.views[2].members == world.watch.views[0].members
+    at_rest(world, 3)
+
+
+def test_the_next_view_waits_until_this_one_is_active() -> None:
+    """R9. Nobody may sync: the second change is not proposed, though a majority would vote for it."""
+    world = grown(5, 3)
+    first, second = world.guests
+    members = world.view.ids
+    world.lose = lambda source, target, message: isinstance(message, SyncPart)
+    one = world.change(members[0], ADD, first)
+    assert world.run_until(lambda: set(world.epochs()) == {2}, 5)
+    two = world.change(members[1], ADD, second)
+    world.run(5.0)
+    assert set(world.epochs()) == {2}
+    assert one.answer is None
+    assert two.answer is None
+    assert not world.core(members[1]).membership.settled
+    world.heal()
+    answer = world.answer_of(one)
+    assert isinstance(answer, Changed)
+    assert answer.member
+    changed(world.answer_of(two), 3, member=True)
+    at_rest(world, 3)
+
+
+def test_a_lagging_member_does_not_take_an_old_view_for_the_newest() -> None:
+    """It knows nothing of the addition, so a removal looks as if it was made already: it asks a majority first."""
+    world = grown(4, 3)
+    (guest,) = world.guests
+    lagging, *others = world.view.ids
+    world.part([*others, guest], [lagging])
+    changed(world.add(others[0], guest), 2, member=True)
+    asked = world.change(lagging, REMOVE, guest)
+    world.run(3.0)
+    assert asked.answer is None
+    assert world.core(lagging).view.epoch == 1
+    world.heal()
+    changed(world.answer_of(asked), 3, member=False)
+    at_rest(world, 3)
+
+
+# --- changes that are refused ---
+
+
+@pytest.mark.parametrize(
+    ("expected", "by", "fields"),
+    [
+        ("bad_signature", "stranger", {}),
+        ("expired", "operator", {"expires_ms": 1_700_000_000_000 - 1}),
+        ("network", "operator", {"network": bytes(32)}),
+    ],
+)
+def test_a_change_that_nobody_may_ask_for_is_refused(expected: str, by: str, fields: dict[str, Any]) -> None:
+    world = grown(4, 3)
+    asked = world.change(world.ids[0], ADD, world.guests[0], by=by, **fields)
+    assert code(world.answer_of(asked)) == expected
+    world.run(2.0)
+    assert set(world.epochs()) == {1}
+
+
+def test_a_node_that_is_not_connected_is_not_added() -> None:
+    world = grown(4, 3)
+    world.crash(world.guests[0])
+    world.run(1.0)
+    assert code(world.add(world.view.ids[0], world.guests[0])) == "not_connected"
+    assert set(world.epochs()) == {1}
+
+
+def test_a_node_that_lacks_many_links_is_not_added_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "MAX_BEHIND", 2)
+    world = grown(4, 3)
+    (guest,) = world.guests
+    at = world.view.ids[0]
+    world.lose = lambda source, target, message: target == guest and not isinstance(message, Ping)
+    world.open_funded(alice=1000, bob=0)
+    world.run(1.0)
+    answer = world.add(at, guest)
+    assert code(answer) == "behind"
+    assert "lacks 3 links" in str(answer)
+    world.heal()
+    world.run(5.0)
+    changed(world.add(at, guest), 2, member=True)
+
+
+def test_ids_do_not_come_back() -> None:
+    world = grown(4, 4)
+    gone, *rest = world.ids
+    changed(world.remove(rest[0], gone), 2, member=False)
+    for at in rest:
+        answer = world.add(at, gone)
+        assert code(answer) == "removed"
+        assert "removed in epoch 2" in str(answer)
+    assert set(world.watch.views[-1].ids) == set(rest)
+
+
+def test_a_removal_that_leaves_no_majority_must_be_forced() -> None:
+    world = grown(3, 3)
+    here, there, leaver = world.ids
+    world.crash(there)
+    world.run(3.0)
+    answer = world.remove(here, leaver)
+    assert code(answer) == "unsafe"
+    assert "1 of the 2 members" in str(answer)
+    assert world.core(here).view.epoch == 1
+    forced = world.change(here, REMOVE, leaver, force=True, timeout_s=4)
+    assert isinstance(world.answer_of(forced), Unknown), "the view is made, and waits for the dead to be ACTIVE"
+    assert world.core(here).view.epoch == 2
+    world.start(there)
+    at_rest(world, 2)
+
+
+def test_the_last_member_stays() -> None:
+    world = grown(1, 1)
+    answer = world.remove(world.ids[0], world.ids[0])
+    assert code(answer) == "impossible"
+    assert "last member" in str(answer)
+
+
+def test_a_guest_changes_nothing() -> None:
+    world = grown(4, 3)
+    (guest,) = world.guests
+    answer = world.add(guest, guest)
+    assert isinstance(answer, NotStarted)
+    assert answer.code == "not_member"
+    world.run(2.0)
+    assert set(world.epochs()) == {1}
+
+
+def test_changes_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "MAX_CHANGES", 2)
+    world = grown(4, 3)
+    here, *others = world.view.ids
+    for other in others:
+        world.crash(other)
+    world.run(0.5)
+    asked = [world.change(here, REMOVE, others[0], force=True, timeout_s=3) for _ in range(3)]
+    answers = [world.answer_of(each) for each in asked]
+    assert [getattr(answer, "code", "unknown") for answer in answers] == ["unknown", "not_in_time", "busy"]
+    assert isinstance(answers[0], Unknown)
+
+
+# --- members, guests, removed ---
+
+
+def test_a_guest_follows_everything_and_votes_on_nothing() -> None:
+    world = grown(4, 3)
+    (guest,) = world.guests
+    world.open_funded(alice=1000, bob=0)
+    world.pay("alice", "bob", 10, at=world.view.ids[0])
+    assert world.run_until(lambda: world.height(guest, "alice") == 1, 5)
+    answer = world.pay("alice", "bob", 10, at=guest)
+    assert isinstance(answer, NotStarted)
+    assert answer.code == "not_member"
+    world.run(3.0)
+    assert world.height(guest, "alice") == 1
+    assert world.core(guest).gauges().undecided == 0
+    assert not world.core(guest).peers.has_majority(world._clock(world.nodes[guest])), "its reads are stale"
+
+
+@pytest.mark.parametrize("learns", ["from the view", "from a refusal"])
+def test_who_was_removed_reads_stale_and_takes_no_requests(learns: str) -> None:
+    world = grown(4, 4)
+    world.open_funded(alice=1000, bob=0)
+    gone, *rest = world.ids
+    if learns == "from a refusal":
+        world.part([gone], rest)
+    changed(world.remove(rest[0], gone), 2, member=False)
+    world.run(1.0)
+    core = world.core(gone)
+    if learns == "from a refusal":
+        assert core.membership.removed_in == 0
+        world.heal()
+        world.lose = lambda source, target, message: target == gone and isinstance(message, Views)
+        world.deliver(gone, FromPeer(rest[0], Ping(0.0, 0, 0, 1, True, 0)))
+        world.deliver(gone, ToldRemoved(rest[0]))
+        world.run(0.2)
+        assert core.told_removed
+    else:
+        assert core.membership.removed_in == 2
+    assert not core.peers.has_majority(world._clock(world.nodes[gone]))
+    answer = world.pay("alice", "bob", 10, at=gone)
+    assert isinstance(answer, NotStarted)
+    assert answer.code == "not_member"
+    assert world.core(rest[0]).membership.removed_epoch(gone) == 2
+    assert isinstance(world.pay("alice", "bob", 10, at=rest[0]), Recorded)
+
+
+def test_the_removed_are_contacts_until_the_view_without_them_is_active() -> None:
+    world = grown(4, 4)
+    gone, *rest = world.ids
+    world.lose = lambda source, target, message: isinstance(message, SyncPart)
+    world.change(rest[0], REMOVE, gone)
+    assert world.run_until(lambda: world.core(rest[0]).view.epoch == 2, 5)
+    core = world.core(rest[0])
+    assert core.membership.contacts() == set(world.ids)
+    assert core.membership.is_refused(gone) == 0
+    world.heal()
+    at_rest(world, 2)
+    world.run(membership.LINGER_S + 1)
+    assert core.membership.contacts() == set(rest)
+    assert core.membership.is_refused(gone) == 2
+
+
+# --- proposers that die, and restarts ---
+
+
+def test_a_view_that_a_majority_voted_for_is_finished_by_others() -> None:
+    """R1. All votes for it are lost on the way back, and its proposer dies."""
+    world = grown(6, 5)
+    (guest,) = world.guests
+    proposer, *others = world.view.ids
+    world.lose = lambda source, target, message: target == proposer and isinstance(message, ViewAccepted)
+    asked = world.change(proposer, ADD, guest)
+    rows = "SELECT count(*) FROM votes WHERE account = '' AND link IS NOT NULL"
+    assert world.run_until(lambda: sum(world.nodes[n].conn.execute(rows).fetchone()[0] for n in others) == 4, 5)
+    assert set(world.epochs()) == {1}
+    world.crash(proposer)
+    assert asked.answer is None
+    assert world.run_until(lambda: {world.core(node).view.epoch for node in others} == {2}, 10)
+    assert world.watch.views[1].by == proposer
+    assert world.watch.views[1].is_member(guest)
+    world.start(proposer)
+    at_rest(world, 2)
+
+
+def test_what_another_has_voted_for_goes_before_ones_own_change() -> None:
+    world = grown(5, 3)
+    first, second = world.guests
+    a, b, c = world.view.ids
+    world.lose = lambda source, target, message: isinstance(message, ViewAccept) and target == b
+    world.change(a, ADD, first)
+    rows = "SELECT count(*) FROM votes WHERE account = '' AND link IS NOT NULL"
+    assert world.run_until(lambda: world.nodes[c].conn.execute(rows).fetchone()[0] == 1, 5)
+    world.crash(a)
+    world.heal()
+    changed(world.add(b, second), 3, member=True)
+    assert [world.watch.views[2].is_member(node) for node in (first, second)] == [True, True]
+    assert world.watch.views[1].is_member(first)
+    world.start(a)
+    at_rest(world, 3)
+
+
+@pytest.mark.parametrize("doom", Doom)
+@pytest.mark.parametrize("who", ["proposer", "voter", "guest"])
+def test_a_crash_at_every_write_of_a_change_leaves_one_chain_of_views(who: str, doom: Doom) -> None:
+    """The n-th commit of one node after the change was asked, for all n."""
+    for number in range(1, 40):
+        world = grown(4, 3, seed=number)
+        world.open_funded(alice=100, bob=0)
+        (guest,) = world.guests
+        members = world.view.ids
+        victim = {"proposer": members[0], "voter": members[1], "guest": guest}[who]
+        commits = 0
+        dead = False
+        persist = world.finish_turn
+
+        def finish_turn(node: object, effects: object) -> None:
+            nonlocal commits
+            if node is world.nodes[victim] and effects.persist and not dead:  # type: ignore[attr-defined]  # noqa: B023
+                commits += 1
+                if commits == number:  # noqa: B023
+                    world.doom(victim, doom)  # noqa: B023
+            persist(node, effects)  # type: ignore[arg-type]  # noqa: B023
+
+        world.finish_turn = finish_turn  # type: ignore[method-assign]
+        world.change(members[0], ADD, guest)
+        died = world.run_until(lambda: world.nodes[victim].core is None, 4)  # noqa: B023
+        dead = True
+        if not died:
+            assert number > 2, "the change writes several times"
+            at_rest(world, 2)
+            return
+        assert isinstance(world.pay("alice", "bob", 1, at=members[2]), Recorded)
+        world.start(victim)
+        world.run(2.0)
+        if world.watch.views[-1].epoch == 1:
+            changed(world.add(members[1], guest), 2, member=True)
+        at_rest(world, 2)
+    raise AssertionError("the change does not end")
+
+
+def test_a_restart_keeps_the_views_and_where_it_is_active() -> None:
+    world = grown(4, 3)
+    (guest,) = world.guests
+    changed(world.add(world.view.ids[0], guest), 2, member=True)
+    world.run(2.0)
+    before = {node: (world.core(node).view.hash, world.core(node).active) for node in world.ids}
+    for node in world.ids:
+        world.crash(node)
+    for node in world.ids:
+        world.start(node)
+        assert (world.core(node).view.hash, world.core(node).active) == before[node]
+        assert [row[0] for row in load_views(world.nodes[node].conn)] == [1, 2]
+    world.open_funded(alice=100, bob=0)
+    at_rest(world, 2)
+
+
+def test_a_node_that_was_away_installs_every_view_in_between() -> None:
+    """R6."""
+    world = grown(5, 3)
+    away = world.view.ids[2]
+    world.crash(away)
+    world.run(3.0)
+    at = world.view.ids[0]
+    for epoch, guest in enumerate(world.guests, start=2):
+        changed(world.add(at, guest), epoch, member=True)
+    world.start(away)
+    assert world.run_until(lambda: world.core(away).view.epoch == 3, 5)
+    assert [row[0] for row in load_views(world.nodes[away].conn)] == [1, 2, 3]
+    at_rest(world, 3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_changes_in_a_broken_network_end_in_one_chain_of_views(seed: int) -> None:
+    world = World(6, 3, seed, Faults(loss=0.15, repeat=0.2, delay_s=(0.001, 0.08)), first=3)
+    world.run(1.0)
+    world.open_funded(alice=1000, bob=0)
+    members = world.view.ids
+    for node in world.guests:
+        world.change(world.rng.choice(members), ADD, node, timeout_s=30)
+    world.change(members[0], REMOVE, members[1], timeout_s=30)
+    calls = [world.submit(members[2], world.pay_request("alice", "bob", 1), timeout_s=25) for _ in range(10)]
+    for _ in range(4):
+        victim = world.rng.choice(world.alive)
+        world.crash(victim)
+        world.run(world.rng.uniform(0.2, 1.5))
+        world.start(victim)
+        world.run(world.rng.uniform(0.2, 1.5))
+    world.heal()
+    world.run(35.0)
+    at_rest(world, world.watch.views[-1].epoch)
+    assert world.watch.views[-1].epoch >= 2
+    for call in calls:
+        assert call.gone or isinstance(call.answer, Recorded | Unknown | NotStarted), call.answer
+    completed = sum(o is Outcome.COMPLETED for (name, _), (o, _) in world.watch.outcomes.items() if name == "alice")
+    assert world.watch.spendable("bob") == completed - 1, "the opening is a completed one too"
+
+
+# --- messages that break the rules ---
+
+
+def next_view(view: View, by: NodeId) -> View:
+    return with_member(view, member_of(public(key_of("somebody"))), 1, by)
+
+
+def two_more(world: World, node: NodeId) -> bytes:
+    view = next_view(world.view, node)
+    other = with_member(view, member_of(public(key_of("somebody else"))), 1, node)
+    return encode_view(msgspec.structs.replace(other, epoch=2, prev_hash=world.view.hash))
+
+
+def of_another_network(world: World, node: NodeId) -> bytes:
+    return encode_view(msgspec.structs.replace(next_view(world.view, node), network=b"\x01" * 32))
+
+
+def of_another_parent(world: World, node: NodeId) -> bytes:
+    return encode_view(msgspec.structs.replace(next_view(world.view, node), prev_hash=b"\x01" * 32))
+
+
+BAD_VIEWS: dict[str, Callable[[World, NodeId], bytes]] = {
+    "garbage": lambda world, node: b"\x00" * 200,
+    "empty": lambda world, node: b"",
+    "two members more": two_more,
+    "of another network": of_another_network,
+    "of another parent": of_another_parent,
+    "cut short": lambda world, node: encode_view(next_view(world.view, node))[:-1],
+}
+
+
+@pytest.mark.parametrize("how", ["decided", "proposed"])
+@pytest.mark.parametrize("name", BAD_VIEWS)
+def test_a_view_that_may_not_follow_is_a_fault_and_changes_nothing(name: str, how: str) -> None:
+    world = grown(3, 3)
+    target, source = world.ids[:2]
+    raw = BAD_VIEWS[name](world, source)
+    message: Message = Views((raw,)) if how == "decided" else ViewAccept(Ballot(1, 5, source), raw)
+    before = (world.core(target).view, list(world.nodes[target].conn.iterdump()))
+    world.deliver(target, FromPeer(source, message))
+    world.run(0.01)
+    assert (world.core(target).view, list(world.nodes[target].conn.iterdump())) == before
+    assert sum(n for c, n in world.core(target).counters.items() if c.startswith("peer_fault")) == 1
+    assert set(world.epochs()) == {1}
+
+
+@pytest.mark.parametrize("what", ["no member", "an epoch to come", "an epoch that is over"])
+def test_only_members_propose_and_only_in_this_epoch(what: str) -> None:
+    world = grown(4, 3)
+    (guest,) = world.guests
+    target, source = world.view.ids[:2]
+    if what == "an epoch that is over":
+        changed(world.add(source, guest), 2, member=True)
+        world.run(1.0)
+    node = guest if what == "no member" else source
+    ballot = Ballot(3 if what == "an epoch to come" else 1, 9, node)
+    sent: list[Message] = []
+
+    def note(sender: NodeId, _: NodeId, message: object) -> bool:
+        if sender == target and isinstance(message, AskViews | Views | ViewPromise | ViewAccepted):
+            sent.append(message)
+        return False
+
+    before = world.nodes[target].conn.execute("SELECT * FROM votes WHERE account = ''").fetchall()
+    world.lose = note
+    raw = encode_view(next_view(world.watch.views[-1], source))
+    for message in (ViewPrepare(ballot), ViewAccept(ballot, raw)):
+        world.deliver(target, FromPeer(node, message))
+    world.run(0.01)
+    assert world.nodes[target].conn.execute("SELECT * FROM votes WHERE account = ''").fetchall() == before
+    answers = {"no member": [], "an epoch to come": [AskViews(1)] * 2}
+    views = [Views((encode_view(world.watch.views[-1]),))] * 2
+    assert sent == answers.get(what, views)
+
+
+@pytest.mark.parametrize("name", ["garbage", "a vote without a view", "a view without a vote", "two members more"])
+def test_a_bad_promise_does_not_end_the_ballot_or_the_node(name: str) -> None:
+    world = grown(4, 3)
+    (guest,) = world.guests
+    target, source, _ = world.view.ids
+    asked: list[ViewPrepare] = []
+
+    def keep(_: NodeId, __: NodeId, message: object) -> bool:
+        if isinstance(message, ViewPrepare):
+            asked.append(message)
+        return isinstance(message, ViewPrepare)
+
+    world.lose = keep
+    change = world.change(target, ADD, guest)
+    assert world.run_until(lambda: bool(asked), 5)
+    ballot = asked[0].ballot
+    sound = encode_view(next_view(world.view, source))
+    promise = {
+        "garbage": ViewPromise(ballot, ballot, b"\x00" * 90),
+        "a vote without a view": ViewPromise(ballot, ballot, None),
+        "a view without a vote": ViewPromise(ballot, None, sound),
+        "two members more": ViewPromise(ballot, ballot, two_more(world, source)),
+    }[name]
+    world.deliver(target, FromPeer(source, promise))
+    world.run(0.01)
+    assert sum(n for c, n in world.core(target).counters.items() if c.startswith("peer_fault")) == 1
+    world.heal()
+    changed(world.answer_of(change), 2, member=True)
+
+
+def test_a_removed_view_chain_on_disk_is_refused_at_the_start() -> None:
+    world = grown(3, 3)
+    first = without_member(world.view, world.ids[0], 1, world.ids[1])
+    second = without_member(first, world.ids[1], 1, world.ids[2])
+    assert [v.epoch for v in membership.restore_views(world.view, [encode_view(first), encode_view(second)])] == [
+        1,
+        2,
+        3,
+    ]
+    for raws in ([second], [first, first], [second, first]):
+        with pytest.raises(RoutingFault, match="follow"):
+            membership.restore_views(world.view, [encode_view(view) for view in raws])

@@ -1,0 +1,613 @@
+"""Syncs of whole cores: who is a source, what is waited for, what is merged, and late ones (design R5, R7, R8)."""
+
+from collections.abc import Callable
+
+import pytest
+
+from chain.link import Slot
+from chain.store import load_active
+from hopchain.change import ChangeAction
+from hopchain.wire import Changed, Recorded
+from node import syncing
+from node.core import Core
+from node.messages import (
+    Accept,
+    Accepted,
+    AskSync,
+    Decided,
+    Links,
+    Message,
+    Offer,
+    Pong,
+    Prepare,
+    Promise,
+    Pull,
+    SlotName,
+    SyncPart,
+    SyncVote,
+)
+from node.paxos import Ballot
+from node.syncing import PART_BYTES
+from node.turn import FromPeer
+from routing.keyspace import NodeId, route_key
+from routing.regions import EMPTY, RING, decode_ranges, encode_ranges, group_ranges, holds, merge, regions
+from tests.node.world import World
+
+ADD, REMOVE = ChangeAction.ADD, ChangeAction.REMOVE
+
+
+def grown(nodes: int, first: int, k: int = 3, seed: int = 1) -> World:
+    world = World(nodes, k, seed, first=first)
+    world.run(1.0)
+    world.open_funded(alice=1000, bob=0)
+    return world
+
+
+def rest(world: World) -> None:
+    """Everybody knows all and is ACTIVE."""
+    world.heal()
+    world.run(8.0)
+    for node in world.watch.views[-1].ids:
+        core = world.core(node)
+        assert core.fully_active
+        assert core.gauges().syncing == core.gauges().undecided_votes == 0
+        assert not any(name.startswith("peer_fault") for name in core.counters), core.counters
+    assert len({world.digest(node) for node in world.watch.views[-1].ids}) == 1
+
+
+def grow(world: World, at: NodeId | None = None) -> NodeId:
+    """Have the first guest added: all nodes install the view, whether it is ACTIVE or not."""
+    (guest, *_) = world.guests
+    world.change(at or world.view.ids[0], ADD, guest)
+    alive = set(world.alive)
+    assert world.run_until(lambda: {world.core(n).view.epoch for n in alive} == {2}, 10)
+    return guest
+
+
+def alone(world: World, voters: int) -> tuple[NodeId, tuple[NodeId, ...]]:
+    """A vote of alice's owner and `voters` more, which nobody can learn of; the group."""
+    group = world.group("alice")
+    told = group[1 : 1 + voters]
+    world.lose = lambda source, target, message: (
+        isinstance(message, Accepted | Decided | Prepare | Promise)
+        or (isinstance(message, Accept) and target not in told)
+    )
+    world.submit(group[0], world.pay_request("alice", "bob", 10))
+    assert world.run_until(lambda: sum(world.core(n).acceptor.votes for n in world.view.ids) == 1 + voters, 5)
+    return group[0], group
+
+
+# --- what a sync is for ---
+
+
+def test_a_value_that_was_chosen_before_the_change_is_known_to_the_joiner() -> None:
+    """Counterexample 1 and 2: two of three voted, the client was not told, one of them dies, the view changes."""
+    for seed in range(6):
+        world = grown(4, 3, seed=seed)
+        owner, group = alone(world, 1)
+        link = world.watch.accounts["alice"].links[-1]
+        assert link.height == 1, "it is chosen"
+        lose = world.lose
+        world.crash(owner)
+        guest = grow(world, group[1])
+        assert world.run_until(lambda: world.core(guest).fully_active, 10)  # noqa: B023
+        held = world.core(guest).acceptor.vote(link.prev_hash)
+        assert held is not None
+        assert held.value == link
+        assert world.lose is lose, "and it is not decided yet"
+        world.heal()
+        answer = world.pay("alice", "bob", 20, at=guest)
+        assert isinstance(answer, Recorded)
+        assert answer.height == 2
+        world.start(owner)
+        rest(world)
+
+
+def test_who_has_the_view_votes_in_the_old_epoch_no_more_also_after_a_crash() -> None:
+    """Counterexample 4: the fence is durable before the answer to a sync leaves."""
+    world = grown(4, 3)
+    fenced: list[bool] = []
+
+    def look(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, SyncPart):
+            epoch = world.nodes[source].conn.execute("SELECT max(epoch) FROM views").fetchone()[0]
+            fenced.append(epoch >= message.epoch)
+        return False
+
+    world.lose = look
+    grow(world)
+    world.run(1.0)
+    assert len(fenced) >= 4
+    assert all(fenced)
+    voter, sender, _ = world.view.ids
+    world.crash(voter)
+    world.start(voter)
+    world.run(1.0)
+    assert world.core(voter).view.epoch == 2
+    assert world.core(voter).identity.verified
+    link = world.watch.accounts["alice"].links[-1]
+    before = world.nodes[voter].conn.execute("SELECT * FROM votes").fetchall()
+    world.deliver(voter, FromPeer(sender, Prepare(SlotName(link.hash, "alice", link.height + 1), Ballot(1, 9, sender))))
+    world.run(0.01)
+    assert world.nodes[voter].conn.execute("SELECT * FROM votes").fetchall() == before
+
+
+def test_nobody_votes_or_proposes_before_it_is_active() -> None:
+    """R7. All parts are lost: payments wait; then they go on."""
+    world = grown(4, 3, k=5)
+    world.lose = lambda source, target, message: isinstance(message, SyncPart)
+    guest = grow(world)
+    call = world.submit(world.view.ids[1], world.pay_request("alice", "bob", 10), timeout_s=20)
+    world.run(4.0)
+    assert call.answer is None
+    assert all(world.core(node).active == EMPTY for node in world.ids), "every group has changed"
+    world.heal()
+    assert world.run_until_answered([call], 10)
+    assert isinstance(call.answer, Recorded)
+    assert world.core(guest).fully_active
+    rest(world)
+
+
+def test_regions_that_did_not_change_pay_on_while_others_wait() -> None:
+    """Activation is per region: who is in the group of the newcomer waits, nobody else."""
+    for seed in range(20):
+        world = grown(8, 7, k=2, seed=seed)
+        world.lose = lambda source, target, message: isinstance(message, SyncPart)
+        guest = grow(world)
+        group = world.watch.views[1].group(route_key(world.watch.accounts["alice"].links[-1].hash))
+        if guest not in group:
+            call = world.submit(group[0], world.pay_request("alice", "bob", 10))
+            world.run(0.5)
+            assert isinstance(call.answer, Recorded)
+            assert world.core(group[0]).active != EMPTY
+            assert not world.core(guest).fully_active
+            return
+    raise AssertionError("no seed has a slot that stays where it is")
+
+
+# --- who is a source ---
+
+
+def test_one_answer_is_not_enough() -> None:
+    world = grown(5, 4)
+    one = world.view.ids[0]
+    world.lose = lambda source, target, message: isinstance(message, SyncPart) and source != one
+    guest = grow(world)
+    world.run(4.0)
+    assert world.core(guest).active == EMPTY
+    rest(world)
+
+
+def test_a_source_that_may_have_lost_votes_does_not_answer() -> None:
+    """R12: it starts, and nobody has confirmed it yet."""
+    world = grown(4, 3)
+    source = world.view.ids[1]
+    guest = grow(world)
+    rest(world)
+    world.crash(source)
+    answered: list[NodeId] = []
+    in_doubt = True
+
+    def lose(sender: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, SyncPart):
+            answered.append(sender)
+        return in_doubt and isinstance(message, Pong) and target == source
+
+    world.lose = lose
+    world.start(source)
+    world.run(1.0)
+    assert not world.core(source).identity.verified
+    world.deliver(source, FromPeer(guest, AskSync(7, 2)))
+    world.run(0.1)
+    assert source not in answered
+    in_doubt = False
+    world.run(1.0)
+    world.deliver(source, FromPeer(guest, AskSync(7, 2)))
+    world.run(0.1)
+    assert source in answered
+
+
+def test_a_source_without_the_view_asks_for_it_instead() -> None:
+    world = grown(4, 3)
+    source, other = world.view.ids[:2]
+    sent: list[Message] = []
+
+    def note(sender: NodeId, target: NodeId, message: object) -> bool:
+        if sender == source and target == other and not isinstance(message, Pong | Pull):
+            sent.append(message)  # type: ignore[arg-type]
+        return False
+
+    world.lose = note
+    world.deliver(source, FromPeer(other, AskSync(1, 2)))
+    world.run(0.01)
+    assert [type(message).__name__ for message in sent] == ["AskViews"]
+
+
+def test_a_source_that_was_not_active_when_it_answered_is_asked_again() -> None:
+    """A node is taken back as soon as it was added: who syncs the undo asks before its sources have synced the addition."""
+    for seed in range(4):
+        world = grown(4, 3, seed=seed)
+        (guest,) = world.guests
+        at = world.view.ids[0]
+        world.lose = lambda source, target, message: isinstance(message, SyncPart) and message.epoch == 2
+        grow(world)
+        undo = world.change(at, REMOVE, guest)
+        assert world.run_until(lambda: {world.core(n).view.epoch for n in world.view.ids} == {3}, 10)  # noqa: B023
+        world.run(2.0)
+        assert not any(world.core(node).fully_active for node in world.view.ids)
+        world.heal()
+        assert isinstance(world.answer_of(undo), Changed)
+        rest(world)
+
+
+def test_who_comes_late_syncs_with_the_new_group_when_the_old_one_is_gone() -> None:
+    """It slept through three changes; the nodes of the epochs between are dead, those of the newest are ACTIVE without it."""
+    world = grown(5, 4)
+    (guest,) = world.guests
+    late, gone, *others = world.view.ids
+    world.crash(late)
+    world.run(3.0)
+    assert isinstance(world.add(others[0], guest), Changed)
+    assert isinstance(world.remove(others[0], gone, force=True), Changed)
+    world.crash(gone)
+    world.run(3.0)
+    assert isinstance(world.pay("alice", "bob", 10, at=others[0]), Recorded)
+    world.start(late)
+    assert world.run_until(lambda: world.core(late).fully_active, 20)
+    rest(world)
+
+
+# --- what is waited for ---
+
+
+def test_the_log_of_a_source_is_waited_for() -> None:
+    """What a source has decided is no vote of it any more: without its log the joiner would hold a free slot."""
+    world = grown(4, 3)
+    (guest,) = world.guests
+    world.lose = lambda source, target, message: target == guest and isinstance(message, Decided | Offer | Links)
+    assert isinstance(world.pay("alice", "bob", 10, at=world.view.ids[0]), Recorded)
+    grow(world)
+    world.run(4.0)
+    assert world.height(guest, "alice") == 0
+    assert world.core(guest).active == EMPTY
+    members = world.view.ids
+    assert all(world.core(node).fully_active for node in members), "who has the log needs nothing"
+    world.heal()
+    assert world.run_until(lambda: world.core(guest).fully_active, 10)
+    assert world.height(guest, "alice") == 1
+    rest(world)
+
+
+def test_links_that_a_joiner_lacks_are_fetched_at_once() -> None:
+    """It does not wait for its next pull by chance."""
+    world = grown(4, 3)
+    (guest,) = world.guests
+    world.lose = lambda source, target, message: target == guest and isinstance(message, Decided | Offer)
+    for _ in range(5):
+        assert isinstance(world.pay("alice", "bob", 1, at=world.view.ids[0]), Recorded)
+    world.heal()
+    started = world.now
+    grow(world)
+    assert world.run_until(lambda: world.core(guest).fully_active, 10)
+    assert world.now - started < 1.0
+    rest(world)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_votes_come_in_parts_and_count_when_all_are_here(monkeypatch: pytest.MonkeyPatch, *, lost: bool) -> None:
+    """Three undecided slots, each vote a part of its own."""
+    monkeypatch.setattr(syncing, "PART_BYTES", 10)
+    world = grown(5, 4, k=5)
+    names = ["carol", "dave", "erin"]
+    for name in names:
+        world.settle(world.view.ids[0], world.open_request(name))
+        world.settle(world.view.ids[0], world.pay_request("mint", name, 5))
+    world.run(3.0)
+    voter = world.view.ids[0]
+    stopped = (Accepted, Decided, Prepare, Promise)
+    world.lose = lambda source, target, message: isinstance(message, stopped)
+    for name in names:
+        world.submit(world.group(name)[0], world.pay_request(name, "bob", 1))
+    assert world.run_until(lambda: world.core(voter).acceptor.votes == 3, 5)
+    parts: dict[NodeId, list[SyncPart]] = {}
+    cut: list[SyncPart] = []
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, SyncPart) and target == world.guests[0]:
+            parts.setdefault(source, []).append(message)
+            if lost and message.part == 1:
+                cut.append(message)
+                return True
+        return isinstance(message, stopped)
+
+    world.lose = lose
+    guest = grow(world)
+    world.run(2.0)
+    for sent in parts.values():
+        assert {(part.parts, len(part.votes)) for part in sent} == {(3, 1)}
+        assert {part.part for part in sent} == {0, 1, 2}
+    if lost:
+        assert len(cut) > 3, "asked again"
+        assert world.core(guest).active == EMPTY
+        assert world.core(guest).acceptor.votes == 0
+    else:
+        assert world.core(guest).fully_active
+        assert world.core(guest).acceptor.votes == 3
+    rest(world)
+    assert world.watch.spendable("bob") == 3
+
+
+def test_parts_hold_about_a_megabyte() -> None:
+    assert PART_BYTES == 1 << 20
+
+
+# --- what is merged ---
+
+
+def merged(world: World, node: NodeId, votes: dict[NodeId, tuple[Ballot, bytes]]) -> Core:
+    """The node when it has synced epoch 2 with sources that tell these votes for alice's next slot."""
+    link = world.watch.accounts["alice"].links[-1]
+    at = SlotName(link.hash, "alice", link.height + 1)
+    world.lose = lambda source, target, message: isinstance(message, SyncPart) and target == node
+    questions: dict[NodeId, AskSync] = {}
+
+    def keep(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, AskSync) and source == node:
+            questions[target] = message
+        return (isinstance(message, SyncPart | AskSync) and node in (source, target)) or isinstance(
+            message, Prepare | Accept
+        )
+
+    world.lose = keep
+    world.change(world.view.ids[0], ADD, world.guests[0])
+    assert world.run_until(lambda: set(votes) <= set(questions), 10)
+    for source, (ballot, raw) in votes.items():
+        part = SyncPart(
+            questions[source].number,
+            2,
+            0,
+            1,
+            encode_ranges(RING),
+            0,
+            (SyncVote(at, ballot, raw),),
+            encode_ranges(EMPTY),
+        )
+        world.deliver(node, FromPeer(source, part))
+    assert world.run_until(lambda: world.core(node).fully_active, 2)
+    return world.core(node)
+
+
+def proposals(world: World, count: int) -> list[bytes]:
+    """Different links for alice's next slot."""
+    found: list[bytes] = []
+    for amount in range(1, count + 1):
+        twin = grown(4, 3)
+        assert isinstance(twin.pay("alice", "bob", amount, at=twin.view.ids[0]), Recorded)
+        assert twin.watch.accounts["alice"].links[0].hash == world.watch.accounts["alice"].links[-1].hash
+        found.append(twin.watch.accounts["alice"].links[-1].raw)
+    return found
+
+
+def test_the_highest_vote_is_kept_in_one_transaction_with_the_mark() -> None:
+    world = grown(4, 3)
+    (guest,) = world.guests
+    a, b, c = world.view.ids
+    low, high, lowest = proposals(world, 3)
+    slot = world.watch.accounts["alice"].links[-1].hash
+    commits: list[set[str]] = []
+    persist = world.persist
+
+    def note(node: object, effects: object) -> None:
+        if node is world.nodes[guest]:
+            commits.append({type(write).__name__ for write in effects.persist})  # type: ignore[attr-defined]
+        persist(node, effects)  # type: ignore[arg-type]
+
+    world.persist = note  # type: ignore[method-assign]
+    core = merged(world, guest, {a: (Ballot(1, 3, a), low), b: (Ballot(1, 4, b), high), c: (Ballot(1, 2, c), lowest)})
+    held = core.acceptor.vote(Slot(slot))
+    assert held is not None
+    assert held.value is not None
+    assert held.value.raw == high
+    assert held.promised == held.accepted == Ballot(1, 4, b)
+    assert next(names for names in commits if "ActiveRow" in names and "ViewRow" not in names) >= {"VoteRow"}
+    assert not any("VoteRow" in names and "ActiveRow" not in names for names in commits)
+    assert held.accepted is not None
+    world.crash(guest)
+    world.start(guest)
+    assert world.core(guest).acceptor.vote(Slot(slot)) == held
+    assert decode_ranges(load_active(world.nodes[guest].conn)[2]) == world.core(guest).active != EMPTY
+
+
+def test_votes_for_slots_that_are_decided_here_are_skipped() -> None:
+    world = grown(4, 3)
+    (guest,) = world.guests
+    a, b, _ = world.view.ids
+    (old,) = proposals(world, 1)
+    ours = world.watch.accounts["alice"].links[-1].hash
+    assert isinstance(world.pay("alice", "bob", 77, at=a), Recorded)
+    assert world.run_until(lambda: world.height(guest, "alice") == 1, 5)
+    world.run(3.0)
+    questions: dict[NodeId, AskSync] = {}
+
+    def keep(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, AskSync) and source == guest:
+            questions[target] = message
+        return isinstance(message, SyncPart | AskSync) and guest in (source, target)
+
+    world.lose = keep
+    world.change(a, ADD, guest)
+    assert world.run_until(lambda: {a, b} <= set(questions), 10)
+    for source in (a, b):
+        vote = SyncVote(SlotName(ours, "alice", 1), Ballot(1, 3, source), old)
+        part = SyncPart(questions[source].number, 2, 0, 1, encode_ranges(RING), 0, (vote,), encode_ranges(EMPTY))
+        world.deliver(guest, FromPeer(source, part))
+    assert world.run_until(lambda: world.core(guest).fully_active, 2)
+    assert world.core(guest).acceptor.vote(Slot(ours)) is None
+    rest(world)
+
+
+# --- late ones ---
+
+
+def test_what_became_active_late_stays_so_in_the_epochs_after() -> None:
+    """A node completes the sync of epoch 2 when it has epoch 3 already: where the group is the same, it is ACTIVE there too."""
+    world = grown(7, 5, k=3, seed=3)
+    late, *others = world.view.ids
+    first, second = world.guests
+    world.lose = lambda source, target, message: isinstance(message, SyncPart) and target == late
+    assert isinstance(world.add(others[0], first), Changed)
+    assert isinstance(world.add(others[0], second), Changed)
+    assert world.run_until(lambda: world.core(late).view.epoch == 3, 5)
+    core = world.core(late)
+    assert not core.fully_active
+    world.lose = lambda source, target, message: isinstance(message, SyncPart) and target == late and message.epoch == 3
+    assert world.run_until(lambda: core.syncing.active_in(2) == merged_of(core, 2), 10)
+    for (low, high), group in groups(world, 2, 3):
+        if late in group:
+            assert holds(core.syncing.active_in(3), low.to_bytes(20))
+            assert holds(core.syncing.active_in(3), high.to_bytes(20))
+    assert decode_ranges(load_active(world.nodes[late].conn)[3]) == core.syncing.active_in(3)
+    rest(world)
+
+
+def merged_of(core: Core, epoch: int) -> object:
+    """Where a node is ACTIVE once it has synced everything in an epoch."""
+    view = core.views[epoch - 1]
+    return merge(keys for keys, group in group_ranges(view) if core._self.id in group)
+
+
+def groups(world: World, before: int, after: int) -> list[tuple[tuple[int, int], frozenset[NodeId]]]:
+    """The regions that have one group in both epochs."""
+    found = regions(world.watch.views[before - 1], world.watch.views[after - 1])
+    return [((r.first, r.last), r.after) for r in found if r.before == r.after]
+
+
+def test_a_crash_in_the_middle_of_a_sync_begins_it_again() -> None:
+    world = grown(4, 3, k=5)
+    world.lose = lambda source, target, message: isinstance(message, SyncPart)
+    guest = grow(world)
+    for node in world.ids:
+        world.crash(node)
+        world.start(node)
+        assert world.core(node).active == EMPTY
+        assert world.core(node).gauges().syncing > 0
+    world.heal()
+    assert world.run_until(lambda: all(world.core(node).fully_active for node in world.ids), 10)
+    assert isinstance(world.pay("alice", "bob", 10, at=guest), Recorded)
+    rest(world)
+
+
+# --- messages that break the rules ---
+
+
+def part(question: AskSync, **changed: object) -> SyncPart:
+    fields = {
+        "number": question.number,
+        "epoch": question.epoch,
+        "part": 0,
+        "parts": 1,
+        "active": encode_ranges(RING),
+        "log": 0,
+        "votes": (),
+        "active_now": encode_ranges(EMPTY),
+    }
+    return SyncPart(**(fields | changed))  # type: ignore[arg-type]
+
+
+def foreign(world: World) -> SyncVote:
+    """A vote whose link is of another slot."""
+    links = world.watch.accounts["alice"].links
+    return SyncVote(SlotName(links[-1].hash, "alice", 1), Ballot(1, 1, world.ids[0]), links[0].raw)
+
+
+def garbage(world: World) -> SyncVote:
+    return SyncVote(SlotName(bytes(32), "alice", 1), Ballot(1, 1, world.ids[0]), b"\x00" * 50)
+
+
+FAULTS: dict[str, Callable[[World], dict[str, object]]] = {
+    "a part beyond the last": lambda w: {"part": 1},
+    "no parts": lambda w: {"parts": 0},
+    "far too many parts": lambda w: {"parts": syncing.MAX_PARTS + 1},
+    "ranges that are none": lambda w: {"active": b"\x01" * 39},
+    "ranges in the wrong order": lambda w: {"active": encode_ranges(((5, 6), (1, 2)))},
+    "ranges now that are none": lambda w: {"active_now": b"\x01" * 41},
+    "a link that is none": lambda w: {"votes": (garbage(w),)},
+    "a link of another slot": lambda w: {"votes": (foreign(w),)},
+}
+IGNORED: dict[str, Callable[[World], dict[str, object]]] = {
+    "never asked for": lambda w: {"number": 12345},
+    "of an epoch that is not synced": lambda w: {"epoch": 1},
+}
+
+
+@pytest.mark.parametrize("name", [*FAULTS, *IGNORED])
+def test_a_part_that_cannot_be_is_a_fault_and_one_that_nobody_asked_for_is_nothing(name: str) -> None:
+    world = grown(4, 3)
+    (guest,) = world.guests
+    questions: dict[NodeId, AskSync] = {}
+
+    def keep(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, AskSync) and source == guest:
+            questions[target] = message
+        return isinstance(message, SyncPart)
+
+    world.lose = keep
+    grow(world)
+    source = world.view.ids[0]
+    assert world.run_until(lambda: source in questions, 5)
+    before = list(world.nodes[guest].conn.iterdump())
+    bad = part(questions[source], **{**FAULTS, **IGNORED}[name](world))
+    core = world.core(guest)
+    sources = {epoch: (dict(s.sources), dict(s.arriving)) for epoch, s in core.syncing._syncs.items()}
+    world.deliver(guest, FromPeer(source, bad))
+    world.run(0.01)
+    faults = sum(n for counter, n in core.counters.items() if counter.startswith("peer_fault"))
+    assert faults == (name in FAULTS)
+    assert list(world.nodes[guest].conn.iterdump()) == before
+    assert {epoch: (s.sources, s.arriving) for epoch, s in core.syncing._syncs.items()} == sources
+    core.counters.clear()
+    rest(world)
+
+
+def test_an_answer_to_somebody_elses_question_does_not_count() -> None:
+    world = grown(4, 3)
+    (guest,) = world.guests
+    questions: dict[NodeId, AskSync] = {}
+
+    def keep(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, AskSync) and source == guest:
+            questions[target] = message
+        return isinstance(message, SyncPart)
+
+    world.lose = keep
+    grow(world)
+    a, b, _ = world.view.ids
+    assert world.run_until(lambda: {a, b} <= set(questions), 5)
+    for answering in (a, a, b):
+        world.deliver(guest, FromPeer(a, part(questions[answering])))
+    world.run(0.05)
+    assert set(world.core(guest).syncing._syncs[2].sources) == {a}
+    assert world.core(guest).active == EMPTY
+
+
+def test_parts_of_two_counts_do_not_mix() -> None:
+    world = grown(4, 3)
+    (guest,) = world.guests
+    questions: dict[NodeId, AskSync] = {}
+
+    def keep(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, AskSync) and source == guest:
+            questions[target] = message
+        return isinstance(message, SyncPart)
+
+    world.lose = keep
+    grow(world)
+    source = world.view.ids[0]
+    assert world.run_until(lambda: source in questions, 5)
+    world.deliver(guest, FromPeer(source, part(questions[source], part=0, parts=3)))
+    world.deliver(guest, FromPeer(source, part(questions[source], part=1, parts=2)))
+    world.deliver(guest, FromPeer(source, part(questions[source], part=0, parts=3)))
+    world.run(0.01)
+    core = world.core(guest)
+    assert sum(n for counter, n in core.counters.items() if counter.startswith("peer_fault")) == 1
+    assert set(core.syncing._syncs[2].arriving[source].parts) == {0}
