@@ -29,10 +29,12 @@ from node.membership import Membership, restore_views
 from node.messages import (
     Accept,
     Accepted,
+    AskBoot,
     AskIncome,
     AskSlot,
     AskSync,
     AskViews,
+    BootAnswer,
     Decided,
     Declined,
     Forward,
@@ -51,6 +53,7 @@ from node.messages import (
     SlotAnswer,
     SlotName,
     SyncPart,
+    Twice,
     ViewAccept,
     ViewAccepted,
     ViewPrepare,
@@ -321,7 +324,7 @@ class Core:
             case FinishSync():
                 self.syncing.on_finish(turn, event)
             case PeerUp():
-                self.peers.on_up(event.peer, turn.now)
+                self.peers.on_up(turn, event.peer, event.boot)
                 self.replica.pull_soon(turn.now.mono)
             case PeerDown():
                 self.peers.on_down(event.peer)
@@ -362,6 +365,9 @@ class Core:
             Offer: (r.needs_offer, r.on_offer),
             Ping: (_nothing, lambda turn, peer, m: p.on_ping(turn, peer, m, r.count)),
             Pong: (_nothing, p.on_pong),
+            AskBoot: (_nothing, p.doubles.on_ask),
+            BootAnswer: (_nothing, lambda turn, peer, m: p.on_boot_answer(turn, peer, m, r.count)),
+            Twice: (_nothing, p.doubles.on_twice),
             ViewPrepare: (_nothing, v.on_prepare),
             ViewPromise: (_nothing, v.on_promise),
             ViewAccept: (_nothing, v.on_accept),

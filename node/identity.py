@@ -62,15 +62,17 @@ class Identity:
             self._seen[peer] = votes
             self._unwritten.add(peer)
 
-    def on_pong(self, peer: NodeId, seen: int) -> None:
-        """Raises `Quarantined` when `peer` saw more of this node than this node remembers."""
+    def on_pong(self, peer: NodeId, seen: int, *, vouches: bool = True) -> None:
+        """Raises `Quarantined` when `peer` saw more of this node than this node remembers. It `vouches` for this node once
+        nobody sees a second copy (node.doubles)."""
         if seen > self.votes:
             raise Quarantined(
                 f"node {short(self._self.id)} has recorded votes {self.votes} times, but node {short(peer)} has seen "
                 f"{seen}: this data directory is an old copy, was emptied, or another copy of it is running. It must not "
                 "vote again: stop it, keep no copy, and join the network anew under a new id"
             )
-        self._confirmed_by.add(peer)
+        if vouches:
+            self._confirmed_by.add(peer)
 
     def deadline(self) -> float | None:
         return self._write_at

@@ -298,11 +298,34 @@ class Ping(_Message, frozen=True, tag="ping"):
 
 
 class Pong(_Message, frozen=True, tag="pong"):
-    """Answer to Ping, with its `sent`; `seen` is the highest `votes` that the answering node ever saw of the asker."""
+    """Answer to Ping, with its `sent`; `seen` is the highest `votes` that the answering node ever saw of the asker.
+    `vouches`: and nobody it can ask sees another copy of the asker (node.doubles)."""
 
     sent: float
     links: Count
     seen: Count
+    vouches: bool = True
+
+
+class AskBoot(_Message, frozen=True, tag="ask_boot"):
+    """I see `node` with this `boot` (of its hello): do you see another one? (node.doubles)"""
+
+    node: NodeId
+    boot: bytes
+
+
+class BootAnswer(_Message, frozen=True, tag="boot_answer"):
+    """Answer to AskBoot: `twice` when another boot of `node` is connected here and answers."""
+
+    node: NodeId
+    boot: bytes
+    twice: bool
+
+
+class Twice(_Message, frozen=True, tag="twice"):
+    """To a node: another process of yours, with another boot than this, is connected to somebody else."""
+
+    boot: bytes
 
 
 Message = (
@@ -335,6 +358,9 @@ Message = (
     | Views
     | AskSync
     | SyncPart
+    | AskBoot
+    | BootAnswer
+    | Twice
 )
 
 _encoder = msgspec.msgpack.Encoder()

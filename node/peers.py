@@ -8,8 +8,9 @@ load. Being wrong costs time, never safety: consensus does not ask who is alive.
 from collections.abc import Iterable
 from typing import Final
 
+from node.doubles import Doubles
 from node.identity import Identity
-from node.messages import AskViews, Ping, Pong
+from node.messages import AskViews, BootAnswer, Ping, Pong
 from node.turn import Now, Self, Turn
 from routing.keyspace import NodeId
 from routing.view import majority
@@ -30,6 +31,7 @@ class _Peer:
         self.measured = False
         self.links = 0
         self.clock_apart_ms = 0
+        self.pinged: float | None = None  # `sent` of its last ping
 
 
 class Peers:
@@ -38,19 +40,37 @@ class Peers:
     def __init__(self, self_: Self, identity: Identity) -> None:
         self._self = self_
         self._identity = identity
+        self.doubles = Doubles(self_)
         self._up: dict[NodeId, _Peer] = {}
         self._next_ping = 0.0
         self._turn_of = 0
         self._told: dict[NodeId, tuple[int, bool]] = {}
 
-    def on_up(self, peer: NodeId, now: Now) -> None:
-        self._up[peer] = _Peer(now.mono)
+    def on_up(self, turn: Turn, peer: NodeId, boot: bytes) -> None:
+        self._up[peer] = _Peer(turn.now.mono)
         self._identity.on_up(peer)
-        self._next_ping = now.mono
+        self.doubles.on_up(peer, boot)
+        self.doubles.ask(turn, peer, self._others(turn.now))
+        self._next_ping = turn.now.mono
 
     def on_down(self, peer: NodeId) -> None:
         self._up.pop(peer, None)
         self._identity.on_down(peer)
+        self.doubles.on_down(peer)
+
+    def _others(self, now: Now) -> list[NodeId]:
+        """The members that can be asked about a peer, in id order."""
+        return [node for node in self._self.view.ids if node in self._up and self.alive(node, now)]
+
+    def on_boot_answer(self, turn: Turn, peer: NodeId, message: BootAnswer, links: int) -> None:
+        """The last one to agree makes this node vouch: it need not wait for the next ping."""
+        node = NodeId(message.node)
+        known = self._up.get(node)
+        others = self._others(turn.now)
+        before = self.doubles.vouches(node, others)
+        self.doubles.on_answer(turn, peer, message)
+        if known is not None and known.pinged is not None and not before and self.doubles.vouches(node, others):
+            turn.send(node, Pong(known.pinged, links, self._identity.seen(node)))
 
     def heard(self, peer: NodeId, now: Now) -> None:
         """Anything that arrives is a sign of life."""
@@ -64,14 +84,20 @@ class Peers:
         known = self._up.get(peer)
         if known is not None:
             known.clock_apart_ms = message.time_ms - turn.now.unix_ms
+            known.pinged = message.sent
         if message.epoch > self._self.view.epoch:
             turn.send(peer, AskViews(self._self.view.epoch))
         self._identity.on_ping(peer, message.votes)
-        turn.send(peer, Pong(message.sent, links, self._identity.seen(peer)))
+        others = self._others(turn.now)
+        vouches = self.doubles.vouches(peer, others)
+        if not vouches:
+            self.doubles.ask(turn, peer, others)
+        turn.send(peer, Pong(message.sent, links, self._identity.seen(peer), vouches))
 
     def on_pong(self, turn: Turn, peer: NodeId, message: Pong) -> None:
         self._note_links(peer, message.links)
-        self._identity.on_pong(peer, message.seen)
+        self._identity.on_pong(peer, message.seen, vouches=message.vouches)
+        self.doubles.on_pong(turn, peer, message.sent)
         known = self._up.get(peer)
         sample = turn.now.mono - message.sent
         if known is None or not 0 <= sample <= MAX_RTT_S:  # also when `sent` is no number

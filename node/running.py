@@ -99,7 +99,7 @@ class RunningNode:
             members=self._whom,
             address_of=self._addresses.get,
             on_frame=self.driver.on_peer_frame,
-            on_up=self.driver.on_peer_up,
+            on_up=self._on_peer_up,
             on_down=self.driver.on_peer_down,
             removed_in=core.membership.is_refused,
             on_removed=self.driver.on_removed,
@@ -177,6 +177,10 @@ class RunningNode:
     def _client_port_of(self, node: NodeId) -> int:
         hello = self.mesh.hello_of(node)
         return 0 if hello is None else hello.client_port
+
+    def _on_peer_up(self, peer: NodeId) -> None:
+        hello = self.mesh.hello_of(peer)
+        self.driver.on_peer_up(peer, hello.boot if hello is not None else b"")
 
     def _on_contacts(self, contacts: frozenset[NodeId]) -> None:
         """Raises `Removed`, which ends the process, when this node was removed and may go."""

@@ -53,9 +53,10 @@ class FromPeer(msgspec.Struct, frozen=True):
 
 
 class PeerUp(msgspec.Struct, frozen=True):
-    """The connection to a member stands."""
+    """The connection to a member stands. `boot`: the random bytes of its hello, new at each start of its process."""
 
     peer: NodeId
+    boot: bytes = b""
 
 
 class PeerDown(msgspec.Struct, frozen=True):

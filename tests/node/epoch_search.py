@@ -13,7 +13,7 @@ What cannot matter any more is not kept: promises to a ballot that has its value
 switched off the shortest schedule that chooses two values.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from itertools import product
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -353,7 +353,7 @@ class Search:
         epoch = self.views[state.nodes[i].memory.view].epoch
         for number, ballot in enumerate(self.ballots):
             if self.place[ballot.node] == i and ballot.epoch < epoch and state.started >> number & 1:
-                over = ~self._of_ballot(self._promises.items, ballot)
+                over = ~self._promises_of(ballot)
                 nodes = tuple(other._replace(promises=other.promises & over) for other in state.nodes)
                 state = State(state.started & ~(1 << number), state.proposals, nodes)
         return state
@@ -385,13 +385,15 @@ class Search:
         promise = self._promises.of(Promise(ballot, promised.accepted, promised.value))
         found = f" and tells of {promised.value}" if promised.value else ""
         after = after._replace(promises=after.promises | 1 << promise)
-        yield self._step(state, i, after, f"{{}} promises {self.say(ballot)}{found}")
+        if after != node:
+            yield self._step(state, i, after, f"{{}} promises {self.say(ballot)}{found}")
 
     def _propose(self, state: State, i: int, node: Node, number: int, ballot: Ballot) -> Iterator[Step]:
         """Phase 2, with any majority of the promises."""
         if not state.started >> number & 1 or not self._admits(i, node.memory, ballot):
             return
-        told = tuple(other.promises & self._of_ballot(self._promises.items, ballot) for other in state.nodes)
+        mine = self._promises_of(ballot)
+        told = tuple(other.promises & mine for other in state.nodes)
         own = self._own(ballot, node)
         yield from self._phase_2(state, i, node, ballot, self._values(ballot, node.memory.view, told, own))
 
@@ -428,7 +430,7 @@ class Search:
             after = self._keep(node, here._replace(vote=self._votes.of(vote)), "own")
             after = after._replace(votes=after.votes | proposal)
             label = f"{{}} proposes {value} at {self.say(ballot)} and votes for it"
-            over = ~self._of_ballot(self._promises.items, ballot)
+            over = ~self._promises_of(ballot)
             nodes = tuple(other._replace(promises=other.promises & over) for other in state.nodes)
             proposed = State(state.started, state.proposals | proposal, nodes)
             yield self._step(proposed, i, after._replace(promises=after.promises & over), label)
@@ -450,7 +452,8 @@ class Search:
         assert vote.value is not None
         after = self._keep(node, here._replace(vote=self._votes.of(vote)), "vote")
         after = after._replace(votes=after.votes | 1 << self._proposals.of(Proposal(ballot, vote.value, view, again)))
-        yield self._step(state, i, after, f"{{}} votes for {vote.value} at {self.say(ballot)}")
+        if after != node:
+            yield self._step(state, i, after, f"{{}} votes for {vote.value} at {self.say(ballot)}")
 
     def _answer(self, state: State, i: int, node: Node) -> Iterator[Step]:
         """R8: tell whoever syncs."""
@@ -458,18 +461,18 @@ class Search:
         for view, region in enumerate(self.region):
             if (
                 region is None
-                or self.ids[i] not in region.before
+                or self.ids[i] not in self.rules.asked(region)
                 or not self.rules.may_answer(self.plan, view, here.view)
             ):
                 continue
             active = self._active(here, view)
             if not self.rules.speaks(active):
                 continue
-            if self._waiting(state.nodes, view) - {i}:
-                vote = self._votes[here.vote]
-                accepted, value = (vote.accepted, vote.value) if vote is not None else (None, None)
-                answer = self._answers.of(Answer(view, active, accepted, value))
-                after = node._replace(answers=node.answers | 1 << answer)
+            vote = self._votes[here.vote]
+            accepted, value = (vote.accepted, vote.value) if vote is not None else (None, None)
+            answer = self._answers.of(Answer(view, active, accepted, value))
+            after = node._replace(answers=node.answers | 1 << answer)
+            if after != node and self._waiting(state.nodes, view) - {i}:
                 told = f"its vote for {value}" if value is not None else "that it has no vote"
                 yield self._step(state, i, after, f"{{}} tells those who sync {self.say_view(view)} {told}")
 
@@ -540,8 +543,11 @@ class Search:
         """Another one after a crash, for that is what a queue that filled differently does."""
         return f"v{self.ballots.index(ballot) + 1}" + "'" * node.crashed
 
-    def _of_ballot(self, items: Iterable[Promise | Proposal], ballot: Ballot) -> int:
-        return sum(1 << number for number, item in enumerate(items) if item.ballot == ballot)
+    def _promises_of(self, ballot: Ballot) -> int:
+        key = ("promises", ballot, len(self._promises.items))
+        if key not in self._memo:
+            self._memo[key] = sum(1 << n for n, promise in enumerate(self._promises.items) if promise.ballot == ballot)
+        return self._memo[key]  # type: ignore[return-value]
 
     def _step(self, state: State, i: int, node: Node, text: str, *others: int) -> Step:
         """The state with node `i` changed, twins in one order."""

@@ -387,7 +387,9 @@ def test_a_view_that_a_majority_voted_for_is_finished_by_others() -> None:
     at_rest(world, 2)
 
 
-def test_what_another_has_voted_for_goes_before_ones_own_change() -> None:
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_another_has_voted_for_goes_before_ones_own_change(*, restart: bool) -> None:
+    """Also when the voter has restarted: its vote on a view is kept like any other (R4)."""
     world = grown(5, 3)
     first, second = world.guests
     a, b, c = world.view.ids
@@ -396,6 +398,10 @@ def test_what_another_has_voted_for_goes_before_ones_own_change() -> None:
     rows = "SELECT count(*) FROM votes WHERE account = '' AND link IS NOT NULL"
     assert world.run_until(lambda: world.nodes[c].conn.execute(rows).fetchone()[0] == 1, 5)
     world.crash(a)
+    if restart:
+        world.crash(c)
+        world.start(c)
+        world.run(0.2)
     world.heal()
     changed(world.add(b, second), 3, member=True)
     assert [world.watch.views[2].is_member(node) for node in (first, second)] == [True, True]

@@ -322,7 +322,7 @@ def test_a_node_dies_within_its_turn(world: World, doom: Doom, rank: int) -> Non
 def test_everybody_dies_and_nothing_that_was_answered_is_lost(world: World) -> None:
     requests = [world.pay_request("alice", "bob", 10) for _ in range(20)]
     calls = [world.submit(world.ids[i % 5], signed) for i, signed in enumerate(requests)]
-    world.run(0.008)
+    world.run(0.005)
     for node in world.ids:
         world.crash(node)
     for node in world.ids:

@@ -583,8 +583,11 @@ def test_an_answer_to_somebody_elses_question_does_not_count() -> None:
     grow(world)
     a, b, _ = world.view.ids
     assert world.run_until(lambda: {a, b} <= set(questions), 5)
-    for answering in (a, a, b):
-        world.deliver(guest, FromPeer(a, part(questions[answering])))
+    world.deliver(guest, FromPeer(a, part(questions[b])))
+    world.run(0.05)
+    assert not world.core(guest).syncing._syncs[2].sources
+    for _ in range(2):
+        world.deliver(guest, FromPeer(a, part(questions[a])))
     world.run(0.05)
     assert set(world.core(guest).syncing._syncs[2].sources) == {a}
     assert world.core(guest).active == EMPTY
