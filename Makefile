@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
-.PHONY: demo test quick lint types layers coverage format lock clean mutants crashes swarm
+.PHONY: demo test quick lint types layers coverage format lock clean mutants crashes swarm namespaces
 
 demo: $(STAMP)  ## five real nodes move money, lose one and agree again; under two minutes
 	$(BIN)/hopchain demo
@@ -25,6 +25,9 @@ types: $(STAMP)
 
 layers: $(STAMP)
 	$(BIN)/lint-imports
+
+namespaces: $(STAMP)  ## seven machines in network namespaces do what the README says; cuts, a dead machine, one that leaves
+	$(BIN)/python -m tests.namespaces.lab
 
 SEEDS ?= 1000
 swarm: $(STAMP)  ## more random runs than `make test` has: make swarm SEEDS=5000

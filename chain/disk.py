@@ -13,7 +13,7 @@ from typing import Final
 from chain.errors import LocalMisuse, StorageFailure
 
 _CACHE_KIB: Final = 64 * 1024  # a transaction with the largest link fits, so nothing is spilled before its commit
-_WAL_PAGES: Final = 4096  # 16 MiB between checkpoints: pages that change often are copied once
+_WAL_PAGES: Final = 16384  # 64 MiB between checkpoints: pages that change often are copied once
 _BUSY_TIMEOUT_S: Final = 5.0  # only another process that writes can make us wait, and there must be none
 
 _ADVICE: Final = {
@@ -66,6 +66,7 @@ def open_database(path: Path | str, *, writer: bool) -> sqlite3.Connection:
 
 def _configure(conn: sqlite3.Connection, file: Path, writer: bool) -> None:
     conn.execute("PRAGMA synchronous=FULL")
+    conn.execute("PRAGMA temp_store=MEMORY")
     if writer:
         conn.execute("PRAGMA journal_mode=WAL")
         conn.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")

@@ -18,15 +18,18 @@ import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import chain, repeat
 from typing import Final, NewType
 
 import msgspec
 
 from chain.errors import RemoteFault
-from chain.names import MAX_AMOUNT, NAME_BYTES, check_name_untrusted, pad, unpad_untrusted
+from chain.names import MAX_AMOUNT, NAME_BYTES, decode_name_untrusted, pad
 from chain.request import (
     HASH_BYTES,
     MAX_REQUEST_BYTES,
+    POSTING_BYTES,
+    REQUEST_HEAD_BYTES,
     SIGNATURE_BYTES,
     Kind,
     NetworkId,
@@ -105,27 +108,59 @@ class Link(msgspec.Struct, frozen=True, dict=True):
         """The slot after this link."""
         return Slot(self.hash)
 
-    @property
+    @cached_property
     def debit(self) -> int:
         """What the completed transfers of this link take from the balance, minor units."""
         return sum(e.request.total for e in self.entries if e.outcome is Outcome.COMPLETED)
 
+    def paying(self) -> Iterator[tuple[int, Entry]]:
+        """The entries that make postings, each with the place of its postings' records in the body."""
+        at = _COUNT.size
+        for entry in self.entries:
+            at += _ENTRY.size
+            if entry.outcome is Outcome.COMPLETED and entry.request.kind is Kind.TRANSFER:
+                yield at + REQUEST_HEAD_BYTES, entry
+            at += len(entry.signed.raw) + SIGNATURE_BYTES
+
+    @cached_property
+    def posting_hashes(self) -> tuple[PostingHash, ...]:
+        """The hashes of all postings that this link makes, in order."""
+        sha256, pack, tag = hashlib.sha256, _COUNT.pack, _POSTING_TAG + self.hash
+        hashes: list[PostingHash] = []
+        for _, entry in self.paying():
+            raw = entry.signed.raw
+            places = range(REQUEST_HEAD_BYTES, len(raw), POSTING_BYTES)
+            hashes += [
+                PostingHash(sha256(tag + pack(number) + raw[at : at + POSTING_BYTES]).digest())
+                for number, at in enumerate(places, len(hashes))
+            ]
+        return tuple(hashes)
+
+    @cached_property
+    def recipients(self) -> frozenset[str]:
+        """The accounts that this link pays."""
+        return frozenset().union(*(entry.request.recipients for _, entry in self.paying()))
+
     def postings(self) -> tuple[tuple[int, PostingHash, Posting, RequestId], ...]:
-        """(number in the link, hash, posting, request id) of each completed posting, in order."""
+        """(number in the link, hash, posting, request id) of each completed posting, in order. In large links this
+        is much work: `recipients` and `posting_hashes` make no objects."""
         return self._postings
 
     @cached_property
     def _postings(self) -> tuple[tuple[int, PostingHash, Posting, RequestId], ...]:
-        completed = (e for e in self.entries if e.outcome is Outcome.COMPLETED)
-        rows = ((posting, e.request_id) for e in completed for posting in e.request.postings)
-        return tuple((n, posting_hash(self.hash, n, posting), posting, id_) for n, (posting, id_) in enumerate(rows))
+        entries = [entry for _, entry in self.paying()]
+        postings = chain.from_iterable(entry.request.postings for entry in entries)
+        ids = chain.from_iterable(repeat(entry.request_id, len(entry.request.postings)) for entry in entries)
+        return tuple(zip(range(len(self.posting_hashes)), self.posting_hashes, postings, ids, strict=True))
 
-    def outcomes(self) -> Iterator[tuple[RequestId, Outcome]]:
+    def outcomes(self) -> list[tuple[RequestId, Outcome]]:
         """(request id, outcome) of everything this link settles, a cancelled target after its cancel."""
+        settled = []
         for entry in self.entries:
-            yield entry.request_id, entry.outcome
+            settled.append((entry.request_id, entry.outcome))
             if entry.request.kind is Kind.CANCEL and entry.outcome is Outcome.COMPLETED:
-                yield entry.request.target, Outcome.CANCELLED
+                settled.append((entry.request.target, Outcome.CANCELLED))
+        return settled
 
 
 def opening_slot(network: NetworkId, name: str) -> Slot:
@@ -212,7 +247,7 @@ def decode_link_untrusted(raw: bytes) -> Link:
         raise RemoteFault("malformed", f"a link of {len(raw)} bytes: at most {MAX_LINK_BYTES}")
     header, body = raw[:HEADER_BYTES], raw[HEADER_BYTES:]
     network, name, height, prev_hash, balance, checksum, epoch, time_ms, stated_body = _HEADER.unpack(header)
-    account = check_name_untrusted(unpad_untrusted(name))
+    account = decode_name_untrusted(name)
     if max(height, epoch, time_ms) > MAX_AMOUNT:
         raise RemoteFault(
             "malformed", f"link of {account}: height {height}, epoch {epoch} or time {time_ms} is above 2^63-1"

@@ -5,6 +5,7 @@ bytes a name is padded with zero bytes to `NAME_BYTES`; an asset code to `ASSET_
 """
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from chain.errors import RemoteFault
@@ -37,6 +38,12 @@ def check_name_untrusted(text: str) -> str:
             "plain ASCII (look-alike characters are refused)",
         )
     return text
+
+
+@lru_cache(maxsize=1 << 14)  # names come again and again; 16,384 of them take a few MB
+def decode_name_untrusted(raw: bytes) -> str:
+    """The account name in a padded field; raises `RemoteFault` (`bad_text`, `bad_name`)."""
+    return check_name_untrusted(unpad_untrusted(raw))
 
 
 def check_amount_untrusted(amount: int) -> int:

@@ -5,8 +5,9 @@ rounded up to a power of two with NULLs, which match nothing, so that few differ
 """
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import chain, starmap
 from typing import Final, TypeVar
 
 import msgspec
@@ -126,12 +127,25 @@ _TIP_INCOME: Final = (
     "SELECT k.column1, t.hash FROM k CROSS JOIN transfers AS t ON t.confirmation = k.column1 "
     "ORDER BY k.column1, t.time_ms, t.sender, t.height, t.number"
 )
-_CHECKSUMS: Final = "SELECT l.hash, l.incoming_checksum FROM k CROSS JOIN links AS l ON l.hash = k.column1"
-_INCOMING: Final = (
-    f"SELECT {POSTING_COLUMNS}, {_POSTING_COLUMNS.format('b')} FROM transfers AS t LEFT JOIN transfers AS b ON b.rowid = "
-    "(SELECT s.rowid FROM transfers AS s WHERE s.sender = t.sender AND s.recipient = t.recipient "
-    "AND (s.height, s.number) < (t.height, t.number) ORDER BY s.height DESC, s.number DESC LIMIT 1) "
+_FEW: Final = 16  # incoming postings: accounts that have no more are read together
+_FORMING: Final = (
+    f"SELECT {HEAD_COLUMNS}, (SELECT l.incoming_checksum FROM links AS l WHERE l.hash = a.tip), "
+    "EXISTS (SELECT 1 FROM transfers AS t WHERE t.confirmation = a.tip), "
+    "(SELECT count(*) FROM (SELECT 1 FROM transfers AS t WHERE t.recipient = a.name AND t.confirmation IS NULL "
+    f"LIMIT {_FEW + 1})) FROM k CROSS JOIN accounts AS a ON a.name = k.column1"
+)
+_INCOMING_JOIN: Final = (
+    "LEFT JOIN transfers AS b ON b.rowid = (SELECT s.rowid FROM transfers AS s "
+    "WHERE s.sender = t.sender AND s.recipient = t.recipient "
+    "AND (s.height, s.number) < (t.height, t.number) ORDER BY s.height DESC, s.number DESC LIMIT 1)"
+)
+_MANY_INCOMING: Final = (
+    f"SELECT {POSTING_COLUMNS}, {_POSTING_COLUMNS.format('b')} FROM transfers AS t {_INCOMING_JOIN} "
     "WHERE t.recipient = ? AND t.confirmation IS NULL ORDER BY t.time_ms, t.sender, t.height, t.number LIMIT ?"
+)
+_INCOMING: Final = (
+    f"SELECT {POSTING_COLUMNS}, {_POSTING_COLUMNS.format('b')} FROM k CROSS JOIN transfers AS t "
+    f"ON t.recipient = k.column1 AND t.confirmation IS NULL {_INCOMING_JOIN}"
 )
 _LAST_CONFIRMED: Final = (
     "SELECT t.sender, t.recipient, t.height, t.number FROM k CROSS JOIN transfers AS t ON t.rowid = "
@@ -142,6 +156,7 @@ _INCOMING_SUM: Final = f"SELECT count(*), {AMOUNT_SUM} FROM transfers WHERE reci
 
 Key = bytes | int | str
 T = TypeVar("T")
+U = TypeVar("U")
 K = TypeVar("K", bound=Key)
 
 
@@ -149,20 +164,33 @@ def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
     """Fetch what `needs` names. Raises `StorageFailure` when the database cannot be read, and `Corruption` when the
     head of the log is damaged or a confirmation was taken back."""
     with storage_errors("reading the database"):
-        loaded = Loaded(
-            heads={head.name: head for head in _join(conn, _HEADS, _singles(needs.heads), head_row)},
-            outcomes={(o.account, o.request_id): o for o in _join(conn, _OUTCOMES, needs.outcomes, outcome_row)},
-            postings={row.hash: row for row in _join(conn, _POSTINGS, _singles(needs.postings), PostingRow)},
-            links_at=dict(_join(conn, _LINKS_AT, needs.links_at, lambda name, height, tip: ((name, height), tip))),
-            by_hash=dict(_join(conn, _BY_HASH, _singles(needs.by_hash), _keyed_raw)),
-            by_posting=dict(_join(conn, _BY_POSTING, _singles(needs.by_posting), _keyed_raw)),
-            known=set(_join(conn, _KNOWN, _singles(needs.known), LinkHash)),
-            chains={key: _chain(conn, *key) for key in needs.chains},
-            income={name: _income(conn, name) for name in needs.income},
-            log={seq: _log_page(conn, seq) for seq in needs.log},
-        )
+        loaded = Loaded()
         if needs.forming:
             loaded.forming = _forming(conn, needs.forming)
+        if needs.heads:
+            loaded.heads = _heads(conn, needs.heads, loaded.forming)
+        if needs.outcomes:
+            loaded.outcomes = {
+                (o.account, o.request_id): o for o in _join(conn, _OUTCOMES, needs.outcomes, outcome_row)
+            }
+        if needs.postings:
+            loaded.postings = {row.hash: row for row in _join(conn, _POSTINGS, _singles(needs.postings), PostingRow)}
+        if needs.links_at:
+            loaded.links_at = dict(
+                _join(conn, _LINKS_AT, needs.links_at, lambda name, height, tip: ((name, height), tip))
+            )
+        if needs.by_hash:
+            loaded.by_hash = dict(_join(conn, _BY_HASH, _singles(needs.by_hash), _keyed_raw))
+        if needs.by_posting:
+            loaded.by_posting = dict(_join(conn, _BY_POSTING, _singles(needs.by_posting), _keyed_raw))
+        if needs.known:
+            loaded.known = set(_join(conn, _KNOWN, _singles(needs.known), LinkHash))
+        if needs.chains:
+            loaded.chains = {key: _chain(conn, *key) for key in needs.chains}
+        if needs.income:
+            loaded.income = {name: _income(conn, name) for name in needs.income}
+        if needs.log:
+            loaded.log = {seq: _log_page(conn, seq) for seq in needs.log}
         if needs.log_head:
             loaded.log_head = read_log_head(conn)
     return loaded
@@ -190,12 +218,32 @@ def outcome_row(
     return OutcomeRow(RequestId(request_id), account, Outcome(outcome), LinkHash(link_hash), height, balance, time_ms)
 
 
+def _heads(conn: sqlite3.Connection, names: Collection[str], forming: Mapping[str, Forming]) -> dict[str, AccountHead]:
+    """The heads of these accounts; those that are known from `forming` are not read twice."""
+    heads = {name: there.head for name, there in forming.items() if there.head is not None and name in names}
+    missing = [name for name in names if name not in forming]
+    for head in _join(conn, _HEADS, _singles(missing), head_row):
+        heads[head.name] = head
+    return heads
+
+
 def _keyed_raw(key: T, header: bytes, body: bytes) -> tuple[T, bytes]:
     return key, header + body
 
 
+def _pair(first: T, second: U) -> tuple[T, U]:
+    return first, second
+
+
 def _singles(keys: Collection[K]) -> list[tuple[K]]:
     return [(key,) for key in keys]
+
+
+@lru_cache(maxsize=256)
+def _query(query: str, width: int, size: int) -> str:
+    """The text of `query` for this many keys of this width."""
+    slots = ", ".join(["(" + ", ".join("?" * width) + ")"] * size)
+    return f"WITH k AS (VALUES {slots}) {query}"
 
 
 def _join(
@@ -206,10 +254,8 @@ def _join(
     for start in range(0, len(todo), _KEYS_PER_QUERY):
         part = todo[start : start + _KEYS_PER_QUERY]
         width, size = len(part[0]), 1 << (len(part) - 1).bit_length()
-        slots = ", ".join(["(" + ", ".join("?" * width) + ")"] * size)
         values = [*chain.from_iterable(part), *[None] * (width * (size - len(part)))]
-        for row in conn.execute(f"WITH k AS (VALUES {slots}) {query}", values):
-            yield make(*row)
+        yield from starmap(make, conn.execute(_query(query, width, size), values))
 
 
 def _chain(conn: sqlite3.Connection, account: str, from_height: int) -> tuple[bytes, ...]:
@@ -244,38 +290,61 @@ def _log_page(conn: sqlite3.Connection, after: int) -> LogPage:
 
 def _forming(conn: sqlite3.Connection, names: Collection[str]) -> dict[str, Forming]:
     """What the next link of each account depends on: its head, the income of its tip, its incoming postings."""
-    heads = {head.name: head for head in _join(conn, _HEADS, _singles(names), head_row)}
-    tips = [(head.tip,) for head in heads.values()]
-    checksums = dict(_join(conn, _CHECKSUMS, tips, lambda tip, checksum: (tip, checksum)))
+    heads: dict[str, tuple[AccountHead, bytes]] = {}
+    tips: list[tuple[LinkHash]] = []
+    few: list[tuple[str]] = []
+    incoming: dict[str, list[tuple[PostingRow, PostingRow | None]]] = {}
+    for *columns, checksum, has_income, waiting in _join(conn, _FORMING, _singles(names), lambda *row: row):
+        head = head_row(*columns)
+        heads[head.name] = head, checksum or b""
+        if has_income:
+            tips.append((head.tip,))
+        if waiting > min(_FEW, MAX_CONFIRMED):
+            incoming[head.name] = _many_incoming(conn, head.name)
+        elif waiting:
+            few.append((head.name,))
+            incoming[head.name] = []
+    for row in _join(conn, _INCOMING, few, lambda *row: row):
+        posting = PostingRow(*row[:_POSTING_WIDTH])
+        before = PostingRow(*row[_POSTING_WIDTH:]) if row[_POSTING_WIDTH] else None
+        incoming[posting.recipient].append((posting, before))
+    for (name,) in few:
+        incoming[name].sort(key=lambda row: row[0].age)
     tip_income: dict[LinkHash, list[PostingHash]] = {}
-    for tip, posting in _join(conn, _TIP_INCOME, tips, lambda tip, posting: (tip, posting)):
-        tip_income.setdefault(tip, []).append(posting)
-    incoming = {
-        name: [
-            (PostingRow(*row[:_POSTING_WIDTH]), PostingRow(*row[_POSTING_WIDTH:]) if row[_POSTING_WIDTH] else None)
-            for row in conn.execute(_INCOMING, (name, MAX_CONFIRMED))
-        ]
-        for name in heads
-    }
-    _check_none_taken_back(conn, [posting for rows in incoming.values() for posting, _ in rows])
-    made_by = {posting.link_hash for rows in incoming.values() for posting, _ in rows}
-    headers = dict(_join(conn, _HEADERS, _singles(made_by), lambda link, header: (link, header)))
+    for tip, posting_hash in _join(conn, _TIP_INCOME, tips, _pair):
+        tip_income.setdefault(tip, []).append(posting_hash)
+    waiting_postings = [posting for rows in incoming.values() for posting, _ in rows]
+    _check_none_taken_back(conn, waiting_postings)
+    made_by = {posting.link_hash for posting in waiting_postings}
+    headers: dict[LinkHash, bytes] = dict(_join(conn, _HEADERS, _singles(made_by), _pair))
     forming = {}
     for name in names:
-        head, rows = heads.get(name), incoming.get(name, [])
+        if name not in heads:
+            forming[name] = Forming(None, b"", (), (), 0, 0)
+            continue
+        head, checksum = heads[name]
+        rows = incoming.get(name, [])
         count, total = len(rows), sum(posting.amount for posting, _ in rows)
         if count == MAX_CONFIRMED:
             count, high, low = conn.execute(_INCOMING_SUM, (name,)).fetchone()
             total = exact(high, low)
         forming[name] = Forming(
             head,
-            checksums.get(head.tip, b"") if head else b"",
-            tuple(tip_income.get(head.tip, ())) if head else (),
+            checksum,
+            tuple(tip_income.get(head.tip, ())),
             tuple(Incoming(posting, headers.get(posting.link_hash, b""), before) for posting, before in rows),
             count,
             total,
         )
     return forming
+
+
+def _many_incoming(conn: sqlite3.Connection, name: str) -> list[tuple[PostingRow, PostingRow | None]]:
+    """The oldest unconfirmed postings to the account, each with the one before it in its stream."""
+    return [
+        (PostingRow(*row[:_POSTING_WIDTH]), PostingRow(*row[_POSTING_WIDTH:]) if row[_POSTING_WIDTH] else None)
+        for row in conn.execute(_MANY_INCOMING, (name, MAX_CONFIRMED))
+    ]
 
 
 def _check_none_taken_back(conn: sqlite3.Connection, incoming: Sequence[PostingRow]) -> None:

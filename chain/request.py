@@ -16,8 +16,8 @@ hash of one thing from ever being the hash of another.
 import enum
 import hashlib
 import struct
-from collections.abc import Sequence
-from typing import Final, NewType
+from collections.abc import Iterator, Sequence
+from typing import Final, NewType, overload
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -29,7 +29,7 @@ from chain.names import (
     MAX_AMOUNT,
     NAME_BYTES,
     check_amount_untrusted,
-    check_name_untrusted,
+    decode_name_untrusted,
     is_asset,
     pad,
     unpad_untrusted,
@@ -42,6 +42,7 @@ HASH_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
 MEMO_BYTES: Final = 56
 POSTING_BYTES: Final = NAME_BYTES + 8 + MEMO_BYTES  # 128, so that postings are found by arithmetic
+MANY_POSTINGS: Final = 8  # from here on a request's postings are made into objects only when somebody looks at them
 MAX_POSTINGS: Final = 8190  # as many as fill 1 MiB less a page: one request, one frame, one link
 ANY_TIP: Final = bytes(HASH_BYTES)
 ANY_HEIGHT: Final = 2**64 - 1
@@ -49,7 +50,8 @@ ANY_HEIGHT: Final = 2**64 - 1
 _HEAD = struct.Struct(f">B{HASH_BYTES}s{NAME_BYTES}s32s{HASH_BYTES}sQI")
 _POSTING = struct.Struct(f">{NAME_BYTES}sQ{MEMO_BYTES}s")
 _OPEN = struct.Struct(f">{ASSET_BYTES}s32s")
-MAX_REQUEST_BYTES: Final = _HEAD.size + MAX_POSTINGS * POSTING_BYTES
+REQUEST_HEAD_BYTES: Final = _HEAD.size
+MAX_REQUEST_BYTES: Final = REQUEST_HEAD_BYTES + MAX_POSTINGS * POSTING_BYTES
 
 _ID_TAG: Final = b"hopchain:request:1\0"
 _SIGN_TAG: Final = b"hopchain:sign:1\0"
@@ -71,6 +73,51 @@ class Posting(msgspec.Struct, frozen=True):
     memo: str = ""
 
 
+class Postings(Sequence[Posting]):
+    """Many postings as their records. What the rules and the store look at is taken from all of them in one go:
+    `recipients`, `amounts`, `total`. One by one they are made when somebody asks for them."""
+
+    __slots__ = ("_made", "_records", "amounts", "recipients", "total")
+
+    def __init__(self, records: memoryview, recipients: frozenset[str], amounts: tuple[int, ...]) -> None:
+        self._records = records
+        self._made: tuple[Posting, ...] | None = None
+        self.recipients = recipients
+        self.amounts = amounts
+        self.total = sum(amounts)
+
+    def _all(self) -> tuple[Posting, ...]:
+        if self._made is None:
+            names, amounts, memos = zip(*_POSTING.iter_unpack(self._records), strict=True)
+            name_of = {raw: decode_name_untrusted(raw) for raw in set(names)}
+            memo_of = {raw: unpad_untrusted(raw) for raw in set(memos)}
+            columns = map(name_of.__getitem__, names), amounts, map(memo_of.__getitem__, memos)
+            self._made = tuple(map(Posting, *columns))
+        return self._made
+
+    def __len__(self) -> int:
+        return len(self.amounts)
+
+    def __iter__(self) -> Iterator[Posting]:
+        return iter(self._all())
+
+    @overload
+    def __getitem__(self, at: int) -> Posting: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Posting, ...]: ...
+    def __getitem__(self, at: int | slice) -> Posting | tuple[Posting, ...]:
+        return self._all()[at]
+
+    def __eq__(self, other: object) -> bool:
+        return self._all() == (other._all() if isinstance(other, Postings) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} postings of {self.total}>"
+
+
 class Request(msgspec.Struct, frozen=True):
     """A request as its fields. `postings` only for TRANSFER, `asset` and `public_key` only for OPEN, `target`
     only for CANCEL. Build one with `transfer`, `opening` or `cancellation`."""
@@ -79,7 +126,7 @@ class Request(msgspec.Struct, frozen=True):
     network: NetworkId
     sender: str
     nonce: bytes
-    postings: tuple[Posting, ...] = ()
+    postings: Sequence[Posting] = ()
     asset: str = ""
     public_key: bytes = b""
     target: RequestId = RequestId(b"")
@@ -89,7 +136,19 @@ class Request(msgspec.Struct, frozen=True):
     @property
     def total(self) -> int:
         """Sum of the postings in minor units."""
-        return sum(p.amount for p in self.postings)
+        return self.postings.total if isinstance(self.postings, Postings) else sum(p.amount for p in self.postings)
+
+    @property
+    def amounts(self) -> tuple[int, ...]:
+        """The amounts of the postings in minor units, in order."""
+        return self.postings.amounts if isinstance(self.postings, Postings) else tuple(p.amount for p in self.postings)
+
+    @property
+    def recipients(self) -> frozenset[str]:
+        """The accounts that the postings name."""
+        if isinstance(self.postings, Postings):
+            return self.postings.recipients
+        return frozenset([p.recipient for p in self.postings])
 
 
 class SignedRequest(msgspec.Struct, frozen=True, array_like=True):
@@ -179,7 +238,7 @@ def decode_request_untrusted(raw: bytes) -> Request:
         kind = Kind(number)
     except ValueError:
         raise RemoteFault("malformed", f"request kind {number} is not known") from None
-    sender = check_name_untrusted(unpad_untrusted(sender_raw))
+    sender = decode_name_untrusted(sender_raw)
     tail = len(raw) - _HEAD.size
     if kind is Kind.TRANSFER:
         if not 1 <= count <= MAX_POSTINGS or tail != count * POSTING_BYTES:
@@ -188,8 +247,8 @@ def decode_request_untrusted(raw: bytes) -> Request:
                 f"a transfer that claims {count} postings in {tail} bytes: "
                 f"1 to {MAX_POSTINGS} of {POSTING_BYTES} bytes each",
             )
-        postings = tuple(_posting_untrusted(fields, sender) for fields in _POSTING.iter_unpack(raw[_HEAD.size :]))
-        total = sum(p.amount for p in postings)
+        postings = _postings_untrusted(memoryview(raw)[_HEAD.size :], sender)
+        total = postings.total if isinstance(postings, Postings) else sum(p.amount for p in postings)
         if total > MAX_AMOUNT:
             raise RemoteFault("bad_total", f"the postings add up to {total}: more than {MAX_AMOUNT} minor units")
         return Request(kind, network, sender, nonce, postings, "", b"", RequestId(b""), expect_tip, until)
@@ -211,9 +270,26 @@ def decode_request_untrusted(raw: bytes) -> Request:
     return Request(kind, network, sender, nonce, (), "", b"", target, expect_tip, until)
 
 
+def _postings_untrusted(records: memoryview, sender: str) -> Sequence[Posting]:
+    """The postings with these records. Many are checked column by column, which takes a third of the time; when anything
+    is wrong there, they are read one by one, so that the fault named is the first one's."""
+    if len(records) >= MANY_POSTINGS * POSTING_BYTES:
+        names, amounts, memos = zip(*_POSTING.iter_unpack(records), strict=True)
+        try:
+            recipients = frozenset(map(decode_name_untrusted, set(names)))
+            for memo in set(memos):
+                unpad_untrusted(memo)
+        except RemoteFault:
+            pass
+        else:
+            if sender not in recipients and min(amounts) > 0 and max(amounts) <= MAX_AMOUNT:
+                return Postings(records, recipients, amounts)
+    return tuple(_posting_untrusted(fields, sender) for fields in _POSTING.iter_unpack(records))
+
+
 def _posting_untrusted(fields: tuple[bytes, int, bytes], sender: str) -> Posting:
     recipient_raw, amount, memo_raw = fields
-    recipient = check_name_untrusted(unpad_untrusted(recipient_raw))
+    recipient = decode_name_untrusted(recipient_raw)
     if recipient == sender:
         raise RemoteFault("self_transfer", f"{sender} cannot pay itself: name another recipient")
     return Posting(recipient, check_amount_untrusted(amount), unpad_untrusted(memo_raw))

@@ -255,12 +255,13 @@ class _Judge:
             return Outcome.EXPIRED
         if request.kind is Kind.CANCEL:
             return Outcome.ALREADY_DECIDED if request.target in self._recorded else Outcome.COMPLETED
-        unknown = {p.recipient for p in request.postings if p.recipient not in self._recipients}
+        recipients = request.recipients
+        unknown = {name for name in recipients if name not in self._recipients}
         if unknown:
             unasked = unknown.difference(self._absent)
             self.ask_recipients |= unasked
             return None if unasked else Outcome.UNKNOWN_RECIPIENT
-        if any(self._recipients[p.recipient].asset != self._head.asset for p in request.postings):
+        if any(self._recipients[name].asset != self._head.asset for name in recipients):
             return Outcome.ASSET_MISMATCH
         if self._head.issuer:
             return Outcome.COMPLETED if self._funds - request.total >= -self._issuer_limit else Outcome.ISSUER_LIMIT
@@ -292,31 +293,34 @@ def check_successor(link: Link, head: AccountHead | None, confirmed: Sequence[Po
     `confirmed`: the rows of `link.confirmed`, in that order, as they are here before the link is applied.
     """
     if head is None:
-        _require(link.height == 0 and not confirmed, link, "it does not open the account and nothing is before it")
-        _require(link.prev_hash == opening_slot(link.network, link.account), link, "it is not in its name's slot")
-        _require(link.balance == 0 and link.debit == 0, link, f"it opens with a balance of {link.balance}")
+        if link.height != 0 or confirmed:
+            raise _does_not_follow(link, "it does not open the account and nothing is before it")
+        if link.prev_hash != opening_slot(link.network, link.account):
+            raise _does_not_follow(link, "it is not in its name's slot")
+        if link.balance != 0 or link.debit != 0:
+            raise _does_not_follow(link, f"it opens with a balance of {link.balance}")
         return
-    _require(link.height == head.height + 1, link, f"the tip here has height {head.height}")
-    _require(link.prev_hash == head.slot, link, f"the tip here is {head.tip.hex()[:16]}")
-    _require(link.time_ms > head.time_ms, link, f"its time {link.time_ms} is not after {head.time_ms}")
-    _require([p.hash for p in confirmed] == list(link.confirmed), link, "rows of confirmed postings are missing")
-    _require(
-        all(p.recipient == link.account and p.confirmation is None for p in confirmed),
-        link,
-        "it confirms a posting that is not this account's, or is confirmed already",
-    )
-    income = sum(p.amount for p in confirmed)
-    _require(
-        link.balance == head.balance + income - link.debit,
-        link,
-        f"its balance is {link.balance}, but {head.balance} + {income} - {link.debit} = {head.balance + income - link.debit}",
-    )
-    _require(link.balance >= 0 or head.issuer, link, f"its balance {link.balance} is below zero")
+    if link.height != head.height + 1:
+        raise _does_not_follow(link, f"the tip here has height {head.height}")
+    if link.prev_hash != head.slot:
+        raise _does_not_follow(link, f"the tip here is {head.tip.hex()[:16]}")
+    if link.time_ms <= head.time_ms:
+        raise _does_not_follow(link, f"its time {link.time_ms} is not after {head.time_ms}")
+    if tuple([posting.hash for posting in confirmed]) != link.confirmed:
+        raise _does_not_follow(link, "rows of confirmed postings are missing")
+    if not all(posting.recipient == link.account and posting.confirmation is None for posting in confirmed):
+        raise _does_not_follow(link, "it confirms a posting that is not this account's, or is confirmed already")
+    income = sum([posting.amount for posting in confirmed])
+    balance = head.balance + income - link.debit
+    if link.balance != balance:
+        paid = f"{head.balance} + {income} - {link.debit} = {balance}"
+        raise _does_not_follow(link, f"its balance is {link.balance}, but {paid}")
+    if link.balance < 0 and not head.issuer:
+        raise _does_not_follow(link, f"its balance {link.balance} is below zero")
 
 
-def _require(holds: bool, link: Link, what: str) -> None:
-    if not holds:
-        raise Corruption(
-            f"decided link {link.height} of {link.account} ({link.hash.hex()[:16]}) cannot be applied: {what}; "
-            "this database is damaged or the rules differ: run `hopchain verify` on it"
-        )
+def _does_not_follow(link: Link, what: str) -> Corruption:
+    return Corruption(
+        f"decided link {link.height} of {link.account} ({link.hash.hex()[:16]}) cannot be applied: {what}; "
+        "this database is damaged or the rules differ: run `hopchain verify` on it"
+    )

@@ -1,16 +1,21 @@
 """The database: its tables, and the triggers that refuse what is wrong, however it is written (design section 2).
 
 The writer stages a link's rows in the `new_*` tables, which are no money, and then inserts the link. The trigger
-`links_apply` does the rest inside that one statement: it moves the staged rows into `transfers`, `outcomes` and
-`accounts`, checks the sums and clears the staging. A statement happens completely or not at all, so there is no
-moment, and needs no pragma, in which a link is there without its postings.
+`links_apply` does the rest inside that one statement: it checks the staged rows and their sums and takes them out of the
+staging, and the delete triggers of the `new_*` tables carry each one out: into `transfers`, `outcomes`, `accounts`. A
+statement happens completely or not at all, so there is no moment, and needs no pragma, in which a link is there without
+its postings.
 
 While `links_apply` runs, the one row of `applying` names its link; every other trigger asks for it and so refuses
-all rows that are written by hand. The row can be written only for a link that is one above its account's head, and
-`links_apply` ends by moving the head: outside of it there is no such link.
+all rows that are written by hand (and a staged row deleted by hand is just gone). The row can be written only for a link
+that is one above its account's head, and `links_apply` ends by moving the head: outside of it there is no such link.
 
 What a trigger cannot see is a hash: SQLite has no SHA-256. A forged link that agrees with itself in all else is
 found by `chain.audit`.
+
+A staged row's `id` is `seq << 14 | number`: the link's place in the log, and the row's number in the link (there are at most
+16,380 of a kind). A request of many postings is one row of `new_batches`: the records as the body has them, the hashes of
+the postings one after the other, and the amounts as a JSON array, because SQL reads no integers from bytes.
 
 Three habits, each because of a hole that SQLite leaves open:
 
@@ -18,6 +23,10 @@ Three habits, each because of a hole that SQLite leaves open:
 * The checks are in triggers, not in CHECK clauses: `PRAGMA ignore_check_constraints` switches those off.
 * The inner statements say `ON CONFLICT DO NOTHING` and their rows are counted (`changes()`): otherwise they inherit
   `OR REPLACE`, `OR IGNORE` or `OR FAIL` from the outer statement.
+
+And one because of its cost: within a trigger, `INSERT .. SELECT`, `UPDATE .. WHERE x IN (SELECT ..)` and joins with
+subqueries each make a temporary table, which costs more than all the rows of a link of one posting. So rows are carried out
+one by one, by triggers of `new_*` that insert VALUES; only batches use `INSERT .. SELECT`.
 """
 
 import re
@@ -25,6 +34,7 @@ import sqlite3
 from typing import Final
 
 SCHEMA_VERSION: Final = 2
+ID_BITS: Final = 14  # of a staged row's id: its number in the link; the bits above are the link's seq
 
 _TABLES: Final = """
 CREATE TABLE meta (
@@ -135,41 +145,55 @@ CREATE TABLE seen (
 
 CREATE TABLE applying (
   one       INTEGER PRIMARY KEY,
-  link_hash BLOB NOT NULL
+  link_hash BLOB NOT NULL,
+  seq       INTEGER NOT NULL,
+  account   TEXT NOT NULL
 ) STRICT;
 
 CREATE TABLE new_postings (
-  link_hash  BLOB NOT NULL,
-  number     INTEGER NOT NULL,
-  hash       BLOB NOT NULL,
-  recipient  TEXT NOT NULL,
-  amount     INTEGER NOT NULL,
-  memo       TEXT NOT NULL,
+  id                INTEGER PRIMARY KEY,
+  hash              BLOB NOT NULL,
+  link_hash         BLOB NOT NULL,
+  prev_hash         BLOB NOT NULL,
+  sender            TEXT NOT NULL,
+  recipient         TEXT NOT NULL,
+  amount            INTEGER NOT NULL,
+  memo              TEXT NOT NULL,
+  balance           INTEGER NOT NULL,
+  incoming_checksum BLOB NOT NULL,
+  height            INTEGER NOT NULL,
+  time_ms           INTEGER NOT NULL,
+  request_id        BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE new_batches (
+  id         INTEGER PRIMARY KEY,
+  at         INTEGER NOT NULL,
+  count      INTEGER NOT NULL,
+  total      INTEGER NOT NULL,
   request_id BLOB NOT NULL,
-  PRIMARY KEY (link_hash, number)
-) STRICT, WITHOUT ROWID;
+  amounts    TEXT NOT NULL,
+  hashes     BLOB NOT NULL,
+  records    BLOB NOT NULL
+) STRICT;
 
 CREATE TABLE new_confirmations (
-  link_hash BLOB NOT NULL,
-  number    INTEGER NOT NULL,
-  hash      BLOB NOT NULL,
-  PRIMARY KEY (link_hash, number)
-) STRICT, WITHOUT ROWID;
+  id   INTEGER PRIMARY KEY,
+  hash BLOB NOT NULL
+) STRICT;
 
 CREATE TABLE new_outcomes (
-  link_hash  BLOB NOT NULL,
-  number     INTEGER NOT NULL,
+  id         INTEGER PRIMARY KEY,
   request_id BLOB NOT NULL,
-  outcome    INTEGER NOT NULL,
-  PRIMARY KEY (link_hash, number)
-) STRICT, WITHOUT ROWID;
+  outcome    INTEGER NOT NULL
+) STRICT;
 
 CREATE TABLE new_accounts (
-  link_hash  BLOB NOT NULL PRIMARY KEY,
+  seq        INTEGER PRIMARY KEY,
   asset      TEXT NOT NULL,
   public_key BLOB NOT NULL,
   issuer     INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
+) STRICT;
 """
 
 _LINK_TRIGGERS: Final = """
@@ -182,7 +206,7 @@ CREATE TRIGGER links_insert BEFORE INSERT ON links BEGIN
 END;
 
 CREATE TRIGGER links_apply AFTER INSERT ON links BEGIN
-  INSERT INTO applying VALUES (1, NEW.hash);
+  INSERT INTO applying VALUES (1, NEW.hash, NEW.seq, NEW.account);
 
   SELECT RAISE(ABORT, 'links: seq is not one above the last link of the log')
   WHERE NEW.seq <> 1 AND NOT EXISTS (SELECT 1 FROM links WHERE seq = NEW.seq - 1);
@@ -200,69 +224,52 @@ CREATE TRIGGER links_apply AFTER INSERT ON links BEGIN
   SELECT RAISE(ABORT, 'links: an opening moves no money')
   WHERE NEW.height = 0 AND (NEW.balance <> 0 OR NEW.posting_count <> 0 OR NEW.confirmed_count <> 0);
 
-  SELECT RAISE(ABORT, 'links: a posting has a wrong number, hash or amount')
-  FROM new_postings WHERE link_hash = NEW.hash
-    AND (number < 0 OR number >= NEW.posting_count OR length(hash) <> 32 OR length(request_id) <> 32 OR amount <= 0);
-  SELECT RAISE(ABORT, 'links: a recipient is not another account of the same asset')
-  FROM new_postings AS p LEFT JOIN accounts AS a ON a.name = p.recipient
-  WHERE p.link_hash = NEW.hash AND (p.recipient = NEW.account
-    OR a.asset IS NOT (SELECT asset FROM accounts WHERE name = NEW.account));
-  INSERT INTO transfers
-  SELECT hash, NEW.hash, number, NEW.prev_hash, NEW.account, recipient, amount, memo, NEW.balance,
-         NEW.incoming_checksum, NEW.height, NEW.time_ms, request_id, NULL, NULL
-  FROM new_postings WHERE link_hash = NEW.hash ORDER BY number
-  ON CONFLICT DO NOTHING;
-  SELECT RAISE(ABORT, 'links: posting_count is not the number of its new postings') WHERE changes() <> NEW.posting_count;
-
   SELECT RAISE(ABORT, 'links: a confirmation is not the one that the body lists in its place')
-  FROM new_confirmations WHERE link_hash = NEW.hash
-    AND substr(NEW.body, length(NEW.body) - 32 * (NEW.confirmed_count - number) + 1, 32) <> hash;
-  UPDATE transfers SET
-    confirmation = NEW.hash,
-    prev_confirmed_hash = coalesce(
-      (SELECT before.hash FROM transfers AS before
-       WHERE before.sender = transfers.sender AND before.recipient = transfers.recipient
-         AND (before.height, before.number) < (transfers.height, transfers.number)
-       ORDER BY before.height DESC, before.number DESC LIMIT 1),
-      zeroblob(32))
-  WHERE hash IN (SELECT hash FROM new_confirmations WHERE link_hash = NEW.hash)
-    AND recipient = NEW.account AND confirmation IS NULL;
+  FROM new_confirmations WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383
+    AND substr(NEW.body, length(NEW.body) - 32 * (NEW.confirmed_count - (id & 16383)) + 1, 32) <> hash;
+  DELETE FROM new_confirmations WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383;
   SELECT RAISE(ABORT, 'links: confirmed_count is not the number of unconfirmed postings to the account that it confirms')
   WHERE changes() <> NEW.confirmed_count;
-  SELECT RAISE(ABORT, 'links: a posting that it confirms is not the next one of its sender')
-  FROM new_confirmations AS c
-  CROSS JOIN transfers AS t ON t.hash = c.hash
-  CROSS JOIN transfers AS before ON before.hash = t.prev_confirmed_hash
-  WHERE c.link_hash = NEW.hash AND before.confirmation IS NULL;
 
-  SELECT RAISE(ABORT, 'links: balance is not the balance before + what it confirms - what it pays')
-  FROM (SELECT a.balance + (SELECT coalesce(sum(t.amount), 0) FROM new_confirmations AS c
-                            CROSS JOIN transfers AS t ON t.hash = c.hash WHERE c.link_hash = NEW.hash) AS funds,
-               (SELECT coalesce(sum(amount), 0) FROM new_postings WHERE link_hash = NEW.hash) AS debit
-        FROM accounts AS a WHERE a.name = NEW.account)
-  WHERE typeof(funds) <> 'integer' OR typeof(funds - debit) <> 'integer' OR NEW.balance <> funds - debit;
-  SELECT RAISE(ABORT, 'links: balance is below zero and the account is no issuer')
-  WHERE NEW.balance < 0 AND NOT EXISTS (SELECT 1 FROM accounts WHERE name = NEW.account AND issuer = 1);
+  SELECT RAISE(ABORT, 'links: a batch is not what the body lists, or has the numbers of other postings')
+  FROM new_batches AS b WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383
+    AND ((id & 16383) + count > NEW.posting_count OR count < 1 OR length(request_id) <> 32
+      OR length(hashes) <> 32 * count OR json_array_length(amounts) <> count
+      OR substr(NEW.body, at + 1, 128 * count) <> records
+      OR EXISTS (SELECT 1 FROM new_postings AS p WHERE p.id BETWEEN b.id AND b.id + b.count - 1)
+      OR EXISTS (SELECT 1 FROM new_batches AS o WHERE o.id > b.id AND o.id < b.id + b.count));
+  SELECT CASE
+    WHEN wrong THEN RAISE(ABORT, 'links: a posting has a wrong number, hash or amount, or other fields than its link')
+    WHEN count <> NEW.posting_count THEN RAISE(ABORT, 'links: posting_count is not the number of its new postings')
+    WHEN typeof(balance + income) <> 'integer' OR typeof(debit) <> 'integer' OR typeof(balance + income - debit) <> 'integer'
+      OR NEW.balance <> balance + income - debit
+      THEN RAISE(ABORT, 'links: balance is not the balance before + what it confirms - what it pays')
+    WHEN NEW.balance < 0 AND NOT EXISTS (SELECT 1 FROM accounts WHERE name = NEW.account AND issuer = 1)
+      THEN RAISE(ABORT, 'links: balance is below zero and the account is no issuer')
+    END
+  FROM (
+    SELECT
+      count(*) + (SELECT coalesce(sum(count), 0) FROM new_batches WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383) AS count,
+      coalesce(sum(amount), 0) + (SELECT coalesce(sum(total), 0) FROM new_batches WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383) AS debit,
+      max((id & 16383) >= NEW.posting_count OR length(hash) <> 32 OR length(request_id) <> 32 OR amount <= 0
+        OR link_hash <> NEW.hash OR prev_hash <> NEW.prev_hash OR sender <> NEW.account OR balance <> NEW.balance
+        OR incoming_checksum <> NEW.incoming_checksum OR height <> NEW.height OR time_ms <> NEW.time_ms) AS wrong,
+      coalesce((SELECT balance FROM accounts WHERE name = NEW.account), 0) AS balance,
+      (SELECT coalesce(sum(amount), 0) FROM transfers WHERE confirmation = NEW.hash) AS income
+    FROM new_postings WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383);
+  DELETE FROM new_postings WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383;
+  DELETE FROM new_batches WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383;
 
-  INSERT INTO outcomes
-  SELECT request_id, NEW.account, NEW.hash, number, outcome
-  FROM new_outcomes WHERE link_hash = NEW.hash AND length(request_id) = 32 AND number >= 0 AND number < NEW.outcome_count
-  ORDER BY number
-  ON CONFLICT DO NOTHING;
+  DELETE FROM new_outcomes WHERE id BETWEEN NEW.seq << 14 AND (NEW.seq << 14) + NEW.outcome_count - 1
+    AND length(request_id) = 32;
   SELECT RAISE(ABORT, 'links: outcome_count is not the number of requests that had no outcome before')
   WHERE changes() <> NEW.outcome_count;
 
-  INSERT INTO accounts
-  SELECT NEW.account, asset, public_key, issuer, 0, NEW.hash, 0, NEW.epoch, NEW.time_ms
-  FROM new_accounts WHERE link_hash = NEW.hash AND NEW.height = 0;
+  DELETE FROM new_accounts WHERE seq = NEW.seq AND NEW.height = 0;
   SELECT RAISE(ABORT, 'links: a link at height 0 opens an account') WHERE changes() <> (NEW.height = 0);
   UPDATE accounts SET height = NEW.height, tip = NEW.hash, balance = NEW.balance, epoch = NEW.epoch, time_ms = NEW.time_ms
   WHERE name = NEW.account AND NEW.height > 0;
 
-  DELETE FROM new_postings WHERE link_hash = NEW.hash;
-  DELETE FROM new_confirmations WHERE link_hash = NEW.hash;
-  DELETE FROM new_outcomes WHERE link_hash = NEW.hash;
-  DELETE FROM new_accounts WHERE link_hash = NEW.hash;
   DELETE FROM applying;
 END;
 
@@ -275,12 +282,77 @@ CREATE TRIGGER links_delete BEFORE DELETE ON links BEGIN
 END;
 """
 
+_STAGING_TRIGGERS: Final = """
+CREATE TRIGGER new_postings_delete AFTER DELETE ON new_postings
+WHEN OLD.link_hash = (SELECT link_hash FROM applying) BEGIN
+  SELECT RAISE(ABORT, 'links: a recipient is not another account of the same asset')
+  WHERE OLD.recipient = OLD.sender OR (SELECT asset FROM accounts WHERE name = OLD.recipient)
+    IS NOT (SELECT asset FROM accounts WHERE name = OLD.sender);
+  INSERT INTO transfers VALUES (
+    OLD.hash, OLD.link_hash, OLD.id & 16383, OLD.prev_hash, OLD.sender, OLD.recipient, OLD.amount, OLD.memo, OLD.balance,
+    OLD.incoming_checksum, OLD.height, OLD.time_ms, OLD.request_id, NULL, NULL)
+  ON CONFLICT DO NOTHING;
+  SELECT RAISE(ABORT, 'links: posting_count is not the number of its new postings') WHERE changes() <> 1;
+END;
+
+CREATE TRIGGER new_batches_delete AFTER DELETE ON new_batches
+WHEN OLD.id >> 14 = (SELECT seq FROM applying) BEGIN
+  SELECT RAISE(ABORT, 'links: a batch holds an amount that is none, or another total')
+  FROM (SELECT count(*) FILTER (WHERE type = 'integer' AND value > 0) AS good, sum(value) AS total FROM json_each(OLD.amounts))
+  WHERE good <> OLD.count OR total <> OLD.total;
+  INSERT INTO transfers
+  SELECT substr(OLD.hashes, 32 * j.key + 1, 32), l.hash, (OLD.id & 16383) + j.key, l.prev_hash, l.account, a.name, j.value,
+         printf('%s', CAST(substr(OLD.records, 128 * j.key + 73, 56) AS TEXT)), l.balance, l.incoming_checksum,
+         l.height, l.time_ms, OLD.request_id, NULL, NULL
+  FROM links AS l CROSS JOIN accounts AS s ON s.name = l.account CROSS JOIN json_each(OLD.amounts) AS j
+  CROSS JOIN accounts AS a ON a.name = printf('%s', CAST(substr(OLD.records, 128 * j.key + 1, 64) AS TEXT))
+    AND a.asset = s.asset AND a.name <> s.name
+  WHERE l.seq = OLD.id >> 14
+  ON CONFLICT DO NOTHING;
+  SELECT RAISE(ABORT, 'links: a batch has a recipient that is not another account of the same asset, or a posting that is there')
+  WHERE changes() <> OLD.count;
+END;
+
+CREATE TRIGGER new_confirmations_delete AFTER DELETE ON new_confirmations
+WHEN OLD.id >> 14 = (SELECT seq FROM applying) BEGIN
+  UPDATE transfers SET
+    confirmation = (SELECT link_hash FROM applying),
+    prev_confirmed_hash = coalesce(
+      (SELECT CASE WHEN before.confirmation IS NULL
+              THEN RAISE(ABORT, 'links: a posting that it confirms is not the next one of its sender') ELSE before.hash END
+       FROM transfers AS before
+       WHERE before.sender = transfers.sender AND before.recipient = transfers.recipient
+         AND (before.height, before.number) < (transfers.height, transfers.number)
+       ORDER BY before.height DESC, before.number DESC LIMIT 1),
+      zeroblob(32))
+  WHERE hash = OLD.hash AND recipient = (SELECT account FROM applying) AND confirmation IS NULL;
+  SELECT RAISE(ABORT, 'links: confirmed_count is not the number of unconfirmed postings to the account that it confirms')
+  WHERE changes() <> 1;
+END;
+
+CREATE TRIGGER new_outcomes_delete AFTER DELETE ON new_outcomes
+WHEN OLD.id >> 14 = (SELECT seq FROM applying) BEGIN
+  INSERT INTO outcomes VALUES (
+    OLD.request_id, (SELECT account FROM applying), (SELECT link_hash FROM applying), OLD.id & 16383, OLD.outcome)
+  ON CONFLICT DO NOTHING;
+  SELECT RAISE(ABORT, 'links: outcome_count is not the number of requests that had no outcome before')
+  WHERE changes() <> 1;
+END;
+
+CREATE TRIGGER new_accounts_delete AFTER DELETE ON new_accounts WHEN OLD.seq = (SELECT seq FROM applying) BEGIN
+  INSERT INTO accounts
+  SELECT account, OLD.asset, OLD.public_key, OLD.issuer, 0, hash, 0, epoch, time_ms FROM links WHERE seq = OLD.seq
+  ON CONFLICT DO NOTHING;
+  SELECT RAISE(ABORT, 'links: a link at height 0 opens an account') WHERE changes() <> 1;
+END;
+"""
+
 _TRANSFER_TRIGGERS: Final = """
 CREATE TRIGGER applying_insert BEFORE INSERT ON applying BEGIN
   SELECT RAISE(ABORT, 'applying: only a link that is one above the head of its account is applied, by its own trigger')
   WHERE EXISTS (SELECT 1 FROM applying) OR NOT EXISTS (
     SELECT 1 FROM links AS l LEFT JOIN accounts AS a ON a.name = l.account
-    WHERE l.hash = NEW.link_hash AND l.height = coalesce(a.height, -1) + 1);
+    WHERE l.seq = NEW.seq AND l.hash = NEW.link_hash AND l.account = NEW.account AND l.height = coalesce(a.height, -1) + 1);
 END;
 
 CREATE TRIGGER applying_update BEFORE UPDATE ON applying BEGIN
@@ -359,8 +431,8 @@ CREATE TRIGGER meta_delete BEFORE DELETE ON meta BEGIN
 END;
 """
 
-SCHEMA_SQL: Final = _TABLES + _LINK_TRIGGERS + _TRANSFER_TRIGGERS + _OTHER_TRIGGERS
-STAGING_TABLES: Final = ("applying", "new_postings", "new_confirmations", "new_outcomes", "new_accounts")
+SCHEMA_SQL: Final = _TABLES + _LINK_TRIGGERS + _STAGING_TRIGGERS + _TRANSFER_TRIGGERS + _OTHER_TRIGGERS
+STAGING_TABLES: Final = ("applying", "new_postings", "new_batches", "new_confirmations", "new_outcomes", "new_accounts")
 
 
 def statements() -> list[str]:

@@ -16,14 +16,16 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Final
 
+import msgspec
+
 from chain.disk import open_database, storage_errors
 from chain.errors import Corruption, LocalMisuse
 from chain.genesis import FIRST_EPOCH, Genesis, encode_genesis, issuer_links
-from chain.link import HEADER_BYTES, Link, Outcome, header_hash
+from chain.link import HEADER_BYTES, Link, Outcome, PostingHash, header_hash
 from chain.needs import CHAIN_BATCH, CHAIN_BATCH_BYTES, LOG_BATCH, Income, Loaded, LogPage, Needs, load
-from chain.request import Kind
+from chain.request import MANY_POSTINGS, REQUEST_HEAD_BYTES, Kind, RequestId
 from chain.rows import ActiveRow, Applied, ViewRow, VoteRow
-from chain.schema import SCHEMA_VERSION, STAGING_TABLES, create_schema, schema_faults
+from chain.schema import ID_BITS, SCHEMA_VERSION, STAGING_TABLES, create_schema, schema_faults
 from chain.seal import (
     EMPTY_LOG,
     CursorRow,
@@ -69,6 +71,11 @@ __all__ = [
 Write = Applied | VoteRow | CursorRow | SeenRow | ViewRow | ActiveRow
 
 _INSERT_LINK: Final = "INSERT INTO links VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_STAGE_POSTING: Final = "INSERT INTO new_postings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_STAGE_BATCH: Final = "INSERT INTO new_batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_STAGE_CONFIRMATION: Final = "INSERT INTO new_confirmations VALUES (?, ?)"
+_STAGE_OUTCOME: Final = "INSERT INTO new_outcomes VALUES (?, ?, ?)"
+_STAGE_ACCOUNT: Final = "INSERT INTO new_accounts VALUES (?, ?, ?, ?)"
 _UPSERT_VOTE: Final = (
     "INSERT INTO votes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (slot) DO UPDATE SET "
     "account = excluded.account, height = excluded.height, promised_epoch = excluded.promised_epoch, "
@@ -152,24 +159,22 @@ def _install(conn: sqlite3.Connection, view: ViewRow) -> None:
     conn.execute("DELETE FROM votes WHERE slot = ?", (view.prev_hash,))
 
 
-def _apply(conn: sqlite3.Connection, links: Sequence[Link], *, issuer: bool) -> None:
-    """Stage the rows of all `links`, then insert them one by one; the trigger `links_apply` does the rest."""
-    head = read_log_head(conn)
-    postings: list[tuple[bytes, int, bytes, str, int, str, bytes]] = []
-    confirmations: list[tuple[bytes, int, bytes]] = []
-    outcomes: list[tuple[bytes, int, bytes, int]] = []
-    rows = []
-    for seq, link in enumerate(links, head.seq + 1):
-        first_posting, first_outcome = len(postings), len(outcomes)
-        for number, posting_hash, posting, request_id in link.postings():
-            postings.append(
-                (link.hash, number, posting_hash, posting.recipient, posting.amount, posting.memo, request_id)
-            )
-        for number, confirmed in enumerate(link.confirmed):
-            confirmations.append((link.hash, number, confirmed))
-        for number, (request_id, outcome) in enumerate(link.outcomes()):
-            outcomes.append((link.hash, number, request_id, int(outcome)))
-        rows.append(
+class _Staged:
+    """The rows of some links, for the `new_*` tables and for `links`."""
+
+    def __init__(self) -> None:
+        self.links: list[tuple[int | str | bytes, ...]] = []
+        self.postings: list[tuple[int | str | bytes, ...]] = []
+        self.batches: list[tuple[int | str | bytes, ...]] = []
+        self.confirmations: list[tuple[int, PostingHash]] = []
+        self.outcomes: list[tuple[int, RequestId, Outcome]] = []
+        self.accounts: list[tuple[int, str, bytes, int]] = []
+
+    def add(self, seq: int, link: Link, issuer: bool) -> None:
+        first = seq << ID_BITS
+        hashes = link.posting_hashes
+        outcomes = link.outcomes()
+        self.links.append(
             (
                 seq,
                 link.hash,
@@ -180,23 +185,83 @@ def _apply(conn: sqlite3.Connection, links: Sequence[Link], *, issuer: bool) -> 
                 link.incoming_checksum,
                 link.epoch,
                 link.time_ms,
-                len(postings) - first_posting,
+                len(hashes),
                 len(link.confirmed),
-                len(outcomes) - first_outcome,
+                len(outcomes),
                 link.raw[:HEADER_BYTES],
                 link.raw[HEADER_BYTES:],
             )
         )
+        if hashes:
+            self._add_postings(first, link, hashes)
+        self.outcomes += [(number, *outcome) for number, outcome in enumerate(outcomes, first)]
+        if link.confirmed:
+            self.confirmations += enumerate(link.confirmed, first)
+        if link.height == 0:
+            self.accounts += [
+                (seq, entry.request.asset, entry.request.public_key, int(issuer))
+                for entry in link.entries
+                if entry.request.kind is Kind.OPEN and entry.outcome is Outcome.COMPLETED
+            ]
+
+    def _add_postings(self, first: int, link: Link, hashes: Sequence[PostingHash]) -> None:
+        number = 0
+        for at, entry in link.paying():
+            request = entry.request
+            count = len(request.postings)
+            if count >= MANY_POSTINGS:  # fewer are cheaper one by one
+                records = entry.signed.raw[REQUEST_HEAD_BYTES:]
+                amounts = msgspec.json.encode(request.amounts).decode()
+                made = b"".join(hashes[number : number + count])
+                row = (first | number, at, count, request.total, entry.request_id, amounts, made, records)
+                self.batches.append(row)
+            else:
+                self.postings += [
+                    (
+                        first | n,
+                        hashes[n],
+                        link.hash,
+                        link.prev_hash,
+                        link.account,
+                        posting.recipient,
+                        posting.amount,
+                        posting.memo,
+                        link.balance,
+                        link.incoming_checksum,
+                        link.height,
+                        link.time_ms,
+                        entry.request_id,
+                    )
+                    for n, posting in enumerate(request.postings, number)
+                ]
+            number += count
+
+
+def _apply(conn: sqlite3.Connection, links: Sequence[Link], *, issuer: bool) -> None:
+    """Stage the rows of all `links`, then insert them one by one; the trigger `links_apply` does the rest."""
+    if len({link.hash for link in links}) < len(links):
+        raise Corruption(
+            f"{len(links)} links cannot be staged: one of them is there twice; run `hopchain verify` on the database"
+        )
+    head = read_log_head(conn)
+    staged = _Staged()
+    for seq, link in enumerate(links, head.seq + 1):
+        staged.add(seq, link, issuer)
     try:
-        conn.executemany("INSERT INTO new_postings VALUES (?, ?, ?, ?, ?, ?, ?)", postings)
-        conn.executemany("INSERT INTO new_confirmations VALUES (?, ?, ?)", confirmations)
-        conn.executemany("INSERT INTO new_outcomes VALUES (?, ?, ?, ?)", outcomes)
-        conn.executemany("INSERT INTO new_accounts VALUES (?, ?, ?, ?)", _openings(links, issuer))
+        for query, rows in (
+            (_STAGE_POSTING, staged.postings),
+            (_STAGE_BATCH, staged.batches),
+            (_STAGE_CONFIRMATION, staged.confirmations),
+            (_STAGE_OUTCOME, staged.outcomes),
+            (_STAGE_ACCOUNT, staged.accounts),
+        ):
+            if rows:
+                conn.executemany(query, rows)
     except sqlite3.IntegrityError as error:
         raise Corruption(
             f"{len(links)} links cannot be staged: {error}; run `hopchain verify` on the database"
         ) from error
-    for link, row in zip(links, rows, strict=True):
+    for link, row in zip(links, staged.links, strict=True):
         try:
             conn.execute(_INSERT_LINK, row)
         except sqlite3.IntegrityError as error:
@@ -205,16 +270,6 @@ def _apply(conn: sqlite3.Connection, links: Sequence[Link], *, issuer: bool) -> 
                 "this database is damaged or the rules differ: run `hopchain verify` on it"
             ) from error
     write_log_head(conn, head.after([link.hash for link in links]))
-
-
-def _openings(links: Sequence[Link], issuer: bool) -> list[tuple[bytes, str, bytes, int]]:
-    return [
-        (link.hash, entry.request.asset, entry.request.public_key, int(issuer))
-        for link in links
-        if link.height == 0
-        for entry in link.entries
-        if entry.request.kind is Kind.OPEN and entry.outcome is Outcome.COMPLETED
-    ]
 
 
 def create_or_check(

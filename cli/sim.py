@@ -213,6 +213,7 @@ def swarm(out: Output, seeds: int, first: int, jobs: int | None, fleet: str | No
             "simulated_s_per_s": round(report.simulated_s_per_s, 1),
             "links": report.links,
             "calls": report.calls,
+            "changes": report.changes,
             "completed": report.completed,
             "rejected": report.rejected,
             "faults": dict(sorted(report.faults.items())),
@@ -224,6 +225,7 @@ def swarm(out: Output, seeds: int, first: int, jobs: int | None, fleet: str | No
             ("seeds", f"{report.seeds:,} in {report.seconds:.1f} s: {report.seeds_per_minute:.0f} a minute"),
             ("simulated", f"{report.simulated_s / 3600:.2f} h: {report.simulated_s_per_s:.0f} s each second"),
             ("links", f"{report.links:,}"),
+            ("members", f"changed {report.changes:,} times"),
             ("answers", f"{report.completed:,} completed, {report.rejected:,} rejected, of {report.calls:,} calls"),
             ("faults", ", ".join(f"{kind} {n:,}" for kind, n in sorted(report.faults.items())) or "none"),
         ]

@@ -173,8 +173,8 @@ class Acceptor:
         if vote.accepted is not None:
             self._due.by(held.stuck_at)
         if vote.value is not None:
-            for _, _, posting, _ in vote.value.postings():
-                self._paying.setdefault(posting.recipient, {})[at.account] = at.height
+            for recipient in vote.value.recipients:
+                self._paying.setdefault(recipient, {})[at.account] = at.height
 
     def _wait(self, slot: Slot) -> float:
         """How long a vote may stay undecided before this node sees to it, seconds."""
@@ -207,7 +207,7 @@ class Acceptor:
         held = self._held.pop(slot, None)
         if held is None or held.vote.value is None:
             return
-        for recipient in {posting.recipient for _, _, posting, _ in held.vote.value.postings()}:
+        for recipient in held.vote.value.recipients:
             senders = self._paying[recipient]
             del senders[held.at.account]
             if not senders:

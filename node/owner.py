@@ -35,7 +35,7 @@ from chain.request import (
 )
 from chain.rows import AccountHead
 from chain.rules import Formed, Queued, form_link
-from node.acceptor import Acceptor, birth_epoch, is_fast, slot_of
+from node.acceptor import Acceptor, birth_epoch, check_vote_untrusted, is_fast, slot_of
 from node.due import Due
 from node.identity import Identity
 from node.inquiry import Inquiries, SlotResult, height_of
@@ -243,7 +243,7 @@ class Owner:
             needs.outcomes.add((event.account, request_id))
             if held.queued.request.kind is Kind.CANCEL:
                 needs.outcomes.add((event.account, held.queued.request.target))
-            needs.heads.update(p.recipient for p in held.queued.request.postings)
+            needs.heads.update(held.queued.request.recipients)
 
     def on_form(self, turn: Turn, event: FormLink) -> None:
         """Begin, or go on with, the next link of an account."""
@@ -450,7 +450,11 @@ class Owner:
         work = self._by_slot.get(message.slot)
         if work is None or work.proposer is None:
             return
+        if (message.accepted is None) != (message.link is None):
+            raise RemoteFault("malformed", f"a promise for {message.slot.hex()[:16]} with only one of ballot and link")
         link = self._decoder.untrusted(message.link) if message.link is not None else None
+        if link is not None and work.at is not None:
+            check_vote_untrusted(work.at, link)
         if work.proposer.on_promise(peer, message.ballot, message.accepted, link):
             turn.again.append(FormLink(work.account))
 

@@ -160,8 +160,7 @@ class Replica:
         keys: list[_Key] = []
         if link.height > height + 1:
             keys.append(("link", link.account))
-        names = {posting.recipient for _, _, posting, _ in link.postings()}
-        keys += [("link", name) for name in sorted(names) if name not in loaded.heads]
+        keys += [("link", name) for name in sorted(link.recipients) if name not in loaded.heads]
         keys += [("posting", h) for h in link.confirmed if h not in loaded.postings]
         return tuple(keys)
 
@@ -215,7 +214,7 @@ class Replica:
         if not self._waiters:
             return
         keys: list[_Key] = [("link", link.account)]
-        keys += [("posting", h) for _, h, _, _ in link.postings()]
+        keys += [("posting", h) for h in link.posting_hashes]
         woken = {h for key in keys for h in self._waiters.get(key, ())}
         for waiting in sorted((self._waiting[h] for h in woken), key=lambda w: (w.link.account, w.link.height)):
             turn.again.append(Learn(waiting.link, waiting.by))

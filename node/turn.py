@@ -273,7 +273,7 @@ def add_link_needs(link: Link, needs: Needs) -> None:
     needs.heads.add(link.account)
     needs.links_at.add((link.account, link.height))
     needs.postings.update(link.confirmed)
-    needs.heads.update(posting.recipient for _, _, posting, _ in link.postings())
+    needs.heads.update(link.recipients)
 
 
 class LinkDecoder:

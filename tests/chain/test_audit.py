@@ -158,11 +158,13 @@ _EXTRA = {
     "outcomes of another": "INSERT INTO outcomes SELECT request_id, 'zz', link_hash, number, outcome FROM outcomes LIMIT 1",
     "accounts": "INSERT INTO accounts SELECT 'zz', asset, public_key, 0, 0, tip, 0, epoch, time_ms FROM accounts LIMIT 1",
     "meta": "INSERT INTO meta VALUES ('more', x'00', x'{checksum}')",
-    "new_postings": "INSERT INTO new_postings VALUES (zeroblob(32), 0, zeroblob(32), 'bob', 1, '', zeroblob(32))",
-    "new_confirmations": "INSERT INTO new_confirmations VALUES (zeroblob(32), 0, zeroblob(32))",
-    "new_outcomes": "INSERT INTO new_outcomes VALUES (zeroblob(32), 0, zeroblob(32), 0)",
-    "new_accounts": "INSERT INTO new_accounts VALUES (zeroblob(32), 'CZK', zeroblob(32), 0)",
-    "applying": "INSERT INTO applying VALUES (1, zeroblob(32))",
+    "new_postings": "INSERT INTO new_postings VALUES (1, zeroblob(32), zeroblob(32), zeroblob(32), 'bob', 'alice', 1, '', 0, "
+    "zeroblob(32), 1, 1, zeroblob(32))",
+    "new_batches": "INSERT INTO new_batches VALUES (1, 0, 1, 1, zeroblob(32), '[1]', zeroblob(32), zeroblob(128))",
+    "new_confirmations": "INSERT INTO new_confirmations VALUES (1, zeroblob(32))",
+    "new_outcomes": "INSERT INTO new_outcomes VALUES (1, zeroblob(32), 0)",
+    "new_accounts": "INSERT INTO new_accounts VALUES (1, 'CZK', zeroblob(32), 0)",
+    "applying": "INSERT INTO applying VALUES (1, zeroblob(32), 1, 'bob')",
 }
 
 

@@ -5,22 +5,24 @@ keys, CHECK constraints switched off. It must fail with the message of its trigg
 trigger the very same statement must succeed, so that each case is about its trigger.
 """
 
+import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from chain.audit import audit
-from chain.link import HEADER_BYTES, Link, PostingHash, build_link, opening_slot
+from chain.link import HEADER_BYTES, Entry, Link, Outcome, PostingHash, build_link, opening_slot
 from chain.names import MAX_AMOUNT
 from chain.reads import state_digest
-from chain.request import Posting
+from chain.request import REQUEST_HEAD_BYTES, Posting, sign
 from chain.rules import Queued
-from chain.schema import STAGING_TABLES, create_schema, schema_faults, statements
+from chain.schema import ID_BITS, STAGING_TABLES, create_schema, schema_faults, statements
 from chain.seal import row_checksum
-from tests.chain.bank import NETWORK, Bank, file_database, public_key_of, with_history
+from tests.chain.bank import NETWORK, Bank, file_database, key_of, public_key_of, with_history
 
 
 class Shell:
@@ -34,21 +36,43 @@ class Shell:
         self.conn.execute(sql, values)
 
     def stage(self, link: Link, *, postings: bool = True, confirmations: bool = True, outcomes: bool = True) -> None:
+        """Stage each posting as a row of its own. `stage_batch` has the other form."""
+        first = self._first_id()
         for number, posting_hash, posting, request in link.postings():
             if postings:
-                row = (link.hash, number, posting_hash, posting.recipient, posting.amount, posting.memo, request)
-                self.run("INSERT INTO new_postings VALUES (?, ?, ?, ?, ?, ?, ?)", *row)
-        for number, confirmed in enumerate(link.confirmed):
+                row = (
+                    first + number, posting_hash, link.hash, link.prev_hash, link.account, posting.recipient, posting.amount,
+                    posting.memo, link.balance, link.incoming_checksum, link.height, link.time_ms, request,
+                )  # fmt: skip
+                self.run("INSERT INTO new_postings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
+        for number, confirmed in enumerate(link.confirmed, first):
             if confirmations:
-                self.run("INSERT INTO new_confirmations VALUES (?, ?, ?)", link.hash, number, confirmed)
-        for number, (request, outcome) in enumerate(link.outcomes()):
+                self.run("INSERT INTO new_confirmations VALUES (?, ?)", number, confirmed)
+        for number, (request, outcome) in enumerate(link.outcomes(), first):
             if outcomes:
-                self.run("INSERT INTO new_outcomes VALUES (?, ?, ?, ?)", link.hash, number, request, int(outcome))
+                self.run("INSERT INTO new_outcomes VALUES (?, ?, ?)", number, request, int(outcome))
+
+    def stage_batch(self, link: Link) -> None:
+        """Stage all postings of the link's one request as one row, the rest as `stage` does."""
+        self.stage(link, postings=False)
+        ((at, entry),) = link.paying()
+        amounts = [posting.amount for posting in entry.request.postings]
+        row = (
+            self._first_id(), at, len(amounts), sum(amounts), entry.request_id, json.dumps(amounts),
+            b"".join(link.posting_hashes), entry.signed.raw[REQUEST_HEAD_BYTES:],
+        )  # fmt: skip
+        self.run("INSERT INTO new_batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *row)
+
+    def next_seq(self) -> int:
+        (last,) = self.conn.execute("SELECT max(seq) FROM links").fetchone()
+        return int(last + 1)
+
+    def _first_id(self) -> int:
+        return self.next_seq() << ID_BITS
 
     def insert(self, link: Link, how: str = "INSERT", **columns: object) -> None:
-        (last,) = self.conn.execute("SELECT max(seq) FROM links").fetchone()
         row: dict[str, object] = {
-            "seq": last + 1,
+            "seq": self.next_seq(),
             "hash": link.hash,
             "account": link.account,
             "height": link.height,
@@ -111,8 +135,8 @@ BY_HAND: list[tuple[str, str, str]] = [
     ("links_update", "UPDATE links SET balance = balance + 1 WHERE seq = 9", "never changed"),
     ("links_update", "UPDATE OR IGNORE links SET epoch = 7", "never changed"),
     ("links_delete", "DELETE FROM links", "never deleted"),
-    ("applying_insert", f"INSERT INTO applying VALUES (1, {_ANY_LINK})", "one above the head"),
-    ("applying_insert", "INSERT INTO applying VALUES (1, zeroblob(32))", "one above the head"),
+    ("applying_insert", "INSERT INTO applying SELECT 1, hash, seq, account FROM links WHERE account = 'alice' AND height = 1", "one above the head"),
+    ("applying_insert", "INSERT INTO applying VALUES (1, zeroblob(32), 1, 'alice')", "one above the head"),
     ("transfers_insert", f"INSERT INTO transfers {_A_TRANSFER.format(hash='randomblob(32)', number=99)}", "only by the link"),
     ("transfers_insert", f"INSERT OR REPLACE INTO transfers {_A_TRANSFER.format(hash='hash', number='number')}", "only by the"),
     ("transfers_update", "UPDATE transfers SET amount = amount + 1", "never changes"),
@@ -165,14 +189,16 @@ def test_a_row_written_by_hand_is_refused_by_its_trigger(shell: Shell, trigger: 
 def test_applying_cannot_be_handed_over(shell: Shell) -> None:
     """The row of `applying` never outlives its statement; were it there, it could not be pointed at another link."""
     shell.run("DROP TRIGGER applying_insert")
-    shell.run("INSERT INTO applying VALUES (1, zeroblob(32))")
+    shell.run("INSERT INTO applying VALUES (1, zeroblob(32), 1, 'alice')")
     with pytest.raises(sqlite3.IntegrityError, match="one link at a time"):
         shell.run("UPDATE applying SET link_hash = randomblob(32)")
 
 
 def test_every_trigger_is_broken_by_a_case_here() -> None:
     triggers = {statement.split()[2] for statement in statements() if statement.startswith("CREATE TRIGGER")}
-    assert {trigger for trigger, _, _ in BY_HAND} | {"links_insert", "links_apply", "applying_update"} == triggers
+    carried_out = {f"{table}_delete" for table in STAGING_TABLES[1:]}
+    by_links = {"links_insert", "links_apply", "applying_update"}
+    assert {trigger for trigger, _, _ in BY_HAND} | by_links | carried_out == triggers
 
 
 # --- forged links: what links_apply refuses ------------------------------------------------------------------------------
@@ -210,6 +236,38 @@ def _staged(sql: str) -> Callable[[Shell], None]:
     def forge(shell: Shell) -> None:
         link = _good(shell)
         shell.run(sql)
+        shell.insert(link)
+
+    return forge
+
+
+_POSTING_BESIDE = (
+    "INSERT INTO new_postings SELECT b.id + 1, zeroblob(32), l.hash, l.prev_hash, l.account, 'bob', 1, '', l.balance, "
+    "l.incoming_checksum, l.height, l.time_ms, l.hash FROM new_batches AS b CROSS JOIN links AS l LIMIT 1"
+)
+
+
+def _batch(sql: str, **columns: object) -> Callable[[Shell], None]:
+    """The right link with its two postings, of 1 and 2, staged as a batch, which is changed before it is inserted."""
+
+    def forge(shell: Shell) -> None:
+        link = shell.next_link("alice", ("bob", 1), ("carol", 2))
+        shell.stage_batch(link)
+        shell.run(sql)
+        shell.insert(link, **columns)
+
+    return forge
+
+
+def _batch_to(name: str) -> Callable[[Shell], None]:
+    """A link whose batch pays somebody whom it cannot pay, in its very bytes."""
+
+    def forge(shell: Shell) -> None:
+        good = shell.next_link("alice", ("bob", 1), ("carol", 2))
+        request = msgspec.structs.replace(good.entries[0].request, postings=(Posting("bob", 1), Posting(name, 2)))
+        signed = sign(request, key_of("alice"))
+        link = altered(good, entries=(Entry(signed, request, signed.request_id, Outcome.COMPLETED),))
+        shell.stage_batch(link)
         shell.insert(link)
 
     return forge
@@ -290,10 +348,20 @@ def _opens(asset: str = "CZK", key: bytes = bytes(32), issuer: int = 0, **fields
     def forge(shell: Shell) -> None:
         link = altered(shell.opening(), **fields) if fields else shell.opening()
         shell.stage(link)
-        shell.run("INSERT INTO new_accounts VALUES (?, ?, ?, ?)", link.hash, asset, key, issuer)
+        shell.run("INSERT INTO new_accounts VALUES (?, ?, ?, ?)", shell.next_seq(), asset, key, issuer)
         shell.insert(link)
 
     return forge
+
+
+def _opens_and_pays(shell: Shell) -> None:
+    """An opening beside which a posting of somebody else's is staged."""
+    link, other = shell.opening(), shell.next_link("alice", ("bob", 1))
+    shell.stage(other, confirmations=False, outcomes=False)
+    shell.run("UPDATE new_postings SET link_hash = ?", link.hash)
+    shell.stage(link)
+    shell.run("INSERT INTO new_accounts VALUES (?, 'CZK', zeroblob(32), 0)", shell.next_seq())
+    shell.insert(link)
 
 
 def _opens_without_an_account(shell: Shell) -> None:
@@ -305,7 +373,7 @@ def _opens_without_an_account(shell: Shell) -> None:
 def _opens_a_name_again(shell: Shell) -> None:
     link = altered(shell.opening(), account="alice", prev_hash=opening_slot(NETWORK, "alice2"))
     shell.stage(link)
-    shell.run("INSERT INTO new_accounts VALUES (?, 'CZK', zeroblob(32), 0)", link.hash)
+    shell.run("INSERT INTO new_accounts VALUES (?, 'CZK', zeroblob(32), 0)", shell.next_seq())
     shell.insert(link, height=0)
 
 
@@ -330,24 +398,57 @@ FORGED: list[tuple[str, Callable[[Shell], None], str]] = [
     ("time stands still", _time_stands_still, "prev_hash is not the tip"),
     ("two links on one tip", _two_links_on_one_tip, "already there"),
     ("an unknown sender", _forged(account="nobody", prev_hash=bytes(32)), "one above the head"),
-    ("a posting number twice as high", _staged("UPDATE new_postings SET number = 2 WHERE number = 1"), "wrong number"),
-    ("a posting number below zero", _staged("UPDATE new_postings SET number = -1 WHERE number = 1"), "wrong number"),
-    ("a short posting hash", _staged("UPDATE new_postings SET hash = x'00' WHERE number = 1"), "wrong number, hash"),
-    ("a short request id", _staged("UPDATE new_postings SET request_id = x'00' WHERE number = 1"), "wrong number, hash"),
-    ("an amount of zero", _staged("UPDATE new_postings SET amount = 0 WHERE number = 1"), "hash or amount"),
-    ("a negative amount", _staged("UPDATE new_postings SET amount = -5 WHERE number = 1"), "hash or amount"),
-    ("an unknown recipient", _staged("UPDATE new_postings SET recipient = 'nobody' WHERE number = 1"), "same asset"),
-    ("a recipient of another asset", _staged("UPDATE new_postings SET recipient = 'erik' WHERE number = 1"), "same asset"),
-    ("itself as recipient", _staged("UPDATE new_postings SET recipient = 'alice' WHERE number = 1"), "another account"),
-    ("a posting missing", _staged("DELETE FROM new_postings WHERE number = 0"), "posting_count"),
-    ("a posting that exists", _staged("UPDATE new_postings SET hash = (SELECT hash FROM transfers LIMIT 1) WHERE number = 0"),
+    ("a posting number twice as high", _staged("UPDATE new_postings SET id = id + 1 WHERE id & 16383 = 1"), "wrong number"),
+    ("a posting number below zero", _staged("UPDATE new_postings SET id = id - 2 WHERE id & 16383 = 1"), "posting_count"),
+    ("a short posting hash", _staged("UPDATE new_postings SET hash = x'00' WHERE id & 16383 = 1"), "wrong number, hash"),
+    ("a short request id", _staged("UPDATE new_postings SET request_id = x'00' WHERE id & 16383 = 1"), "wrong number, hash"),
+    ("an amount of zero", _staged("UPDATE new_postings SET amount = 0 WHERE id & 16383 = 1"), "hash or amount"),
+    ("a negative amount", _staged("UPDATE new_postings SET amount = -5 WHERE id & 16383 = 1"), "hash or amount"),
+    ("an unknown recipient", _staged("UPDATE new_postings SET recipient = 'nobody' WHERE id & 16383 = 1"), "same asset"),
+    ("a recipient of another asset", _staged("UPDATE new_postings SET recipient = 'erik' WHERE id & 16383 = 1"), "same asset"),
+    ("itself as recipient", _staged("UPDATE new_postings SET recipient = 'alice' WHERE id & 16383 = 1"), "another account"),
+    ("a posting missing", _staged("DELETE FROM new_postings WHERE id & 16383 = 0"), "posting_count"),
+    ("a posting that exists", _staged("UPDATE new_postings SET hash = (SELECT hash FROM transfers LIMIT 1) WHERE id & 16383 = 0"),
      "posting_count"),
-    ("another amount", _staged("UPDATE new_postings SET amount = 1000 WHERE number = 1"), "balance before"),
-    ("a confirmation missing", _staged("DELETE FROM new_confirmations WHERE number = 0"), "confirmed_count is not the number"),
-    ("another confirmation", _staged("UPDATE new_confirmations SET hash = randomblob(32) WHERE number = 0"), "body lists"),
+    ("another amount", _staged("UPDATE new_postings SET amount = 1000 WHERE id & 16383 = 1"), "balance before"),
+    ("a confirmation missing", _staged("DELETE FROM new_confirmations WHERE id & 16383 = 0"), "confirmed_count is not the number"),
+    ("another confirmation", _staged("UPDATE new_confirmations SET hash = randomblob(32) WHERE id & 16383 = 0"), "body lists"),
     ("another's posting confirmed", _confirms_anothers, "confirmed_count is not the number"),
     ("a posting confirmed twice", _confirms_again, "confirmed_count is not the number"),
     ("one of the stream skipped", _skips_one_of_the_stream, "not the next one of its sender"),
+    ("another sender staged", _staged("UPDATE new_postings SET sender = 'carol' WHERE id & 16383 = 1"), "than its link"),
+    ("another balance staged", _staged("UPDATE new_postings SET balance = 7 WHERE id & 16383 = 1"), "than its link"),
+    ("another link staged", _staged("UPDATE new_postings SET link_hash = zeroblob(32) WHERE id & 16383 = 1"), "than its link"),
+    ("another slot staged", _staged("UPDATE new_postings SET prev_hash = zeroblob(32) WHERE id & 16383 = 1"), "than its link"),
+    ("another checksum staged", _staged("UPDATE new_postings SET incoming_checksum = x'00' WHERE id & 16383 = 1"),
+     "than its link"),
+    ("another height staged", _staged("UPDATE new_postings SET height = 0 WHERE id & 16383 = 1"), "than its link"),
+    ("another time staged", _staged("UPDATE new_postings SET time_ms = 0 WHERE id & 16383 = 1"), "than its link"),
+    ("a batch of other records", _batch("UPDATE new_batches SET records = zeroblob(256)"), "not what the body lists"),
+    ("a batch from another place", _batch("UPDATE new_batches SET at = at - 1"), "not what the body lists"),
+    ("a batch that begins later", _batch("UPDATE new_batches SET id = id + 1"), "not what the body lists"),
+    ("a batch of none", _batch("UPDATE new_batches SET count = 0, amounts = '[]', hashes = x'', records = x''"),
+     "not what the body lists"),
+    ("a batch with a short request id", _batch("UPDATE new_batches SET request_id = x'00'"), "not what the body lists"),
+    ("a batch with a hash missing", _batch("UPDATE new_batches SET hashes = zeroblob(32)"), "not what the body lists"),
+    ("a batch with an amount missing", _batch("UPDATE new_batches SET amounts = '[3]'"), "not what the body lists"),
+    ("a batch of one posting of two", _batch("UPDATE new_batches SET count = 1, amounts = '[3]', total = 3, "
+     "hashes = substr(hashes, 1, 32), records = substr(records, 1, 128)"), "posting_count"),
+    ("a batch missing", _batch("DELETE FROM new_batches"), "posting_count"),
+    ("a batch beside its own postings", _batch(_POSTING_BESIDE, posting_count=3), "numbers of other postings"),
+    ("a batch beside itself", _batch("INSERT INTO new_batches SELECT id + 1, at, count, total, request_id, amounts, hashes, "
+     "records FROM new_batches", posting_count=4), "numbers of other postings"),
+    ("a batch of another total", _batch("UPDATE new_batches SET total = 4"), "balance before"),
+    ("a batch of other amounts", _batch("UPDATE new_batches SET amounts = '[1, 3]'"), "another total"),
+    ("a batch with a negative amount", _batch("UPDATE new_batches SET amounts = '[4, -1]'"), "that is none"),
+    ("a batch with half an amount", _batch("UPDATE new_batches SET amounts = '[1.5, 1.5]'"), "that is none"),
+    ("a batch with a posting that exists", _batch("UPDATE new_batches SET hashes = CAST(substr(hashes, 1, 32) || "
+     "(SELECT hash FROM transfers LIMIT 1) AS BLOB)"), "a posting that is there"),
+    ("a batch with one posting twice", _batch("UPDATE new_batches SET hashes = CAST(substr(hashes, 1, 32) || substr(hashes, 1, 32) "
+     "AS BLOB)"),
+     "a posting that is there"),
+    ("a batch to an unknown name", _batch_to("nobody"), "same asset"),
+    ("a batch to another asset", _batch_to("erik"), "same asset"),
     ("a balance one too high", _forged(balance=10_000), "balance before"),
     ("a balance below zero", _pays_more_than_it_has, "below zero"),
     ("a balance above 2^63-1 on the way", _overflows, "balance before"),
@@ -356,8 +457,9 @@ FORGED: list[tuple[str, Callable[[Shell], None], str]] = [
     ("an outcome that is recorded", _staged("UPDATE new_outcomes SET request_id = (SELECT request_id FROM outcomes "
      "WHERE account = 'alice' LIMIT 1)"), "outcome_count"),
     ("a short request id settled", _staged("UPDATE new_outcomes SET request_id = x'00'"), "outcome_count"),
-    ("an outcome number too high", _staged("UPDATE new_outcomes SET number = 5"), "outcome_count"),
+    ("an outcome number too high", _staged("UPDATE new_outcomes SET id = id + 5"), "outcome_count"),
     ("no account opened at height 0", _opens_without_an_account, "opens an account"),
+    ("a posting beside an opening", _opens_and_pays, "wrong number"),
     ("a name opened again", _opens_a_name_again, "already there"),
     ("money at height 0", _opens(balance=5), "an opening moves no money"),
     ("a short key", _opens(key=b"short"), "by the link that opens it"),
@@ -379,7 +481,7 @@ def test_a_forged_link_is_refused(shell: Shell, forge: Callable[[Shell], None], 
 @pytest.mark.parametrize(
     "sql",
     [
-        "UPDATE new_postings SET hash = (SELECT hash FROM transfers LIMIT 1) WHERE number = 1",
+        "UPDATE new_postings SET hash = (SELECT hash FROM transfers LIMIT 1) WHERE id & 16383 = 1",
         "UPDATE new_outcomes SET request_id = (SELECT request_id FROM outcomes WHERE account = 'alice' LIMIT 1)",
     ],
 )
@@ -405,6 +507,8 @@ def test_a_link_never_replaces_another(shell: Shell, how: str, column: str) -> N
 def test_without_links_insert_a_right_link_could_replace_an_old_one(shell: Shell) -> None:
     shell.run("DROP TRIGGER links_insert")
     link = _good(shell)
+    for table in STAGING_TABLES[1:-1]:
+        shell.run(f"UPDATE {table} SET id = (id & 16383) | (9 << 14)")
     shell.insert(link, how="INSERT OR REPLACE", seq=9)
     assert shell.conn.execute("SELECT hash FROM links WHERE seq = 9").fetchone() == (link.hash,)
 
@@ -414,7 +518,7 @@ def test_the_right_link_is_taken_by_hand_too(shell: Shell) -> None:
     shell.insert(_good(shell))
     link = shell.opening()
     shell.stage(link)
-    shell.run("INSERT INTO new_accounts VALUES (?, 'CZK', ?, 0)", link.hash, public_key_of("dave"))
+    shell.run("INSERT INTO new_accounts VALUES (?, 'CZK', ?, 0)", shell.next_seq(), public_key_of("dave"))
     shell.insert(link)
     for table in STAGING_TABLES:
         assert shell.conn.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
@@ -422,6 +526,30 @@ def test_the_right_link_is_taken_by_hand_too(shell: Shell) -> None:
     fault = audit(shell.conn).fault
     assert fault is not None
     assert (fault.table, fault.key) == ("meta", "log"), last  # the head of the log is the store's, not the trigger's
+
+
+def test_postings_of_a_batch_are_those_staged_one_by_one(tmp_path: Path) -> None:
+    rows = []
+    for number, stage in enumerate((Shell.stage, Shell.stage_batch)):
+        conn = file_database(tmp_path / f"{number}.db")
+        shell = Shell(with_history(conn), conn)
+        link = shell.next_link("alice", ("bob", 1), ("carol", 2), ("bob", 3))
+        stage(shell, link)
+        shell.insert(link)
+        rows.append(conn.execute("SELECT * FROM transfers ORDER BY hash").fetchall())
+        conn.close()
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("table", STAGING_TABLES[1:])
+def test_a_staged_row_that_is_deleted_by_hand_is_just_gone(shell: Shell, table: str) -> None:
+    before = _dump(shell.conn)
+    link = shell.opening() if table == "new_accounts" else shell.next_link()
+    shell.stage_batch(link) if table == "new_batches" else shell.stage(link)
+    shell.run("INSERT INTO new_accounts VALUES (?, 'CZK', zeroblob(32), 0)", shell.next_seq())
+    assert shell.conn.execute(f"DELETE FROM {table}").rowcount > 0
+    _nothing_but_staging(shell)
+    assert _dump(shell.conn) == before
 
 
 def test_staged_rows_are_no_money(shell: Shell) -> None:

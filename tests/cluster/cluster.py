@@ -37,6 +37,7 @@ FUNDS = 1_000_000
 START_S = 60.0  # five interpreters on a busy machine
 SETTLE_S = 60.0
 STOP_S = 20.0
+QUARANTINE_S = 10.0  # for a node whose disk is not what others saw to end, once it can be heard of
 ASK_S = 0.05  # between two looks at a condition
 TABLES = ("accounts", "links", "meta", "outcomes", "transfers", "views", "votes")  # without what pings and pulls keep
 
@@ -79,6 +80,7 @@ class NodeProcess:
         self.place = place
         self.directory = directory
         self.log = directory / "test.log"
+        self._log_begin = 0
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -97,6 +99,7 @@ class NodeProcess:
         """Start the node, as `hopchain node` or by another `command` that takes its directory."""
         assert not self.runs
         with self.log.open("ab") as log:
+            self._log_begin = log.tell()
             self.process = spawn([*(command or NODE_COMMAND), str(self.directory), "--supervised"], log, preexec)
 
     def signal(self, number: signal.Signals) -> None:
@@ -122,6 +125,10 @@ class NodeProcess:
         self.process = None
         code = end(process)
         return Ended(code, self.log_tail())
+
+    def this_log(self) -> str:
+        """What the process that was started last has printed."""
+        return self.log.read_bytes()[self._log_begin :].decode(errors="replace")
 
     def log_tail(self, lines: int = 30) -> str:
         if not self.log.exists():
@@ -274,12 +281,14 @@ class Cluster:
             assert self.running() == running, [node.log_tail() for node in self.nodes if not node.runs]
             try:
                 digests = [await self.clients[number].digest() for number in running]
-                quiet = [is_quiet(await self.clients[number].status()) for number in running]
+                states = [await self.clients[number].status() for number in running]
             except Unreachable as error:
                 return False, error
             found.append(digests[0])
-            return len({d.digest for d in digests}) == 1 and all(quiet), [
-                (d.digest.hex()[:16], d.links) for d in digests
+            # A decided link is told before its commit, so what a node knows must be what its database has.
+            written = all(d.links == state.log_height for d, state in zip(digests, states, strict=True))
+            return len({d.digest for d in digests}) == 1 and written and all(map(is_quiet, states)), [
+                (d.digest.hex()[:16], d.links, state.log_height) for d, state in zip(digests, states, strict=True)
             ]
 
         found: list[Digest] = []
@@ -388,6 +397,12 @@ def rows_of(path: Path) -> Rows:
 def _count(conn: sqlite3.Connection, table: str) -> int:
     count: int = conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
     return count
+
+
+async def has_served(node: NodeProcess) -> tuple[bool, object]:
+    """The process of now has come so far that others could hear of it, or has ended since."""
+    log = node.this_log()
+    return "serves clients" in log or "error:" in log, log
 
 
 def is_quiet(status: Status) -> bool:

@@ -100,7 +100,7 @@ class PeerTalk:
         """Return when the node has handled what was sent before: a ping after it is answered, or the connection is
         closed for it."""
         number = 12345.0
-        for payload in encode_frames([encode_message(Ping(number, 0, 0))]):
+        for payload in encode_frames([encode_message(Ping(number, 0, 0, epoch=1, active=True, time_ms=0))]):
             await self._quietly(frame(payload))
         with trio.fail_after(ANSWER_S):
             while (payload := await self._receive()) is not None:

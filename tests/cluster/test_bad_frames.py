@@ -23,6 +23,8 @@ from node.messages import (
     Accept,
     AskIncome,
     AskSlot,
+    AskSync,
+    AskViews,
     Decided,
     Forward,
     Item,
@@ -34,6 +36,12 @@ from node.messages import (
     Prepare,
     Pull,
     SlotName,
+    SyncPart,
+    SyncVote,
+    ViewAccept,
+    ViewPrepare,
+    ViewPromise,
+    Views,
     Want,
     encode_frames,
     encode_message,
@@ -232,7 +240,10 @@ def identity(cluster: Cluster, directory: Path) -> tuple[ssl.SSLContext, peer_he
     return context, peer_hello.Hello(peer_hello.PROTOCOL_VERSION, cluster.id, mine, 1, bytes(16))
 
 
-async def test_a_peer_that_the_ca_certified_but_no_view_names_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+async def test_a_peer_that_the_ca_certified_but_no_view_names_is_a_guest_without_a_vote(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """It may ask for links and views. Its votes, ballots and views change nothing."""
     key = node_key(key_of("a node that nobody added"))
     write_secret(tmp_path / NODE_KEY, private_key_pem(key.private))
     authority = cluster.network.directory
@@ -241,14 +252,13 @@ async def test_a_peer_that_the_ca_certified_but_no_view_names_is_refused(cluster
     )
     (tmp_path / NODE_CERTIFICATE).write_bytes(certificate)
     context, hello = identity(cluster, tmp_path)
-    async with (
-        untouched(cluster),
-        counts(cluster, "mesh.refused.not_member"),
-        talk_to_peer_port(cluster.nodes[TARGET], context) as talk,
-    ):
-        verdict = await talk.hello(hello)
-    assert isinstance(verdict, peer_hello.Refused)
-    assert (verdict.code, "it must be added to the network first" in verdict.text) == ("not_member", True), verdict
+    async with untouched(cluster), talk_to_peer_port(cluster.nodes[TARGET], context) as talk:
+        assert await talk.hello(hello) == peer_hello.Welcome()
+        ballot = Ballot(1, 1, hello.node_id)
+        for message in (Prepare(SLOT, ballot), ViewPrepare(ballot), Pull(0, 0, b"")):
+            for payload in encode_frames([encode_message(message)]):
+                await talk.raw(frame(payload))
+        await talk.handled()
 
 
 HELLOS: dict[str, tuple[int, Callable[[peer_hello.Hello], peer_hello.Hello], str, str]] = {
@@ -300,9 +310,9 @@ ODD_MESSAGES: dict[str, Message] = {
     "no link, no posting": Want(links=(b"", b"x" * 1000), postings=(b"", b"x" * 1000)),
     "log from far beyond": Pull(HUGE, HUGE, b""),
     "log from before the start": Pull(-(2**63), 0, b"x" * 1000),
-    "slot far beyond": AskSlot(1, FAR),
-    "slot of a long name": AskSlot(1, NO_NAME),
-    "income of a long name": AskIncome(1, "x" * 65, b""),
+    "slot far beyond": AskSlot(1, FAR, 1),
+    "slot of a long name": AskSlot(1, NO_NAME, 1),
+    "income of a long name": AskIncome(1, "x" * 65, b"", 1),
     "phase 1 far beyond": Prepare(FAR, BALLOT),
     "phase 1 of a long name": Prepare(NO_NAME, BALLOT),
     "phase 2 with garbage": Accept(SLOT, BALLOT, b"garbage"),
@@ -316,9 +326,17 @@ ODD_MESSAGES: dict[str, Message] = {
     "pong from no time": Pong(float("nan"), 2**63 - 1, 0),
     "pong from before all": Pong(float("-inf"), 0, 0),
     "pong from far beyond": Pong(0.0, HUGE, HUGE),
-    "ping without end": Ping(float("inf"), 2**63 - 1, 0),
-    "ping from far beyond": Ping(0.0, HUGE, HUGE),
-    "ping from before the start": Ping(0.0, -1, -1),
+    "ping without end": Ping(float("inf"), 2**63 - 1, 0, 1, True, 0),
+    "ping from far beyond": Ping(0.0, HUGE, HUGE, HUGE, True, HUGE),
+    "ping from before the start": Ping(0.0, -1, -1, -1, True, -1),
+    "ping from a far epoch": Ping(0.0, 0, 0, 2**40, True, 0),
+    "views that are none": Views((b"", b"garbage", bytes(2**20))),
+    "views of far beyond": AskViews(HUGE),
+    "view of garbage": ViewAccept(BALLOT, b"garbage"),
+    "view promised out of nothing": ViewPromise(BALLOT, BALLOT, b"garbage"),
+    "ballot for a view beyond all": ViewPrepare(Ballot(HUGE, HUGE, NodeId(b""))),
+    "sync of far beyond": AskSync(1, HUGE),
+    "sync that nobody asked for": SyncPart(1, 1, 5, 2, b"x", HUGE, (SyncVote(FAR, BALLOT, b"garbage"),)),
     "offer of everything": Offer((b"", bytes(1000)), HUGE, HUGE, HUGE),
 }
 

@@ -13,7 +13,7 @@ import trio
 from chain.request import SignedRequest
 from cli.output import Exit
 from hopchain import NotStarted, Outcome, Recorded, Unknown, Unreachable
-from tests.cluster.cluster import SETTLE_S, Cluster, until
+from tests.cluster.cluster import QUARANTINE_S, SETTLE_S, START_S, Cluster, has_served, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
 
@@ -133,8 +133,9 @@ async def test_a_node_whose_disk_went_back_in_time_is_quarantined(cluster: Clust
         if disk is not None:
             shutil.copy(disk, path)
         cluster.start(2)
-        ended = await cluster.nodes[2].ended()
-        assert ended.code == Exit.REJECTED, ended
+        await until("it has started", lambda: has_served(cluster.nodes[2]), START_S)
+        ended = await cluster.nodes[2].ended(QUARANTINE_S)
+        assert ended.code == Exit.OUT_FOR_GOOD, ended
         assert "keep no copy, and join the network anew under a new id" in ended.text, ended.text
         path.unlink()
     shutil.move(true, path)

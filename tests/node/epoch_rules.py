@@ -31,6 +31,19 @@ BORN_LATER = Plan("ABCD", 3, chain("ABC", "ABCD"), ((1, 1, "B"), (2, 0, "A"), (2
 PAIR = Plan("NAB", 2, chain("AB", "ABN"), ((1, 0, "A"), (1, 1, "B"), (2, 1, "N")))
 PAIR_MOVES = Plan("NABC", 2, chain("ABC", "ABCN", "BCN"), ((1, 0, "A"), (2, 1, "N"), (3, 1, "B")))
 PAIR_SHRINKS = Plan("AB", 2, chain("AB", "B"), ((1, 0, "A"), (1, 1, "B"), (2, 1, "B")))
+# A node is replaced: added, then the other one removed; the new one is nearest of all, or farthest.
+REPLACE_NEAR = Plan("NABC", 3, chain("ABC", "ABCN", "BCN"), ((1, 0, "A"), (2, 1, "N"), (3, 1, "B")))
+REPLACE_NEAR_TAKEOVER = REPLACE_NEAR._replace(ballots=((1, 0, "A"), (1, 1, "B"), (2, 1, "N"), (3, 1, "B")))
+REPLACE_FAR = Plan("ABCN", 3, chain("ABC", "ABCN", "BCN"), ((1, 0, "A"), (1, 1, "B"), (2, 1, "C"), (3, 1, "N")))
+# More ballots.
+GROW_DUELS = Plan("NABC", 3, chain("ABC", "ABCN"), ((1, 0, "A"), (1, 1, "B"), (2, 1, "N"), (2, 2, "B")))
+THERE_AND_BACK_DUELS = Plan(
+    "NABC", 3, chain("ABC", "ABCN", "ABC"), ((1, 0, "A"), (2, 1, "N"), (3, 1, "B"), (3, 2, "A"))
+)
+TWO_JOIN_TAKEOVER = Plan("MNAB", 3, chain("AB", "ABN", "ABNM"), ((1, 0, "A"), (1, 1, "B"), (2, 1, "N"), (3, 1, "M")))
+PAIR_DUELS = Plan(
+    "NABC", 2, chain("ABC", "ABCN", "BCN"), ((1, 0, "A"), (1, 1, "B"), (2, 1, "N"), (2, 2, "A"), (3, 1, "B"))
+)
 # No change: the takeover alone. Ballot (1,0,B) is one that no rule allows.
 TAKEOVER = Plan("ABC", 3, chain("ABC"), ((1, 0, "A"), (1, 0, "B"), (1, 1, "B"), (1, 2, "A")))
 # Two views of one epoch: no plan of a network that keeps R1.
@@ -141,19 +154,7 @@ class FencePerSlot(OldEpochsAdmitted):
 
 
 class SkipsViews(Rules):
-    """R6: a node that was away may install the newest view only. (Nobody syncs late here: that would be three times the states.)"""
-
-    def asked(self, region: Region) -> frozenset[NodeId]:
-        return region.before
-
-    def speaks(self, active: Source) -> bool:
-        return active.before != EMPTY
-
-    def sources(self, region: Region, counted: dict[NodeId, Source]) -> tuple[NodeId, ...]:
-        return super().sources(region, {node: Source(active.before) for node, active in counted.items()})
-
-    def is_synced(self, region: Region, counted: dict[NodeId, Source]) -> bool:
-        return bool(self.sources(region, counted))
+    """R6: a node that was away may install the newest view only."""
 
     def next_views(self, plan: Plan, view: int) -> list[int]:
         return [place for place in range(len(plan.views)) if view in path(plan, place) and place != view]
@@ -275,8 +276,18 @@ PLANS: dict[str, Plan] = {
     "born later": BORN_LATER,
     "fork": FORK,
     "two at once": TWO_AT_ONCE,
+    "two removed, takeover": TWO_REMOVED_TAKEOVER,
+    "two join, takeover": TWO_JOIN_TAKEOVER,
+    "replace, near": REPLACE_NEAR,
+    "replace, far": REPLACE_FAR,
+    "pair, duels": PAIR_DUELS,
+    "grow, duels": GROW_DUELS,
 }
-LARGE: dict[str, Plan] = {"two removed, takeover": TWO_REMOVED_TAKEOVER}  # with HOPCHAIN_SEARCH=all
+# With HOPCHAIN_SEARCH=all.
+LARGE: dict[str, Plan] = {
+    "replace, near, takeover": REPLACE_NEAR_TAKEOVER,
+    "there and back, duels": THERE_AND_BACK_DUELS,
+}
 MAX_STATES = 200_000
 
 OFF: tuple[Off, ...] = (
@@ -352,7 +363,7 @@ def page() -> str:
         "",
         "States: how many were visited, breadth first, until two values were chosen; the schedule below is a shortest one. Ballots are",
         "(epoch, round, node); v1 is the own value of the lowest ballot of the plan, v2 of the next; v1' is what its node proposes anew",
-        "after a crash. A node outside the group installs views at once, which is not said.",
+        "after a crash. A node outside the group installs views at once, which is not said; a sync names its sources and their votes.",
         "",
         "| rule | switched off | plan | states |",
         "|---|---|---|---:|",

@@ -7,7 +7,8 @@ rule can tell apart (no ballot of theirs, the same groups) change places freely.
 
 The views are given: a node installs the next one whenever it likes, as if it was decided from the start. That is more than
 the barrier (R9) allows, and phase 2 may use any majority of promises, at any time: more schedules than there are, never fewer.
-What cannot matter any more is not kept: promises to a ballot that has its value, answers that nobody needs for a sync.
+What cannot matter any more is not kept: promises to a ballot that has its value, answers that nobody needs for a sync. What a
+source could say for a sync it says at every moment; who syncs takes any of it, or none.
 
 `python -m tests.node.epoch_search` prints docs/exhaustive-search.md: how many states each plan has, and for each rule
 switched off the shortest schedule that chooses two values.
@@ -27,13 +28,13 @@ from node.acceptor import is_fast
 from node.epochs import Admission, Source, admit, carried_over, first_active, is_synced, sources_of, to_sync
 from node.messages import SlotName
 from node.paxos import Ballot, Proposer, Refusal, Vote
+from node.syncing import KEPT_EPOCHS
 from routing.keyspace import ID_BYTES, NodeId, route_key
 from routing.regions import EMPTY, RING, Ranges, Region, regions
 from routing.view import FIRST_EPOCH, NOBODY, Member, View, majority
 
 SLOT: Final = Slot(bytes(32))  # ids ascend with the distance to it
 KEY: Final = route_key(SLOT)
-KEPT_EPOCHS: Final = 2  # as node.syncing
 
 Value = str
 Views = tuple[View, ...]
@@ -253,7 +254,8 @@ class Search:
         self._memo: dict[tuple[object, ...], object] = {}
         active = [int(first_active(self.views[0], node) != EMPTY) for node in self.ids]
         nothing = [Disk(0, bit, self._votes.of(None)) for bit in active]
-        self.first = State(0, 0, tuple(self._go_on(i, Node(disk, disk)) for i, disk in enumerate(nothing)))
+        nodes = tuple(self._go_on(i, Node(disk, disk)) for i, disk in enumerate(nothing))
+        self.first = State(0, 0, tuple(self._answering(nodes, i, node) for i, node in enumerate(nodes)))
 
     def exhaust(self, limit: int, *, strict: bool = False) -> int:
         """Visit every state, breadth first; how many there are. Raises `TwoChosen`, or `TooMany` above `limit`. `strict`: see
@@ -313,7 +315,6 @@ class Search:
         for i, node in enumerate(state.nodes):
             yield from self._install(state, i, node)
             yield from self._sync(state, i, node)
-            yield from self._answer(state, i, node)
             for number, ballot in enumerate(self.ballots):
                 if self.place[ballot.node] == i:
                     yield from self._start(state, i, node, number, ballot)
@@ -455,27 +456,6 @@ class Search:
         if after != node:
             yield self._step(state, i, after, f"{{}} votes for {vote.value} at {self.say(ballot)}")
 
-    def _answer(self, state: State, i: int, node: Node) -> Iterator[Step]:
-        """R8: tell whoever syncs."""
-        here = node.memory
-        for view, region in enumerate(self.region):
-            if (
-                region is None
-                or self.ids[i] not in self.rules.asked(region)
-                or not self.rules.may_answer(self.plan, view, here.view)
-            ):
-                continue
-            active = self._active(here, view)
-            if not self.rules.speaks(active):
-                continue
-            vote = self._votes[here.vote]
-            accepted, value = (vote.accepted, vote.value) if vote is not None else (None, None)
-            answer = self._answers.of(Answer(view, active, accepted, value))
-            after = node._replace(answers=node.answers | 1 << answer)
-            if after != node and self._waiting(state.nodes, view) - {i}:
-                told = f"its vote for {value}" if value is not None else "that it has no vote"
-                yield self._step(state, i, after, f"{{}} tells those who sync {self.say_view(view)} {told}")
-
     def _sync(self, state: State, i: int, node: Node) -> Iterator[Step]:
         """R8: answers of a majority, merged and ACTIVE at once; what stays the same in later views is ACTIVE there too (R7)."""
         here = node.memory
@@ -485,20 +465,20 @@ class Search:
             if region is None or not self.rules.to_sync(region, me, ranges(here.active >> view & 1)):
                 continue
             told = tuple(other.answers for other in state.nodes)
-            for vote, who in self._merges(i, here, view, region, told):
+            for vote, who, what in self._merges(i, here, view, region, told):
                 active = here.active | 1 << view
                 for before, later in zip(path(self.plan, here.view), path(self.plan, here.view)[1:], strict=False):
                     if before >= view:
                         between = self.region_between(before, later)
                         active |= self.rules.carried(between, me, ranges(active >> before & 1)) << later
                 after = self._keep(node, Disk(here.view, active, vote), "sync")
-                label = f"{{}} has synced {self.say_view(view)} with {' and '.join(['{}'] * len(who))}"
+                label = f"{{}} has synced {self.say_view(view)} with {what}"
                 yield self._step(state, i, after, label, *who)
 
     def _merges(
         self, i: int, here: Disk, view: int, region: Region, told: tuple[int, ...]
-    ) -> list[tuple[int, tuple[int, ...]]]:
-        """The votes that a sync may end with, each with sources that make it."""
+    ) -> list[tuple[int, tuple[int, ...], str]]:
+        """The votes that a sync may end with, each with sources that make it, and what they said."""
         own = self._active(here, view)
         key = ("merges", i, here.vote, own, view, told)
         if key not in self._memo:
@@ -506,7 +486,7 @@ class Search:
             for j, node in enumerate(self.ids):
                 given = [self._answers[n] for n in bits(told[j])] if j != i and node in self.rules.asked(region) else []
                 heard.append([None, *(answer for answer in given if answer.view == view)])
-            found: dict[int, tuple[int, ...]] = {}
+            found: dict[int, tuple[tuple[int, ...], str]] = {}
             for answers in product(*heard):
                 counted = {self.ids[j]: a.active for j, a in enumerate(answers) if a is not None}
                 counted[self.ids[i]] = own
@@ -518,9 +498,15 @@ class Search:
                     answer = answers[j]
                     if answer is not None and answer.accepted is not None and answer.value is not None:
                         vote = self.rules.merged(vote, answer.accepted, answer.value)
-                found.setdefault(self._votes.of(vote), tuple(sources))
-            self._memo[key] = sorted(found.items())
+                said = [self._said(answers[j]) if j != i else "itself" for j in sources]
+                who = tuple(j for j in sources if j != i)
+                found.setdefault(self._votes.of(vote), (who, " and ".join(said)))
+            self._memo[key] = [(vote, who, what) for vote, (who, what) in sorted(found.items())]
         return self._memo[key]  # type: ignore[return-value]
+
+    def _said(self, answer: Answer | None) -> str:
+        assert answer is not None
+        return "{} (no vote)" if answer.value is None else f"{{}} ({answer.value})"
 
     # --- helpers ---
 
@@ -551,7 +537,7 @@ class Search:
 
     def _step(self, state: State, i: int, node: Node, text: str, *others: int) -> Step:
         """The state with node `i` changed, twins in one order."""
-        nodes = put(state.nodes, i, node)
+        nodes = put(state.nodes, i, self._answering(state.nodes, i, node))
         if node.memory.active != state.nodes[i].memory.active or node.disk.active != state.nodes[i].disk.active:
             nodes = self._drop_answers(nodes)
         order = list(range(len(nodes)))
@@ -560,6 +546,26 @@ class Search:
             for place, twin in zip(twins, ordered, strict=True):
                 order[place] = twin
         return Label(text, (i, *others), tuple(order)), state._replace(nodes=tuple(nodes[j] for j in order))
+
+    def _answering(self, nodes: tuple[Node, ...], i: int, node: Node) -> Node:
+        """R8: with all that a source says at this moment to those who sync. It may be lost; so saying it always adds schedules and
+        takes none away. What it says of the same vote when it is ACTIVE in more counts wherever the older answer did."""
+        here = node.memory
+        vote = self._votes[here.vote]
+        accepted, value = (vote.accepted, vote.value) if vote is not None else (None, None)
+        for view, region in enumerate(self.region):
+            if region is None or self.ids[i] not in self.rules.asked(region):
+                continue
+            active = self._active(here, view)
+            if not self.rules.may_answer(self.plan, view, here.view) or not self.rules.speaks(active):
+                continue
+            if self._waiting(nodes, view) - {i}:
+                answer = Answer(view, active, accepted, value)
+                weaker = {Source(before, after) for before in (EMPTY, active.before) for after in (EMPTY, active.after)}
+                older = (answer._replace(active=less) for less in weaker - {active})
+                over = ~sum(1 << self._answers.of(old) for old in older)
+                node = node._replace(answers=node.answers & over | 1 << self._answers.of(answer))
+        return node
 
     def _waiting(self, nodes: tuple[Node, ...], view: int) -> set[int]:
         """The nodes that may still sync this view."""

@@ -2,7 +2,7 @@
 
 Numbers are those of the list of counterexamples: 6 a proposer that forgets, 8 counting, 9 replicating what is accepted,
 11 a disk that went back, 12 told no and done later, 13 judging by one's own clock, 14 rejecting for ever. What needs a
-second view (1 to 5, 7, 10) belongs to changing views.
+second view (1 to 5, 7, 10) is found by tests.node.test_epoch_search when its rule is switched off.
 """
 
 import sqlite3

@@ -1,0 +1,249 @@
+"""docs/operations.md and docs/deploy: every alarm and every fatal message is explained, every command exists, every file is
+what its reader will accept."""
+
+import ast
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from cli.main import main
+from cli.output import Exit
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "docs" / "deploy"
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+README = (ROOT / "README.md").read_text()
+FATAL = {"Corruption", "StorageFailure", "Quarantined", "Removed"}
+SERVICE = DEPLOY / "hopchain@.service"
+
+
+def rows(heading: str) -> list[str]:
+    """The first column of the table under a heading."""
+    section = OPERATIONS.split(f"\n### {heading}\n")[1].split("\n#")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    return [line.removeprefix("| ").split(" | ")[0] for line in lines[1:]]
+
+
+def template(node: ast.expr) -> str:
+    """The text that an expression makes, with … for what is filled in."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=values):
+            return "".join(template(value) for value in values)
+        case ast.BinOp(left=left, right=right):
+            return template(left) + template(right)
+        case _:
+            return "…"
+
+
+def raised(names: set[str]) -> Iterator[tuple[str, str]]:
+    """(where, text) of each such error that the code of a node makes."""
+    for package in ("chain", "node"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Name)
+                    and node.func.id in names
+                    and node.args
+                ):
+                    yield f"{path.name}:{node.lineno}", template(node.args[0])
+
+
+def sources() -> str:
+    """All texts in the code of a node, long ones put together."""
+    texts = []
+    for package in ("chain", "node", "routing"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            texts += [
+                template(n)
+                for n in ast.walk(ast.parse(path.read_text()))
+                if isinstance(n, ast.JoinedStr | ast.Constant)
+            ]
+    return "\n".join(texts)
+
+
+def messages() -> list[str]:
+    """The pieces of messages that the table names: `like this`, one row may have several."""
+    column = rows("What a node says before it ends")
+    return [piece.strip() for row in column for piece in re.findall(r"`((?:[^`]|`[^`]+`(?=`))+)`", row)]
+
+
+def test_every_finding_of_doctor_is_explained_and_no_other() -> None:
+    code = (ROOT / "cli/diagnosis.py").read_text() + (ROOT / "cli/doctor.py").read_text()
+    found = set(re.findall(r"Finding\(\s*\"([a-z_]+)\"", code))
+    assert len(found) > 10
+    assert {row.strip("`") for row in rows("What each finding of doctor means")} == found
+
+
+def test_every_message_that_is_explained_is_one_that_a_node_says() -> None:
+    said = sources()
+    assert len(messages()) > 20
+    for message in messages():
+        assert message in said, f"no node says {message!r}"
+
+
+def test_every_error_that_ends_a_node_is_explained() -> None:
+    found = list(raised(FATAL))
+    assert len(found) > 15
+    advice = (ROOT / "chain/disk.py").read_text()
+    for where, text in found:
+        if "{advice}" in text or text.endswith("…"):  # what SQLite says, then one of the texts of chain.disk
+            continue
+        assert any(message in text for message in messages()), (
+            f"{where} says {text!r}, which operations.md does not explain"
+        )
+    for text in re.findall(r'"SQLITE_[A-Z]+": "([^"]+)"', advice):
+        assert any(message in text for message in messages()), text
+
+
+def test_the_exit_codes_are_those_of_the_program_and_of_the_unit() -> None:
+    said = {int(row) for row in rows("Exit codes")}
+    assert said == {Exit.DONE, Exit.REJECTED, Exit.USAGE, Exit.OUT_FOR_GOOD}
+    prevented = re.search(r"^RestartPreventExitStatus=(.*)$", SERVICE.read_text(), re.MULTILINE)
+    assert prevented is not None
+    assert {int(code) for code in prevented[1].split()} == {Exit.USAGE, Exit.OUT_FOR_GOOD}
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def written_commands() -> list[str]:
+    """Each `hopchain ...` line of the operations guide, the README and the files beside it."""
+    texts = [OPERATIONS, README, *(path.read_text() for path in sorted(DEPLOY.iterdir()))]
+    found = []
+    for text in texts:
+        joined = text.replace("\\\n", " ")
+        found += re.findall(r"(?m)^(?:[^\n`]*?[$;] |\.venv/bin/|\s*(?:exec )?|#   )(hopchain [a-z][^\n`|;&>]*)", joined)
+        found += re.findall(r"`(hopchain [a-z][^`]*)`", joined)
+    return [re.split(r"\s+#", line)[0].strip() for line in found]
+
+
+@pytest.mark.parametrize("line", sorted(set(written_commands())))
+def test_every_command_that_is_written_down_exists(line: str) -> None:
+    words = shlex.split(line.replace("...", ""))[1:]
+    command: click.Command = main
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        found = command.get_command(click.Context(command), words[0])
+        assert found is not None, line
+        command, words = found, words[1:]
+    known = {option for param in command.params for option in param.opts}
+    for word in words:
+        assert not word.startswith("--") or word.split("=")[0] in known, f"{line}: there is no {word}"
+
+
+def test_links_lead_somewhere() -> None:
+    anchors = {
+        re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"(?m)^#+ (.*)$", OPERATIONS)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", OPERATIONS):
+        file, _, anchor = target.partition("#")
+        assert not file or (ROOT / "docs" / file).exists(), target
+        assert not anchor or file or anchor in anchors, target
+    assert "docs/operations.md#backup" in README and "backup" in anchors
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_kubernetes_file_is_what_it_says() -> None:
+    """Also what must hold: one volume for each pod, one pod after the other, key files that stay secret."""
+    documents = {d["kind"]: d for d in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
+    assert set(documents) == {"Service", "PodDisruptionBudget", "StatefulSet"}
+    spec = documents["StatefulSet"]["spec"]
+    pod = spec["template"]["spec"]
+    (join,), (node,) = pod["initContainers"], pod["containers"]
+    assert documents["Service"]["spec"]["clusterIP"] == "None" and spec["serviceName"] == "hopchain"
+    assert documents["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
+    assert spec["podManagementPolicy"] == "OrderedReady"
+    (claim,) = spec["volumeClaimTemplates"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteOncePod"]
+    volumes = {claim["metadata"]["name"], *(volume["name"] for volume in pod["volumes"])}
+    for container in (join, node):
+        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["image"] == f"hopchain:{version()}"
+    assert pod["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
+    assert node["args"] == ["node", "/data/node"]
+    ports = {(port["containerPort"], port["protocol"]) for port in node["ports"]}
+    assert ports == {(7400, "TCP"), (7400, "UDP"), (7401, "TCP")}
+    assert ports == {(port["port"], port["protocol"]) for port in documents["Service"]["spec"]["ports"]}
+
+
+def test_the_pods_script_joins_once(tmp_path: Path) -> None:
+    """With a `hopchain` that fails first, as one that is killed does."""
+    documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+    join = documents[-1]["spec"]["template"]["spec"]["initContainers"][0]
+    for name in ("data", "run", "invite", "bin"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "invite/node.invite").write_text("secret")
+    fake = tmp_path / "bin/hopchain"
+    fake.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nstat -c %a "$2" >> {tmp_path}/calls\n[ -e {tmp_path}/ready ]\n'
+    )
+    fake.chmod(0o755)
+    script = join["args"][0]
+    for there, here in (("/data/", "data/"), ("/run/hopchain/", "run/"), ("/invite/", "invite/")):
+        script = script.replace(there, f"{tmp_path}/{here}")
+    environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "POD_NAME": "hopchain-1"}
+
+    def run() -> int:
+        return subprocess.run([*join["command"], script], env=environment).returncode
+
+    assert run() == 1
+    (tmp_path / "ready").touch()
+    assert run() == run() == 0
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 4 and calls[1] == "600", "twice: the failed one and the one that joined"
+    assert calls[0] == calls[2]
+    assert "--advertise-host hopchain-1.hopchain --exit" in calls[0]
+
+
+def test_the_container_file_is_complete() -> None:
+    lines = re.sub(r"\\\n", " ", (DEPLOY / "Containerfile").read_text()).splitlines()
+    words = [line.split()[0] for line in lines if line and not line.startswith("#")]
+    assert words == ["FROM", "COPY", "RUN", "USER", "VOLUME", "EXPOSE", "ENTRYPOINT"]
+    assert 'ENTRYPOINT ["hopchain"]' in lines, "no shell between the signals and the node"
+
+
+def version() -> str:
+    found = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def test_the_unit_is_whole() -> None:
+    sections: dict[str, dict[str, str]] = {}
+    section: dict[str, str] = {}
+    for line in SERVICE.read_text().splitlines():
+        if line.startswith("["):
+            section = sections.setdefault(line.strip("[]"), {})
+        elif line and not line.startswith("#"):
+            key, equals, value = line.partition("=")
+            assert equals and key not in section, line
+            section[key] = value
+    assert set(sections) == {"Unit", "Service", "Install"}
+    assert sections["Service"]["ExecStart"].endswith("/hopchain node /var/lib/hopchain/%i")
+    assert sections["Service"]["KillSignal"] == "SIGTERM"
+    assert "AF_INET AF_INET6" in sections["Service"]["RestrictAddressFamilies"]
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    """Where systemd is; elsewhere the test above has to do."""
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not installed")
+    program = Path(sys.executable).with_name("hopchain")
+    unit = tmp_path / "hopchain@node-1.service"
+    unit.write_text(SERVICE.read_text().replace("/opt/hopchain/bin/hopchain", str(program)))
+    done = subprocess.run([analyze, "verify", str(unit)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
