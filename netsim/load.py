@@ -21,8 +21,9 @@ from chain.request import (
     transfer,
 )
 from hopchain.wire import AskBalance, Balance, Recorded, ReplyBody, Submit
+from netsim.names import key_of, public_key
 from netsim.plan import Load
-from netsim.world import World, key_of, public_key
+from netsim.world import World
 from node.core import Core
 
 ISSUER = "mint"

@@ -20,6 +20,7 @@ from chain.link import Outcome
 from hopchain.wire import (
     AskBalance,
     Balance,
+    Changed,
     NotFound,
     NotStarted,
     Recorded,
@@ -78,8 +79,10 @@ def _name(answer: ReplyBody | None) -> str:
             return "unknown"
         case Refused():
             return "refused"
+        case Changed():
+            return "changed"
         case Balance():
-            return "balance"
+            return "stale_balance" if answer.stale else "balance"
         case NotFound():
             return "not_found"
         case _:
@@ -198,13 +201,19 @@ def _first_after(times: list[float], at: float, default: float) -> float:
 
 
 def windows(record: Recorder) -> list[tuple[float, float]]:
-    """(chosen at, seconds until every node had it) of each link that all have, in order of choice."""
-    everybody = len(record.world.nodes)
+    """(chosen at, seconds until every node had it) of each link that all have, in order of choice. Every node: the members of
+    the view in which it was made, who are members still in the end."""
+    watch = record.watch
+    last = watch.views[-1].ids
+    everybody = {
+        view.epoch: [n.index for n in record.world.nodes if n.id in view.ids and n.id in last] for view in watch.views
+    }
     found = []
-    for link_hash, at in record.watch.chosen_at.items():
-        applied = record.watch.applied_at.get(link_hash, {})
-        if len(applied) == everybody:
-            found.append((at, max(applied.values()) - at))
+    for link_hash, at in watch.chosen_at.items():
+        applied = watch.applied_at.get(link_hash, {})
+        nodes = everybody[watch.links[link_hash].epoch]
+        if nodes and all(node in applied for node in nodes):
+            found.append((at, max(applied[node] for node in nodes) - at))
     return found
 
 
@@ -281,9 +290,10 @@ def made_without_majority(record: Recorder) -> int:
             continue
         apart = set().union(*fault.parts)
         for link_hash, at in record.watch.chosen_at.items():
-            slot = record.watch.links[link_hash].prev_hash
+            link = record.watch.links[link_hash]
+            slot = link.prev_hash
             proposals = [s.at for s in record.steps.get(slot, ()) if s.what == "propose" and s.at <= at]
-            group = record.watch.group_of(slot)
+            group = record.watch.group_of(slot, link.epoch)
             if not proposals or not fault.at < proposals[-1] <= at < fault.until or not apart.issuperset(group):
                 continue
             wrong += max(len(set(part) & set(group)) for part in fault.parts) < majority(len(group))

@@ -2,7 +2,8 @@
 
 A plan is drawn from a seed (`netsim.draw`) or written by a person (`netsim.scenario`). The run itself draws only
 message delays, losses and the like, from `Plan.seed`. Because faults are a list, a failing plan is shrunk by leaving
-some out. Times are simulated seconds from the start of the fault phase; nodes are numbered from 0.
+some out. Times are simulated seconds from the start of the fault phase; nodes are numbered from 0, the members of the
+first view before the spares. Changes of the members are in the list of faults too: they are what happens to a network.
 """
 
 from collections.abc import Iterable
@@ -116,7 +117,56 @@ class Rollback(_Fault, frozen=True, tag="rollback"):
     until: float
 
 
-Fault = Cut | Clog | Kill | KillAtCommit | Pause | ClockJump | SlowDisk | DiskError | WeatherChange | Rollback
+class Add(_Fault, frozen=True, tag="add"):
+    """The operator asks for this spare to become a member (`hopchain join`), until it is one. Its process runs as a guest since
+    the faults began; `fresh`: it starts at this moment, with nothing copied."""
+
+    node: int
+    fresh: bool = False
+
+
+class Remove(_Fault, frozen=True, tag="remove"):
+    """The operator asks for this member to be removed, until it is. `stop`: its process ends for good as soon as the change
+    was answered (`hopchain leave`); else it runs on, and perhaps does not know. `force`: also while too few can be reached."""
+
+    node: int
+    stop: bool = False
+    force: bool = True
+
+
+class Die(_Fault, frozen=True, tag="die"):
+    """The process and its disk are gone for ever. Like every loss for ever, it does not happen when the network could not
+    bear it (netsim.losses): when a group would be without a majority that knows what it decided."""
+
+    node: int
+
+
+class Bury(_Fault, frozen=True, tag="bury"):
+    """The node dies as in `Die`, and the operator replaces it with a spare (`hopchain replace`): one change after the other,
+    first the spare's, or with `remove_first` first the dead node's."""
+
+    node: int
+    spare: int
+    remove_first: bool = False
+
+
+Change = Add | Remove | Bury
+Fault = (
+    Cut
+    | Clog
+    | Kill
+    | KillAtCommit
+    | Pause
+    | ClockJump
+    | SlowDisk
+    | DiskError
+    | WeatherChange
+    | Rollback
+    | Add
+    | Remove
+    | Die
+    | Bury
+)
 
 
 class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -151,7 +201,8 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One run. `fault_s`: anything may fail; then a random majority heals for good (`core_s`), then everything heals,
-    and `heal_s` later all must be at rest. `files`: databases are files, so that `in_commit` cuts real logs. `max_confirmed`:
+    and `heal_s` later all must be at rest. `spares`: nodes after the first `nodes` that are no members, until they are added.
+    `files`: databases are files, so that `in_commit` cuts real logs. `max_confirmed`:
     how many postings one link takes up, when not 0; a small number makes consolidating links common."""
 
     seed: int
@@ -165,6 +216,12 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heal_s: float = 40.0
     files: bool = False
     max_confirmed: int = 0
+    spares: int = 0
+
+    @property
+    def everybody(self) -> range:
+        """The numbers of all nodes, spares included."""
+        return range(self.nodes + self.spares)
 
 
 def encode_plan(plan: Plan) -> bytes:

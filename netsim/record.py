@@ -7,34 +7,40 @@ proposed and voted, who was down, and what cuts swallowed. It changes nothing in
 import math
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
-from chain.link import HEADER_BYTES, header_hash, opening_slot
+from chain.link import HEADER_BYTES, LinkHash, header_hash, opening_slot
 from chain.request import request_id
 from chain.rows import Applied, VoteRow
 from chain.store import Write
-from hopchain.wire import AskBalance, ReplyBody, Submit
+from hopchain.wire import ReplyBody
 from netsim.checks import Watch
+from netsim.names import EPOCH_MS
 from netsim.plan import (
+    Add,
+    Bury,
     ClockJump,
     Clog,
     Cut,
+    Die,
     DiskError,
     Fault,
     Kill,
     KillAtCommit,
     Pause,
     Plan,
+    Remove,
     Rollback,
     SlowDisk,
     WeatherChange,
 )
-from netsim.world import EPOCH_MS, World
+from netsim.world import Call, World
 from node.messages import Accept, Decided, Forward, Message, Prepare
 from routing.keyspace import NodeId
+from routing.view import View
 
 SETUP_STEP_S: Final = 0.02  # netsim.load looks this often whether a setup call was answered
 KINDS: Final[dict[type, str]] = {
@@ -48,6 +54,10 @@ KINDS: Final[dict[type, str]] = {
     DiskError: "disk_error",
     Rollback: "kill",
     WeatherChange: "weather",
+    Add: "add",
+    Remove: "remove",
+    Die: "die",
+    Bury: "bury",
 }
 
 
@@ -108,6 +118,15 @@ def show(fault: Fault, start: float) -> Shown:
         case WeatherChange():
             weather, parts = fault.weather, ()
             text = f"weather: loss {weather.loss:.0%}, repeated {weather.repeat:.0%}, delay {weather.delay_mean_s:g} s"
+        case Add():
+            text = f"the operator adds node-{fault.node}"
+        case Remove():
+            text = f"the operator removes node-{fault.node}" + (", which stops then" if fault.stop else "")
+        case Die():
+            text = f"node-{fault.node} and its disk are gone"
+        case Bury():
+            text = f"node-{fault.node} and its disk are gone; the operator replaces it with node-{fault.spare}"
+            parts = ((fault.node, fault.spare),)
     return Shown(KINDS[type(fault)], text, at, until, parts, isinstance(fault, Cut) and fault.one_way)
 
 
@@ -144,6 +163,10 @@ class Recorder:
         tip = self.watch.ledger.tips.get(account)
         return self.watch.group_of(tip.hash if tip is not None else opening_slot(self.world.network_id, account))
 
+    def members(self) -> tuple[int, ...]:
+        """The members of the newest chosen view."""
+        return tuple(self.world.index_of[node] for node in self.watch.views[-1].ids)
+
     def down_until(self, end: float) -> list[tuple[int, float, float]]:
         """(node, from, until) of every outage, those that last open to `end`."""
         return [*self.down, *((node, since, end) for node, since in sorted(self._down_since.items()))]
@@ -162,9 +185,8 @@ class Recorder:
                 first = self._step(write.slot, node, "vote", write.accepted[1], now)
                 if first and write.accepted[2] != self.world.nodes[node].id:
                     self._moment("voted", write.account)
-            elif isinstance(write, Applied) and write.link.hash not in self.decider:
-                self.decider[write.link.hash] = (node, now)
-                self.clock_ms = max(self.clock_ms, abs(write.link.time_ms - EPOCH_MS - int(now * 1000)))
+            elif isinstance(write, Applied):
+                self._known(write.link.hash, node, now)
         for link_hash in list(self.watch.chosen_at)[chosen:]:
             self._moment("decided", self.watch.links[link_hash].account)
 
@@ -185,12 +207,11 @@ class Recorder:
             case Prepare():
                 self._step(message.at.slot, node, "prepare", message.ballot.round, now)
             case Decided():
-                link_hash = header_hash(message.link[:HEADER_BYTES])
-                self.decider.setdefault(link_hash, (node, now))
+                self._known(LinkHash(header_hash(message.link[:HEADER_BYTES])), node, now)
             case _:
                 pass
 
-    def submitted(self, call: int, node: int, submit: Submit | AskBalance, now: float) -> None:
+    def submitted(self, call: int, node: int, submit: Call, now: float) -> None:
         self.watch.submitted(call, node, submit, now)
         account = self.watch.calls[call].account
         if account:
@@ -206,6 +227,14 @@ class Recorder:
             self.healed = self.start + self.world.plan.fault_s
             self.faults = [show(fault, self.start) for fault in self.world.plan.faults]
 
+    @property
+    def views(self) -> Sequence[View]:
+        """The chosen views, oldest first."""
+        return self.watch.views
+
+    def died(self, node: int) -> None:
+        self.watch.died(node)
+
     def crashed(self, node: int, now: float) -> None:
         self.watch.crashed(node, now)
         self.crashes += 1
@@ -218,6 +247,13 @@ class Recorder:
         self.watch.started(node, conn, now)
         if node in self._down_since:
             self.down.append((node, self._down_since.pop(node), now))
+
+    def _known(self, link_hash: LinkHash, node: int, now: float) -> None:
+        """A node knows that a link is decided: the first one counts, when it says so or has it on disk."""
+        if link_hash not in self.decider:
+            self.decider[link_hash] = (node, now)
+            wrong_ms = self.watch.links[link_hash].time_ms - EPOCH_MS - int(now * 1000)
+            self.clock_ms = max(self.clock_ms, abs(wrong_ms))
 
     def _step(self, slot: bytes, node: int, what: str, ballot_round: int, now: float) -> bool:
         """Note it once for each node and round; true the first time."""

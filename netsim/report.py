@@ -12,7 +12,8 @@ import msgspec
 
 from chain.link import Link
 from chain.request import Kind, Request
-from hopchain.wire import AskBalance, Recorded
+from hopchain.change import Change, decode_change_untrusted
+from hopchain.wire import AskBalance, Recorded, SubmitChange
 from netsim.checks import Call
 from netsim.measure import (
     answer_name,
@@ -134,7 +135,7 @@ def document(
     links = sorted(record.watch.chosen_at, key=lambda link_hash: record.watch.chosen_at[link_hash])
     place = {link_hash: i for i, link_hash in enumerate(links)}
     transfers, number_of = _transfers(record, place)
-    everybody = tuple(range(plan.nodes))
+    everybody = tuple(plan.everybody)
     sides = performance.sides or {"all nodes": everybody}
     width = bucket_width(end - start)
     stories = side_stories(record, sides)
@@ -144,7 +145,7 @@ def document(
         about=about,
         command=command,
         note=note,
-        nodes=plan.nodes,
+        nodes=len(everybody),
         k=plan.k,
         seed=plan.seed,
         trace=performance.trace,
@@ -206,7 +207,7 @@ def _transfers(record: Recorder, place: dict[bytes, int]) -> tuple[list[Transfer
         hops = record.hops.get(request_id, [])
         transfers.append(
             Transfer(
-                text=_text(calls[0]),
+                text=_text(calls[0], record.watch.ids),
                 account=calls[0].account,
                 calls=tuple(_asked(record, call) for call in calls),
                 hops=tuple((_round(h.at - record.start), h.source, h.target, h.lost) for h in hops),
@@ -234,10 +235,17 @@ def _answer(call: Call) -> str:
     return name
 
 
-def _text(call: Call) -> str:
+def describe_change(change: Change, ids: Sequence[bytes]) -> str:
+    """A change of the members in a few words; `ids` are the nodes' ids, in the order of their numbers."""
+    return f"{change.action.name.lower()} node-{ids.index(change.node_id)}"
+
+
+def _text(call: Call, ids: Sequence[bytes]) -> str:
     """What a call asks for."""
     if isinstance(call.body, AskBalance):
         return f"balance of {call.account}, {'linearizable' if call.body.linearizable else 'local'}"
+    if isinstance(call.body, SubmitChange):
+        return describe_change(decode_change_untrusted(call.body.raw), ids)
     return describe_request(call.request) if call.request is not None else "a malformed request"
 
 

@@ -7,11 +7,12 @@
     third-1 .. third-3  every third node
     owner-of:NAME       the node that makes the account's next link, at that moment
     standby-1-of:NAME   the next one in that slot's group (standby-2-of, ...)
-    group-of:NAME       all of that group; outside-of:NAME: the nodes that are not in it
+    group-of:NAME       all of that group; outside-of:NAME: the members that are not in it
+    members, spares     the members of the newest view, at that moment; the nodes that were in none at the start
     a side's name       what [sides] says
     rest                (for one of [sides]) the nodes that no other side names
 
-Which nodes a side holds is settled when it is first used and stays so: the side `cut-off` of an owner is still that node
+With spares, `all` and the words that divide the nodes mean the nodes of the first view. Which nodes a side holds is settled when it is first used and stays so: the side `cut-off` of an owner is still that node
 after the next link, when another node is the owner.
 """
 
@@ -21,7 +22,7 @@ from typing import Final
 
 from chain.errors import LocalMisuse
 
-FIXED: Final = ("all", "majority", "minority", "half-1", "half-2", "third-1", "third-2", "third-3")
+FIXED: Final = ("all", "majority", "minority", "half-1", "half-2", "third-1", "third-2", "third-3", "members", "spares")
 _OF: Final = re.compile(r"(owner|standby-([1-9][0-9]?)|group|outside)-of:(.+)")
 _NODE: Final = re.compile(r"node-(0|[1-9][0-9]{0,3})")
 REST: Final = "rest"
@@ -47,12 +48,20 @@ def check_word(where: str, word: str, nodes: int, sides: Collection[str], accoun
 
 
 class Roles:
-    """What words mean in one run. `group_of` tells the group of an account's next slot, owner first, at this moment."""
+    """What words mean in one run. `group_of` tells the group of an account's next slot, owner first, at this moment;
+    `members` who is a member then (by default all nodes of the first view, for ever)."""
 
     def __init__(
-        self, nodes: int, sides: Mapping[str, tuple[str, ...]], group_of: Callable[[str], tuple[int, ...]]
+        self,
+        nodes: int,
+        sides: Mapping[str, tuple[str, ...]],
+        group_of: Callable[[str], tuple[int, ...]],
+        spares: int = 0,
+        members: Callable[[], tuple[int, ...]] | None = None,
     ) -> None:
         self._nodes = nodes
+        self._spares = spares
+        self._members = members or (lambda: tuple(range(nodes)))
         self._words = dict(sides)
         self._group_of = group_of
         self.sides: dict[str, tuple[int, ...]] = {}
@@ -97,13 +106,17 @@ class Roles:
         }
         if word in fixed:
             return fixed[word]
+        if word == "members":
+            return self._members()
+        if word == "spares":
+            return tuple(range(self._nodes, self._nodes + self._spares))
         if match := _NODE.fullmatch(word):
             return (int(match[1]),)
         match = _OF.fullmatch(word)
         assert match is not None, word
         group = self._group_of(match[3])
         if match[1] == "outside":
-            return tuple(node for node in everybody if node not in group)
+            return tuple(node for node in self._members() if node not in group)
         if match[1] == "group":
             return group
         rank = int(match[2] or 0)

@@ -12,8 +12,9 @@ from chain.audit import audit
 from hopchain.wire import Recorded
 from netsim.checks import Violation, Watch
 from netsim.load import Clients, open_and_fund
-from netsim.plan import Plan
+from netsim.plan import Add, Plan
 from netsim.world import World
+from routing.view import majority
 
 LOOK_EVERY_S = 1.0  # whether all is at rest
 QUIET_S = 4.0  # and stays so: a pull, a suspicion, a late message
@@ -21,7 +22,7 @@ QUIET_S = 4.0  # and stays so: a pull, a suspicion, a late message
 
 class Result(msgspec.Struct, frozen=True):
     """What came of a run. `rule` and `problem` are empty when nothing was broken. `faults`: what really happened, by
-    kind, lost and repeated messages included."""
+    kind, lost and repeated messages included; `changes`: how often the members changed."""
 
     seed: int
     trace: str
@@ -32,6 +33,7 @@ class Result(msgspec.Struct, frozen=True):
     turns: int
     links: int
     calls: int
+    changes: int
     completed: int
     rejected: int
     faults: Counter[str]
@@ -63,6 +65,7 @@ def run_plan(plan: Plan) -> Result:
             turns=sum(node.turns for node in world.nodes),
             links=len(watch.links),
             calls=len(watch.calls),
+            changes=len(watch.views) - 1,
             completed=sum(r.outcome == 0 for r in recorded),
             rejected=sum(r.outcome != 0 for r in recorded),
             faults=world.injected,
@@ -87,7 +90,8 @@ def make_world(plan: Plan) -> tuple[World, Watch]:
     """The world and its observer, nothing started."""
     watch = Watch.__new__(Watch)
     world = World(plan, watch)
-    watch.__init__(world.genesis, world.view)  # type: ignore[misc]
+    spares = [node.id for node in world.nodes[plan.nodes :]]
+    watch.__init__(world.genesis, world.view, spares)  # type: ignore[misc]
     return world, watch
 
 
@@ -100,33 +104,43 @@ def play(world: World, watch: Watch) -> None:
     world.run_for(1.0)
     open_and_fund(world, clients)
     world.network.weather = calm
+    world.begin_guests({fault.node for fault in plan.faults if isinstance(fault, Add) and fault.fresh})
     start = world.now
     for fault in plan.faults:
         world.schedule(fault, start)
     clients.begin(plan.fault_s)
     world.run_for(plan.fault_s)
-    core = sorted(rng.sample(range(plan.nodes), plan.nodes // 2 + 1))
+    members = [n.index for n in world.nodes if watch.is_member(n.index)]
+    left = [index for index in members if not world.nodes[index].gone]
+    core = sorted(rng.sample(left, min(len(left), majority(len(members)))))
     world.heal(core)
     _run_until_rest(world, watch, plan.core_s, quiet_s=0.0)
-    world.heal(list(range(plan.nodes)))
-    everybody = [node.index for node in world.nodes if not node.must_go]
+    world.heal(list(plan.everybody))
     watch.healed(world.now)
     for ask_again in (False, True):  # votes and links must not wait for somebody to ask
         if ask_again:
-            clients.settle(everybody)
+            clients.settle(members_left(world, watch))
         _run_until_rest(world, watch, plan.heal_s, quiet_s=QUIET_S if ask_again else 0.0)
         check_rest(world, watch)
     if plan.seed % 5 == 0:
-        report = audit(world.nodes[everybody[0]].disk.conn, genesis=world.genesis)
+        first = members_left(world, watch)[0]
+        report = audit(world.nodes[first].disk.conn, genesis=world.genesis)
         if not report.ok:
-            raise Violation("I2", f"the audit of node {everybody[0]} says: {report}")
+            raise Violation("I2", f"the audit of node {first} says: {report}")
+
+
+def members_left(world: World, watch: Watch) -> list[int]:
+    """The members that are not gone for ever, nor about to be."""
+    return [n.index for n in world.nodes if watch.is_member(n.index) and not n.gone and not n.must_go]
 
 
 def check_rest(world: World, watch: Watch) -> None:
     """I7, I13: everything has ended, everybody has everything. Raises `Violation`."""
     watch.all_ended(world.now)
+    if not world.operator.idle:
+        raise Violation("I13", f"a change is not made: {world.operator}")
     for node in world.nodes:
-        if node.gone:
+        if node.gone or not node.begun:
             continue
         if node.must_go:
             raise Violation("I8", f"node {node.index} came back with less than others saw of it, and takes part")

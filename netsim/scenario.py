@@ -22,7 +22,7 @@ import msgspec
 from chain.errors import LocalMisuse, RemoteFault
 from chain.link import Outcome
 from chain.names import check_name_untrusted
-from netsim.draw import POINTS
+from netsim.draw_parts import POINTS
 from netsim.plan import Load, Plan, Weather
 from netsim.roles import REST, check_word
 from netsim.strict import Table
@@ -30,17 +30,42 @@ from netsim.strict import Table
 MAX_NODES: Final = 64  # of a scenario: more lanes than this no picture shows
 MAX_TIMES: Final = 10_000  # repetitions of one fault or request
 RECORDED: Final = tuple(outcome.name.lower() for outcome in Outcome)
-ANSWERS: Final = (*RECORDED, "stale", "not_started", "unknown", "refused", "balance", "not_found", "none")
+ANSWERS: Final = (
+    *RECORDED,
+    "stale",
+    "not_started",
+    "unknown",
+    "refused",
+    "balance",
+    "stale_balance",
+    "not_found",
+    "none",
+)
 MESSAGES: Final = (
     "prepare", "promise", "accept", "accepted", "refuse", "decided", "forward", "moved", "declined", "not_owner",
     "ask_slot", "slot_answer", "ask_income", "income_answer", "want", "links", "pull", "offer", "ping", "pong",
+    "view_prepare", "view_promise", "view_accept", "view_accepted", "view_refuse", "ask_views", "views", "ask_sync", "sync_part",
 )  # fmt: skip
 SHARES: Final = (
     "hot", "again", "overdraft", "pinned", "cancel", "nobody", "reopen", "forge", "read", "spend", "session", "expiring",
 )  # fmt: skip
 MOMENTS: Final = ("proposed", "voted", "decided")
 
-FaultKind = Literal["cut", "ring", "clog", "kill", "pause", "clock_jump", "slow_disk", "disk_error", "weather"]
+FaultKind = Literal[
+    "cut",
+    "ring",
+    "clog",
+    "kill",
+    "pause",
+    "clock_jump",
+    "slow_disk",
+    "disk_error",
+    "weather",
+    "add",
+    "remove",
+    "die",
+    "bury",
+]
 RequestKind = Literal["pay", "open", "cancel", "again", "read"]
 FAULTS: Final[dict[str, tuple[str, ...]]] = {  # kind -> the keys it has besides at, when, every_s and times
     "cut": ("between", "until", "one_way"),
@@ -52,6 +77,10 @@ FAULTS: Final[dict[str, tuple[str, ...]]] = {  # kind -> the keys it has besides
     "slow_disk": ("nodes", "commit_s", "until", "stagger_s"),
     "disk_error": ("nodes", "error", "until", "stagger_s"),
     "weather": ("weather", "until"),
+    "add": ("nodes", "fresh", "stagger_s"),
+    "remove": ("nodes", "stop", "force", "stagger_s"),
+    "die": ("nodes", "stagger_s"),
+    "bury": ("nodes", "spare"),
 }
 REQUESTS: Final[dict[str, tuple[str, ...]]] = {  # kind -> the keys it has besides the common ones
     "pay": ("account", "to", "amount", "expect_tip"),
@@ -74,6 +103,8 @@ EXPECTS: Final[dict[str, tuple[str, ...]]] = {  # that -> the keys it has
     "repeated": ("at_least", "at_most", "exactly"),
     "crashes": ("at_least", "at_most", "exactly"),
     "clock_ms": ("at_least", "at_most"),
+    "changes": ("at_least", "at_most", "exactly"),
+    "members": ("at_least", "at_most", "exactly"),
 }
 
 
@@ -101,6 +132,9 @@ class FaultStep(msgspec.Struct, frozen=True):
     commit_s: float = 0.0
     error: str = "full"
     weather: Weather = Weather()
+    fresh: bool = False
+    stop: bool = False
+    force: bool = False
 
 
 class RequestStep(msgspec.Struct, frozen=True):
@@ -204,6 +238,7 @@ def read_scenario(
         fault_s=top.number("fault_s", 10.0, 0.1, 3600),
         heal_s=top.number("heal_s", 20.0, 1, 3600),
         files=top.flag("files"),
+        spares=top.integer("spares", 0, 0, MAX_NODES),
     )
     sides_table = top.table("sides")
     sides = {side: sides_table.texts(side) for side in sides_table.names}
@@ -274,7 +309,7 @@ def _fault(table: Table) -> FaultStep:
     elif "source" in keys:
         groups = (table.texts("source"), table.texts("target"))
     elif "nodes" in keys:
-        groups = (table.texts("nodes"),)
+        groups = (table.texts("nodes"), table.texts("spare")) if kind == "bury" else (table.texts("nodes"),)
     until = table.number("until", None, at, 3600) if "until" in keys else at
     step = FaultStep(
         kind=msgspec.convert(kind, FaultKind),
@@ -291,6 +326,9 @@ def _fault(table: Table) -> FaultStep:
         commit_s=table.number("commit_s", None if "commit_s" in keys else 0.0, 0, 60),
         error=table.choice("error", ("full", "fsync"), "full"),
         weather=_weather(table.table("weather")),
+        fresh=table.flag("fresh"),
+        stop=table.flag("stop"),
+        force=table.flag("force"),
     )
     table.done()
     return step
@@ -368,7 +406,7 @@ def _name(table: Table, name: str) -> str:
 def _check_names(scenario: Scenario) -> None:
     """Every word names something: sides, nodes, accounts, requests."""
     where = f"scenario {scenario.name}"
-    count, sides = scenario.plan.nodes, scenario.sides
+    count, sides = len(scenario.plan.everybody), scenario.sides
     accounts = {*scenario.accounts, "mint", *(r.account for r in scenario.requests if r.kind == "open")}
     if scenario.has_load:
         accounts |= {f"acct-{i}" for i in range(scenario.plan.load.accounts)}

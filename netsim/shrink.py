@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from netsim.plan import (
+    Bury,
     Clog,
     Cut,
     Fault,
@@ -127,8 +128,11 @@ def _less_load(plan: Plan) -> Iterator[Plan]:
 
 
 def _fewer_nodes(plan: Plan) -> Iterator[Plan]:
-    if plan.nodes > 1:
-        faults = tuple(f for f in (_without_node(fault, plan.nodes - 1) for fault in plan.faults) if f is not None)
+    last = len(plan.everybody) - 1
+    faults = tuple(f for f in (_without_node(fault, last) for fault in plan.faults) if f is not None)
+    if plan.spares:
+        yield msgspec.structs.replace(plan, spares=plan.spares - 1, faults=faults)
+    elif plan.nodes > 1:
         yield msgspec.structs.replace(plan, nodes=plan.nodes - 1, faults=faults)
     if plan.k > plan.nodes:
         yield msgspec.structs.replace(plan, k=plan.nodes)
@@ -142,6 +146,8 @@ def _without_node(fault: Fault, node: int) -> Fault | None:
             return msgspec.structs.replace(fault, a=a, b=b) if a and b else None
         case Clog():
             return None if node in (fault.source, fault.target) else fault
+        case Bury():
+            return None if node in (fault.node, fault.spare) else fault
         case WeatherChange():
             return fault
         case _:

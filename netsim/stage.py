@@ -25,24 +25,29 @@ from chain.request import (
 from hopchain.wire import AskBalance, Recorded, ReplyBody, Submit
 from netsim.checks import Violation, Watch
 from netsim.load import ISSUER, Clients, open_and_fund
+from netsim.names import key_of, public_key
 from netsim.plan import (
+    Add,
+    Bury,
     ClockJump,
     Clog,
     Cut,
+    Die,
     DiskError,
     Fault,
     Kill,
     Pause,
     Plan,
+    Remove,
     SlowDisk,
     Weather,
     WeatherChange,
 )
 from netsim.record import Recorder, Shown
 from netsim.roles import Roles
-from netsim.run import bounds, make_world, play
+from netsim.run import bounds, check_rest, make_world, members_left, play
 from netsim.scenario import FaultStep, Moment, RequestStep, Scenario
-from netsim.world import World, key_of, public_key
+from netsim.world import World
 
 TICK_S: Final = 0.25  # simulated seconds between two reports of progress
 SETUP_TIMEOUT_MS: Final = 10_000
@@ -59,6 +64,7 @@ INVARIANTS: Final = {
     "I9": "only decided links are served",
     "I10": "every answer was true",
     "I11": "linearizable reads are",
+    "I12": "one chain of views, one member at a time",
     "I13": "after healing every request ends",
 }
 
@@ -195,7 +201,9 @@ class _Stage:
         self._record = record
         self._world = record.world
         self._watch = record.watch
-        self.roles = Roles(scenario.plan.nodes, scenario.sides, record.group_of_account)
+        self.roles = Roles(
+            scenario.plan.nodes, scenario.sides, record.group_of_account, scenario.plan.spares, record.members
+        )
         self.calls: dict[str, list[int]] = {step.name: [] for step in scenario.requests}
         self.ids: dict[str, list[bytes]] = {step.name: [] for step in scenario.requests}
         self._signed: dict[str, list[SignedRequest]] = {step.name: [] for step in scenario.requests}
@@ -217,6 +225,9 @@ class _Stage:
         if clients is not None:
             open_and_fund(world, clients)
         world.network.weather = calm
+        world.begin_guests(
+            {n for step in self._scenario.faults if step.fresh for n in self.roles.nodes_of(step.groups[0])}
+        )
         self._start = self._record.start = world.now
         for fault in self._scenario.faults:
             for number in range(fault.times):
@@ -230,8 +241,8 @@ class _Stage:
         self._waiting.clear()
         self.roles.settle()
         self._record.healed = world.now
-        world.heal(list(range(plan.nodes)))
-        everybody = [node.index for node in world.nodes if not node.must_go]
+        world.heal(list(plan.everybody))
+        everybody = members_left(world, self._watch)
         if clients is not None:
             clients.settle(everybody)
         for signed in [s for many in self._signed.values() for s in many]:
@@ -241,13 +252,11 @@ class _Stage:
 
     def _rest(self) -> None:
         world, watch = self._world, self._watch
-        watch.all_ended(world.now)
-        for node in world.nodes:
-            assert node.core is not None
-            watch.at_rest(node.index, node.disk.conn, node.core.gauges())
-        report = audit(world.nodes[0].disk.conn, genesis=world.genesis)
+        check_rest(world, watch)
+        first = members_left(world, watch)[0]
+        report = audit(world.nodes[first].disk.conn, genesis=world.genesis)
         if not report.ok:
-            raise Violation("I2", f"the audit of node 0 says: {report}")
+            raise Violation("I2", f"the audit of node {first} says: {report}")
 
     # --- before the faults ---
 
@@ -382,6 +391,8 @@ def _faults(step: FaultStep, at: float, until: float, parts: tuple[tuple[int, ..
             return [Clog(at, source, target, until) for source in parts[0] for target in parts[1] if source != target]
         case "weather":
             return [WeatherChange(at, step.weather, until)]
+        case "bury":
+            return [Bury(at, node, spare) for node, spare in zip(*parts, strict=True)]
         case _:
             return [
                 _one_fault(step, node, at + i * step.stagger_s, until + i * step.stagger_s)
@@ -399,6 +410,12 @@ def _one_fault(step: FaultStep, node: int, at: float, until: float) -> Fault:
             return ClockJump(at, node, step.ms)
         case "slow_disk":
             return SlowDisk(at, node, step.commit_s, until)
+        case "add":
+            return Add(at, node, step.fresh)
+        case "remove":
+            return Remove(at, node, step.stop, step.force)
+        case "die":
+            return Die(at, node)
         case _:
             return DiskError(at, node, step.error, until)
 
@@ -423,6 +440,14 @@ def _text(step: FaultStep, names: list[str]) -> str:
             return f"clock of {names[0]} jumps by {step.ms / 1000:+g} s"
         case "slow_disk":
             return f"{names[0]} takes {step.commit_s:g} s for each commit"
+        case "add":
+            return f"the operator adds {names[0]}" + (", one after the other" if step.stagger_s else "")
+        case "remove":
+            return f"the operator removes {names[0]}" + (", which stops then" if step.stop else "")
+        case "die":
+            return f"{names[0]} and its disk are gone"
+        case "bury":
+            return f"{names[0]} and its disk are gone; {names[1]} replaces it"
         case "disk_error":
             return f"disk of {names[0]}: {step.error}"
         case _:

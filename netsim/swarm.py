@@ -20,7 +20,7 @@ from netsim.shrink import shrink
 
 BATCH: Final = 4  # seeds that travel together: a second or two of work
 MAX_SHRUNK: Final = 3  # more failing seeds than these have most likely the same cause
-_SUMMED: Final = ("events", "turns", "links", "calls", "completed", "rejected")
+_SUMMED: Final = ("events", "turns", "links", "calls", "changes", "completed", "rejected")
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -40,7 +40,8 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class SwarmReport(msgspec.Struct, frozen=True):
-    """Totals over all seeds. `seconds` is real time; `faults` what really happened, by kind."""
+    """Totals over all seeds. `seconds` is real time; `faults` what really happened, by kind; `changes` how often members
+    changed."""
 
     seeds: int
     seconds: float
@@ -49,6 +50,7 @@ class SwarmReport(msgspec.Struct, frozen=True):
     turns: int
     links: int
     calls: int
+    changes: int
     completed: int
     rejected: int
     faults: Counter[str]
@@ -104,6 +106,7 @@ def run_swarm(
         turns=totals["turns"],
         links=totals["links"],
         calls=totals["calls"],
+        changes=totals["changes"],
         completed=totals["completed"],
         rejected=totals["rejected"],
         faults=faults,

@@ -107,6 +107,10 @@ def _number(performance: Performance, expect: Expect) -> float:
             return record.crashes
         case "clock_ms":
             return record.clock_ms
+        case "changes":
+            return len(record.watch.views) - 1
+        case "members":
+            return len(record.watch.views[-1].members)
         case _:
             raise AssertionError(expect.that)
 
@@ -169,6 +173,8 @@ def describe(expect: Expect) -> str:
         "repeated": "messages that arrived twice",
         "crashes": "crashes",
         "clock_ms": "largest clock error in a link",
+        "changes": "changes of the members",
+        "members": "members in the end",
     }[expect.that]
     parts = [what]
     if expect.request:

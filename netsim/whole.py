@@ -123,6 +123,7 @@ def run_whole(plan: Plan, play: Play = play_plan) -> WholeResult:
             turns=network.count("turns"),
             links=len(network.watch.links),
             calls=len(network.watch.calls),
+            changes=len(network.watch.views) - 1,
             completed=sum(r.outcome == 0 for r in recorded),
             rejected=sum(r.outcome != 0 for r in recorded),
             faults=Counter(type(fault).__name__ for fault in plan.faults),

@@ -30,12 +30,13 @@ from hopchain import wire
 from netsim.checks import Watch
 from netsim.datagrams import DatagramNetwork, NodeDatagrams
 from netsim.disk import Disk
+from netsim.names import EPOCH_MS, key_of, make_genesis, public_key
 from netsim.network import Network
 from netsim.plain import plain_context, plain_contexts
 from netsim.plan import ClockJump, Clog, Cut, DiskError, Fault, Kill, Plan, SlowDisk, WeatherChange
 from netsim.streams import CLIENT, HostTcp, StreamNetwork
 from netsim.timeline import Timeline
-from netsim.world import COMMIT_S, EPOCH_MS, FAST_RECOVERY_DIRECTORY, key_of, make_genesis, public_key
+from netsim.world import COMMIT_S, FAST_RECOVERY_DIRECTORY
 from node.channel import HANDSHAKE_ERRORS, Channel, start_tls
 from node.config import NodeConfig, Peer
 from node.core import Core
@@ -184,9 +185,7 @@ class WholeNetwork:
         node.tcp, node.datagrams = self.tcp.host(node.index), self.datagrams.of(node.index)
         core = Core(node.id, self.genesis, self.view, self._rng(), read_start(conn), self._clock(node))
         self.watch.started(node.index, conn, self.now)
-        running = node.running = RunningNode(
-            self._config(node), self.genesis, node.id, self.view, core, self._ports(node)
-        )
+        running = node.running = RunningNode(self._config(node), self.genesis, node.id, core, self._ports(node))
         assert running.driver.mesh is not None
         running.driver.mesh = _WatchedMesh(self, node, running.driver.mesh)
         node.core = core

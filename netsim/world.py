@@ -10,7 +10,7 @@ import hashlib
 import random
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from heapq import heappop, heappush
 from pathlib import Path
@@ -18,26 +18,31 @@ from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import Quarantined, StorageFailure
-from chain.genesis import Asset, Genesis, GenesisMember, Issuer
 from chain.needs import Loaded, Needs, load
 from chain.reads import read_balance
-from chain.store import Write, create_or_check
-from hopchain.wire import AskBalance, Balance, NotFound, ReplyBody, Submit
+from chain.store import Write, create_or_check, load_active
+from hopchain.wire import AskBalance, Balance, NotFound, ReplyBody, Submit, SubmitChange
+from netsim.changes import Operator, Wish
 from netsim.disk import Choose, Disk, cut_places
+from netsim.losses import can_lose
+from netsim.names import EPOCH_MS, make_genesis, node_name, public_key
 from netsim.network import Network
 from netsim.plan import (
+    Add,
+    Bury,
     ClockJump,
     Clog,
     Cut,
+    Die,
     DiskError,
     Fault,
     Kill,
     KillAtCommit,
     Pause,
     Plan,
+    Remove,
     Rollback,
     SlowDisk,
     WeatherChange,
@@ -48,6 +53,7 @@ from node.start import read_start
 from node.turn import (
     Caller,
     ClientBalance,
+    ClientChange,
     ClientSubmit,
     Effects,
     Event,
@@ -58,9 +64,9 @@ from node.turn import (
     Read,
 )
 from routing.keyspace import NodeId, node_id_of
+from routing.regions import RING, Ranges, decode_ranges
 from routing.view import View, encode_view, first_view, member_of
 
-EPOCH_MS = 1_700_000_000_000  # the wall clock at simulated time 0
 COMMIT_S = (0.0002, 0.001)  # a commit on a healthy disk
 LOOK_S = 0.2  # how often a fault that waits for something looks
 RECONNECT_S = (0.01, 0.2)  # a connection stands again
@@ -69,40 +75,22 @@ _NOTHING = Needs()
 FAST_RECOVERY_DIRECTORY = Path("/dev/shm")  # memory, where there is one: a simulated sync needs no real disk
 
 
+Call = Submit | AskBalance | SubmitChange
+
+
 class Observer(Protocol):
     """Sees everything, changes nothing. Raises `Violation` when a rule is broken."""
 
+    @property
+    def views(self) -> Sequence[View]: ...
     def committed(self, node: int, writes: tuple[Write, ...], now: float) -> None: ...
     def sent(self, node: int, peer: NodeId, message: Message, now: float) -> None: ...
-    def submitted(self, call: int, node: int, submit: Submit | AskBalance, now: float) -> None: ...
+    def submitted(self, call: int, node: int, submit: Call, now: float) -> None: ...
     def answered(self, call: int, body: ReplyBody, now: float) -> None: ...
     def crashed(self, node: int, now: float) -> None: ...
     def started(self, node: int, conn: sqlite3.Connection, now: float) -> None: ...
     def replaced(self, node: int, conn: sqlite3.Connection) -> None: ...
-
-
-def key_of(name: str) -> Ed25519PrivateKey:
-    """The key of a simulated node or account: the same in every run."""
-    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"netsim {name}".encode()).digest())
-
-
-def public_key(name: str) -> bytes:
-    """Its raw public key."""
-    return key_of(name).public_key().public_bytes_raw()
-
-
-def make_genesis(names: Sequence[str], k: int) -> Genesis:
-    """One asset, one issuer, and these nodes."""
-    return Genesis(
-        version=1,
-        name="simulated",
-        assets=(Asset("CZK", 2),),
-        issuers=(Issuer("mint", "CZK", public_key("mint").hex()),),
-        k=k,
-        ca="",
-        members=tuple(GenesisMember(public_key(name).hex()) for name in names),
-        time_ms=EPOCH_MS,
-    )
+    def died(self, node: int) -> None: ...
 
 
 class SimNode:
@@ -126,7 +114,9 @@ class SimNode:
         self.commits = 0
         self.turns = 0
         self.must_go = False  # its disk was replaced by one that remembers less: it must be quarantined
-        self.gone = False  # it was
+        self.gone = False  # it runs no more, for ever: it was quarantined, it left, or its disk died
+        self.begun = True  # a spare may not be there yet
+        self.contacts: frozenset[NodeId] = frozenset()  # by which its connections were last looked at
 
 
 class World:
@@ -148,17 +138,31 @@ class World:
         self._on_answer: dict[int, Callable[[ReplyBody], None]] = {}
         self._connected: set[tuple[int, int]] = set()
         self._stack = ExitStack()
-        names = [f"node {i}" for i in range(plan.nodes)]
+        names = [node_name(i) for i in range(plan.nodes)]
         self.genesis = make_genesis(names, plan.k)
         self.network_id = self.genesis.network_id
         self.view: View = first_view(self.network_id, plan.k, [member_of(public_key(name)) for name in names])
-        self.nodes = [self._make_node(i, node_id_of(public_key(name))) for i, name in enumerate(names)]
+        self.nodes = [self._make_node(i, node_id_of(public_key(node_name(i)))) for i in plan.everybody]
         self.index_of = {node.id: node.index for node in self.nodes}
+        self.operator = Operator(self, self.network_id, random.Random(f"operator {plan.seed}"))
 
     def __enter__(self) -> "World":
         for node in self.nodes:
-            self._start(node)
+            node.begun = node.index < self.plan.nodes
+            if node.begun:
+                self._start(node)
         return self
+
+    def begin_guests(self, fresh: Collection[int]) -> None:
+        """The faults begin: spares run from now on, but the `fresh` ones, whose processes start later."""
+        for node in self.nodes[self.plan.nodes :]:
+            if node.index not in fresh:
+                self._begin_guest(node)
+
+    def _begin_guest(self, node: SimNode) -> None:
+        if not node.begun:
+            node.begun = True
+            self._start(node)
 
     def __exit__(self, *_: object) -> None:
         for node in self.nodes:
@@ -217,7 +221,7 @@ class World:
 
     def _begin(self, fault: Fault, start: float) -> None:
         self.note("fault", repr(fault))
-        if not isinstance(fault, Kill | KillAtCommit | DiskError | Rollback):
+        if not isinstance(fault, Kill | KillAtCommit | DiskError | Rollback | Add | Remove | Die | Bury):
             self._happened[type(fault).__name__] += 1
         match fault:
             case Cut():
@@ -256,13 +260,86 @@ class World:
                 self.network.weather = fault.weather
                 self.at(start + fault.until, lambda: setattr(self.network, "weather", before))
 
+            case Add():
+                if fault.fresh:
+                    self._begin_guest(self.nodes[fault.node])
+                self._wish(fault.node, add=True)
+            case Remove():
+                node = self.nodes[fault.node]
+                self._wish(
+                    fault.node, add=False, force=fault.force, then=(lambda: self._stop(node)) if fault.stop else None
+                )
+            case Die():
+                self._die_for_ever(self.nodes[fault.node])
+            case Bury():
+                self._bury(fault)
+
+    # --- changes and losses ---
+
+    def _wish(self, index: int, *, add: bool, force: bool = True, then: Callable[[], None] | None = None) -> None:
+        """Let the operator want it, unless the network could never bear it."""
+        wish = Wish(index, self.nodes[index].id, add, force, then)
+        if (add and self.nodes[index].gone) or not self._can_lose(None, wish):
+            return
+        self._happened["Add" if add else "Remove"] += 1
+        self.operator.want(wish)
+
+    def _can_lose(self, node: SimNode | None, wish: Wish | None = None) -> bool:
+        views = self.observer.views
+        lost = {other.id for other in self.nodes if other.gone or other.must_go or not other.begun or other is node}
+        active = {other.id: self._active(other) for other in self.nodes}
+        return can_lose(views, self.operator.possible(views[-1], wish), active, lost)
+
+    def _active(self, node: SimNode) -> dict[int, Ranges]:
+        """Where a node is ACTIVE in each epoch, by its disk; in the first all its members are, everywhere."""
+        if node.gone:
+            return {}
+        first = {self.view.epoch: RING} if self.view.is_member(node.id) else {}
+        return {**first, **{epoch: decode_ranges(raw) for epoch, raw in load_active(node.disk.conn).items()}}
+
+    def _stop(self, node: SimNode) -> None:
+        """Its change was answered: the process may end for good."""
+        if not node.gone and self._can_lose(node):
+            self._happened["Stop"] += 1
+            self._lose(node)
+
+    def _die_for_ever(self, node: SimNode) -> bool:
+        """False when the network could not bear it, and nothing happened."""
+        if node.gone or not node.begun or not self._can_lose(node):
+            return False
+        self._happened["Die"] += 1
+        self._lose(node)
+        return True
+
+    def _lose(self, node: SimNode) -> None:
+        node.gone = True
+        self.crash(node, float("inf"))
+        self.observer.died(node.index)
+        self.operator.give_up(node.index)
+
+    def _bury(self, fault: Bury) -> None:
+        node = self.nodes[fault.node]
+        if not self._die_for_ever(node):
+            return
+        self._happened["Bury"] += 1
+        self._begin_guest(self.nodes[fault.spare])
+        steps = [(fault.spare, True), (fault.node, False)]
+        (first, adds), (second, then_adds) = reversed(steps) if fault.remove_first else steps
+
+        def then() -> None:
+            self._wish(second, add=then_adds)
+
+        self._wish(first, add=adds, then=then)
+
     def _roll_back_when_told(self, node: SimNode, copy: sqlite3.Connection | None, votes: int, until: float) -> None:
         """End the process when all others know of more than `votes`, and start it again on the other disk."""
-        others = [other.core for other in self.nodes if other is not node]
+        others = [other.core for other in self.nodes if other is not node and self._is_member(other)]
         if self.now > until or node.gone:
             return
         if node.core is None or any(core is None or core.identity.seen(node.id) <= votes for core in others):
             self.at(self.now + LOOK_S, lambda: self._roll_back_when_told(node, copy, votes, until))
+            return
+        if not self._can_lose(node):
             return
         self._happened["Rollback"] += 1
         self.crash(node, float("inf"))
@@ -291,7 +368,7 @@ class World:
             node = self.nodes[index]
             node.armed, node.commit_s, node.paused_until = None, COMMIT_S, self.now
             node.counted.clear()
-            if node.core is None and not node.gone and not node.must_go:
+            if node.core is None and node.begun and not node.gone and not node.must_go:
                 self._start(node)
             self._wake(node)
         self._reconnect()
@@ -325,6 +402,7 @@ class World:
         start = read_start(conn)
         rng = random.Random(self.rng.random())
         node.core = Core(node.id, self.genesis, self.view, rng, start, self._clock(node))
+        node.contacts = frozenset()
         self.observer.started(node.index, conn, self.now)
         self._reconnect()
         self._wake(node)
@@ -338,14 +416,34 @@ class World:
                     self.at(self.now + delay, lambda a=a, b=b: self._connect(a, b))  # type: ignore[misc]
 
     def _can_connect(self, a: SimNode, b: SimNode) -> bool:
+        if a.core is None or b.core is None:
+            return False
         cut = self.network.is_cut(a.index, b.index) or self.network.is_cut(b.index, a.index)
-        return a.core is not None and b.core is not None and not cut
+        return not cut and _admit_each_other(a, b)
 
     def _connect(self, a: SimNode, b: SimNode) -> None:
         if self._can_connect(a, b) and (a.index, b.index) not in self._connected:
             self._connected.add((a.index, b.index))
             self._arrive(a, PeerUp(b.id))
             self._arrive(b, PeerUp(a.id))
+
+    def _look_at_view(self, node: SimNode) -> None:
+        """What its connections should be changes with the view, and again when that has been ACTIVE everywhere for a while."""
+        assert node.core is not None
+        contacts = node.core.membership.contacts()
+        if contacts == node.contacts:
+            return
+        node.contacts = contacts
+        for other in self.nodes:
+            pair = _pair(node.index, other.index)
+            if pair in self._connected and not _admit_each_other(node, other):
+                self._connected.discard(pair)
+                self._arrive(other, PeerDown(node.id))
+                self._arrive(node, PeerDown(other.id))
+        self._reconnect()
+
+    def _is_member(self, node: SimNode) -> bool:
+        return self.observer.views[-1].is_member(node.id)
 
     # --- turns ---
 
@@ -387,11 +485,13 @@ class World:
                 raise
             self._quarantine(node)
             return
+        node.busy = bool(effects.persist)
+        if effects.facts is not None:
+            self._emit(node, Effects(send=effects.facts.send, answers=effects.facts.answers))
         if not effects.persist:
             self._emit(node, effects)
             self._next(node)
             return
-        node.busy = True
         fast, slow = node.commit_s if node.slow_until > self.now else COMMIT_S
         self.at(self.now + self.rng.uniform(fast, slow), lambda: self._finish(node, life, effects))
 
@@ -461,6 +561,7 @@ class World:
 
     def _next(self, node: SimNode) -> None:
         assert node.core is not None
+        self._look_at_view(node)
         if node.inbox:
             self._wake(node)
             return
@@ -505,10 +606,14 @@ class World:
         """A client asks a node for a balance."""
         return self._call(node, ask, lambda caller: ClientBalance(caller, ask), done)
 
+    def change(self, node: int, submit: SubmitChange, done: Callable[[ReplyBody], None]) -> int:
+        """The operator asks a node to change the members."""
+        return self._call(node, submit, lambda caller: ClientChange(caller, submit), done)
+
     def _call(
         self,
         node: int,
-        body: Submit | AskBalance,
+        body: Call,
         event: Callable[[Caller], Event],
         done: Callable[[ReplyBody], None] | None,
     ) -> int:
@@ -524,6 +629,7 @@ class World:
         return call
 
     def _read(self, node: SimNode, read: Read) -> Balance | NotFound:
+        assert node.core is not None
         found = read_balance(node.disk.conn, read.ask.account)
         if found is None:
             return NotFound(f"account {read.ask.account}")
@@ -539,9 +645,10 @@ class World:
             height=found.height,
             link_epoch=found.epoch,
             time_ms=found.time_ms,
-            epoch=self.view.epoch,
+            epoch=node.core.view.epoch,
             as_of_ms=self._clock(node).unix_ms,
             linearizable=read.ask.linearizable,
+            stale=not node.core.peers.has_majority(self._clock(node)),
         )
 
     def _answer(self, caller: Caller, body: ReplyBody) -> None:
@@ -550,6 +657,17 @@ class World:
         done = self._on_answer.pop(caller.number, None)
         if done is not None:
             done(body)
+
+
+def _admit_each_other(a: SimNode, b: SimNode) -> bool:
+    """One of them looks for the other, and neither says that it was removed. A guest's invitation names members, whatever has
+    become of those of the first view."""
+    assert a.core is not None
+    assert b.core is not None
+    one, other = a.core.membership, b.core.membership
+    invited = a.core.view.is_member(a.id) != b.core.view.is_member(b.id)
+    wanted = invited or b.id in one.contacts() or a.id in other.contacts()
+    return wanted and not one.is_refused(b.id) and not other.is_refused(a.id)
 
 
 def _pair(a: int, b: int) -> tuple[int, int]:

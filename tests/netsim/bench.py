@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from chain.link import Entry, Link, Outcome, build_link, opening_slot
+from chain.link import Entry, Link, Outcome, Slot, build_link, opening_slot
 from chain.request import (
     ANY_TIP,
     Posting,
@@ -12,26 +12,31 @@ from chain.request import (
     sign,
     transfer,
 )
-from chain.rows import Applied, VoteRow
-from hopchain.wire import AskBalance, Balance, Recorded, ReplyBody, Submit
+from chain.rows import ActiveRow, Applied, ViewRow, VoteRow
+from hopchain.change import Change, ChangeAction, sign_change
+from hopchain.wire import AskBalance, Balance, Recorded, ReplyBody, Submit, SubmitChange
 from netsim.checks import Watch, node_ids
 from netsim.load import ISSUER
-from netsim.world import EPOCH_MS, key_of, make_genesis, public_key
-from routing.view import first_view, member_of
+from netsim.names import EPOCH_MS, OPERATOR, key_of, make_genesis, public_key
+from routing.keyspace import node_id_of
+from routing.regions import RING, encode_ranges
+from routing.view import View, encode_view, first_view, member_of, with_member, without_member
 
 FUNDS = 100
 
 
 class Bench:
-    """A `Watch` of `nodes` nodes in one group, and the accounts a and b, both open; a has FUNDS coming in."""
+    """A `Watch` of `nodes` nodes in one group, and the accounts a and b, both open; a has FUNDS coming in. `spares`: nodes that
+    are in no view yet."""
 
-    def __init__(self, nodes: int = 3) -> None:
+    def __init__(self, nodes: int = 3, spares: int = 0) -> None:
         names = [f"node {i}" for i in range(nodes)]
         self.genesis = make_genesis(names, nodes)
         self.network = self.genesis.network_id
         self.view = first_view(self.network, nodes, [member_of(public_key(name)) for name in names])
-        self.watch = Watch(self.genesis, self.view)
-        self.ids = node_ids(self.genesis)
+        guests = [node_id_of(public_key(f"node {i}")) for i in range(nodes, nodes + spares)]
+        self.watch = Watch(self.genesis, self.view, guests)
+        self.ids = [*node_ids(self.genesis), *guests]
         self.nodes = nodes
         self._calls = 0
         self._nonce = 0
@@ -67,6 +72,7 @@ class Bench:
         *,
         after: Link | None = None,
         wrong_by: int = 0,
+        epoch: int = 1,
     ) -> Link:
         """The next link of the account, after its tip (or `after`); its balance is right but for `wrong_by`."""
         tip = after or self.watch.ledger.tips.get(account)
@@ -78,7 +84,7 @@ class Bench:
             tip.height + 1 if tip else 0,
             tip.next_slot if tip else opening_slot(self.network, account),
             (tip.balance if tip else 0) + income - debit + wrong_by,
-            1,
+            epoch,
             tip.time_ms + 1 if tip else EPOCH_MS,
             entries,
             list(confirmed),  # type: ignore[arg-type]
@@ -90,10 +96,12 @@ class Bench:
 
     # --- what nodes do ---
 
-    def row(self, node: int, link: Link, round_: int = 0, by: int = 0, promised: int | None = None) -> VoteRow:
-        """A vote of `node` for the link at ballot (1, round, by)."""
-        ballot = (1, round_, self.ids[by])
-        above = ballot if promised is None else (1, promised, self.ids[by])
+    def row(
+        self, node: int, link: Link, round_: int = 0, by: int = 0, promised: int | None = None, epoch: int = 1
+    ) -> VoteRow:
+        """A vote of `node` for the link at ballot (epoch, round, by)."""
+        ballot = (epoch, round_, self.ids[by])
+        above = ballot if promised is None else (epoch, promised, self.ids[by])
         return VoteRow(link.prev_hash, link.account, link.height, above, ballot, link.raw)
 
     def promise(self, node: int, link: Link, round_: int) -> VoteRow:
@@ -113,7 +121,47 @@ class Bench:
             self.apply(node, link)
         return link
 
+    # --- views ---
+
+    def next_view(self, *, add: int | None = None, remove: int | None = None, after: View | None = None) -> View:
+        """The view after `after` (by default the newest), with one member more or fewer."""
+        before = after or self.watch.views[-1]
+        if add is not None:
+            return with_member(before, member_of(public_key(f"node {add}")), 0, self.ids[0])
+        assert remove is not None
+        return without_member(before, self.ids[remove], 0, self.ids[0])
+
+    def view_vote(self, view: View, round_: int = 1, by: int = 0) -> VoteRow:
+        """A vote for the view after the one that it follows."""
+        ballot = (view.epoch - 1, round_, self.ids[by])
+        return VoteRow(Slot(view.prev_hash), "", view.epoch, ballot, ballot, encode_view(view))
+
+    def view_row(self, view: View) -> ViewRow:
+        return ViewRow(view.epoch, view.hash, view.prev_hash, encode_view(view))
+
+    def choose_view(self, view: View, *voters: int, installing: Sequence[int] = ()) -> View:
+        """The voters vote for it; they and others install it."""
+        for node in voters:
+            self.watch.committed(node, (self.view_vote(view),), 1.0)
+        for node in (*voters, *installing):
+            self.watch.committed(node, (self.view_row(view),), 1.0)
+        return view
+
+    def activate(self, view: View, *nodes: int) -> None:
+        """They are ACTIVE everywhere in it."""
+        for node in nodes:
+            self.watch.committed(node, (ActiveRow(view.epoch, encode_ranges(RING)),), 1.0)
+
     # --- what clients do ---
+
+    def change(self, node: int, *, add: bool, at: int = 0) -> int:
+        """The operator asks node `at` to add or remove a node."""
+        self._calls += 1
+        action = ChangeAction.ADD if add else ChangeAction.REMOVE
+        change = Change(self.network, action, public_key(f"node {node}"), 1, 2**60)
+        signed = sign_change(change, key_of(OPERATOR))
+        self.watch.submitted(self._calls, at, SubmitChange(signed.raw, signed.signature, 1000), 1.0)
+        return self._calls
 
     def submit(self, signed: SignedRequest, node: int = 0) -> int:
         self._calls += 1

@@ -317,7 +317,7 @@ def test_i9_an_undecided_link_is_served(bench: Bench) -> None:
         Decided(link.raw, bench.ids[0], 0),
         Links((link.raw,)),
         Moved("a", 1, (link.raw,)),
-        SlotAnswer(1, False, (link.raw,)),
+        SlotAnswer(1, False, (link.raw,), 1),
     ):
         with broken("I9", "serves link 1 of a, which is not chosen"):
             bench.watch.sent(0, bench.ids[1], message, 1.0)

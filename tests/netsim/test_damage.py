@@ -11,9 +11,10 @@ from hopchain.wire import ReplyBody, Submit
 from netsim.checks import Violation, Watch
 from netsim.load import Clients, open_and_fund
 from netsim.mutants import Edit, Mutant, switched_off
+from netsim.names import key_of
 from netsim.plan import Load, Plan
 from netsim.run import make_world
-from netsim.world import World, key_of
+from netsim.world import World
 
 FUNDS = 1000
 NO_TIP_CHECK = Edit("chain.rules:check_tip_income", "found != forming.tip_checksum", "False")

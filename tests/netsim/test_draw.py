@@ -1,14 +1,32 @@
 """Plans: one seed is one plan; what can happen, happens often enough; a plan survives its JSON."""
 
 from collections import Counter
+from itertools import pairwise
 
 import msgspec
 import pytest
 
-from netsim.draw import POINTS, draw_plan
-from netsim.plan import Cut, DiskError, Fault, Kill, Plan, Rollback, Weather, decode_plan, encode_plan, without
+from netsim.draw import draw_plan
+from netsim.draw_parts import POINTS
+from netsim.plan import (
+    Add,
+    Bury,
+    Cut,
+    DiskError,
+    Fault,
+    Kill,
+    KillAtCommit,
+    Plan,
+    Remove,
+    Rollback,
+    Weather,
+    decode_plan,
+    encode_plan,
+    without,
+)
 
 PLANS = [draw_plan(seed) for seed in range(1000)]
+STEADY = [plan for plan in PLANS if not plan.spares]
 FAULTS = [fault for plan in PLANS for fault in plan.faults]
 
 
@@ -17,14 +35,48 @@ def test_one_seed_is_one_plan() -> None:
     assert len({encode_plan(plan) for plan in PLANS}) == len(PLANS)
 
 
-def test_a_quarter_has_no_faults() -> None:
-    calm = sum(not plan.faults and plan.weather == Weather() for plan in PLANS)
-    assert 200 <= calm <= 330, calm
+def test_a_quarter_of_those_whose_members_stay_has_no_faults() -> None:
+    calm = sum(not plan.faults and plan.weather == Weather() for plan in STEADY)
+    assert 0.2 <= calm / len(STEADY) <= 0.33, calm
+
+
+def changes(plan: Plan) -> int:
+    """How many changes of the members the operator is to ask for."""
+    return sum(isinstance(fault, Add | Remove) for fault in plan.faults) + 2 * sum(
+        isinstance(fault, Bury) for fault in plan.faults
+    )
+
+
+def test_a_fifth_or_more_changes_its_members_three_times_or_more() -> None:
+    assert sum(changes(plan) >= 3 for plan in PLANS) >= 0.2 * len(PLANS)
+    assert all(changes(plan) == 0 for plan in STEADY)
+
+
+def test_what_is_rare_about_changes_is_drawn() -> None:
+    """Chained, at takeovers, joiners that die within a commit, below the group size, from one member, undone, replaced."""
+    changing = [plan for plan in PLANS if plan.spares]
+    rare = {"chained": 0, "with kills": 0, "joiner dies": 0, "below k": 0, "from one": 0, "undone": 0, "replaced": 0}
+    for plan in changing:
+        wishes = [fault for fault in plan.faults if isinstance(fault, Add | Remove)]
+        removed = {fault.node for fault in wishes if isinstance(fault, Remove)}
+        added = {fault.node for fault in wishes if isinstance(fault, Add)}
+        rare["chained"] += any(b.at - a.at < 0.05 for a, b in pairwise(wishes))
+        rare["with kills"] += any(
+            isinstance(f, Kill) and any(abs(f.at - wish.at) < 0.6 for wish in wishes) for f in plan.faults
+        )
+        rare["joiner dies"] += any(isinstance(f, KillAtCommit) and f.node in added for f in plan.faults)
+        rare["below k"] += plan.nodes + len(added) - len(removed) < plan.k
+        rare["from one"] += plan.nodes == 1
+        rare["undone"] += bool(added & removed)
+        rare["replaced"] += any(isinstance(f, Bury) for f in plan.faults)
+    assert len(changing) >= 200
+    assert min(rare.values()) >= 10, rare
 
 
 def test_every_kind_of_fault_is_drawn() -> None:
     kinds = Counter(type(fault).__name__ for fault in FAULTS)
     assert kinds.pop("Rollback") >= 15
+    assert all(kinds.pop(kind) >= 20 for kind in ("Add", "Remove", "Die", "Bury", "KillAtCommit"))
     assert {fault.disk for fault in FAULTS if isinstance(fault, Rollback)} == {"old", "emptied"}
     assert set(kinds) == {"Cut", "Clog", "Kill", "Pause", "ClockJump", "SlowDisk", "DiskError", "WeatherChange"}
     assert min(kinds.values()) >= 100, kinds
@@ -47,13 +99,13 @@ def nodes_of(fault: Fault) -> set[int]:
         case Cut():
             return {*fault.a, *fault.b}
         case _:
-            return {getattr(fault, name) for name in ("node", "source", "target") if hasattr(fault, name)}
+            return {getattr(fault, name) for name in ("node", "source", "target", "spare") if hasattr(fault, name)}
 
 
 def test_faults_are_of_nodes_that_exist_and_end_after_they_began() -> None:
     for plan in PLANS:
         for fault in plan.faults:
-            assert nodes_of(fault) <= set(range(plan.nodes)), (plan.seed, fault)
+            assert nodes_of(fault) <= set(plan.everybody), (plan.seed, fault)
             assert getattr(fault, "until", fault.at) >= fault.at, (plan.seed, fault)
         assert list(plan.faults) == sorted(plan.faults, key=lambda fault: fault.at)
 

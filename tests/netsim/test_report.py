@@ -243,7 +243,7 @@ def test_links_without_a_majority_would_be_counted(split: Performance) -> None:
     assert made_without_majority(record) == 0
     group_of = record.watch.group_of
     try:  # groups in which the majority side has two of five
-        record.watch.group_of = lambda slot: (3, 4, 0, 1) if group_of(slot) else ()  # type: ignore[method-assign]
+        record.watch.group_of = lambda slot, epoch=None: (3, 4, 0, 1) if group_of(slot, epoch) else ()  # type: ignore[method-assign]
         assert made_without_majority(record) > 10
     finally:
         record.watch.group_of = group_of  # type: ignore[method-assign]

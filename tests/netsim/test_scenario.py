@@ -205,10 +205,15 @@ def test_every_kind_of_fault_begins() -> None:
         "slow_disk": 'nodes = "node-2", until = 1.5, commit_s = 0.05',
         "disk_error": 'nodes = "node-1", until = 1.5, error = "fsync"',
         "weather": "until = 1.5, weather = { loss = 0.2 }",
+        "add": 'nodes = "node-3", fresh = true',
+        "remove": 'nodes = "node-0", stop = true, force = true',
+        "die": 'nodes = "node-1"',
+        "bury": 'nodes = "node-2", spare = "node-4"',
     }
     assert keys.keys() == FAULTS.keys()
     for kind, rest in keys.items():
         fault = f'fault = [ {{ kind = "{kind}", at = 0.4, {rest} }} ]\n'
+        fault += "spares = 2\n"
         scenario = read_scenario(SMALL.replace("request = [", fault + "request = [").replace("expect", "#expect"), kind)
         performance = perform(scenario)
         assert performance.rule == "", performance.problem
@@ -218,7 +223,7 @@ def test_every_kind_of_fault_begins() -> None:
 
 def test_the_scenario_in_the_manual_holds() -> None:
     manual = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text()
-    (text,) = re.findall(r"```toml\n(.*?)```", manual, re.S)
+    text, _ = re.findall(r"```toml\n(.*?)```", manual, re.S)  # the second is a part of one
     for nodes in (None, 7):
         scenario = read_scenario(text, "manual", nodes=nodes)
         assert [v for v in judge(perform(scenario), scenario) if not v.ok] == []
@@ -235,6 +240,7 @@ def test_the_manual_names_every_key() -> None:
 def test_tables_of_keys_are_about_what_there_is() -> None:
     plan = decode_plan(encode_plan(read_scenario(SMALL, "a").plan))
     assert msgspec.structs.asdict(plan)["nodes"] == 3
-    assert all("until" in keys or kind == "clock_jump" for kind, keys in FAULTS.items())
+    at_once = ("clock_jump", "add", "remove", "die", "bury")
+    assert all("until" in keys or kind in at_once for kind, keys in FAULTS.items())
     assert all("target" in keys or "account" in keys for keys in REQUESTS.values())
     assert all("at_least" in keys for keys in EXPECTS.values())

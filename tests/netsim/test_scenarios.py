@@ -54,6 +54,7 @@ def test_every_scenario_that_was_promised_ships() -> None:
     promised = {
         "split-brain", "split-halves", "split-three", "ring-cut", "owner-isolated", "lagging-gateway", "double-spend",
         "double-income", "flapping-link", "slow-node", "rolling-restart", "power-cut", "clock-jump",
+        "growth", "replace-dead", "removed-unaware", "rolling-restart-20",
     }  # fmt: skip
     assert promised | {f"counterexample-{n}" for n in COUNTEREXAMPLES} == set(NAMES)
 

@@ -12,7 +12,7 @@ from netsim.shrink import shrink
 
 
 def result(rule: str) -> Result:
-    return Result(0, "", rule, rule, 1.0, 1, 1, 1, 1, 1, 1, Counter())
+    return Result(0, "", rule, rule, 1.0, 1, 1, 1, 1, 0, 1, 1, Counter())
 
 
 BUSY = Plan(

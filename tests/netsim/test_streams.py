@@ -6,12 +6,12 @@ import pytest
 import trio
 
 from netsim.datagrams import DatagramNetwork
+from netsim.names import key_of, public_key
 from netsim.network import Network
 from netsim.plain import plain_context, plain_contexts
 from netsim.plan import Cut, Weather
 from netsim.streams import WINDOW_BYTES, StreamNetwork
 from netsim.timeline import Timeline
-from netsim.world import key_of, public_key
 from node.channel import start_tls
 from node.pki import peer_node_id_untrusted
 from routing.keyspace import node_id_of

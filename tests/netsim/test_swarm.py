@@ -101,7 +101,7 @@ def failing(broken: set[int]) -> Callable[..., Result]:
     def run(plan: swarm.Plan) -> Result:
         fails = plan.seed in broken and any(fault.at > 9 for fault in plan.faults)
         rule = "I1" if fails else ""
-        return Result(plan.seed, "", rule, f"seed {plan.seed} is broken", 1.0, 1, 1, 1, 1, 1, 1, Counter())
+        return Result(plan.seed, "", rule, f"seed {plan.seed} is broken", 1.0, 1, 1, 1, 1, 0, 1, 1, Counter())
 
     return run
 
