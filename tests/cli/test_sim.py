@@ -110,7 +110,7 @@ def test_what_is_not_as_expected_is_exit_1_and_one_command_shows_it_again(cli: C
 
 
 def test_a_node_that_breaks_a_rule_is_exit_1(cli: Cli, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise HopchainError("the owner stops")
 
     monkeypatch.setattr(Owner, "enqueue", stop)
@@ -191,7 +191,7 @@ def test_a_failing_seed_is_exit_1_with_its_command_and_its_shrunk_plan(
     ) -> SwarmReport:
         assert (list(seeds), jobs, fleet) == ([0, 1, 2], 1, None)
         failures = (Failure(SEED, "I2", "money", plan, shrunk=True), Failure(9, "I7", "x", plan, shrunk=False))
-        return SwarmReport(3, 1.0, 60.0, 1, 1, 1, 1, 1, 0, Counter(Cut=2), failures)
+        return SwarmReport(3, 1.0, 60.0, 1, 1, 1, 1, 0, 1, 0, Counter(Cut=2), failures)
 
     monkeypatch.setattr(netsim.swarm, "run_swarm", fail)
     words = ["sim", "swarm", "--seeds", "3", "--jobs", "1", "--shrunk", str(tmp_path)]
