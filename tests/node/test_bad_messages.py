@@ -118,7 +118,11 @@ def test_a_bad_promise_does_not_end_the_ballot(world: World) -> None:
     world.lose = keep
     assert world.run_until(lambda: bool(asked), 5)
     slot, ballot = asked[0].at.slot, asked[0].ballot
-    bad = [Promise(slot, ballot, ballot, GARBAGE), Promise(slot, ballot, ballot, None), Promise(slot, ballot, None, b"x")]
+    bad = [
+        Promise(slot, ballot, ballot, GARBAGE),
+        Promise(slot, ballot, ballot, None),
+        Promise(slot, ballot, None, b"x"),
+    ]
     for promise in bad:
         world.deliver(group[1], FromPeer(group[2], promise))
     world.run(0.01)
