@@ -30,8 +30,8 @@ def test_income_that_a_newer_link_confirmed_is_not_missed_by_a_linearizable_read
     (tests/node/test_income.py shows the mend itself.)"""
     load = Load(
         accounts=2,
-        requests=9,
-        hot=0.9,
+        requests=30,
+        hot=0.5,
         again=0.0,
         overdraft=0.0,
         pinned=0.0,
@@ -39,9 +39,10 @@ def test_income_that_a_newer_link_confirmed_is_not_missed_by_a_linearizable_read
         nobody=0.0,
         reopen=0.0,
         forge=0.0,
+        read=0.5,
         session=0.0,
         expiring=0.0,
     )
-    plan = Plan(6882, 3, 2, Weather(loss=0.3, repeat=0.2, delay_mean_s=0.1), load)
+    plan = Plan(21171, 3, 2, Weather(loss=0.3, repeat=0.2, delay_mean_s=0.15), load, fault_s=6.0)
     result = run_plan(plan)
     assert result.ok, (result.rule, result.problem)
