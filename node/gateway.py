@@ -246,6 +246,8 @@ class Gateway:
         """The receiver leaves it to a rank before it: hand the requests to the first of the group it named."""
         ids = set(message.request_ids)
         jobs = [j for i, j in self._by_account.get(message.at.account, {}).items() if i in ids]
+        if not message.group:
+            raise RemoteFault("malformed", f"no group is named for link {message.at.height} of {message.at.account}")
         if jobs and message.epoch == self._self.view.epoch:
             self._hand_to(turn, message.group[0], message.at, jobs, takeover=False)
 
