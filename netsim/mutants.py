@@ -754,19 +754,10 @@ UNSEEN: Final[Mapping[str, str]] = {
     "a source that has not synced": "no seed in 122 that change members: the barrier (R9) sees to an ACTIVE majority before the next view; `docs/exhaustive-search.md` finds it",
     "one source is enough": "no seed in the time the last search had",
     "votes not merged": "no seed in the time the last search had",
-    "the log of a source not waited for": "no seed in the time the last search had",
-    "lower vote merged": "no seed in the time the last search had",
-    "no barrier": "no seed in the time the last search had",
-    "changed before it is ACTIVE": "no seed in the time the last search had",
-    "changed by what a lagging node knows": "no seed in the time the last search had",
     "promise counted twice": "no seed in the time the last search had",
-    "counted with the present group": "no seed in the time the last search had",
     "nobody is told of votes": "no seed in the time the last search had",
     "a source that may have lost votes": "no seed in 145 that change members: the moment between a restart and its vouching is short; `tests/node/test_syncing.py` shows it",
-    "ids come back": "no seed in the time the last search had",
-    "stale balance not marked": "no seed in the time the last search had",
     "answers of two epochs": "no seed in the time the last search had",
-    "who is not ACTIVE knows of no votes": "no seed in the time the last search had",
 }
 
 MUTANTS: Final = tuple(mutant for mutant in _ALL if mutant.name not in UNSEEN)

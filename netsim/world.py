@@ -70,7 +70,9 @@ from routing.view import View, encode_view, first_view, member_of
 COMMIT_S = (0.0002, 0.001)  # a commit on a healthy disk
 LOOK_S = 0.2  # how often a fault that waits for something looks
 RECONNECT_S = (0.01, 0.2)  # a connection stands again
-MAX_ACTIONS_PER_S = 100_000  # simulated second; hundreds are usual, so above it messages breed messages
+MAX_ACTIONS_PER_S = (
+    100_000  # simulated second, for each ten nodes; hundreds are usual, so above it messages breed messages
+)
 _NOTHING = Needs()
 FAST_RECOVERY_DIRECTORY = Path("/dev/shm")  # memory, where there is one: a simulated sync needs no real disk
 
@@ -192,7 +194,7 @@ class World:
             if int(when) > int(self.now):
                 self._this_second = 0
             self._this_second += 1
-            assert self._this_second < MAX_ACTIONS_PER_S, (
+            assert self._this_second < MAX_ACTIONS_PER_S * max(1, len(self.nodes) // 10), (
                 f"a storm: {MAX_ACTIONS_PER_S} things to do in second {when:.0f}"
             )
             self.now = when

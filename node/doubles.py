@@ -12,6 +12,7 @@ What is left is a copy that starts while a cut separates those who vouch for it 
 """
 
 from collections.abc import Collection
+from typing import Final
 
 import msgspec
 
@@ -20,6 +21,9 @@ from node.messages import AskBoot, BootAnswer, Twice
 from node.turn import Self, Turn
 from routing.keyspace import NodeId, short
 
+FEW: Final = 16  # members who may be asked again at every ping
+ASK_AGAIN_S: Final = 0.4  # in larger networks: all ask all about all when they start
+
 
 class _Seen(msgspec.Struct):
     """A connected peer: its boot, who sees no other one, and who has asked about it since when (monotonic seconds)."""
@@ -27,6 +31,7 @@ class _Seen(msgspec.Struct):
     boot: bytes
     agreed: set[NodeId] = msgspec.field(default_factory=set)
     askers: dict[NodeId, tuple[bytes, float]] = msgspec.field(default_factory=dict)
+    asked: dict[NodeId, float] = msgspec.field(default_factory=dict)  # when each was asked last
 
 
 class Doubles:
@@ -52,8 +57,12 @@ class Doubles:
         seen = self._seen.get(peer)
         if seen is None:
             return
+        now = turn.now.mono
         for node in members:
-            if node not in seen.agreed and node != peer:
+            if node in seen.agreed or node == peer:
+                continue
+            if len(members) <= FEW or seen.asked.get(node, float("-inf")) + ASK_AGAIN_S <= now:
+                seen.asked[node] = now
                 turn.send(node, AskBoot(peer, seen.boot))
 
     def on_ask(self, turn: Turn, asker: NodeId, message: AskBoot) -> None:
