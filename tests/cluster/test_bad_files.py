@@ -110,7 +110,11 @@ BROKEN: dict[str, tuple[Callable[[Place], object], Exit, str]] = {
     "a key that others can read": (lambda p: (p.here / NODE_KEY).chmod(0o644), Exit.USAGE, "mode 0644, so others"),
     "a network key that others can read": (lambda p: (p.here / NETWORK_KEY).chmod(0o640), Exit.USAGE, "chmod 600"),
     "no key": (lambda p: (p.here / NODE_KEY).unlink(), Exit.USAGE, "`hopchain init` makes it"),
-    "another node's key": (lambda p: p.take(NODE_KEY, p.sibling), Exit.USAGE, "copy node.crt and node.key from one node"),
+    "another node's key": (
+        lambda p: p.take(NODE_KEY, p.sibling),
+        Exit.USAGE,
+        "copy node.crt and node.key from one node",
+    ),
     "another network's certificate": (
         lambda p: p.take(NODE_CERTIFICATE, p.stranger),
         Exit.USAGE,
