@@ -39,8 +39,8 @@ class Timing(msgspec.Struct, frozen=True):
     """How patient a client is, in seconds."""
 
     dial_s: float = 3.0  # TCP, TLS and hello together
-    ping_after_s: float = 2.0  # silence, while calls wait, before a sign of life is asked for
-    dead_after_s: float = 6.0  # silence before the connection is given up
+    ping_after_s: float = 1.0  # silence, while calls wait, before a sign of life is asked for
+    dead_after_s: float = 4.0  # silence before the connection is given up
     read_s: float = 10.0  # one question, over all nodes tried
 
 

@@ -22,6 +22,7 @@ import secrets
 import ssl
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
@@ -91,23 +92,39 @@ DEFAULT_TIMEOUT_S: Final = 10.0
 NODE_SHARE: Final = 0.9  # of the time that is left is given to a node, so that its own answer arrives in time
 FIRST_PAUSE_S: Final = 0.05  # between rounds over all nodes; doubles
 LAST_PAUSE_S: Final = 0.5
-LONGEST_REST_S: Final = 2.0  # a node that cannot be reached is asked last for at most this long
+LONGEST_REST_S: Final = 2.0  # between two tries to reach a node again, while others answer
 MAX_SEEN: Final = 10_000  # accounts whose height is remembered for reading one's own writes
 NONCE_BYTES: Final = 32
 
 
 class _Node:
-    """One node as the client knows it: its connection, if any, and how long it rests after failures."""
+    """One node as the client knows it: its connection, if any, and how long it rests after failures.
+
+    Calls that want a connection at the same time share one dial and its result: a node whose cable is cut costs whoever
+    waits one dial's patience, not one each."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self.connection: Calls | None = None
         self.dialing = anyio.Lock()
+        self.dials = 0
+        self.refusal: DialFailed | None = None  # of the last dial
         self.failures = 0
         self.rest_until = 0.0
+        self.reviving = False
+
+    @property
+    def open(self) -> bool:
+        """It can be asked at once."""
+        return self.connection is not None and self.connection.lost is None
+
+    @property
+    def failing(self) -> bool:
+        """It could not be reached, or was lost: others are asked first until it is back."""
+        return self.failures > 0 and not self.open
 
     def failed(self) -> None:
-        """Remember a failure: the node is asked after the others for a while."""
+        """Remember a failure: the node rests for a while."""
         self.failures += 1
         self.rest_until = anyio.current_time() + min(FIRST_PAUSE_S * 2**self.failures, LONGEST_REST_S)
 
@@ -118,13 +135,14 @@ class _Effort:
     def __init__(self, request_id: RequestId) -> None:
         self.request_id = request_id
         self.doubt: str | None = None  # why an earlier attempt may still execute
+        self.refusal = ""  # of another node, after that
         self.not_started: NotStarted | None = None
         self.tried: list[tuple[str, str]] = []
 
     def at_deadline(self, timeout_s: float) -> Answer:
         """The answer when time is up; raises `Unreachable` when no node ever had the request."""
         if self.doubt is not None:
-            return Unknown(self.request_id, f"no answer within {timeout_s:g} s: {self.doubt}")
+            return Unknown(self.request_id, f"no answer within {timeout_s:g} s: {self.doubt}{self.refusal}")
         if self.not_started is not None:
             return self.not_started
         raise Unreachable(self.tried, self.request_id)
@@ -305,7 +323,8 @@ class Client:
             case Refused():
                 if before is None:
                     return answer
-                effort.doubt = f"{before}; then {connection.address} refused it: {answer.reason} [{answer.code}]"
+                effort.doubt = before
+                effort.refusal = f"; then {connection.address} refused it: {answer.reason} [{answer.code}]"
                 return None
             case _:
                 connection.lose(f"{connection.address} broke the protocol: {type(answer).__name__} to a request")
@@ -353,13 +372,19 @@ class Client:
 
     async def all_accounts(self, *, at: NodeAddress | None = None) -> list[AccountLine]:
         """All accounts in name order, page after page."""
+        return list((await self.account_list(at=at)).accounts)
+
+    async def account_list(self, *, at: NodeAddress | None = None) -> Accounts:
+        """All accounts in name order as one answer, `stale` when a page of it is."""
         found: list[AccountLine] = []
         after = ""
+        stale = False
         while True:
             page = await self.accounts(after, at=at)
             found += page.accounts
+            stale = stale or page.stale
             if not page.more or not page.accounts or page.accounts[-1].name <= after:
-                return found
+                return Accounts(tuple(found), False, stale)
             after = page.accounts[-1].name
 
     async def outcome(
@@ -460,7 +485,8 @@ class Client:
     # --- nodes -------------------------------------------------------------------------------------------------
 
     def _order(self, at: NodeAddress | None) -> Iterator[_Node]:
-        """The nodes to try, once each: the pinned one, or all from the current one on, resting ones last."""
+        """The nodes to try, once each: the pinned one, or all from the current one on, those that failed last. A node
+        that failed is dialled again beside the requests as long as another is open, so that none of them waits for it."""
         if at is not None:
             address = Address(*at)
             yield self._nodes.setdefault(address, _Node(address))
@@ -468,27 +494,48 @@ class Client:
         start = self._turn
         if self._spread:
             self._turn = (self._turn + 1) % len(self._addresses)
-        now = anyio.current_time()
-        rotated = self._addresses[start:] + self._addresses[:start]
-        for address in sorted(rotated, key=lambda a: self._nodes[a].rest_until > now):
-            yield self._nodes[address]
+        rotated = [self._nodes[address] for address in self._addresses[start:] + self._addresses[:start]]
+        failing = [node for node in rotated if node.failing]
+        if self._tasks is not None and any(node.open for node in rotated):
+            for node in failing:
+                if not node.reviving and node.rest_until <= anyio.current_time():
+                    node.reviving = True
+                    self._tasks.start_soon(self._revive, node)
+        yield from [node for node in rotated if not node.failing]
+        yield from failing
+
+    async def _revive(self, node: _Node) -> None:
+        with suppress(DialFailed):
+            await self._connect(node)
+        node.reviving = False
 
     async def _connect(self, node: _Node) -> Calls:
         """The node's open connection, dialled when there is none. Raises `DialFailed`."""
+        dials = node.dials
         async with node.dialing:
             if node.connection is not None and node.connection.lost is None:
                 return node.connection
+            if node.dials != dials and node.refusal is not None:
+                raise DialFailed(str(node.refusal))  # somebody else has just tried
             if self._tasks is None:
                 raise LocalMisuse("the client is not open: use `async with Client(...) as client`")
+            node.refusal = None
             try:
                 node.connection = await dial(node.address, self._context, self.network, self._timing)
-            except DialFailed:
+            except DialFailed as error:
+                node.refusal = error
                 node.failed()
                 raise
+            finally:
+                node.dials += 1
             node.failures = 0
             node.rest_until = 0.0
-            self._tasks.start_soon(node.connection.run)
+            self._tasks.start_soon(self._serve, node, node.connection)
             return node.connection
+
+    async def _serve(self, node: _Node, connection: Calls) -> None:
+        await connection.run()
+        node.failed()
 
     def _saw(self, account: str, height: int) -> None:
         """Remember that link `height` of the account exists, so that later reads show at least that."""

@@ -463,6 +463,45 @@ def test_a_silent_node_is_given_up_and_another_asked(backend: str) -> None:
     run(test, backend, 2)
 
 
+def test_many_calls_share_one_dial_of_a_node_that_hears_nothing(backend: str) -> None:
+    """A pulled cable: nothing refuses, nothing answers. Each call would otherwise wait for a dial of its own, in turn."""
+
+    async def test(world: World) -> None:
+        calls, silent = 40, 0
+
+        async def take(stream: anyio.abc.SocketStream) -> None:
+            nonlocal silent
+            silent += 1
+            await anyio.sleep_forever()
+
+        listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        addresses = [*(node.address for node in world.nodes), ("127.0.0.1", port)]
+        answers: list[object] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, take)
+            client = Client(
+                addresses, shared_ca().pem, world.genesis.network_id, spread=True, timing=Timing(dial_s=0.5)
+            )
+            async with client:
+
+                async def pay(number: int) -> None:
+                    answers.append(await client.submit(world.payment(nonce=number.to_bytes(32, "big"))))
+
+                async with anyio.create_task_group() as payers:
+                    for number in range(calls):
+                        payers.start_soon(pay, number)
+                shared = silent
+                for number in range(calls, 2 * calls):
+                    await pay(number)
+            tasks.cancel_scope.cancel()
+        assert [type(answer) for answer in answers] == [Recorded] * 2 * calls
+        assert shared == 1
+        assert silent < calls // 2  # it is tried again beside the calls, which do not wait for it
+
+    run(test, backend, 2)
+
+
 def test_a_slow_node_that_shows_signs_of_life_is_waited_for(backend: str) -> None:
     async def test(world: World) -> None:
         request = world.payment()

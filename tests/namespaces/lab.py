@@ -32,7 +32,7 @@ from tests.namespaces.machines import (
 INSIDE: Final = "--inside"
 UP_S: Final = 40.0
 SETTLE_S: Final = 30.0
-ORDERS: Final = 120
+ORDERS: Final = 1_000  # seconds of work on any machine, so that a cable can be pulled in the midst of it
 SEED: Final = 7
 DIES, LEAVES, SIXTH, SEVENTH = 2, 3, 6, 7
 MINORITY: Final = (4, 5)
@@ -153,7 +153,7 @@ class Lab:
             stdout=subprocess.PIPE,
         ) as paying:
             before = self._links()
-            until("payments are being made", lambda: self._links() > before + ORDERS // 2, UP_S)
+            until("payments are being made", lambda: self._links() > before + ORDERS // 20, UP_S)
             self._fault("ip link set port-5 down", lambda: self.machines.unplug(5))
             in_mid_run = paying.poll() is None
             said, _ = paying.communicate(timeout=UP_S)
