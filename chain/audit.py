@@ -22,6 +22,7 @@ from chain.disk import snapshot, storage_failure
 from chain.errors import LocalMisuse, RemoteFault
 from chain.genesis import FIRST_EPOCH, Genesis, decode_genesis, encode_genesis, issuer_links
 from chain.link import HEADER_BYTES, Link, Outcome, decode_link_untrusted, opening_slot
+from chain.needs import ROWID_BEFORE
 from chain.request import Kind, RequestId, is_signed_by
 from chain.schema import SCHEMA_VERSION, STAGING_TABLES, schema_faults
 from chain.seal import EMPTY_LOG, row_checksum
@@ -343,9 +344,8 @@ class _Audit:
         """The posting before this one in its stream, which must be confirmed by now; zeros for the first."""
         row = self._conn.execute(
             "SELECT t.hash, t.confirmation, l.seq FROM transfers AS t LEFT JOIN links AS l ON l.hash = t.confirmation "
-            "WHERE t.sender = ? AND t.recipient = ? AND (t.height, t.number) < (?, ?) "
-            "ORDER BY t.height DESC, t.number DESC LIMIT 1",
-            (sender, recipient, height, number),
+            f"WHERE t.rowid = {ROWID_BEFORE}",
+            {"sender": sender, "recipient": recipient, "height": height, "number": number},
         ).fetchone()
         if row is None:
             return bytes(32)

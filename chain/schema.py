@@ -26,14 +26,15 @@ Three habits, each because of a hole that SQLite leaves open:
 
 And one because of its cost: within a trigger, `INSERT .. SELECT`, `UPDATE .. WHERE x IN (SELECT ..)` and joins with
 subqueries each make a temporary table, which costs more than all the rows of a link of one posting. So rows are carried out
-one by one, by triggers of `new_*` that insert VALUES; only batches use `INSERT .. SELECT`.
+one by one, by triggers of `new_*` that insert VALUES; only batches use `INSERT .. SELECT`. And a posting's predecessor is
+looked for in two steps, for the reason that `chain.needs` gives at `ROWID_BEFORE`.
 """
 
 import re
 import sqlite3
 from typing import Final
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 ID_BITS: Final = 14  # of a staged row's id: its number in the link; the bits above are the link's seq
 
 _TABLES: Final = """
@@ -322,7 +323,13 @@ WHEN OLD.id >> 14 = (SELECT seq FROM applying) BEGIN
               THEN RAISE(ABORT, 'links: a posting that it confirms is not the next one of its sender') ELSE before.hash END
        FROM transfers AS before
        WHERE before.sender = transfers.sender AND before.recipient = transfers.recipient
-         AND (before.height, before.number) < (transfers.height, transfers.number)
+         AND before.height = transfers.height AND before.number < transfers.number
+       ORDER BY before.number DESC LIMIT 1),
+      (SELECT CASE WHEN before.confirmation IS NULL
+              THEN RAISE(ABORT, 'links: a posting that it confirms is not the next one of its sender') ELSE before.hash END
+       FROM transfers AS before
+       WHERE before.sender = transfers.sender AND before.recipient = transfers.recipient
+         AND before.height < transfers.height
        ORDER BY before.height DESC, before.number DESC LIMIT 1),
       zeroblob(32))
   WHERE hash = OLD.hash AND recipient = (SELECT account FROM applying) AND confirmation IS NULL;

@@ -179,7 +179,7 @@ def _reseal(conn: sqlite3.Connection, key: str, value: bytes) -> None:
 
 def test_another_schema_version_is_refused(conn: sqlite3.Connection) -> None:
     _reseal(conn, "schema_version", b"99")
-    with pytest.raises(LocalMisuse, match="version 99, this program has 2"):
+    with pytest.raises(LocalMisuse, match="version 99, this program has 3"):
         create_or_check(conn, GENESIS, NODE, VIEW)
 
 
@@ -550,6 +550,30 @@ def test_an_id_that_another_account_cancelled_is_not_recorded_for_its_owner(conn
     assert {account: row.outcome for (account, _), row in loaded.outcomes.items()} == {"eve": Outcome.CANCELLED}
     assert [entry.outcome for entry in bank.decide(rent).entries] == [Outcome.COMPLETED]
     assert audit(conn).ok
+
+
+def test_a_stream_of_many_postings_is_confirmed_and_verified_in_steps_that_grow_with_their_number(
+    conn: sqlite3.Connection,
+) -> None:
+    """One payer, one payee, one link: looking for the posting before each by walking over all the others took seconds."""
+    bank = Bank(conn)
+    steps = [0]
+
+    def count() -> int:
+        steps[0] += 1
+        return 0
+
+    bank.open("alice", "bob")
+    conn.set_progress_handler(count, 1000)
+    took = []
+    for postings in (1_000, 4_000):
+        bank.pay("mint", *[("alice", 1)] * postings)
+        before = steps[0]
+        assert len(bank.pay("alice", ("bob", 1)).confirmed) == postings
+        assert audit(conn).ok
+        took.append(steps[0] - before)
+    conn.set_progress_handler(None, 0)
+    assert took[1] < 6 * took[0]  # the audit walks over both links
 
 
 def test_many_keys_take_many_queries(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,248 @@
+"""Does a transfer cost the same with few accounts and with many, on an empty ledger and on a full one?
+
+    python bench/scale.py                                  1,000 to 1,000,000 accounts, 10,000 to 10,000,000 postings
+    python bench/scale.py --accounts 100000 --postings 1000000 --json
+
+One node's part of a transfer, without the network: read what the link depends on, form it, vote for it (one commit), decode
+and check it as the others do, apply it (one commit). Payers and payees are drawn from all accounts; 20 links share a
+commit, as under load. The database is a node's own, made by the same functions, on the disk of `--directory`. First it is
+filled with accounts, then with postings (16 accounts pass 8,190 postings on and on, so nearly all of them are confirmed);
+at each power of ten the transfers are measured. Signatures are left out: a node checks one when a client brings it, at a
+cost that depends on nothing.
+
+CPU is the thread's own, so what else runs matters little to it; the wall time has the waiting for the disk in it.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
+from pathlib import Path
+from typing import Final
+
+from chain.genesis import Asset, Genesis, GenesisMember, Issuer
+from chain.link import Link, Outcome, decode_link_untrusted
+from chain.request import MAX_POSTINGS, NetworkId, Posting, Request, SignedRequest, encode_request, opening, transfer
+from chain.rows import Applied, VoteRow
+from chain.rules import Queued, check_successor, form_link
+from chain.store import Needs, commit, create_or_check, load, open_database
+
+TOGETHER: Final = 20  # links of one commit when measured
+FILLED: Final = 1000  # and while accounts are opened
+FUNDS: Final = 1_000_000
+RING: Final = tuple(f"ring-{number}" for number in range(16))
+NODE: Final = bytes(20)
+KEY: Final = bytes(range(32))
+
+
+def genesis() -> Genesis:
+    """A network of one asset and one issuer; nobody ever signs anything in it."""
+    return Genesis(
+        version=1,
+        name="scale",
+        assets=(Asset("CZK", 2),),
+        issuers=(Issuer("mint", "CZK", KEY.hex()),),
+        k=1,
+        ca="",
+        members=(GenesisMember(KEY.hex()),),
+        time_ms=1,
+    )
+
+
+class Ledger:
+    """A node's database and the part of its work that costs."""
+
+    def __init__(self, path: Path) -> None:
+        self.conn = open_database(path, writer=True)
+        self.network: NetworkId = genesis().network_id
+        create_or_check(self.conn, genesis(), NODE, (bytes(32), b"view"))
+        self._nonce = count(1)
+        self._clock_ms = count(2)
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.conn.close()
+
+    def pay(self, sender: str, postings: Sequence[Posting]) -> Request:
+        """A payment that is like no other."""
+        return transfer(self.network, sender, postings, next(self._nonce).to_bytes(32, "big"))
+
+    def make(self, requests: Sequence[Request]) -> None:
+        """Make, vote for, check and apply one link for each request; their accounts are different ones."""
+        needs = Needs()
+        queues = {request.sender: queued(request) for request in requests}
+        needs.forming.update(queues)
+        for request in requests:
+            needs.heads |= request.recipients
+            needs.outcomes.add((request.sender, queues[request.sender].request_id))
+        loaded = load(self.conn, needs)
+        links = []
+        for sender, item in queues.items():
+            formed = form_link(
+                self.network,
+                loaded.forming[sender],
+                [item],
+                {name: loaded.heads[name] for name in item.request.recipients},
+                (),
+                epoch=1,
+                now_ms=next(self._clock_ms),
+            )
+            assert formed.link is not None and formed.link.entries[0].outcome is Outcome.COMPLETED, formed
+            links.append(formed.link)
+        ballot = (1, 0, NODE)
+        commit(
+            self.conn,
+            [VoteRow(link.prev_hash, link.account, link.height, ballot, ballot, link.raw) for link in links],
+        )
+        self.apply([decode_link_untrusted(link.raw) for link in links])
+
+    def apply(self, links: Sequence[Link]) -> None:
+        """Check that the links follow, and write them, in one commit."""
+        needs = Needs()
+        for link in links:
+            needs.heads.add(link.account)
+            needs.postings.update(link.confirmed)
+        loaded = load(self.conn, needs)
+        for link in links:
+            check_successor(link, loaded.heads.get(link.account), [loaded.postings[hash_] for hash_ in link.confirmed])
+        commit(self.conn, [Applied(link) for link in links])
+
+    def open(self, names: Sequence[str]) -> None:
+        """Open accounts and give each FUNDS."""
+        for start in range(0, len(names), FILLED):
+            part = names[start : start + FILLED]
+            opened = []
+            for name in part:
+                item = queued(opening(self.network, name, "CZK", KEY, next(self._nonce).to_bytes(32, "big")))
+                opened.append(form_opening(self.network, item, next(self._clock_ms)))
+            self.apply(opened)
+            self.make([self.pay("mint", [Posting(name, FUNDS) for name in part])])
+
+    @property
+    def postings(self) -> int:
+        """How many are stored."""
+        return int(self.conn.execute("SELECT coalesce(max(rowid), 0) FROM transfers").fetchone()[0])
+
+
+def queued(request: Request) -> Queued:
+    """The request as it waits at its owner."""
+    signed = SignedRequest(encode_request(request), bytes(64))
+    return Queued(signed, request, signed.request_id)
+
+
+def form_opening(network: NetworkId, item: Queued, now_ms: int) -> Link:
+    """Link 0 of an account."""
+    from chain.rows import Forming
+
+    formed = form_link(network, Forming(None, b"", (), (), 0, 0), [item], {}, (), epoch=1, now_ms=now_ms)
+    assert formed.link is not None
+    return formed.link
+
+
+def measure(ledger: Ledger, names: Sequence[str], transfers: int, rng: random.Random) -> dict[str, float]:
+    """Transfers of one posting between accounts drawn from `names`: microseconds of CPU and of time each, medians over
+    the commits."""
+    cpu: list[float] = []
+    wall: list[float] = []
+    for _ in range(transfers // TOGETHER):
+        payers = rng.sample(range(len(names)), TOGETHER)
+        requests = []
+        for payer in payers:
+            payee = (payer + rng.randrange(1, len(names))) % len(names)
+            requests.append(ledger.pay(names[payer], [Posting(names[payee], 1)]))
+        cpu_0, wall_0 = time.thread_time(), time.perf_counter()
+        ledger.make(requests)
+        cpu.append((time.thread_time() - cpu_0) / TOGETHER * 1e6)
+        wall.append((time.perf_counter() - wall_0) / TOGETHER * 1e6)
+    return {
+        "cpu_us": round(statistics.median(cpu), 1),
+        "cpu_mean_us": round(statistics.mean(cpu), 1),
+        "wall_us": round(statistics.median(wall), 1),
+    }
+
+
+def fill_postings(ledger: Ledger, target: int, turn: Iterator[int]) -> None:
+    """Pass MAX_POSTINGS postings round the ring until `target` are stored."""
+    while ledger.postings < target:
+        number = next(turn)
+        payer, payee = RING[number % len(RING)], RING[(number + 1) % len(RING)]
+        wanted = min(MAX_POSTINGS, target - ledger.postings)
+        ledger.make([ledger.pay(payer, [Posting(payee, 1)] * wanted)])
+
+
+def powers(first: int, last: int) -> list[int]:
+    """first, 10 first, .. up to last."""
+    return [size for size in (first * 10**n for n in range(20)) if size <= last]
+
+
+def run(asked: argparse.Namespace, place: Path) -> list[dict[str, object]]:
+    """Fill and measure; the rows of the table."""
+    rng = random.Random(asked.seed)
+    rows: list[dict[str, object]] = []
+    names: list[str] = []
+
+    def row(ledger: Ledger, path: Path) -> None:
+        found = measure(ledger, names, asked.transfers, rng)
+        size_mb = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) / 1e6
+        rows.append({"accounts": len(names), "postings": ledger.postings, **found, "disk_mb": round(size_mb)})
+        if not asked.json:
+            sys.stdout.write(
+                f"{len(names):>12,} {ledger.postings:>14,} {found['cpu_us']:>9} {found['cpu_mean_us']:>9} {found['wall_us']:>9} {size_mb:>9,.0f}\n"
+            )
+            sys.stdout.flush()
+
+    if not asked.json:
+        sys.stdout.write("    accounts       postings    CPU us      mean   time us   disk MB\n")
+    fresh = (hashlib.sha256(b"%d" % number).hexdigest()[:16] for number in count())
+    path = place / "accounts.db"
+    with Ledger(path) as ledger:
+        for size in powers(1_000, asked.accounts):
+            more = list(islice(fresh, size - len(names)))
+            ledger.open(more)
+            names += more
+            row(ledger, path)
+    names.clear()
+    path = place / "postings.db"
+    turn = count()
+    with Ledger(path) as ledger:
+        more = list(islice(fresh, 10_000))
+        ledger.open([*RING, *more])
+        names += more
+        for size in powers(100_000, asked.postings):
+            fill_postings(ledger, size, turn)
+            row(ledger, path)
+    return rows
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--accounts", type=int, default=1_000_000, help="most accounts (default 1,000,000)")
+    parser.add_argument("--postings", type=int, default=10_000_000, help="most postings (default 10,000,000; 5 GB)")
+    parser.add_argument("--transfers", type=int, default=4_000, help="measured at each size (default 4,000)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--directory", type=Path, help="where the databases are made (default: the temporary directory)"
+    )
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="hopchain-scale-", dir=asked.directory) as place:
+        rows = run(asked, Path(place))
+    if asked.json:
+        sys.stdout.write(
+            f"{json.dumps({'cores': os.cpu_count(), 'sqlite': sqlite3.sqlite_version, 'rows': rows}, indent=2)}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
