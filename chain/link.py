@@ -141,6 +141,14 @@ class Link(msgspec.Struct, frozen=True, dict=True):
         """The accounts that this link pays."""
         return frozenset().union(*(entry.request.recipients for _, entry in self.paying()))
 
+    def posting(self, number: int) -> Posting:
+        """Posting `number` of those that this link makes."""
+        for _, entry in self.paying():
+            if number < len(entry.request.postings):
+                return entry.request.postings[number]
+            number -= len(entry.request.postings)
+        raise IndexError(f"link {self.height} of {self.account} has no such posting")
+
     def postings(self) -> tuple[tuple[int, PostingHash, Posting, RequestId], ...]:
         """(number in the link, hash, posting, request id) of each completed posting, in order. In large links this
         is much work: `recipients` and `posting_hashes` make no objects."""

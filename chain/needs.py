@@ -7,14 +7,14 @@ rounded up to a power of two with NULLs, which match nothing, so that few differ
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain, starmap
+from itertools import chain, count, repeat, starmap
 from typing import Final, TypeVar
 
 import msgspec
 
 from chain.disk import storage_errors
 from chain.errors import Corruption
-from chain.link import MAX_CONFIRMED, LinkHash, Outcome, PostingHash
+from chain.link import MAX_CONFIRMED, Link, LinkHash, Outcome, PostingHash
 from chain.request import RequestId
 from chain.rows import AccountHead, Forming, Incoming, OutcomeRow, PostingRow
 from chain.seal import LogHead, read_log_head
@@ -67,7 +67,7 @@ class LogPage(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct):
-    """The answers to `Needs`, under the same names. An absent key is not there.
+    """The answers to `Needs`, under the same names. An absent key is not there. `made`: see `note_made`.
 
     `chains`, `forming`, `income` and `log` hold every key that was asked for (with nothing in it, where there is
     nothing). Raw links are header | body, as `decode_link_untrusted` takes them.
@@ -85,6 +85,19 @@ class Loaded(msgspec.Struct):
     income: dict[str, Income] = msgspec.field(default_factory=dict)
     log: dict[int, LogPage] = msgspec.field(default_factory=dict)
     log_head: LogHead | None = None
+    made: dict[PostingHash, tuple[Link, int]] = msgspec.field(default_factory=dict)
+
+    def posting(self, posting: PostingHash) -> PostingRow | None:
+        """The row of a posting that was asked for, or that a link made since (`note_made`)."""
+        row = self.postings.get(posting)
+        if row is None and posting in self.made:
+            row = self.postings[posting] = _row_of(posting, *self.made[posting])
+        return row
+
+    def note_made(self, link: Link) -> None:
+        """The postings of a link that is applied in this turn are as good as loaded. Few are ever looked at, so rows are
+        made for those only."""
+        self.made.update(zip(link.posting_hashes, zip(repeat(link), count()), strict=False))
 
 
 HEAD_COLUMNS: Final = "a.name, a.asset, a.public_key, a.issuer, a.height, a.tip, a.balance, a.epoch, a.time_ms"
@@ -162,6 +175,21 @@ Key = bytes | int | str
 T = TypeVar("T")
 U = TypeVar("U")
 K = TypeVar("K", bound=Key)
+
+
+def _row_of(posting_hash: PostingHash, link: Link, number: int) -> PostingRow:
+    posting = link.posting(number)
+    return PostingRow(
+        posting_hash,
+        link.hash,
+        number,
+        link.account,
+        link.height,
+        link.time_ms,
+        posting.recipient,
+        posting.amount,
+        posting.memo,
+    )
 
 
 def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:

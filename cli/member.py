@@ -59,7 +59,9 @@ def wait_option(function: _F) -> _F:
 def force_option(function: _F) -> _F:
     """`--force WORDS`."""
     return click.option(
-        "--force", metavar="WORDS", help=f'Do it although too few nodes are reachable: "{FORCE_WORDS}".'
+        "--force",
+        metavar="WORDS",
+        help=f'Do it although too few nodes are reachable, and no other change is made until they are back: "{FORCE_WORDS}".',
     )(function)
 
 

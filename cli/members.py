@@ -189,7 +189,8 @@ def check_risk(picture: Picture, after: Sequence[MemberLine], what: str, force: 
         )
         if lost:
             risks.append(
-                f"{lost} of {groups} groups have no majority of reachable nodes {moment}: their accounts cannot pay"
+                f"{lost} of {groups} groups have no majority of reachable nodes {moment}: their accounts cannot pay, and no "
+                "member can be added or removed after this until a majority of each is back"
             )
     if not risks:
         return

@@ -17,20 +17,22 @@ from typing import Final
 import msgspec
 
 from chain.errors import RemoteFault
-from chain.link import Link, LinkHash, Slot
+from chain.link import Link, LinkHash, Slot, opening_slot
 from chain.needs import Needs
+from chain.request import NetworkId
 from chain.rows import AccountHead, VoteRow
 from node.due import Due
 from node.epochs import Admission, admit
 from node.identity import Identity
 from node.messages import Accept, Accepted, AskViews, Message, Prepare, Promise, Refuse, SlotName
-from node.paxos import Ballot, Refusal, Vote, accept, merge, prepare
+from node.paxos import Ballot, Refusal, Vote, accept, check_ballot_untrusted, merge, prepare
 from node.replica import Replica
-from node.turn import LinkDecoder, Self, ServeSlot, Turn
+from node.turn import FromPeer, LinkDecoder, Self, ServeSlot, Turn
 from routing.keyspace import NodeId, route_key
 
 STUCK_S: Final = 1.0  # a vote older than this lost its proposer
 STUCK_PER_RANK_S: Final = 0.3  # so that voters do not all begin at once
+VIEWS_AGAIN_S: Final = 0.2  # a peer that lags sends a lot before the views are there: they go out once in this time
 
 
 class _Held(msgspec.Struct):
@@ -57,6 +59,7 @@ class Acceptor:
         self._finish = finish
         self._held: dict[Slot, _Held] = {}
         self._due = Due()
+        self._views_sent: dict[NodeId, float] = {}  # when, to who lags
         self._paying: dict[str, dict[str, int]] = {}  # recipient -> sender -> height of an undecided link
 
     def restore(self, rows: list[VoteRow], now: float) -> None:
@@ -111,7 +114,7 @@ class Acceptor:
         if not self._admits(turn, peer, message):
             return
         link = self._decoder.untrusted(message.link)
-        check_vote_untrusted(message.at, link)
+        check_vote_untrusted(message.at, link, self._self.network)
         result = self.vote_for(turn, message.at, message.ballot, link)
         answer: Message = Accepted(message.at.slot, message.ballot)
         if isinstance(result, Refusal):
@@ -120,6 +123,7 @@ class Acceptor:
 
     def _admits(self, turn: Turn, peer: NodeId, message: Prepare | Accept) -> bool:
         """R2, R3, R11, R12. False when the message got its answer, or must wait for the parent."""
+        check_ballot_untrusted(message.ballot)
         if not self._identity.verified:
             return False  # no answer: the proposer sends again
         at, ballot = message.at, message.ballot
@@ -131,6 +135,10 @@ class Acceptor:
         if height < at.height - 1:
             self._replica.wait_for_parent(turn, peer, message)
             return False
+        if head is not None and at.slot != head.tip:  # else two links of one height could have a vote here
+            raise RemoteFault(
+                "malformed", f"slot {at.slot.hex()[:16]} is not the one after link {height} of {at.account}"
+            )
         group = self._self.view.group(route_key(at.slot))
         epoch = self._self.view.epoch
         fast = is_fast(at, ballot.node, head, group, epoch)
@@ -140,7 +148,15 @@ class Acceptor:
             turn.send(peer, AskViews(epoch))
         elif admission is Admission.REFUSE:
             turn.send(peer, Refuse(at.slot, ballot, Ballot(epoch, 0, self._self.id)))
+            if ballot.epoch < epoch:
+                self._send_views(turn, peer, ballot.epoch)
         return admission is Admission.VOTE
+
+    def _send_views(self, turn: Turn, peer: NodeId, after: int) -> None:
+        """R2: who proposes in an epoch that is over gets the views that it lacks, as if it had asked."""
+        if self._views_sent.get(peer, float("-inf")) + VIEWS_AGAIN_S <= turn.now.mono:
+            self._views_sent[peer] = turn.now.mono
+            turn.again.append(FromPeer(peer, AskViews(after)))
 
     # --- transitions, also used by this node's own proposer ---
 
@@ -194,7 +210,8 @@ class Acceptor:
         self._keep(turn, at, merge(self.vote(Slot(at.slot)), ballot, link))
 
     def on_view(self, now: float) -> None:
-        """Another view is installed: other ranks, and other nodes that finish what is stuck."""
+        """Another view is installed: other ranks, other nodes that finish what is stuck, and others that lag."""
+        self._views_sent.clear()
         for slot, held in self._held.items():
             held.stuck_at = now + self._wait(slot)
             self._due.by(held.stuck_at)
@@ -232,10 +249,12 @@ class Acceptor:
                 self._due.by(held.stuck_at)
 
 
-def check_vote_untrusted(at: SlotName, link: Link) -> None:
+def check_vote_untrusted(at: SlotName, link: Link, network: NetworkId) -> None:
     """`RemoteFault` unless `link` may be a value of this slot."""
-    if (link.prev_hash, link.account, link.height) != (at.slot, at.account, at.height):
+    if (link.network, link.prev_hash, link.account, link.height) != (network, at.slot, at.account, at.height):
         raise RemoteFault("malformed", f"link {link.height} of {link.account} is proposed for the slot of another one")
+    if link.height == 0 and link.prev_hash != opening_slot(network, link.account):
+        raise RemoteFault("malformed", f"account {link.account} is not opened in slot {at.slot.hex()[:16]}")
 
 
 def birth_epoch(head: AccountHead | None) -> int:

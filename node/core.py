@@ -35,6 +35,7 @@ from node.messages import (
     AskSync,
     AskViews,
     BootAnswer,
+    Closing,
     Decided,
     Declined,
     Forward,
@@ -130,8 +131,8 @@ class Core:
         self.views = restore_views(view, start.views)
         self._self = Self(node_id, genesis, genesis.network_id, self.views[-1], EMPTY, rng, self.counters)
         self._decoder = LinkDecoder()
-        self.identity = Identity(self._self, start.seen)
-        self.peers = Peers(self._self, self.identity)
+        self.identity = Identity(self._self, start.seen, now.mono)
+        self.peers = Peers(self._self, self.identity, now.mono)
         self.replica = Replica(self._self, self._decoder, self.peers, start.links, dict(start.cursors))
         self.acceptor = Acceptor(self._self, self._decoder, self.identity, self.replica, self._finish)
         self.replica.hooks.append(lambda turn, link, by: self.acceptor.forget(link))
@@ -166,6 +167,12 @@ class Core:
         self._contacts_of: tuple[int, bool, bool] | None = None
         self._messages = self._table()
 
+    def introduce(self, boot: bytes, *, seeds: bool) -> None:
+        """Before the first turn, from the process: its `boot`, and whether it was given `seeds` to dial."""
+        self._self.boot = boot
+        if seeds:
+            self.identity.wait_for_seeds()
+
     @property
     def view(self) -> View:
         """The newest view that this node has installed."""
@@ -180,6 +187,14 @@ class Core:
     def fully_active(self) -> bool:
         """True when this node is a member and ACTIVE wherever it is in a group."""
         return self._self.fully_active
+
+    def is_current(self, now: Now) -> bool:
+        """True when what this replica shows is what the others go on from: it is a member in contact with a majority, or a
+        guest that keeps up with one. Who was removed is not, even while it still hears of everything."""
+        if self.view.is_member(self._self.id):
+            return self.peers.has_majority(now)
+        removed = self.told_removed or self.membership.removed_in
+        return not removed and self.peers.keeps_up(now, self.replica.count)
 
     @property
     def told_removed(self) -> bool:
@@ -327,7 +342,7 @@ class Core:
                 self.peers.on_up(turn, event.peer, event.boot)
                 self.replica.pull_soon(turn.now.mono)
             case PeerDown():
-                self.peers.on_down(event.peer)
+                self.peers.on_down(event.peer, turn.now)
             case _:
                 assert_never(event)
 
@@ -365,9 +380,10 @@ class Core:
             Offer: (r.needs_offer, r.on_offer),
             Ping: (_nothing, lambda turn, peer, m: p.on_ping(turn, peer, m, r.count)),
             Pong: (_nothing, p.on_pong),
-            AskBoot: (_nothing, p.doubles.on_ask),
+            AskBoot: (_nothing, p.on_ask_boot),
             BootAnswer: (_nothing, lambda turn, peer, m: p.on_boot_answer(turn, peer, m, r.count)),
-            Twice: (_nothing, p.doubles.on_twice),
+            Twice: (_nothing, p.on_twice),
+            Closing: (_nothing, p.doubles.on_closing),
             ViewPrepare: (_nothing, v.on_prepare),
             ViewPromise: (_nothing, v.on_promise),
             ViewAccept: (_nothing, v.on_accept),

@@ -6,7 +6,12 @@ has a `boot` of its own in its hello. So before a node vouches for a peer it ask
 whether they see another boot of that peer. Of two members that vouch and reach each other, one asks second and learns it.
 
 Who sees another boot says so only when that one has answered a ping that left after the question: a connection may
-outlive its process for a while. Nobody vouches meanwhile. A peer that is certainly there twice is told, and ends.
+outlive its process for a while. It vouches for nobody meanwhile, and passes the question on to the one that it sees, which
+votes no more until all vouch for it again. A peer that is certainly there twice is told, and ends.
+
+A connection that breaks says nothing about the process: for SUSPECT_S its boot counts as seen, unless the process said that
+it ends. Who has just started has not met everybody yet: it vouches for and agrees to nobody for SUSPECT_S, unless it is
+connected to all members. Only members ask, answer and are believed.
 
 What is left is a copy that starts while a cut separates those who vouch for it from those who vouch for the other one.
 """
@@ -17,12 +22,13 @@ from typing import Final
 import msgspec
 
 from chain.errors import Quarantined
-from node.messages import AskBoot, BootAnswer, Twice
+from node.messages import AskBoot, BootAnswer, Closing, Twice
 from node.turn import Self, Turn
 from routing.keyspace import NodeId, short
 
 FEW: Final = 16  # members who may be asked again at every ping
 ASK_AGAIN_S: Final = 0.4  # in larger networks: all ask all about all when they start
+SUSPECT_S: Final = 2.0  # without a word it may be gone; twice what a broken connection takes to be made anew
 
 
 class _Seen(msgspec.Struct):
@@ -32,25 +38,49 @@ class _Seen(msgspec.Struct):
     agreed: set[NodeId] = msgspec.field(default_factory=set)
     askers: dict[NodeId, tuple[bytes, float]] = msgspec.field(default_factory=dict)
     asked: dict[NodeId, float] = msgspec.field(default_factory=dict)  # when each was asked last
+    closing: bool = False  # it said that it ends
 
 
 class Doubles:
     """Which boots of its peers this node sees, and for whom it may vouch."""
 
-    def __init__(self, self_: Self) -> None:
+    def __init__(self, self_: Self, started: float) -> None:
         self._self = self_
+        self._settled_at = started + SUSPECT_S
         self._seen: dict[NodeId, _Seen] = {}
+        self._lost: dict[NodeId, tuple[bytes, float]] = {}  # boots that may be back until then: connections broke
 
     def on_up(self, peer: NodeId, boot: bytes) -> None:
         self._seen[peer] = _Seen(boot)
 
-    def on_down(self, peer: NodeId) -> None:
-        self._seen.pop(peer, None)
+    def on_down(self, peer: NodeId, now: float, *, alive: bool) -> None:
+        """`alive`: it was heard of within SUSPECT_S."""
+        seen = self._seen.pop(peer, None)
+        self._lost = {node: lost for node, lost in self._lost.items() if lost[1] > now}
+        if seen is not None and alive and not seen.closing:
+            self._lost[peer] = (seen.boot, now + SUSPECT_S)
 
-    def vouches(self, peer: NodeId, members: Collection[NodeId]) -> bool:
-        """True when all `members` (those who can be asked now) see no other boot of `peer`."""
+    def on_closing(self, turn: Turn, peer: NodeId, message: Closing) -> None:
+        """`peer` ends: its next process need not wait until this one is forgotten."""
         seen = self._seen.get(peer)
-        return seen is not None and all(node in seen.agreed for node in members if node != peer)
+        if seen is not None:
+            seen.closing = True
+
+    def vouches(self, peer: NodeId, members: Collection[NodeId], now: float) -> bool:
+        """True when all `members` (those who can be asked now) and this node see no other boot of `peer`."""
+        seen = self._seen.get(peer)
+        if seen is None or seen.askers or self._may_be_back(peer, seen.boot, now):
+            return False
+        return self._has_met(peer, members, now) and all(node in seen.agreed for node in members if node != peer)
+
+    def _may_be_back(self, peer: NodeId, boot: bytes, now: float) -> bool:
+        """Another boot than this was seen just now, and its connection broke."""
+        lost, until = self._lost.get(peer, (boot, now))
+        return lost != boot and now < until
+
+    def _has_met(self, peer: NodeId, members: Collection[NodeId], now: float) -> bool:
+        """This node runs for long enough, or is connected to all `members` of the view, to know who is there."""
+        return now >= self._settled_at or {*members, peer, self._self.id}.issuperset(self._self.view.ids)
 
     def ask(self, turn: Turn, peer: NodeId, members: Collection[NodeId]) -> None:
         """Ask those `members` who have not agreed yet."""
@@ -65,14 +95,16 @@ class Doubles:
                 seen.asked[node] = now
                 turn.send(node, AskBoot(peer, seen.boot))
 
-    def on_ask(self, turn: Turn, asker: NodeId, message: AskBoot) -> None:
-        seen = self._seen.get(message.node)
-        if message.node == self._self.id:
-            return
-        if seen is None or seen.boot == message.boot:
-            turn.send(asker, BootAnswer(message.node, message.boot, twice=False))
-        elif asker not in seen.askers:
-            seen.askers[asker] = (message.boot, turn.now.mono)
+    def on_ask(self, turn: Turn, asker: NodeId, message: AskBoot, members: Collection[NodeId], *, alive: bool) -> None:
+        """`alive`: the peer that it is about was heard of within SUSPECT_S. Who is not answered asks again."""
+        node, now = message.node, turn.now.mono
+        seen = self._seen.get(node)
+        if seen is not None and seen.boot != message.boot and alive:
+            if asker not in seen.askers:
+                seen.askers[asker] = (message.boot, now)
+                turn.send(node, message)
+        elif self._has_met(node, members, now) and not self._may_be_back(node, message.boot, now):
+            turn.send(asker, BootAnswer(node, message.boot, twice=False))
 
     def on_pong(self, turn: Turn, peer: NodeId, sent: float) -> None:
         """`peer` has answered a ping of time `sent`: the boot that is seen here lives."""
@@ -95,7 +127,9 @@ class Doubles:
             seen.agreed.add(peer)
 
     def on_twice(self, turn: Turn, peer: NodeId, message: Twice) -> None:
-        """Raises `Quarantined`: two nodes see two boots of this one."""
+        """Raises `Quarantined`: two nodes see two boots of this one. Not when it is about an earlier process."""
+        if message.boot != self._self.boot:
+            return
         raise Quarantined(
             f"node {short(self._self.id)} runs twice at once: node {short(peer)} and another one are connected to different "
             "processes of it, so another copy of it is running. Neither may vote: stop both, keep one directory, start "

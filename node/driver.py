@@ -38,6 +38,7 @@ class Sender(Protocol):
     """Where frames for members go: the mesh."""
 
     def send_nowait(self, peer: NodeId, payload: bytes) -> bool: ...
+    def drop(self, peer: NodeId, reason: str) -> None: ...
 
 
 class Driver:
@@ -176,6 +177,9 @@ class Driver:
     def _emit(self, effects: Effects) -> None:
         """Everything that may leave now."""
         self._send(effects.send)
+        for peer in effects.drops:
+            assert self.mesh is not None
+            self.mesh.drop(peer, "nothing was heard of it for too long")
         if effects.contacts is not None:
             self._on_contacts(effects.contacts)
         for answer in effects.answers:

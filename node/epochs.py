@@ -5,6 +5,7 @@ epoch e, `after` that of e+1; `regions` are those of the two (routing.regions).
 
     carried_over   R7  what stays ACTIVE when e+1 is installed: groups that are the same, where it was ACTIVE before
     to_sync        R7  what must be synced: every other region whose group in e+1 has this node, old members included
+    synced_parts   R8  the parts of a region that can be: where it was ACTIVE may end within a region of the next epochs
     sources_of     R8  whose answers count: a majority of the region's group in e, each ACTIVE there in e (or in e+1)
     admit          R2, R3, R7  whether an acceptor takes part in a ballot at all
     inactive       R9  regions that e+1 changed and in which no majority is ACTIVE yet: until there are none, the next view is
@@ -12,14 +13,15 @@ epoch e, `after` that of e+1; `regions` are those of the two (routing.regions).
 """
 
 import enum
-from bisect import bisect_right
+import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
 from node.paxos import Ballot
 from routing.keyspace import NodeId
-from routing.regions import EMPTY, RING, Range, Ranges, Region, intersect, merge
+from routing.regions import EMPTY, RING, Range, Ranges, Region, intersect, merge, subtract
 from routing.view import FIRST_EPOCH, View, majority
 
 
@@ -55,8 +57,13 @@ def carried_over(regions: Iterable[Region], me: NodeId, active: Ranges) -> Range
 
 
 def to_sync(regions: Iterable[Region], me: NodeId, active: Ranges) -> tuple[Region, ...]:
-    """R7: the regions of e+1 that `me` is in the group of and, with `active` in e+1, not ACTIVE in."""
-    return tuple(region for region in regions if me in region.after and not includes(active, region))
+    """R7: the regions of e+1 that `me` is in the group of and, with `active` in e+1, not ACTIVE in: of each the parts."""
+    missing: list[Region] = []
+    for region in regions:
+        if me in region.after and not includes(active, region):
+            left = subtract((keys_of(region),), overlapping(active, region))
+            missing += [msgspec.structs.replace(region, first=first, last=last) for first, last in left]
+    return tuple(missing)
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -82,6 +89,24 @@ def sources_of(region: Region, sources: Mapping[NodeId, Source]) -> tuple[NodeId
     return new if len(new) >= majority(len(region.after)) else ()
 
 
+def synced_parts(region: Region, sources: Mapping[NodeId, Source]) -> tuple[Region, ...]:
+    """The parts of `region` for which these answers are enough. A region of e and e+1 may reach over several of those of the
+    epoch before, and a source may have become ACTIVE in some of them only: a dead neighbourhood there stops only itself."""
+    if is_synced(region, sources):
+        return (region,)
+    borders = {region.first, region.last + 1}
+    for node in (region.before | region.after) & sources.keys():
+        for active in (sources[node].before, sources[node].after):
+            for first, last in overlapping(active, region):
+                borders |= {max(first, region.first), min(last, region.last) + 1}
+    if len(borders) == 2:
+        return ()
+    parts = (
+        msgspec.structs.replace(region, first=first, last=end - 1) for first, end in itertools.pairwise(sorted(borders))
+    )
+    return tuple(part for part in parts if is_synced(part, sources))
+
+
 def inactive(regions: Iterable[Region], active: Collection[NodeId]) -> tuple[Region, ...]:
     """R9: the changed regions of which no majority is among `active`, the nodes that are ACTIVE in all their regions."""
     return tuple(
@@ -105,6 +130,12 @@ def includes(active: Ranges, region: Region) -> bool:
     """True when all keys of `region` are in `active`."""
     place = bisect_right(active, region.first, key=lambda keys: keys[0])
     return place > 0 and region.last <= active[place - 1][1]
+
+
+def overlapping(active: Ranges, region: Region) -> Ranges:
+    """The ranges of `active` that have keys of `region`."""
+    begin = bisect_left(active, region.first, key=lambda keys: keys[1])
+    return active[begin : bisect_right(active, region.last, key=lambda keys: keys[0])]
 
 
 def keys_of(region: Region) -> Range:

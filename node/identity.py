@@ -3,10 +3,15 @@
 A node counts the transactions in which it made votes durable, in the same transactions. It tells the count with every
 ping, and peers remember the highest they saw, on disk too. Every pong says what its sender saw. So
 
-* a node that starts votes only after every member it is connected to, and with itself a majority of all, has told it
-  what they saw;
+* a node that starts votes only after every member that it hears of, and with itself a majority of all, has told it
+  what they saw, and while nobody that it hears of knows of a later view;
 * a node that is told of more than it has itself came back with an old copy of its disk, an emptied disk, or while
   another copy of it runs. It raises `Quarantined` and may return only under a new id.
+
+A node that is alone in its own view asks nobody. Is that view old, because the disk is, then the members of the later ones
+come back to it: whoever tells of a later view stops it until it has installed that. When it has reason to expect others (it
+was given seeds, or its view is not the first) it waits for them for ALONE_S before it votes. A marker beside the database
+(`node.marker`) knows what a database was that is gone or was put back.
 
 A member that saw the lost votes must be reachable: with an old disk, and nobody connected who was told of them, nothing
 can be noticed. To wait for more members than a majority would stop a network that restarts with one of three dead.
@@ -19,16 +24,20 @@ from chain.rows import VoteRow
 from chain.store import SeenRow
 from node.turn import Self, Turn
 from routing.keyspace import NodeId, short
-from routing.view import majority
+from routing.view import FIRST_EPOCH, majority
 
 REMEMBER_EVERY_S: Final = 1.0  # what peers said is written with the next votes, or after this long
+ALONE_S: Final = 4.0  # others dial each second at the latest, and after DIAL_GRACE_S when they hope to be dialed
 
 
 class Identity:
     """How often this node and its peers have made votes durable."""
 
-    def __init__(self, self_: Self, seen: dict[NodeId, int]) -> None:
+    def __init__(self, self_: Self, seen: dict[NodeId, int], started: float) -> None:
         self._self = self_
+        self._started = started
+        self._alone_until: float | None = None
+        self._epochs: dict[NodeId, int] = {}  # what those who are connected have installed
         self._seen = {node: votes for node, votes in seen.items() if node != self_.id}
         self._unwritten: set[NodeId] = set()
         self._write_at: float | None = None
@@ -36,35 +45,66 @@ class Identity:
         self._connected: set[NodeId] = set()
         self._verified = False
         self.votes = seen.get(self_.id, 0)
+        if self_.view.epoch > FIRST_EPOCH:
+            self.wait_for_seeds()
 
     @property
     def verified(self) -> bool:
         """True once all who are connected, a majority at least, have confirmed that nothing of this node is missing:
         only then it votes and proposes."""
-        if not self._verified:
+        if self._verified and not self._is_alone:
+            return True
+        later = max(self._epochs.values(), default=0) > self._self.view.epoch
+        if later or self._alone_until is not None:
+            self._verified = False
+        elif not self._verified:
             others = set(self._self.view.ids) - {self._self.id}  # guests have no say
             enough = len(self._confirmed_by & others) + 1 >= majority(len(others) + 1)
             self._verified = enough and self._connected & others <= self._confirmed_by
         return self._verified
+
+    @property
+    def _is_alone(self) -> bool:
+        return tuple(self._self.view.ids) == (self._self.id,)
+
+    def wait_for_seeds(self) -> None:
+        """There are others outside of a view with this node alone: they get ALONE_S to tell of a later one."""
+        if self._is_alone:
+            self._alone_until = self._started + ALONE_S
+
+    def suspend(self) -> None:
+        """Another process of this node was seen: it votes again when all vouch for it again."""
+        self._self.counters["suspended"] += 1
+        self._verified = False
+        self._confirmed_by.clear()
+
+    def tick(self, now: float) -> None:
+        if self._alone_until is not None and self._alone_until <= now:
+            self._alone_until = None
 
     def on_up(self, peer: NodeId) -> None:
         self._connected.add(peer)
 
     def on_down(self, peer: NodeId) -> None:
         self._connected.discard(peer)
+        self._epochs.pop(peer, None)
 
     def seen(self, peer: NodeId) -> int:
         """The highest count that `peer` ever told, 0 for none."""
         return self._seen.get(peer, 0)
 
-    def on_ping(self, peer: NodeId, votes: int) -> None:
+    def on_ping(self, peer: NodeId, votes: int, epoch: int) -> None:
+        if peer in self._connected:
+            self._epochs[peer] = epoch
         if votes > self.seen(peer):
             self._seen[peer] = votes
             self._unwritten.add(peer)
 
     def on_pong(self, peer: NodeId, seen: int, *, vouches: bool = True) -> None:
         """Raises `Quarantined` when `peer` saw more of this node than this node remembers. It `vouches` for this node once
-        nobody sees a second copy (node.doubles)."""
+        nobody sees a second copy (node.doubles). Guests have no say."""
+        if not self._self.view.is_member(peer):
+            return
         if seen > self.votes:
             raise Quarantined(
                 f"node {short(self._self.id)} has recorded votes {self.votes} times, but node {short(peer)} has seen "

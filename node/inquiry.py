@@ -106,16 +106,17 @@ class Inquiries:
 
     # --- a slot ---
 
-    def ask_slot(self, turn: Turn, at: SlotName, born: int, done: SlotDone) -> None:
-        """Ask a majority of the slot's group whether it has a successor; `done` is called once, maybe at once. `born`: the
-        slot's birth epoch. The group of an earlier view has no say (R3), so this node waits for that view."""
+    def ask_slot(self, turn: Turn, at: SlotName, born: int, done: SlotDone, *, until: float = float("inf")) -> None:
+        """Ask a majority of the slot's group whether it has a successor; `done` is called once, maybe at once, and not after
+        `until`. `born`: the slot's birth epoch. The group of an earlier view has no say (R3), so this node waits for that
+        view."""
         if len(self) >= MAX_INQUIRIES:
             done(turn, SlotResult(known=False, taken=False))
             return
         number = self._number()
         group = self._self.view.group(route_key(at.slot))
         now = turn.now.mono
-        inquiry = _SlotInquiry(at, born, group, done, now + ASK_DEADLINE_S, now)
+        inquiry = _SlotInquiry(at, born, group, done, min(now + ASK_DEADLINE_S, until), now)
         self._slots[number] = inquiry
         self._by_slot.setdefault(at.slot, set()).add(number)
         self._ask_slot_again(turn, number, inquiry)
@@ -182,16 +183,16 @@ class Inquiries:
         needs.income.add(account)
         needs.heads.add(account)
 
-    def ask_income(self, turn: Turn, account: str, done: IncomeDone) -> None:
+    def ask_income(self, turn: Turn, account: str, done: IncomeDone, *, until: float = float("inf")) -> None:
         """Fetch every decided link that pays `account` and whose vote majority existed before now; `done(turn, True)`
-        once all are applied here. The turn must have loaded `needs_income(account)`."""
+        once all are applied here, `done(turn, False)` at `until` at the latest. The turn must have loaded `needs_income(account)`."""
         if len(self) >= MAX_INQUIRIES:
             done(turn, False)
             return
         number = self._number()
         now = turn.now.mono
         digest = income_digest(senders_of(turn, account))
-        inquiry = _IncomeInquiry(account, done, now + ASK_DEADLINE_S, now, digest)
+        inquiry = _IncomeInquiry(account, done, min(now + ASK_DEADLINE_S, until), now, digest)
         self._incomes[number] = inquiry
         self._note_own_income(turn, number, account)
         if number in self._incomes:

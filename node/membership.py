@@ -37,12 +37,12 @@ from node.messages import (
     ViewRefuse,
     Views,
 )
-from node.paxos import Ballot, Proposer, Refusal, Vote, accept, prepare
+from node.paxos import Ballot, Proposer, Refusal, Vote, accept, check_ballot_untrusted, prepare
 from node.peers import Peers
 from node.replica import Replica
 from node.syncing import Syncing
 from node.turn import Caller, ClientChange, Now, Self, Turn
-from routing.errors import RoutingMisuse
+from routing.errors import RoutingFault, RoutingMisuse
 from routing.keyspace import NodeId, short
 from routing.regions import Region, group_ranges, regions
 from routing.view import View, check_next, decode_view, encode_view, member_of, with_member, without_member
@@ -66,7 +66,8 @@ class _Waiting(msgspec.Struct):
     change: Change
     deadline: float
     since: float
-    proposed: bool = False
+    proposed: bool = False  # as the next view, in this epoch: it may be made, whatever is judged now
+    barred: bool = False  # it must not be proposed, by what was known in this turn (`_look_at`)
     confirmed: bool = False  # a majority of the members knew no later view after it was admitted
     waits_for: str = "it was not looked at yet"
 
@@ -92,6 +93,7 @@ class Membership:
         self._syncing = syncing
         self.views = views
         self.hooks: list[Callable[[Turn], None]] = []
+        self._checked: tuple[bytes, View] | None = None  # found good last: the same one comes in many messages
         self._vote: Vote[bytes] | None = None
         self._stuck_at = now + STUCK_S
         self._proposer: Proposer[bytes] | None = None
@@ -177,13 +179,23 @@ class Membership:
     def on_views(self, turn: Turn, peer: NodeId, message: Views) -> None:
         """Install what follows, one by one (R6)."""
         for raw in message.views:
-            view = decode_view(raw)
-            if view.epoch == self._self.view.epoch + 1:
-                check_next(self._self.view, view)
-                self._install(turn, view)
+            if decode_view(raw).epoch == self._self.view.epoch + 1:
+                self._install(turn, self._next_untrusted(raw))
         told, _ = self._peers.told(peer)
         if message.views and told > self._self.view.epoch:
             turn.send(peer, AskViews(self._self.view.epoch))
+
+    def _next_untrusted(self, raw: bytes) -> View:
+        """The view with these bytes; `RoutingFault` unless it may follow the newest one, and its groups can be told apart."""
+        if self._checked is None or self._checked[0] != raw or self._checked[1].prev_hash != self._self.view.hash:
+            view = decode_view(raw)
+            check_next(self._self.view, view)
+            try:
+                group_ranges(view)
+            except RoutingMisuse as error:
+                raise RoutingFault("bad_view", str(error)) from None
+            self._checked = (raw, view)
+        return self._checked[1]
 
     def _install(self, turn: Turn, view: View) -> None:
         """R5: what is sent in this turn leaves after the view is durable; from here on no vote of the epoch before."""
@@ -197,6 +209,8 @@ class Membership:
         self._changed = self._changed_regions()
         self._settled = self._lingered = False
         self._linger_until = None
+        for waiting in self._waiting:
+            waiting.proposed = False  # what was proposed as the view of this epoch is made now, or never
         self._syncing.install(turn, before, view)
         for hook in self.hooks:
             hook(turn)
@@ -211,6 +225,7 @@ class Membership:
 
     def _admits(self, turn: Turn, peer: NodeId, ballot: Ballot) -> bool:
         """R1, R2: only members of the installed view vote on the next one."""
+        check_ballot_untrusted(ballot)
         view = self._self.view
         if ballot.epoch > view.epoch:
             turn.send(peer, AskViews(view.epoch))
@@ -234,7 +249,7 @@ class Membership:
     def on_accept(self, turn: Turn, peer: NodeId, message: ViewAccept) -> None:
         if not self._admits(turn, peer, message.ballot):
             return
-        check_next(self._self.view, decode_view(message.view))
+        self._next_untrusted(message.view)
         result = self._keep(turn, accept(self._vote, message.ballot, message.view))
         answer: Message = ViewAccepted(message.ballot)
         if isinstance(result, Refusal):
@@ -307,7 +322,7 @@ class Membership:
         if (message.accepted is None) != (message.view is None):
             raise RemoteFault("malformed", "a promise has a vote without a view, or a view without a vote")
         if message.view is not None:
-            check_next(self._self.view, decode_view(message.view))
+            self._next_untrusted(message.view)
         if self._proposer.on_promise(peer, message.ballot, message.accepted, message.view):
             self._phase_2(turn)
 
@@ -319,6 +334,7 @@ class Membership:
 
     def on_refuse(self, turn: Turn, peer: NodeId, message: ViewRefuse) -> None:
         if self._proposer is not None and message.ballot == self._proposer.ballot:
+            check_ballot_untrusted(message.promised)
             self._back_off(turn, message.promised)
 
     def _back_off(self, turn: Turn, promised: Ballot) -> None:
@@ -368,10 +384,13 @@ class Membership:
                 f"node {short(change.node_id)} was removed in epoch {self.removed_epoch(change.node_id)}: ids do not come "
                 "back; make a new invitation and join under a new id",
             )
-        elif not waiting.proposed and self._wake_at <= turn.now.mono:
+        elif self._wake_at <= turn.now.mono:
             refused = self._refuse(waiting, turn.now)
+            waiting.barred = refused is not None
             if refused is not None:
-                return refused
+                waiting.waits_for = refused.reason
+                if not waiting.proposed:
+                    return refused
         if waiting.deadline > turn.now.mono:
             return None
         reason = f"{waiting.waits_for}; look at `hopchain member list` and send it again"
@@ -423,13 +442,16 @@ class Membership:
                     waiting.id, "behind", f"node {short(node)} lacks {behind} links: add it when it has copied them"
                 )
         alive = {member for member in {*view.ids, *after.ids} if self._peers.alive(member, now)}
-        lost = without_majority([after.ids, *(group for _, group in group_ranges(view))], alive)
-        if lost and not is_undo(self.views, after):
+        lost = without_majority({group for _, group in group_ranges(view)}, alive)
+        dead = without_majority({frozenset(after.ids), *(group for _, group in group_ranges(after))}, alive)
+        if (lost or dead) and not is_undo(self.views, after):
             here = sum(member in alive for member in after.ids)
             return Refused(
                 "unsafe",
-                f"{here} of the {len(after.ids)} members of the next view can be reached, and {lost} groups have no majority "
-                "of living members: what only the others know would be lost. Start them first, or force it",
+                f"{here} of the {len(after.ids)} members of the next view can be reached; {lost} groups of now have no "
+                f"majority of living members, so what only the others know would be lost, and {dead} groups of the next view "
+                "have none: their accounts could not pay, and no other change could follow until enough of them are back. "
+                "Start them first, or force it",
             )
         return None
 
@@ -452,11 +474,9 @@ class Membership:
                 self._own = None  # phase 1 alone asks a majority whether there is a later view
                 self._propose(turn)
                 return
-            try:
-                after = self._after(change, turn.now)
-            except RoutingMisuse as error:  # another change came first, and this one is impossible now
-                waiting.waits_for = str(error)
+            if waiting.barred:  # it was fit when it was proposed, and lost its ballot
                 continue
+            after = self._after(change, turn.now)
             if self.settled or is_undo(self.views, after):
                 waiting.proposed = True
                 waiting.waits_for = f"no majority of the {len(view.members)} members has answered"

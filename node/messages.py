@@ -238,7 +238,8 @@ class AskSync(_Message, frozen=True, tag="ask_sync"):
 
 class SyncPart(_Message, frozen=True, tag="sync_part"):
     """Answer to AskSync, `part` of `parts`, all of one moment: the votes on undecided slots, the length of the log (what is
-    decided is no vote any more: the asker needs those links too), and where the sender was ACTIVE in the epoch before and, `active_now`, is in `epoch`."""
+    decided is no vote any more: the asker needs those links too), and where the sender was ACTIVE in the epoch before and,
+    `active_now`, is in `epoch`. `log_id`: which log that is, as in Offer."""
 
     number: int
     epoch: Count
@@ -248,6 +249,7 @@ class SyncPart(_Message, frozen=True, tag="sync_part"):
     log: Count
     votes: tuple[SyncVote, ...]
     active_now: bytes = b""
+    log_id: Count = 0
 
 
 # --- replication (node.replica) ------------------------------------------------------------------------------------
@@ -268,21 +270,25 @@ class Links(_Message, frozen=True, tag="links"):
 
 
 class Pull(_Message, frozen=True, tag="pull"):
-    """What have you applied after `after` of your log? I have `count` links whose hashes XOR to `accumulator`."""
+    """What have you applied after `after` of your log `log_id` (or from the start, when that is not your log)? I have `count`
+    links whose hashes XOR to `accumulator`."""
 
     after: Count
     count: Count
     accumulator: bytes
+    log_id: Count = 0
 
 
 class Offer(_Message, frozen=True, tag="offer"):
-    """Answer to Pull: hashes of the log up to `upto`; `head` is where the log of `count` links ends. Equal replicas:
-    no hashes."""
+    """Answer to Pull: hashes of the log behind `after` up to `upto`; `head` is where the log of `count` links ends. Equal
+    replicas: no hashes. `log_id`: drawn when the log was begun, so a node that joined again has another one."""
 
     hashes: tuple[bytes, ...]
     upto: Count
     head: Count
     count: Count
+    after: Count
+    log_id: Count
 
 
 class Ping(_Message, frozen=True, tag="ping"):
@@ -308,7 +314,8 @@ class Pong(_Message, frozen=True, tag="pong"):
 
 
 class AskBoot(_Message, frozen=True, tag="ask_boot"):
-    """I see `node` with this `boot` (of its hello): do you see another one? (node.doubles)"""
+    """I see `node` with this `boot` (of its hello): do you see another one? To `node` itself, from who does: others see this
+    boot of you. (node.doubles)"""
 
     node: NodeId
     boot: bytes
@@ -326,6 +333,10 @@ class Twice(_Message, frozen=True, tag="twice"):
     """To a node: another process of yours, with another boot than this, is connected to somebody else."""
 
     boot: bytes
+
+
+class Closing(_Message, frozen=True, tag="closing"):
+    """This process ends, as it was told to: its node may be back at once under another boot (node.doubles)."""
 
 
 Message = (
@@ -361,6 +372,7 @@ Message = (
     | AskBoot
     | BootAnswer
     | Twice
+    | Closing
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -51,7 +51,7 @@ from node.messages import (
     Refuse,
     SlotName,
 )
-from node.paxos import Ballot, Proposer, Refusal
+from node.paxos import Ballot, Proposer, Refusal, check_ballot_untrusted
 from node.peers import Peers
 from node.replica import Replica
 from node.turn import FormLink, LinkDecoder, Self, ServeSlot, Turn
@@ -454,7 +454,7 @@ class Owner:
             raise RemoteFault("malformed", f"a promise for {message.slot.hex()[:16]} with only one of ballot and link")
         link = self._decoder.untrusted(message.link) if message.link is not None else None
         if link is not None and work.at is not None:
-            check_vote_untrusted(work.at, link)
+            check_vote_untrusted(work.at, link, self._self.network)
         if work.proposer.on_promise(peer, message.ballot, message.accepted, link):
             turn.again.append(FormLink(work.account))
 
@@ -469,6 +469,7 @@ class Owner:
     def on_refuse(self, turn: Turn, peer: NodeId, message: Refuse) -> None:
         work = self._by_slot.get(message.slot)
         if work is not None and work.proposer is not None and message.ballot == work.proposer.ballot:
+            check_ballot_untrusted(message.promised)
             self._back_off(turn, work, message.promised)
 
     def _back_off(self, turn: Turn, work: Work, promised: Ballot) -> None:

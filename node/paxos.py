@@ -20,10 +20,13 @@ from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
 
-from routing.keyspace import NodeId
+from chain.errors import RemoteFault
+from routing.keyspace import ID_BYTES, NodeId
 from routing.view import majority
 
-MAX_BALLOT: Final = 2**32  # of what others send, so that a round above it still fits SQLite
+MAX_BALLOT: Final = 2**32  # no message with more can be read; far below what fits SQLite
+# Of what is taken from others, so that they can read one's own next rounds: at ten rounds a second, seven years.
+MAX_ROUND: Final = 2**31
 
 Value = TypeVar("Value")
 
@@ -34,6 +37,16 @@ class Ballot(msgspec.Struct, frozen=True, array_like=True, order=True):
     epoch: Annotated[int, msgspec.Meta(ge=1, le=MAX_BALLOT)]
     round: Annotated[int, msgspec.Meta(ge=0, le=MAX_BALLOT)]
     node: NodeId
+
+
+def check_ballot_untrusted(ballot: Ballot) -> None:
+    """`RemoteFault` unless it is the ballot of some node, with room above it."""
+    if ballot.round > MAX_ROUND or len(ballot.node) != ID_BYTES:
+        raise RemoteFault(
+            "malformed",
+            f"a ballot of round {ballot.round} and a node of {len(ballot.node)} bytes: rounds end at {MAX_ROUND}, ids have "
+            f"{ID_BYTES} bytes",
+        )
 
 
 class Vote(msgspec.Struct, Generic[Value], frozen=True):

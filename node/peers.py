@@ -1,22 +1,25 @@
 """Failure detector: which members are alive, how far away they are.
 
-A member is alive while its connection stands and something was heard of it within SUSPECT_S. Pings keep an idle
+A member is alive while its connection stands, something was heard of it within SUSPECT_S, and it answers: whoever is heard
+but answers no ping does not hear this node, and a request that is handed to it is lost. A connection through which
+nothing came for three times SUSPECT_S is closed: it may be half open, and would never end by itself. Pings keep an idle
 connection heard of and measure the round trip *through the peer's turns*, so that time-outs built on it grow with
 load. Being wrong costs time, never safety: consensus does not ask who is alive.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from node.doubles import Doubles
+from node.doubles import SUSPECT_S, Doubles
 from node.identity import Identity
-from node.messages import AskViews, BootAnswer, Ping, Pong
+from node.messages import AskBoot, AskViews, BootAnswer, Ping, Pong, Twice
 from node.turn import Now, Self, Turn
 from routing.keyspace import NodeId
 from routing.view import majority
 
 PING_EVERY_S: Final = 0.5  # four chances before a peer is suspected
-SUSPECT_S: Final = 2.0
+UNANSWERED: Final = 4  # pings: as many as are sent within SUSPECT_S
+DROP_PINGS: Final = 12  # rounds without a word: 3 x SUSPECT_S, in pings, so that who slept itself closes nothing
 PINGS_PER_ROUND: Final = 16  # above this many members each round pings a part of them
 MIN_RTT_S: Final = 0.005  # below a turn's own length a measured round trip says nothing
 FIRST_RTT_S: Final = 0.05
@@ -27,20 +30,25 @@ RTT_WEIGHT: Final = 0.2  # of a new sample, as TCP smooths
 class _Peer:
     def __init__(self, now: float) -> None:
         self.heard = now
+        self.silent = False  # for SUSPECT_S, as of the last round of pings
+        self.missed = 0  # rounds since it was heard of
+        self.unanswered = 0  # pings in a row
         self.rtt = FIRST_RTT_S
         self.measured = False
         self.links = 0
         self.clock_apart_ms = 0
         self.pinged: float | None = None  # `sent` of its last ping
+        self.at_ping: int | None = None  # how many links it had then
+        self.owed: int | None = None  # and at the ping before: those should be here by now
 
 
 class Peers:
     """What this node knows about the other members."""
 
-    def __init__(self, self_: Self, identity: Identity) -> None:
+    def __init__(self, self_: Self, identity: Identity, started: float) -> None:
         self._self = self_
         self._identity = identity
-        self.doubles = Doubles(self_)
+        self.doubles = Doubles(self_, started)
         self._up: dict[NodeId, _Peer] = {}
         self._next_ping = 0.0
         self._turn_of = 0
@@ -53,30 +61,51 @@ class Peers:
         self.doubles.ask(turn, peer, self._others(turn.now))
         self._next_ping = turn.now.mono
 
-    def on_down(self, peer: NodeId) -> None:
+    def on_down(self, peer: NodeId, now: Now) -> None:
+        alive = self.heard_lately(peer, now)
         self._up.pop(peer, None)
         self._identity.on_down(peer)
-        self.doubles.on_down(peer)
+        self.doubles.on_down(peer, now.mono, alive=alive)
 
     def _others(self, now: Now) -> list[NodeId]:
         """The members that can be asked about a peer, in id order."""
-        return [node for node in self._self.view.ids if node in self._up and self.alive(node, now)]
+        return [node for node in self._self.view.ids if node in self._up and self.heard_lately(node, now)]
+
+    def on_ask_boot(self, turn: Turn, peer: NodeId, message: AskBoot) -> None:
+        """A member asks about a peer, or has heard of another process of this very node."""
+        if not self._self.view.is_member(peer):
+            return
+        if message.node != self._self.id:
+            alive = self.heard_lately(message.node, turn.now)
+            self.doubles.on_ask(turn, peer, message, self._others(turn.now), alive=alive)
+        elif message.boot != self._self.boot:
+            self._identity.suspend()
+
+    def on_twice(self, turn: Turn, peer: NodeId, message: Twice) -> None:
+        if self._self.view.is_member(peer):
+            self.doubles.on_twice(turn, peer, message)
 
     def on_boot_answer(self, turn: Turn, peer: NodeId, message: BootAnswer, links: int) -> None:
         """The last one to agree makes this node vouch: it need not wait for the next ping."""
-        node = NodeId(message.node)
+        if not self._self.view.is_member(peer):
+            return
+        node, now = NodeId(message.node), turn.now.mono
         known = self._up.get(node)
         others = self._others(turn.now)
-        before = self.doubles.vouches(node, others)
+        before = self.doubles.vouches(node, others, now)
         self.doubles.on_answer(turn, peer, message)
-        if known is not None and known.pinged is not None and not before and self.doubles.vouches(node, others):
+        if known is not None and known.pinged is not None and not before and self.doubles.vouches(node, others, now):
             turn.send(node, Pong(known.pinged, links, self._identity.seen(node)))
 
     def heard(self, peer: NodeId, now: Now) -> None:
         """Anything that arrives is a sign of life."""
         known = self._up.get(peer)
-        if known is not None:
-            known.heard = now.mono
+        if known is None:
+            return
+        known.heard, known.missed = now.mono, 0
+        if known.silent:
+            known.silent = False
+            self._identity.on_up(peer)
 
     def on_ping(self, turn: Turn, peer: NodeId, message: Ping, links: int) -> None:
         self._note_links(peer, message.links)
@@ -85,11 +114,12 @@ class Peers:
         if known is not None:
             known.clock_apart_ms = message.time_ms - turn.now.unix_ms
             known.pinged = message.sent
+            known.owed, known.at_ping = known.at_ping, message.links
         if message.epoch > self._self.view.epoch:
             turn.send(peer, AskViews(self._self.view.epoch))
-        self._identity.on_ping(peer, message.votes)
+        self._identity.on_ping(peer, message.votes, message.epoch)
         others = self._others(turn.now)
-        vouches = self.doubles.vouches(peer, others)
+        vouches = self.doubles.vouches(peer, others, turn.now.mono)
         if not vouches:
             self.doubles.ask(turn, peer, others)
         turn.send(peer, Pong(message.sent, links, self._identity.seen(peer), vouches))
@@ -99,6 +129,8 @@ class Peers:
         self._identity.on_pong(peer, message.seen, vouches=message.vouches)
         self.doubles.on_pong(turn, peer, message.sent)
         known = self._up.get(peer)
+        if known is not None:
+            known.unanswered = 0
         sample = turn.now.mono - message.sent
         if known is None or not 0 <= sample <= MAX_RTT_S:  # also when `sent` is no number
             return
@@ -112,7 +144,12 @@ class Peers:
             known.links = links
 
     def alive(self, node: NodeId, now: Now) -> bool:
-        """True for this node itself and for peers that were heard of lately."""
+        """True for this node itself and for peers that were heard of lately and hear this node."""
+        known = self._up.get(node)
+        return self.heard_lately(node, now) and (known is None or known.unanswered <= UNANSWERED)
+
+    def heard_lately(self, node: NodeId, now: Now) -> bool:
+        """True for this node itself and for peers that were heard of lately, whether they hear this node or not."""
         known = self._up.get(node)
         return node == self._self.id or (known is not None and now.mono - known.heard < SUSPECT_S)
 
@@ -139,6 +176,13 @@ class Peers:
         members = self._self.view.ids
         return self._self.is_member and sum(self.alive(n, now) for n in members) >= majority(len(members))
 
+    def keeps_up(self, now: Now, links: int) -> bool:
+        """For a guest with `links` applied: True when it has what a majority of the members had a ping ago, in their view."""
+        members = [(self._up.get(node), self.told(node)[0]) for node in self._self.view.ids if self.alive(node, now)]
+        epoch = self._self.view.epoch
+        level = sum(p is not None and p.owed is not None and p.owed <= links and told <= epoch for p, told in members)
+        return level >= majority(len(self._self.view.ids))
+
     def links(self, node: NodeId) -> int:
         """How many links `node` said it had applied."""
         known = self._up.get(node)
@@ -153,16 +197,34 @@ class Peers:
 
     def tick(self, turn: Turn, links: int) -> None:
         """Ping, when it is time."""
+        self._identity.tick(turn.now.mono)
         if turn.now.mono < self._next_ping:
             return
         self._next_ping = turn.now.mono + PING_EVERY_S
         peers = self.connected()
+        self._look_for_silence(turn, peers)
         if len(peers) > PINGS_PER_ROUND:
             start = self._turn_of % len(peers)
             self._turn_of = start + PINGS_PER_ROUND
             peers = (peers + peers)[start : start + PINGS_PER_ROUND]
         for peer in peers:
+            self._up[peer].unanswered += 1
             turn.send(peer, self._ping(turn.now, links))
+
+    def _look_for_silence(self, turn: Turn, peers: Sequence[NodeId]) -> None:
+        """Who is silent holds nobody up; who stays silent is dropped, and dialed anew."""
+        rounds = -(-len(peers) // PINGS_PER_ROUND)  # in which each is pinged once
+        patience = max(DROP_PINGS, 3 * rounds)
+        for peer in peers:
+            known = self._up[peer]
+            known.missed += 1
+            if not known.silent and not self.heard_lately(peer, turn.now):
+                known.silent = True
+                self._identity.on_down(peer)
+            if known.missed > patience:
+                known.missed = 0
+                self._self.counters["peers_silent"] += 1
+                turn.drops.append(peer)
 
     def ping_all(self, turn: Turn, links: int) -> None:
         """Tell everybody at once what has changed here (a view, an ACTIVE mark)."""

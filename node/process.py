@@ -26,6 +26,7 @@ from node.core import Core
 from node.database import open_database_thread
 from node.layout import read_genesis, read_network_key
 from node.lock import DataLock
+from node.marker import MarkerFile
 from node.pki import (
     NODE_CERTIFICATE,
     NodeContexts,
@@ -82,6 +83,8 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
     view = view_of(genesis)
     path = directory / DATABASE_FILE
     with DataLock(directory):
+        marker = MarkerFile(directory, key.id)
+        marker.check_database(exists=path.exists())
         async with (
             trio_asyncio.open_loop(),
             open_database_thread(lambda: open_database(path, writer=True)) as database,
@@ -93,6 +96,7 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
                 trio.open_nursery() as nursery,
             ):
                 core = Core(key.id, genesis, view, random.Random(secrets.randbits(64)), start, now())
+                marker.check_start(core.view.epoch, core.identity.votes)
                 ports = Ports(
                     clock=now,
                     rng=random.Random(secrets.randbits(64)),
@@ -104,6 +108,7 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
                     tcp=TcpNetwork(),
                     datagrams=_Udp(),
                     disk=lambda: _disk(path),
+                    remember=marker.write,
                     certificate_until_ms=lambda: certificate_until_ms(directory / NODE_CERTIFICATE),
                 )
                 nursery.start_soon(_renew_certificates, contexts, directory)

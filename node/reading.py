@@ -79,7 +79,7 @@ class Reading:
             elif not result.known:
                 turn.answer(event.caller, Unknown(b"", f"no majority of the nodes that decide for {account} answered"))
             else:
-                self._inquiries.ask_income(turn, account, on_income)
+                self._inquiries.ask_income(turn, account, on_income, until=until)
 
         def on_income(turn: Turn, complete: bool) -> None:
             if complete:
@@ -87,7 +87,7 @@ class Reading:
             else:
                 turn.answer(event.caller, Unknown(b"", f"the income of {account} could not be asked of enough nodes"))
 
-        self._inquiries.ask_slot(turn, at, birth_epoch(head), done)
+        self._inquiries.ask_slot(turn, at, birth_epoch(head), done, until=until)
 
     def _on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
         waits = self._waits.get(link.account)

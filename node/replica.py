@@ -6,8 +6,11 @@
   postings it confirms. What waits is asked for, at its sender first, then at others.
 * Decided links go out at once (directly, or along a Kademlia broadcast tree in large networks), and every PULL_S a
   random peer is asked what its log holds that this one lacks. So a lost message costs time, never a link.
+* R8 a cursor says that all links before it in one log are applied here; syncs rely on it (`has_log`). So it moves only behind
+      what was compared from where it stood, and it belongs to a log, not to a node: who joins again begins another one.
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
@@ -24,7 +27,7 @@ from node.messages import Accept, Decided, Forward, Links, Moved, Offer, Prepare
 from node.peers import Peers
 from node.turn import FromPeer, Learn, LinkDecoder, Self, ServeSlot, Turn, add_link_needs
 from routing.broadcast import LEAF, targets
-from routing.keyspace import NodeId, route_key
+from routing.keyspace import ID_BYTES, NodeId, route_key
 
 PULL_S: Final = 2.0
 PULL_TIMEOUT_S: Final = 3.0  # then the pull is given up and another peer asked
@@ -34,6 +37,7 @@ WANT_AGAIN_S: Final = 0.3  # for what waiting links lack
 MAX_EARLY: Final = 10_000  # messages about slots whose parent is not here yet; above it they are dropped
 MAX_WAITING: Final = 10_000  # links that wait; above it they are dropped, and pulled again later
 WANT_BATCH: Final = 512  # hashes of one Want
+LOG_ID_BITS: Final = 62
 REPLY_BYTES: Final = 1024 * 1024  # of one Links message
 
 AppliedHook = Callable[[Turn, Link, NodeId], None]
@@ -52,7 +56,10 @@ class _Waiting(msgspec.Struct):
 
 class _Puller(msgspec.Struct):
     peer: NodeId
+    log_id: int
+    after: int
     until: float
+    dropped: bool = False  # a link that may have been asked for: the cursor stays
     offer: Offer | None = None
     wanted: deque[bytes] = msgspec.field(default_factory=deque)
     asked: set[bytes] = msgspec.field(default_factory=set)
@@ -65,7 +72,9 @@ class Replica:
         self._self = self_
         self._decoder = decoder
         self._peers = peers
-        self._cursors = cursors
+        self._cursors: dict[bytes, int] = dict(cursors.items())  # by `log_name`
+        self._log_id = self._cursors.get(self_.id, 0)
+        self._log_ids: dict[NodeId, int] = {}  # as the peers have told in this life
         self._waiting: dict[LinkHash, _Waiting] = {}
         self._waiters: dict[_Key, set[LinkHash]] = {}
         self._early: dict[str, list[FromPeer]] = {}
@@ -73,7 +82,7 @@ class Replica:
         self._early_asked: dict[str, float] = {}  # account -> when its chain was asked for last
         self._puller: _Puller | None = None
         self._next_pull = 0.0
-        self._follow: dict[NodeId, int] = {}  # peers whose log must be read up to here (design R8)
+        self._follow: dict[NodeId, tuple[int, int]] = {}  # peers of whom this log must be read up to here (design R8)
         self.count = count
         self.hooks: list[AppliedHook] = []
 
@@ -161,7 +170,7 @@ class Replica:
         if link.height > height + 1:
             keys.append(("link", link.account))
         keys += [("link", name) for name in sorted(link.recipients) if name not in loaded.heads]
-        keys += [("posting", h) for h in link.confirmed if h not in loaded.postings]
+        keys += [("posting", h) for h in link.confirmed if loaded.posting(h) is None]
         return tuple(keys)
 
     # --- waiting ---
@@ -170,6 +179,8 @@ class Replica:
         known = self._waiting.get(link.hash)
         if known is None and len(self._waiting) >= MAX_WAITING:
             self._self.counters["links_dropped"] += 1
+            if self._puller is not None:
+                self._puller.dropped = True
             return
         self._stop_waiting(link.hash)
         ask_at = known.ask_at if known is not None else turn.now.mono + WANT_AGAIN_S
@@ -270,10 +281,19 @@ class Replica:
         """Compare logs in the next turn: a connection stands again, or more is to be had."""
         self._next_pull = now
 
-    def follow(self, turn: Turn, peer: NodeId, upto: int) -> None:
-        """Read the log of `peer` up to this length as soon as possible: `has_log` tells when it is applied here."""
-        if not self.has_log(peer, upto):
-            self._follow[peer] = max(upto, self._follow.get(peer, 0))
+    @property
+    def log_id(self) -> int:
+        """Which log this is: drawn when it was begun, and kept with it (as the cursor under this node's own id)."""
+        if not self._log_id:
+            self._log_id = self._self.rng.getrandbits(LOG_ID_BITS) + 1
+        return self._log_id
+
+    def follow(self, turn: Turn, peer: NodeId, log_id: int, upto: int) -> None:
+        """Read this log of `peer` up to this length as soon as possible: `has_log` tells when it is applied here."""
+        self._log_ids[peer] = log_id
+        if not self.has_log(peer, log_id, upto):
+            known, length = self._follow.get(peer, (log_id, 0))
+            self._follow[peer] = (log_id, max(upto, length) if known == log_id else upto)
             if self._puller is None:
                 self.pull_soon(turn.now.mono)
 
@@ -281,22 +301,30 @@ class Replica:
         """Nobody waits for a log any more."""
         self._follow.clear()
 
-    def has_log(self, peer: NodeId, upto: int) -> bool:
-        """True when every link in the first `upto` of this peer's log is applied here."""
-        return self._cursors.get(peer, 0) >= upto
+    def has_log(self, peer: NodeId, log_id: int, upto: int) -> bool:
+        """True when every link in the first `upto` of this log of `peer` is applied here."""
+        return self._cursors.get(log_name(peer, log_id), 0) >= upto
+
+    def is_replaced(self, peer: NodeId, log_id: int) -> bool:
+        """True when `peer` has begun another log than this."""
+        return self._log_ids.get(peer, log_id) != log_id
+
+    def _after(self, message: Pull) -> int:
+        return message.after if message.log_id == self.log_id else 0
 
     def needs_pull(self, message: Pull, needs: Needs) -> None:
-        needs.log.add(message.after)
+        needs.log.add(self._after(message))
         needs.log_head = True
 
     def on_pull(self, turn: Turn, peer: NodeId, message: Pull) -> None:
         log = turn.loaded.log_head
         assert log is not None
+        after = self._after(message)
         if (message.count, message.accumulator) == (log.count, log.xor):
-            turn.send(peer, Offer((), log.seq, log.seq, log.count))
+            turn.send(peer, Offer((), log.seq, log.seq, log.count, after, self.log_id))
             return
-        page = turn.loaded.log[message.after]
-        turn.send(peer, Offer(page.hashes, page.last_seq, log.seq, log.count))
+        page = turn.loaded.log[after]
+        turn.send(peer, Offer(page.hashes, page.last_seq, log.seq, log.count, after, self.log_id))
 
     def needs_offer(self, message: Offer, needs: Needs) -> None:
         needs.known.update(LinkHash(h) for h in message.hashes)
@@ -305,9 +333,17 @@ class Replica:
         puller = self._puller
         if puller is None or puller.peer != peer:
             return
+        if message.log_id != puller.log_id and message.after == 0:
+            self._log_ids[peer] = message.log_id
+            if self._cursor(peer) > 0 and message.hashes:  # it was read before this node started: go on there
+                self._puller = None
+                self.pull_soon(turn.now.mono)
+                return
+        elif (message.log_id, message.after) != (puller.log_id, puller.after):
+            return  # the answer to an earlier question: between its end and this cursor nothing was compared
         known = turn.loaded.known
         if not message.hashes and message.count > self.count:
-            self._cursors.pop(peer, None)  # a gap before the cursor: compare from the start
+            self._move_cursor(turn, peer, message.log_id, 0)  # a gap before the cursor: compare from the start
             self._puller = None
             return
         puller.offer = message
@@ -331,14 +367,25 @@ class Replica:
             return
         offer, self._puller = puller.offer, None
         assert offer is not None
-        if not self._waiting and self._cursors.get(puller.peer, 0) != offer.upto:
-            self._cursors[puller.peer] = offer.upto
-            turn.persist.append(CursorRow(puller.peer, offer.upto))
-        if self.has_log(puller.peer, self._follow.get(puller.peer, 0)):
+        complete = not self._waiting and not puller.dropped
+        if complete:
+            self._move_cursor(turn, puller.peer, offer.log_id, offer.upto)
+        log_id, upto = self._follow.get(puller.peer, (0, 0))
+        if self.is_replaced(puller.peer, log_id) or self.has_log(puller.peer, log_id, upto):
             self._follow.pop(puller.peer, None)
-        more = offer.upto < offer.head and not self._waiting
+        more = offer.upto < offer.head and complete
         if more or any(self._peers.alive(peer, turn.now) for peer in self._follow):
             self.pull_soon(turn.now.mono)
+
+    def _cursor(self, peer: NodeId) -> int:
+        """How far the log that `peer` has now is read; 0 while it has not told which one that is."""
+        return self._cursors.get(log_name(peer, self._log_ids.get(peer, 0)), 0)
+
+    def _move_cursor(self, turn: Turn, peer: NodeId, log_id: int, upto: int) -> None:
+        name = log_name(peer, log_id)
+        if self._cursors.get(name, 0) != upto:
+            self._cursors[name] = upto
+            turn.persist.append(CursorRow(name, upto))
 
     def _timeout(self, peer: NodeId) -> float:
         """How long a pull may be silent; when somebody waits for it, little more than its round trips take."""
@@ -362,6 +409,9 @@ class Replica:
     def tick(self, turn: Turn) -> None:
         """Ask again for what waiting links lack; compare logs with a random living peer."""
         now = turn.now.mono
+        if self._self.id not in self._cursors:  # in this node's first turn: nobody was told of the log before
+            self._cursors[self._self.id] = self.log_id
+            turn.persist.append(CursorRow(self._self.id, self.log_id))
         alive = [p for p in self._peers.connected() if self._peers.alive(p, turn.now)]
         for waiting in self._waiting.values():
             if waiting.ask_at <= now:
@@ -381,8 +431,14 @@ class Replica:
         wanted = [p for p in alive if p in self._follow] or members
         if wanted and self._puller is None:
             peer = self._self.rng.choice(wanted)
-            self._puller = _Puller(peer, now + self._timeout(peer))
-            turn.send(peer, Pull(self._cursors.get(peer, 0), log.count, log.xor))
+            log_id, after = self._log_ids.get(peer, 0), self._cursor(peer)
+            self._puller = _Puller(peer, log_id, after, now + self._timeout(peer))
+            turn.send(peer, Pull(after, log.count, log.xor, log_id))
+
+
+def log_name(peer: NodeId, log_id: int) -> bytes:
+    """What the cursor into a log is kept under, 20 bytes. (Under a node's own id: the id of its own log.)"""
+    return hashlib.sha256(b"hopchain:log:1\0" + peer + log_id.to_bytes(8)).digest()[:ID_BYTES]
 
 
 def batches(raws: Sequence[bytes]) -> Iterator[tuple[bytes, ...]]:
@@ -415,22 +471,11 @@ def note_applied(turn: Turn, link: Link, head: AccountHead | None, confirmed: Se
     loaded.by_hash[link.hash] = link.raw
     for row in confirmed:
         loaded.postings[row.hash] = msgspec.structs.replace(row, confirmation=link.hash)
-    for number, hash_, posting, _ in link.postings():
-        loaded.postings[hash_] = PostingRow(
-            hash_,
-            link.hash,
-            number,
-            link.account,
-            link.height,
-            link.time_ms,
-            posting.recipient,
-            posting.amount,
-            posting.memo,
-        )
-        income = loaded.income.get(posting.recipient)
-        if income is not None:  # who is asked for income in this turn must not forget what its vote was for
-            senders = {**dict(income.senders), link.account: link.height}
-            loaded.income[posting.recipient] = msgspec.structs.replace(income, senders=tuple(sorted(senders.items())))
+    loaded.note_made(link)
+    for recipient in link.recipients & loaded.income.keys():
+        income = loaded.income[recipient]  # who is asked for it in this turn must not forget what its vote was for
+        senders = {**dict(income.senders), link.account: link.height}
+        loaded.income[recipient] = msgspec.structs.replace(income, senders=tuple(sorted(senders.items())))
     for request_id, outcome in link.outcomes():
         if (link.account, request_id) not in loaded.outcomes:
             loaded.outcomes[(link.account, request_id)] = OutcomeRow(

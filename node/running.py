@@ -36,6 +36,8 @@ from node.database import Database
 from node.driver import Driver
 from node.hello import PROTOCOL_VERSION
 from node.hello import Hello as PeerHello
+from node.marker import Marker
+from node.messages import Closing, encode_frames, encode_message
 from node.pki import NodeContexts
 from node.serving import Disk, Serving, check_question_untrusted
 from node.transport import MeshIdentity, PeerMesh
@@ -52,8 +54,8 @@ MAX_LOOKUPS: Final = 16  # that wait at once; they only find addresses, so more 
 @dataclass(frozen=True, slots=True)
 class Ports:
     """Everything outside of it that a node touches. `boot`: 16 bytes, new at each start. `rng` is for what may be
-    guessed (jitter, message ids). `disk` and `certificate_until_ms` are for `hopchain doctor`. Secrets: `contexts` and
-    `network_key`."""
+    guessed (jitter, message ids). `disk` and `certificate_until_ms` are for `hopchain doctor`. `remember` keeps what is durable
+    beside the database. Secrets: `contexts` and `network_key`."""
 
     clock: Callable[[], Now]
     rng: random.Random
@@ -65,6 +67,7 @@ class Ports:
     tcp: Network
     datagrams: DatagramFactory
     disk: Callable[[], Disk] = lambda: Disk(0, 0, 0)
+    remember: Callable[[Marker], None] = lambda marker: None
     certificate_until_ms: Callable[[], int] = lambda: 0
 
 
@@ -82,6 +85,7 @@ class RunningNode:
         self._addresses[node_id] = (config.advertise_host, config.port)
         self._lookups: set[bytes] = set()
         self._contacts: frozenset[NodeId] = core.membership.contacts()
+        core.introduce(ports.boot, seeds=any(peer.node_id != node_id for peer in config.peers))
         self.driver = Driver(
             core,
             ports.database,
@@ -164,13 +168,17 @@ class RunningNode:
     async def aclose(self) -> None:
         """Send what is queued for clients and members, for a bounded time, and close their connections."""
         await self._clients.aclose()
+        for farewell in encode_frames([encode_message(Closing())]):
+            for peer in self.mesh.connected():
+                self.mesh.send_nowait(peer, farewell)
         await self.mesh.aclose()
 
     # --- members ---
 
     def _whom(self) -> frozenset[NodeId]:
-        """With whom to keep a connection. A guest may know an old view only, so it dials the seeds of its config too."""
-        if self.id in self._contacts:
+        """With whom to keep a connection. Who is a guest, or alone, may know an old view only: it dials the seeds of its config
+        too."""
+        if self.id in self._contacts and len(self._contacts) > 1:
             return self._contacts
         return self._contacts.union(peer.node_id for peer in self._config.peers)
 
@@ -184,7 +192,8 @@ class RunningNode:
 
     def _on_contacts(self, contacts: frozenset[NodeId]) -> None:
         """Raises `Removed`, which ends the process, when this node was removed and may go."""
-        membership = self.core.membership
+        membership, view = self.core.membership, self.core.view
+        self._ports.remember(Marker(self.id.hex(), view.epoch, self.core.identity.votes, view.is_member(self.id)))
         if membership.is_over:
             raise Removed(
                 f"node {short(self.id)} was removed from the network in epoch {membership.removed_in} and nobody needs it any "

@@ -1,7 +1,7 @@
 """What a node answers from its own replica, on the reader's connection: balances, chains, lists, routes, status.
 
 Nothing here passes through the core, so a long list delays no payment. Every answer is of one moment of the database,
-holds only decided links, and says how old it is (tip, height, epoch, as_of).
+holds only decided links, and says how old it is (tip, height, epoch, as_of) and whether others may know more (stale).
 """
 
 import sqlite3
@@ -95,14 +95,14 @@ class Serving:
             case wire.AskOutcome():
                 found = await self._reader.run(read_outcome, RequestId(body.request_id), body.account or None)
                 if found is None:
-                    return wire.NotFound(f"request {body.request_id.hex()}")
+                    return wire.NotFound(f"request {body.request_id.hex()}", self._stale)
                 return recorded(found.row, b"", 0, repeated=True)
             case wire.AskChain():
                 return await self._chain(body)
             case wire.AskAccounts():
                 lines = await self._reader.run(_account_lines, body, self._genesis)
                 page = min(max(body.limit, 1), wire.MAX_PAGE)
-                return wire.Accounts(lines[:page], len(lines) > page)
+                return wire.Accounts(lines[:page], len(lines) > page, self._stale)
             case wire.AskRoute():
                 return await self._route(body)
             case wire.AskStatus():
@@ -110,13 +110,19 @@ class Serving:
             case wire.AskDigest():
                 state = await self._reader.run(state_digest)
                 totals = tuple(wire.AssetTotal(asset, total) for asset, total in state.totals)
-                return wire.Digest(state.digest, state.accounts, state.links, self._core.view.epoch, totals)
+                epoch = self._core.view.epoch
+                return wire.Digest(state.digest, state.accounts, state.links, epoch, totals, self._stale)
             case wire.AskMembers():
                 return self._members(body)
             case wire.AskHealth():
                 return self._health()
             case _:
                 assert_never(body)
+
+    @property
+    def _stale(self) -> bool:
+        """Others may have gone on without this node. Looked at when the answer is made, after the replica was read."""
+        return not self._core.is_current(self._clock())
 
     def forget(self, accounts: frozenset[str]) -> None:
         """A commit has changed these accounts: what is remembered of them is over."""
@@ -139,7 +145,7 @@ class Serving:
     async def _balance(self, ask: wire.AskBalance) -> wire.ReplyBody:
         found = await self._found(ask.account)
         if found is None:
-            return wire.NotFound(f"account {ask.account}")
+            return wire.NotFound(f"account {ask.account}", self._stale)
         return wire.Balance(
             account=found.name,
             asset=found.asset,
@@ -155,13 +161,13 @@ class Serving:
             epoch=self._core.view.epoch,
             as_of_ms=self._clock().unix_ms,
             linearizable=ask.linearizable,
-            stale=not self._core.peers.has_majority(self._clock()),
+            stale=self._stale,
         )
 
     async def _chain(self, ask: wire.AskChain) -> wire.ReplyBody:
         balance = await self._found(ask.account)
         if balance is None:
-            return wire.NotFound(f"account {ask.account}")
+            return wire.NotFound(f"account {ask.account}", self._stale)
         limit = min(max(ask.limit, 1), wire.MAX_PAGE)
         start = min(ask.from_height, balance.height + 1)  # a greater one need not fit SQLite's integers
         links = await self._reader.run(read_chain, ask.account, start, limit)
@@ -173,7 +179,12 @@ class Serving:
                 break
             shown.append(link)
         return wire.Chain(
-            ask.account, balance.asset, _scale(self._genesis, balance.asset), balance.height, tuple(shown)
+            ask.account,
+            balance.asset,
+            _scale(self._genesis, balance.asset),
+            balance.height,
+            tuple(shown),
+            self._stale,
         )
 
     # --- routes ---
@@ -195,6 +206,7 @@ class Serving:
             found=tuple(self._route_node(contact.id, group, lookup) for contact in lookup.contacts),
             group=tuple(self._route_node(node, group, lookup) for node in group),
             epoch=self._core.view.epoch,
+            stale=self._stale,
         )
 
     def _route_node(self, node: NodeId, group: tuple[NodeId, ...], lookup: Lookup) -> wire.RouteNode:
@@ -230,7 +242,7 @@ class Serving:
 
     def _members(self, ask: wire.AskMembers) -> wire.Members:
         views = [view for view in self._core.views if view.epoch >= ask.from_epoch][: wire.MAX_VIEWS_PAGE]
-        return wire.Members(self._core.view.epoch, tuple(map(_view_line, views)))
+        return wire.Members(self._core.view.epoch, tuple(map(_view_line, views)), self._stale)
 
     def _health(self) -> wire.Health:
         core, now = self._core, self._clock()

@@ -23,9 +23,10 @@ from chain.errors import RemoteFault
 from chain.needs import Needs
 from chain.rows import ActiveRow
 from node.acceptor import Acceptor, check_vote_untrusted
-from node.epochs import Source, carried_over, first_active, includes, is_synced, keys_of, sources_of, to_sync
+from node.epochs import Source, carried_over, first_active, includes, keys_of, sources_of, synced_parts, to_sync
 from node.identity import Identity
 from node.messages import AskSync, AskViews, SyncPart, SyncVote
+from node.paxos import check_ballot_untrusted
 from node.peers import Peers
 from node.replica import Replica
 from node.turn import FinishSync, LinkDecoder, Self, Turn
@@ -43,6 +44,7 @@ class _Answer(msgspec.Struct):
     """What one node has answered: the parts of one moment, its log's length and where it was ACTIVE then."""
 
     count: int
+    log_id: int
     log: int
     active: Source
     parts: dict[int, tuple[SyncVote, ...]] = msgspec.field(default_factory=dict)
@@ -164,7 +166,9 @@ class Syncing:
             size += len(link.raw)
         log = self._replica.count
         return [
-            SyncPart(message.number, message.epoch, i, len(batches), active, log, tuple(batch), now)
+            SyncPart(
+                message.number, message.epoch, i, len(batches), active, log, tuple(batch), now, self._replica.log_id
+            )
             for i, batch in enumerate(batches)
         ]
 
@@ -179,23 +183,26 @@ class Syncing:
         if message.parts != parts or not message.part < parts <= MAX_PARTS:
             raise RemoteFault("malformed", f"part {message.part} of {message.parts} of a sync that has {parts} parts")
         for vote in message.votes:
-            check_vote_untrusted(vote.at, self._decoder.untrusted(vote.link))
+            check_ballot_untrusted(vote.ballot)
+            check_vote_untrusted(vote.at, self._decoder.untrusted(vote.link), self._self.network)
         active = Source(decode_ranges(message.active), decode_ranges(message.active_now))
         if source is None:
-            source = sync.arriving[peer] = _Answer(parts, message.log, active)
+            source = sync.arriving[peer] = _Answer(parts, message.log_id, message.log, active)
         source.parts[message.part] = message.votes
         if not source.complete:
             return
         del sync.arriving[peer], sync.numbers[message.number]
         known = sync.sources.get(peer)
-        if known is None or known.active != source.active:  # else the one that is here waits for the shorter log
-            sync.sources[peer] = source
-            self._replica.follow(turn, peer, source.log)
+        if known is None or (known.active, known.log_id) != (source.active, source.log_id):
+            sync.sources[peer] = source  # else the one that is here waits for the shorter log
+            self._replica.follow(turn, peer, source.log_id, source.log)
 
     def _counted(self, sync: _Sync, epoch: int) -> dict[NodeId, Source]:
         """The sources whose answers count now, and where they were ACTIVE."""
         counted = {
-            node: source.active for node, source in sync.sources.items() if self._replica.has_log(node, source.log)
+            node: source.active
+            for node, source in sync.sources.items()
+            if self._replica.has_log(node, source.log_id, source.log)
         }
         if self._identity.verified:
             counted[self._self.id] = Source(self.active_in(epoch - 1), self.active_in(epoch))
@@ -212,7 +219,7 @@ class Syncing:
         if sync is None:
             return
         counted = self._counted(sync, event.epoch)
-        done = tuple(region for region in sync.regions if is_synced(region, counted))
+        done = tuple(part for region in sync.regions for part in synced_parts(region, counted))
         if not done:
             return
         for region in done:
@@ -221,7 +228,7 @@ class Syncing:
                     self._merge(turn, region, sync.sources[node].votes)
         self._mark(turn, event.epoch, merge((*self.active_in(event.epoch), *map(keys_of, done))))
         self._self.counters["regions_synced"] += len(done)
-        sync.regions = tuple(region for region in sync.regions if region not in done)
+        sync.regions = to_sync(sync.regions, self._self.id, self.active_in(event.epoch))
         if not sync.regions:
             del self._syncs[event.epoch]
         self._carry_on(turn, event.epoch)
@@ -232,8 +239,11 @@ class Syncing:
             if not holds((keys_of(region),), route_key(vote.at.slot)):
                 continue
             head = turn.loaded.heads.get(vote.at.account)
-            if head is None or head.height < vote.at.height:  # else it is decided, and applied here
+            height, slot = (head.height, head.tip) if head is not None else (-1, vote.at.slot)
+            if height + 1 == vote.at.height and slot == vote.at.slot:
                 self._acceptor.merge(turn, vote.at, vote.ballot, self._decoder.untrusted(vote.link))
+            elif height < vote.at.height:  # R11: the source voted on a decided parent, and its log is applied here
+                self._self.counters["sync_votes_without_parent"] += 1
 
     def _carry_on(self, turn: Turn, epoch: int) -> None:
         """What became ACTIVE late stays so in the epochs after, where the group is the same (R7)."""
@@ -259,7 +269,8 @@ class Syncing:
         if not self._syncs:
             self._replica.follow_nobody()
         for epoch, sync in sorted(self._syncs.items()):
-            if any(is_synced(region, self._counted(sync, epoch)) for region in sync.regions):
+            counted = self._counted(sync, epoch)
+            if any(synced_parts(region, counted) for region in sync.regions):
                 turn.again.append(FinishSync(epoch))
             if sync.ask_at > turn.now.mono:
                 continue
@@ -268,8 +279,10 @@ class Syncing:
             wanted = {node for region in sync.regions for node in region.before | region.after} - {self._self.id}
             for node in sorted(wanted):
                 source = sync.sources.get(node)
-                if source is not None:
-                    self._replica.follow(turn, node, source.log)
+                if source is not None and self._replica.is_replaced(node, source.log_id):
+                    del sync.sources[node]  # it joined again since, with another log: that one may never be had
+                elif source is not None:
+                    self._replica.follow(turn, node, source.log_id, source.log)
                 if sync.lacks(node):  # also of who was not ACTIVE itself when it answered: it may be now
                     sync.arriving.pop(node, None)  # parts of two moments do not mix
                     sync.numbers = {number: to for number, to in sync.numbers.items() if to != node}

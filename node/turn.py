@@ -194,6 +194,7 @@ class Effects(msgspec.Struct, frozen=True):
     reads: tuple[Read, ...] = ()
     lookups: tuple[bytes, ...] = ()
     contacts: frozenset[NodeId] | None = None  # when they changed: with whom to keep a connection from now on
+    drops: tuple[NodeId, ...] = ()  # connections to close: nothing comes through them
 
 
 class Self(msgspec.Struct):
@@ -209,6 +210,7 @@ class Self(msgspec.Struct):
     counters: Counter[str]
     syncing_regions: int = 0  # of this epoch, in which this node is not ACTIVE yet
     told_removed: bool = False  # a member says that this node was removed
+    boot: bytes = b""  # of this process, as its hello says
 
     @property
     def is_member(self) -> bool:
@@ -239,6 +241,7 @@ class Turn:
         self.answers: list[Answer] = []
         self.reads: list[Read] = []
         self.lookups: list[bytes] = []
+        self.drops: list[NodeId] = []
         self.again: list[Event] = []
 
     def send(self, peer: NodeId, message: Message) -> None:
@@ -264,7 +267,13 @@ class Turn:
         if self.fact_sends or self.fact_answers:
             facts = Facts(tuple(self.fact_sends), tuple(self.fact_answers))
         return Effects(
-            facts, tuple(self.persist), tuple(self.sends), tuple(self.answers), tuple(self.reads), tuple(self.lookups)
+            facts,
+            tuple(self.persist),
+            tuple(self.sends),
+            tuple(self.answers),
+            tuple(self.reads),
+            tuple(self.lookups),
+            drops=tuple(self.drops),
         )
 
 

@@ -224,6 +224,7 @@ def test_a_removal_without_a_majority_needs_the_words(world: World) -> None:
     world.membership.dead = {ids(world)[1]}
     refused = world.json("member", "remove", "node-2", code=1)
     assert refused["error"] == "no_majority" and "1 of 2 members are reachable" in refused["message"]
+    assert "no member can be added or removed after this until a majority of each is back" in refused["message"]
     assert "write --force" in world.run("member", "remove", "node-2", "--force", "", code=2).stderr
     assert world.membership.changes == []
     assert world.json("member", "remove", "node-2", "--force", FORCE_WORDS)["epoch"] == 2

@@ -337,7 +337,7 @@ ODD_MESSAGES: dict[str, Message] = {
     "ballot for a view beyond all": ViewPrepare(Ballot(HUGE, HUGE, NodeId(b""))),
     "sync of far beyond": AskSync(1, HUGE),
     "sync that nobody asked for": SyncPart(1, 1, 5, 2, b"x", HUGE, (SyncVote(FAR, BALLOT, b"garbage"),)),
-    "offer of everything": Offer((b"", bytes(1000)), HUGE, HUGE, HUGE),
+    "offer of everything": Offer((b"", bytes(1000)), HUGE, HUGE, HUGE, HUGE, HUGE),
 }
 
 

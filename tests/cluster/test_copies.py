@@ -47,3 +47,22 @@ async def test_a_copy_that_runs_beside_its_original_is_quarantined(cluster: Clus
     assert "keep no copy, and join the network anew under a new id" in ended.text, ended.text
     await cluster.wait_up()  # the original goes on
     await load.finish()
+
+
+async def test_a_directory_without_its_database_is_no_node_any_more(cluster: Cluster, tmp_path: Path) -> None:
+    """It ends by what lies beside the database, before it meets anybody who could tell it so."""
+    await cluster.stop(COPIED)
+    emptied = copy_of(cluster, tmp_path / "emptied")
+    cluster.start(COPIED)
+    for file in emptied.directory.glob("node.db*"):
+        file.unlink()
+    try:
+        emptied.start()
+        ended = await emptied.ended(QUARANTINE_S)
+    finally:
+        emptied.kill()
+    assert ended.code == Exit.OUT_FOR_GOOD, ended
+    assert "its database is gone" in ended.text, ended.text
+    assert "keep no copy, and join the network anew under a new id" in ended.text, ended.text
+    assert not list(emptied.directory.glob("node.db*")), "none was made in its place"
+    await cluster.wait_up()

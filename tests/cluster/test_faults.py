@@ -13,6 +13,7 @@ import trio
 from chain.request import SignedRequest
 from cli.output import Exit
 from hopchain import NotStarted, Outcome, Recorded, Unknown, Unreachable
+from node.marker import MARKER_FILE
 from tests.cluster.cluster import QUARANTINE_S, SETTLE_S, START_S, Cluster, has_served, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
@@ -132,6 +133,7 @@ async def test_a_node_whose_disk_went_back_in_time_is_quarantined(cluster: Clust
     for disk in (old, None):
         if disk is not None:
             shutil.copy(disk, path)
+        path.with_name(MARKER_FILE).unlink(missing_ok=True)  # it is of the whole directory: others must tell it
         cluster.start(2)
         await until("it has started", lambda: has_served(cluster.nodes[2]), START_S)
         ended = await cluster.nodes[2].ended(QUARANTINE_S)

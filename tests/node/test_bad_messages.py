@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from chain.link import build_link
+from chain.link import Link, Slot, build_link
 from hopchain.wire import Recorded
 from node.messages import (
     Accept,
@@ -19,7 +19,7 @@ from node.messages import (
     SlotAnswer,
     SlotName,
 )
-from node.paxos import Ballot
+from node.paxos import MAX_BALLOT, Ballot
 from node.turn import FromPeer
 from routing.keyspace import NodeId
 from tests.node.world import World
@@ -67,6 +67,16 @@ def misplaced_link(world: World) -> bytes:
     return build_link(world.network, "alice", 1, bytes(32), 0, 1, 1, [], []).raw  # type: ignore[arg-type]
 
 
+def next_link(world: World) -> Link:
+    """A link of alice's next height, in a slot that nobody has."""
+    return build_link(world.network, "alice", at(world).height, Slot(bytes(32)), 0, 1, 1, [], [])
+
+
+def opening_link(world: World) -> Link:
+    """Link 0 of an account, in a slot that is no account's."""
+    return build_link(world.network, "zed", 0, Slot(bytes(32)), 0, 1, 1, [], [])
+
+
 BAD: dict[str, Callable[[World, NodeId], Message]] = {
     "decided: garbage": lambda w, n: Decided(GARBAGE, n, 160),
     "decided: empty": lambda w, n: Decided(b"", n, 160),
@@ -81,6 +91,16 @@ BAD: dict[str, Callable[[World, NodeId], Message]] = {
     "accept: garbage": lambda w, n: Accept(at(w), ballot(w, n), GARBAGE),
     "accept: link of another slot": lambda w, n: Accept(at(w), ballot(w, n), misplaced_link(w)),
     "accept: link of another account": lambda w, n: Accept(at(w, "bob"), ballot(w, n), misplaced_link(w)),
+    "accept: a slot that is not the account's next": lambda w, n: Accept(
+        SlotName(bytes(32), "alice", at(w).height), ballot(w, n), next_link(w).raw
+    ),
+    "prepare: a slot that is not the account's next": lambda w, n: Prepare(
+        SlotName(bytes(32), "alice", at(w).height), ballot(w, n)
+    ),
+    "accept: an opening in the slot of another name": lambda w, n: Accept(
+        SlotName(bytes(32), "zed", 0), ballot(w, n), opening_link(w).raw
+    ),
+    "prepare: the last round": lambda w, n: Prepare(at(w), Ballot(1, MAX_BALLOT, n)),
     "forward: garbage": lambda w, n: Forward(at(w), (Item(GARBAGE, bytes(64), n),), True),
     "forward: a request of another account": lambda w, n: Forward(
         at(w), (Item(w.pay_request("bob", "alice", 1).raw, bytes(64), n),), True

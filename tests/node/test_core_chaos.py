@@ -20,7 +20,7 @@ from tests.node.world import Doom, Faults, Node, World
 
 SEEDS = int(os.environ.get("HOPCHAIN_SEEDS", "120"))
 CHUNK = 15
-MUTANT_SEEDS = 60  # in so many runs each mutant must be seen
+MUTANT_SEEDS = 150  # in so many runs each mutant must be seen; the rarest shows itself in one of twenty
 
 
 # --- worlds
@@ -244,7 +244,7 @@ MUTANTS: dict[str, Mutant] = {
         READING,
         Edit(
             "node.reading:Reading._ask_tip",
-            "self._inquiries.ask_income(turn, account, on_income)",
+            "self._inquiries.ask_income(turn, account, on_income, until=until)",
             "on_income(turn, True)",
         ),
     ),

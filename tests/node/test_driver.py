@@ -104,6 +104,9 @@ class FakeMesh:
         self.sent.append((peer, decode_frame_untrusted(payload)))
         return True
 
+    def drop(self, peer: NodeId, reason: str) -> None:
+        self.journal.append(f"drop: {reason}")
+
 
 class FakeSession:
     def __init__(self, journal: list[str], number: int = 1) -> None:
@@ -232,6 +235,12 @@ async def test_a_failed_load_ends_the_run_before_the_step() -> None:
     with pytest.raises(StorageFailure):
         await rig.driver.run()
     assert rig.journal == []
+
+
+async def test_a_connection_through_which_nothing_comes_is_closed_after_the_commit() -> None:
+    rig = Rig([msgspec.structs.replace(everything(), drops=(B,))])
+    await rig.driver.turn()
+    assert rig.journal[1:4] == ["commit", "send", "drop: nothing was heard of it for too long"]
 
 
 async def test_a_turn_that_needs_no_row_and_keeps_nothing_does_not_touch_the_database() -> None:

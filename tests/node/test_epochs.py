@@ -1,7 +1,7 @@
 """node.epochs: what a change of view does to ACTIVE, to syncs and to the barrier, for drawn views and key by key."""
 
 import hashlib
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +19,7 @@ from node.epochs import (
     is_undo,
     keys_of,
     sources_of,
+    synced_parts,
     to_sync,
     without_majority,
 )
@@ -120,6 +121,35 @@ def test_who_comes_late_may_ask_a_majority_of_the_new_group_that_is_active_alrea
     assert sources_of(moved, {A: Source(RING), B: late}) == (), "one of each is no majority of anything"
     assert sources_of(moved, {B: Source(EMPTY, ((10, 19),)), D: late}) == (), "not ACTIVE for all of the region"
     assert sources_of(moved, {E: Source(RING, RING), D: Source(RING)}) == (), "strangers and new members were not there"
+
+
+some_ranges = st.lists(
+    st.tuples(st.integers(0, 30), st.integers(0, 30)).map(lambda pair: (min(pair), max(pair))), max_size=4
+).map(merge)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.dictionaries(st.sampled_from([A, B, C, D]), st.builds(Source, some_ranges, some_ranges)))
+def test_of_a_region_every_key_is_synced_for_which_the_sources_are_enough(sources: dict[NodeId, Source]) -> None:
+    """R8, key by key: what is ACTIVE in a part of a region is a source there, and nowhere else."""
+    found = synced_parts(region({A, B, C}, {B, C, D}), sources)
+    assert all(first.last < second.first for first, second in pairwise(found))
+    for key in range(10, 21):
+        alone = region({A, B, C}, {B, C, D}, key, key)
+        (*parts,) = (part for part in found if part.first <= key <= part.last)
+        assert bool(parts) == is_synced(alone, sources)
+        assert len(parts) <= 1
+    assert all(is_synced(part, sources) for part in found)
+
+
+def test_of_a_region_in_which_a_part_is_active_the_rest_is_to_be_synced() -> None:
+    whole = region({A, B}, {A, C})
+    assert to_sync([whole], A, ((0, 12), (15, 17), (20, 30))) == (
+        region({A, B}, {A, C}, 13, 14),
+        region({A, B}, {A, C}, 18, 19),
+    )
+    assert to_sync([whole], A, ((0, 9), (21, 30))) == (whole,)
+    assert to_sync([whole], B, EMPTY) == (), "it is in the group no more"
 
 
 @settings(deadline=None, max_examples=40)

@@ -44,9 +44,9 @@ def test_it_tells_where_clients_are_served() -> None:
 REFUSALS = [
     (
         "version",
-        msgspec.structs.replace(THEIRS, version=2),
+        msgspec.structs.replace(THEIRS, version=PROTOCOL_VERSION + 1),
         PEER,
-        "protocol version 2 meets version 1: run the same release",
+        f"protocol version {PROTOCOL_VERSION + 1} meets version {PROTOCOL_VERSION}: run the same release",
     ),
     ("network", msgspec.structs.replace(THEIRS, network=b"\x01" * 32), PEER, "use one genesis.json on all nodes"),
     ("identity", THEIRS, OTHER, "the hello says node bbbbbbbb, the certificate node cccccccc"),

@@ -9,8 +9,8 @@ from chain.errors import Quarantined
 from chain.needs import Loaded
 from chain.rows import VoteRow
 from chain.store import SeenRow
-from hopchain.wire import Recorded
-from node.identity import REMEMBER_EVERY_S, Identity
+from hopchain.wire import Changed, Recorded
+from node.identity import ALONE_S, REMEMBER_EVERY_S, Identity
 from node.turn import Now, Self, Turn
 from routing.keyspace import NodeId
 from routing.regions import EMPTY, RING
@@ -19,11 +19,11 @@ from tests.node.world import World
 PEERS = [NodeId(bytes([i]) * 20) for i in range(1, 5)]
 
 
-def make(seen: dict[NodeId, int] | None = None, nodes: int = 5) -> tuple[Identity, World]:
+def make(seen: dict[NodeId, int] | None = None, nodes: int = 5, *, started: float = 0.0) -> tuple[Identity, World]:
     world = World(nodes, 3, 1)
     me = world.ids[0]
     self_ = Self(me, world.genesis, world.network, world.view, RING, world.rng, Counter())
-    return Identity(self_, seen or {}), world
+    return Identity(self_, seen or {}, started), world
 
 
 def turn(at: float) -> Turn:
@@ -64,23 +64,69 @@ def test_a_joiner_is_verified_by_the_members_alone() -> None:
     world = World(2, 3, 1)
     joiner = PEERS[0]
     self_ = Self(joiner, world.genesis, world.network, world.view, EMPTY, world.rng, Counter())
-    identity = Identity(self_, {})
+    identity = Identity(self_, {}, 0.0)
     assert not identity.verified
     identity.on_pong(world.ids[0], 0)
     assert identity.verified
 
 
-def test_one_node_alone_is_its_own_majority() -> None:
+def test_one_node_alone_is_its_own_majority_at_once() -> None:
     identity, _ = make(nodes=1)
     assert identity.verified
 
 
+def test_a_node_alone_that_was_given_seeds_waits_for_them() -> None:
+    identity, _ = make(nodes=1, started=10.0)
+    identity.wait_for_seeds()
+    assert not identity.verified
+    identity.tick(10.0 + ALONE_S - 0.1)
+    assert not identity.verified
+    identity.tick(10.0 + ALONE_S)
+    assert identity.verified
+
+
+def test_a_node_in_a_view_with_others_waits_for_their_word_alone() -> None:
+    identity, world = make(nodes=2)
+    identity.wait_for_seeds()
+    identity.on_pong(world.ids[1], 0)
+    assert identity.verified
+
+
+def test_a_node_alone_stops_voting_while_it_hears_of_a_later_view() -> None:
+    identity, _ = make(nodes=1)
+    assert identity.verified
+    identity.on_up(PEERS[0])
+    identity.on_ping(PEERS[0], 0, 1)
+    assert identity.verified
+    identity.on_ping(PEERS[0], 0, 2)
+    assert not identity.verified
+    identity.on_down(PEERS[0])
+    assert identity.verified
+    identity.on_ping(PEERS[0], 0, 2)  # late, of a connection that is gone
+    assert identity.verified
+
+
+def test_a_node_that_starts_does_not_vote_while_it_hears_of_a_later_view_and_one_that_votes_goes_on() -> None:
+    identity, world = make(nodes=3)
+    peer = world.ids[1]
+    identity.on_up(peer)
+    identity.on_ping(peer, 0, 2)
+    identity.on_pong(peer, 0)
+    assert not identity.verified
+    identity.on_ping(peer, 0, 1)
+    assert identity.verified
+    identity.on_ping(peer, 0, 2)
+    assert identity.verified, "it is late, as anybody may be"
+
+
 def test_who_is_told_of_more_than_it_has_stops_and_is_told_what_to_do() -> None:
     identity, world = make({})
-    identity = Identity(identity._self, {world.ids[0]: 7})
-    identity.on_pong(PEERS[0], 7)
+    me, peer, *_ = world.ids
+    identity = Identity(identity._self, {me: 7}, 0.0)
+    identity.on_pong(peer, 7)
+    identity.on_pong(PEERS[0], 8)  # a guest has no say
     with pytest.raises(Quarantined, match=r"recorded votes 7 times.*has seen 8.*new id"):
-        identity.on_pong(PEERS[1], 8)
+        identity.on_pong(peer, 8)
 
 
 def test_votes_are_counted_in_their_own_transaction() -> None:
@@ -97,7 +143,7 @@ def test_votes_are_counted_in_their_own_transaction() -> None:
 
 def test_what_peers_said_is_remembered_soon_and_only_when_it_is_news() -> None:
     identity, _ = make()
-    identity.on_ping(PEERS[0], 5)
+    identity.on_ping(PEERS[0], 5, 1)
     first = turn(1.0)
     identity.finish(first)
     assert first.persist == []
@@ -105,8 +151,8 @@ def test_what_peers_said_is_remembered_soon_and_only_when_it_is_news() -> None:
     later = turn(1.0 + REMEMBER_EVERY_S)
     identity.finish(later)
     assert later.persist == [SeenRow(PEERS[0], 5)]
-    identity.on_ping(PEERS[0], 4)  # late
-    identity.on_ping(PEERS[0], 5)
+    identity.on_ping(PEERS[0], 4, 1)  # late
+    identity.on_ping(PEERS[0], 5, 1)
     again = turn(9.0)
     identity.finish(again)
     assert again.persist == []
@@ -163,3 +209,64 @@ def test_a_whole_network_that_restarts_confirms_itself() -> None:
     for node_id in world.ids:
         world.start(node_id)
     assert world.settle(world.ids[0], world.pay_request("alice", "bob", 50)).outcome == 0
+
+
+@pytest.mark.parametrize("how", ["emptied", "old"])
+def test_the_founder_of_a_grown_network_decides_nothing_with_a_disk_from_before_it_grew(how: str) -> None:
+    """Its own view has no one else in it. Its config has: they are heard before it votes."""
+    world = World(3, 3, 6, first=1)
+    (founder,) = (node for node in world.ids if node not in world.guests)
+    world.run(0.1)
+    world.settle(founder, world.open_request("alice"))
+    old = sqlite3.connect(":memory:", isolation_level=None)
+    world.nodes[founder].conn.backup(old)
+    for guest in world.guests:
+        assert isinstance(world.add(founder, guest), Changed)
+    world.settle(world.guests[0], world.pay_request("mint", "alice", 10))
+    world.run(2.0)
+    world.crash(founder)
+    fresh = World(3, 3, 6, first=1).nodes[founder].conn
+    world.nodes[founder].conn = fresh if how == "emptied" else old
+    world.watch.epochs[founder] = 1
+    world.start(founder)
+    world.core(founder).introduce(b"", seeds=True)
+    assert not world.core(founder).identity.verified
+    call = world.submit(founder, world.pay_request("mint", "alice", 20))
+    with pytest.raises(Quarantined):
+        world.run(3.0)
+    assert call.answer is None
+    world.crash(founder)
+    assert world.settle(world.guests[0], world.pay_request("alice", "mint", 10)).outcome == 0
+
+
+def test_a_founder_that_lost_more_than_its_view_stops_at_the_first_word_of_a_later_one() -> None:
+    """Nobody told it of seeds, so it votes at once; those who dial it stop it before they count for anything."""
+    world = World(2, 3, 7, first=1)
+    (founder,) = (node for node in world.ids if node not in world.guests)
+    world.run(0.1)
+    fresh = World(2, 3, 7, first=1).nodes[founder].conn
+    assert isinstance(world.add(founder, world.guests[0]), Changed)
+    world.run(2.0)
+    world.crash(founder)
+    world.nodes[founder].conn = fresh
+    world.watch.epochs[founder] = 1
+    world.start(founder)
+    assert world.core(founder).identity.verified
+    with pytest.raises(Quarantined):
+        world.run(2.0)
+
+
+def test_who_is_left_alone_by_the_others_looks_for_them_once_when_it_starts_again() -> None:
+    world = World(2, 3, 8)
+    world.run(2.5)
+    last, gone = world.ids
+    assert isinstance(world.remove(last, gone, force=True), Changed)
+    world.run(3.0)
+    world.crash(gone)
+    assert world.core(last).identity.verified
+    world.crash(last)
+    world.start(last)
+    world.run(ALONE_S - 0.5)
+    assert not world.core(last).identity.verified
+    world.run(1.0)
+    assert world.core(last).identity.verified

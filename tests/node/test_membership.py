@@ -3,7 +3,9 @@
 `tests.node.watch` looks on: I12 (views in order, with the votes of a majority), R7 (no vote before ACTIVE) and the rest.
 """
 
+import re
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import msgspec
@@ -14,21 +16,29 @@ from chain.store import load_views
 from hopchain.change import ChangeAction
 from hopchain.wire import Changed, NotStarted, Recorded, Refused, ReplyBody, Unknown
 from node import membership
+from node.epochs import without_majority
 from node.messages import (
     AskViews,
     Message,
     Ping,
+    Pong,
+    Prepare,
+    Refuse,
+    SlotName,
     SyncPart,
     ViewAccept,
     ViewAccepted,
     ViewPrepare,
     ViewPromise,
+    ViewRefuse,
     Views,
 )
-from node.paxos import Ballot
+from node.paxos import MAX_BALLOT, Ballot
 from node.turn import FromPeer, ToldRemoved
+from routing import regions
 from routing.errors import RoutingFault
 from routing.keyspace import NodeId
+from routing.regions import group_ranges
 from routing.view import View, encode_view, member_of, with_member, without_member
 from tests.node.world import Doom, Faults, World, key_of, public
 
@@ -80,6 +90,7 @@ def test_a_guest_becomes_a_member_and_votes() -> None:
     assert not world.core(guest).view.is_member(guest)
     changed(world.add(world.ids[0], guest), 2, member=True)
     assert world.watch.views[1].by == world.ids[0]
+    world.run(1.0)  # a majority is ACTIVE, now all are
     for dead in (node for node in world.ids if node != guest):  # with any one of the others it is a majority
         world.crash(dead)
         answer = world.pay("alice", "bob", 10, at=guest)
@@ -242,7 +253,7 @@ def test_a_node_that_lacks_many_links_is_not_added_yet(monkeypatch: pytest.Monke
     assert code(answer) == "behind"
     assert "lacks 3 links" in str(answer)
     world.heal()
-    world.run(5.0)
+    world.run(7.0)  # a pull that was lost is given up, and the next one begun
     changed(world.add(at, guest), 2, member=True)
 
 
@@ -271,6 +282,74 @@ def test_a_removal_that_leaves_no_majority_must_be_forced() -> None:
     assert world.core(here).view.epoch == 2
     world.start(there)
     at_rest(world, 2)
+
+
+def test_a_removal_that_leaves_a_group_of_the_next_view_without_a_majority_must_be_forced() -> None:
+    """All groups of now have a living majority. Then two dead nodes would be in one group, and no change could follow."""
+    world = grown(8, 8)
+
+    def groups(view: View, dead: set[NodeId]) -> int:
+        return without_majority({group for _, group in group_ranges(view)}, set(view.ids) - dead)
+
+    dead, leaver = next(
+        (set(pair), leaver)
+        for pair in combinations(world.ids, 2)
+        for leaver in world.ids
+        if leaver not in pair
+        and not groups(world.view, set(pair))
+        and groups(without_member(world.view, leaver, 1, leaver), set(pair))
+    )
+    here = next(node for node in world.ids if node not in {*dead, leaver})
+    for node in sorted(dead):
+        world.crash(node)
+    world.run(3.0)
+    answer = world.remove(here, leaver)
+    assert code(answer) == "unsafe"
+    assert re.search("; 0 groups of now .* and [1-9][0-9]* groups of the next view have none", str(answer)), answer
+    assert world.core(here).view.epoch == 1
+    changed(world.remove(here, sorted(dead)[0]), 2, member=False)
+
+
+def test_a_change_that_lost_its_ballot_is_judged_again_before_it_is_proposed_again() -> None:
+    """It was fit when it was proposed. Another view was made, and the guest is gone: nothing of it can be made any more."""
+    world = grown(5, 3)
+    first, second = world.guests
+    here, there, _ = world.view.ids
+    world.lose = lambda source, target, message: source == here and isinstance(message, ViewPrepare)
+    asked = world.change(here, ADD, first)
+    world.run(0.3)
+    world.crash(first)
+    changed(world.add(there, second), 2, member=True)
+    world.heal()
+    assert code(world.answer_of(asked)) == "not_connected"
+    world.run(2.0)
+    assert set(world.epochs()) == {2}
+
+
+def test_a_change_that_was_proposed_in_this_epoch_and_is_not_fit_any_more_may_still_be_made() -> None:
+    """So it is not proposed again, and nobody is told that it was refused."""
+    world = grown(4, 3)
+    (guest,) = world.guests
+    here, there, _ = world.view.ids
+    rounds: list[int] = []
+
+    def note(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, ViewPrepare) and source == here:
+            rounds.append(message.ballot.round)
+            return True
+        return False
+
+    world.lose = note
+    asked = world.change(here, ADD, guest, timeout_s=3)
+    world.run(0.1)
+    world.crash(guest)
+    ballot = Ballot(1, rounds[0], here)
+    world.deliver(here, FromPeer(there, ViewRefuse(ballot, Ballot(1, 9, there))))
+    answer = world.answer_of(asked)
+    assert isinstance(answer, Unknown)
+    assert "is not connected" in answer.reason
+    assert max(rounds) < 10, "no ballot above the one that refused it"
+    assert set(world.epochs()) == {1}
 
 
 def test_the_last_member_stays() -> None:
@@ -318,7 +397,36 @@ def test_a_guest_follows_everything_and_votes_on_nothing() -> None:
     world.run(3.0)
     assert world.height(guest, "alice") == 1
     assert world.core(guest).gauges().undecided == 0
-    assert not world.core(guest).peers.has_majority(world._clock(world.nodes[guest])), "its reads are stale"
+
+
+def current(world: World, node: NodeId) -> bool:
+    return world.core(node).is_current(world._clock(world.nodes[node]))
+
+
+def test_the_reads_of_a_guest_are_stale_unless_it_keeps_up_with_a_majority() -> None:
+    world = grown(4, 3)
+    (guest,) = world.guests
+    world.open_funded(alice=1000, bob=0)
+    world.run(2.0)
+    assert current(world, guest)
+    world.part([guest], world.view.ids[1:])
+    world.run(3.0)
+    assert not current(world, guest), "it hears of one of three"
+    world.heal()
+    world.run(2.0)
+    assert current(world, guest)
+    world.lose = lambda source, target, message: guest in (source, target) and not isinstance(message, Ping | Pong)
+    world.pay("alice", "bob", 10, at=world.view.ids[0])
+    world.run(2.0)
+    assert not current(world, guest), "it lacks a link"
+    world.heal()
+    world.run(8.0)
+    assert current(world, guest)
+    world.lose = lambda source, target, message: guest in (source, target) and isinstance(message, Views)
+    changed(world.remove(world.view.ids[0], world.view.ids[2]), 2, member=False)
+    world.run(2.0)
+    assert world.core(guest).view.epoch == 1
+    assert not current(world, guest), "the majority that it counts is one of an older view"
 
 
 @pytest.mark.parametrize("learns", ["from the view", "from a refusal"])
@@ -341,7 +449,7 @@ def test_who_was_removed_reads_stale_and_takes_no_requests(learns: str) -> None:
         assert core.told_removed
     else:
         assert core.membership.removed_in == 2
-    assert not core.peers.has_majority(world._clock(world.nodes[gone]))
+    assert not current(world, gone)
     answer = world.pay("alice", "bob", 10, at=gone)
     assert isinstance(answer, NotStarted)
     assert answer.code == "not_member"
@@ -533,14 +641,19 @@ BAD_VIEWS: dict[str, Callable[[World, NodeId], bytes]] = {
     "two members more": two_more,
     "of another network": of_another_network,
     "of another parent": of_another_parent,
+    "too many ranges": lambda world, node: encode_view(next_view(world.view, node)),
     "cut short": lambda world, node: encode_view(next_view(world.view, node))[:-1],
 }
 
 
 @pytest.mark.parametrize("how", ["decided", "proposed"])
 @pytest.mark.parametrize("name", BAD_VIEWS)
-def test_a_view_that_may_not_follow_is_a_fault_and_changes_nothing(name: str, how: str) -> None:
+def test_a_view_that_may_not_follow_is_a_fault_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str, how: str
+) -> None:
     world = grown(3, 3)
+    if name == "too many ranges":  # as ids would make that are too close to each other
+        monkeypatch.setattr(regions, "MAX_RANGES", 1)
     target, source = world.ids[:2]
     raw = BAD_VIEWS[name](world, source)
     message: Message = Views((raw,)) if how == "decided" else ViewAccept(Ballot(1, 5, source), raw)
@@ -581,6 +694,31 @@ def test_only_members_propose_and_only_in_this_epoch(what: str) -> None:
     assert sent == answers.get(what, views)
 
 
+def test_who_proposes_a_link_in_an_epoch_that_is_over_gets_the_views_at_once() -> None:
+    """R2. Once for all that it sent before it had them."""
+    world = grown(4, 3)
+    world.open_funded(alice=100)
+    changed(world.add(world.view.ids[0], world.guests[0]), 2, member=True)
+    world.run(1.0)
+    target, source = world.view.ids[:2]
+    link = world.watch.accounts["alice"].links[-1]
+    sent: list[Message] = []
+
+    def note(sender: NodeId, to: NodeId, message: object) -> bool:
+        if (sender, to) == (target, source) and isinstance(message, Refuse | Views):
+            sent.append(message)
+        return False
+
+    world.lose = note
+    ballot = Ballot(1, 9, source)
+    for _ in range(2):
+        prepare = Prepare(SlotName(link.hash, "alice", link.height + 1), ballot)
+        world.deliver(target, FromPeer(source, prepare))
+    world.run(0.01)
+    refuse = Refuse(link.hash, ballot, Ballot(2, 0, target))
+    assert sent == [refuse, refuse, Views((encode_view(world.watch.views[1]),))]
+
+
 @pytest.mark.parametrize("name", ["garbage", "a vote without a view", "a view without a vote", "two members more"])
 def test_a_bad_promise_does_not_end_the_ballot_or_the_node(name: str) -> None:
     world = grown(4, 3)
@@ -607,6 +745,31 @@ def test_a_bad_promise_does_not_end_the_ballot_or_the_node(name: str) -> None:
     world.deliver(target, FromPeer(source, promise))
     world.run(0.01)
     assert sum(n for c, n in world.core(target).counters.items() if c.startswith("peer_fault")) == 1
+    world.heal()
+    changed(world.answer_of(change), 2, member=True)
+
+
+@pytest.mark.parametrize("kind", [ViewPrepare, ViewRefuse])
+def test_rounds_that_leave_no_room_above_them_are_a_fault(kind: type[Message]) -> None:
+    """Or this node's next ballot could be read by nobody."""
+    world = grown(4, 3)
+    (guest,) = world.guests
+    target, source, _ = world.view.ids
+    asked: list[ViewPrepare] = []
+
+    def keep(_: NodeId, __: NodeId, message: object) -> bool:
+        if isinstance(message, ViewPrepare):
+            asked.append(message)
+        return isinstance(message, ViewPrepare)
+
+    world.lose = keep
+    change = world.change(target, ADD, guest)
+    assert world.run_until(lambda: bool(asked), 5)
+    high = Ballot(1, MAX_BALLOT, source)
+    message = ViewPrepare(high) if kind is ViewPrepare else ViewRefuse(asked[0].ballot, high)
+    world.deliver(target, FromPeer(source, message))
+    world.run(0.01)
+    assert world.core(target).counters["peer_fault_malformed"] == 1
     world.heal()
     changed(world.answer_of(change), 2, member=True)
 

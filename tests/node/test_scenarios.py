@@ -11,7 +11,7 @@ from chain.reads import Balance
 from chain.request import Posting
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
 from node import gateway, inquiry, owner, reading, replica
-from node.messages import Accept, Forward, Item, Links, Offer, Ping, Pong, Pull, SlotName
+from node.messages import Accept, AskIncome, AskSlot, Forward, Item, Links, Offer, Ping, Pong, Pull, SlotName
 from node.turn import FormLink, FromPeer
 from tests.node.watch import Call
 from tests.node.world import Doom, Faults, World
@@ -255,11 +255,16 @@ def test_a_session_read_gives_up_in_time(world: World) -> None:
     assert isinstance(read.answer, Unknown)
 
 
-def test_a_linearizable_read_without_a_majority_is_unknown(world: World) -> None:
-    world.part([world.ids[0]])
-    read = world.read(world.ids[0], "alice", linearizable=True)
-    assert world.run_until_answered([read], 6)
+@pytest.mark.parametrize("lost", [AskSlot, AskIncome])
+@pytest.mark.parametrize(("timeout_s", "within_s"), [(1.0, 1.1), (60.0, inquiry.ASK_DEADLINE_S + 0.1)])
+def test_a_linearizable_read_without_a_majority_is_unknown_in_time(
+    world: World, lost: type, timeout_s: float, within_s: float
+) -> None:
+    world.lose = lambda source, target, message: isinstance(message, lost)
+    read = world.read(world.ids[0], "alice", linearizable=True, timeout_s=timeout_s)
+    assert world.run_until_answered([read], within_s)
     assert isinstance(read.answer, Unknown)
+    assert "grew" not in read.answer.reason
 
 
 # --- nodes die ------------------------------------------------------------------------------------------------------

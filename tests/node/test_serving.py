@@ -17,7 +17,7 @@ from node.messages import Ping, Pong, Views
 from node.serving import Disk, Serving, check_question_untrusted
 from node.turn import Event, FromPeer, Now, PeerUp, ToldRemoved
 from routing.dht import Contact, Lookup
-from routing.keyspace import node_id_of
+from routing.keyspace import NodeId, node_id_of
 from routing.view import encode_view, first_view, member_of, with_member, without_member
 from tests.chain.bank import GENESIS, NETWORK, Bank, memory_database, public_key_of
 
@@ -26,6 +26,9 @@ ME, PEER, GONE = (node_id_of(public_key_of(f"node {n}")) for n in (1, 2, 3))
 STRANGER = node_id_of(public_key_of("node 9"))
 ADDRESSES = {ME: ("10.0.0.1", 1), PEER: ("10.0.0.2", 2)}
 NOW = Now(50.0, 9_999)
+STALE_OR_NOT = (
+    wire.Balance, wire.NotFound, wire.Chain, wire.Accounts, wire.Route, wire.Digest, wire.Members
+)  # fmt: skip
 
 
 class InlineDatabase:
@@ -160,10 +163,26 @@ def hear(core: Core, *events: Event) -> None:
     core.step(Loaded(), NOW)
 
 
-async def test_a_balance_is_stale_unless_a_majority_of_the_members_can_be_reached(serving: Serving, core: Core) -> None:
+READS = (
+    wire.AskBalance("alice"),
+    wire.AskBalance("nobody"),
+    wire.AskChain("alice", 0, 5),
+    wire.AskChain("nobody", 0, 5),
+    wire.AskOutcome(bytes(32)),
+    wire.AskAccounts("", 5),
+    wire.AskRoute("alice", b""),
+    wire.AskDigest(),
+    wire.AskMembers(1),
+)
+
+
+@pytest.mark.parametrize("question", READS, ids=lambda q: type(q).__name__ + getattr(q, "account", ""))
+async def test_what_is_read_is_stale_unless_a_majority_of_the_members_can_be_reached(
+    serving: Serving, core: Core, question: serving_module.Read
+) -> None:
     async def stale() -> bool:
-        answer = await serving.answer(wire.AskBalance("alice"))
-        assert isinstance(answer, wire.Balance)
+        answer = await serving.answer(question)
+        assert isinstance(answer, STALE_OR_NOT), answer
         return answer.stale
 
     assert await stale()
@@ -175,10 +194,38 @@ async def test_a_balance_is_stale_unless_a_majority_of_the_members_can_be_reache
     assert await stale(), "a member says that there is a newer view without this node"
 
 
+async def test_what_a_guest_shows_is_stale_until_it_keeps_up_with_a_majority(serving: Serving, bank: Bank) -> None:
+    guest = Core(STRANGER, GENESIS, VIEW, random.Random(1), Start([], 7, {}, {}), Now(0.0, 0))
+    served = Serving(STRANGER, GENESIS, guest, serving._reader, ADDRESSES, dict, lambda: NOW)
+
+    async def stale() -> bool:
+        answer = await served.answer(wire.AskBalance("alice"))
+        assert isinstance(answer, wire.Balance)
+        return answer.stale
+
+    def ping(peer: NodeId, links: int, epoch: int = 1) -> FromPeer:
+        return FromPeer(peer, Ping(1.0, links, 0, epoch, True, NOW.unix_ms))
+
+    assert await stale()
+    hear(guest, PeerUp(ME), PeerUp(PEER), ping(ME, 7), ping(PEER, 7), ping(ME, 7))
+    assert await stale(), "what one of two said a ping ago may have been a moment ago"
+    hear(guest, ping(PEER, 9))
+    assert not await stale(), "what is new since the last ping may be on its way"
+    hear(guest, ping(PEER, 9))
+    assert await stale(), "it lacks two links"
+    hear(guest, ping(PEER, 7), ping(PEER, 7, epoch=2))
+    assert await stale(), "one member has a newer view"
+    hear(guest, ping(PEER, 7))
+    assert not await stale()
+    hear(guest, ToldRemoved(PEER))
+    assert await stale()
+
+
 async def test_the_members_are_told_view_by_view(serving: Serving, core: Core) -> None:
     line = wire.ViewLine(
         1, VIEW.hash, VIEW.time_ms, VIEW.by, tuple(wire.MemberLine(m.id, m.public_key, 1) for m in VIEW.members)
     )
+    hear(core, PeerUp(PEER))
     assert await serving.answer(wire.AskMembers(0)) == wire.Members(1, (line,))
     assert await serving.answer(wire.AskMembers(2)) == wire.Members(1, ())
     added = with_member(VIEW, member_of(public_key_of("node 4")), 77, PEER)
@@ -205,11 +252,13 @@ async def test_health_says_what_the_node_is_and_whom_it_reaches(serving: Serving
     hear(core, PeerUp(PEER), FromPeer(PEER, Ping(1.0, 4, 0, 3, True, NOW.unix_ms - 250)))
     hear(core, FromPeer(PEER, Pong(NOW.mono, 5, 0)), PeerUp(STRANGER))
     met = await health()
-    assert met.verified
+    assert not met.verified, "that one knows of later views"
     assert met.regions_without_majority == 2
     peers = {peer.id: peer for peer in met.peers}
     assert set(peers) == {PEER, GONE, STRANGER}
     assert peers[PEER] == wire.PeerHealth(PEER, True, 3, True, -250, "10.0.0.2", 2, 7401)
+    hear(core, FromPeer(PEER, Ping(1.0, 4, 0, 1, True, NOW.unix_ms)))
+    assert (await health()).verified
     hear(core, ToldRemoved(PEER))
     assert (await health()).role == "removed"
 

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from chain.link import Slot
+from chain.link import Slot, build_link, decode_link_untrusted
 from chain.store import load_active
 from hopchain.change import ChangeAction
 from hopchain.wire import Changed, Recorded
-from node import syncing
+from node import replica, syncing
 from node.core import Core
 from node.messages import (
     Accept,
@@ -257,6 +257,71 @@ def test_who_comes_late_syncs_with_the_new_group_when_the_old_one_is_gone() -> N
     rest(world)
 
 
+def test_a_part_of_a_region_in_which_the_sources_were_active_does_not_wait_for_the_rest() -> None:
+    """The region is one now and was two in the epoch before: in one of them a majority had become ACTIVE."""
+    world = grown(4, 3, k=5)
+    asked: dict[NodeId, AskSync] = {}
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, AskSync) and source == world.guests[0]:
+            asked[target] = message
+        return isinstance(message, SyncPart)
+
+    world.lose = lose
+    guest = grow(world)
+    members = world.view.ids
+    assert world.run_until(lambda: asked.keys() == set(members), 5)
+    (whole,) = regions(*world.watch.views)
+    middle = whole.last // 2
+    for node in members[:2]:
+        part = encode_ranges(((whole.first, middle),))
+        world.deliver(guest, FromPeer(node, SyncPart(asked[node].number, 2, 0, 1, part, 0, ())))
+    world.run(0.01)
+    assert world.core(guest).active == ((whole.first, middle),)
+    assert world.core(guest).gauges().syncing == 1
+    world.crash(guest)
+    world.start(guest)
+    asked.clear()
+    assert world.core(guest).active == ((whole.first, middle),), "also after a restart"
+    assert world.core(guest).gauges().syncing == 1
+    rest(world)
+
+
+def test_a_vote_without_a_decided_parent_is_not_taken_over_from_a_source() -> None:
+    world = grown(4, 3, k=5)
+    asked: dict[NodeId, AskSync] = {}
+    proposed: list[Accept] = []
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, AskSync) and source == world.guests[0]:
+            asked[target] = message
+        if isinstance(message, Accept):
+            proposed.append(message)
+        return isinstance(message, SyncPart | Accept)
+
+    world.lose = lose
+    world.submit(world.group("alice")[0], world.pay_request("alice", "bob", 1))
+    assert world.run_until(lambda: bool(proposed), 5)
+    guest = grow(world)
+    members = world.view.ids
+    assert world.run_until(lambda: asked.keys() == set(members), 5)
+    link = decode_link_untrusted(proposed[0].link)
+    other = build_link(world.network, "alice", link.height + 5, Slot(bytes(32)), 0, 1, 1, link.entries, [])
+    votes = tuple(
+        SyncVote(SlotName(one.prev_hash, "alice", one.height), Ballot(1, 1, members[0]), one.raw)
+        for one in (link, other)
+    )
+    for node in members:
+        answer = SyncPart(asked[node].number, 2, 0, 1, encode_ranges(RING), 0, votes)
+        world.deliver(guest, FromPeer(node, answer))
+    world.run(0.01)
+    assert world.core(guest).active == RING
+    assert world.core(guest).acceptor.paying("bob") == {"alice": link.height}
+    assert world.core(guest).counters["sync_votes_without_parent"] == len(members)
+    rest(world)
+    assert world.height(guest, "alice") == link.height
+
+
 # --- what is waited for ---
 
 
@@ -275,6 +340,119 @@ def test_the_log_of_a_source_is_waited_for() -> None:
     world.heal()
     assert world.run_until(lambda: world.core(guest).fully_active, 10)
     assert world.height(guest, "alice") == 1
+    rest(world)
+
+
+def pulling(world: World, node: NodeId, lost: type[Message]) -> NodeId:
+    """A member that `node` asks for its log. No news of links comes to it meanwhile, nor messages of the kind `lost`."""
+    asked: list[NodeId] = []
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if source == node and isinstance(message, Pull):
+            asked.append(target)
+        return target == node and isinstance(message, Decided | lost)
+
+    world.lose = lose
+    for _ in range(2):
+        assert isinstance(world.pay("alice", "bob", 1, at=world.view.ids[0]), Recorded)
+    asked.clear()
+    assert world.run_until(lambda: bool(asked), 10)
+    world.run(0.02)
+    return asked[-1]
+
+
+def log(world: World, node: NodeId) -> tuple[NodeId, int, int]:
+    replica = world.core(node).replica
+    return node, replica.log_id, replica.count
+
+
+def test_a_link_that_is_dropped_because_too_many_wait_stays_to_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page that it was on was asked for and came; the cursor must not pass it."""
+    world = grown(4, 3)
+    (guest,) = world.guests
+    world.run(8.0)
+    monkeypatch.setattr(replica, "MAX_WAITING", 0)
+    peer = pulling(world, guest, Links)
+    first, second = world.watch.accounts["alice"].links[-2:]
+    world.deliver(guest, FromPeer(peer, Links((second.raw, first.raw))))
+    world.run(0.01)
+    assert world.core(guest).counters["links_dropped"] == 1
+    assert world.height(guest, "alice") == first.height
+    assert not world.core(guest).replica.has_log(*log(world, peer))
+    rest(world)
+    assert world.height(guest, "alice") == second.height
+
+
+def test_an_answer_to_an_earlier_question_about_the_log_does_not_move_the_cursor() -> None:
+    """ "Nothing behind here" was said of another place than where the cursor is."""
+    world = grown(4, 3)
+    (guest,) = world.guests
+    world.run(8.0)
+    peer = pulling(world, guest, Offer)
+    _, log_id, count = log(world, peer)
+    mine = world.core(guest).replica.count
+    world.deliver(guest, FromPeer(peer, Offer((), count, count, mine, count, log_id)))
+    world.run(0.01)
+    assert mine < count
+    assert not world.core(guest).replica.has_log(peer, log_id, count)
+    rest(world)
+
+
+def test_a_cursor_is_of_one_log_and_who_joined_again_has_another() -> None:
+    world = grown(4, 3)
+    (guest,) = world.guests
+    world.run(8.0)
+    member = world.view.ids[0]
+    before = log(world, guest)
+    world.crash(guest)
+    world.start(guest)
+    world.run(1.0)
+    assert log(world, guest) == before, "a restart keeps it"
+    world.crash(guest)
+    world.nodes[guest] = world._make_node(guest)
+    world.start(guest)
+    world.run(1.0)
+    assert log(world, guest)[1] != before[1]
+    offers: list[Offer] = []
+
+    def note(source: NodeId, target: NodeId, message: object) -> bool:
+        if (source, target) == (member, guest) and isinstance(message, Offer):
+            offers.append(message)
+        return False
+
+    world.lose = note
+    _, log_id, count = log(world, member)
+    world.run_until(lambda: bool(offers), 10)
+    offers.clear()
+    for named in (log_id, log_id + 1):
+        world.deliver(member, FromPeer(guest, Pull(3, 0, bytes(32), named)))
+    world.run(0.01)
+    assert [(offer.after, len(offer.hashes), offer.log_id) for offer in offers] == [
+        (3, count - 3, log_id),
+        (0, count, log_id),
+    ]
+
+
+def test_the_answer_of_a_source_with_another_log_than_the_one_that_was_read_does_not_count_yet() -> None:
+    world = grown(4, 3, k=5)
+    world.run(8.0)
+    asked: dict[NodeId, AskSync] = {}
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, AskSync) and source == world.guests[0]:
+            asked[target] = message
+        return isinstance(message, SyncPart | Offer)
+
+    world.lose = lose
+    guest = grow(world)
+    members = world.view.ids
+    assert world.run_until(lambda: asked.keys() == set(members), 5)
+    for node in members:
+        answer = SyncPart(asked[node].number, 2, 0, 1, encode_ranges(RING), 1, (), encode_ranges(RING), 1)
+        world.deliver(guest, FromPeer(node, answer))
+    world.run(0.01)
+    assert world.core(guest).active == EMPTY
+    assert not any(world.core(guest).replica.is_replaced(node, 1) for node in members)
     rest(world)
 
 

@@ -34,7 +34,7 @@ from node.channel import (
     remote_of,
     start_tls,
 )
-from node.hello import Hello, Refused, Welcome, encode
+from node.hello import PROTOCOL_VERSION, Hello, Refused, Welcome, encode
 from node.transport import DIAL_GRACE_S, DIAL_MAX_S, PEER_QUEUE_BYTES, VERDICT_S, MeshIdentity, PeerMesh
 from routing.keyspace import NodeId
 from tests.node.wires import HOST, Certified, MemoryNetwork, Node, certified, dial_by_hand, join_by_hand, new_layout
@@ -558,7 +558,7 @@ async def serves_still(node: Node, member: Certified, network: MemoryNetwork) ->
 
 
 HELLOS = [
-    ("version", {"version": 2}),
+    ("version", {"version": PROTOCOL_VERSION + 1}),
     ("network", {"network": b"\x01" * 32}),
     ("identity", {"node_id": NodeId(bytes(20))}),
 ]
@@ -706,15 +706,17 @@ async def test_a_refused_peer_that_vanishes_is_counted_for_what_was_wrong(
     node = Node(nodes[1], nodes, network)
     async with running(node):
         gone = await dial_by_hand(network, node, nodes[0])
-        await gone.send(encode(nodes[0].hello(version=2)))
+        await gone.send(encode(nodes[0].hello(version=PROTOCOL_VERSION + 1)))
         await trio.aclose_forcefully(gone._stream.transport_stream)  # type: ignore[attr-defined]
         mute = await dial_by_hand(network, node, nodes[0])
-        await mute.send(encode(nodes[0].hello(version=2)))
+        await mute.send(encode(nodes[0].hello(version=PROTOCOL_VERSION + 1)))
         await trio.sleep(VERDICT_S + 1)
         assert node.mesh.counters["refused.version"] == 2
 
 
-@pytest.mark.parametrize("payload", [b"", b"\xc1garbage", encode(Welcome()), msgspec.msgpack.encode(["hello", 1])])
+@pytest.mark.parametrize(
+    "payload", [b"", b"\xc1garbage", encode(Welcome()), msgspec.msgpack.encode(["hello", PROTOCOL_VERSION])]
+)
 async def test_garbage_instead_of_a_hello_is_refused(
     nodes: list[Certified], network: MemoryNetwork, autojump_clock: MockClock, payload: bytes
 ) -> None:

@@ -303,9 +303,11 @@ class World:
         self._deliver(node_id, ClientSubmit(Caller(0, len(self.calls)), submit))
         return call
 
-    def read(self, node_id: NodeId, account: str, *, linearizable: bool = False, min_height: int = 0) -> Call:
+    def read(
+        self, node_id: NodeId, account: str, *, linearizable: bool = False, min_height: int = 0, timeout_s: float = 5.0
+    ) -> Call:
         """Ask a node for a balance."""
-        ask = AskBalance(account, linearizable, min_height, 5000)
+        ask = AskBalance(account, linearizable, min_height, int(timeout_s * 1000))
         call = self._call(Call(node_id, self.now, ask=ask))
         self._deliver(node_id, ClientBalance(Caller(0, len(self.calls)), ask))
         return call
