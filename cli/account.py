@@ -21,9 +21,9 @@ from cli.opening import Opened, open_accounts
 from cli.output import Exit, JsonValue, Output
 from cli.payfile import account_name, read_table
 from cli.receipt import answer_document, answer_exit, answer_name, answer_text
-from cli.session import account_line, ask_until_found, default_asset, not_found, open_client, pinned
+from cli.session import account_line, ask_until_found, default_asset, not_found, open_client, pinned, say_stale
 from cli.wallet import Wallet
-from hopchain import AccountLine, NotFound, Recorded
+from hopchain import AccountLine, Accounts, NotFound, Recorded
 
 
 @click.group()
@@ -138,12 +138,14 @@ def list_command(out: Output, mine: bool, at: str | None, network_dir: Path | No
     held = set(Wallet(network.id).names())
     node = pinned(network, at)
 
-    async def main() -> list[AccountLine]:
+    async def ask() -> Accounts | NotFound:
         async with open_client(network) as client:
-            return await client.all_accounts(at=node)
+            return await ask_until_found(network, node, lambda address: client.account_list(at=address))
 
-    lines = [line for line in run(main) if not mine or line.name in held]
-    out.data({"accounts": [_document(line, line.name in held) for line in lines]})
+    found = run(ask)
+    assert isinstance(found, Accounts), found
+    lines = [line for line in found.accounts if not mine or line.name in held]
+    out.data({"accounts": [_document(line, line.name in held) for line in lines], "stale": found.stale})
     out.table(
         ["account", "asset", "height", "settled", "incoming", "key"],
         [
@@ -159,6 +161,7 @@ def list_command(out: Output, mine: bool, at: str | None, network_dir: Path | No
         ],
         right=["height", "settled", "incoming"],
     )
+    say_stale(out, found)
 
 
 @account.command("show", cls=HopCommand, examples=["hopchain account show alice", "hopchain account show alice --json"])
@@ -172,15 +175,16 @@ def show_command(out: Output, name: str, at: str | None, network_dir: Path | Non
     wallet = Wallet(network.id)
     node = pinned(network, at)
 
-    async def main() -> AccountLine | NotFound:
+    async def main() -> Accounts | NotFound:
         async with open_client(network) as client:
             return await ask_until_found(network, node, lambda address: account_line(client, name, address))
 
-    line = run(main)
-    if isinstance(line, NotFound):
-        raise not_found(f"account {name}", node)
+    found = run(main)
+    if isinstance(found, NotFound):
+        raise not_found(f"account {name}", node, stale=found.stale)
+    (line,) = found.accounts
     held = wallet.has(name)
-    out.data(_document(line, held))
+    out.data(_document(line, held) | {"stale": found.stale})
     out.say(line.name + (" (issuer)" if line.issuer else ""), bold=True)
     out.fields(
         [
@@ -194,6 +198,7 @@ def show_command(out: Output, name: str, at: str | None, network_dir: Path | Non
             ("available", format_amount(line.settled + line.incoming, line.scale, line.asset)),
         ]
     )
+    say_stale(out, found)
 
 
 def _document(line: AccountLine, held: bool) -> dict[str, JsonValue]:

@@ -133,8 +133,13 @@ def funding_nonce(run: str, source: str, part: int, attempt: int, needs: Sequenc
     return _hash("fund", run, source, part, attempt, *(field for need in needs for field in need))
 
 
+def bulk_nonce(run: str, sender: str, attempt: int, rows: Sequence[str]) -> bytes:
+    """The nonce of the request that holds these rows of a payer, by their keys."""
+    return _hash("bulk", run, sender, attempt, *rows)
+
+
 def payment_key(payment: Payment) -> str:
-    """A short name of a payment within its run, for the list of rows that were funded."""
+    """A short name of a payment within its run, for the lists of rows that were funded, or sent together."""
     return payment_nonce("", payment).hex()
 
 

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.names import MAX_AMOUNT
-from chain.request import MAX_POSTINGS, Posting, SignedRequest, transfer
+from chain.request import MAX_POSTINGS, NetworkId, Posting, Request, SignedRequest, transfer
+from cli.batches import SentBatches
 from cli.funding import FundedRows, Needs
 from cli.money import format_amount
 from cli.opening import open_accounts
@@ -85,6 +86,7 @@ class PayRun:
         self.opening_s = 0.0
         self.funded = 0
         self.rows_s = 0.0
+        self.requests = 0
         self._wallet = wallet
         self._progress = progress
         self._keys: dict[str, Ed25519PrivateKey | LocalMisuse] = {}
@@ -92,6 +94,16 @@ class PayRun:
         self._pays: dict[str, list[int]] = defaultdict(list)  # account -> rows that pay it, in order
         for index, payment in enumerate(rows):
             self._pays[payment.recipient].append(index)
+
+    def check(self, network: NetworkId) -> None:
+        """Refuse what must not be sent so, before anything is. Raises `LocalMisuse`."""
+        sent = SentBatches(self._wallet.directory, self.settings.label)
+        together = sum(not p.fault and payment_key(p) in sent.of for p in self.rows)
+        if together:
+            raise LocalMisuse(
+                f"{together} rows of run {self.settings.label!r} were sent with --bulk before: run it again with --bulk, which "
+                "pays nothing twice"
+            )
 
     async def run(self, client: Client) -> None:
         """All of it. Raises `Unreachable` when the network is gone, `CommandFailed` when the funding is rejected."""
@@ -172,6 +184,7 @@ class PayRun:
     async def _pay(self, client: Client) -> None:
         self._progress.begin("paying", len(self.rows))
         signed = [self._signed(client, payment, 0) for payment in self.rows]
+        self.requests = sum(isinstance(s, SignedRequest) for s in signed)
         self._wallet.record(
             (s.request_id, p.sender, "pay")
             for p, s in zip(self.rows, signed, strict=True)
@@ -214,12 +227,7 @@ class PayRun:
             signed = again
             self._wallet.record([(signed.request_id, payment.sender, "pay")])
             answer = await self._until_known(client, signed)
-        result = RowResult(answer_name(answer), answer_text(answer), request_id=signed.request_id.hex())
-        if isinstance(answer, Recorded):
-            result.repeated = answer.repeated
-            result.link_hash = answer.link_hash.hex()
-            result.height = answer.height
-        return result
+        return result_of(answer, signed.request_id)
 
     async def _until_known(self, client: Client, signed: SignedRequest) -> Answer:
         """Submit until there is an outcome, at most TRIES times. Raises `Unreachable` when there is no network."""
@@ -242,9 +250,7 @@ class PayRun:
         key = self._key(payment.sender)
         if isinstance(key, LocalMisuse):
             return RowResult("no_key", str(key))
-        nonce = payment_nonce(self.settings.label, payment, attempt)
-        posting = Posting(payment.recipient, payment.amount, payment.reference)
-        return sign_request(transfer(client.network, payment.sender, [posting], nonce), key)
+        return sign_request(row_request(client.network, self.settings.label, payment, attempt), key)
 
     def _key(self, account: str) -> Ed25519PrivateKey | LocalMisuse:
         if account not in self._keys:
@@ -253,6 +259,22 @@ class PayRun:
             except LocalMisuse as error:
                 self._keys[account] = error
         return self._keys[account]
+
+
+def row_request(network: NetworkId, run: str, payment: Payment, attempt: int) -> Request:
+    """The request of one row alone. `attempt` above 0: once more after a rejection."""
+    posting = Posting(payment.recipient, payment.amount, payment.reference)
+    return transfer(network, payment.sender, [posting], payment_nonce(run, payment, attempt))
+
+
+def result_of(answer: Answer, request_id: bytes) -> RowResult:
+    """What an answer makes of the rows of its request."""
+    result = RowResult(answer_name(answer), answer_text(answer), request_id=request_id.hex())
+    if isinstance(answer, Recorded):
+        result.repeated = answer.repeated
+        result.link_hash = answer.link_hash.hex()
+        result.height = answer.height
+    return result
 
 
 def split(needs: Needs) -> list[Needs]:
@@ -335,7 +357,7 @@ class Progress:
         if self._bar is not None:
             self._task = self._bar.add_task(what, total=total)
 
-    def advance(self) -> None:
-        """One more of it is done."""
+    def advance(self, count: int = 1) -> None:
+        """So many more of it are done."""
         if self._bar is not None and self._task is not None:
-            self._bar.advance(self._task)
+            self._bar.advance(self._task, count)

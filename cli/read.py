@@ -13,7 +13,7 @@ from cli.home import find_network
 from cli.money import format_amount
 from cli.output import CommandFailed, Exit, JsonValue, Output
 from cli.receipt import outcome_name
-from cli.session import NodeAddress, ask_until_found, not_found, open_client, pinned
+from cli.session import NodeAddress, ask_until_found, not_found, open_client, pinned, say_stale
 from hopchain import Balance, Chain, Client, NotFound, Unknown
 from hopchain.wire import MAX_PAGE, ChainLink
 
@@ -54,7 +54,7 @@ def balance(
 
     found = run(ask)
     if isinstance(found, NotFound):
-        raise not_found(f"account {name}", node)
+        raise not_found(f"account {name}", node, stale=found.stale)
     if isinstance(found, Unknown):
         raise CommandFailed(Exit.UNREACHABLE, "unknown", f"no balance within {timeout_s:g} s: {found.reason}")
     available = found.settled + found.incoming
@@ -91,10 +91,7 @@ def balance(
             ("as of", time_text(found.as_of_ms) + (", by a majority" if found.linearizable else ", one replica")),
         ]
     )
-    if found.stale:
-        out.say(
-            "stale: the node that answered is no member, or reaches no majority; others may know more", colour="yellow"
-        )
+    say_stale(out, found)
 
 
 @click.command(cls=HopCommand, examples=["hopchain chain alice", "hopchain chain alice --from 0 --limit 5 --json"])
@@ -134,7 +131,7 @@ def chain(
 
     found = run(ask)
     if isinstance(found, NotFound):
-        raise not_found(f"account {name}", node)
+        raise not_found(f"account {name}", node, stale=found.stale)
     out.data(
         {
             "account": found.account,
@@ -142,9 +139,11 @@ def chain(
             "scale": found.scale,
             "height": found.height,
             "links": [_link_document(link) for link in found.links],
+            "stale": found.stale,
         }
     )
     out.say(f"{found.account}: height {found.height}, {len(found.links)} links shown", bold=True)
+    say_stale(out, found)
     for link in found.links:
         _say_link(out, link, found)
 
@@ -159,13 +158,15 @@ async def _links(
     begin = max(0, first.height - (limit or 0) + 1) if from_height is None else from_height
     end = first.height + 1 if limit is None else begin + limit
     links: list[ChainLink] = []
+    stale = first.stale
     while begin < end:
         page = await client.chain(name, begin, min(end - begin, MAX_PAGE), at=at)
         if isinstance(page, NotFound) or not page.links:
             break
         links += page.links
+        stale = stale or page.stale
         begin = links[-1].height + 1
-    return Chain(first.account, first.asset, first.scale, first.height, tuple(links))
+    return Chain(first.account, first.asset, first.scale, first.height, tuple(links), stale)
 
 
 def _link_document(link: ChainLink) -> JsonValue:

@@ -8,7 +8,7 @@ import click
 from cli.command import HopCommand, at_option, checked_name, network_option, run
 from cli.home import SHORT_ID, KnownNode, Network, find_network
 from cli.output import Exit, JsonValue, Output
-from cli.session import ask_until_found, not_found, open_client, pinned
+from cli.session import ask_until_found, not_found, open_client, pinned, say_stale
 from hopchain import CallRefused, Client, NotFound, RemoteFault, Route, Status, Unreachable
 from hopchain.wire import RouteNode
 
@@ -36,7 +36,7 @@ def route(out: Output, what: str, as_account: bool, at: str | None, network_dir:
 
     found = run(ask)
     if isinstance(found, NotFound):
-        raise not_found(f"account {what}", node)
+        raise not_found(f"account {what}", node, stale=found.stale)
     out.data(
         {
             "account": account or None,
@@ -48,6 +48,7 @@ def route(out: Output, what: str, as_account: bool, at: str | None, network_dir:
             "found": [_route_document(network, n) for n in found.found],
             "owner": _route_document(network, found.group[0]) if found.group else None,
             "group": [_route_document(network, n) for n in found.group],
+            "stale": found.stale,
         }
     )
     asked = ", ".join(network.name_of(a) for a in found.asked) or "nobody: the node itself knew"
@@ -66,6 +67,7 @@ def route(out: Output, what: str, as_account: bool, at: str | None, network_dir:
             for n in found.group
         ],
     )
+    say_stale(out, found)
 
 
 def _key(text: str) -> bytes:

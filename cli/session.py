@@ -1,16 +1,17 @@
 """What commands do with a network: open a client, ask node after node, find an account's asset."""
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from chain.errors import LocalMisuse
 from chain.genesis import Asset
 from cli.home import Network
-from cli.output import CommandFailed, Exit
-from hopchain import AccountLine, Balance, Client, NotFound, Unreachable
+from cli.output import CommandFailed, Exit, Output
+from hopchain import Accounts, Balance, Chain, Client, NotFound, Route, Unreachable
 
 NodeAddress = tuple[str, int]
 _T = TypeVar("_T")
+_BEHIND: Final = "who answered was removed, reaches no majority of the members, or has not caught up"
 
 
 def open_client(network: Network, *, spread: bool = False) -> Client:
@@ -26,23 +27,36 @@ def pinned(network: Network, at: str | None) -> NodeAddress | None:
 async def ask_until_found(
     network: Network, at: NodeAddress | None, ask: Callable[[NodeAddress], Awaitable[_T | NotFound]]
 ) -> _T | NotFound:
-    """Ask the pinned node, or all one after the other, until one knows; a replica may be a moment behind the others.
+    """Ask the pinned node, or all one after the other, until one knows that is not `stale`; a replica may be a moment behind
+    the others. Else the best there is: something that is stale, then nothing that is not.
 
     Raises `Unreachable` when none could be asked.
     """
     tried: list[tuple[str, str]] = []
-    answer: _T | NotFound | None = None
+    answers: list[_T | NotFound] = []
     for address in [at] if at is not None else [n.address for n in network.nodes]:
         try:
             answer = await ask(address)
         except Unreachable as error:
             tried += error.tried
             continue
-        if not isinstance(answer, NotFound):
+        if not isinstance(answer, NotFound) and not is_stale(answer):
             return answer
-    if answer is None:
+        answers.append(answer)
+    if not answers:
         raise Unreachable(tried)
-    return answer
+    return min(answers, key=lambda answer: (isinstance(answer, NotFound), is_stale(answer)))
+
+
+def is_stale(answer: object) -> bool:
+    """True for what a node read that may have fallen behind the others (hopchain.wire)."""
+    return isinstance(answer, Balance | NotFound | Chain | Accounts | Route) and answer.stale
+
+
+def say_stale(out: Output, answer: object) -> None:
+    """Tell people that others may know more; nothing for an answer that is not stale."""
+    if is_stale(answer):
+        out.say(f"stale: {_BEHIND}; others may know more", colour="yellow")
 
 
 async def asset_of(client: Client, network: Network, account: str, at: NodeAddress | None) -> Asset:
@@ -51,17 +65,17 @@ async def asset_of(client: Client, network: Network, account: str, at: NodeAddre
         return network.genesis.assets[0]
     answer = await ask_until_found(network, at, lambda address: client.balance(account, at=address))
     if not isinstance(answer, Balance):
-        raise not_found(f"account {account}", at)
+        raise not_found(f"account {account}", at, stale=is_stale(answer))
     return network.asset(answer.asset)
 
 
-async def account_line(client: Client, account: str, at: NodeAddress) -> AccountLine | NotFound:
-    """One account with its public key, from one node's list."""
+async def account_line(client: Client, account: str, at: NodeAddress) -> Accounts | NotFound:
+    """One account with its public key, from one node's list: a list of one."""
     before = account[:-1] + chr(ord(account[-1]) - 1) + "\x7f"  # sorts after every name that sorts before `account`
     page = await client.accounts(before, 1, at=at)
     if page.accounts and page.accounts[0].name == account:
-        return page.accounts[0]
-    return NotFound(f"account {account}")
+        return page
+    return NotFound(f"account {account}", page.stale)
 
 
 def default_asset(network: Network, code: str | None) -> Asset:
@@ -74,7 +88,12 @@ def default_asset(network: Network, code: str | None) -> Asset:
     raise LocalMisuse(f"this network has several assets: choose one of {codes} with --asset")
 
 
-def not_found(what: str, at: NodeAddress | None) -> CommandFailed:
-    """Nobody knows it."""
+def not_found(what: str, at: NodeAddress | None, *, stale: bool) -> CommandFailed:
+    """Nobody knows it; when all who were asked are `stale`, that says nothing about the others."""
     where = "any node" if at is None else f"{at[0]}:{at[1]}"
+    if stale:
+        text = (
+            f"{what} is not known at {where}, but {_BEHIND}; others may know it: ask a node that has contact with them"
+        )
+        return CommandFailed(Exit.UNREACHABLE, "stale", text)
     return CommandFailed(Exit.REJECTED, "not_found", f"{what} is not known at {where}")

@@ -130,7 +130,7 @@ def outcome(out: Output, request: str, account: str | None, at: str | None, netw
             )
             if isinstance(answer, NotFound):
                 sent = f" (sent from {journal} by this wallet; it may still execute)" if journal else ""
-                raise not_found(f"request {request_id.hex()}{sent}", node)
+                raise not_found(f"request {request_id.hex()}{sent}", node, stale=answer.stale)
             asset = await asset_of(client, network, answer.account, node)
         return print_answer(out, network, answer, request_id=request_id, account=answer.account, asset=asset)
 

@@ -214,6 +214,7 @@ def _report_cluster(out: Output, found: Comparison) -> Exit:
                     "links": d.links,
                     "epoch": d.epoch,
                     "totals": {t.asset: t.total for t in d.totals},
+                    "stale": d.stale,
                 }
                 for name, d in found.digests.items()
             ],
@@ -229,7 +230,7 @@ def _report_cluster(out: Output, found: Comparison) -> Exit:
                 d.digest.hex()[:16],
                 str(d.accounts),
                 str(d.links),
-                ", ".join(f"{t.asset} {t.total}" for t in d.totals),
+                ", ".join(f"{t.asset} {t.total}" for t in d.totals) + ("  (stale)" if d.stale else ""),
             ]
             for name, d in found.digests.items()
         ]

@@ -10,7 +10,7 @@ may have been sent.
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -114,6 +114,14 @@ class Wallet:
         wanted = request_id.hex()
         with journal.open() as lines:
             return next((line.split()[1] for line in lines if line.startswith(wanted)), None)
+
+    def recorded(self, request_ids: Collection[str]) -> set[str]:
+        """Those of the requests (ids in hex) that were sent from here."""
+        journal = self.directory / _JOURNAL
+        if not request_ids or not journal.exists():
+            return set()
+        with journal.open() as lines:
+            return {line.partition(" ")[0] for line in lines}.intersection(request_ids)
 
     def _make_directory(self) -> None:
         for place in (self.directory.parent.parent, self.directory.parent, self.directory):

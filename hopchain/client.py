@@ -21,7 +21,7 @@ concluded from another node's refusal: the answer is then `Unknown`.
 import secrets
 import ssl
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
@@ -47,10 +47,11 @@ from chain.request import (
     sign,
     transfer,
 )
+from hopchain.bulk import joined
 from hopchain.calls import Address, Calls, ConnectionLost, DialFailed, Timing, dial
 from hopchain.change import SignedChange
 from hopchain.connection import client_context
-from hopchain.errors import CallRefused, Unreachable
+from hopchain.errors import CallRefused, ClientError, Unreachable
 from hopchain.wire import (
     MAX_PAGE,
     AccountLine,
@@ -95,6 +96,7 @@ LAST_PAUSE_S: Final = 0.5
 LONGEST_REST_S: Final = 2.0  # between two tries to reach a node again, while others answer
 MAX_SEEN: Final = 10_000  # accounts whose height is remembered for reading one's own writes
 NONCE_BYTES: Final = 32
+MANY_IN_FLIGHT: Final = 256  # requests of one bulk call: enough to fill the nodes' turns, a quarter of one connection
 
 
 class _Node:
@@ -252,6 +254,44 @@ class Client:
             valid_until_height=valid_until_height,
         )
         return await self.submit(sign_request(request, key), timeout_s, at=at)
+
+    async def submit_many(
+        self,
+        requests: Sequence[Request],
+        keys: Mapping[str, Ed25519PrivateKey],
+        *,
+        atomic: bool = False,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        at: NodeAddress | None = None,
+    ) -> list[Answer | ClientError]:
+        """Sign (`keys`: account -> key) and submit many requests; what became of each, in order. Make them with
+        `chain.request.transfer`; with nonces of your own the same call again executes nothing twice.
+
+        Each is independent of the others, and one that fails stops none; `timeout_s` is for each. `atomic`: transfers of one
+        account, all or nothing (hopchain.bulk): one request, whose one answer is that of each.
+        Raises `LocalMisuse` before anything is sent when one of them cannot be made.
+        """
+        missing = sorted({request.sender for request in requests} - keys.keys())
+        if missing:
+            raise LocalMisuse(f"{len(missing)} accounts have no key, the first is {missing[0]}")
+        made = [joined(requests)] if atomic else requests
+        signed = [sign_request(request, keys[request.sender]) for request in made]
+        answers: dict[int, Answer | ClientError] = {}
+
+        async def work(queue: Iterator[tuple[int, SignedRequest]]) -> None:
+            for number, each in queue:
+                try:
+                    answers[number] = await self.submit(each, timeout_s, at=at)
+                except ClientError as error:
+                    answers[number] = error
+
+        queue = iter(enumerate(signed))
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(MANY_IN_FLIGHT, len(signed))):
+                tasks.start_soon(work, queue)
+        if atomic:
+            return [answers[0]] * len(requests)
+        return [answers[number] for number in range(len(signed))]
 
     async def cancel(
         self,

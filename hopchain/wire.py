@@ -5,6 +5,10 @@ each frame of the client is one `Call`, each frame of the node one `Reply` with 
 in any order. All structs are msgpack arrays whose first element is the tag.
 
 Every amount is an integer of minor units, every hash 32 raw bytes, every node id 20 raw bytes.
+
+`stale` in what a node read from its replica: others may have gone on without it. It has no contact with a majority of the
+members, or was removed, or it is a guest that has not caught up with them. `Recorded` has none: an outcome is final, wherever
+it is known. `Status` and `Health` are about the node itself, and say more.
 """
 
 from typing import Final, Literal
@@ -185,14 +189,14 @@ class Refused(_Message, frozen=True, tag="refused"):
 
 
 class NotFound(_Message, frozen=True, tag="not_found"):
-    """This node knows nothing of that name, hash or request (yet)."""
+    """This node knows nothing of that name, hash or request (yet); when it is `stale`, others may well know it."""
 
     what: str
+    stale: bool = False
 
 
 class Balance(_Message, frozen=True, tag="balance_is"):
-    """`settled` + `incoming` = `available`; `as_of_ms` is this node's clock when it read. `stale`: the node is no member,
-    or has no contact with a majority, so that others may have gone on without it."""
+    """`settled` + `incoming` = `available`; `as_of_ms` is this node's clock when it read."""
 
     account: str
     asset: str
@@ -264,6 +268,7 @@ class Chain(_Message, frozen=True, tag="chain_is"):
     scale: int
     height: int
     links: tuple[ChainLink, ...]
+    stale: bool = False
 
 
 class AccountLine(_Message, frozen=True):
@@ -285,6 +290,7 @@ class Accounts(_Message, frozen=True, tag="accounts_are"):
 
     accounts: tuple[AccountLine, ...]
     more: bool
+    stale: bool = False
 
 
 class RouteNode(_Message, frozen=True):
@@ -307,6 +313,7 @@ class Route(_Message, frozen=True, tag="route_is"):
     found: tuple[RouteNode, ...]
     group: tuple[RouteNode, ...]
     epoch: int
+    stale: bool = False
 
 
 class PeerStatus(_Message, frozen=True):
@@ -356,6 +363,7 @@ class Digest(_Message, frozen=True, tag="digest_is"):
     links: int
     epoch: int
     totals: tuple[AssetTotal, ...]
+    stale: bool = False
 
 
 class Changed(_Message, frozen=True, tag="changed"):
@@ -389,6 +397,7 @@ class Members(_Message, frozen=True, tag="members_are"):
 
     epoch: int
     views: tuple[ViewLine, ...]
+    stale: bool = False
 
 
 class PeerHealth(_Message, frozen=True):

@@ -12,7 +12,7 @@ from hopchain import wire
 from hopchain.client import raw_public_key
 from node.layout import read_network
 from tests.cli.conftest import TIME_MS, Cli, World
-from tests.hopchain.fake_node import FaultMaker, Hang, key_number, replaced
+from tests.hopchain.fake_node import FaultMaker, Hang, key_number
 from tests.hopchain.ledger import TIME_MS as LINK_TIME_MS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "cli-json.md"
@@ -216,7 +216,7 @@ def test_account_list_and_show(world: World) -> None:
     assert [a["account"] for a in world.json("account", "list", "--mine")["accounts"]] == ["alice", "mint"]
     shown = world.json("account", "show", "alice")
     assert set(shown) == documented("account show")
-    assert shown == listed["accounts"][0]
+    assert shown == listed["accounts"][0] | {"stale": False}
     assert (shown["incoming"], shown["available"], shown["in_wallet"]) == (1250, 1250, True)
     assert "12.50 CZK" in world.run("account", "show", "alice").stdout
     assert re.search(r"alice +CZK +0 +0\.00 +12\.50 +wallet", world.run("account", "list").stdout)
@@ -399,17 +399,52 @@ def test_balance(world: World) -> None:
         assert what in shown
     assert "(issuer)" in world.run("balance", "mint").stdout
     assert not found["stale"] and "stale" not in shown
-    old = world.ledger.balance(wire.AskBalance("alice"))
-    for node in world.nodes:
-        node.fault = lambda call: replaced(old, stale=True) if isinstance(call, wire.AskBalance) else None
-    assert world.json("balance", "alice")["stale"]
-    assert "stale: the node that answered is no member" in world.run("balance", "alice").stdout
-    for node in world.nodes:
-        node.fault = lambda call: None
     assert world.json("balance", "nobody", code=1)["error"] == "not_found"
     world.nodes[0].fault = lambda call: wire.Unknown(b"", "no majority")
     late = world.json("balance", "alice", "--linearizable", "--at", "node-1", code=3)
     assert late["error"] == "unknown" and "no majority" in late["message"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("balance", "alice"),
+        ("chain", "alice"),
+        ("account", "list"),
+        ("account", "show", "alice"),
+        ("route", "alice"),
+    ],
+)
+def test_a_stale_answer_says_so_and_others_are_asked_first(world: World, words: tuple[str, ...]) -> None:
+    opened(world, "alice")
+    world.nodes[0].stale = True
+    found = world.json(*words)
+    assert set(found) == documented(" ".join(words).removesuffix(" alice"))
+    assert found["stale"] is False, "node 2 is not"
+    assert "stale: " not in world.run(*words).stdout
+    assert world.json(*words, "--at", "node-1")["stale"] is True
+    world.nodes[1].stale = True
+    assert world.json(*words)["stale"] is True
+    assert "stale: who answered was removed, reaches no majority" in world.run(*words).stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("balance", "nobody"), ("chain", "nobody"), ("account", "show", "nobody"), ("outcome", "77" * 32)],
+)
+def test_what_only_stale_nodes_do_not_know_is_not_said_to_be_missing(world: World, words: tuple[str, ...]) -> None:
+    world.nodes[0].stale = True
+    assert world.json(*words, code=1)["error"] == "not_found", "node 2 is sure"
+    world.nodes[1].stale = True
+    unsure = world.json(*words, code=3)
+    assert unsure["error"] == "stale" and "others may know it" in unsure["message"]
+
+
+def test_what_a_stale_node_knows_is_better_than_nothing(world: World) -> None:
+    opened(world, "alice")
+    world.nodes[0].stale = True
+    world.nodes[1].fault = lambda call: wire.NotFound("account alice") if isinstance(call, wire.AskBalance) else None
+    assert world.json("balance", "alice")["stale"]
 
 
 def test_balance_is_asked_of_the_next_node_when_one_does_not_know_the_account_yet(world: World) -> None:

@@ -72,6 +72,10 @@ def test_equal_replicas(world: World) -> None:
     assert found["ok"] and found["equal"] and found["difference"] is None
     assert [n["totals"] for n in found["nodes"]] == [{"CZK": 0}] * 2
     assert "all 2 replicas are equal" in world.run("verify", "--cluster").stdout
+    assert [node["stale"] for node in found["nodes"]] == [False, False]
+    world.nodes[1].stale = True
+    assert [node["stale"] for node in world.json("verify", "--cluster")["nodes"]] == [False, True]
+    assert world.run("verify", "--cluster").stdout.count("(stale)") == 1
 
 
 def test_the_first_account_that_differs_is_named(world: World) -> None:

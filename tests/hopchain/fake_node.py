@@ -108,6 +108,7 @@ class FakeNode:
         self.page = 1000  # accounts of one answer, at most
         self.raw_first: bytes | None = None  # sent instead of the hello
         self.log_height: int | None = None
+        self.stale = False  # it has no contact with a majority, and says so
         self.membership = Membership(ledger.genesis)  # the nodes of one network share one
         self._context = context
         self._scope: anyio.CancelScope | None = None
@@ -159,11 +160,14 @@ class FakeNode:
                     return
                 if isinstance(answer, Hang):
                     continue
-                waiting.append(wire.Reply(message.number, answer or self._answer(message.body)))
+                waiting.append(wire.Reply(message.number, answer or self._marked(self._answer(message.body))))
             if waiting and len(waiting) >= self.hold_until:
                 for reply in reversed(waiting):
                     await stream.send(frame(wire.encode(reply)))
                 waiting.clear()
+
+    def _marked(self, body: wire.ReplyBody) -> wire.ReplyBody:
+        return replaced(body, stale=True) if self.stale and hasattr(body, "stale") else body
 
     def _hello(self, message: wire.ClientFrame) -> wire.Hello | wire.Refused:
         assert isinstance(message, wire.Hello)

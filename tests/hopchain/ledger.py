@@ -154,7 +154,10 @@ class Ledger:
         return done
 
     def outcome(self, call: wire.AskOutcome) -> wire.Recorded | wire.NotFound:
-        return self.recorded.get(call.request_id) or wire.NotFound(f"request {call.request_id.hex()[:16]}")
+        found = self.recorded.get(call.request_id)
+        if found is None:
+            return wire.NotFound(f"request {call.request_id.hex()[:16]}")
+        return msgspec.structs.replace(found, repeated=True)
 
     def balance(self, call: wire.AskBalance) -> wire.Balance | wire.NotFound:
         account = self.accounts.get(call.account)

@@ -36,6 +36,7 @@ from tests.hopchain.fake_node import (
     Hang,
     key_number,
     make_genesis,
+    replaced,
     shared_ca,
 )
 from tests.hopchain.ledger import Ledger
@@ -170,7 +171,7 @@ def test_questions_get_their_answers(backend: str) -> None:
             chain = await client.chain("mint")
             assert isinstance(chain, wire.Chain) and [link.height for link in chain.links] == [0, 1]
             assert [a.name for a in (await client.accounts(after="alice")).accounts] == ["mint", "points"]
-            assert await client.outcome(done.request_id) == done
+            assert await client.outcome(done.request_id) == replaced(done, repeated=True)
             route = await client.route(account="alice")
             assert isinstance(route, wire.Route) and route.slot == world.ledger.accounts["alice"].tip
             assert (await client.status()).k == 5
@@ -190,8 +191,13 @@ def test_all_accounts_reads_page_after_page(backend: str) -> None:
         world.nodes[0].page = 10
         async with world.client() as client:
             names = [a.name for a in await client.all_accounts()]
-        assert names == sorted(world.ledger.accounts)
-        assert len(world.nodes[0].calls) == 3
+            assert names == sorted(world.ledger.accounts)
+            assert len(world.nodes[0].calls) == 3
+            assert not (await client.account_list()).stale
+            second = replaced(world.ledger.list_accounts(wire.AskAccounts("a09", 10), 10), stale=True)
+            world.nodes[0].fault = lambda call: second if call == wire.AskAccounts("a09", wire.MAX_PAGE) else None
+            listed = await client.account_list()
+        assert listed.stale and [a.name for a in listed.accounts] == names
 
     run(test, backend)
 

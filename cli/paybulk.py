@@ -1,0 +1,254 @@
+"""`hopchain pay --bulk`: many rows of one payer become one request, which is one link: by far the cheapest per row.
+
+The rows of each payer, in order, are cut into requests of at most MAX_POSTINGS rows. A request is paid all or not at all, and
+one that fails stops no other. With `--atomic` the whole file is one request.
+
+Which rows went together must stay so, or a row could be paid in two requests. So the batches of a run are remembered in the
+wallet before they leave (cli.remembered), and made again as they were:
+
+* rows that are new in the file make new batches;
+* a batch whose rows are not all in the file any more (or, with `--atomic`, are not the whole file) cannot be made again. It
+  is cancelled first; when it was rejected, or now never executes, what is left of its rows makes a new batch;
+* rows that were sent one by one are refused, as are rows of a bulk run that are to be sent one by one.
+
+Where nothing is remembered, the same file cuts into the same requests, so it is paid once from another wallet too.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import anyio
+import msgspec
+
+from chain.errors import LocalMisuse
+from chain.link import Outcome
+from chain.names import MAX_AMOUNT
+from chain.request import (
+    MAX_POSTINGS,
+    NetworkId,
+    Posting,
+    RequestId,
+    SignedRequest,
+    cancellation,
+    encode_request,
+    request_id,
+    transfer,
+)
+from cli.batches import Batch, SentBatches
+from cli.output import CommandFailed, Exit
+from cli.payfile import Payment, bulk_nonce, payment_key
+from cli.payrun import MAX_ATTEMPTS, PAUSE_S, TRIES, PayRun, RowResult, result_of, row_request
+from cli.receipt import answer_name, answer_text
+from hopchain import Answer, Client, Recorded
+from hopchain.client import sign_request
+
+
+class _Part(msgspec.Struct):
+    """A batch that is to be sent, with its rows' places in the file."""
+
+    batch: Batch
+    rows: list[int]
+    signed: SignedRequest
+
+
+class BulkRun(PayRun):
+    """The run of a payment file in as few requests as can be; `atomic`: in one."""
+
+    atomic = False
+
+    def check(self, network: NetworkId) -> None:
+        if self.atomic:
+            self._check_atomic()
+        sent = SentBatches(self._wallet.directory, self.settings.label)
+        fresh = [p for p in self.rows if not p.fault and payment_key(p) not in sent.of]
+        alone = {request_id(encode_request(row_request(network, self.settings.label, p, 0))).hex() for p in fresh}
+        if known := self._wallet.recorded(alone):
+            raise LocalMisuse(
+                f"{len(known)} rows of run {self.settings.label!r} were sent one by one before: run it again without --bulk, "
+                "which pays nothing twice"
+            )
+
+    def _check_atomic(self) -> None:
+        bad = next((p for p in self.rows if p.fault), None)
+        if bad is not None:
+            raise LocalMisuse(f"--atomic pays all rows or none, and line {bad.line} cannot be paid: {bad.fault}")
+        senders = sorted({p.sender for p in self.rows})
+        total = sum(p.amount for p in self.rows)
+        if len(senders) > 1 or len(self.rows) > MAX_POSTINGS or total > MAX_AMOUNT:
+            raise LocalMisuse(
+                f"--atomic makes one request of the file: 1 payer, {MAX_POSTINGS} rows and {MAX_AMOUNT} minor units at most; "
+                f"this one has {len(senders)} payers, {len(self.rows)} rows and {total} minor units. Without it each payer's "
+                f"rows are paid in requests of up to {MAX_POSTINGS}, all or nothing each"
+            )
+
+    # --- which requests ----------------------------------------------------------------------------------------
+
+    async def _pay(self, client: Client) -> None:
+        self._progress.begin("paying", len(self.rows))
+        sent = SentBatches(self._wallet.directory, self.settings.label)
+        payable = self._payable()
+        parts, fresh = await self._sent_before(client, sent, payable)
+        cuts = [[index for index, _ in part] for part in cut([(index, self.rows[index]) for index in fresh])]
+        made = [self._made(client.network, rows, sent.attempts(self._keys_of(rows))) for rows in cuts]
+        if made:
+            sent.add([part.batch for part in made])
+        parts = sorted([*parts, *made], key=lambda part: min(part.rows))
+        self.requests = len(parts)
+        self._record(parts)
+        queue = iter(parts)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(self.settings.concurrency, len(parts))):
+                tasks.start_soon(self._send_parts, client, queue, sent)
+
+    def _payable(self) -> dict[str, int]:
+        """The rows that can be sent, by key; the others get their results."""
+        found: dict[str, int] = {}
+        for index, payment in enumerate(self.rows):
+            key = None if payment.fault else self._key(payment.sender)
+            if payment.fault:
+                self._end([index], RowResult("invalid", payment.fault))
+            elif isinstance(key, LocalMisuse):
+                self._end([index], RowResult("no_key", str(key)))
+            else:
+                found[payment_key(payment)] = index
+        return found
+
+    async def _sent_before(
+        self, client: Client, sent: SentBatches, payable: dict[str, int]
+    ) -> tuple[list[_Part], list[int]]:
+        """The batches of earlier runs that are made again, and the rows for new ones."""
+        parts: list[_Part] = []
+        fresh = [index for key, index in payable.items() if key not in sent.of]
+        batches = dict.fromkeys(id(sent.of[key]) for key in payable if key in sent.of)
+        by_id = {id(batch): batch for batch in sent.of.values()}
+        for batch in [by_id[number] for number in batches]:
+            left = [payable[key] for key in batch.rows if key in payable and sent.of[key] is batch]
+            if len(left) == len(batch.rows) and (not self.atomic or len(left) == len(self.rows)):
+                parts.append(self._made(client.network, left, batch.attempt, batch.request_id))
+            elif await self._is_void(client, batch, left):
+                fresh += left
+        return parts, sorted(fresh)
+
+    def _made(self, network: NetworkId, rows: list[int], attempt: int, known: str | None = None) -> _Part:
+        """The request of these rows. `known`: the id that it had before."""
+        sender = self.rows[rows[0]].sender
+        keys = self._keys_of(rows)
+        postings = [Posting(p.recipient, p.amount, p.reference) for p in (self.rows[index] for index in rows)]
+        key = self._key(sender)
+        assert not isinstance(key, LocalMisuse)
+        signed = sign_request(
+            transfer(network, sender, postings, bulk_nonce(self.settings.label, sender, attempt, keys)), key
+        )
+        if known not in (None, signed.request_id.hex()):
+            raise LocalMisuse(
+                f"the wallet remembers request {known} for {len(rows)} rows of run {self.settings.label!r}, and they make "
+                f"{signed.request_id.hex()}: restore {self._wallet.directory} from a copy"
+            )
+        return _Part(Batch(sender, attempt, signed.request_id.hex(), keys), rows, signed)
+
+    def _keys_of(self, rows: Sequence[int]) -> tuple[str, ...]:
+        return tuple(payment_key(self.rows[index]) for index in rows)
+
+    async def _is_void(self, client: Client, batch: Batch, left: Sequence[int]) -> bool:
+        """Make sure that a batch never executes, or note that it has: `left` are those of its rows that the file has."""
+        key = self._key(batch.sender)
+        assert not isinstance(key, LocalMisuse)
+        target = RequestId(bytes.fromhex(batch.request_id))
+        signed = sign_request(cancellation(client.network, batch.sender, target, target), key)
+        self._wallet.record([(signed.request_id, batch.sender, "cancel")])
+        answer = await self._until_known(client, signed)
+        if isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED:
+            return True
+        decided = await self._outcome(client, target, batch.sender)
+        if isinstance(answer, Recorded) and decided is not None and decided.outcome != Outcome.COMPLETED:
+            return True
+        if decided is None:
+            why = f"an earlier request of {len(batch.rows)} rows is not settled: {answer_name(answer)}: {answer_text(answer)}"
+            result = RowResult("unknown", why, request_id=batch.request_id)
+        else:
+            result = result_of(decided, target)
+        if self.atomic:
+            raise CommandFailed(
+                Exit.REJECTED if decided is not None else Exit.UNREACHABLE,
+                "not_atomic",
+                f"{len(left)} rows of run {self.settings.label!r} are in an earlier request of {len(batch.rows)} rows, which is "
+                f"{result.outcome}: this file cannot be paid as one. Nothing was sent; run it without --atomic, or name another "
+                "run with --run",
+            )
+        self._end(left, result)
+        return False
+
+    async def _outcome(self, client: Client, target: RequestId, sender: str) -> Recorded | None:
+        """The outcome of a request that a node has already; another one may be a moment behind."""
+        for left in reversed(range(TRIES)):
+            found = await client.outcome(target, sender)
+            if isinstance(found, Recorded) or not left:
+                return found if isinstance(found, Recorded) else None
+            await anyio.sleep(PAUSE_S)
+        raise AssertionError("the last try returns")
+
+    def _record(self, parts: Sequence[_Part]) -> None:
+        self._wallet.record((part.signed.request_id, part.batch.sender, "pay") for part in parts)
+
+    # --- sending -----------------------------------------------------------------------------------------------
+
+    async def _send_parts(self, client: Client, queue: Iterator[_Part], sent: SentBatches) -> None:
+        for part in queue:
+            await self._income_before(min(part.rows))
+            answer, last = await self._send_part(client, part, sent)
+            result = result_of(answer, last.signed.request_id)
+            if len(part.rows) > 1 and result.outcome != "completed":
+                result.reason += f" ({len(part.rows)} rows are one request: all or none of them)"
+            self._end(part.rows, result)
+
+    async def _send_part(self, client: Client, part: _Part, sent: SentBatches) -> tuple[Answer, _Part]:
+        """Submit it; one that was rejected in an earlier run is made anew when that was asked for."""
+        attempts = MAX_ATTEMPTS if self.settings.retry_rejected else 1
+        answer = await self._until_known(client, self._doubt(part))
+        for _ in range(1, attempts):
+            if not isinstance(answer, Recorded) or not answer.repeated or answer.outcome == Outcome.COMPLETED:
+                break
+            part = self._made(client.network, part.rows, sent.attempts(part.batch.rows))
+            sent.add([part.batch])
+            self._record([part])
+            answer = await self._until_known(client, self._doubt(part))
+        return answer, part
+
+    def _doubt(self, part: _Part) -> SignedRequest:
+        """The request, whose rows are unknown from now on until its answer is here."""
+        doubt = RowResult(
+            "unknown", "the run ended before the answer came: run it again", request_id=part.batch.request_id
+        )
+        for index in part.rows:
+            self.results[index] = doubt
+        return part.signed
+
+    def _end(self, rows: Sequence[int], result: RowResult) -> None:
+        for index in rows:
+            self.results[index] = result
+            self._done[index].set()
+        self._progress.advance(len(rows))
+
+
+class AtomicRun(BulkRun):
+    """The run of a payment file as one request."""
+
+    atomic = True
+
+
+def cut(rows: Sequence[tuple[int, Payment]]) -> list[list[tuple[int, Payment]]]:
+    """The rows of each payer in parts that one request can hold, in order of their first rows. A payer's part ends where it
+    is paid itself, so that its later rows may spend that."""
+    parts: list[list[tuple[int, Payment]]] = []
+    open_: dict[str, list[tuple[int, Payment]]] = {}
+    totals: Counter[str] = Counter()
+    for index, payment in rows:
+        part = open_.get(payment.sender)
+        if part is None or len(part) == MAX_POSTINGS or totals[payment.sender] + payment.amount > MAX_AMOUNT:
+            part = open_[payment.sender] = []
+            totals[payment.sender] = 0
+            parts.append(part)
+        part.append((index, payment))
+        totals[payment.sender] += payment.amount
+        open_.pop(payment.recipient, None)
+    return parts

@@ -1,0 +1,49 @@
+"""Many transfers as one request: all or nothing.
+
+A request holds up to MAX_POSTINGS postings of one account and is one outcome in one link. So transfers of one account that
+must happen together are joined: their postings, in order, under a nonce that their nonces make. Joined again they are the
+same request again, executed once.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+from chain.errors import LocalMisuse
+from chain.names import MAX_AMOUNT
+from chain.request import MAX_POSTINGS, Kind, Request, transfer
+
+_TAG: Final = b"hopchain:joined:1\0"
+
+
+def joined(requests: Sequence[Request]) -> Request:
+    """One request with the postings of all these transfers. `LocalMisuse`, with the numbers, when one request cannot hold
+    them: they must be of one account, under the same conditions, MAX_POSTINGS postings at most, MAX_AMOUNT in all."""
+    if not requests:
+        raise LocalMisuse("no request was given: all or nothing needs at least one")
+    kinds = sorted({request.kind.name for request in requests if request.kind is not Kind.TRANSFER})
+    if kinds:
+        raise LocalMisuse(f"only transfers can be all or nothing, and some are {', '.join(kinds)}")
+    postings = [posting for request in requests for posting in request.postings]
+    total = sum(request.total for request in requests)
+    senders = len({request.sender for request in requests})
+    if senders > 1 or len(postings) > MAX_POSTINGS or total > MAX_AMOUNT:
+        raise LocalMisuse(
+            f"all or nothing is one request: 1 account, {MAX_POSTINGS} postings and {MAX_AMOUNT} minor units at most; these "
+            f"are {senders} accounts, {len(postings)} postings and {total} minor units"
+        )
+    first = requests[0]
+    conditions = {(request.network, request.expect_tip, request.valid_until_height) for request in requests}
+    if len(conditions) > 1:
+        raise LocalMisuse(
+            f"all or nothing has one expected tip and one last height; these have {len(conditions)} of them"
+        )
+    nonces = b"".join(request.nonce + len(request.postings).to_bytes(4, "big") for request in requests)
+    return transfer(
+        first.network,
+        first.sender,
+        postings,
+        hashlib.sha256(_TAG + nonces).digest(),
+        expect_tip=first.expect_tip,
+        valid_until_height=first.valid_until_height,
+    )

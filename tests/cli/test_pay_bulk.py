@@ -1,0 +1,340 @@
+"""`pay --bulk` and `--atomic`: many rows in one request, each row once, whatever is run again, changed or interrupted."""
+
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from chain.names import MAX_AMOUNT
+from chain.request import MAX_POSTINGS, Kind, Request, decode_request_untrusted
+from cli import paybulk
+from cli.batches import Batch, SentBatches
+from cli.paybulk import cut
+from cli.payfile import Payment
+from hopchain import wire
+from tests.cli.conftest import World
+from tests.cli.test_commands import documented
+from tests.cli.test_pay import COLUMNS, FULL, available, results, write
+from tests.hopchain.fake_node import Drop, Hang
+
+BULK = (*COLUMNS, "--bulk")
+ATOMIC = (*COLUMNS, "--atomic")
+ROWS = ["mint;ann;1;a", "mint;bob;2;b", "mint;cid;3;c", "mint;dan;4;d", "mint;eve;5;e"]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "may.csv"
+    write(path, ROWS)
+    return path
+
+
+@pytest.fixture
+def open_world(world: World) -> World:
+    world.run("account", "open", "ann", "bob", "cid", "dan", "eve")
+    for node in world.nodes:
+        node.calls.clear()
+    return world
+
+
+@pytest.fixture
+def two_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request holds two rows."""
+    monkeypatch.setattr(paybulk, "MAX_POSTINGS", 2)
+
+
+def sent(world: World) -> list[Request]:
+    """The transfers that the nodes were handed, each once, in order."""
+    raws = dict.fromkeys(c.raw for n in world.nodes for c in n.calls if isinstance(c, wire.Submit))
+    return [r for r in map(decode_request_untrusted, raws) if r.kind is Kind.TRANSFER]
+
+
+def outcomes(file: Path) -> list[str]:
+    return [r["outcome"] for r in results(file)]
+
+
+# --- cutting -------------------------------------------------------------------------------------------------------
+
+
+def parts(*rows: tuple[str, str, int]) -> list[list[int]]:
+    numbered = [(n, Payment(n, *row, "", 0)) for n, row in enumerate(rows)]
+    return [[index for index, _ in part] for part in cut(numbered)]
+
+
+def test_rows_of_a_payer_go_together_as_long_as_a_request_holds_them(two_rows: None) -> None:
+    assert parts() == []
+    assert parts(("a", "x", 1), ("b", "x", 1), ("a", "y", 1), ("a", "z", 1), ("b", "z", 1)) == [[0, 2], [1, 4], [3]]
+    assert parts(("a", "x", MAX_AMOUNT), ("a", "y", 1), ("a", "z", MAX_AMOUNT - 1)) == [[0], [1, 2]]
+
+
+def test_a_payer_that_is_paid_in_between_begins_a_new_request() -> None:
+    assert parts(("a", "b", 1), ("a", "c", 1), ("b", "d", 1), ("c", "b", 1), ("b", "d", 2), ("a", "d", 1)) == [
+        *([0, 1, 5], [2], [3], [4])
+    ]
+
+
+# --- the run -------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_paid_in_few_requests_and_run_again_pays_nothing(
+    open_world: World, file: Path, two_rows: None
+) -> None:
+    world = open_world
+    first = world.json("pay", str(file), *BULK)
+    assert set(first) == documented("pay")
+    assert [first[k] for k in ("rows", "requests", "completed", "repeated", "amount_completed")] == [5, 3, 5, 0, 1500]
+    assert [
+        [(p.recipient, p.amount, p.memo) for p in r.postings] for r in sorted(sent(world), key=lambda r: r.total)
+    ] == [
+        [("ann", 100, "a"), ("bob", 200, "b")],
+        [("eve", 500, "e")],
+        [("cid", 300, "c"), ("dan", 400, "d")],
+    ]
+    rows = results(file)
+    assert [r["outcome"] for r in rows] == ["completed"] * 5
+    ids = [r["request_id"] for r in rows]
+    assert ids[0] == ids[1] != ids[2] == ids[3] != ids[4] and rows[0]["height"] == rows[1]["height"]
+    assert world.wallet.sender_of(bytes.fromhex(ids[4])) == "mint"
+    executed = world.ledger.executed
+    again = world.json("pay", str(file), *BULK)
+    assert [again[k] for k in ("requests", "completed", "repeated")] == [3, 5, 5]
+    assert world.ledger.executed == executed and [r["request_id"] for r in results(file)] == ids
+    shown = world.run("pay", str(file), *BULK).stdout
+    assert "5 of 5 payments completed (5 of them before), 15.00 CZK, in 3 requests, in" in shown
+
+
+def test_a_full_request_goes_through(open_world: World, file: Path) -> None:
+    write(file, ["mint;ann;0.01;"] * (MAX_POSTINGS + 1))
+    assert open_world.json("pay", str(file), *BULK)["requests"] == 2
+    assert sorted(len(r.postings) for r in sent(open_world)) == [1, MAX_POSTINGS]
+
+
+def test_accounts_are_opened_and_payers_funded_as_without_bulk(world: World, file: Path) -> None:
+    write(file, ["ann;bob;10.00;rent", "ann;cid;5.50;", "dan;bob;0.01;x", "ann;bob;10.00;rent"])
+    found = world.json("pay", str(file), *FULL, "--bulk")
+    assert [found[k] for k in ("opened", "funded", "requests", "completed")] == [4, 2551, 2, 4]
+    assert available(world) == {"ann": 0, "bob": 2001, "cid": 550, "dan": 0}
+
+
+def test_added_rows_make_requests_of_their_own(open_world: World, file: Path) -> None:
+    open_world.run("pay", str(file), *BULK)
+    write(file, ["mint;eve;9;", *reversed(ROWS), "mint;ann;1;a"])
+    found = open_world.json("pay", str(file), *BULK)
+    assert [found[k] for k in ("requests", "completed", "repeated")] == [2, 7, 5]
+    assert available(open_world) == {"ann": 200, "bob": 200, "cid": 300, "dan": 400, "eve": 1400}
+
+
+def test_a_wallet_that_remembers_nothing_pays_the_same_file_once(open_world: World, file: Path) -> None:
+    open_world.run("pay", str(file), *BULK)
+    shutil.rmtree(open_world.wallet.directory / "bulk")
+    assert open_world.json("pay", str(file), *BULK)["repeated"] == 5
+
+
+def test_a_request_that_is_rejected_fails_its_rows_and_no_others(open_world: World, file: Path) -> None:
+    world = open_world
+    world.run("transfer", "mint", "ann", "5")
+    write(file, ["ann;bob;4;", "mint;bob;1;", "ann;cid;2;", "stranger;bob;1;", "mint;cid;1.005;"])
+    found = world.json("pay", str(file), *BULK, code=1)
+    assert found["outcomes"] == {"insufficient_funds": 2, "completed": 1, "no_key": 1, "invalid": 1}
+    assert outcomes(file) == ["insufficient_funds", "completed", "insufficient_funds", "no_key", "invalid"]
+    assert "2 rows are one request: all or none of them" in results(file)[0]["reason"]
+    assert (available(world)["ann"], available(world)["bob"]) == (500, 100)
+    world.run("transfer", "mint", "ann", "5")
+    assert world.json("pay", str(file), *BULK, code=1)["outcomes"]["insufficient_funds"] == 2
+    assert world.json("pay", str(file), *BULK, "--retry-rejected", code=1)["completed"] == 3
+    executed = world.ledger.executed
+    assert world.json("pay", str(file), *BULK, "--retry-rejected", code=1)["repeated"] == 3
+    assert world.json("pay", str(file), *BULK, code=1)["repeated"] == 3
+    assert world.ledger.executed == executed
+    assert (available(world)["ann"], available(world)["bob"]) == (400, 500)
+
+
+def test_money_that_a_file_passes_on_is_there_in_time(world: World, file: Path) -> None:
+    names = [f"a{n}" for n in range(12)]
+    world.run("account", "open", *names)
+    write(file, ["mint;a0;1;", "mint;a5;1;", *(f"{a};{b};1;" for a, b in pairwise(names)), "a11;a0;1;", "a5;a0;1;"])
+    found = world.json("pay", str(file), *BULK)
+    assert (found["completed"], found["requests"]) == (15, 13)
+    assert available(world)["a0"] == 200
+
+
+# --- interrupted ---------------------------------------------------------------------------------------------------
+
+
+def test_answers_that_get_lost_change_nothing(open_world: World, file: Path, two_rows: None) -> None:
+    lost = iter([Drop(after=True), None, Drop(), None])
+    for node in open_world.nodes:
+        node.fault = lambda call: next(lost, None) if isinstance(call, wire.Submit) else None
+    assert open_world.json("pay", str(file), *BULK)["completed"] == 5
+    assert sum(available(open_world).values()) == 1500
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["the request is lost", "the answer is lost"])
+def test_a_run_that_is_cut_off_is_gone_on_with(open_world: World, file: Path, two_rows: None, after: bool) -> None:
+    world = open_world
+    left = [2]
+
+    def dying(call: wire.CallBody) -> Drop | None:
+        if isinstance(call, wire.Submit):
+            left[0] -= 1
+            if left[0] == 0:
+                for node in world.nodes:
+                    node.stop()
+                return Drop(after=after)
+        return None
+
+    for node in world.nodes:
+        node.fault = dying
+    failed = world.json("pay", str(file), *BULK, "--concurrency", "1", "--timeout", "0.3", code=3)
+    assert failed["error"] == "unreachable"
+    assert outcomes(file) == ["completed", "completed", "unknown", "unknown", "not_sent"]
+    for node in world.nodes:
+        node.fault = lambda call: None
+        world.portal.start_task(node.serve)
+    found = world.json("pay", str(file), *BULK)
+    assert (found["completed"], found["repeated"]) == (5, 4 if after else 2)
+    assert available(world) == {"ann": 100, "bob": 200, "cid": 300, "dan": 400, "eve": 500}
+
+
+# --- changed files -------------------------------------------------------------------------------------------------
+
+
+def test_a_row_that_made_its_request_fail_is_taken_out_and_the_rest_is_paid(open_world: World, file: Path) -> None:
+    world = open_world
+    write(file, [*ROWS, "mint;nobody;1;"])
+    assert world.json("pay", str(file), *BULK, code=1)["outcomes"] == {"unknown_recipient": 6}
+    write(file, [*ROWS, "mint;ann;1;"])
+    assert world.json("pay", str(file), *BULK)["completed"] == 6
+    assert world.json("pay", str(file), *BULK)["repeated"] == 6
+    assert sum(available(world).values()) == 1600
+    write(file, [*ROWS, "mint;nobody;1;"])
+    back = world.json("pay", str(file), *BULK, code=1)
+    assert back["outcomes"] == {"completed": 5, "unknown_recipient": 1} and back["repeated"] == 5
+    assert sum(available(world).values()) == 1600
+
+
+def test_a_row_that_is_taken_out_after_it_was_paid_changes_nothing(open_world: World, file: Path) -> None:
+    open_world.run("pay", str(file), *BULK)
+    write(file, ROWS[1:])
+    found = open_world.json("pay", str(file), *BULK)
+    assert [found[k] for k in ("completed", "repeated", "requests")] == [4, 4, 0]
+    assert sum(available(open_world).values()) == 1500
+
+
+def test_a_row_that_is_taken_out_before_its_request_arrived_is_never_paid(open_world: World, file: Path) -> None:
+    world = open_world
+    late: list[wire.Submit] = []
+
+    def hang(call: wire.CallBody) -> Hang | None:
+        if isinstance(call, wire.Submit):
+            late.append(call)
+            return Hang()
+        return None
+
+    for node in world.nodes:
+        node.fault = hang
+    assert world.json("pay", str(file), *BULK, "--timeout", "0.1", code=1)["outcomes"] == {"unknown": 5}
+    for node in world.nodes:
+        node.fault = lambda call: None
+    write(file, ROWS[1:])
+    found = world.json("pay", str(file), *BULK)
+    assert (found["completed"], found["repeated"]) == (4, 0)
+    world.ledger.submit(late[0], b"")
+    assert available(world) == {"ann": 0, "bob": 200, "cid": 300, "dan": 400, "eve": 500}, "it was cancelled before"
+
+
+def test_rows_of_a_request_that_cannot_be_settled_are_unknown(open_world: World, file: Path) -> None:
+    world = open_world
+    world.run("pay", str(file), *BULK)
+    write(file, ROWS[1:])
+    for node in world.nodes:
+        node.fault = lambda call: wire.NotFound("?", True) if isinstance(call, wire.AskOutcome) else None
+    found = world.json("pay", str(file), *BULK, code=1)
+    assert found["outcomes"] == {"unknown": 4}
+    assert "an earlier request of 5 rows is not settled" in results(file)[0]["reason"]
+    assert sum(available(world).values()) == 1500
+
+
+# --- one by one, or together ---------------------------------------------------------------------------------------
+
+
+def test_rows_that_were_sent_one_by_one_are_not_sent_together_nor_the_other_way(open_world: World, file: Path) -> None:
+    world = open_world
+    world.run("pay", str(file), *COLUMNS)
+    before = results(file)
+    refused = world.json("pay", str(file), *BULK, code=2)
+    assert "5 rows of run 'may.csv' were sent one by one before" in refused["message"]
+    assert results(file) == before
+    assert world.json("pay", str(file), *BULK, "--run", "june")["repeated"] == 0
+    refused = world.json("pay", str(file), *COLUMNS, "--run", "june", code=2)
+    assert "5 rows of run 'june' were sent with --bulk before" in refused["message"]
+    write(file, ["mint;eve;7;"])
+    assert world.json("pay", str(file), *COLUMNS, "--run", "june")["completed"] == 1, "this row was not"
+    assert sum(available(world).values()) == 3000 + 700
+
+
+# --- all or nothing ------------------------------------------------------------------------------------------------
+
+
+def test_an_atomic_file_is_one_request_all_or_nothing(open_world: World, file: Path) -> None:
+    world = open_world
+    write(file, [row.replace("mint", "purse") for row in ROWS])
+    world.run("account", "open", "purse")
+    world.run("transfer", "mint", "purse", "14.99")
+    failed = world.json("pay", str(file), *ATOMIC, code=1)
+    assert failed["outcomes"] == {"insufficient_funds": 5} and failed["requests"] == 1
+    assert available(world)["purse"] == 1499
+    world.run("transfer", "mint", "purse", "0.01")
+    done = world.json("pay", str(file), *ATOMIC, "--retry-rejected")
+    assert [done[k] for k in ("requests", "completed", "repeated")] == [1, 5, 0]
+    assert world.json("pay", str(file), *ATOMIC)["repeated"] == 5
+    assert available(world)["purse"] == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        (
+            [*ROWS, "ann;bob;1;"],
+            "1 payer, 8190 rows and 9223372036854775807 minor units at most; this one has 2 payers, 6 rows",
+        ),
+        (["mint;ann;0.01;"] * (MAX_POSTINGS + 1), f"1 payers, {MAX_POSTINGS + 1} rows and {MAX_POSTINGS + 1} minor"),
+        (["mint;ann;92233720368547758.07;", "mint;bob;0.01;"], "2 rows and 9223372036854775808 minor"),
+        ([*ROWS, "mint;mint;1;"], "line 7 cannot be paid: mint cannot pay itself"),
+    ],
+)
+def test_a_file_that_is_not_one_request_is_refused_with_its_numbers(
+    open_world: World, file: Path, rows: list[str], what: str
+) -> None:
+    write(file, rows)
+    assert what in open_world.json("pay", str(file), *ATOMIC, code=2)["message"]
+    assert not any(n.calls for n in open_world.nodes) and not file.with_suffix(".result.csv").exists()
+
+
+def test_an_atomic_file_that_changed_is_paid_as_one_or_not_at_all(open_world: World, file: Path) -> None:
+    world = open_world
+    write(file, ["mint;nobody;1;", *ROWS])
+    assert world.json("pay", str(file), *ATOMIC, code=1)["outcomes"] == {"unknown_recipient": 6}
+    write(file, ROWS)
+    assert world.json("pay", str(file), *ATOMIC)["requests"] == 1
+    write(file, [*ROWS, "mint;ann;6;"])
+    failed = world.json("pay", str(file), *ATOMIC, code=1)
+    assert failed["error"] == "not_atomic" and "5 rows of run 'may.csv' are in an earlier request" in failed["message"]
+    assert sum(available(world).values()) == 1500
+    assert world.json("pay", str(file), *BULK)["repeated"] == 5, "without --atomic the new row alone"
+
+
+# --- what is remembered --------------------------------------------------------------------------------------------
+
+
+def test_batches_are_remembered_in_order_with_their_attempts(tmp_path: Path) -> None:
+    first = SentBatches(tmp_path, "may")
+    old, new = Batch("ann", 0, "11", ("r1", "r2")), Batch("ann", 1, "22", ("r2", "r3"))
+    first.add([old])
+    first.add([new])
+    for known in (first, SentBatches(tmp_path, "may")):
+        assert known.of == {"r1": old, "r2": new, "r3": new}
+        assert [known.attempts([row]) for row in ("r1", "r2", "r3", "r4")] == [1, 2, 1, 0]
+        assert known.attempts(["r4", "r2"]) == 2
+    assert not SentBatches(tmp_path, "june").of
