@@ -11,7 +11,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 import trio_asyncio
@@ -42,13 +42,14 @@ from node.start import read_start
 from node.turn import Now
 from routing.datagrams import Datagrams, Receiver, UdpFactory
 from routing.errors import RoutingMisuse
-from routing.keyspace import short
+from routing.keyspace import NodeId, short
 from routing.view import View, encode_view, first_view, member_of
 
 log = logging.getLogger(__name__)
 
 DATABASE_FILE: Final = "node.db"
 LOOK_AT_CERTIFICATE_S: Final = 5.0
+LATE_SIGNAL_S: Final = 0.05  # for signals that came already to be taken
 
 
 def run_node(directory: Path) -> None:
@@ -112,7 +113,7 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
                     certificate_until_ms=lambda: certificate_until_ms(directory / NODE_CERTIFICATE),
                 )
                 nursery.start_soon(_renew_certificates, contexts, directory)
-                await _serve_until_signal(RunningNode(config, genesis, key.id, core, ports), config)
+                await serve_until_signal(RunningNode(config, genesis, key.id, core, ports), config)
                 nursery.cancel_scope.cancel()
 
 
@@ -151,21 +152,39 @@ class _Udp(UdpFactory):
             raise LocalMisuse(str(error)) from None
 
 
-async def _serve_until_signal(node: RunningNode, config: NodeConfig) -> None:
+class Service(Protocol):
+    """A node that runs: `node.running.RunningNode`."""
+
+    @property
+    def id(self) -> NodeId: ...
+    @property
+    def network(self) -> bytes: ...
+    async def run(self, task_status: trio.TaskStatus[None]) -> None: ...
+    async def aclose(self) -> None: ...
+
+
+async def serve_until_signal(node: Service, config: NodeConfig) -> None:
     """Run the node until SIGINT or SIGTERM, then send what is queued and close."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(node.run)
-            log.info(
-                "node %s of network %s serves clients on %s:%d, members on port %d",
-                short(node.id),
-                node.network.hex()[:16],
-                config.host,
-                config.client_port,
-                config.port,
-            )
-            async for number in signals:
-                log.info("signal %s: closing", signal.Signals(number).name)
-                break
-            await node.aclose()
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(node.run)
+                log.info(
+                    "node %s of network %s serves clients on %s:%d, members on port %d",
+                    short(node.id),
+                    node.network.hex()[:16],
+                    config.host,
+                    config.client_port,
+                    config.port,
+                )
+                async for number in signals:
+                    log.info("signal %s: closing", signal.Signals(number).name)
+                    break
+                await node.aclose()
+                nursery.cancel_scope.cancel()
+        finally:
+            # One that came while the node ended by itself is obeyed already. Left there it would kill the process, and
+            # its exit code would not say why the node ended.
+            with trio.move_on_after(LATE_SIGNAL_S, shield=True):
+                async for number in signals:
+                    log.info("signal %s: closing already", signal.Signals(number).name)

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from chain.disk import open_database
-from chain.errors import LocalMisuse
+from chain.errors import LocalMisuse, Removed
 from chain.genesis import Asset
 from chain.rows import VoteRow
 from chain.store import CursorRow, SeenRow, commit, create_or_check
@@ -21,7 +21,7 @@ from hopchain.wire import Balance
 from node.config import read_config
 from node.layout import DATABASE, Network, free_ports, make_network
 from node.lock import DataLock
-from node.process import now, serve_node, view_of
+from node.process import now, serve_node, serve_until_signal, view_of
 from node.start import read_start
 from routing.keyspace import NodeId
 from routing.view import encode_view
@@ -148,3 +148,27 @@ async def test_now_is_trios_clock_and_the_wall_clock_in_milliseconds(autojump_cl
     assert second.mono - first.mono == pytest.approx(100)
     assert 0 <= second.unix_ms - first.unix_ms < 50_000, "the wall clock did not jump with trio's"
     assert first.unix_ms > NOW_MS
+
+
+async def test_a_signal_that_meets_the_end_of_a_removed_node_does_not_hide_why_it_ended(directory: Path) -> None:
+    """`hopchain leave` stops a node that was removed, and may end by itself at that very moment."""
+
+    class Leaving:
+        id, network = NodeId(bytes(20)), bytes(32)
+
+        async def run(self, task_status: trio.TaskStatus[None]) -> None:
+            task_status.started()
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise Removed("it was removed")
+
+        async def aclose(self) -> None:
+            """Nothing is queued."""
+
+    unheard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: unheard.append(number))
+    try:
+        with pytest.RaisesGroup(Removed, flatten_subgroups=True):
+            await serve_until_signal(Leaving(), read_config(directory))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert unheard == []
