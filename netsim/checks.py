@@ -563,13 +563,17 @@ class Watch:
             if self._told_height[link.account] >= link.height:
                 raise Violation("I10", f"link {link.height} of {link.account} is said to be no link")
 
+    def _knows_it_was_removed(self, node: int) -> bool:
+        views = [self.view_of(epoch) for epoch in range(1, self._disks[node].epoch + 1)]
+        return not views[-1].is_member(self.ids[node]) and any(view.is_member(self.ids[node]) for view in views)
+
     def _check_balance(self, call: Call, body: Balance) -> None:
         chain = self.ledger.chains[body.account]
         if body.height >= len(chain) or chain[body.height].balance != body.settled:
             raise Violation("I10", f"balance {body.settled} of {body.account} at link {body.height} is not chosen")
         assert isinstance(call.body, AskBalance)
-        if not body.stale and not self.view_of(self._disks[call.node].epoch).is_member(self.ids[call.node]):
-            raise Violation("I11", f"node {call.node} is no member and knows it; its balance is not said to be stale")
+        if not body.stale and self._knows_it_was_removed(call.node):
+            raise Violation("I11", f"node {call.node} was removed and knows it; its balance is not said to be stale")
         if body.height < call.body.min_height:
             raise Violation("I11", f"a session read of {body.account} is older than link {call.body.min_height}")
         if not call.body.linearizable:

@@ -1,13 +1,13 @@
 """The simulated network: what becomes of a message on its way.
 
-Each message meets, in this order: cuts, loss, clogs, a delay, and perhaps a copy of itself with another delay. So
+Each message meets, in this order: cuts, loss, holds of its kind, clogs, a delay, and perhaps a copy of itself with another delay. So
 messages overtake each other, unlike on one TCP connection: nothing in a node may rely on order.
 """
 
 import random
 from collections.abc import Iterable
 
-from netsim.plan import Clog, Cut, Weather
+from netsim.plan import Clog, Cut, Hold, Weather
 
 Path = tuple[int, int]
 MAX_DELAY_S = 20.0  # cuts the tail of the exponential: the heal phase outlasts it
@@ -21,6 +21,7 @@ class Network:
         self.weather = weather
         self._cuts: dict[Path, int] = {}
         self._clogs: dict[Path, float] = {}
+        self._holds: dict[tuple[Path, str], tuple[float, bool]] = {}
         self.lost = 0
         self.repeated = 0
 
@@ -39,6 +40,7 @@ class Network:
         """Everything gets through from now on."""
         self._cuts.clear()
         self._clogs.clear()
+        self._holds.clear()
         self.weather = Weather()
 
     def heal_among(self, nodes: Iterable[int]) -> None:
@@ -46,19 +48,31 @@ class Network:
         core = set(nodes)
         self._cuts = {path: n for path, n in self._cuts.items() if not core.issuperset(path)}
         self._clogs = {path: t for path, t in self._clogs.items() if not core.issuperset(path)}
+        self._holds = {what: until for what, until in self._holds.items() if not core.issuperset(what[0])}
 
     def clog(self, fault: Clog) -> None:
         self._clogs[(fault.source, fault.target)] = fault.until
 
+    def hold(self, fault: Hold) -> None:
+        """A later hold of the same kind on the same path takes the place of the one before."""
+        paths = [(a, b) for a in fault.source for b in fault.target if a != b]
+        self._holds.update({(path, kind): (fault.until, fault.drop) for path in paths for kind in fault.messages})
+
+    def is_dropped(self, source: int, target: int, kind: str, now: float) -> bool:
+        """True when a message of this kind would be lost on this path now, for certain."""
+        until, drop = self._holds.get(((source, target), kind), (now, False))
+        return self.is_cut(source, target) or (drop and now < until)
+
     def is_cut(self, source: int, target: int) -> bool:
         return (source, target) in self._cuts
 
-    def delays(self, source: int, target: int, now: float) -> list[float]:
+    def delays(self, source: int, target: int, now: float, kind: str = "") -> list[float]:
         """After how many seconds the message arrives; more than once when it is repeated, never when it is lost."""
-        if self.is_cut(source, target) or self._rng.random() < self.weather.loss:
+        if self.is_dropped(source, target, kind, now) or self._rng.random() < self.weather.loss:
             self.lost += 1
             return []
-        held = max(0.0, self._clogs.get((source, target), now) - now)
+        path = (source, target)
+        held = max(0.0, self._clogs.get(path, now) - now, self._holds.get((path, kind), (now, False))[0] - now)
         times = [held + self._delay()]
         if self._rng.random() < self.weather.repeat:
             self.repeated += 1

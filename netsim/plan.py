@@ -32,6 +32,17 @@ class Clog(_Fault, frozen=True, tag="clog"):
     until: float
 
 
+class Hold(_Fault, frozen=True, tag="hold"):
+    """Messages of these kinds (their tags, node.messages) from `source` to `target` are held up and arrive at `until`; with
+    `drop` they never do."""
+
+    messages: tuple[str, ...]
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+    until: float
+    drop: bool = False
+
+
 class Kill(_Fault, frozen=True, tag="kill"):
     """The process ends at the next `point` of a turn after `at`, and starts again at `until`.
 
@@ -154,6 +165,7 @@ Change = Add | Remove | Bury
 Fault = (
     Cut
     | Clog
+    | Hold
     | Kill
     | KillAtCommit
     | Pause

@@ -28,6 +28,7 @@ from netsim.plan import (
     Die,
     DiskError,
     Fault,
+    Hold,
     Kill,
     KillAtCommit,
     Pause,
@@ -46,6 +47,7 @@ SETUP_STEP_S: Final = 0.02  # netsim.load looks this often whether a setup call 
 KINDS: Final[dict[type, str]] = {
     Cut: "cut",
     Clog: "clog",
+    Hold: "hold",
     Kill: "kill",
     KillAtCommit: "kill",
     Pause: "pause",
@@ -101,6 +103,10 @@ def show(fault: Fault, start: float) -> Shown:
         case Clog():
             text = f"what node-{fault.source} sends to node-{fault.target} is held up"
             parts = ((fault.source,), (fault.target,))
+        case Hold():
+            parts = (fault.source, fault.target)
+            end = "lost" if fault.drop else "held up"
+            text = f"{', '.join(fault.messages)} from {_names(fault.source)} to {_names(fault.target)}: {end}"
         case Kill():
             text = f"kill node-{fault.node}, {fault.point.replace('_', ' ')}"
         case KillAtCommit():
@@ -194,7 +200,7 @@ class Recorder:
         self.watch.sent(node, peer, message, now)
         kind = str(type(message).__struct_config__.tag)
         target = self.world.index_of[peer]
-        lost = self.world.network.is_cut(node, target)
+        lost = self.world.network.is_dropped(node, target, kind, now)
         self.sent_kinds[kind] += 1
         self.lost[kind] += lost
         match message:

@@ -45,6 +45,7 @@ MESSAGES: Final = (
     "prepare", "promise", "accept", "accepted", "refuse", "decided", "forward", "moved", "declined", "not_owner",
     "ask_slot", "slot_answer", "ask_income", "income_answer", "want", "links", "pull", "offer", "ping", "pong",
     "view_prepare", "view_promise", "view_accept", "view_accepted", "view_refuse", "ask_views", "views", "ask_sync", "sync_part",
+    "ask_boot", "boot_answer", "twice",
 )  # fmt: skip
 SHARES: Final = (
     "hot", "again", "overdraft", "pinned", "cancel", "nobody", "reopen", "forge", "read", "spend", "session", "expiring",
@@ -55,11 +56,13 @@ FaultKind = Literal[
     "cut",
     "ring",
     "clog",
+    "hold",
     "kill",
     "pause",
     "clock_jump",
     "slow_disk",
     "disk_error",
+    "rollback",
     "weather",
     "add",
     "remove",
@@ -71,11 +74,13 @@ FAULTS: Final[dict[str, tuple[str, ...]]] = {  # kind -> the keys it has besides
     "cut": ("between", "until", "one_way"),
     "ring": ("until",),
     "clog": ("source", "target", "until"),
+    "hold": ("messages", "source", "target", "until", "drop"),
     "kill": ("nodes", "until", "point", "stagger_s"),
     "pause": ("nodes", "until", "stagger_s"),
     "clock_jump": ("nodes", "ms", "stagger_s"),
     "slow_disk": ("nodes", "commit_s", "until", "stagger_s"),
     "disk_error": ("nodes", "error", "until", "stagger_s"),
+    "rollback": ("nodes", "disk", "until"),
     "weather": ("weather", "until"),
     "add": ("nodes", "fresh", "stagger_s"),
     "remove": ("nodes", "stop", "force", "stagger_s"),
@@ -131,7 +136,10 @@ class FaultStep(msgspec.Struct, frozen=True):
     ms: int = 0
     commit_s: float = 0.0
     error: str = "full"
+    disk: str = "old"
     weather: Weather = Weather()
+    messages: tuple[str, ...] = ()
+    drop: bool = False
     fresh: bool = False
     stop: bool = False
     force: bool = False
@@ -325,7 +333,10 @@ def _fault(table: Table) -> FaultStep:
         ms=table.integer("ms", None if "ms" in keys else 0, -(10**11), 10**11),
         commit_s=table.number("commit_s", None if "commit_s" in keys else 0.0, 0, 60),
         error=table.choice("error", ("full", "fsync"), "full"),
+        disk=table.choice("disk", ("old", "emptied"), "old"),
         weather=_weather(table.table("weather")),
+        messages=table.texts("messages", allowed=MESSAGES) if "messages" in keys else (),
+        drop=table.flag("drop"),
         fresh=table.flag("fresh"),
         stop=table.flag("stop"),
         force=table.flag("force"),

@@ -15,6 +15,7 @@ from netsim.plan import (
     Clog,
     Cut,
     Fault,
+    Hold,
     Plan,
     Weather,
     WeatherChange,
@@ -146,6 +147,9 @@ def _without_node(fault: Fault, node: int) -> Fault | None:
             return msgspec.structs.replace(fault, a=a, b=b) if a and b else None
         case Clog():
             return None if node in (fault.source, fault.target) else fault
+        case Hold():
+            source, target = _others(fault.source, node), _others(fault.target, node)
+            return msgspec.structs.replace(fault, source=source, target=target) if source and target else None
         case Bury():
             return None if node in (fault.node, fault.spare) else fault
         case WeatherChange():

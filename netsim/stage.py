@@ -35,10 +35,12 @@ from netsim.plan import (
     Die,
     DiskError,
     Fault,
+    Hold,
     Kill,
     Pause,
     Plan,
     Remove,
+    Rollback,
     SlowDisk,
     Weather,
     WeatherChange,
@@ -389,6 +391,8 @@ def _faults(step: FaultStep, at: float, until: float, parts: tuple[tuple[int, ..
             ]
         case "clog":
             return [Clog(at, source, target, until) for source in parts[0] for target in parts[1] if source != target]
+        case "hold":
+            return [Hold(at, step.messages, parts[0], parts[1], until, step.drop)]
         case "weather":
             return [WeatherChange(at, step.weather, until)]
         case "bury":
@@ -410,6 +414,8 @@ def _one_fault(step: FaultStep, node: int, at: float, until: float) -> Fault:
             return ClockJump(at, node, step.ms)
         case "slow_disk":
             return SlowDisk(at, node, step.commit_s, until)
+        case "rollback":
+            return Rollback(at, node, step.disk, until)
         case "add":
             return Add(at, node, step.fresh)
         case "remove":
@@ -431,6 +437,9 @@ def _text(step: FaultStep, names: list[str]) -> str:
             return "ring: each node reaches its two neighbours only"
         case "clog":
             return f"what {names[0]} sends to {names[1]} is held up"
+        case "hold":
+            end = "lost" if step.drop else "held up"
+            return f"{', '.join(step.messages)} from {names[0]} to {names[1]}: {end}"
         case "kill":
             where = "" if step.point == "idle" else f" ({step.point.replace('_', ' ')})"
             return f"kill {names[0]}{where}" + (", one after the other" if step.stagger_s else "")
@@ -440,6 +449,8 @@ def _text(step: FaultStep, names: list[str]) -> str:
             return f"clock of {names[0]} jumps by {step.ms / 1000:+g} s"
         case "slow_disk":
             return f"{names[0]} takes {step.commit_s:g} s for each commit"
+        case "rollback":
+            return f"{names[0]} comes back with an {step.disk} disk"
         case "add":
             return f"the operator adds {names[0]}" + (", one after the other" if step.stagger_s else "")
         case "remove":

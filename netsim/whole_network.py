@@ -456,6 +456,9 @@ class _WatchedMesh:
             network.watch.sent(node.index, peer, message, network.now)
         return self._mesh.send_nowait(peer, payload)
 
+    def drop(self, peer: NodeId, reason: str) -> None:
+        self._mesh.drop(peer, reason)
+
 
 class Steps(trio.abc.Instrument):
     """Counts the steps of each node's tasks: after each of them it stands at an await."""

@@ -38,6 +38,7 @@ from netsim.plan import (
     Die,
     DiskError,
     Fault,
+    Hold,
     Kill,
     KillAtCommit,
     Pause,
@@ -231,6 +232,8 @@ class World:
                 self.at(start + fault.until, lambda: self._heal(fault))
             case Clog():
                 self.network.clog(msgspec.structs.replace(fault, until=start + fault.until))
+            case Hold():
+                self.network.hold(msgspec.structs.replace(fault, until=start + fault.until))
             case Kill():
                 node = self.nodes[fault.node]
                 if fault.point == "idle":
@@ -334,14 +337,14 @@ class World:
         self._wish(first, add=adds, then=then)
 
     def _roll_back_when_told(self, node: SimNode, copy: sqlite3.Connection | None, votes: int, until: float) -> None:
-        """End the process when all others know of more than `votes`, and start it again on the other disk."""
+        """End the process when all others know of more than `votes` and the network can do without this disk, and start it again
+        on the other one."""
         others = [other.core for other in self.nodes if other is not node and self._is_member(other)]
         if self.now > until or node.gone:
             return
-        if node.core is None or any(core is None or core.identity.seen(node.id) <= votes for core in others):
+        told = others and all(core is not None and core.identity.seen(node.id) > votes for core in others)
+        if node.core is None or not told or not self._can_lose(node):
             self.at(self.now + LOOK_S, lambda: self._roll_back_when_told(node, copy, votes, until))
-            return
-        if not self._can_lose(node):
             return
         self._happened["Rollback"] += 1
         self.crash(node, float("inf"))
@@ -404,6 +407,7 @@ class World:
         start = read_start(conn)
         rng = random.Random(self.rng.random())
         node.core = Core(node.id, self.genesis, self.view, rng, start, self._clock(node))
+        node.core.introduce(b"", seeds=node.must_go)  # whatever its disk forgot, its config names the others
         node.contacts = frozenset()
         self.observer.started(node.index, conn, self.now)
         self._reconnect()
@@ -578,15 +582,15 @@ class World:
             raw = encoded.get(id(send.message))
             if raw is None:
                 raw = encoded[id(send.message)] = encode_message(send.message)
-            self._transmit(node, send.peer, raw)
+            self._transmit(node, send.peer, raw, str(type(send.message).__struct_config__.tag))
         for answer in effects.answers:
             self._answer(answer.caller, answer.body)
         for read in effects.reads:
             self._answer(read.caller, self._read(node, read))
 
-    def _transmit(self, node: SimNode, peer: NodeId, raw: bytes) -> None:
+    def _transmit(self, node: SimNode, peer: NodeId, raw: bytes, kind: str) -> None:
         target = self.nodes[self.index_of[peer]]
-        for delay in self.network.delays(node.index, target.index, self.now):
+        for delay in self.network.delays(node.index, target.index, self.now, kind):
             self.at(self.now + delay, lambda: self._receive(target, node.id, raw))
 
     def _receive(self, target: SimNode, source: NodeId, raw: bytes) -> None:
@@ -634,7 +638,7 @@ class World:
         assert node.core is not None
         found = read_balance(node.disk.conn, read.ask.account)
         if found is None:
-            return NotFound(f"account {read.ask.account}")
+            return NotFound(f"account {read.ask.account}", not node.core.is_current(self._clock(node)))
         return Balance(
             account=found.name,
             asset=found.asset,
@@ -650,7 +654,7 @@ class World:
             epoch=node.core.view.epoch,
             as_of_ms=self._clock(node).unix_ms,
             linearizable=read.ask.linearizable,
-            stale=not node.core.peers.has_majority(self._clock(node)),
+            stale=not node.core.is_current(self._clock(node)),
         )
 
     def _answer(self, caller: Caller, body: ReplyBody) -> None:

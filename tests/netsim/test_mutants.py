@@ -1,4 +1,4 @@
-"""Rules switched off are seen: each mutant at the seed that the last search found (docs/simulator-mutants.md)."""
+"""Rules switched off are seen: each mutant at the seed, or in the scenario, that the last search found (docs/simulator-mutants.md)."""
 
 from pathlib import Path
 
@@ -6,12 +6,13 @@ import pytest
 
 from netsim import mutants
 from netsim.draw import draw_plan
-from netsim.mutants import BY_NAME, MAX_SEEDS, MUTANTS, Edit, Mutant, load_caught, render_page, run_mutant, switched_off
+from netsim.mutant import Edit, Mutant
+from netsim.mutants import BY_NAME, MAX_SEEDS, MUTANTS, find, load_caught, render_page, run_again, switched_off
 from netsim.run import run_plan
 from node import acceptor, owner, paxos
 
 CAUGHT = load_caught()
-SEARCH = 100  # seeds, after the recorded one
+SEEDS = sorted({caught.seed for caught in CAUGHT.values() if caught.seed is not None})
 PAGE = Path(mutants.__file__).parent.parent / "docs" / "simulator-mutants.md"
 
 
@@ -19,18 +20,29 @@ def test_there_are_enough_and_all_are_caught() -> None:
     assert len(MUTANTS) >= 25
     assert len(BY_NAME) == len(MUTANTS)
     assert list(CAUGHT) == [mutant.name for mutant in MUTANTS], "run `make mutants`"
-    assert max(caught.seed for caught in CAUGHT.values()) < MAX_SEEDS
+    assert max(SEEDS) < MAX_SEEDS
+    assert all(CAUGHT[mutant.name].scenario == mutant.scenario for mutant in MUTANTS)
     rules = {mutant.rule for mutant in MUTANTS}
     assert {"R2", "R3", "R4", "R10", "R11", "R13", "R15"} <= rules
 
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_rule_switched_off_is_seen(name: str) -> None:
-    caught, result = CAUGHT[name], run_mutant(BY_NAME[name], CAUGHT[name].seed)
-    assert result.rule == caught.rule, f"{result.problem}: after a change of the code run `make mutants`"
+    again = run_again(BY_NAME[name], CAUGHT[name])
+    assert again.rule == CAUGHT[name].rule, f"{again.problem}: after a change of the code run `make mutants`"
 
 
-@pytest.mark.parametrize("seed", sorted({caught.seed for caught in CAUGHT.values()}))
+def test_a_mutant_that_names_a_scenario_is_looked_for_there_only() -> None:
+    harmless = Mutant("harmless", "none", "", (), scenario="counterexample-08")
+    assert find(harmless, seeds=[]) is None
+    caught = find(
+        Mutant("twice", "R10", "", BY_NAME["vote counted twice"].edits, scenario="counterexample-08"), seeds=[]
+    )
+    assert caught is not None
+    assert (caught.rule, caught.seed, caught.scenario) == ("I9", None, "counterexample-08")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_the_same_seeds_pass_with_every_rule_on(seed: int) -> None:
     result = run_plan(draw_plan(seed))
     assert result.ok, (result.rule, result.problem)

@@ -74,6 +74,7 @@ def test_the_number_of_runs_is_bounded() -> None:
 def test_a_real_failure() -> None:
     """A mutant that only faults can show: its plan gets smaller and fails by the same rule, every time it is run."""
     mutant, caught = BY_NAME["votes forgotten by a restart"], load_caught()["votes forgotten by a restart"]
+    assert caught.seed is not None
     with switched_off(mutant):
         plan = draw_plan(caught.seed)
         failed = run_plan(plan)

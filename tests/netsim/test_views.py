@@ -348,7 +348,7 @@ def test_i11_a_balance_of_a_node_that_knows_that_it_was_removed(bench: Bench) ->
     bench.answer(bench.ask("a"), bench.balance("a", height=0, settled=0))  # it does not know
     bench.watch.committed(0, (bench.view_row(view),), 1.0)
     call = bench.ask("a")
-    with broken("I11", "node 0 is no member and knows it"):
+    with broken("I11", "node 0 was removed and knows it"):
         bench.answer(call, bench.balance("a", height=0, settled=0))
     stale = msgspec.structs.replace(bench.balance("a", height=0, settled=0), stale=True)
     bench.answer(bench.ask("a"), stale)
