@@ -16,9 +16,10 @@ A link is valid or not by its own bytes and decided data alone (design R15): not
 import enum
 import hashlib
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import chain, repeat
+from itertools import accumulate, chain, repeat
 from typing import Final, NewType
 
 import msgspec
@@ -143,11 +144,15 @@ class Link(msgspec.Struct, frozen=True, dict=True):
 
     def posting(self, number: int) -> Posting:
         """Posting `number` of those that this link makes."""
-        for _, entry in self.paying():
-            if number < len(entry.request.postings):
-                return entry.request.postings[number]
-            number -= len(entry.request.postings)
-        raise IndexError(f"link {self.height} of {self.account} has no such posting")
+        starts, requests = self._requests
+        at = bisect_right(starts, number) - 1
+        return requests[at].postings[number - starts[at]]
+
+    @cached_property
+    def _requests(self) -> tuple[list[int], list[Request]]:
+        """The numbers of the first postings of the requests that make any, and these requests."""
+        requests = [entry.request for _, entry in self.paying()]
+        return list(accumulate((len(request.postings) for request in requests[:-1]), initial=0)), requests
 
     def postings(self) -> tuple[tuple[int, PostingHash, Posting, RequestId], ...]:
         """(number in the link, hash, posting, request id) of each completed posting, in order. In large links this

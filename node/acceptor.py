@@ -28,7 +28,7 @@ from node.messages import Accept, Accepted, AskViews, Message, Prepare, Promise,
 from node.paxos import Ballot, Refusal, Vote, accept, check_ballot_untrusted, merge, prepare
 from node.replica import Replica
 from node.turn import FromPeer, LinkDecoder, Self, ServeSlot, Turn
-from routing.keyspace import NodeId, route_key
+from routing.keyspace import NodeId, route_key, short
 
 STUCK_S: Final = 1.0  # a vote older than this lost its proposer
 STUCK_PER_RANK_S: Final = 0.3  # so that voters do not all begin at once
@@ -124,6 +124,9 @@ class Acceptor:
     def _admits(self, turn: Turn, peer: NodeId, message: Prepare | Accept) -> bool:
         """R2, R3, R11, R12. False when the message got its answer, or must wait for the parent."""
         check_ballot_untrusted(message.ballot)
+        if peer != message.ballot.node:
+            other = short(message.ballot.node)
+            raise RemoteFault("malformed", f"node {short(peer)} proposes with a ballot of node {other}")
         if not self._identity.verified:
             return False  # no answer: the proposer sends again
         at, ballot = message.at, message.ballot
@@ -135,7 +138,8 @@ class Acceptor:
         if height < at.height - 1:
             self._replica.wait_for_parent(turn, peer, message)
             return False
-        if head is not None and at.slot != head.tip:  # else two links of one height could have a vote here
+        tip = head.tip if head is not None else opening_slot(self._self.network, at.account)
+        if at.slot != tip:  # else two links of one height could have a vote here, and names votes without an end
             raise RemoteFault(
                 "malformed", f"slot {at.slot.hex()[:16]} is not the one after link {height} of {at.account}"
             )

@@ -133,7 +133,10 @@ class Core:
         self._decoder = LinkDecoder()
         self.identity = Identity(self._self, start.seen, now.mono)
         self.peers = Peers(self._self, self.identity, now.mono)
-        self.replica = Replica(self._self, self._decoder, self.peers, start.links, dict(start.cursors))
+        cursors = dict(start.cursors)
+        if not self.identity.votes:  # nobody guards this disk (R12), an older one may have been put back: another log
+            cursors.pop(node_id, None)
+        self.replica = Replica(self._self, self._decoder, self.peers, start.links, cursors)
         self.acceptor = Acceptor(self._self, self._decoder, self.identity, self.replica, self._finish)
         self.replica.hooks.append(lambda turn, link, by: self.acceptor.forget(link))
         self.syncing = Syncing(
@@ -189,11 +192,11 @@ class Core:
         return self._self.fully_active
 
     def is_current(self, now: Now) -> bool:
-        """True when what this replica shows is what the others go on from: it is a member in contact with a majority, or a
-        guest that keeps up with one. Who was removed is not, even while it still hears of everything."""
-        if self.view.is_member(self._self.id):
-            return self.peers.has_majority(now)
+        """True when what this replica shows is what the others go on from: it keeps up with a majority of the members. Who was
+        removed is not, even while it still hears of everything."""
         removed = self.told_removed or self.membership.removed_in
+        if self.view.ids == (self._self.id,) and not self.identity.verified:  # there may be later views
+            return False
         return not removed and self.peers.keeps_up(now, self.replica.count)
 
     @property

@@ -48,7 +48,7 @@ class Doubles:
         self._self = self_
         self._settled_at = started + SUSPECT_S
         self._seen: dict[NodeId, _Seen] = {}
-        self._lost: dict[NodeId, tuple[bytes, float]] = {}  # boots that may be back until then: connections broke
+        self._lost: dict[NodeId, dict[bytes, float]] = {}  # boots that may be back until then: connections broke
 
     def on_up(self, peer: NodeId, boot: bytes) -> None:
         self._seen[peer] = _Seen(boot)
@@ -56,9 +56,12 @@ class Doubles:
     def on_down(self, peer: NodeId, now: float, *, alive: bool) -> None:
         """`alive`: it was heard of within SUSPECT_S."""
         seen = self._seen.pop(peer, None)
-        self._lost = {node: lost for node, lost in self._lost.items() if lost[1] > now}
+        for node, boots in list(self._lost.items()):
+            self._lost[node] = {boot: until for boot, until in boots.items() if until > now}
+            if not self._lost[node]:
+                del self._lost[node]
         if seen is not None and alive and not seen.closing:
-            self._lost[peer] = (seen.boot, now + SUSPECT_S)
+            self._lost.setdefault(peer, {})[seen.boot] = now + SUSPECT_S
 
     def on_closing(self, turn: Turn, peer: NodeId, message: Closing) -> None:
         """`peer` ends: its next process need not wait until this one is forgotten."""
@@ -75,8 +78,7 @@ class Doubles:
 
     def _may_be_back(self, peer: NodeId, boot: bytes, now: float) -> bool:
         """Another boot than this was seen just now, and its connection broke."""
-        lost, until = self._lost.get(peer, (boot, now))
-        return lost != boot and now < until
+        return any(lost != boot and now < until for lost, until in self._lost.get(peer, {}).items())
 
     def _has_met(self, peer: NodeId, members: Collection[NodeId], now: float) -> bool:
         """This node runs for long enough, or is connected to all `members` of the view, to know who is there."""

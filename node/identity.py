@@ -27,7 +27,7 @@ from routing.keyspace import NodeId, short
 from routing.view import FIRST_EPOCH, majority
 
 REMEMBER_EVERY_S: Final = 1.0  # what peers said is written with the next votes, or after this long
-ALONE_S: Final = 4.0  # others dial each second at the latest, and after DIAL_GRACE_S when they hope to be dialed
+ALONE_S: Final = 6.0  # it dials its seeds at once, and a handshake ends within five seconds
 
 
 class Identity:
@@ -37,7 +37,8 @@ class Identity:
         self._self = self_
         self._started = started
         self._alone_until: float | None = None
-        self._epochs: dict[NodeId, int] = {}  # what those who are connected have installed
+        self._epochs: dict[NodeId, int] = {}  # what those members who are connected have installed
+        self._latest = 0  # and the latest that anybody told of while this node was alone
         self._seen = {node: votes for node, votes in seen.items() if node != self_.id}
         self._unwritten: set[NodeId] = set()
         self._write_at: float | None = None
@@ -54,8 +55,10 @@ class Identity:
         only then it votes and proposes."""
         if self._verified and not self._is_alone:
             return True
-        later = max(self._epochs.values(), default=0) > self._self.view.epoch
-        if later or self._alone_until is not None:
+        latest = max(self._epochs.values(), default=0)
+        if self._is_alone:  # whoever told of it may be gone: the view is there all the same
+            latest = self._self.view.epoch + 1 if self._self.told_removed else max(latest, self._latest)
+        if latest > self._self.view.epoch or self._alone_until is not None:
             self._verified = False
         elif not self._verified:
             others = set(self._self.view.ids) - {self._self.id}  # guests have no say
@@ -94,7 +97,9 @@ class Identity:
         return self._seen.get(peer, 0)
 
     def on_ping(self, peer: NodeId, votes: int, epoch: int) -> None:
-        if peer in self._connected:
+        if self._is_alone:  # the members of later views are guests to it
+            self._latest = max(self._latest, epoch)
+        elif peer in self._connected and self._self.view.is_member(peer):
             self._epochs[peer] = epoch
         if votes > self.seen(peer):
             self._seen[peer] = votes

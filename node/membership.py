@@ -37,7 +37,7 @@ from node.messages import (
     ViewRefuse,
     Views,
 )
-from node.paxos import Ballot, Proposer, Refusal, Vote, accept, check_ballot_untrusted, prepare
+from node.paxos import MAX_ROUND, Ballot, Proposer, Refusal, Vote, accept, check_ballot_untrusted, prepare
 from node.peers import Peers
 from node.replica import Replica
 from node.syncing import Syncing
@@ -226,6 +226,8 @@ class Membership:
     def _admits(self, turn: Turn, peer: NodeId, ballot: Ballot) -> bool:
         """R1, R2: only members of the installed view vote on the next one."""
         check_ballot_untrusted(ballot)
+        if peer != ballot.node:
+            raise RemoteFault("malformed", f"node {short(peer)} proposes with a ballot of node {short(ballot.node)}")
         view = self._self.view
         if ballot.epoch > view.epoch:
             turn.send(peer, AskViews(view.epoch))
@@ -287,6 +289,9 @@ class Membership:
     def _phase_2(self, turn: Turn) -> None:
         proposer = self._proposer
         assert proposer is not None
+        if not self._identity.verified:  # another process of this node was seen since
+            self._back_off(turn, proposer.ballot)
+            return
         value = proposer.found
         if value is None and self._own is not None:
             value = encode_view(self._own)
@@ -334,7 +339,7 @@ class Membership:
 
     def on_refuse(self, turn: Turn, peer: NodeId, message: ViewRefuse) -> None:
         if self._proposer is not None and message.ballot == self._proposer.ballot:
-            check_ballot_untrusted(message.promised)
+            check_ballot_untrusted(message.promised, last=MAX_ROUND - 1)
             self._back_off(turn, message.promised)
 
     def _back_off(self, turn: Turn, promised: Ballot) -> None:

@@ -51,7 +51,7 @@ from node.messages import (
     Refuse,
     SlotName,
 )
-from node.paxos import Ballot, Proposer, Refusal, check_ballot_untrusted
+from node.paxos import MAX_ROUND, Ballot, Proposer, Refusal, check_ballot_untrusted
 from node.peers import Peers
 from node.replica import Replica
 from node.turn import FormLink, LinkDecoder, Self, ServeSlot, Turn
@@ -469,7 +469,7 @@ class Owner:
     def on_refuse(self, turn: Turn, peer: NodeId, message: Refuse) -> None:
         work = self._by_slot.get(message.slot)
         if work is not None and work.proposer is not None and message.ballot == work.proposer.ballot:
-            check_ballot_untrusted(message.promised)
+            check_ballot_untrusted(message.promised, last=MAX_ROUND - 1)  # the next one is this node's own
             self._back_off(turn, work, message.promised)
 
     def _back_off(self, turn: Turn, work: Work, promised: Ballot) -> None:

@@ -39,12 +39,12 @@ class Ballot(msgspec.Struct, frozen=True, array_like=True, order=True):
     node: NodeId
 
 
-def check_ballot_untrusted(ballot: Ballot) -> None:
-    """`RemoteFault` unless it is the ballot of some node, with room above it."""
-    if ballot.round > MAX_ROUND or len(ballot.node) != ID_BYTES:
+def check_ballot_untrusted(ballot: Ballot, *, last: int = MAX_ROUND) -> None:
+    """`RemoteFault` unless it is the ballot of some node, of round `last` at most."""
+    if ballot.round > last or len(ballot.node) != ID_BYTES:
         raise RemoteFault(
             "malformed",
-            f"a ballot of round {ballot.round} and a node of {len(ballot.node)} bytes: rounds end at {MAX_ROUND}, ids have "
+            f"a ballot of round {ballot.round} and a node of {len(ballot.node)} bytes: rounds end at {last}, ids have "
             f"{ID_BYTES} bytes",
         )
 

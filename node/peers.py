@@ -7,6 +7,7 @@ connection heard of and measure the round trip *through the peer's turns*, so th
 load. Being wrong costs time, never safety: consensus does not ask who is alive.
 """
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -38,8 +39,9 @@ class _Peer:
         self.links = 0
         self.clock_apart_ms = 0
         self.pinged: float | None = None  # `sent` of its last ping
-        self.at_ping: int | None = None  # how many links it had then
-        self.owed: int | None = None  # and at the ping before: those should be here by now
+        self.pongs: deque[tuple[float, int]] = deque(
+            maxlen=2
+        )  # when they were asked for, and how many links it had since
 
 
 class Peers:
@@ -114,7 +116,6 @@ class Peers:
         if known is not None:
             known.clock_apart_ms = message.time_ms - turn.now.unix_ms
             known.pinged = message.sent
-            known.owed, known.at_ping = known.at_ping, message.links
         if message.epoch > self._self.view.epoch:
             turn.send(peer, AskViews(self._self.view.epoch))
         self._identity.on_ping(peer, message.votes, message.epoch)
@@ -134,6 +135,7 @@ class Peers:
         sample = turn.now.mono - message.sent
         if known is None or not 0 <= sample <= MAX_RTT_S:  # also when `sent` is no number
             return
+        known.pongs.append((message.sent, message.links))
         sample = max(sample, MIN_RTT_S)
         known.rtt = sample if not known.measured else (1 - RTT_WEIGHT) * known.rtt + RTT_WEIGHT * sample
         known.measured = True
@@ -171,17 +173,24 @@ class Peers:
         known = self._up.get(node)
         return known.clock_apart_ms if known is not None else 0
 
-    def has_majority(self, now: Now) -> bool:
-        """True when this node is a member and in contact with a majority of all, itself included."""
-        members = self._self.view.ids
-        return self._self.is_member and sum(self.alive(n, now) for n in members) >= majority(len(members))
-
     def keeps_up(self, now: Now, links: int) -> bool:
-        """For a guest with `links` applied: True when it has what a majority of the members had a ping ago, in their view."""
-        members = [(self._up.get(node), self.told(node)[0]) for node in self._self.view.ids if self.alive(node, now)]
-        epoch = self._self.view.epoch
-        level = sum(p is not None and p.owed is not None and p.owed <= links and told <= epoch for p, told in members)
-        return level >= majority(len(self._self.view.ids))
+        """True when a majority of the members, this node with `links` applied among them if it is one, are in no later epoch
+        and had no more links when they answered one of the last two pings: what is newer may be on its way."""
+        members = self._self.view.ids
+        return sum(self._is_level(node, now, links) for node in members) >= majority(len(members))
+
+    def _is_level(self, node: NodeId, now: Now, links: int) -> bool:
+        if node == self._self.id:
+            return True
+        known = self._up.get(node)
+        if known is None or self.told(node)[0] > self._self.view.epoch:
+            return False
+        since = now.mono - max(SUSPECT_S, 3 * self._rounds() * PING_EVERY_S)
+        return any(sent > since and there <= links for sent, there in known.pongs)
+
+    def _rounds(self) -> int:
+        """In so many rounds of pings each peer is pinged once."""
+        return -(-len(self._up) // PINGS_PER_ROUND)
 
     def links(self, node: NodeId) -> int:
         """How many links `node` said it had applied."""
@@ -213,8 +222,7 @@ class Peers:
 
     def _look_for_silence(self, turn: Turn, peers: Sequence[NodeId]) -> None:
         """Who is silent holds nobody up; who stays silent is dropped, and dialed anew."""
-        rounds = -(-len(peers) // PINGS_PER_ROUND)  # in which each is pinged once
-        patience = max(DROP_PINGS, 3 * rounds)
+        patience = max(DROP_PINGS, 3 * self._rounds())
         for peer in peers:
             known = self._up[peer]
             known.missed += 1

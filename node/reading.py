@@ -95,7 +95,7 @@ class Reading:
             return
         ready = [w for w in waits if w.ask.min_height <= link.height]
         self._keep(link.account, [w for w in waits if w.ask.min_height > link.height])
-        turn.again += [ClientBalance(w.caller, w.ask) for w in ready]
+        turn.again += [ClientBalance(w.caller, w.ask, w.deadline) for w in ready]
 
     def _keep(self, account: str, waits: list[_Wait]) -> None:
         self._count += len(waits) - len(self._waits.pop(account, ()))

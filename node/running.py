@@ -180,7 +180,9 @@ class RunningNode:
         too."""
         if self.id in self._contacts and len(self._contacts) > 1:
             return self._contacts
-        return self._contacts.union(peer.node_id for peer in self._config.peers)
+        return self._contacts.union(peer.node_id for peer in self._config.peers) - {
+            self.id
+        }  # it dials, and does not wait
 
     def _client_port_of(self, node: NodeId) -> int:
         hello = self.mesh.hello_of(node)

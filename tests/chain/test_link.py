@@ -1,6 +1,7 @@
 import hashlib
 import re
 import struct
+import sys
 
 import pytest
 
@@ -188,3 +189,30 @@ def test_every_field_changes_the_hash() -> None:
 
     assert build().hash == LINK.hash
     assert len({build(**other).hash for other in others} | {LINK.hash}) == len(others) + 1
+
+
+def test_looking_at_each_posting_of_many_requests_takes_steps_that_grow_with_their_number() -> None:
+    """A recipient's link that confirms them may come in the same turn."""
+
+    def steps(requests: int) -> int:
+        made = [
+            transfer(NETWORK, "mint", [Posting("alice", 1)] * 2, number.to_bytes(32, "big"))
+            for number in range(requests)
+        ]
+        entries = [entry(request, Outcome.COMPLETED) for request in made]
+        link = build_link(NETWORK, "mint", 1, Slot(bytes(32)), 0, 1, 1, entries, [])
+        calls = 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        sys.setprofile(count)
+        try:
+            postings = [link.posting(number) for number in range(2 * requests)]
+        finally:
+            sys.setprofile(None)
+        assert postings == [posting for _, _, posting, _ in link.postings()]
+        return calls
+
+    assert steps(400) < 6 * steps(100)

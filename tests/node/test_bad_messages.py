@@ -18,6 +18,7 @@ from node.messages import (
     Promise,
     SlotAnswer,
     SlotName,
+    ViewPrepare,
 )
 from node.paxos import MAX_BALLOT, Ballot
 from node.turn import FromPeer
@@ -39,6 +40,10 @@ def at(world: World, account: str = "alice") -> SlotName:
 
 def ballot(world: World, node: NodeId) -> Ballot:
     return Ballot(1, 7, node)
+
+
+def other(world: World, node: NodeId) -> NodeId:
+    return next(n for n in world.ids if n != node)
 
 
 def faults(world: World, node: NodeId) -> int:
@@ -100,6 +105,12 @@ BAD: dict[str, Callable[[World, NodeId], Message]] = {
     "accept: an opening in the slot of another name": lambda w, n: Accept(
         SlotName(bytes(32), "zed", 0), ballot(w, n), opening_link(w).raw
     ),
+    "prepare: an opening in the slot of another name": lambda w, n: Prepare(
+        SlotName(bytes(32), "zed", 0), ballot(w, n)
+    ),
+    "prepare: the ballot of another node": lambda w, n: Prepare(at(w), ballot(w, other(w, n))),
+    "accept: the ballot of another node": lambda w, n: Accept(at(w), ballot(w, other(w, n)), next_link(w).raw),
+    "view prepare: the ballot of another node": lambda w, n: ViewPrepare(ballot(w, other(w, n))),
     "prepare: the last round": lambda w, n: Prepare(at(w), Ballot(1, MAX_BALLOT, n)),
     "forward: garbage": lambda w, n: Forward(at(w), (Item(GARBAGE, bytes(64), n),), True),
     "forward: a request of another account": lambda w, n: Forward(

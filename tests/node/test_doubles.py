@@ -259,3 +259,16 @@ def test_a_node_that_slept_drops_nobody() -> None:
     core = world.core(me)
     core.needs([], Now(100.0, 0))
     assert core.step(Loaded(), Now(100.0, 0)).drops == ()
+
+
+def test_a_connection_of_the_new_boot_that_breaks_does_not_make_the_old_one_forgotten(world: World) -> None:
+    me, twice, *_ = world.ids
+    doubles = make(world, me)
+    doubles.on_up(twice, ORIGINAL)
+    doubles.on_down(twice, 1.0, alive=True)
+    for _ in range(2):
+        doubles.on_up(twice, COPY)
+        assert not doubles.vouches(twice, [], 1.5)
+        doubles.on_down(twice, 1.5, alive=True)
+    doubles.on_up(twice, COPY)
+    assert doubles.vouches(twice, [], 1.0 + SUSPECT_S)

@@ -101,8 +101,23 @@ def test_a_node_alone_stops_voting_while_it_hears_of_a_later_view() -> None:
     identity.on_ping(PEERS[0], 0, 2)
     assert not identity.verified
     identity.on_down(PEERS[0])
-    assert identity.verified
-    identity.on_ping(PEERS[0], 0, 2)  # late, of a connection that is gone
+    assert not identity.verified, "whoever told of it is gone, and the view is there"
+    identity.on_ping(PEERS[1], 0, 1)
+    assert not identity.verified
+
+
+def test_a_node_alone_that_was_told_that_it_was_removed_does_not_vote() -> None:
+    identity, _ = make(nodes=1)
+    identity._self.told_removed = True
+    assert not identity.verified
+
+
+def test_what_guests_tell_of_later_views_holds_up_nobody_who_has_other_members() -> None:
+    identity, world = make(nodes=3)
+    identity.on_up(PEERS[0])
+    identity.on_ping(PEERS[0], 0, 2**31)
+    identity.on_up(world.ids[1])
+    identity.on_pong(world.ids[1], 0)
     assert identity.verified
 
 

@@ -18,6 +18,7 @@ from hopchain.wire import Changed, NotStarted, Recorded, Refused, ReplyBody, Unk
 from node import membership
 from node.epochs import without_majority
 from node.messages import (
+    AskBoot,
     AskViews,
     Message,
     Ping,
@@ -786,3 +787,29 @@ def test_a_removed_view_chain_on_disk_is_refused_at_the_start() -> None:
     for raws in ([second], [first, first], [second, first]):
         with pytest.raises(RoutingFault, match="follow"):
             membership.restore_views(world.view, [encode_view(view) for view in raws])
+
+
+def test_a_proposer_whose_second_copy_was_seen_casts_no_vote_on_a_view() -> None:
+    """It asked for promises as a node that may vote, and they arrive when it may not any more."""
+    world = grown(4, 3)
+    me, peer, *_ = world.view.ids
+    seen = False
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        nonlocal seen
+        if isinstance(message, ViewPrepare) and source == me and not seen:
+            seen = True
+            world.deliver(me, FromPeer(peer, AskBoot(me, b"boot of a copy")))
+        return seen and target == me and isinstance(message, Pong)
+
+    world.lose = lose
+    votes = world.core(me).identity.votes
+    call = world.change(me, ChangeAction.ADD, world.guests[0])
+    world.run(1.5)
+    assert seen
+    assert not world.core(me).identity.verified
+    assert world.core(me).identity.votes <= votes + 1, "its promise, and no vote"
+    assert call.answer is None
+    world.heal()
+    assert world.run_until_answered([call], 30)
+    at_rest(world, 2)

@@ -13,6 +13,7 @@ from chain.request import Kind
 from hopchain import wire
 from node import serving as serving_module
 from node.core import Core, Start
+from node.doubles import SUSPECT_S
 from node.messages import Ping, Pong, Views
 from node.serving import Disk, Serving, check_question_untrusted
 from node.turn import Event, FromPeer, Now, PeerUp, ToldRemoved
@@ -189,6 +190,10 @@ async def test_what_is_read_is_stale_unless_a_majority_of_the_members_can_be_rea
     hear(core, PeerUp(STRANGER))
     assert await stale(), "a guest is nobody's majority"
     hear(core, PeerUp(PEER))
+    assert await stale(), "it has not said how far it is"
+    hear(core, FromPeer(PEER, Pong(NOW.mono - SUSPECT_S, 7, 0)))
+    assert await stale(), "that was a while ago: this node may have slept"
+    hear(core, FromPeer(PEER, Pong(NOW.mono - 0.1, 7, 0)))
     assert not await stale()
     hear(core, ToldRemoved(PEER))
     assert await stale(), "a member says that there is a newer view without this node"
@@ -203,19 +208,24 @@ async def test_what_a_guest_shows_is_stale_until_it_keeps_up_with_a_majority(ser
         assert isinstance(answer, wire.Balance)
         return answer.stale
 
-    def ping(peer: NodeId, links: int, epoch: int = 1) -> FromPeer:
-        return FromPeer(peer, Ping(1.0, links, 0, epoch, True, NOW.unix_ms))
+    def pong(peer: NodeId, links: int) -> FromPeer:
+        return FromPeer(peer, Pong(NOW.mono - 0.1, links, 0))
+
+    def ping(peer: NodeId, epoch: int) -> FromPeer:
+        return FromPeer(peer, Ping(1.0, 7, 0, epoch, True, NOW.unix_ms))
 
     assert await stale()
-    hear(guest, PeerUp(ME), PeerUp(PEER), ping(ME, 7), ping(PEER, 7), ping(ME, 7))
-    assert await stale(), "what one of two said a ping ago may have been a moment ago"
-    hear(guest, ping(PEER, 9))
+    hear(guest, PeerUp(ME), PeerUp(PEER), pong(ME, 7))
+    assert await stale(), "one of three"
+    hear(guest, pong(PEER, 7))
+    assert not await stale()
+    hear(guest, pong(PEER, 9))
     assert not await stale(), "what is new since the last ping may be on its way"
-    hear(guest, ping(PEER, 9))
+    hear(guest, pong(PEER, 9))
     assert await stale(), "it lacks two links"
-    hear(guest, ping(PEER, 7), ping(PEER, 7, epoch=2))
+    hear(guest, pong(PEER, 7), ping(PEER, 2))
     assert await stale(), "one member has a newer view"
-    hear(guest, ping(PEER, 7))
+    hear(guest, ping(PEER, 1))
     assert not await stale()
     hear(guest, ToldRemoved(PEER))
     assert await stale()
@@ -225,7 +235,7 @@ async def test_the_members_are_told_view_by_view(serving: Serving, core: Core) -
     line = wire.ViewLine(
         1, VIEW.hash, VIEW.time_ms, VIEW.by, tuple(wire.MemberLine(m.id, m.public_key, 1) for m in VIEW.members)
     )
-    hear(core, PeerUp(PEER))
+    hear(core, PeerUp(PEER), FromPeer(PEER, Pong(NOW.mono, 7, 0)))
     assert await serving.answer(wire.AskMembers(0)) == wire.Members(1, (line,))
     assert await serving.answer(wire.AskMembers(2)) == wire.Members(1, ())
     added = with_member(VIEW, member_of(public_key_of("node 4")), 77, PEER)
