@@ -13,20 +13,23 @@ _DIRECTORY: Final = "bulk"
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """One request of a run: its rows by their keys, in order. `attempt` counts the earlier ones that held any of them."""
+    """One request of a run: its rows by their keys, in order. `attempt` counts the earlier ones that held any of them.
+    `void`: the run is about to cancel a request that it sent before; such a line holds no rows."""
 
     sender: str
     attempt: int
     request_id: str
     rows: tuple[str, ...]
+    void: bool = False
 
 
 class SentBatches:
-    """The batches of one run, oldest first; `of` has the newest one of each row."""
+    """The batches of one run, oldest first; `of` has the newest one of each row, `void` the ids that the run gave up."""
 
     def __init__(self, wallet_directory: Path, label: str) -> None:
         self._file = Remembered(wallet_directory / _DIRECTORY, (label,), Batch)
         self.of: dict[str, Batch] = {}
+        self.void: set[str] = set()
         self._count: Counter[str] = Counter()
         self._note(self._file.lines)
 
@@ -34,6 +37,11 @@ class SentBatches:
         """Remember them, durably."""
         self._file.add(*batches)
         self._note(batches)
+
+    def give_up(self, batch: Batch) -> None:
+        """Remember, durably, that the run is about to cancel this one: cancelled so, its rows are free for another."""
+        if batch.request_id not in self.void:
+            self.add([Batch(batch.sender, batch.attempt, batch.request_id, (), void=True)])
 
     def attempts(self, rows: Sequence[str]) -> int:
         """How many batches have held one of these rows, at most."""
@@ -43,3 +51,5 @@ class SentBatches:
         for batch in batches:
             self.of.update(dict.fromkeys(batch.rows, batch))
             self._count.update(batch.rows)
+            if batch.void:
+                self.void.add(batch.request_id)

@@ -65,7 +65,7 @@ def main() -> None:
     """A peer-to-peer payment network: account chains whose next link is made by the node nearest to the last one.
 
     Exit codes: 0 done, 1 rejected or audit failed, 2 usage, 3 unreachable or no answer in time,
-    4 this node was removed or quarantined and must not be started again.
+    4 this node was removed or quarantined and must not be started again, 5 a file could not be written here.
     """
 
 

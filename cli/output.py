@@ -25,6 +25,7 @@ class Exit(enum.IntEnum):
     USAGE = 2
     UNREACHABLE = 3  # or no answer in time
     OUT_FOR_GOOD = 4  # this node was removed or quarantined: it must not be started again
+    DISK = 5  # a file of this user could not be written
 
 
 class CommandFailed(HopchainError):

@@ -11,10 +11,11 @@ from chain.request import MAX_POSTINGS
 from cli.command import HopCommand, checked_name, network_option, run
 from cli.home import Network, find_network
 from cli.money import format_amount
-from cli.output import Exit, JsonValue, Output
+from cli.output import CommandFailed, Exit, JsonValue, Output
 from cli.paybulk import AtomicRun, BulkRun
 from cli.payfile import Columns, payments, read_table
-from cli.payrun import NOT_SENT, PayRun, Progress, RowResult, Settings, write_results
+from cli.payrun import NOT_SENT, PayRun, Progress, RowResult, Settings, is_worse, write_results
+from cli.runlock import only_run
 from cli.session import default_asset, open_client
 from cli.wallet import Wallet
 
@@ -54,7 +55,17 @@ _FAILURES_SHOWN = 10
     is_flag=True,
     help=f"Put up to {MAX_POSTINGS} rows of a payer into one request, paid all or not at all: much faster for large files.",
 )
-@click.option("--atomic", is_flag=True, help="Pay the whole file or nothing: one request, so one payer. Means --bulk.")
+@click.option(
+    "--atomic",
+    is_flag=True,
+    help="Pay the whole file or nothing: one request, so one payer. Means --bulk. What --open-missing and --fund-from did "
+    "before stays, also when the file is rejected: the payer keeps its funding, and a later run uses it.",
+)
+@click.option(
+    "--max-failures",
+    type=click.IntRange(0),
+    help="Send no more rows when more than this failed. Default: go on to the end.",
+)
 @click.option("--concurrency", type=click.IntRange(1, 1000), default=64, show_default=True, help="Requests in flight.")
 @click.option(
     "--timeout",
@@ -84,6 +95,7 @@ def pay(
     result: Path | None,
     bulk: bool,
     atomic: bool,
+    max_failures: int | None,
     concurrency: int,
     timeout_s: float,
     network_dir: Path | None,
@@ -106,13 +118,21 @@ def pay(
     if target.exists() and target.samefile(file):
         raise LocalMisuse(f"the result file {target} is the payment file itself: name another with --result")
     settings = Settings(
-        run_label or file.name, asset.code, open_missing, fund_from, retry_rejected, concurrency, timeout_s
+        run_label or file.name,
+        asset.code,
+        open_missing,
+        fund_from,
+        retry_rejected,
+        concurrency,
+        timeout_s,
+        max_failures,
     )
+    wallet = Wallet(network.id)
     results = [RowResult(NOT_SENT) for _ in rows]
     begin = time.perf_counter()
-    with Progress(out) as progress:
+    with only_run(wallet, settings.label), Progress(out) as progress:
         kind = AtomicRun if atomic else BulkRun if bulk else PayRun
-        work = kind(Wallet(network.id), rows, results, settings, progress)
+        work = kind(wallet, rows, results, settings, progress)
         work.check(network.id)
 
         async def main() -> None:
@@ -121,11 +141,24 @@ def pay(
 
         try:
             run(main)
-        finally:
-            write_results(target, rows, results, asset.scale)
-            out.note(f"outcomes of {len(rows)} rows: {target}. The same command again goes on and pays nothing twice")
+        except BaseException:
+            try:
+                _write(out, target, work, asset.scale)
+            except CommandFailed as error:
+                out.note(str(error))  # what ended the run says more
+            raise
+        _write(out, target, work, asset.scale)
     took_s = time.perf_counter() - begin
     raise SystemExit(_report(out, network, work, bulk or atomic, target, asset.scale, took_s))
+
+
+def _write(out: Output, target: Path, work: PayRun, scale: int) -> None:
+    """Write the result file, unless it would replace what an earlier run knew by nothing."""
+    if target.exists() and is_worse(work.results):
+        out.note(f"no row got an answer: {target} is left as an earlier run wrote it. Run the same command again")
+        return
+    write_results(target, work.rows, work.results, scale)
+    out.note(f"outcomes of {len(work.rows)} rows: {target}. The same command again goes on and pays nothing twice")
 
 
 def _report(out: Output, network: Network, work: PayRun, bulk: bool, target: Path, scale: int, took_s: float) -> Exit:

@@ -8,7 +8,8 @@ wallet before they leave (cli.remembered), and made again as they were:
 
 * rows that are new in the file make new batches;
 * a batch whose rows are not all in the file any more (or, with `--atomic`, are not the whole file) cannot be made again. It
-  is cancelled first; when it was rejected, or now never executes, what is left of its rows makes a new batch;
+  is given up: that is remembered too, then it is cancelled. When it was rejected, or now never executes, what is left of
+  its rows makes a new batch. So does a batch that is whole again and turns out cancelled after it was given up;
 * rows that were sent one by one are refused, as are rows of a bulk run that are to be sent one by one.
 
 Where nothing is remembered, the same file cuts into the same requests, so it is paid once from another wallet too.
@@ -16,11 +17,12 @@ Where nothing is remembered, the same file cuts into the same requests, so it is
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import anyio
 import msgspec
 
-from chain.errors import LocalMisuse
+from chain.errors import LocalMisuse, RemoteFault
 from chain.link import Outcome
 from chain.names import MAX_AMOUNT
 from chain.request import (
@@ -37,10 +39,14 @@ from chain.request import (
 from cli.batches import Batch, SentBatches
 from cli.output import CommandFailed, Exit
 from cli.payfile import Payment, bulk_nonce, payment_key
-from cli.payrun import MAX_ATTEMPTS, PAUSE_S, TRIES, PayRun, RowResult, result_of, row_request
+from cli.payrun import MAX_ATTEMPTS, PAUSE_S, TRIES, PayRun, Progress, RowResult, Settings, result_of, row_request
 from cli.receipt import answer_name, answer_text
-from hopchain import Answer, Client, Recorded
+from cli.wallet import Wallet
+from hopchain import Answer, Balance, Client, ClientError, NotFound, Recorded
 from hopchain.client import sign_request
+
+_OF_A_RECIPIENT: Final = frozenset({"unknown_recipient", "asset_mismatch"})
+_CAUSES_SHOWN: Final = 5  # in the reason of every row of a request, which may have thousands
 
 
 class _Part(msgspec.Struct):
@@ -55,6 +61,18 @@ class BulkRun(PayRun):
     """The run of a payment file in as few requests as can be; `atomic`: in one."""
 
     atomic = False
+
+    def __init__(
+        self,
+        wallet: Wallet,
+        rows: Sequence[Payment],
+        results: list[RowResult],
+        settings: Settings,
+        progress: Progress,
+    ) -> None:
+        super().__init__(wallet, rows, results, settings, progress)
+        self._assets: dict[str, str | None] = {}  # what recipients hold, None when they do not exist
+        self._asking = anyio.Lock()
 
     def check(self, network: NetworkId) -> None:
         if self.atomic:
@@ -104,13 +122,11 @@ class BulkRun(PayRun):
         """The rows that can be sent, by key; the others get their results."""
         found: dict[str, int] = {}
         for index, payment in enumerate(self.rows):
-            key = None if payment.fault else self._key(payment.sender)
-            if payment.fault:
-                self._end([index], RowResult("invalid", payment.fault))
-            elif isinstance(key, LocalMisuse):
-                self._end([index], RowResult("no_key", str(key)))
-            else:
+            cannot = self._cannot(payment)
+            if cannot is None:
                 found[payment_key(payment)] = index
+            else:
+                self._end([index], [cannot])
         return found
 
     async def _sent_before(
@@ -125,7 +141,7 @@ class BulkRun(PayRun):
             left = [payable[key] for key in batch.rows if key in payable and sent.of[key] is batch]
             if len(left) == len(batch.rows) and (not self.atomic or len(left) == len(self.rows)):
                 parts.append(self._made(client.network, left, batch.attempt, batch.request_id))
-            elif await self._is_void(client, batch, left):
+            elif await self._is_void(client, sent, batch, left):
                 fresh += left
         return parts, sorted(fresh)
 
@@ -149,12 +165,13 @@ class BulkRun(PayRun):
     def _keys_of(self, rows: Sequence[int]) -> tuple[str, ...]:
         return tuple(payment_key(self.rows[index]) for index in rows)
 
-    async def _is_void(self, client: Client, batch: Batch, left: Sequence[int]) -> bool:
+    async def _is_void(self, client: Client, sent: SentBatches, batch: Batch, left: Sequence[int]) -> bool:
         """Make sure that a batch never executes, or note that it has: `left` are those of its rows that the file has."""
         key = self._key(batch.sender)
         assert not isinstance(key, LocalMisuse)
         target = RequestId(bytes.fromhex(batch.request_id))
         signed = sign_request(cancellation(client.network, batch.sender, target, target), key)
+        sent.give_up(batch)
         self._wallet.record([(signed.request_id, batch.sender, "cancel")])
         answer = await self._until_known(client, signed)
         if isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED:
@@ -164,7 +181,7 @@ class BulkRun(PayRun):
             return True
         if decided is None:
             why = f"an earlier request of {len(batch.rows)} rows is not settled: {answer_name(answer)}: {answer_text(answer)}"
-            result = RowResult("unknown", why, request_id=batch.request_id)
+            result = RowResult("unknown", why, isinstance(answer, Recorded), request_id=batch.request_id)
         else:
             result = result_of(decided, target)
         if self.atomic:
@@ -175,7 +192,7 @@ class BulkRun(PayRun):
                 f"{result.outcome}: this file cannot be paid as one. Nothing was sent; run it without --atomic, or name another "
                 "run with --run",
             )
-        self._end(left, result)
+        self._end(left, [result] * len(left))
         return False
 
     async def _outcome(self, client: Client, target: RequestId, sender: str) -> Recorded | None:
@@ -195,24 +212,87 @@ class BulkRun(PayRun):
     async def _send_parts(self, client: Client, queue: Iterator[_Part], sent: SentBatches) -> None:
         for part in queue:
             await self._income_before(min(part.rows))
+            stopped = self._too_many()
+            if stopped is not None:
+                self._end(part.rows, [stopped] * len(part.rows))
+                continue
             answer, last = await self._send_part(client, part, sent)
-            result = result_of(answer, last.signed.request_id)
-            if len(part.rows) > 1 and result.outcome != "completed":
-                result.reason += f" ({len(part.rows)} rows are one request: all or none of them)"
-            self._end(part.rows, result)
+            self._end(part.rows, await self._results(client, part.rows, result_of(answer, last.signed.request_id)))
 
     async def _send_part(self, client: Client, part: _Part, sent: SentBatches) -> tuple[Answer, _Part]:
-        """Submit it; one that was rejected in an earlier run is made anew when that was asked for."""
-        attempts = MAX_ATTEMPTS if self.settings.retry_rejected else 1
+        """Submit it; one that was rejected in an earlier run is made anew when that was asked for, one that the run itself
+        has cancelled in any case."""
         answer = await self._until_known(client, self._doubt(part))
-        for _ in range(1, attempts):
-            if not isinstance(answer, Recorded) or not answer.repeated or answer.outcome == Outcome.COMPLETED:
+        for _ in range(1, MAX_ATTEMPTS):
+            if not isinstance(answer, Recorded) or answer.outcome == Outcome.COMPLETED:
+                break
+            given_up = answer.outcome == Outcome.CANCELLED and part.batch.request_id in sent.void
+            if not given_up and not (self.settings.retry_rejected and answer.repeated):
                 break
             part = self._made(client.network, part.rows, sent.attempts(part.batch.rows))
             sent.add([part.batch])
             self._record([part])
             answer = await self._until_known(client, self._doubt(part))
         return answer, part
+
+    async def _results(self, client: Client, rows: Sequence[int], result: RowResult) -> list[RowResult]:
+        """The results of the rows of one request. Rejected for a recipient, it names the rows that were the cause."""
+        if len(rows) == 1 or result.outcome == "completed":
+            return [result] * len(rows)
+        causes: dict[int, str] = {}
+        hint = ""
+        if result.outcome in _OF_A_RECIPIENT:
+            causes, hint = await self._causes(client, rows)
+        result.reason += f" ({len(rows)} rows are one request: all or none of them{hint})"
+        return [
+            msgspec.structs.replace(result, reason=f"this row is a cause: {causes[index]}. {result.reason}")
+            if index in causes
+            else result
+            for index in rows
+        ]
+
+    async def _causes(self, client: Client, rows: Sequence[int]) -> tuple[dict[int, str], str]:
+        """Rows whose recipients cannot be paid as things are now, each with why, and the same in short for all rows."""
+        sender = self.rows[rows[0]].sender
+        async with self._asking:
+            await self._ask_assets(client, [sender, *(self.rows[index].recipient for index in rows)])
+        causes: dict[int, str] = {}
+        for index in rows:
+            recipient = self.rows[index].recipient
+            held = self._assets.get(recipient, "")
+            if held is None:
+                causes[index] = f"there is no account {recipient}"
+            elif held and self._assets.get(sender) not in (None, held):
+                causes[index] = f"{recipient} holds {held} and {sender} {self._assets[sender]}"
+        if not causes:
+            known = {sender, *(self.rows[index].recipient for index in rows)} <= self._assets.keys()
+            return {}, "; all recipients can be paid now: --retry-rejected sends them once more" if known else ""
+        shown = [f"line {self.rows[index].line}: {why}" for index, why in list(causes.items())[:_CAUSES_SHOWN]]
+        more = f"; and {len(causes) - len(shown)} more" if len(causes) > len(shown) else ""
+        return causes, f"; because of {'; '.join(shown)}{more}"
+
+    async def _ask_assets(self, client: Client, names: Sequence[str]) -> None:
+        """What these accounts hold, asked once a run; None for one that a majority does not know. What cannot be found out
+        stays out."""
+
+        async def work(queue: Iterator[str]) -> None:
+            for name in queue:
+                try:
+                    answer = await client.balance(name)
+                    if isinstance(answer, NotFound):
+                        answer = await client.balance(name, linearizable=True)
+                except (ClientError, RemoteFault):
+                    continue
+                if isinstance(answer, Balance):
+                    self._assets[name] = answer.asset
+                elif isinstance(answer, NotFound) and not answer.stale:
+                    self._assets[name] = None
+
+        fresh = [name for name in dict.fromkeys(names) if name not in self._assets]
+        queue = iter(fresh)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(self.settings.concurrency, len(fresh))):
+                tasks.start_soon(work, queue)
 
     def _doubt(self, part: _Part) -> SignedRequest:
         """The request, whose rows are unknown from now on until its answer is here."""
@@ -222,12 +302,6 @@ class BulkRun(PayRun):
         for index in part.rows:
             self.results[index] = doubt
         return part.signed
-
-    def _end(self, rows: Sequence[int], result: RowResult) -> None:
-        for index in rows:
-            self.results[index] = result
-            self._done[index].set()
-        self._progress.advance(len(rows))
 
 
 class AtomicRun(BulkRun):

@@ -5,13 +5,15 @@ again. Funding is remembered row by row in the wallet, because rows that are add
 payer got, not get it all a second time.
 
 A row waits for the rows before it that pay its sender, so that a file may pass money on. Otherwise rows run side by side.
+
+One process at a time makes a run (cli.runlock): whoever starts one holds its lock from before `check` until the end.
 """
 
 import csv
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -25,6 +27,7 @@ from chain.link import Outcome
 from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, NetworkId, Posting, Request, SignedRequest, transfer
 from cli.batches import SentBatches
+from cli.durable import on_disk
 from cli.funding import FundedRows, Needs
 from cli.money import format_amount
 from cli.opening import open_accounts
@@ -32,7 +35,7 @@ from cli.output import CommandFailed, Exit, Output
 from cli.payfile import Payment, funding_nonce, payment_key, payment_nonce
 from cli.receipt import answer_exit, answer_name, answer_text
 from cli.wallet import Wallet
-from hopchain import Answer, Client, NotStarted, Recorded, Unknown, Unreachable
+from hopchain import Answer, Balance, Client, NotStarted, Recorded, Unknown, Unreachable
 from hopchain.client import sign_request
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 NOT_SENT: Final = "not_sent"
 TRIES: Final = 4  # of one row without an outcome, before it is left for the next run
 PAUSE_S: Final = 0.5  # between them
+_NO_ANSWER: Final = frozenset({NOT_SENT, "unknown", "not_started"})
 MAX_ATTEMPTS: Final = 1000  # of one rejected row, over all runs with --retry-rejected
 
 
@@ -55,13 +59,15 @@ class Settings(msgspec.Struct, frozen=True):
     retry_rejected: bool
     concurrency: int
     timeout_s: float
+    max_failures: int | None = None
 
 
 class RowResult(msgspec.Struct):
-    """What became of one row."""
+    """What became of one row. `answered`: a node said so in this run."""
 
     outcome: str
     reason: str = ""
+    answered: bool = False
     repeated: bool = False
     request_id: str = ""
     link_hash: str = ""
@@ -90,6 +96,8 @@ class PayRun:
         self._wallet = wallet
         self._progress = progress
         self._keys: dict[str, Ed25519PrivateKey | LocalMisuse] = {}
+        self._unfit: dict[str, RowResult] = {}  # payers whose rows are not sent in this run, and why
+        self._failures = 0  # rows that ended and are not completed
         self._done = [anyio.Event() for _ in rows]
         self._pays: dict[str, list[int]] = defaultdict(list)  # account -> rows that pay it, in order
         for index, payment in enumerate(rows):
@@ -109,12 +117,12 @@ class PayRun:
         """All of it. Raises `Unreachable` when the network is gone, `CommandFailed` when the funding is rejected."""
         if self.settings.open_missing or self.settings.fund_from:
             begin = time.perf_counter()
-            existing = {line.name for line in await client.all_accounts()}
+            assets = {line.name: line.asset for line in await client.all_accounts()}
             if self.settings.open_missing:
-                existing |= await self._open(client, existing)
+                assets |= dict.fromkeys(await self._open(client, assets), self.settings.asset)
             self.opening_s = time.perf_counter() - begin
             if self.settings.fund_from:
-                await self._fund(client, self.settings.fund_from, existing)
+                await self._fund(client, self.settings.fund_from, assets)
         begin = time.perf_counter()
         try:
             await self._pay(client)
@@ -123,7 +131,7 @@ class PayRun:
 
     # --- accounts ----------------------------------------------------------------------------------------------
 
-    async def _open(self, client: Client, existing: set[str]) -> set[str]:
+    async def _open(self, client: Client, existing: Container[str]) -> set[str]:
         """Open the accounts that the file names and nobody has; the names that exist now."""
         named = [name for p in self.rows if not p.fault for name in (p.sender, p.recipient)]
         missing = [name for name in dict.fromkeys(named) if name not in existing]
@@ -142,10 +150,31 @@ class PayRun:
 
     # --- funding -----------------------------------------------------------------------------------------------
 
-    async def _fund(self, client: Client, source: str, existing: set[str]) -> None:
+    async def _fund(self, client: Client, source: str, assets: dict[str, str]) -> None:
+        """`assets`: what the accounts hold that are known to exist."""
         key = self._wallet.key(source)
+        payers = {p.sender for p in self.rows if self._cannot(p) is None and p.sender != source}
+        await self._find_assets(client, sorted({source, *payers} - assets.keys()), assets)
+        held = assets.get(source, self.settings.asset)
+        if held != self.settings.asset:
+            raise CommandFailed(
+                Exit.REJECTED,
+                "asset_mismatch",
+                f"{source} holds {held}, and this run pays {self.settings.asset}: fund the payers from an account of "
+                f"{self.settings.asset}. No row was paid in this run",
+            )
+        for payer in payers & assets.keys():
+            if assets[payer] != held:
+                self._unfit[payer] = RowResult(
+                    "asset_mismatch",
+                    f"{payer} holds {assets[payer]}, so {source} cannot fund it with {held}; not sent in this run",
+                )
         remembered = FundedRows(self._wallet.directory, self.settings.label, source)
-        rows = {payment_key(p): p for p in self.rows if not p.fault and p.sender in existing and p.sender != source}
+        rows = {
+            payment_key(p): p
+            for p in self.rows
+            if self._cannot(p) is None and p.sender != source and p.sender in assets
+        }
         fresh = [key for key in rows if key not in remembered.rows]
         if fresh:
             sums: Counter[str] = Counter()
@@ -157,6 +186,25 @@ class PayRun:
         for number, part in enumerate(parts):
             await self._fund_part(client, source, key, number, part)
             self._progress.advance()
+
+    async def _find_assets(self, client: Client, names: Sequence[str], assets: dict[str, str]) -> None:
+        """What accounts hold that one node's list lacks: that node may be behind, so a majority says whether they exist."""
+
+        async def work(queue: Iterator[str]) -> None:
+            for name in queue:
+                answer = await client.balance(name, linearizable=True, timeout_s=self.settings.timeout_s)
+                if isinstance(answer, Balance):
+                    assets[name] = answer.asset
+                elif isinstance(answer, Unknown) or answer.stale:
+                    why = answer.reason if isinstance(answer, Unknown) else "who answered may be behind the others"
+                    self._unfit[name] = RowResult(
+                        NOT_SENT, f"whether {name} exists, to be funded, is not known: {why}. Run it again"
+                    )
+
+        queue = iter(names)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(self.settings.concurrency, len(names))):
+                tasks.start_soon(work, queue)
 
     async def _fund_part(self, client: Client, source: str, key: Ed25519PrivateKey, number: int, needs: Needs) -> None:
         """One request for many payers. One that was rejected in an earlier run is made anew, once a run."""
@@ -200,14 +248,25 @@ class PayRun:
             request = signed[index]
             if isinstance(request, SignedRequest):
                 await self._income_before(index)
-                self.results[index] = RowResult(
-                    "unknown", "the run ended before the answer came: run it again", request_id=request.request_id.hex()
-                )
-                self.results[index] = await self._pay_row(client, self.rows[index], request)
+                result = self._too_many() or await self._pay_row(client, index, request)
             else:
-                self.results[index] = request
+                result = request
+            self._end([index], [result])
+
+    def _end(self, rows: Sequence[int], results: Sequence[RowResult]) -> None:
+        """These rows have ended so."""
+        for index, result in zip(rows, results, strict=True):
+            self.results[index] = result
+            self._failures += result.outcome != "completed"
             self._done[index].set()
-            self._progress.advance()
+        self._progress.advance(len(rows))
+
+    def _too_many(self) -> RowResult | None:
+        """The result of all rows that are still to be sent, when more have failed than `max_failures` allows."""
+        most = self.settings.max_failures
+        if most is None or self._failures <= most:
+            return None
+        return RowResult(NOT_SENT, f"more than {most} rows failed before it: see to those, then run it again")
 
     async def _income_before(self, index: int) -> None:
         """Wait for the rows above that pay this row's sender. They were taken from the queue before, so they end."""
@@ -216,7 +275,11 @@ class PayRun:
                 return
             await self._done[earlier].wait()
 
-    async def _pay_row(self, client: Client, payment: Payment, signed: SignedRequest) -> RowResult:
+    async def _pay_row(self, client: Client, index: int, signed: SignedRequest) -> RowResult:
+        payment = self.rows[index]
+        self.results[index] = RowResult(
+            "unknown", "the run ended before the answer came: run it again", request_id=signed.request_id.hex()
+        )
         attempts = MAX_ATTEMPTS if self.settings.retry_rejected else 1
         answer = await self._until_known(client, signed)
         for attempt in range(1, attempts):
@@ -245,12 +308,21 @@ class PayRun:
 
     def _signed(self, client: Client, payment: Payment, attempt: int) -> SignedRequest | RowResult:
         """The row's request, or its result when it cannot be one."""
+        cannot = self._cannot(payment)
+        if cannot is not None:
+            return cannot
+        key = self._key(payment.sender)
+        assert not isinstance(key, LocalMisuse)
+        return sign_request(row_request(client.network, self.settings.label, payment, attempt), key)
+
+    def _cannot(self, payment: Payment) -> RowResult | None:
+        """The result of a row that cannot be sent in this run."""
         if payment.fault:
             return RowResult("invalid", payment.fault)
         key = self._key(payment.sender)
         if isinstance(key, LocalMisuse):
             return RowResult("no_key", str(key))
-        return sign_request(row_request(client.network, self.settings.label, payment, attempt), key)
+        return self._unfit.get(payment.sender)
 
     def _key(self, account: str) -> Ed25519PrivateKey | LocalMisuse:
         if account not in self._keys:
@@ -270,6 +342,7 @@ def row_request(network: NetworkId, run: str, payment: Payment, attempt: int) ->
 def result_of(answer: Answer, request_id: bytes) -> RowResult:
     """What an answer makes of the rows of its request."""
     result = RowResult(answer_name(answer), answer_text(answer), request_id=request_id.hex())
+    result.answered = not isinstance(answer, Unknown | NotStarted)
     if isinstance(answer, Recorded):
         result.repeated = answer.repeated
         result.link_hash = answer.link_hash.hex()
@@ -291,42 +364,55 @@ def split(needs: Needs) -> list[Needs]:
 
 
 def write_results(path: Path, rows: Sequence[Payment], results: Sequence[RowResult], scale: int) -> None:
-    """Write the result file whole, or leave the old one."""
+    """Write the result file whole, or leave the old one. Raises `CommandFailed` when the disk refuses it."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with fresh.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            [
-                "line",
-                "from",
-                "to",
-                "amount",
-                "reference",
-                "outcome",
-                "repeated",
-                "request_id",
-                "link_hash",
-                "height",
-                "reason",
-            ]
-        )
-        for payment, result in zip(rows, results, strict=True):
-            writer.writerow(
-                [
-                    payment.line,
-                    payment.sender,
-                    payment.recipient,
-                    format_amount(payment.amount, scale) if not payment.fault else "",
-                    payment.reference,
-                    result.outcome,
-                    "yes" if result.repeated else "",
-                    result.request_id,
-                    result.link_hash,
-                    "" if result.height is None else result.height,
-                    result.reason,
-                ]
-            )
-    fresh.replace(path)
+    what_to_do = (
+        "make room there, or name another file with --result, then run the same command again: it pays nothing twice and "
+        "writes all outcomes"
+    )
+    with on_disk(path, what_to_do):
+        try:
+            with fresh.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(
+                    [
+                        "line",
+                        "from",
+                        "to",
+                        "amount",
+                        "reference",
+                        "outcome",
+                        "repeated",
+                        "request_id",
+                        "link_hash",
+                        "height",
+                        "reason",
+                    ]
+                )
+                for payment, result in zip(rows, results, strict=True):
+                    writer.writerow(
+                        [
+                            payment.line,
+                            payment.sender,
+                            payment.recipient,
+                            format_amount(payment.amount, scale) if not payment.fault else "",
+                            payment.reference,
+                            result.outcome,
+                            "yes" if result.repeated else "",
+                            result.request_id,
+                            result.link_hash,
+                            "" if result.height is None else result.height,
+                            result.reason,
+                        ]
+                    )
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
+
+
+def is_worse(results: Sequence[RowResult]) -> bool:
+    """True when no row got an answer in this run and some were owed one: what an earlier run wrote says more."""
+    return not any(r.answered for r in results) and any(r.outcome in _NO_ANSWER for r in results)
 
 
 class Progress:

@@ -1,7 +1,8 @@
 """What a payment run must not forget: append-only files in the wallet, one JSON document a line, durable before requests leave.
 
-A line never changes, so its requests can be made again at any time and pay once. A last line that was cut off while it was
-written is dropped: its requests never left.
+A line never changes, so its requests can be made again at any time and pay once. A last line that has no end is being written,
+or was cut off then, so its requests have not left: who reads ignores it, and who adds, which only the holder of the run's lock
+does (cli.runlock), cuts it away.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from chain.errors import LocalMisuse
+from cli.durable import appending
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -23,13 +25,13 @@ class Remembered(Generic[T]):
         name = hashlib.sha256(msgspec.json.encode(named)).hexdigest()[:32]
         self._path = directory / f"{name}.jsonl"
         self.lines: list[T] = []
+        self._size = 0  # of the whole lines, in bytes
         if not self._path.exists():
             return
-        raws = self._path.read_bytes().splitlines(keepends=True)
-        for number, raw in enumerate(raws, start=1):
+        for number, raw in enumerate(self._path.read_bytes().splitlines(keepends=True), start=1):
             if not raw.endswith(b"\n"):
-                os.truncate(self._path, sum(map(len, raws[:-1])))
                 break
+            self._size += len(raw)
             try:
                 self.lines.append(msgspec.json.decode(raw, type=line_type))
             except msgspec.MsgspecError as error:
@@ -38,11 +40,16 @@ class Remembered(Generic[T]):
                 ) from None
 
     def add(self, *lines: T) -> None:
-        """Remember these, durably."""
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
+        """Remember these, durably. `LocalMisuse` when somebody else has added lines; `CommandFailed` when the disk is full."""
+        raw = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+        with appending(self._path) as file:
+            size = os.fstat(file.fileno()).st_size
+            rest = os.pread(file.fileno(), max(size - self._size, 0), self._size)
+            if size < self._size or b"\n" in rest:
+                raise LocalMisuse(
+                    f"{self._path} had {self._size} bytes and has {size}: another process changed it. Run this again"
+                )
+            os.ftruncate(file.fileno(), self._size)
+            file.write(raw)
+        self._size += len(raw)
         self.lines += lines

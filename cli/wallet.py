@@ -5,12 +5,14 @@
 
 Keys are on disk before the account that they own is opened: an account without its key is money lost. The journal is
 append-only and written before a request leaves, so that `outcome` and `cancel` know the account of every request that
-may have been sent.
+may have been sent. A line that was cut off while it was written is of a request that did not leave.
 """
 
 import os
 import stat
-from collections.abc import Collection, Iterable, Sequence
+import tempfile
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chain.errors import LocalMisuse
 from chain.names import is_name
 from chain.request import NetworkId, RequestId
+from cli.durable import appending, on_disk, sync_directory
 from cli.home import home
 
 _SUFFIX: Final = ".key"
@@ -74,37 +77,31 @@ class Wallet:
 
     def add(self, account: str, key: Ed25519PrivateKey) -> None:
         """Store a key durably; `LocalMisuse` when there is one already."""
-        self._make_directory()
-        self._write(account, key, durable=True)
-        _sync(self.directory)
+        if account not in self._store({account: key}):
+            raise LocalMisuse(f"{self.path(account)} exists already: a key is never overwritten")
 
     def create(self, accounts: Sequence[str]) -> None:
-        """New keys for those of `accounts` that have none, all durable before this returns."""
+        """New keys for those of `accounts` that have none, all durable before this returns. Where another process stores one
+        at the same time, one of the two keys is the account's."""
         missing = [a for a in accounts if not self.has(a)]
-        if not missing:
-            return
-        self._make_directory()
-        for account in missing:
-            self._write(account, Ed25519PrivateKey.generate(), durable=len(missing) == 1)
-        if len(missing) > 1:
-            os.sync()  # one flush for thousands of small files
-        _sync(self.directory)
+        if missing:
+            self._store({account: Ed25519PrivateKey.generate() for account in missing})
 
     def discard(self, account: str) -> None:
         """Remove the key of an account that turned out to be somebody else's."""
-        self.path(account).unlink()
+        self.path(account).unlink(missing_ok=True)  # another process may have found the same
 
     def record(self, requests: Iterable[tuple[RequestId, str, str]]) -> None:
         """Append (request id, account, kind) to the journal, durably."""
         lines = "".join(f"{request_id.hex()} {account} {kind}\n" for request_id, account, kind in requests)
         if not lines:
             return
-        self._make_directory()
-        handle = os.open(self.directory / _JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "wb") as file:
+        self.make_directory()
+        with appending(self.directory / _JOURNAL) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+                file.write(b"\n")
             file.write(lines.encode())
-            file.flush()
-            os.fsync(file.fileno())
 
     def sender_of(self, request_id: bytes) -> str | None:
         """The account that sent a request, when it was sent from here."""
@@ -113,7 +110,8 @@ class Wallet:
             return None
         wanted = request_id.hex()
         with journal.open() as lines:
-            return next((line.split()[1] for line in lines if line.startswith(wanted)), None)
+            found = (line.split() for line in lines if line.startswith(wanted))
+            return next((fields[1] for fields in found if len(fields) == 3), None)
 
     def recorded(self, request_ids: Collection[str]) -> set[str]:
         """Those of the requests (ids in hex) that were sent from here."""
@@ -123,29 +121,44 @@ class Wallet:
         with journal.open() as lines:
             return {line.partition(" ")[0] for line in lines}.intersection(request_ids)
 
-    def _make_directory(self) -> None:
-        for place in (self.directory.parent.parent, self.directory.parent, self.directory):
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def make_directory(self) -> None:
+        """Make the wallet's directory, for this user only."""
+        with on_disk(self.directory):
+            for place in (self.directory.parent.parent, self.directory.parent, self.directory):
+                place.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def _write(self, account: str, key: Ed25519PrivateKey, *, durable: bool) -> None:
-        path = self.path(account)
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            raise LocalMisuse(f"{path} exists already: a key is never overwritten") from None
-        with os.fdopen(handle, "wb") as file:
-            file.write(pem)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
+    def _store(self, keys: Mapping[str, Ed25519PrivateKey]) -> set[str]:
+        """Store keys durably; a key that is there already stays. The accounts whose key is the given one now.
+
+        A key gets its name only when all of it is on disk, so no crash leaves half a key under an account's name."""
+        stored: set[str] = set()
+        fresh: dict[str, Path] = {}
+        self.make_directory()
+        with on_disk(self.directory):
+            try:
+                for account, key in keys.items():
+                    place = self.path(account)
+                    handle, name = tempfile.mkstemp(prefix=".new-", dir=place.parent)  # mode 0600
+                    fresh[account] = Path(name)
+                    with os.fdopen(handle, "wb") as file:
+                        file.write(_pem(key))
+                        file.flush()
+                        if len(keys) == 1:
+                            os.fsync(handle)
+                if len(keys) > 1:
+                    os.sync()  # one flush for thousands of small files
+                for account, whole in fresh.items():
+                    with suppress(FileExistsError):
+                        os.link(whole, self.path(account))
+                        stored.add(account)
+            finally:
+                for whole in fresh.values():
+                    whole.unlink(missing_ok=True)
+            sync_directory(self.directory)
+        return stored
 
 
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _pem(key: Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )

@@ -96,6 +96,7 @@ LAST_PAUSE_S: Final = 0.5
 LONGEST_REST_S: Final = 2.0  # between two tries to reach a node again, while others answer
 MAX_SEEN: Final = 10_000  # accounts whose height is remembered for reading one's own writes
 NONCE_BYTES: Final = 32
+_NOT_OPEN: Final = "the client is not open: use `async with Client(...) as client`"
 MANY_IN_FLIGHT: Final = 256  # requests of one bulk call: enough to fill the nodes' turns, a quarter of one connection
 
 
@@ -269,8 +270,10 @@ class Client:
 
         Each is independent of the others, and one that fails stops none; `timeout_s` is for each. `atomic`: transfers of one
         account, all or nothing (hopchain.bulk): one request, whose one answer is that of each.
-        Raises `LocalMisuse` before anything is sent when one of them cannot be made.
+        Raises `LocalMisuse` before anything is sent when one of them cannot be made, or the client is not open.
         """
+        if self._tasks is None:
+            raise LocalMisuse(_NOT_OPEN)
         missing = sorted({request.sender for request in requests} - keys.keys())
         if missing:
             raise LocalMisuse(f"{len(missing)} accounts have no key, the first is {missing[0]}")
@@ -558,7 +561,7 @@ class Client:
             if node.dials != dials and node.refusal is not None:
                 raise DialFailed(str(node.refusal))  # somebody else has just tried
             if self._tasks is None:
-                raise LocalMisuse("the client is not open: use `async with Client(...) as client`")
+                raise LocalMisuse(_NOT_OPEN)
             node.refusal = None
             try:
                 node.connection = await dial(node.address, self._context, self.network, self._timing)

@@ -41,6 +41,7 @@ from hopchain.errors import ClientError, Unreachable
 from hopchain.wire import Balance, NotStarted, Recorded, Unknown
 
 DEFAULT_TIMEOUT_S: Final = 10.0
+_TAG: Final = b"hopchain:bulk:1\0"
 
 
 class Choice(enum.StrEnum):
@@ -223,9 +224,16 @@ class PooledSender:
                 self._unknown.append((account, amount, signed))
             self._pool.ended(account, amount, how)
 
-    async def pay_bulk(self, postings: Sequence[Posting], *, size: int = MAX_POSTINGS) -> list[Answer | ClientError]:
+    async def pay_bulk(
+        self, postings: Sequence[Posting], *, size: int = MAX_POSTINGS, nonce: bytes | None = None
+    ) -> list[Answer | ClientError]:
         """Pay any number of postings in requests of at most `size`, as many at once as the pool has accounts. What
-        became of each request, in order of its postings; one that fails does not stop the others."""
+        became of each request, in order of its postings; one that fails does not stop the others.
+
+        `nonce` (32 bytes) makes these payments these and no others: the same postings, `size` and `nonce` again, also after
+        a crash, are the same requests and pay once. None takes random ones."""
+        if nonce is not None and len(nonce) != NONCE_BYTES:
+            raise LocalMisuse(f"a nonce of {len(nonce)} bytes: it has {NONCE_BYTES}")
         if not 1 <= size <= MAX_POSTINGS:
             raise LocalMisuse(f"a request of {size} postings: it holds 1 to {MAX_POSTINGS}")
         parts = [postings[at : at + size] for at in range(0, len(postings), size)]
@@ -234,7 +242,8 @@ class PooledSender:
         async def work(worker: int, queue: Iterator[tuple[int, Sequence[Posting]]]) -> None:
             for number, part in queue:
                 try:
-                    answers[number] = await self.pay(part, worker=worker)
+                    own = None if nonce is None else hashlib.sha256(_TAG + nonce + number.to_bytes(8, "big")).digest()
+                    answers[number] = await self.pay(part, worker=worker, nonce=own)
                 except ClientError as error:
                     answers[number] = error
 

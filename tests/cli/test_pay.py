@@ -1,6 +1,7 @@
 """Payment files: each payment once, whatever is run again, added, interrupted or wrong."""
 
 import csv
+import os
 import random
 from collections import Counter
 from itertools import pairwise
@@ -15,6 +16,7 @@ from cli.funding import FundedRows
 from cli.orders import make_orders
 from cli.payfile import Columns, find_delimiter, payment_nonce, payments, read_table
 from cli.payrun import split
+from cli.runlock import only_run
 from hopchain import wire
 from tests.cli.conftest import World
 from tests.cli.test_commands import documented
@@ -303,6 +305,106 @@ def test_pay_refuses_an_empty_file_and_to_write_over_it(world: World, file: Path
     assert "no rows" in world.json("pay", str(file), *COLUMNS, code=2)["message"]
 
 
+# --- two runs at once ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["", "--bulk", "--atomic"])
+def test_a_run_that_is_going_on_is_not_begun_again(world: World, file: Path, how: str) -> None:
+    world.run("account", "open", "ann", "bob")
+    write(file, ["mint;ann;1;", "mint;bob;2;"])
+    world.run("pay", str(file), *COLUMNS)
+    before, words = results(file), (*COLUMNS, "--fund-from", "mint", *([how] if how else []))
+    for node in world.nodes:
+        node.calls.clear()
+    with only_run(world.wallet, "may.csv"):
+        refused = world.json("pay", str(file), *words, code=2)
+        assert f"run 'may.csv' is going on in process {os.getpid()}: wait" in refused["message"]
+        assert not any(node.calls for node in world.nodes) and results(file) == before
+        assert world.json("pay", str(file), *words, "--run", "june")["completed"] == 2
+
+
+@pytest.mark.parametrize("how", ["", "--bulk"])
+def test_a_run_is_held_while_its_requests_are_sent_and_then_free(world: World, file: Path, how: str) -> None:
+    held: list[bool] = []
+
+    def look(call: wire.CallBody) -> None:
+        try:
+            with only_run(world.wallet, "may.csv"):
+                held.append(False)
+        except LocalMisuse:
+            held.append(True)
+
+    for node in world.nodes:
+        node.fault = look
+    world.run("pay", str(file), *FULL, *([how] if how else []))
+    assert held and all(held)
+    with only_run(world.wallet, "may.csv"):
+        pass
+
+
+# --- the result file -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["", "--bulk"])
+def test_a_rerun_that_gets_no_answer_keeps_what_is_known(world: World, file: Path, how: str) -> None:
+    words = (*COLUMNS, *([how] if how else []))
+    world.run("pay", str(file), *FULL, *words[len(COLUMNS) :])
+    before = results(file)
+    for node in world.nodes:
+        node.fault = lambda call: Hang() if isinstance(call, wire.Submit) else None
+    shown = world.run("pay", str(file), *words, "--timeout", "0.1", code=1)
+    assert "no row got an answer" in shown.stderr and results(file) == before
+    world.stop()
+    shown = world.run("pay", str(file), *words, "--timeout", "0.3", code=3)
+    assert "may.result.csv is left as an earlier run wrote it" in shown.stderr and results(file) == before
+    file.with_suffix(".result.csv").unlink()
+    world.run("pay", str(file), *words, "--timeout", "0.3", code=3)
+    assert {r["outcome"] for r in results(file)} <= {"unknown", "not_sent"}, "better than none"
+
+
+def test_a_file_of_rows_that_are_none_is_told_whatever_was_there(world: World, file: Path) -> None:
+    world.run("pay", str(file), *FULL)
+    write(file, ["ann;ann;1;"])
+    world.run("pay", str(file), *COLUMNS, code=1)
+    assert [r["outcome"] for r in results(file)] == ["invalid"]
+
+
+def test_a_result_file_that_cannot_be_written_is_told_and_the_old_one_stays(world: World, file: Path) -> None:
+    world.run("pay", str(file), *FULL)
+    before = results(file)
+    write(file, [*ROWS, "mint;bob;1;"])
+    fresh = file.with_name(f".may.result.csv.{os.getpid()}")
+    fresh.symlink_to("/dev/full")
+    failed = world.json("pay", str(file), *COLUMNS, code=5)
+    assert (
+        failed["error"] == "disk"
+        and "may.result.csv could not be written (No space left on device)" in failed["message"]
+    )
+    assert "name another file with --result" in failed["message"]
+    assert not fresh.is_symlink() and results(file) == before
+    world.stop()
+    file.with_suffix(".result.csv").unlink()
+    fresh.symlink_to("/dev/full")
+    failed = world.json("pay", str(file), *COLUMNS, "--timeout", "0.3", code=3)
+    assert failed["error"] == "unreachable", "what ended the run is told"
+
+
+# --- the end of a run that fails -----------------------------------------------------------------------------------
+
+
+def test_a_run_with_too_many_failures_sends_no_more(world: World, file: Path) -> None:
+    world.run("account", "open", "bob", "cid")
+    rows = [f"mint;nobody;{n};" for n in range(1, 4)]
+    write(file, ["mint;bob;1.005;", *rows, "mint;bob;1;", "bob;cid;1;", "bob;cid;2;"])
+    words = (*COLUMNS, "--concurrency", "1", "--max-failures")
+    found = world.json("pay", str(file), *words, "2", code=1)
+    assert found["outcomes"] == {"invalid": 1, "unknown_recipient": 2, "not_sent": 4}
+    assert "more than 2 rows failed before it" in results(file)[3]["reason"]
+    assert available(world)["bob"] == 0
+    found = world.json("pay", str(file), *words, "5", code=1)
+    assert found["outcomes"] == {"invalid": 1, "unknown_recipient": 3, "completed": 2, "insufficient_funds": 1}
+
+
 # --- funding -------------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +418,63 @@ def test_funding_that_cannot_work_is_told_and_works_later(world: World, file: Pa
     world.run("transfer", "mint", "purse", "100")
     assert world.json("pay", str(file), *options)["completed"] == 4
     assert available(world)["purse"] == 10_000 - 2551
+
+
+def test_payers_that_a_lagging_node_does_not_list_are_funded(world: World, file: Path) -> None:
+    world.run("account", "open", "ann", "bob", "cid", "dan")
+    for node in world.nodes:
+        node.fault = lambda call: wire.Accounts((), False, True) if isinstance(call, wire.AskAccounts) else None
+    found = world.json("pay", str(file), *COLUMNS, "--fund-from", "mint")
+    assert (found["completed"], found["funded"]) == (4, 2551)
+    assert {c.account for n in world.nodes for c in n.calls if isinstance(c, wire.AskBalance) and c.linearizable} == {
+        *("ann", "dan", "mint")
+    }
+
+
+@pytest.mark.parametrize(
+    "answer", [wire.Unknown(b"", "no majority answered"), wire.NotFound("account dan", True)], ids=["unknown", "stale"]
+)
+def test_a_payer_of_which_nothing_is_known_waits_for_the_next_run(
+    world: World, file: Path, answer: wire.ReplyBody
+) -> None:
+    world.run("account", "open", "ann", "bob", "cid", "dan")
+
+    def lagging(call: wire.CallBody) -> wire.ReplyBody | None:
+        if isinstance(call, wire.AskAccounts):
+            return wire.Accounts((), False, True)
+        return answer if isinstance(call, wire.AskBalance) and call.account == "dan" else None
+
+    for node in world.nodes:
+        node.fault = lagging
+    found = world.json("pay", str(file), *COLUMNS, "--fund-from", "mint", code=1)
+    assert found["outcomes"] == {"completed": 3, "not_sent": 1} and found["funded"] == 2550
+    assert "whether dan exists, to be funded, is not known" in results(file)[2]["reason"]
+    for node in world.nodes:
+        node.fault = lambda call: None
+    assert world.json("pay", str(file), *COLUMNS, "--fund-from", "mint")["funded"] == 1
+
+
+def test_a_payer_of_another_asset_is_left_out_and_the_others_are_funded(
+    world: World, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.ledger, "_scale", lambda code: 2)
+    world.run("account", "open", "ann", "bob", "cid")
+    world.wallet.create(["dan"])
+    world.ledger.open("dan", "EUR", world.wallet.key("dan").public_key().public_bytes_raw())
+    for bulk in ((), ("--bulk", "--run", "june")):
+        found = world.json("pay", str(file), *COLUMNS, "--fund-from", "mint", *bulk, code=1)
+        assert found["outcomes"] == {"completed": 3, "asset_mismatch": 1} and found["funded"] == 2550
+        assert "dan holds EUR, so mint cannot fund it with CZK" in results(file)[2]["reason"]
+    refused = world.json("pay", str(file), *COLUMNS, "--fund-from", "dan", "--run", "july", code=1)
+    assert refused["error"] == "asset_mismatch" and "dan holds EUR, and this run pays CZK" in refused["message"]
+    assert not FundedRows(world.wallet.directory, "july", "dan").rows
+
+
+def test_a_payer_whose_key_is_not_here_is_not_funded(world: World, file: Path) -> None:
+    world.run("account", "open", "ann", "bob", "cid")
+    world.ledger.open("dan", "CZK", bytes(32))
+    assert world.json("pay", str(file), *COLUMNS, "--fund-from", "mint", code=1)["funded"] == 2550
+    assert available(world)["dan"] == 0
 
 
 def test_needs_are_split_into_what_one_request_holds() -> None:
@@ -335,7 +494,6 @@ def test_what_was_funded_is_remembered_and_a_cut_line_forgotten(tmp_path: Path) 
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"rows":["r4"')
     assert FundedRows(tmp_path, "may", "mint").rows == {"r1", "r2", "r3"}
-    assert path.read_bytes() == whole
     assert not FundedRows(tmp_path, "june", "mint").rows
     assert not FundedRows(tmp_path, "may", "purse").rows
     path.write_bytes(b"x\n" + whole)

@@ -10,7 +10,7 @@ from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, Kind, Request, decode_request_untrusted
 from cli import paybulk
 from cli.batches import Batch, SentBatches
-from cli.paybulk import cut
+from cli.paybulk import BulkRun, cut
 from cli.payfile import Payment
 from hopchain import wire
 from tests.cli.conftest import World
@@ -52,6 +52,25 @@ def sent(world: World) -> list[Request]:
 
 def outcomes(file: Path) -> list[str]:
     return [r["outcome"] for r in results(file)]
+
+
+def never_arrives(world: World, file: Path) -> list[wire.Submit]:
+    """Run the file while no request arrives in time; those requests."""
+    late: list[wire.Submit] = []
+
+    def hang(call: wire.CallBody) -> Hang | None:
+        if isinstance(call, wire.Submit):
+            late.append(call)
+            return Hang()
+        return None
+
+    for node in world.nodes:
+        node.fault = hang
+    found = world.json("pay", str(file), *BULK, "--timeout", "0.1", code=1)
+    assert found["outcomes"] == {"unknown": found["rows"]}
+    for node in world.nodes:
+        node.fault = lambda call: None
+    return late
 
 
 # --- cutting -------------------------------------------------------------------------------------------------------
@@ -159,6 +178,59 @@ def test_money_that_a_file_passes_on_is_there_in_time(world: World, file: Path) 
     assert available(world)["a0"] == 200
 
 
+# --- rejected for a recipient --------------------------------------------------------------------------------------
+
+
+def test_a_request_that_is_rejected_for_a_recipient_names_the_rows(
+    open_world: World, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = open_world
+    monkeypatch.setattr(world.ledger, "_scale", lambda code: 2)
+    world.ledger.open("euro", "EUR", bytes(32))
+    write(file, [*ROWS, "mint;nobody;1;", "mint;euro;1;", "mint;nobody;2;"])
+    for node in world.nodes:  # a replica that lags: only a majority is believed to say that there is no account
+        node.fault = lambda call: (
+            wire.NotFound("account", False) if isinstance(call, wire.AskBalance) and not call.linearizable else None
+        )
+    assert world.json("pay", str(file), *BULK, code=1)["outcomes"] == {"unknown_recipient": 8}
+    reasons = [r["reason"] for r in results(file)]
+    told = "because of line 7: there is no account nobody; line 8: euro holds EUR and mint CZK; line 9: there is no account"
+    assert all(told in reason for reason in reasons)
+    assert [n for n, reason in enumerate(reasons) if reason.startswith("this row is a cause: ")] == [5, 6, 7]
+    asked = [c.account for n in world.nodes for c in n.calls if isinstance(c, wire.AskBalance) and c.linearizable]
+    assert sorted(asked) == ["ann", "bob", "cid", "dan", "euro", "eve", "mint", "nobody"], "each once"
+
+
+def test_recipients_that_exist_by_now_are_told(open_world: World, file: Path) -> None:
+    world = open_world
+    write(file, [*ROWS, *(f"mint;new{n};1;" for n in range(7))])
+    world.run("pay", str(file), *BULK, code=1)
+    assert "line 11: there is no account new4; and 2 more)" in results(file)[0]["reason"]
+    world.run("account", "open", *(f"new{n}" for n in range(7)))
+    world.run("pay", str(file), *BULK, code=1)
+    assert "all recipients can be paid now: --retry-rejected" in results(file)[0]["reason"]
+    assert world.json("pay", str(file), *BULK, "--retry-rejected")["completed"] == 12
+
+
+@pytest.mark.parametrize(
+    "answer", [wire.NotFound("account", True), wire.Refused("busy", "later"), wire.Unknown(b"", "no majority")]
+)
+def test_what_cannot_be_asked_is_not_blamed(open_world: World, file: Path, answer: wire.ReplyBody) -> None:
+    write(file, [*ROWS, "mint;nobody;1;"])
+    for node in open_world.nodes:
+        node.fault = lambda call: answer if isinstance(call, wire.AskBalance) else None
+    assert open_world.json("pay", str(file), *BULK, code=1)["outcomes"] == {"unknown_recipient": 6}
+    assert results(file)[5]["reason"].endswith("(6 rows are one request: all or none of them)")
+
+
+def test_a_run_with_too_many_failures_sends_no_more_requests(open_world: World, file: Path, two_rows: None) -> None:
+    write(file, ["mint;nobody;1;", *ROWS])
+    found = open_world.json("pay", str(file), *BULK, "--concurrency", "1", "--max-failures", "1", code=1)
+    assert found["outcomes"] == {"unknown_recipient": 2, "not_sent": 4}
+    found = open_world.json("pay", str(file), *BULK, "--concurrency", "1", "--max-failures", "2", code=1)
+    assert found["outcomes"] == {"unknown_recipient": 2, "completed": 4}
+
+
 # --- interrupted ---------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +286,34 @@ def test_a_row_that_made_its_request_fail_is_taken_out_and_the_rest_is_paid(open
     assert sum(available(world).values()) == 1600
 
 
+def test_a_run_that_dies_after_its_own_cancel_is_gone_on_with_whatever_the_file_is_then(
+    open_world: World, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = open_world
+    never_arrives(world, file)
+    write(file, ROWS[1:])
+
+    def dies(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(BulkRun, "_made", dies)
+        world.run("pay", str(file), *BULK, code=130)
+    write(file, ROWS)
+    found = world.json("pay", str(file), *BULK)
+    assert (found["completed"], found["repeated"]) == (5, 0)
+    assert world.json("pay", str(file), *BULK)["repeated"] == 5
+    assert sum(available(world).values()) == 1500
+
+
+def test_a_request_that_was_cancelled_by_hand_stays_so(open_world: World, file: Path) -> None:
+    world = open_world
+    never_arrives(world, file)
+    world.run("cancel", results(file)[0]["request_id"])
+    assert world.json("pay", str(file), *BULK, code=1)["outcomes"] == {"cancelled": 5}
+    assert world.json("pay", str(file), *BULK, "--retry-rejected")["completed"] == 5
+
+
 def test_a_row_that_is_taken_out_after_it_was_paid_changes_nothing(open_world: World, file: Path) -> None:
     open_world.run("pay", str(file), *BULK)
     write(file, ROWS[1:])
@@ -224,19 +324,7 @@ def test_a_row_that_is_taken_out_after_it_was_paid_changes_nothing(open_world: W
 
 def test_a_row_that_is_taken_out_before_its_request_arrived_is_never_paid(open_world: World, file: Path) -> None:
     world = open_world
-    late: list[wire.Submit] = []
-
-    def hang(call: wire.CallBody) -> Hang | None:
-        if isinstance(call, wire.Submit):
-            late.append(call)
-            return Hang()
-        return None
-
-    for node in world.nodes:
-        node.fault = hang
-    assert world.json("pay", str(file), *BULK, "--timeout", "0.1", code=1)["outcomes"] == {"unknown": 5}
-    for node in world.nodes:
-        node.fault = lambda call: None
+    late = never_arrives(world, file)
     write(file, ROWS[1:])
     found = world.json("pay", str(file), *BULK)
     assert (found["completed"], found["repeated"]) == (4, 0)
@@ -325,6 +413,18 @@ def test_an_atomic_file_that_changed_is_paid_as_one_or_not_at_all(open_world: Wo
     assert world.json("pay", str(file), *BULK)["repeated"] == 5, "without --atomic the new row alone"
 
 
+def test_the_funding_of_an_atomic_file_stays_when_the_file_is_rejected(world: World, file: Path) -> None:
+    world.run("account", "open", "ann", "bob")
+    write(file, ["ann;bob;1;", "ann;nobody;2;"])
+    found = world.json("pay", str(file), *ATOMIC, "--fund-from", "mint", code=1)
+    assert (found["outcomes"], found["funded"]) == ({"unknown_recipient": 2}, 300)
+    assert available(world)["ann"] == 300
+    assert "the payer keeps its funding" in " ".join(world.run("pay", "--help").stdout.split())
+    world.run("account", "open", "nobody")
+    again = world.json("pay", str(file), *ATOMIC, "--fund-from", "mint", "--retry-rejected")
+    assert (again["completed"], again["funded"]) == (2, 0) and available(world)["ann"] == 0
+
+
 # --- what is remembered --------------------------------------------------------------------------------------------
 
 
@@ -338,3 +438,10 @@ def test_batches_are_remembered_in_order_with_their_attempts(tmp_path: Path) -> 
         assert [known.attempts([row]) for row in ("r1", "r2", "r3", "r4")] == [1, 2, 1, 0]
         assert known.attempts(["r4", "r2"]) == 2
     assert not SentBatches(tmp_path, "june").of
+    first.give_up(new)
+    first.give_up(new)
+    for known in (first, SentBatches(tmp_path, "may")):
+        assert known.void == {"22"} and known.of == {"r1": old, "r2": new, "r3": new}
+        assert known.attempts(["r2"]) == 2
+    (path,) = (tmp_path / "bulk").iterdir()
+    assert path.read_bytes().count(b"\n") == 3

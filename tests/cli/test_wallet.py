@@ -8,7 +8,9 @@ import pytest
 
 from chain.errors import LocalMisuse
 from chain.request import NetworkId, RequestId
+from cli.output import CommandFailed, Exit
 from cli.wallet import Wallet
+from tests.cli.test_remembered import no_space
 from tests.hopchain.fake_node import key_number
 
 NETWORK = NetworkId(b"\x5a" * 32)
@@ -100,3 +102,56 @@ def test_the_journal_knows_the_account_of_every_request(wallet: Wallet) -> None:
     assert wallet.sender_of(b"\x03" * 32) is None
     lines = (wallet.directory / "journal").read_text().splitlines()
     assert lines == [f"{'01' * 32} alice transfer", f"{'02' * 32} bob:1 open"]
+
+
+def test_a_line_that_was_cut_off_does_not_spoil_the_next(wallet: Wallet) -> None:
+    first, second, third = (RequestId(bytes([n]) * 32) for n in (1, 2, 3))
+    wallet.record([(first, "alice", "transfer")])
+    journal = wallet.directory / "journal"
+    with journal.open("a") as cut:
+        cut.write(f"{second.hex()} bo")
+    wallet.record([(third, "carol", "open")])
+    assert wallet.recorded({first.hex(), third.hex()}) == {first.hex(), third.hex()}
+    assert [wallet.sender_of(request) for request in (first, second, third)] == ["alice", None, "carol"]
+    journal.write_text(second.hex())
+    assert wallet.sender_of(second) is None
+
+
+def test_the_name_of_a_new_journal_is_durable_too(wallet: Wallet, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    wallet.record([(RequestId(bytes(32)), "alice", "transfer")])
+    assert {wallet.directory.stat().st_ino, (wallet.directory / "journal").stat().st_ino} <= set(synced)
+
+
+def test_a_full_disk_is_told(wallet: Wallet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(
+        CommandFailed, match=r"journal could not be written .No space left on device.: make room"
+    ) as told:
+        wallet.record([(RequestId(bytes(32)), "alice", "transfer")])
+    assert (told.value.exit_code, told.value.code) == (Exit.DISK, "disk")
+    with pytest.raises(CommandFailed, match="could not be written"):
+        wallet.add("alice", key_number(1))
+    assert [path.name for path in wallet.directory.iterdir()] == ["journal"], "no half key, and nothing left over"
+
+
+def test_many_keys_are_on_disk_before_one_has_its_name(wallet: Wallet, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(os, "sync", lambda: seen.append(wallet.names()))
+    wallet.create(["alice", "bob"])
+    assert seen == [[]]
+    assert wallet.names() == ["alice", "bob"] and len(list(wallet.directory.iterdir())) == 2
+
+
+def test_keys_that_another_process_stores_at_the_same_time_are_used(
+    wallet: Wallet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wallet.add("alice", key_number(1))
+    monkeypatch.setattr(Wallet, "has", lambda self, account: False)  # it looked before the other one stored
+    wallet.create(["alice"])
+    wallet.create(["alice", "bob"])
+    assert wallet.key("alice").private_bytes_raw() == key_number(1).private_bytes_raw()
+    wallet.key("bob")
+    wallet.discard("bob")
+    wallet.discard("bob")

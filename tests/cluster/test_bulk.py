@@ -85,3 +85,32 @@ async def test_a_bulk_payment_file_survives_kill_9_of_the_command_and_of_a_node(
     await cluster.settle()
     assert [await available(cluster, payee) for payee in sorted(set(payees))] == [ROWS // PAYEES * AMOUNT] * PAYEES
     assert [await available(cluster, f"bulk-from-{number}") for number in range(PAYERS)] == [0] * PAYERS
+
+
+async def test_two_runs_of_one_file_at_once_pay_and_fund_it_once(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOPCHAIN_HOME", str(tmp_path / "home"))
+    Wallet(cluster.id).add("mint", key_of("mint"))
+    file = tmp_path / "wages.csv"
+    file.write_text(
+        "\n".join(["payer,payee,amount", *(f"twice-{n % 3},twice-to,0.0{AMOUNT}" for n in range(60))]) + "\n"
+    )
+    network = cluster.nodes[0].directory.parent
+    command = [sys.executable, "-m", "cli.main", "pay", str(file), *COLUMNS, "--asset", "CZK", "--open-missing"]
+    command += ["--fund-from", "mint", "--network", str(network), "--json"]
+    ended: list[tuple[int, str]] = []
+
+    async def pay(*how: str) -> None:
+        done = await trio.run_process([*command, *how], capture_stdout=True, check=False)
+        ended.append((done.returncode, done.stdout.decode()))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pay)
+        nursery.start_soon(pay, "--bulk")
+    (first, paid), (second, refused) = sorted(ended)
+    assert (first, second) == (0, 2), ended
+    assert json.loads(paid)["completed"] == 60 and json.loads(refused)["error"] == "usage"
+    assert await available(cluster, "twice-to") == 60 * AMOUNT
+    assert [await available(cluster, f"twice-{number}") for number in range(3)] == [0] * 3
+    await cluster.settle()

@@ -179,6 +179,10 @@ def test_what_cannot_be_made_is_refused_before_anything_is_sent(backend: str) ->
             await client.submit_many([requests_of(world)[0], bad], KEYS)
         with pytest.raises(LocalMisuse, match="2 accounts"):
             await client.submit_many(requests_of(world), KEYS, atomic=True)
+        closed = Client([world.nodes[0].address], world.genesis.ca, world.genesis.network_id)
+        for atomic in (False, True):
+            with pytest.raises(LocalMisuse, match="the client is not open"):
+                await closed.submit_many(requests_of(world)[:1], KEYS, atomic=atomic)
         assert not any(isinstance(c, wire.Submit) for c in world.nodes[0].calls)
 
     with_client(test, backend)

@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import anyio
 import pytest
@@ -316,6 +317,30 @@ def test_bulk_is_cut_into_requests_of_at_most_the_size_and_one_failure_stops_no_
         for size in (0, MAX_POSTINGS + 1):
             with pytest.raises(LocalMisuse, match="it holds 1 to 8190"):
                 await sender.pay_bulk(postings, size=size)
+
+    run(test, backend)
+
+
+def test_a_bulk_run_with_a_nonce_made_again_pays_once(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        postings = [Posting("bob", 1)] * 20
+        pay = partial(sender_of(client, make_pool(Choice.TWO_CHOICES)).pay_bulk, postings, size=4)
+        first = await pay(nonce=b"n" * 32)
+        executed = world.ledger.executed
+        again = await partial(sender_of(client, make_pool(Choice.ROUND_ROBIN)).pay_bulk, postings, size=4)(
+            nonce=b"n" * 32
+        )
+        assert [a.repeated for a in again if isinstance(a, Recorded)] == [True] * 5
+        assert [a.request_id for a in again if isinstance(a, Recorded)] == [
+            a.request_id for a in first if isinstance(a, Recorded)
+        ]
+        assert world.ledger.executed == executed and world.ledger.accounts["bob"].incoming == 20
+        await pay(nonce=b"o" * 32)
+        await pay()
+        await pay()
+        assert world.ledger.accounts["bob"].incoming == 80, "other nonces are other payments"
+        with pytest.raises(LocalMisuse, match="a nonce of 3 bytes"):
+            await pay(nonce=b"may")
 
     run(test, backend)
 
