@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
-.PHONY: demo test quick lint types layers coverage format lock clean mutants crashes swarm namespaces
+.PHONY: demo test quick lint types layers coverage format lock clean mutants crashes swarm namespaces rolling
 
 demo: $(STAMP)  ## five real nodes move money, lose one and agree again; under two minutes
 	$(BIN)/hopchain demo
@@ -38,7 +38,10 @@ mutants: $(STAMP)  ## find the seeds that catch each mutant again, after a chang
 	$(BIN)/python -m netsim.mutants 2
 
 crashes: $(STAMP)  ## every cut of the write-ahead log in the core scenario, not every eighth
-	HOPCHAIN_CUT_STRIDE=1 $(PYTEST) tests/netsim/test_crashes.py
+	HOPCHAIN_CUT_STRIDE=1 $(PYTEST) tests/netsim/test_crashes.py tests/netsim/test_joins.py
+
+rolling: $(STAMP)  ## real nodes: 20 rounds of restarts under load, no gap of two seconds; growth 1, 2, 3, 5, 9, 3
+	HOPCHAIN_ROLLING_ROUNDS=20 HOPCHAIN_ROLLING_GAP_S=2 HOPCHAIN_GROWTH=long $(PYTEST) tests/cluster/test_rolling.py tests/cluster/test_growth.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import LocalMisuse
 from cli.bench_check import ask_lost, count_lost, databases, paid_out, read_answers
-from cli.bench_cluster import Sample, own_cluster, sample, until_up
+from cli.bench_cluster import Sample, largest_memory, own_cluster, sample, until_up
 from cli.bench_node import check_profile_file
 from cli.bench_profiles import MEANING, Profile, postings_of
 from cli.bench_report import Kept, Measured, Settings, document, read_floats, show
@@ -188,6 +188,7 @@ class _Bench:
         self._timeout_s = timeout_s
         self._max_failures = max_failures
         self._behind: list[int] = []
+        self._memory_mb: list[float] = []
 
     async def run(self, network_dir: Path | None, issuer: str | None, profile_out: Path | None) -> Measured:
         """Start what must be started, prepare, measure, check."""
@@ -287,6 +288,7 @@ class _Bench:
             read_floats(self._place, "latencies"),
             read_floats(self._place, "lags"),
             self._behind,
+            self._memory_mb,
             before[0],
             after[0],
             kept,
@@ -295,6 +297,7 @@ class _Bench:
     async def _progress(self, client: Client, network: Network, news: News) -> None:
         links = [(await client.status(at=node.address)).log_height for node in network.nodes]
         self._behind.append(max(links) - min(links))
+        self._memory_mb.append(round(largest_memory(network) / 1e6, 1))
         times = self._settings.processes
         self._out.note(
             f"  {news.completed * times:,}/s{' about' if times > 1 else ''}, p50 {news.p50_ms:.1f} ms, "

@@ -37,7 +37,7 @@ _TICK_S: Final = 1 / sysconf("SC_CLK_TCK")
 
 class Cost(msgspec.Struct, frozen=True):
     """What one node has used since it started. `main_s`: CPU of its main thread, of the `cpu_s` of all threads;
-    `memory`: resident bytes now."""
+    `memory`: resident bytes now. `read_p99_us`: of the last balances that it read, 0 for none."""
 
     cpu_s: float = 0.0
     main_s: float = 0.0
@@ -47,6 +47,7 @@ class Cost(msgspec.Struct, frozen=True):
     commits: int = 0
     turns: int = 0
     links: int = 0
+    read_p99_us: int = 0
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -150,8 +151,14 @@ async def sample(client: Client, network: Network) -> Sample:
             commits=counters.get("driver.commits", 0),
             turns=counters.get("driver.turns", 0),
             links=links,
+            read_p99_us=counters.get("reads.balance_p99_us", 0),
         )
     return Sample(costs, all(processes.values()), load_average())
+
+
+def largest_memory(network: Network) -> int:
+    """Resident bytes of the largest node; 0 when none is on this machine."""
+    return max((cost.memory for n in network.nodes if (cost := _process(network.directory / n.name))), default=0)
 
 
 def load_average() -> float:

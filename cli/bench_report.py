@@ -58,6 +58,7 @@ class Measured(msgspec.Struct, frozen=True):
     latencies: Sequence[float]
     lags: Sequence[float]
     behind: Sequence[int]  # links between the node that has most and the one that has least, once a second
+    memory_mb: Sequence[float]  # of the largest node, once a second; 0 when it is not on this machine
     before: Sample
     after: Sample
     kept: Kept
@@ -134,6 +135,7 @@ def document(run: Measured) -> dict[str, JsonValue]:
             "most_in_flight_of_one_source": max((r.most_in_flight for r in results), default=0),
         },
         "per_second": [sum(counts) for counts in zip(*(r.per_second for r in results), strict=False)],
+        "memory_mb_each_s": run.memory_mb,
         "load_average_before": run.before.load_average,
         "settings": {name: getattr(settings, name) for name in settings.__struct_fields__},
     }
@@ -158,6 +160,7 @@ def costs(run: Measured) -> dict[str, JsonValue]:
         "turns_per_transfer": _per(differences(before, after, lambda c: c.turns), done),
         "links": round(links),
         "transfers_per_link": _per(done, links),
+        "read_p99_us_at_node": max(c.read_p99_us for c in after.costs.values()) or None,
         "memory_mb": round(max(c.memory for c in after.costs.values()) / 1e6, 1) if local else None,
         "memory_grown_mb": round(differences(before, after, lambda c: c.memory) / 1e6, 1) if local else None,
     }

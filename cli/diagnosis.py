@@ -136,7 +136,8 @@ def _unreachable(node: Known, why: str, healthy: list[tuple[Known, Health]]) -> 
             f"member {node.name} ({node.id.hex()[:SHORT_ID]}) does not answer here: {why}; {contact}",
             "it runs: open its client port to this machine"
             if seen
-            else "start it (`hopchain node DIR`) and look at its log; when its machine is lost for good: `hopchain replace "
+            else "start it (`hopchain node DIR`) and look at its log. When it ended with exit code 4 it was quarantined or removed: "
+            "do not start it, replace it; so also when its machine is lost for good: `hopchain replace "
             f"{node.id.hex()[:SHORT_ID]} --with INVITATION`",
             {"seen_by": seen, "of": len(healthy)},
         )

@@ -14,6 +14,7 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -280,17 +281,23 @@ class PayRun:
         self.results[index] = RowResult(
             "unknown", "the run ended before the answer came: run it again", request_id=signed.request_id.hex()
         )
-        attempts = MAX_ATTEMPTS if self.settings.retry_rejected else 1
         answer = await self._until_known(client, signed)
-        for attempt in range(1, attempts):
+        for attempt in range(1, MAX_ATTEMPTS):
             if not isinstance(answer, Recorded) or not answer.repeated or answer.outcome == Outcome.COMPLETED:
                 break
             again = self._signed(client, payment, attempt)
             assert isinstance(again, SignedRequest)
+            if not self.settings.retry_rejected and again.request_id not in self._journal:
+                break  # what an earlier run with that option paid is told also without it
             signed = again
             self._wallet.record([(signed.request_id, payment.sender, "pay")])
             answer = await self._until_known(client, signed)
         return result_of(answer, signed.request_id)
+
+    @cached_property
+    def _journal(self) -> frozenset[bytes]:
+        """All request ids of the journal: read once, and only when a row was rejected before."""
+        return self._wallet.all_recorded()
 
     async def _until_known(self, client: Client, signed: SignedRequest) -> Answer:
         """Submit until there is an outcome, at most TRIES times. Raises `Unreachable` when there is no network."""
@@ -365,7 +372,8 @@ def split(needs: Needs) -> list[Needs]:
 
 def write_results(path: Path, rows: Sequence[Payment], results: Sequence[RowResult], scale: int) -> None:
     """Write the result file whole, or leave the old one. Raises `CommandFailed` when the disk refuses it."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    in_place = path.exists() and not path.is_file()  # /dev/null, a pipe: nothing to be kept whole
+    fresh = path if in_place else path.with_name(f".{path.name}.{os.getpid()}")
     what_to_do = (
         "make room there, or name another file with --result, then run the same command again: it pays nothing twice and "
         "writes all outcomes"
@@ -405,9 +413,11 @@ def write_results(path: Path, rows: Sequence[Payment], results: Sequence[RowResu
                             result.reason,
                         ]
                     )
-            fresh.replace(path)
+            if not in_place:
+                fresh.replace(path)
         finally:
-            fresh.unlink(missing_ok=True)
+            if not in_place:
+                fresh.unlink(missing_ok=True)
 
 
 def is_worse(results: Sequence[RowResult]) -> bool:

@@ -9,6 +9,7 @@ may have been sent. A line that was cut off while it was written is of a request
 """
 
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ from cli.home import home
 
 _SUFFIX: Final = ".key"
 _JOURNAL: Final = "journal"
+_ID: Final = re.compile("[0-9a-f]{64}")
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -112,6 +114,15 @@ class Wallet:
         with journal.open() as lines:
             found = (line.split() for line in lines if line.startswith(wanted))
             return next((fields[1] for fields in found if len(fields) == 3), None)
+
+    def all_recorded(self) -> frozenset[bytes]:
+        """The ids of all requests that were sent from here; a line that was cut is none."""
+        journal = self.directory / _JOURNAL
+        if not journal.exists():
+            return frozenset()
+        with journal.open() as lines:
+            ids = (line.partition(" ")[0] for line in lines)
+            return frozenset(bytes.fromhex(one) for one in ids if _ID.fullmatch(one))
 
     def recorded(self, request_ids: Collection[str]) -> set[str]:
         """Those of the requests (ids in hex) that were sent from here."""

@@ -80,12 +80,13 @@ These cannot be caught by tier 1, or were not, and are not in the table:
 
 | rule | why |
 |---|---|
-| R3 for openings | an owner that opens an account at round 0 is one node with one ballot: safe as long as there is one view |
+| R3 for openings | not seen in 400 seeds: the owner of a later view has the votes of the earlier one before it is ACTIVE (R8), and who holds \
+a vote takes phase 1 anyway; the rule is a second net |
 | R10, a vote or promise counts for its own ballot only | not seen in 400 seeds: a late answer to a proposer's earlier ballot must arrive \
 in a later one, between its start and its majority. `tests/node/test_paxos.py` searches all schedules and shows both |
 | R13, one of two holders drops a request | not seen in 400 seeds: an inquiry must fail for three seconds at one holder while the other \
 has the request decided, and the gateway must not know yet. `tests/node/test_core_chaos.py` shows it in a world made for it |
-| R12 | identity and the lock of the data directory are the process's, not the core's (`tests/node/test_lock.py`) |
+| R12, the lock and the marker of a data directory | they are the process's, not the core's (`tests/node/test_lock.py`, `test_marker.py`) |
 """
 
 BY_NAME: Final[Mapping[str, Mutant]] = {mutant.name: mutant for mutant in MUTANTS}

@@ -342,7 +342,7 @@ class Core:
             case FinishSync():
                 self.syncing.on_finish(turn, event)
             case PeerUp():
-                self.peers.on_up(turn, event.peer, event.boot)
+                self.peers.on_up(turn, event.peer, event.boot, self.replica.count)
                 self.replica.pull_soon(turn.now.mono)
             case PeerDown():
                 self.peers.on_down(event.peer, turn.now)

@@ -34,6 +34,7 @@ from node.turn import Caller, ClientSubmit, LinkDecoder, RouteJobs, Self, Turn
 from routing.keyspace import NodeId, route_key, short
 
 MAX_JOBS: Final = 100_000  # requests of clients that wait here; above it the answer is busy
+MAX_JOBS_OF_ONE: Final = 25_000  # of them of one account: however much one pays, others are let in
 MAX_TIMEOUT_MS: Final = 600_000
 TRY_AGAIN_S: Final = 1.0  # without an answer the request is looked at again
 HOLDER_S: Final = ASK_DEADLINE_S + 1.0  # whoever has it and lives may be asking the network about it for so long
@@ -180,10 +181,15 @@ class Gateway:
             reason = f"{len(self._jobs)} requests wait at this node; send it again in a while, or to another node"
             turn.answer(event.caller, NotStarted(queued.request_id, "busy", reason))
             return
+        account = queued.request.sender
+        waits = len(self._by_account.get(account, ()))
+        if waits >= MAX_JOBS_OF_ONE:
+            reason = f"{waits} requests of {account} wait at this node; send it again in a while, or to another node"
+            turn.answer(event.caller, NotStarted(queued.request_id, "busy", reason))
+            return
         job = Job(queued, now + TRY_AGAIN_S, [waiting])
         self._due.by(min(job.next_try, waiting[1]))
         self._jobs[queued.request_id] = job
-        account = queued.request.sender
         jobs = self._by_account.setdefault(account, {})
         jobs[queued.request_id] = job
         turn.again.append(RouteJobs(account))

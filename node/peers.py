@@ -19,6 +19,9 @@ from routing.keyspace import NodeId
 from routing.view import majority
 
 PING_EVERY_S: Final = 0.5  # four chances before a peer is suspected
+CURRENT_S: Final = (
+    2 * SUSPECT_S
+)  # how old a word may be that makes a read current: turns of a second are no reason to doubt
 UNANSWERED: Final = 4  # pings: as many as are sent within SUSPECT_S
 DROP_PINGS: Final = 12  # rounds without a word: 3 x SUSPECT_S, in pings, so that who slept itself closes nothing
 PINGS_PER_ROUND: Final = 16  # above this many members each round pings a part of them
@@ -56,12 +59,12 @@ class Peers:
         self._turn_of = 0
         self._told: dict[NodeId, tuple[int, bool]] = {}
 
-    def on_up(self, turn: Turn, peer: NodeId, boot: bytes) -> None:
+    def on_up(self, turn: Turn, peer: NodeId, boot: bytes, links: int) -> None:
         self._up[peer] = _Peer(turn.now.mono)
+        turn.send(peer, self._ping(turn.now, links))  # to it alone: a round of pings counts the silence of all others
         self._identity.on_up(peer)
         self.doubles.on_up(peer, boot)
         self.doubles.ask(turn, peer, self._others(turn.now))
-        self._next_ping = turn.now.mono
 
     def on_down(self, peer: NodeId, now: Now) -> None:
         alive = self.heard_lately(peer, now)
@@ -135,7 +138,8 @@ class Peers:
         sample = turn.now.mono - message.sent
         if known is None or not 0 <= sample <= MAX_RTT_S:  # also when `sent` is no number
             return
-        known.pongs.append((message.sent, message.links))
+        if not known.pongs or message.sent >= known.pongs[-1][0] + PING_EVERY_S / 2:
+            known.pongs.append((message.sent, message.links))
         sample = max(sample, MIN_RTT_S)
         known.rtt = sample if not known.measured else (1 - RTT_WEIGHT) * known.rtt + RTT_WEIGHT * sample
         known.measured = True
@@ -183,9 +187,9 @@ class Peers:
         if node == self._self.id:
             return True
         known = self._up.get(node)
-        if known is None or self.told(node)[0] > self._self.view.epoch:
+        if known is None or not self.alive(node, now) or self.told(node)[0] > self._self.view.epoch:
             return False
-        since = now.mono - max(SUSPECT_S, 3 * self._rounds() * PING_EVERY_S)
+        since = now.mono - max(CURRENT_S, 3 * self._rounds() * PING_EVERY_S)
         return any(sent > since and there <= links for sent, there in known.pongs)
 
     def _rounds(self) -> int:
@@ -209,9 +213,11 @@ class Peers:
         self._identity.tick(turn.now.mono)
         if turn.now.mono < self._next_ping:
             return
+        slept = turn.now.mono >= self._next_ping + SUSPECT_S  # what came meanwhile may not have been looked at yet
         self._next_ping = turn.now.mono + PING_EVERY_S
         peers = self.connected()
-        self._look_for_silence(turn, peers)
+        if not slept:
+            self._look_for_silence(turn, peers)
         if len(peers) > PINGS_PER_ROUND:
             start = self._turn_of % len(peers)
             self._turn_of = start + PINGS_PER_ROUND
@@ -229,7 +235,7 @@ class Peers:
             if not known.silent and not self.heard_lately(peer, turn.now):
                 known.silent = True
                 self._identity.on_down(peer)
-            if known.missed > patience:
+            if known.silent and known.missed > patience:
                 known.missed = 0
                 self._self.counters["peers_silent"] += 1
                 turn.drops.append(peer)

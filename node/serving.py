@@ -5,6 +5,7 @@ holds only decided links, and says how old it is (tip, height, epoch, as_of) and
 """
 
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, assert_never
 
@@ -33,6 +34,7 @@ MAX_CHAIN_BYTES: Final = (
 )  # of one Chain answer above its first link; the client asks on from the next height
 
 MAX_BALANCES: Final = 100_000  # remembered: some 50 MB
+TIMED_READS: Final = 4096  # the last so many balances are timed, for the status
 
 Read = (
     wire.AskOutcome
@@ -84,6 +86,7 @@ class Serving:
         self._client_port_of = client_port_of
         self._started = clock().mono
         self._balances: dict[str, FoundBalance] = {}
+        self._took: deque[float] = deque(maxlen=TIMED_READS)  # seconds, from the question to the answer
         self._version = 0  # of the database: the number of commits that changed accounts
         self.dht: Dht | None = None
 
@@ -91,7 +94,10 @@ class Serving:
         """The answer of this replica, now. `check_question_untrusted` has passed the question."""
         match body:
             case wire.AskBalance():
-                return await self._balance(body)
+                asked = self._clock().mono
+                answer = await self._balance(body)
+                self._took.append(self._clock().mono - asked)
+                return answer
             case wire.AskOutcome():
                 found = await self._reader.run(read_outcome, RequestId(body.request_id), body.account or None)
                 if found is None:
@@ -144,8 +150,9 @@ class Serving:
 
     async def _balance(self, ask: wire.AskBalance) -> wire.ReplyBody:
         found = await self._found(ask.account)
+        stale = self._stale and not ask.linearizable  # that was asked of a majority just now
         if found is None:
-            return wire.NotFound(f"account {ask.account}", self._stale)
+            return wire.NotFound(f"account {ask.account}", stale)
         return wire.Balance(
             account=found.name,
             asset=found.asset,
@@ -161,7 +168,7 @@ class Serving:
             epoch=self._core.view.epoch,
             as_of_ms=self._clock().unix_ms,
             linearizable=ask.linearizable,
-            stale=self._stale,
+            stale=stale,
         )
 
     async def _chain(self, ask: wire.AskChain) -> wire.ReplyBody:
@@ -222,6 +229,9 @@ class Serving:
         gauges = self._core.gauges()
         accounts = await self._reader.run(_count_accounts)
         counters = {**self._counters(), **{f"core.{name}": count for name, count in self._core.counters.items()}}
+        if self._took:
+            took = sorted(self._took)
+            counters["reads.balance_p99_us"] = round(took[(len(took) - 1) * 99 // 100] * 1e6)
         return wire.Status(
             id=self._id,
             epoch=self._core.view.epoch,

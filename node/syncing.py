@@ -38,6 +38,7 @@ ASK_AGAIN_S: Final = 0.2
 PART_BYTES: Final = 1024 * 1024  # of votes in one SyncPart
 MAX_PARTS: Final = 10_000  # 10 GiB of votes
 KEPT_EPOCHS: Final = 2  # a sync is completed for this epoch and, after an undo, for the one before (design R9)
+LATE_EPOCHS: Final = 16  # and for so many by a node that is not ACTIVE everywhere yet
 
 
 class _Answer(msgspec.Struct):
@@ -104,8 +105,9 @@ class Syncing:
         self._views = views
         self._active = {views[0].epoch: first_active(views[0], self_.id), **active}
         self._syncs: dict[int, _Sync] = {}
-        for place in range(max(1, len(views) - KEPT_EPOCHS), len(views)):
+        for place in range(max(1, len(views) - LATE_EPOCHS), len(views)):
             self._begin(views[place - 1], views[place], now)
+        self._forget_old(views[-1].epoch)
         self_.active = self.active_in(self_.view.epoch)
         self._note()
 
@@ -125,10 +127,16 @@ class Syncing:
         """R7: `after` is installed in this turn: keep what did not change, sync the rest."""
         kept = carried_over(regions(before, after), self._self.id, self.active_in(before.epoch))
         self._mark(turn, after.epoch, kept)
-        for epoch in [epoch for epoch in self._syncs if epoch <= after.epoch - KEPT_EPOCHS]:
-            del self._syncs[epoch]
         self._begin(before, after, turn.now.mono)
+        self._forget_old(after.epoch)
         self._note()
+
+    def _forget_old(self, newest: int) -> None:
+        """Earlier epochs are of use to who is not ACTIVE everywhere in the newest: what it becomes there carries over, and the
+        group of a later epoch may have lost those who could tell."""
+        kept = LATE_EPOCHS if newest in self._syncs else KEPT_EPOCHS
+        for epoch in [epoch for epoch in self._syncs if epoch <= newest - kept]:
+            del self._syncs[epoch]
 
     def _begin(self, before: View, after: View, now: float) -> None:
         missing = to_sync(regions(before, after), self._self.id, self.active_in(after.epoch))
@@ -232,6 +240,7 @@ class Syncing:
         if not sync.regions:
             del self._syncs[event.epoch]
         self._carry_on(turn, event.epoch)
+        self._forget_old(self._self.view.epoch)
         self._note()
 
     def _merge(self, turn: Turn, region: Region, votes: tuple[SyncVote, ...]) -> None:

@@ -452,13 +452,14 @@ def make_run(**kept: object) -> Measured:
     digests = {name: Digest(b"d" * 32, 3, 9, 1, (wire.AssetTotal("CZK", 0),)) for name in ("node-1", "node-2")}
     held = Kept(Comparison(digests, {}, None), 0.25, 220, 0, 218, 218)
     before = Cost(10.0, 5.0, 1000, 50_000_000, 2000, 100, 200, 300)
-    after = Cost(10.1, 5.05, 201_000, 60_000_000, 42_000, 150, 300, 400)
+    after = Cost(10.1, 5.05, 201_000, 60_000_000, 42_000, 150, 300, 400, 700)
     return Measured(
         Settings("uniform", 2, 2, 8, 50, 1, 0, "least-active", 1.0, 2.0, 2, 1, 1),
         [make_result(), make_result(reasons={"insufficient_funds": 1, "expired": 2}, rejected=3)],
         [float(n) for n in range(1, 201)],
         [1.0, 2.0, 3.0],
         [0, 7, 2],
+        [40.0, 60.0],
         Sample({"node-1": before, "node-2": before}, True, 0.5),
         Sample({"node-1": after, "node-2": after}, True, 1.5),
         msgspec.structs.replace(held, **kept),
@@ -488,10 +489,11 @@ def test_the_document_adds_generators_up_and_divides_costs_by_what_was_completed
         "turns_per_transfer": 1.0,
         "links": 100,
         "transfers_per_link": 2.0,
+        "read_p99_us_at_node": 700,
         "memory_mb": 60.0,
         "memory_grown_mb": 20.0,
     }
-    assert found["per_second"] == [80, 120]
+    assert (found["per_second"], found["memory_mb_each_s"]) == ([80, 120], [40.0, 60.0])
     assert (found["most_links_behind"], found["settle_s"], found["load_average_before"]) == (7, 0.25, 0.5)
     assert found["replication_lag_ms"] == {"p50": 2.0, "p99": 3.0, "samples": 3}
     invariants = found["invariants"]

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from cli.diagnosis import CA_MS, CERTIFICATE_MS, CLOCK_MS, LINKS_BEHIND, Finding, Known, diagnose
+from cli.output import Exit
 from hopchain.wire import Health, PeerHealth
 
 NOW_MS = 1_700_000_000_000
@@ -106,13 +107,15 @@ def test_a_member_that_does_not_answer_here_or_anywhere() -> None:
     finding = only(found(known(3, "nobody listens")))
     assert (finding.code, finding.node, finding.numbers) == ("unreachable", "node-3", {"seen_by": 4, "of": 4})
     assert "nobody listens" in finding.what and "open its client port" in finding.do
+    assert "exit code" not in finding.do  # it runs
     dead = [
         known(n, peers=tuple(msgspec.structs.replace(p, alive=p.id != IDS[2]) for p in health(n).peers))
         for n in (1, 2, 4, 5)
     ]
     finding = only(found(known(3, "nobody listens"), *dead))
     assert finding.numbers == {"seen_by": 0, "of": 4}
-    assert "hopchain replace" in finding.do
+    assert f"hopchain replace {IDS[2].hex()[:8]} --with" in finding.do
+    assert f"exit code {Exit.OUT_FOR_GOOD:d} it was quarantined or removed: do not start it, replace it" in finding.do
     unasked = Known("node-3", IDS[2], True, "nobody knows where", False)
     assert found(unasked) == []
     assert only(found(unasked, *dead)).numbers == {"seen_by": 0, "of": 4}

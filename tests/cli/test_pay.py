@@ -252,7 +252,15 @@ def test_a_rejected_row_stays_rejected_until_it_is_asked_for(world: World, file:
     assert world.json("pay", str(file), *COLUMNS, code=1)["outcomes"] == {"insufficient_funds": 1}
     assert world.json("pay", str(file), *COLUMNS, "--retry-rejected")["completed"] == 1
     assert world.json("pay", str(file), *COLUMNS, "--retry-rejected")["repeated"] == 1
+    assert world.json("pay", str(file), *COLUMNS)["repeated"] == 1, "what was paid is told without the option, too"
     assert available(world) == {"ann": 400, "bob": 100}
+
+
+def test_results_may_go_where_nothing_can_be_replaced(world: World, file: Path) -> None:
+    world.run("account", "open", "bob")
+    write(file, ["mint;bob;1;"])
+    world.run("pay", str(file), *COLUMNS, "--result", os.devnull)
+    assert Path(os.devnull).is_char_device()
 
 
 def test_money_that_a_file_passes_on_is_there_in_time(world: World, file: Path) -> None:

@@ -1,6 +1,6 @@
 """Runs that broke a rule once, kept as they were."""
 
-from netsim.plan import Cut, Load, Plan, Weather
+from netsim.plan import Cut, Load, Plan, Weather, decode_plan
 from netsim.run import run_plan
 
 MOST_EVENTS = 50_000  # the run has some 3,000; the fault made them grow without end
@@ -45,4 +45,21 @@ def test_income_that_a_newer_link_confirmed_is_not_missed_by_a_linearizable_read
     )
     plan = Plan(21171, 3, 2, Weather(loss=0.3, repeat=0.2, delay_mean_s=0.15), load, fault_s=6.0)
     result = run_plan(plan)
+    assert result.ok, (result.rule, result.problem)
+
+
+def test_who_was_late_in_an_epoch_may_still_finish_it_when_two_more_have_come() -> None:
+    """A new member was ACTIVE at once and died; one more came and was removed. An old member had not finished the first of
+    these epochs, forgot it, and could learn of the later ones from too few: its keys stood still for ever."""
+    raw = (
+        '{"core_s": 10.0, "fault_s": 10.0, "faults": [{"at": 1.3125101295951067, "fresh": false, "kind": "add", "node": 3},'
+        ' {"at": 1.3765035547246969, "kind": "die", "node": 3}, {"at": 1.5824998350143504, "fresh": false, "kind": "add",'
+        ' "node": 4}, {"at": 1.933284616400878, "force": true, "kind": "remove", "node": 4, "stop": true}], "files": false,'
+        ' "heal_s": 40.0, "k": 3, "load": {"accounts": 2, "again": 0.0, "cancel": 0.0, "expiring": 0.0, "forge": 0.0,'
+        ' "funds": 1000, "hot": 0.0, "max_postings": 3, "nobody": 0.0, "overdraft": 0.0, "pinned": 0.0, "read": 0.15,'
+        ' "reopen": 0.0, "requests": 58, "session": 0.0, "spend": 0.0, "timeout_s": [0.5, 5.0, 20.0]}, "max_confirmed": 0,'
+        ' "nodes": 3, "seed": 716, "spares": 4, "weather": {"delay_mean_s": 0.001, "delay_min_s": 0.0005, "loss": 0.05,'
+        ' "repeat": 0.0}}'
+    )
+    result = run_plan(decode_plan(raw.encode()))
     assert result.ok, (result.rule, result.problem)

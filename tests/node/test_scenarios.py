@@ -452,6 +452,16 @@ def test_a_full_gateway_says_busy(world: World, monkeypatch: pytest.MonkeyPatch)
     assert busy == ["busy"] * 7
 
 
+def test_one_account_that_pays_much_leaves_room_for_the_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "MAX_JOBS", 10)
+    monkeypatch.setattr(gateway, "MAX_JOBS_OF_ONE", 3)
+    many = [world.submit(world.ids[0], world.pay_request("alice", "bob", 1)) for _ in range(10)]
+    one = world.submit(world.ids[0], world.pay_request("mint", "bob", 1))
+    assert world.run_until_answered([*many, one], 10)
+    assert isinstance(one.answer, Recorded)
+    assert [call.answer.code for call in many if isinstance(call.answer, NotStarted)] == ["busy"] * 7
+
+
 def test_too_many_inquiries_are_not_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inquiry, "MAX_INQUIRIES", 0)
     answer = world.pay("nobody", "bob", 1, at=world.ids[0])

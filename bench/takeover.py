@@ -1,0 +1,148 @@
+"""How long do payments take while nodes die? Five nodes, k = 5; one is killed, then a second one.
+
+    python bench/takeover.py            about a minute; --json for the numbers alone
+
+Eight clients pay from sixty accounts, spread over all nodes. Each phase begins ten seconds after the kill, so that what is measured is
+life without the node and not the moment of its death. `ratio` is the phase's p99 over that of the healthy phase.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import anyio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chain.link import Outcome
+from cli.bench_cluster import ASSET, ISSUER, until_up
+from cli.home import Network, load_network
+from hopchain import Client, Posting, Recorded
+from hopchain.client import raw_public_key
+from node.layout import free_ports, make_network
+
+NODES: Final = 5
+CLIENTS: Final = 8
+ACCOUNTS: Final = 60
+FUNDS: Final = 1_000_000
+AFTER_S: Final = 10.0
+
+
+async def measure(
+    client: Client, keys: dict[str, Ed25519PrivateKey], seconds: float, rng: random.Random
+) -> dict[str, object]:
+    """Transfers for so long; latencies in milliseconds of those that completed."""
+    took: list[float] = []
+    others = 0
+    payers: set[str] = set()
+    end = time.monotonic() + seconds
+
+    async def pay() -> None:
+        nonlocal others
+        while time.monotonic() < end:
+            payer, payee = rng.sample(sorted(keys), 2)
+            begin = time.monotonic()
+            answer = await client.transfer(payer, keys[payer], [Posting(payee, 1)])
+            if isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED:
+                took.append((time.monotonic() - begin) * 1000)
+                payers.add(payer)
+            else:
+                others += 1
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(CLIENTS):
+            tasks.start_soon(pay)
+    took.sort()
+    return {
+        "completed_per_s": round(len(took) / seconds, 1),
+        "p50_ms": round(took[len(took) // 2], 1),
+        "p99_ms": round(took[len(took) * 99 // 100], 1),
+        "max_ms": round(took[-1], 1),
+        "accounts_that_paid": len(payers),
+        "not_completed": others,
+    }
+
+
+def make(place: Path, key: Ed25519PrivateKey) -> Network:
+    """A network of NODES nodes in `place`."""
+    ports = free_ports(2 * NODES, random.Random(os.getpid()))
+    make_network(
+        place / "net",
+        nodes=NODES,
+        assets=[ASSET],
+        issuers={ISSUER: (ASSET.code, raw_public_key(key))},
+        ports=list(zip(ports[::2], ports[1::2], strict=True)),
+        name="takeover",
+        now_ms=time.time_ns() // 1_000_000,
+        k=NODES,
+    )
+    return load_network(place / "net")
+
+
+async def run(
+    network: Network, key: Ed25519PrivateKey, nodes: Sequence[subprocess.Popen[bytes]], seconds: float
+) -> list[dict[str, object]]:
+    """Three phases: all alive, one dead, two dead."""
+    rng = random.Random(1)
+    phases: list[dict[str, object]] = []
+    await until_up(network, [])
+    keys = {f"account-{number}": Ed25519PrivateKey.generate() for number in range(ACCOUNTS)}
+    async with Client([node.address for node in network.nodes], network.genesis.ca, network.id, spread=True) as client:
+        for name, own in keys.items():
+            await client.open_account(name, ASSET.code, own)
+        await client.transfer(ISSUER, key, [Posting(name, FUNDS) for name in keys])
+        for dead, phase in enumerate(("all alive", "one dead", "two dead")):
+            if dead:
+                nodes[-dead].kill()
+                await anyio.sleep(AFTER_S)
+            found = await measure(client, keys, seconds, rng)
+            ratio = float(str(found["p99_ms"])) / float(str((phases or [found])[0]["p99_ms"]))
+            phases.append({"phase": phase, **found, "ratio": round(ratio, 2)})
+    return phases
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each phase (default 10)")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="hopchain-takeover-") as place:
+        key = Ed25519PrivateKey.generate()
+        network = make(Path(place), key)
+        command = [sys.executable, "-m", "cli.main", "node"]
+        nodes = [
+            subprocess.Popen([*command, str(network.directory / node.name)], stderr=subprocess.DEVNULL)
+            for node in network.nodes
+        ]
+        try:
+            phases = anyio.run(run, network, key, nodes, asked.seconds)
+        finally:
+            for node in nodes:
+                node.terminate()
+            for node in nodes:
+                node.wait()
+    if asked.json:
+        sys.stdout.write(json.dumps(phases, indent=2) + "\n")
+        return
+    lines = [
+        "| | completed/s | p50 ms | p99 ms | max ms | p99, of the healthy one | accounts that paid |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in phases:
+        lines.append(
+            f"| {row['phase']} | {row['completed_per_s']} | {row['p50_ms']} | {row['p99_ms']} | {row['max_ms']} | {row['ratio']} x "
+            f"| {row['accounts_that_paid']} of {ACCOUNTS} |"
+        )
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""`hopchain certificate renew`: a running node takes its new node.crt up, and nobody who pays notices."""
+
+import random
+import ssl
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from hopchain.connection import client_context
+from node.pki import NODE_CERTIFICATE, node_contexts
+from node.process import LOOK_AT_CERTIFICATE_S
+from tests.cluster.cluster import START_S, Cluster, until
+from tests.cluster.commands import operating
+from tests.cluster.strangers import tls_stream
+from tests.cluster.test_faults import Load
+
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+
+RENEWED, ANOTHER = 1, 4
+DAYS = 90
+
+
+async def shown(address: tuple[str, int], context: ssl.SSLContext) -> x509.Certificate:
+    """The certificate that a new handshake shows."""
+    async with tls_stream(address, context) as stream:
+        der = stream.getpeercert(binary_form=True)
+    assert der is not None
+    return x509.load_der_x509_certificate(der)
+
+
+async def test_a_new_certificate_is_taken_up_under_load(cluster: Cluster, tmp_path: Path) -> None:
+    node, ca = cluster.nodes[RENEWED], cluster.network.genesis.ca
+    ways = (
+        (node.client_address, client_context(ca)),
+        (node.peer_address, node_contexts(cluster.nodes[ANOTHER].directory, ca).dial),
+    )
+    old = x509.load_pem_x509_certificate((node.directory / NODE_CERTIFICATE).read_bytes())
+    assert [await shown(*way) for way in ways] == [old, old]
+    load = Load(cluster, await cluster.accounts("renewed", 10), random.Random(16))
+    with operating(cluster.network.directory, tmp_path) as operator:
+        async with load.running(clients=4):
+            await load.more(20)
+            connections = (await cluster.clients[RENEWED].status()).counters["mesh.up"]
+            await operator.run(
+                "certificate", "renew", str(cluster.network.directory), node.place.name, "--days", str(DAYS)
+            )
+            new = x509.load_pem_x509_certificate((node.directory / NODE_CERTIFICATE).read_bytes())
+
+            async def look() -> tuple[bool, object]:
+                seen = [await shown(*way) for way in ways]
+                return seen == [new, new], [certificate.serial_number for certificate in seen]
+
+            await until("both ports show the new certificate", look, LOOK_AT_CERTIFICATE_S + START_S)
+            assert "node.crt was replaced: it is used from now on" in node.this_log()
+            after = (await cluster.clients[RENEWED].status()).counters["mesh.up"]
+            assert after == connections, "the connections that stood go on"
+            await cluster.stop(ANOTHER)
+            cluster.start(ANOTHER)
+            await cluster.wait_up()  # members accept it, too
+            await load.more(20)
+        await cluster.settle()  # a node that lags answers rightly, but not `repeated`
+        await load.finish()
+    assert new.serial_number != old.serial_number
+    assert new.public_key() == old.public_key()
+    assert DAYS <= (new.not_valid_after_utc - new.not_valid_before_utc).days <= DAYS + 1
