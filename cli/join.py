@@ -202,7 +202,7 @@ class _Join:
         code = await process.wait()
         if code != 0:
             raise CommandFailed(
-                Exit.REJECTED,
+                Exit.OUT_FOR_GOOD if code == Exit.OUT_FOR_GOOD else Exit.REJECTED,
                 "node_ended",
                 f"the node ended with exit code {code}: {last_words(self.data / LOG_NAME)} (log: {self.data / LOG_NAME})",
             )

@@ -262,6 +262,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "money",
         "Who is asked for income leaves out the links that it voted for and does not know to be decided.",
         (_INQUIRY + "on_ask_income", "self._acceptor.paying(message.account)", "{}"),
+        scenario="voted-income",
     ),
     mutant(
         "name asked of too few",

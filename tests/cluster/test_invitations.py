@@ -55,6 +55,6 @@ async def test_the_second_use_of_an_invitation_ends_and_the_first_goes_on_paying
             assert first.runs
             await first.stop()
     told = second.told()[-1]
-    assert (code, told["error"]) == (Exit.REJECTED, "node_ended"), told
+    assert (code, told["error"]) == (Exit.OUT_FOR_GOOD, "node_ended"), told
     assert f"the node ended with exit code {Exit.OUT_FOR_GOOD:d}" in str(told["message"]), told
     assert "join the network anew under a new id" in words or "runs twice at once" in words, words
