@@ -27,7 +27,7 @@ def copy_of(cluster: Cluster, place: Path) -> NodeProcess:
 
 
 async def test_a_copy_that_runs_beside_its_original_is_quarantined(cluster: Cluster, tmp_path: Path) -> None:
-    load = Load(cluster, await cluster.accounts("twice", 10), random.Random(15))
+    load = Load(cluster, await cluster.accounts("copied", 10), random.Random(15))
     await cluster.settle()
     await cluster.stop(COPIED)
     copy = copy_of(cluster, tmp_path / "copy")
