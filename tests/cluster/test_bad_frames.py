@@ -263,7 +263,12 @@ async def test_a_peer_that_the_ca_certified_but_no_view_names_is_a_guest_without
 
 HELLOS: dict[str, tuple[int, Callable[[peer_hello.Hello], peer_hello.Hello], str, str]] = {
     "foreign network": (GONE, lambda h: replace(h, network=b"f" * 32), "network", "use one genesis.json on all nodes"),
-    "another release": (GONE, lambda h: replace(h, version=h.version + 1), "version", "run the same release on all nodes"),
+    "another release": (
+        GONE,
+        lambda h: replace(h, version=h.version + 1),
+        "version",
+        "run the same release on all nodes",
+    ),
     "another's id": (
         GONE,
         lambda h: replace(h, node_id=NodeId(b"i" * 20)),
