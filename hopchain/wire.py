@@ -141,7 +141,7 @@ class Recorded(_Message, frozen=True, tag="recorded"):
 
     `balance` is the account's after link `link_hash` of `height`, made at `time_ms`. `decided_by` is the node that
     made it (empty when this node learned of it otherwise); `hops`: lookup hops and hand-overs on the way;
-    `repeated`: the outcome was recorded before this call.
+    `repeated`: this node had the outcome before this call. One that lags learns it during the call, and says False.
     """
 
     request_id: bytes
