@@ -291,4 +291,4 @@ def test_a_network_that_does_not_agree_is_caught(monkeypatch):
     """Nodes that never tell and never ask what was decided while they were away."""
     monkeypatch.setattr("node.replica.Replica.on_offer", lambda self, turn, peer, message: None)
     monkeypatch.setattr("node.replica.Replica.needs_offer", lambda self, message, needs: None)
-    assert any(run_whole(_cut_and_kill(seed, 5)).rule in ("I7", "I13") for seed in range(1, 5))
+    assert run_whole(_cut_and_kill(1, 3)).rule in ("I7", "I13")
