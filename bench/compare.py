@@ -99,6 +99,9 @@ def main() -> None:
     asked = parser.parse_args()
     load = {"before_postgres": os.getloadavg()[0]}
     rows = postgres.measure_all(asked)
+    unsound = [f"{row['variant']} {row['profile']}" for row in rows if not row["ok"]]
+    if unsound:
+        sys.exit(f"PostgreSQL's ledger does not add up after {', '.join(unsound)}: nothing to compare with")
     load["before_hopchain"] = os.getloadavg()[0]  # of the last minute: PostgreSQL's own share is still in it
     ours = {profile: measure_hopchain(profile, asked) for profile in asked.profile or postgres.PROFILES}
     if not asked.no_bulk:
