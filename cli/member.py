@@ -30,7 +30,7 @@ from cli.members import (
     wait_active,
 )
 from cli.output import CommandFailed, Exit, JsonValue, Output
-from cli.session import open_client, pinned
+from cli.session import NodeAddress, open_client, pinned
 from hopchain import Client
 from hopchain.change import FIRST_INCARNATION, Change, ChangeAction, SignedChange, sign_change
 from hopchain.wire import MemberLine, ViewLine
@@ -39,6 +39,8 @@ from routing.keyspace import node_id_of
 WAIT_S: Final = 120.0  # for a change to be decided and active: syncing a large region takes a while
 CHANGE_MS: Final = 15 * 60 * 1000  # a change that was signed and not made is worth nothing after this
 KEY_HEX: Final = 64
+
+_STALE: Final = "this node is no member any more, reaches no majority of the members, or has not caught up: its list may be old; ask another one with --at"
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
@@ -112,11 +114,11 @@ def list_command(out: Output, save: bool, at: str | None, network_dir: Path | No
         network = _save(network)
     node = pinned(network, at)
 
-    async def ask() -> list[ViewLine]:
+    async def ask() -> tuple[list[ViewLine], bool]:
         async with open_client(network) as client:
-            return await client.all_views(at=node)
+            return await _all_views(client, node)
 
-    views = run(ask)
+    views, stale = run(ask)
     if not views:
         raise CommandFailed(
             Exit.REJECTED, "not_found", "the node that answered tells no views: ask another one with --at"
@@ -140,6 +142,7 @@ def list_command(out: Output, save: bool, at: str | None, network_dir: Path | No
             "epoch": views[-1].epoch,
             "members": [_member_document(network, line) for line in views[-1].members],
             "views": documents,
+            "stale": stale,
         }
     )
     out.table(["epoch", "when", "by", "members", "change", "hash"], rows, right=["epoch", "members"])
@@ -147,6 +150,21 @@ def list_command(out: Output, save: bool, at: str | None, network_dir: Path | No
         ["member", "id", "public key"],
         [[network.name_of(m.id), m.id.hex(), m.public_key.hex()] for m in views[-1].members],
     )
+    if stale:
+        out.say(_STALE, colour="yellow")
+
+
+async def _all_views(client: Client, at: NodeAddress | None) -> tuple[list[ViewLine], bool]:
+    """All views that a node knows, ascending, and whether others may know later ones."""
+    found: list[ViewLine] = []
+    stale = False
+    while True:
+        page = await client.members(found[-1].epoch + 1 if found else 1, at=at)
+        stale = stale or page.stale
+        views = [view for view in page.views if not found or view.epoch > found[-1].epoch]
+        found += views
+        if not views or found[-1].epoch >= page.epoch:
+            return found, stale
 
 
 def _save(network: Network) -> Network:

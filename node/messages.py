@@ -322,17 +322,19 @@ class AskBoot(_Message, frozen=True, tag="ask_boot"):
 
 
 class BootAnswer(_Message, frozen=True, tag="boot_answer"):
-    """Answer to AskBoot: `twice` when another boot of `node` is connected here and answers."""
+    """Answer to AskBoot: `twice` when another boot of `node` is connected here and answers; `later`: that one was there first."""
 
     node: NodeId
     boot: bytes
     twice: bool
+    later: bool = False
 
 
 class Twice(_Message, frozen=True, tag="twice"):
-    """To a node: another process of yours, with another boot than this, is connected to somebody else."""
+    """To a node: another process of yours, with another boot than this, runs too; `later`: it was there first."""
 
     boot: bytes
+    later: bool = False
 
 
 class Closing(_Message, frozen=True, tag="closing"):

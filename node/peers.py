@@ -63,7 +63,7 @@ class Peers:
         self._up[peer] = _Peer(turn.now.mono)
         turn.send(peer, self._ping(turn.now, links))  # to it alone: a round of pings counts the silence of all others
         self._identity.on_up(peer)
-        self.doubles.on_up(peer, boot)
+        self.doubles.on_up(peer, boot, turn.now.mono)
         self.doubles.ask(turn, peer, self._others(turn.now))
 
     def on_down(self, peer: NodeId, now: Now) -> None:
@@ -100,6 +100,7 @@ class Peers:
         before = self.doubles.vouches(node, others, now)
         self.doubles.on_answer(turn, peer, message)
         if known is not None and known.pinged is not None and not before and self.doubles.vouches(node, others, now):
+            self.doubles.on_vouched(node)
             turn.send(node, Pong(known.pinged, links, self._identity.seen(node)))
 
     def heard(self, peer: NodeId, now: Now) -> None:
@@ -124,14 +125,16 @@ class Peers:
         self._identity.on_ping(peer, message.votes, message.epoch)
         others = self._others(turn.now)
         vouches = self.doubles.vouches(peer, others, turn.now.mono)
-        if not vouches:
+        if vouches:
+            self.doubles.on_vouched(peer)
+        else:
             self.doubles.ask(turn, peer, others)
         turn.send(peer, Pong(message.sent, links, self._identity.seen(peer), vouches))
 
     def on_pong(self, turn: Turn, peer: NodeId, message: Pong) -> None:
         self._note_links(peer, message.links)
         self._identity.on_pong(peer, message.seen, vouches=message.vouches)
-        self.doubles.on_pong(turn, peer, message.sent)
+        self.doubles.on_pong(turn, peer, message.sent, self._others(turn.now))
         known = self._up.get(peer)
         if known is not None:
             known.unanswered = 0

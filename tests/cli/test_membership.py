@@ -152,6 +152,14 @@ def test_member_list_shows_the_views_one_by_one(world: World) -> None:
     assert {m["id"] for m in found["members"]} == {i.hex() for i in [*ids(world), newcomer.id]}
     shown = world.run("member", "list").stdout
     assert f"+{newcomer.id.hex()[:8]}" in shown and "2023-11-14 22:15:00" in shown
+    assert found["stale"] is False and "may be old" not in shown
+
+
+def test_member_list_says_when_it_may_be_old(world: World) -> None:
+    world.membership.stale = True
+    assert world.json("member", "list")["stale"] is True
+    shown = world.run("member", "list").stdout
+    assert "its list may be old; ask another one with --at" in shown
 
 
 def test_member_add_sends_the_operators_word_and_again_does_nothing(world: World) -> None:

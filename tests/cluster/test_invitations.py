@@ -10,10 +10,14 @@ from chain.store import open_database
 from cli.output import Exit
 from cli.supervisor import LOG_NAME
 from hopchain import Client, Outcome, Recorded
+from node.invite import load_invite
 from tests.cluster.cluster import QUARANTINE_S, SETTLE_S, until
 from tests.cluster.commands import joined_node, operating
 from tests.cluster.grow import Growing
 from tests.cluster.test_faults import Load
+
+VOTES_S = 10.0  # the first was suspended while another process of it was seen, and is vouched for anew
+SECOND_S = 20.0  # it must connect, and the first must come back to be heard beside it; a larger id waits three seconds for that
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
 
@@ -58,3 +62,47 @@ async def test_the_second_use_of_an_invitation_ends_and_the_first_goes_on_paying
     assert (code, told["error"]) == (Exit.OUT_FOR_GOOD, "node_ended"), told
     assert f"the node ended with exit code {Exit.OUT_FOR_GOOD:d}" in str(told["message"]), told
     assert "join the network anew under a new id" in words or "runs twice at once" in words, words
+
+
+def invite_with_id(cluster: Growing, *, last: bool) -> Path:
+    """An invitation whose node has the largest id of all, so that members wait to be dialed by it, or the smallest."""
+    ids = [node.place.node_id for node in cluster.nodes]
+    while True:
+        invite = cluster.invite()
+        if sorted([*ids, load_invite(invite).key.id])[-1 if last else 0] not in ids:
+            return invite
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["dials", "is dialed"])
+@pytest.mark.parametrize("members", [1, 3])
+async def test_who_used_an_invitation_first_stays_also_when_nothing_was_ever_voted(
+    tmp_path: Path, members: int, last: bool
+) -> None:
+    """Counts of votes tell nothing here, and a founder has nobody to ask: it tells them apart by who was there first."""
+    cluster = Growing(tmp_path / "net", members)
+    async with cluster.growing():
+        with operating(cluster.network.directory, tmp_path) as operator:
+            invite = invite_with_id(cluster, last=last)
+            first = operator.join(invite, tmp_path / "first")
+            await first.wait_told("active")
+            node = joined_node(invite, tmp_path / "first")
+            second = operator.join(invite, tmp_path / "second")
+            await second.wait_told("started")
+            code = await second.ended(SECOND_S)
+            words = (tmp_path / "second" / LOG_NAME).read_text()
+            assert first.runs, (tmp_path / "first" / LOG_NAME).read_text()
+            names = await cluster.accounts("idle", 2)
+            async with Client([node.client_address], cluster.network.genesis.ca, cluster.id) as client:
+
+                async def look() -> tuple[bool, object]:
+                    paid = await client.submit(cluster.pay_request(*names, 1))
+                    assert isinstance(paid, Recorded) and paid.outcome == Outcome.COMPLETED, paid
+                    return await votes_are_seen(cluster, node.place.node_id)
+
+                await until("it votes again", look, VOTES_S)
+            assert first.runs
+            await first.stop()
+    told = second.told()[-1]
+    assert (code, told["error"]) == (Exit.OUT_FOR_GOOD, "node_ended"), told
+    assert "was there before this one and goes on" in words, words
+    assert "needs an invitation of its own" in words, words

@@ -27,6 +27,7 @@ class Membership:
         self.dead: set[bytes] = set()
         self.special: dict[bytes, dict[str, object]] = {}  # node -> fields of its health
         self.page = wire.MAX_VIEWS_PAGE
+        self.stale = False
 
     @property
     def newest(self) -> View:
@@ -51,7 +52,7 @@ class Membership:
 
     def members(self, call: wire.AskMembers) -> wire.Members:
         views = [view for view in self.views if view.epoch >= call.from_epoch][: self.page]
-        return wire.Members(self.newest.epoch, tuple(_line(view) for view in views))
+        return wire.Members(self.newest.epoch, tuple(_line(view) for view in views), self.stale)
 
     def health(self, node: bytes, links: int = 0) -> wire.Health:
         nodes = ({*self.newest.ids} | self.guests) - {node}
