@@ -82,6 +82,7 @@ from node.turn import (
     Now,
     PeerDown,
     PeerUp,
+    RequestDecoder,
     RouteJobs,
     Self,
     ServeSlot,
@@ -131,6 +132,7 @@ class Core:
         self.views = restore_views(view, start.views)
         self._self = Self(node_id, genesis, genesis.network_id, self.views[-1], EMPTY, rng, self.counters)
         self._decoder = LinkDecoder()
+        requests = RequestDecoder()
         self.identity = Identity(self._self, start.seen, now.mono)
         self.peers = Peers(self._self, self.identity, now.mono)
         cursors = dict(start.cursors)
@@ -155,9 +157,9 @@ class Core:
         )
         self.inquiries = Inquiries(self._self, self._decoder, self.identity, self.peers, self.acceptor, self.replica)
         self.owner = Owner(
-            self._self, self._decoder, self.identity, self.peers, self.acceptor, self.replica, self.inquiries
+            self._self, self._decoder, requests, self.identity, self.peers, self.acceptor, self.replica, self.inquiries
         )
-        self.gateway = Gateway(self._self, self._decoder, self.peers, self.owner, self.replica, self.inquiries)
+        self.gateway = Gateway(self._self, self._decoder, requests, self.peers, self.owner, self.replica, self.inquiries)
         self.reading = Reading(self._self, self.inquiries, self.replica)
         self.acceptor.restore(start.votes, now.mono)
         self.membership.hooks += [
@@ -166,6 +168,7 @@ class Core:
             self.inquiries.on_view,
         ]
         self._again: list[Event] = []
+        self._heads: set[str] = set()  # the accounts that this turn has looked at
         self._events: list[Event] = []
         self._contacts_of: tuple[int, bool, bool] | None = None
         self._messages = self._table()
@@ -222,6 +225,7 @@ class Core:
                 self._events.append(event)
         self._again = []
         self.replica.needs_tick(now.mono, needs)
+        self._heads = needs.heads
         return needs
 
     def step(self, loaded: Loaded, now: Now) -> Effects:
@@ -233,6 +237,7 @@ class Core:
             except (RemoteFault, RoutingFault) as fault:
                 self._fault(fault)
         self._events = []
+        self._go_on(turn)
         links = self.replica.count
         self.peers.tick(turn, links)
         self.syncing.tick(turn)
@@ -249,6 +254,19 @@ class Core:
         me = self._self.id
         self._again += [FromPeer(me, send.message) for send in effects.send if send.peer == me]
         return msgspec.structs.replace(effects, send=tuple(s for s in effects.send if s.peer != me))
+
+    def _go_on(self, turn: Turn) -> None:
+        """What the events have led to goes on in this very turn where its rows are here: requests are handed over in the turn
+        that brings them, and their link is formed in the turn that brings them to its owner. The rest is for the next turn.
+        """
+        for kind in (RouteJobs, FormLink):  # the first may lead to the second
+            again, turn.again = turn.again, []
+            rows = self._heads if kind is RouteJobs else turn.loaded.forming
+            for event in again:
+                if isinstance(event, kind) and event.account in rows:
+                    self._handle_event(turn, event)
+                else:
+                    turn.again.append(event)
 
     def _new_contacts(self) -> frozenset[NodeId] | None:
         """Whom to keep a connection with, when that is another answer than in the last turn."""

@@ -19,7 +19,7 @@ import msgspec
 from chain.errors import RemoteFault
 from chain.link import Link, LinkHash, opening_slot
 from chain.needs import Needs
-from chain.request import ANY_TIP, Kind, Request, RequestId, SignedRequest, decode_request_untrusted, is_signed_by
+from chain.request import ANY_TIP, Kind, Request, RequestId, SignedRequest, is_signed_by
 from chain.rows import AccountHead, OutcomeRow
 from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
@@ -30,7 +30,7 @@ from node.messages import Declined, Forward, Item, Moved, NotOwner, SlotName
 from node.owner import Held, Owner, item_batches
 from node.peers import Peers
 from node.replica import Replica
-from node.turn import Caller, ClientSubmit, LinkDecoder, RouteJobs, Self, Turn
+from node.turn import Caller, ClientSubmit, LinkDecoder, RequestDecoder, RouteJobs, Self, Turn
 from routing.keyspace import NodeId, route_key, short
 
 MAX_JOBS: Final = 100_000  # requests of clients that wait here; above it the answer is busy
@@ -65,6 +65,7 @@ class Gateway:
         self,
         self_: Self,
         decoder: LinkDecoder,
+        requests: RequestDecoder,
         peers: Peers,
         owner: Owner,
         replica: Replica,
@@ -72,6 +73,7 @@ class Gateway:
     ) -> None:
         self._self = self_
         self._decoder = decoder
+        self._requests = requests
         self._peers = peers
         self._owner = owner
         self._replica = replica
@@ -89,24 +91,23 @@ class Gateway:
 
     def needs_submit(self, event: ClientSubmit, needs: Needs) -> None:
         try:
-            request = decode_request_untrusted(event.submit.raw)
+            queued = self._requests.untrusted(event.submit.raw, event.submit.signature)
         except RemoteFault:
             return
-        signed = SignedRequest(event.submit.raw, event.submit.signature)
+        request = queued.request
         needs.heads.add(request.sender)
-        needs.outcomes.add((request.sender, signed.request_id))
+        needs.outcomes.add((request.sender, queued.request_id))
         if request.expect_tip != ANY_TIP:
             needs.by_hash.add(LinkHash(request.expect_tip))
 
     def on_submit(self, turn: Turn, event: ClientSubmit) -> None:
         """Admit a request, answer it from the record, or refuse it."""
-        signed = SignedRequest(event.submit.raw, event.submit.signature)
         try:
-            request = decode_request_untrusted(signed.raw)
+            queued = self._requests.untrusted(event.submit.raw, event.submit.signature)
         except RemoteFault as fault:
             turn.answer(event.caller, Refused(fault.code, fault.text))
             return
-        queued = Queued(signed, request, signed.request_id)
+        signed, request = queued.signed, queued.request
         head = turn.loaded.heads.get(request.sender)
         if not self._self.is_member:
             reason = f"node {short(self._self.id)} is no member of epoch {self._self.view.epoch}: it only reads; send it to one"

@@ -30,8 +30,6 @@ from chain.request import (
     MAX_REQUEST_BYTES,
     Kind,
     RequestId,
-    SignedRequest,
-    decode_request_untrusted,
 )
 from chain.rows import AccountHead
 from chain.rules import Formed, Queued, form_link
@@ -54,7 +52,7 @@ from node.messages import (
 from node.paxos import MAX_ROUND, Ballot, Proposer, Refusal, check_ballot_untrusted
 from node.peers import Peers
 from node.replica import Replica
-from node.turn import FormLink, LinkDecoder, Self, ServeSlot, Turn
+from node.turn import FormLink, LinkDecoder, RequestDecoder, Self, ServeSlot, Turn
 from routing.keyspace import NodeId, route_key
 
 MAX_QUEUE: Final = 20_000  # requests of one account: a few full links
@@ -97,7 +95,6 @@ class Work(msgspec.Struct):
     asked_income: bool = False
     absent: set[str] = msgspec.field(default_factory=set)
     income_complete: bool = False
-    looked_up: set[RequestId] = msgspec.field(default_factory=set)  # requests whose rows this turn has loaded
 
 
 class Owner:
@@ -107,6 +104,7 @@ class Owner:
         self,
         self_: Self,
         decoder: LinkDecoder,
+        requests: RequestDecoder,
         identity: Identity,
         peers: Peers,
         acceptor: Acceptor,
@@ -115,6 +113,7 @@ class Owner:
     ) -> None:
         self._self = self_
         self._decoder = decoder
+        self._requests = requests
         self._identity = identity
         self._peers = peers
         self._acceptor = acceptor
@@ -126,13 +125,22 @@ class Owner:
         self.queued = 0
         self._bytes = 0
         self._chased: dict[RequestId, int] = {}  # request -> height of the tip behind which it was sent last
+        self._looked_up: dict[str, set[RequestId]] = {}  # by account, the requests whose rows this turn has loaded
         replica.hooks.append(self._on_applied)
 
     # --- requests come in ---
 
     def needs_forward(self, message: Forward, needs: Needs) -> None:
-        needs.heads.add(message.at.account)
-        needs.outcomes.update((message.at.account, _item_id(item)) for item in message.items)
+        """What judges them; and what forms their link, when this node makes it and nothing is being decided there."""
+        account = message.at.account
+        queued = [self._queued(item, account) for item in message.items]
+        needs.heads.add(account)
+        needs.outcomes.update((account, q.request_id) for q in queued)
+        work = self._works.get(account)
+        idle = work is None or (work.proposer is None and not work.asking)
+        if idle and self._self.id == self._self.view.group(route_key(message.at.slot))[0]:
+            waiting = within_a_link(work.queue) if work is not None else ()
+            self._needs_forming(account, [*waiting, *queued], needs)
 
     def on_forward(self, turn: Turn, peer: NodeId, message: Forward) -> None:
         """Requests of a gateway, or of the owner before this one."""
@@ -147,13 +155,13 @@ class Owner:
         group = self._self.view.group(route_key(at.slot))
         before = [n for n in group[: _rank(group, self._self.id)] if self._peers.alive(n, turn.now)]
         if self._self.id not in group or (before and not message.takeover):
-            ids = tuple(_item_id(item) for item in message.items)
+            ids = tuple(self._queued(item, at.account).request_id for item in message.items)
             turn.send(peer, NotOwner(at, ids, self._self.view.epoch, group))
             return
         if before:  # the sender cannot reach them, this node can: the owner gets the requests after all
             message = msgspec.structs.replace(message, items=_copies(message.items), takeover=False)
             turn.send(before[0], message)
-        held = [_held(item, at.account, turn.now.mono) for item in message.items]
+        held = [self._held(item, at.account, turn.now.mono) for item in message.items]
         self.enqueue(turn, at.account, held, wait_s=self._takeover_wait(before))
 
     def _chase(self, turn: Turn, peer: NodeId, message: Forward, head: AccountHead) -> None:
@@ -164,7 +172,7 @@ class Owner:
         open_: list[Held] = []
         ended: list[Held] = []
         for item in message.items:
-            held = _held(item, account, turn.now.mono)
+            held = self._held(item, account, turn.now.mono)
             pinned = held.queued.request.expect_tip not in (ANY_TIP, head.tip)
             over = pinned or (account, held.queued.request_id) in turn.loaded.outcomes
             if over or held.queued.request.kind is Kind.OPEN:
@@ -232,18 +240,20 @@ class Owner:
 
     def needs_form(self, event: FormLink, needs: Needs) -> None:
         work = self._works.get(event.account)
-        if work is None:
-            return
-        needs.forming.add(event.account)
-        needs.heads.add(event.account)
-        self._inquiries.needs_income(event.account, needs)
-        work.looked_up = set()
-        for request_id, held in within_a_link(work.queue):
-            work.looked_up.add(request_id)
-            needs.outcomes.add((event.account, request_id))
-            if held.queued.request.kind is Kind.CANCEL:
-                needs.outcomes.add((event.account, held.queued.request.target))
-            needs.heads.update(held.queued.request.recipients)
+        if work is not None:
+            self._needs_forming(event.account, within_a_link(work.queue), needs)
+
+    def _needs_forming(self, account: str, queue: Iterable[Queued], needs: Needs) -> None:
+        needs.forming.add(account)
+        needs.heads.add(account)
+        self._inquiries.needs_income(account, needs)
+        looked_up = self._looked_up.setdefault(account, set())
+        for queued in queue:
+            looked_up.add(queued.request_id)
+            needs.outcomes.add((account, queued.request_id))
+            if queued.request.kind is Kind.CANCEL:
+                needs.outcomes.add((account, queued.request.target))
+            needs.heads.update(queued.request.recipients)
 
     def on_form(self, turn: Turn, event: FormLink) -> None:
         """Begin, or go on with, the next link of an account."""
@@ -328,10 +338,11 @@ class Owner:
             turn.again.append(FormLink(work.account))
             return
         loaded.postings.update((i.posting.hash, i.posting) for i in forming.incoming)
+        looked_up = self._looked_up.get(work.account, ())
         queue = [
             held.queued
             for request_id, held in work.queue.items()
-            if request_id in work.looked_up and (work.asked_at is None or held.since <= work.asked_at)
+            if request_id in looked_up and (work.asked_at is None or held.since <= work.asked_at)
         ]
         formed = form_link(
             self._self.network,
@@ -525,6 +536,16 @@ class Owner:
 
     # --- book-keeping ---
 
+    def _queued(self, item: Item, account: str) -> Queued:
+        """The request of an item; `RemoteFault` when it is none, or one of another account (no link could hold it)."""
+        queued = self._requests.untrusted(item.raw, item.signature)
+        if queued.request.sender != account:
+            raise RemoteFault("malformed", f"a request of {queued.request.sender} is handed over for {account}")
+        return queued
+
+    def _held(self, item: Item, account: str, now: float) -> Held:
+        return Held(self._queued(item, account), NodeId(item.gateway), now)
+
     def _take_out(self, work: Work, items: Iterable[Queued]) -> list[Held]:
         return [held for q in items if (held := self._pull_out(work, q.request_id)) is not None]
 
@@ -574,6 +595,7 @@ class Owner:
 
     def tick(self, turn: Turn) -> None:
         """Begin what waited for its time; send again what was not answered."""
+        self._looked_up.clear()
         if not self._due.passed(turn.now.mono):
             return
         for work in list(self._works.values()):
@@ -591,28 +613,15 @@ class Owner:
                 self._send_silent(turn, work)
 
 
-def within_a_link(queue: Mapping[RequestId, Held]) -> Iterator[tuple[RequestId, Held]]:
+def within_a_link(queue: Mapping[RequestId, Held]) -> Iterator[Queued]:
     """The first requests of a queue, as many as one link can hold: no more need be looked up now."""
     size = postings = 0
-    for number, (request_id, held) in enumerate(queue.items()):
+    for number, held in enumerate(queue.values()):
         size += len(held.queued.signed.raw)
         postings += len(held.queued.request.postings)
         if number and (number >= MAX_ENTRIES or size > MAX_REQUEST_BYTES or postings > MAX_POSTINGS):
             return
-        yield request_id, held
-
-
-def _item_id(item: Item) -> RequestId:
-    return SignedRequest(item.raw, item.signature).request_id
-
-
-def _held(item: Item, account: str, now: float) -> Held:
-    """The request of an item; `RemoteFault` when it is none, or one of another account (no link could hold it)."""
-    signed = SignedRequest(item.raw, item.signature)
-    request = decode_request_untrusted(item.raw)
-    if request.sender != account:
-        raise RemoteFault("malformed", f"a request of {request.sender} is handed over for {account}")
-    return Held(Queued(signed, request, signed.request_id), NodeId(item.gateway), now)
+        yield held.queued
 
 
 def _copies(items: tuple[Item, ...]) -> tuple[Item, ...]:

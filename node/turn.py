@@ -24,7 +24,8 @@ import msgspec
 from chain.genesis import Genesis
 from chain.link import Link, decode_link_untrusted
 from chain.needs import Loaded, Needs
-from chain.request import NetworkId
+from chain.request import NetworkId, SignedRequest, decode_request_untrusted
+from chain.rules import Queued
 from chain.store import Write
 from hopchain.wire import AskBalance, ReplyBody, Submit, SubmitChange
 from node.messages import Message, SlotName
@@ -40,7 +41,7 @@ class Now(msgspec.Struct, frozen=True):
     unix_ms: int
 
 
-DECODED_BYTES: Final = 16 * 1024 * 1024  # of links kept decoded: some seconds of traffic
+DECODED_BYTES: Final = 16 * 1024 * 1024  # of links kept decoded, and of requests: some seconds of traffic
 
 # --- events --------------------------------------------------------------------------------------------------------
 
@@ -303,3 +304,24 @@ class LinkDecoder:
             self._links[raw] = link
             self._bytes += len(raw)
         return link
+
+
+class RequestDecoder:
+    """Decodes requests once: what a turn needs depends on them, then they are judged."""
+
+    def __init__(self) -> None:
+        self._requests: dict[tuple[bytes, bytes], Queued] = {}
+        self._bytes = 0
+
+    def untrusted(self, raw: bytes, signature: bytes) -> Queued:
+        """The request with these bytes and this signature, which is not checked; raises `RemoteFault`."""
+        queued = self._requests.get((raw, signature))
+        if queued is None:
+            signed = SignedRequest(raw, signature)
+            queued = Queued(signed, decode_request_untrusted(raw), signed.request_id)
+            if self._bytes + len(raw) > DECODED_BYTES:
+                self._requests.clear()
+                self._bytes = 0
+            self._requests[raw, signature] = queued
+            self._bytes += len(raw)
+        return queued
