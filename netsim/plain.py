@@ -33,12 +33,12 @@ class PlainContext(ssl.SSLContext):
         server_hostname: str | bytes | None = None,
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLObject:
-        """What trio reads and writes through."""
+        """What `node.tls` reads and writes through."""
         return cast(ssl.SSLObject, _PlainObject(self.certificate, incoming, outgoing, server_side))
 
 
 class _PlainObject:
-    """As much of `ssl.SSLObject` as trio uses."""
+    """As much of `ssl.SSLObject` as `node.tls` uses."""
 
     def __init__(self, certificate: bytes, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_side: bool) -> None:
         self._incoming = incoming

@@ -37,13 +37,14 @@ from netsim.plan import ClockJump, Clog, Cut, DiskError, Fault, Kill, Plan, Slow
 from netsim.streams import CLIENT, HostTcp, StreamNetwork
 from netsim.timeline import Timeline
 from netsim.world import COMMIT_S, FAST_RECOVERY_DIRECTORY
-from node.channel import HANDSHAKE_ERRORS, Channel, start_tls
+from node.channel import HANDSHAKE_ERRORS, Channel
 from node.config import NodeConfig, Peer
 from node.core import Core
 from node.driver import Sender
 from node.messages import decode_frame_untrusted
 from node.running import Ports, RunningNode
 from node.start import read_start
+from node.tls import start_tls
 from node.turn import Now
 from routing.keyspace import NodeId, node_id_of
 from routing.view import View, encode_view, first_view, member_of

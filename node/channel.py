@@ -20,10 +20,10 @@ import trio
 
 from chain.errors import LocalMisuse, RemoteFault
 from hopchain.framing import HEADER_BYTES, FrameReader, frame, frame_header
+from node.tls import RECEIVE_BYTES
 
 log = logging.getLogger(__name__)
 
-RECEIVE_BYTES: Final = 64 * 1024  # four TLS records
 COALESCE_BYTES: Final = 256 * 1024  # of one write: past this, system calls no longer show
 CLOSE_S: Final = 0.5  # for TLS's goodbye, which nobody relies on
 FLUSH_S: Final = 1.0  # for what is queued when a connection is closed on purpose
@@ -220,15 +220,6 @@ async def accept_forever(
         else:
             _keep_alive(stream)
             nursery.start_soon(welcome, stream)
-
-
-async def start_tls(
-    stream: trio.abc.Stream, context: ssl.SSLContext, *, server: bool
-) -> trio.SSLStream[trio.abc.Stream]:
-    """TLS on `stream`, the handshake done. Errors: see `handshake_fault`."""
-    secure = trio.SSLStream(stream, context, server_side=server)
-    await secure.do_handshake()
-    return secure
 
 
 HANDSHAKE_ERRORS: Final = (RemoteFault, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)

@@ -28,9 +28,9 @@ from node.channel import (
     accept_forever,
     handshake_fault,
     remote_of,
-    start_tls,
 )
 from node.hello import MAX_HELLO_BYTES
+from node.tls import start_tls
 
 log = logging.getLogger(__name__)
 

@@ -159,7 +159,9 @@ class Core:
         self.owner = Owner(
             self._self, self._decoder, requests, self.identity, self.peers, self.acceptor, self.replica, self.inquiries
         )
-        self.gateway = Gateway(self._self, self._decoder, requests, self.peers, self.owner, self.replica, self.inquiries)
+        self.gateway = Gateway(
+            self._self, self._decoder, requests, self.peers, self.owner, self.replica, self.inquiries
+        )
         self.reading = Reading(self._self, self.inquiries, self.replica)
         self.acceptor.restore(start.votes, now.mono)
         self.membership.hooks += [

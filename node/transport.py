@@ -36,7 +36,6 @@ from node.channel import (
     accept_forever,
     handshake_fault,
     remote_of,
-    start_tls,
 )
 from node.hello import (
     MAX_HELLO_BYTES,
@@ -48,6 +47,7 @@ from node.hello import (
     encode,
 )
 from node.pki import NodeContexts, peer_node_id_untrusted
+from node.tls import start_tls
 from routing.keyspace import NodeId, short
 
 log = logging.getLogger(__name__)
@@ -275,7 +275,7 @@ class PeerMesh:
             with trio.fail_after(HANDSHAKE_S):
                 context = self._contexts.accept if dialed is None else self._contexts.dial
                 secure = await start_tls(stream, context, server=dialed is None)
-                certified = peer_node_id_untrusted(secure.getpeercert(binary_form=True))
+                certified = peer_node_id_untrusted(secure.peer_certificate)
                 who = _who(certified)
                 channel = Channel(secure, frame_limit=MAX_FRAME_BYTES, queue_bytes=self._queue_bytes)
                 closing = channel

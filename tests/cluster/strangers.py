@@ -13,18 +13,17 @@ from chain.errors import RemoteFault
 from hopchain import wire
 from hopchain.connection import client_context, connect
 from hopchain.framing import MAX_FRAME_BYTES, FrameReader, frame
-from node.channel import Channel, start_tls
+from node.channel import Channel
 from node.hello import Hello, Refused, Welcome, encode
 from node.messages import Ping, Pong, decode_frame_untrusted, encode_frames, encode_message
+from node.tls import TlsStream, start_tls
 from tests.cluster.cluster import Cluster, NodeProcess
 
 ANSWER_S = 20.0
 
 
 @asynccontextmanager
-async def tls_stream(
-    address: tuple[str, int], context: ssl.SSLContext
-) -> AsyncIterator["trio.SSLStream[trio.SocketStream]"]:
+async def tls_stream(address: tuple[str, int], context: ssl.SSLContext) -> AsyncIterator[TlsStream]:
     """A TLS connection, the handshake done."""
     with trio.fail_after(ANSWER_S):
         stream = await trio.open_tcp_stream(*address)
@@ -78,7 +77,7 @@ async def ask(cluster: Cluster, number: int, body: wire.CallBody) -> wire.ReplyB
 class PeerTalk:
     """A connection to a node's peer port after TLS."""
 
-    stream: "trio.SSLStream[trio.SocketStream]"
+    stream: TlsStream
     channel: Channel
 
     async def hello(self, hello: Hello) -> Welcome | Refused:

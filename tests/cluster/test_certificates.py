@@ -24,8 +24,7 @@ DAYS = 90
 async def shown(address: tuple[str, int], context: ssl.SSLContext) -> x509.Certificate:
     """The certificate that a new handshake shows."""
     async with tls_stream(address, context) as stream:
-        der = stream.getpeercert(binary_form=True)
-    assert der is not None
+        der = stream.peer_certificate
     return x509.load_der_x509_certificate(der)
 
 

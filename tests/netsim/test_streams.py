@@ -12,8 +12,8 @@ from netsim.plain import plain_context, plain_contexts
 from netsim.plan import Cut, Weather
 from netsim.streams import WINDOW_BYTES, StreamNetwork
 from netsim.timeline import Timeline
-from node.channel import start_tls
 from node.pki import peer_node_id_untrusted
+from node.tls import start_tls
 from routing.keyspace import node_id_of
 
 HERE, THERE = ("10.0.0.0", 1), ("10.0.0.1", 1)
@@ -160,13 +160,13 @@ async def test_a_plain_handshake_tells_each_side_who_the_other_is(autojump_clock
 
     async def accept() -> None:
         secure = await start_tls(theirs, plain_contexts(key).accept, server=True)
-        assert secure.getpeercert(binary_form=True) == b"", "a client shows none"
+        assert secure.peer_certificate == b"", "a client shows none"
         await secure.send_all(await secure.receive_some())
         await secure.aclose()
 
     nursery.start_soon(accept)
     secure = await start_tls(ours, plain_context(), server=False)
-    certificate = secure.getpeercert(binary_form=True)
+    certificate = secure.peer_certificate
     assert peer_node_id_untrusted(certificate) == node_id_of(public_key("node 7"))
     await secure.send_all(b"echo")
     assert await _receive(secure, 4) == b"echo"

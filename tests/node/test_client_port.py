@@ -16,9 +16,10 @@ from chain.errors import RemoteFault
 from hopchain import connection, wire
 from hopchain.connection import ConnectionFailed, client_context, connect
 from hopchain.framing import frame
-from node.channel import FLUSH_S, HANDSHAKE_S, MAX_HANDSHAKES, Channel, start_tls
+from node.channel import FLUSH_S, HANDSHAKE_S, MAX_HANDSHAKES, Channel
 from node.client_port import CLIENT_QUEUE_BYTES, ClientServer, Session
 from node.layout import Network
+from node.tls import start_tls
 from tests.node.wires import HOST, Certified, MemoryNetwork, certified, new_layout
 
 PORT = 7

@@ -39,6 +39,7 @@ from node.pki import (
     reload_contexts,
     write_secret,
 )
+from node.tls import TlsStream
 from routing.keyspace import node_id_of
 
 NOW_MS = 1_700_000_000_000
@@ -188,15 +189,14 @@ def test_what_is_no_certificate_is_named(tmp_path: Path) -> None:
         node_contexts(tmp_path, ca[0].decode())
 
 
-async def shown_by(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[trio.SSLStream, bytes]:
+async def shown_by(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[TlsStream, bytes]:
     """The stream of a handshake, as the client sees it, and the certificate that the server showed."""
     ours, theirs = trio.testing.memory_stream_pair()
-    side = trio.SSLStream(ours, client, server_hostname="node")
-    other = trio.SSLStream(theirs, server, server_side=True)
+    side, other = TlsStream(ours, client, server=False), TlsStream(theirs, server, server=True)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(other.do_handshake)
         nursery.start_soon(side.do_handshake)
-    return other, side.getpeercert(binary_form=True) or b""
+    return other, side.peer_certificate
 
 
 @pytest.mark.parametrize("way", ["accept", "serve"])
@@ -216,7 +216,7 @@ async def test_a_renewed_certificate_is_shown_in_new_handshakes_and_old_connecti
     assert (await shown_by(getattr(contexts, way), contexts.dial))[1] == der(renewed)
     if way == "accept":  # the dialling side shows the new one too
         other, _ = await shown_by(contexts.accept, contexts.dial)
-        assert other.getpeercert(binary_form=True) == der(renewed)
+        assert other.peer_certificate == der(renewed)
     await standing.send_all(b"still here")
 
 

@@ -10,11 +10,12 @@ import trio.testing
 
 from chain.genesis import Asset
 from hopchain.framing import MAX_FRAME_BYTES
-from node.channel import Channel, start_tls
+from node.channel import Channel
 from node.hello import PROTOCOL_VERSION, Hello, Welcome, encode
 from node.layout import Network as Layout
 from node.layout import make_network
 from node.pki import NodeContexts, node_contexts
+from node.tls import start_tls
 from node.transport import MeshIdentity, PeerMesh
 from routing.keyspace import NodeId
 
