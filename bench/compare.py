@@ -23,6 +23,9 @@ GOALS = {  # profile -> (least ratio, beside which variants: the best of them co
     "hot-recipient": (4.0, tuple(postgres.VARIANTS)),
     "hot-sender": (4.0, tuple(postgres.VARIANTS)),
 }
+BULK_PER_S = 82_000  # postings: TigerBeetle's rate with 8,189 transfers a request
+P99_MS = 50.0  # of every profile of one transfer a request, at
+P99_CLIENTS = 32
 
 
 def measure_hopchain(profile: str, asked: argparse.Namespace, batch: int | None = None) -> dict[str, object]:
@@ -73,6 +76,39 @@ def compare(rows: list[dict[str, object]], ours: dict[str, dict[str, object]]) -
     return found
 
 
+def goals(ratios: list[dict[str, object]], ours: dict[str, dict[str, object]], clients: int) -> list[dict[str, object]]:
+    """Each goal that was measured: what it asks for, what there is, and whether that is enough."""
+    found: list[dict[str, object]] = []
+
+    def add(goal: str, wanted: str, measured: str, reached: bool) -> None:
+        found.append({"goal": goal, "wanted": wanted, "measured": measured, "reached": reached})
+
+    for row in ratios:
+        beside = f"{row['ratio']} x ({row['hopchain_per_s']}/s beside {row['peer_per_s']}/s of {row['peer']})"
+        add(f"{row['profile']}, beside PostgreSQL", f"at least {row['goal']} x", beside, bool(row["reached"]))
+    if "bulk" in ours:
+        rate = number(ours["bulk"], "completed_per_s")
+        add("bulk", f"at least {BULK_PER_S:,} postings/s", f"{rate:,.0f}/s", rate >= BULK_PER_S)
+    if clients == P99_CLIENTS:
+        for profile in (p for p in postgres.PROFILES if p in ours):
+            p99_ms = number(ours[profile], "p99_ms")
+            add(f"{profile}, p99 at {clients} clients", f"under {P99_MS:g} ms", f"{p99_ms:g} ms", p99_ms < P99_MS)
+    if ours:
+        lost = {p: number(doc, "rejected") + number(doc, "unknown") for p, doc in ours.items()}
+        told = ", ".join(f"{p} {count:g}" for p, count in lost.items() if count)
+        add("no aborts in any profile", "0", told or "0", not told)
+    return found
+
+
+def goals_table(found: list[dict[str, object]]) -> str:
+    """Markdown."""
+    lines = ["| goal | wanted | measured | |", "|---|---|---|---|"]
+    for row in found:
+        reached = "reached" if row["reached"] else "not reached"
+        lines.append(f"| {row['goal']} | {row['wanted']} | {row['measured']} | {reached} |")
+    return "\n".join(lines)
+
+
 def table(rows: list[dict[str, object]], ours: dict[str, dict[str, object]]) -> str:
     """Completed a second, Markdown."""
     profiles = [p for p in postgres.PROFILES if p in ours or any(row["profile"] == p for row in rows)]
@@ -107,17 +143,14 @@ def main() -> None:
     if not asked.no_bulk:
         ours |= {profile: measure_hopchain(profile, asked) for profile in ("pool", "bulk", "read")}
     ratios = compare(rows, ours)
+    reached = goals(ratios, ours, asked.clients)
     if asked.json:
         sys.stdout.write(
-            json.dumps({"load": load, "postgres": rows, "hopchain": ours, "ratios": ratios}, indent=2) + "\n"
+            json.dumps({"load": load, "postgres": rows, "hopchain": ours, "ratios": ratios, "goals": reached}, indent=2)
+            + "\n"
         )
         return
-    lines = [table(rows, ours), ""]
-    for row in ratios:
-        reached = "reached" if row["reached"] else "not reached"
-        lines.append(
-            f"{row['profile']}: {row['ratio']} x PostgreSQL ({row['peer']}: {row['peer_per_s']}/s); goal {row['goal']}: {reached}"
-        )
+    lines = [table(rows, ours), "", goals_table(reached), ""]
     for profile in ("pool", "bulk", "read"):
         if profile in ours:
             lines.append(

@@ -240,14 +240,10 @@ def measure(
     before = int(primary.sql("SELECT count(*) FROM transfers", database))
     run([*bench, *load, "-T", str(duration_s), seed, "-l", f"--log-prefix={logs}", database])
     completed = int(primary.sql("SELECT count(*) FROM transfers", database)) - before
-    attempts = 0
-    latencies: list[float] = []
+    logged: list[str] = []
     for path in logs.parent.glob(f"{logs.name}.*"):
-        for line in path.read_text().splitlines():
-            latencies.append(int(line.split()[2]) / 1000)
-            attempts += 1
+        logged += path.read_text().splitlines()
         path.unlink()
-    latencies.sort()
     total = int(primary.sql("SELECT sum(balance) FROM accounts", database))
     entries = primary.sql("SELECT count(*) || ' ' || coalesce(sum(amount), 0) FROM entries", database)
     rows = int(primary.sql("SELECT count(*) FROM transfers", database))
@@ -256,15 +252,35 @@ def measure(
     return {
         "variant": variant,
         "profile": profile,
+        **numbers(completed, duration_s, logged),
+        "synchronous_standbys": int(states),
+        "ok": sound(total, accounts, entries, rows),
+    }
+
+
+def latency_ms(line: str) -> float | None:
+    """Of one line of pgbench's log: client, number, microseconds, script, seconds, microseconds. None when it failed."""
+    took = line.split()[2]
+    return int(took) / 1000 if took.isdigit() else None
+
+
+def numbers(completed: int, duration_s: int, logged: Sequence[str]) -> dict[str, object]:
+    """What a run of so many ledger rows and these log lines says. What has a line and no row was aborted."""
+    latencies = sorted(took for took in map(latency_ms, logged) if took is not None)
+    aborted = len(logged) - completed
+    return {
         "completed_per_s": round(completed / duration_s, 1),
-        "aborted": attempts - completed,
-        "aborted_share": round((attempts - completed) / attempts, 4) if attempts else 0.0,
+        "aborted": aborted,
+        "aborted_share": round(aborted / len(logged), 4) if logged else 0.0,
         "p50_ms": at(latencies, 0.5),
         "p99_ms": at(latencies, 0.99),
         "max_ms": at(latencies, 1.0),
-        "synchronous_standbys": int(states),
-        "ok": total == FUNDS * accounts and entries == f"{2 * rows} 0",
     }
+
+
+def sound(total: int, accounts: int, entries: str, rows: int) -> bool:
+    """True when no money came or went, each transfer has two entries, and they add up to nothing (`entries`: "COUNT SUM")."""
+    return total == FUNDS * accounts and entries == f"{2 * rows} 0"
 
 
 def at(ascending: Sequence[float], share: float) -> float:

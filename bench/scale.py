@@ -38,6 +38,8 @@ from chain.store import Needs, commit, create_or_check, load, open_database
 TOGETHER: Final = 20  # links of one commit when measured
 FILLED: Final = 1000  # and while accounts are opened
 FUNDS: Final = 1_000_000
+FIRST_ACCOUNTS: Final = 1_000
+FIRST_POSTINGS: Final = 10_000  # and how many accounts there are then
 RING: Final = tuple(f"ring-{number}" for number in range(16))
 NODE: Final = bytes(20)
 KEY: Final = bytes(range(32))
@@ -206,7 +208,7 @@ def run(asked: argparse.Namespace, place: Path) -> list[dict[str, object]]:
     fresh = (hashlib.sha256(b"%d" % number).hexdigest()[:16] for number in count())
     path = place / "accounts.db"
     with Ledger(path) as ledger:
-        for size in powers(1_000, asked.accounts):
+        for size in powers(FIRST_ACCOUNTS, asked.accounts):
             more = list(islice(fresh, size - len(names)))
             ledger.open(more)
             names += more
@@ -215,10 +217,10 @@ def run(asked: argparse.Namespace, place: Path) -> list[dict[str, object]]:
     path = place / "postings.db"
     turn = count()
     with Ledger(path) as ledger:
-        more = list(islice(fresh, 10_000))
+        more = list(islice(fresh, FIRST_POSTINGS))  # each is funded with one posting, so the first size is there
         ledger.open([*RING, *more])
         names += more
-        for size in powers(100_000, asked.postings):
+        for size in powers(FIRST_POSTINGS, asked.postings):
             fill_postings(ledger, size, turn)
             row(ledger, path)
     return rows

@@ -8,6 +8,7 @@ life without the node and not the moment of its death. `ratio` is the phase's p9
 
 import argparse
 import json
+import math
 import os
 import random
 import subprocess
@@ -59,15 +60,47 @@ async def measure(
     async with anyio.create_task_group() as tasks:
         for _ in range(CLIENTS):
             tasks.start_soon(pay)
-    took.sort()
+    return numbers(took, seconds, len(payers), others)
+
+
+def numbers(took: Sequence[float], seconds: float, payers: int, others: int) -> dict[str, object]:
+    """What a phase with these latencies says; percentiles are the nearest rank. Ends this script when nothing completed."""
+    if not took:
+        sys.exit(f"nothing completed in {seconds:g} s ({others} payments ended otherwise): do the nodes run?")
+    ascending = sorted(took)
     return {
         "completed_per_s": round(len(took) / seconds, 1),
-        "p50_ms": round(took[len(took) // 2], 1),
-        "p99_ms": round(took[len(took) * 99 // 100], 1),
-        "max_ms": round(took[-1], 1),
-        "accounts_that_paid": len(payers),
+        "p50_ms": round(at(ascending, 0.5), 1),
+        "p99_ms": round(at(ascending, 0.99), 1),
+        "max_ms": round(ascending[-1], 1),
+        "accounts_that_paid": payers,
         "not_completed": others,
     }
+
+
+def at(ascending: Sequence[float], share: float) -> float:
+    """A percentile, nearest rank."""
+    return ascending[max(0, math.ceil(share * len(ascending)) - 1)]
+
+
+def compared(phase: str, found: dict[str, object], phases: Sequence[dict[str, object]]) -> dict[str, object]:
+    """A phase's row, with its p99 beside that of the first phase."""
+    ratio = float(str(found["p99_ms"])) / float(str((phases or [found])[0]["p99_ms"]))
+    return {"phase": phase, **found, "ratio": round(ratio, 2)}
+
+
+def table(phases: Sequence[dict[str, object]]) -> str:
+    """Markdown."""
+    lines = [
+        "| | completed/s | p50 ms | p99 ms | max ms | p99, of the healthy one | accounts that paid |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in phases:
+        lines.append(
+            f"| {row['phase']} | {row['completed_per_s']} | {row['p50_ms']} | {row['p99_ms']} | {row['max_ms']} | {row['ratio']} x "
+            f"| {row['accounts_that_paid']} of {ACCOUNTS} |"
+        )
+    return "\n".join(lines)
 
 
 def make(place: Path, key: Ed25519PrivateKey) -> Network:
@@ -103,8 +136,7 @@ async def run(
                 nodes[-dead].kill()
                 await anyio.sleep(AFTER_S)
             found = await measure(client, keys, seconds, rng)
-            ratio = float(str(found["p99_ms"])) / float(str((phases or [found])[0]["p99_ms"]))
-            phases.append({"phase": phase, **found, "ratio": round(ratio, 2)})
+            phases.append(compared(phase, found, phases))
     return phases
 
 
@@ -132,16 +164,7 @@ def main() -> None:
     if asked.json:
         sys.stdout.write(json.dumps(phases, indent=2) + "\n")
         return
-    lines = [
-        "| | completed/s | p50 ms | p99 ms | max ms | p99, of the healthy one | accounts that paid |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in phases:
-        lines.append(
-            f"| {row['phase']} | {row['completed_per_s']} | {row['p50_ms']} | {row['p99_ms']} | {row['max_ms']} | {row['ratio']} x "
-            f"| {row['accounts_that_paid']} of {ACCOUNTS} |"
-        )
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(table(phases) + "\n")
 
 
 if __name__ == "__main__":

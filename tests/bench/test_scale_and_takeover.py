@@ -1,0 +1,78 @@
+"""bench/scale.py measures the sizes that it names, bench/takeover.py computes what it prints."""
+
+import re
+from argparse import Namespace
+from itertools import count
+from pathlib import Path
+
+import pytest
+import scale
+import takeover
+
+# --- scale ---------------------------------------------------------------------------------------------------------
+
+
+def test_sizes_are_powers_of_ten_up_to_the_last() -> None:
+    assert scale.powers(1_000, 1_000_000) == [1_000, 10_000, 100_000, 1_000_000]
+    assert scale.powers(10_000, 99_999) == [10_000]
+    assert scale.powers(10_000, 9_999) == []
+
+
+def test_the_sizes_are_those_that_the_script_says() -> None:
+    said = re.search(r"([\d,]+) to ([\d,]+) accounts, ([\d,]+) to ([\d,]+) postings", scale.__doc__ or "")
+    assert said is not None
+    assert [int(number.replace(",", "")) for number in said.groups()] == [
+        *(scale.FIRST_ACCOUNTS, 1_000_000, scale.FIRST_POSTINGS, 10_000_000)
+    ]
+
+
+def test_the_first_size_of_each_kind_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "FIRST_ACCOUNTS", 30)
+    monkeypatch.setattr(scale, "FIRST_POSTINGS", 100)
+    rows = scale.run(Namespace(accounts=30, postings=1000, transfers=20, seed=1, json=True), tmp_path)
+    assert [(row["accounts"], row["postings"]) for row in rows] == [(30, 50), (100, 136), (100, 1020)]
+    assert all(float(str(row["cpu_us"])) > 0 for row in rows)
+
+
+def test_a_ledger_is_filled_up_to_the_target_and_never_emptied(tmp_path: Path) -> None:
+    with scale.Ledger(tmp_path / "small.db") as ledger:
+        ledger.open([*scale.RING, "ann", "bob"])
+        scale.fill_postings(ledger, 50, count())
+        assert ledger.postings == 50
+        scale.fill_postings(ledger, 40, count())
+        assert ledger.postings == 50
+
+
+# --- takeover ------------------------------------------------------------------------------------------------------
+
+
+def test_a_phase_is_its_rate_and_its_percentiles() -> None:
+    took = [float(n) for n in range(100, 0, -1)]
+    assert takeover.numbers(took, 8.0, 60, 2) == {
+        "completed_per_s": 12.5,
+        "p50_ms": 50.0,
+        "p99_ms": 99.0,
+        "max_ms": 100.0,
+        "accounts_that_paid": 60,
+        "not_completed": 2,
+    }
+    assert takeover.numbers([7.04], 1.0, 1, 0)["p50_ms"] == 7.0
+
+
+def test_a_phase_without_payments_ends_the_script() -> None:
+    with pytest.raises(SystemExit, match=r"nothing completed in 10 s \(3 payments ended otherwise\)") as ended:
+        takeover.numbers([], 10.0, 0, 3)
+    assert ended.value.code != 0
+
+
+def test_each_phase_stands_beside_the_first() -> None:
+    def found(p99_ms: float) -> dict[str, object]:
+        return takeover.numbers([p99_ms], 1.0, 60, 0)
+
+    healthy = takeover.compared("all alive", found(70.0), [])
+    dead = takeover.compared("one dead", found(59.0), [healthy])
+    assert (healthy["ratio"], dead["ratio"]) == (1.0, 0.84)
+    assert takeover.table([healthy, dead]).splitlines()[2:] == [
+        "| all alive | 1.0 | 70.0 | 70.0 | 70.0 | 1.0 x | 60 of 60 |",
+        "| one dead | 1.0 | 59.0 | 59.0 | 59.0 | 0.84 x | 60 of 60 |",
+    ]
