@@ -1,4 +1,4 @@
-"""Many transfers as one request: all or nothing.
+"""Many requests in one call: each by itself (`submit_each`), or all or nothing (`joined`). `Client.submit_many` is both.
 
 A request holds up to MAX_POSTINGS postings of one account and is one outcome in one link. So transfers of one account that
 must happen together are joined: their postings, in order, under a nonce that their nonces make. Joined again they are the
@@ -6,14 +6,52 @@ same request again, executed once.
 """
 
 import hashlib
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Final, TypeVar
+
+import anyio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import LocalMisuse
 from chain.names import MAX_AMOUNT
-from chain.request import MAX_POSTINGS, Kind, Request, transfer
+from chain.request import MAX_POSTINGS, Kind, Request, SignedRequest, transfer
+from hopchain.errors import ClientError
+from hopchain.signing import sign_request
 
+MANY_IN_FLIGHT: Final = 256  # requests of one bulk call: enough to fill the nodes' turns, a quarter of one connection
 _TAG: Final = b"hopchain:joined:1\0"
+T = TypeVar("T")
+
+
+def signed_requests(
+    requests: Sequence[Request], keys: Mapping[str, Ed25519PrivateKey], *, atomic: bool
+) -> list[SignedRequest]:
+    """The requests signed, in order, or the one that they make together. `LocalMisuse` when one of them cannot be made."""
+    missing = sorted({request.sender for request in requests} - keys.keys())
+    if missing:
+        raise LocalMisuse(f"{len(missing)} accounts have no key, the first is {missing[0]}")
+    made = [joined(requests)] if atomic else requests
+    return [sign_request(request, keys[request.sender]) for request in made]
+
+
+async def submit_each(
+    submit: Callable[[SignedRequest], Awaitable[T]], signed: Sequence[SignedRequest]
+) -> list[T | ClientError]:
+    """What became of each, in order, MANY_IN_FLIGHT at a time; one that cannot be sent stops no other."""
+    answers: dict[int, T | ClientError] = {}
+
+    async def work(queue: Iterator[tuple[int, SignedRequest]]) -> None:
+        for number, each in queue:
+            try:
+                answers[number] = await submit(each)
+            except ClientError as error:
+                answers[number] = error
+
+    queue = iter(enumerate(signed))
+    async with anyio.create_task_group() as tasks:
+        for _ in range(min(MANY_IN_FLIGHT, len(signed))):
+            tasks.start_soon(work, queue)
+    return [answers[number] for number in range(len(signed))]
 
 
 def joined(requests: Sequence[Request]) -> Request:

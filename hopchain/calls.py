@@ -136,8 +136,12 @@ class Calls:
                 for part in (self._read, self._write, self._watch):
                     tasks.start_soon(self._until_lost, part, tasks.cancel_scope)
         finally:
-            self.lose(f"the connection to {self.address} was closed")
-            await self._stream.aclose()
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close a connection that does not run."""
+        self.lose(f"the connection to {self.address} was closed")
+        await self._stream.aclose()
 
     def lose(self, why: str) -> None:
         """Give the connection up: no more calls, and those that wait are told. The first reason stays."""

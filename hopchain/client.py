@@ -20,7 +20,6 @@ concluded from another node's refusal: the answer is then `Unknown`.
 
 import secrets
 import ssl
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -28,7 +27,6 @@ from typing import Final, Self
 
 import anyio
 from anyio.abc import TaskGroup
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import LocalMisuse, RemoteFault
@@ -42,16 +40,16 @@ from chain.request import (
     SignedRequest,
     cancellation,
     decode_request_untrusted,
-    encode_request,
     opening,
-    sign,
     transfer,
 )
-from hopchain.bulk import joined
+from hopchain.bulk import signed_requests, submit_each
 from hopchain.calls import Address, Calls, ConnectionLost, DialFailed, Timing, dial
 from hopchain.change import SignedChange
 from hopchain.connection import client_context
 from hopchain.errors import CallRefused, ClientError, Unreachable
+from hopchain.signing import raw_public_key as raw_public_key
+from hopchain.signing import sign_request as sign_request
 from hopchain.wire import (
     MAX_PAGE,
     AccountLine,
@@ -97,7 +95,6 @@ LONGEST_REST_S: Final = 2.0  # between two tries to reach a node again, while ot
 MAX_SEEN: Final = 10_000  # accounts whose height is remembered for reading one's own writes
 NONCE_BYTES: Final = 32
 _NOT_OPEN: Final = "the client is not open: use `async with Client(...) as client`"
-MANY_IN_FLIGHT: Final = 256  # requests of one bulk call: enough to fill the nodes' turns, a quarter of one connection
 
 
 class _Node:
@@ -274,27 +271,9 @@ class Client:
         """
         if self._tasks is None:
             raise LocalMisuse(_NOT_OPEN)
-        missing = sorted({request.sender for request in requests} - keys.keys())
-        if missing:
-            raise LocalMisuse(f"{len(missing)} accounts have no key, the first is {missing[0]}")
-        made = [joined(requests)] if atomic else requests
-        signed = [sign_request(request, keys[request.sender]) for request in made]
-        answers: dict[int, Answer | ClientError] = {}
-
-        async def work(queue: Iterator[tuple[int, SignedRequest]]) -> None:
-            for number, each in queue:
-                try:
-                    answers[number] = await self.submit(each, timeout_s, at=at)
-                except ClientError as error:
-                    answers[number] = error
-
-        queue = iter(enumerate(signed))
-        async with anyio.create_task_group() as tasks:
-            for _ in range(min(MANY_IN_FLIGHT, len(signed))):
-                tasks.start_soon(work, queue)
-        if atomic:
-            return [answers[0]] * len(requests)
-        return [answers[number] for number in range(len(signed))]
+        signed = signed_requests(requests, keys, atomic=atomic)
+        answers = await submit_each(lambda each: self.submit(each, timeout_s, at=at), signed)
+        return answers * len(requests) if atomic else answers
 
     async def cancel(
         self,
@@ -564,17 +543,21 @@ class Client:
                 raise LocalMisuse(_NOT_OPEN)
             node.refusal = None
             try:
-                node.connection = await dial(node.address, self._context, self.network, self._timing)
+                connection = await dial(node.address, self._context, self.network, self._timing)
             except DialFailed as error:
                 node.refusal = error
                 node.failed()
                 raise
             finally:
                 node.dials += 1
+            if self._tasks is None:  # closed meanwhile: nobody would end this connection
+                await connection.aclose()
+                raise DialFailed("the client was closed")
+            node.connection = connection
             node.failures = 0
             node.rest_until = 0.0
-            self._tasks.start_soon(self._serve, node, node.connection)
-            return node.connection
+            self._tasks.start_soon(self._serve, node, connection)
+            return connection
 
     async def _serve(self, node: _Node, connection: Calls) -> None:
         await connection.run()
@@ -586,20 +569,6 @@ class Client:
         while len(self._seen) >= MAX_SEEN:
             del self._seen[next(iter(self._seen))]
         self._seen[account] = height
-
-
-def raw_public_key(key: Ed25519PrivateKey) -> bytes:
-    """The 32 raw bytes of the public key."""
-    return key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-
-
-def sign_request(request: Request, key: Ed25519PrivateKey) -> SignedRequest:
-    """The signed request; `LocalMisuse` for fields that have no canonical bytes (a bad name, amount, memo)."""
-    try:
-        decode_request_untrusted(encode_request(request))
-    except (RemoteFault, AssertionError, struct.error) as error:
-        raise LocalMisuse(f"this request cannot be made: {error}") from None
-    return sign(request, key)
 
 
 def _unexpected(question: CallBody, answer: ReplyBody) -> RemoteFault:

@@ -102,6 +102,7 @@ class SourcePool:
         self._max_failures = max_failures
         self._turn = 0
         self._in_flight = dict.fromkeys(self.accounts, 0)
+        self._most_in_flight = dict.fromkeys(self.accounts, 0)
         self._paid: Counter[str] = Counter()
         self._unknown_amount = 0
 
@@ -109,6 +110,11 @@ class SourcePool:
     def in_flight(self) -> Mapping[str, int]:
         """Payments of each account that have no outcome yet; a live view."""
         return MappingProxyType(self._in_flight)
+
+    @property
+    def most_in_flight(self) -> Mapping[str, int]:
+        """The most payments of each account that were in flight at once; a live view."""
+        return MappingProxyType(self._most_in_flight)
 
     @property
     def paid(self) -> Mapping[str, int]:
@@ -124,9 +130,19 @@ class SourcePool:
                 f"{failures} payments failed ({self.unknown} without an outcome), more than {self._max_failures}: "
                 "look at their answers, then go on with a new pool"
             )
-        account = self._choose(worker) if nonce is None else self._named_by(nonce)
-        self._in_flight[account] += 1
+        account = self.choose(worker, nonce)
+        self.begin(account)
         return account
+
+    def choose(self, worker: int = 0, nonce: bytes | None = None) -> str:
+        """The account that `take` would give now; counts nothing. For who must remember the choice before it pays: `begin`
+        follows."""
+        return self._choose(worker) if nonce is None else self._named_by(nonce)
+
+    def begin(self, account: str) -> None:
+        """A payment of this account of the pool is in flight until `ended`."""
+        self._in_flight[account] += 1
+        self._most_in_flight[account] = max(self._most_in_flight[account], self._in_flight[account])
 
     def ended(self, account: str, amount: int, how: Ended) -> None:
         """A payment of `amount` minor units by an account from `take` has ended."""

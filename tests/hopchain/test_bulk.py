@@ -10,8 +10,8 @@ from chain.link import Outcome
 from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, NetworkId, Posting, Request, cancellation, transfer
 from hopchain import Client, Recorded, Unreachable, wire
-from hopchain.bulk import joined
-from hopchain.client import MANY_IN_FLIGHT, raw_public_key, sign_request
+from hopchain.bulk import MANY_IN_FLIGHT, joined
+from hopchain.client import raw_public_key, sign_request
 from tests.hopchain.fake_node import ISSUER_KEY, Drop, key_number
 from tests.hopchain.test_client import BACKENDS, World, once, run
 

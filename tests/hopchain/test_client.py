@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -24,6 +25,8 @@ from hopchain import (
     Unreachable,
     wire,
 )
+from hopchain import client as client_module
+from hopchain.calls import Calls, dial
 from hopchain.client import raw_public_key
 from hopchain.framing import frame
 from tests.hopchain.fake_node import (
@@ -626,5 +629,34 @@ def test_a_client_is_used_inside_its_context_and_needs_a_node(backend: str) -> N
             await world.client().status()
         with pytest.raises(LocalMisuse, match="at least one node"):
             Client([], shared_ca().pem, bytes(32))
+
+    run(test, backend)
+
+
+def test_a_call_that_dials_while_the_client_closes_is_told(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(world: World) -> None:
+        dialled, closed = anyio.Event(), anyio.Event()
+        made: list[Calls] = []
+        told: list[Unreachable] = []
+
+        async def slow(*words: Any) -> Calls:
+            made.append(await dial(*words))
+            dialled.set()
+            await closed.wait()
+            return made[0]
+
+        async def call(client: Client) -> None:
+            with pytest.raises(Unreachable) as caught:
+                await client.status()
+            told.append(caught.value)
+
+        monkeypatch.setattr(client_module, "dial", slow)
+        async with anyio.create_task_group() as tasks:
+            async with world.client() as client:
+                tasks.start_soon(call, client)
+                await dialled.wait()
+            closed.set()
+        assert "the client was closed" in str(told[0])
+        assert made[0].lost is not None, "and nothing is left open"
 
     run(test, backend)

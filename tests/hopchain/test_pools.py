@@ -138,6 +138,25 @@ def test_a_pool_without_a_maximum_never_closes() -> None:
     assert pool.take() == ACCOUNTS[0]
 
 
+def test_a_choice_counts_nothing_until_it_is_begun() -> None:
+    pool = make_pool()
+    assert [pool.choose(), pool.choose()] == [ACCOUNTS[0]] * 2 and sum(pool.in_flight.values()) == 0
+    pool.begin(ACCOUNTS[0])
+    assert pool.choose() == ACCOUNTS[1]
+    nonce = b"n" * 32
+    assert pool.choose(nonce=nonce) == pool.take(nonce=nonce)
+
+
+def test_the_most_in_flight_at_once_is_kept() -> None:
+    pool = make_pool(Choice.DEDICATED)
+    for _ in range(3):
+        pool.take(1)
+    for _ in range(3):
+        pool.ended(ACCOUNTS[1], 1, Ended.COMPLETED)
+    pool.take(1)
+    assert dict(pool.most_in_flight) == {ACCOUNTS[0]: 0, ACCOUNTS[1]: 3, ACCOUNTS[2]: 0, ACCOUNTS[3]: 0}
+
+
 def test_misuse_is_told() -> None:
     with pytest.raises(LocalMisuse, match="at least one"):
         SourcePool([], Choice.DEDICATED, random.Random(1))
