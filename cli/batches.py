@@ -47,6 +47,10 @@ class SentBatches:
         """How many batches have held one of these rows, at most."""
         return max(self._count[row] for row in rows)
 
+    def senders(self, row: str) -> set[str]:
+        """The accounts whose batches have held this row."""
+        return {batch.sender for batch in self._file.lines if row in batch.rows}
+
     def _note(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
             self.of.update(dict.fromkeys(batch.rows, batch))

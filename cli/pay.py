@@ -8,16 +8,21 @@ import click
 
 from chain.errors import LocalMisuse
 from chain.request import MAX_POSTINGS
-from cli.command import HopCommand, checked_name, network_option, run
+from cli.command import HopCommand, checked_name, fresh_random, network_option, run
 from cli.home import Network, find_network
 from cli.money import format_amount
 from cli.output import CommandFailed, Exit, JsonValue, Output
 from cli.paybulk import AtomicRun, BulkRun
 from cli.payfile import Columns, payments, read_table
-from cli.payrun import NOT_SENT, PayRun, Progress, RowResult, Settings, is_worse, write_results
+from cli.payresult import is_worse, write_results
+from cli.payrun import PayRun, Plan, Settings
+from cli.poolrun import PoolRun
+from cli.progress import Progress
 from cli.runlock import only_run
 from cli.session import default_asset, open_client
+from cli.sources import FIXED, Sources, check_pools, parse_pools
 from cli.wallet import Wallet
+from hopchain import Choice
 
 _FAILURES_SHOWN = 10
 
@@ -30,6 +35,8 @@ _FAILURES_SHOWN = 10
         "      --to-column bank_to --to-column account_to --amount-column amount --reference-column k_symbol \\",
         "      --asset CZK --open-missing --fund-from mint",
         "hopchain pay salaries.csv --from-column payer --to-column payee --amount-column amount --bulk",
+        "hopchain pay refunds.csv --from-column shop --to-column customer --amount-column amount \\",
+        "      --pool shop=shop-1,shop-2,shop-3 --choice least-active",
     ],
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE.csv")
@@ -60,6 +67,19 @@ _FAILURES_SHOWN = 10
     is_flag=True,
     help="Pay the whole file or nothing: one request, so one payer. Means --bulk. What --open-missing and --fund-from did "
     "before stays, also when the file is rejected: the payer keeps its funding, and a later run uses it.",
+)
+@click.option(
+    "--pool",
+    "pools",
+    multiple=True,
+    metavar="NAME=ACCOUNT,ACCOUNT,...",
+    help="Pay rows whose payer is NAME from these accounts. Which one a row is sent from is remembered before it leaves, so it is "
+    "paid once, whatever --pool or --choice is given later. One that has too little is passed over for the others.",
+)
+@click.option(
+    "--choice",
+    type=click.Choice([c.value for c in Choice]),
+    help="How --pool chooses. Default: dedicated, where the row itself names its account.",
 )
 @click.option(
     "--max-failures",
@@ -95,6 +115,8 @@ def pay(
     result: Path | None,
     bulk: bool,
     atomic: bool,
+    pools: tuple[str, ...],
+    choice: str | None,
     max_failures: int | None,
     concurrency: int,
     timeout_s: float,
@@ -114,12 +136,23 @@ def pay(
         raise LocalMisuse(f"{file} has no rows below its header")
     if fund_from is not None:
         checked_name(fund_from)
+    chosen = Choice(choice or Choice.DEDICATED)
+    named = parse_pools(pools)
+    check_pools(named, rows, fund_from)
+    if choice is not None and not named:
+        raise LocalMisuse("--choice is how a pool chooses, and there is none: name one with --pool")
+    if named and fund_from is not None and chosen not in FIXED:
+        raise LocalMisuse(
+            f"--fund-from gives each account what its rows need, and --choice {chosen} chooses while it pays: use --choice "
+            f"{' or '.join(sorted(FIXED))}, or transfer to the accounts first"
+        )
     target = result or file.with_suffix(".result.csv")
     if target.exists() and target.samefile(file):
         raise LocalMisuse(f"the result file {target} is the payment file itself: name another with --result")
     settings = Settings(
         run_label or file.name,
         asset.code,
+        asset.scale,
         open_missing,
         fund_from,
         retry_rejected,
@@ -128,11 +161,11 @@ def pay(
         max_failures,
     )
     wallet = Wallet(network.id)
-    results = [RowResult(NOT_SENT) for _ in rows]
     begin = time.perf_counter()
     with only_run(wallet, settings.label), Progress(out) as progress:
-        kind = AtomicRun if atomic else BulkRun if bulk else PayRun
-        work = kind(wallet, rows, results, settings, progress)
+        kind = AtomicRun if atomic else BulkRun if bulk else PoolRun if named else PayRun
+        sources = Sources(wallet.directory, settings.label, named, chosen, fresh_random())
+        work = kind(Plan(wallet, rows, settings, sources, progress))
         work.check(network.id)
 
         async def main() -> None:
@@ -185,6 +218,7 @@ def _report(out: Output, network: Network, work: PayRun, bulk: bool, target: Pat
         "seconds": round(took_s, 3),
         "rows_seconds": round(work.rows_s, 3),
         "result_file": str(target),
+        "pools": work.books.document(),
     }
     out.data(document)
     if work.opened:
@@ -206,4 +240,5 @@ def _report(out: Output, network: Network, work: PayRun, bulk: bool, target: Pat
             out.say(f"  line {payment.line}: {payment.sender} -> {payment.recipient}: {row.outcome}: {row.reason}")
         if len(bad) > _FAILURES_SHOWN:
             out.say(f"  and {len(bad) - _FAILURES_SHOWN} more in {target}")
-    return Exit.REJECTED if failed else Exit.DONE
+    work.books.show(out)
+    return Exit.REJECTED if failed or work.books.mismatch else Exit.DONE

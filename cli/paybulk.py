@@ -13,6 +13,9 @@ wallet before they leave (cli.remembered), and made again as they were:
 * rows that were sent one by one are refused, as are rows of a bulk run that are to be sent one by one.
 
 Where nothing is remembered, the same file cuts into the same requests, so it is paid once from another wallet too.
+
+Rows of a pool (cli.sources) are cut as those of any payer, and each request gets an account of the pool, which its batch remembers.
+When that has too little, which is a final answer, the rows make a new batch from an account that they were not in a request of.
 """
 
 from collections import Counter
@@ -39,9 +42,10 @@ from chain.request import (
 from cli.batches import Batch, SentBatches
 from cli.output import CommandFailed, Exit
 from cli.payfile import Payment, bulk_nonce, payment_key
-from cli.payrun import MAX_ATTEMPTS, PAUSE_S, TRIES, PayRun, Progress, RowResult, Settings, result_of, row_request
+from cli.payresult import RowResult, result_of
+from cli.payrun import MAX_ATTEMPTS, PAUSE_S, TRIES, PayRun, Plan, doubt, row_request
 from cli.receipt import answer_name, answer_text
-from cli.wallet import Wallet
+from cli.sources import another
 from hopchain import Answer, Balance, Client, ClientError, NotFound, Recorded
 from hopchain.client import sign_request
 
@@ -62,27 +66,26 @@ class BulkRun(PayRun):
 
     atomic = False
 
-    def __init__(
-        self,
-        wallet: Wallet,
-        rows: Sequence[Payment],
-        results: list[RowResult],
-        settings: Settings,
-        progress: Progress,
-    ) -> None:
-        super().__init__(wallet, rows, results, settings, progress)
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
         self._assets: dict[str, str | None] = {}  # what recipients hold, None when they do not exist
         self._asking = anyio.Lock()
 
     def check(self, network: NetworkId) -> None:
         if self.atomic:
             self._check_atomic()
+        self._check_pools()
+        if self._sources.pools and self.settings.fund_from:
+            raise LocalMisuse(
+                "--fund-from does not know which account of a pool will pay which rows of --bulk: transfer to them first"
+            )
         sent = SentBatches(self._wallet.directory, self.settings.label)
         fresh = [p for p in self.rows if not p.fault and payment_key(p) not in sent.of]
         alone = {request_id(encode_request(row_request(network, self.settings.label, p, 0))).hex() for p in fresh}
-        if known := self._wallet.recorded(alone):
+        moved = sum(bool(self._sources.tried(payment_key(p))) for p in fresh)
+        if known := len(self._wallet.recorded(alone)) + moved:
             raise LocalMisuse(
-                f"{len(known)} rows of run {self.settings.label!r} were sent one by one before: run it again without --bulk, "
+                f"{known} rows of run {self.settings.label!r} were sent one by one before: run it again without --bulk, "
                 "which pays nothing twice"
             )
 
@@ -107,7 +110,9 @@ class BulkRun(PayRun):
         payable = self._payable()
         parts, fresh = await self._sent_before(client, sent, payable)
         cuts = [[index for index, _ in part] for part in cut([(index, self.rows[index]) for index in fresh])]
-        made = [self._made(client.network, rows, sent.attempts(self._keys_of(rows))) for rows in cuts]
+        made = [
+            self._made(client.network, rows, self._source(rows), sent.attempts(self._keys_of(rows))) for rows in cuts
+        ]
         if made:
             sent.add([part.batch for part in made])
         parts = sorted([*parts, *made], key=lambda part: min(part.rows))
@@ -139,15 +144,27 @@ class BulkRun(PayRun):
         by_id = {id(batch): batch for batch in sent.of.values()}
         for batch in [by_id[number] for number in batches]:
             left = [payable[key] for key in batch.rows if key in payable and sent.of[key] is batch]
-            if len(left) == len(batch.rows) and (not self.atomic or len(left) == len(self.rows)):
-                parts.append(self._made(client.network, left, batch.attempt, batch.request_id))
+            if isinstance(key := self._key(batch.sender), LocalMisuse):
+                self._end(left, [RowResult("no_key", str(key))] * len(left))
+            elif len(left) == len(batch.rows) and (not self.atomic or len(left) == len(self.rows)):
+                self.books.begin(batch.sender)
+                parts.append(self._made(client.network, left, batch.sender, batch.attempt, batch.request_id))
             elif await self._is_void(client, sent, batch, left):
                 fresh += left
         return parts, sorted(fresh)
 
-    def _made(self, network: NetworkId, rows: list[int], attempt: int, known: str | None = None) -> _Part:
+    def _source(self, rows: Sequence[int]) -> str:
+        """The account that pays these rows, with one more request in flight when a pool chose it."""
+        payment = self.rows[rows[0]]
+        pool = self._sources.pool(payment)
+        if pool is None:
+            return payment.sender
+        account = self._sources.choose(pool, payment_key(payment))
+        self.books.begin(account)
+        return account
+
+    def _made(self, network: NetworkId, rows: list[int], sender: str, attempt: int, known: str | None = None) -> _Part:
         """The request of these rows. `known`: the id that it had before."""
-        sender = self.rows[rows[0]].sender
         keys = self._keys_of(rows)
         postings = [Posting(p.recipient, p.amount, p.reference) for p in (self.rows[index] for index in rows)]
         key = self._key(sender)
@@ -181,9 +198,11 @@ class BulkRun(PayRun):
             return True
         if decided is None:
             why = f"an earlier request of {len(batch.rows)} rows is not settled: {answer_name(answer)}: {answer_text(answer)}"
-            result = RowResult("unknown", why, isinstance(answer, Recorded), request_id=batch.request_id)
+            result = RowResult(
+                "unknown", why, isinstance(answer, Recorded), request_id=batch.request_id, paid_from=batch.sender
+            )
         else:
-            result = result_of(decided, target)
+            result = result_of(decided, target, batch.sender)
         if self.atomic:
             raise CommandFailed(
                 Exit.REJECTED if decided is not None else Exit.UNREACHABLE,
@@ -205,7 +224,7 @@ class BulkRun(PayRun):
         raise AssertionError("the last try returns")
 
     def _record(self, parts: Sequence[_Part]) -> None:
-        self._wallet.record((part.signed.request_id, part.batch.sender, "pay") for part in parts)
+        self._wallet.record_new((part.signed.request_id, part.batch.sender, "pay") for part in parts)
 
     # --- sending -----------------------------------------------------------------------------------------------
 
@@ -214,35 +233,59 @@ class BulkRun(PayRun):
             await self._income_before(min(part.rows))
             stopped = self._too_many()
             if stopped is not None:
+                self.books.withdrawn(part.batch.sender)
                 self._end(part.rows, [stopped] * len(part.rows))
                 continue
             answer, last = await self._send_part(client, part, sent)
-            self._end(part.rows, await self._results(client, part.rows, result_of(answer, last.signed.request_id)))
+            result = result_of(answer, last.signed.request_id, last.batch.sender)
+            self._end(part.rows, await self._results(client, last, result))
 
     async def _send_part(self, client: Client, part: _Part, sent: SentBatches) -> tuple[Answer, _Part]:
         """Submit it; one that was rejected in an earlier run is made anew when that was asked for, one that the run itself
-        has cancelled in any case."""
-        answer = await self._until_known(client, self._doubt(part))
+        has cancelled in any case, and one whose account has too little from another account of its pool."""
+        pool = self._sources.pool(self.rows[part.rows[0]])
+        tried = set() if pool is None else sent.senders(part.batch.rows[0])
+        answer = await self._ask(client, part)
         for _ in range(1, MAX_ATTEMPTS):
             if not isinstance(answer, Recorded) or answer.outcome == Outcome.COMPLETED:
                 break
+            account: str | None = None
             given_up = answer.outcome == Outcome.CANCELLED and part.batch.request_id in sent.void
-            if not given_up and not (self.settings.retry_rejected and answer.repeated):
+            if pool is not None and answer.outcome == Outcome.INSUFFICIENT_FUNDS:
+                tried.add(part.batch.sender)
+                account = another(pool, part.batch.sender, tried)
+            if account is None and (given_up or (self.settings.retry_rejected and answer.repeated)):
+                account, tried = part.batch.sender, set()
+            if account is None:
                 break
-            part = self._made(client.network, part.rows, sent.attempts(part.batch.rows))
+            part = self._made(client.network, part.rows, account, sent.attempts(part.batch.rows))
             sent.add([part.batch])
             self._record([part])
-            answer = await self._until_known(client, self._doubt(part))
+            self.books.begin(account)
+            answer = await self._ask(client, part)
         return answer, part
 
-    async def _results(self, client: Client, rows: Sequence[int], result: RowResult) -> list[RowResult]:
+    async def _ask(self, client: Client, part: _Part) -> Answer:
+        """Submit the request, whose rows are unknown until its answer is here."""
+        waiting = doubt(part.signed, part.batch.sender)
+        for index in part.rows:
+            self.results[index] = waiting
+        answer: Answer | None = None
+        try:
+            answer = await self._until_known(client, part.signed)
+            return answer
+        finally:
+            self.books.ended(part.batch.sender, sum(self.rows[index].amount for index in part.rows), answer)
+
+    async def _results(self, client: Client, part: _Part, result: RowResult) -> list[RowResult]:
         """The results of the rows of one request. Rejected for a recipient, it names the rows that were the cause."""
+        rows = part.rows
         if len(rows) == 1 or result.outcome == "completed":
             return [result] * len(rows)
         causes: dict[int, str] = {}
         hint = ""
         if result.outcome in _OF_A_RECIPIENT:
-            causes, hint = await self._causes(client, rows)
+            causes, hint = await self._causes(client, part)
         result.reason += f" ({len(rows)} rows are one request: all or none of them{hint})"
         return [
             msgspec.structs.replace(result, reason=f"this row is a cause: {causes[index]}. {result.reason}")
@@ -251,9 +294,9 @@ class BulkRun(PayRun):
             for index in rows
         ]
 
-    async def _causes(self, client: Client, rows: Sequence[int]) -> tuple[dict[int, str], str]:
+    async def _causes(self, client: Client, part: _Part) -> tuple[dict[int, str], str]:
         """Rows whose recipients cannot be paid as things are now, each with why, and the same in short for all rows."""
-        sender = self.rows[rows[0]].sender
+        rows, sender = part.rows, part.batch.sender
         async with self._asking:
             await self._ask_assets(client, [sender, *(self.rows[index].recipient for index in rows)])
         causes: dict[int, str] = {}
@@ -293,15 +336,6 @@ class BulkRun(PayRun):
         async with anyio.create_task_group() as tasks:
             for _ in range(min(self.settings.concurrency, len(fresh))):
                 tasks.start_soon(work, queue)
-
-    def _doubt(self, part: _Part) -> SignedRequest:
-        """The request, whose rows are unknown from now on until its answer is here."""
-        doubt = RowResult(
-            "unknown", "the run ended before the answer came: run it again", request_id=part.batch.request_id
-        )
-        for index in part.rows:
-            self.results[index] = doubt
-        return part.signed
 
 
 class AtomicRun(BulkRun):

@@ -128,6 +128,12 @@ def payment_nonce(run: str, payment: Payment, attempt: int = 0) -> bytes:
     )
 
 
+def pooled_nonce(run: str, payment: Payment, number: int) -> bytes:
+    """The nonce of request number `number` of a row that a pool pays. It names no account: whose request it is stands in the
+    request, and which account that is, is remembered (cli.sources)."""
+    return _hash("pool", run, payment_key(payment), number)
+
+
 def funding_nonce(run: str, source: str, part: int, attempt: int, needs: Sequence[tuple[str, int]]) -> bytes:
     """The nonce of request number `part` that gives payers what their rows need."""
     return _hash("fund", run, source, part, attempt, *(field for need in needs for field in need))

@@ -9,15 +9,11 @@ A row waits for the rows before it that pay its sender, so that a file may pass 
 One process at a time makes a run (cli.runlock): whoever starts one holds its lock from before `check` until the end.
 """
 
-import csv
-import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final
 
 import anyio
 import msgspec
@@ -28,25 +24,21 @@ from chain.link import Outcome
 from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, NetworkId, Posting, Request, SignedRequest, transfer
 from cli.batches import SentBatches
-from cli.durable import on_disk
 from cli.funding import FundedRows, Needs
-from cli.money import format_amount
 from cli.opening import open_accounts
-from cli.output import CommandFailed, Exit, Output
+from cli.output import CommandFailed, Exit
 from cli.payfile import Payment, funding_nonce, payment_key, payment_nonce
+from cli.payresult import NOT_SENT, RowResult, result_of
+from cli.poolbooks import PoolBooks
+from cli.progress import Progress
 from cli.receipt import answer_exit, answer_name, answer_text
+from cli.sources import Sources, sent_elsewhere
 from cli.wallet import Wallet
-from hopchain import Answer, Balance, Client, NotStarted, Recorded, Unknown, Unreachable
+from hopchain import Answer, Balance, Client, NotStarted, Recorded, Refused, Unknown, Unreachable
 from hopchain.client import sign_request
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
-
-NOT_SENT: Final = "not_sent"
 TRIES: Final = 4  # of one row without an outcome, before it is left for the next run
 PAUSE_S: Final = 0.5  # between them
-_NO_ANSWER: Final = frozenset({NOT_SENT, "unknown", "not_started"})
 MAX_ATTEMPTS: Final = 1000  # of one rejected row, over all runs with --retry-rejected
 
 
@@ -55,6 +47,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     label: str
     asset: str
+    scale: int
     open_missing: bool
     fund_from: str | None
     retry_rejected: bool
@@ -63,49 +56,43 @@ class Settings(msgspec.Struct, frozen=True):
     max_failures: int | None = None
 
 
-class RowResult(msgspec.Struct):
-    """What became of one row. `answered`: a node said so in this run."""
+class Plan(msgspec.Struct, frozen=True):
+    """Everything that a run is made of."""
 
-    outcome: str
-    reason: str = ""
-    answered: bool = False
-    repeated: bool = False
-    request_id: str = ""
-    link_hash: str = ""
-    height: int | None = None
+    wallet: Wallet
+    rows: Sequence[Payment]
+    settings: Settings
+    sources: Sources
+    progress: Progress
 
 
 class PayRun:
     """The run; `results` fills up while it goes, so that it can be written whenever the run ends."""
 
-    def __init__(
-        self,
-        wallet: Wallet,
-        rows: Sequence[Payment],
-        results: list[RowResult],
-        settings: Settings,
-        progress: "Progress",
-    ) -> None:
-        self.rows = rows
-        self.results = results
-        self.settings = settings
+    def __init__(self, plan: Plan) -> None:
+        self.rows = plan.rows
+        self.results = [RowResult(NOT_SENT) for _ in plan.rows]
+        self.settings = plan.settings
+        self.books = PoolBooks(plan.sources, plan.settings.asset, plan.settings.scale)
         self.opened = 0
         self.opening_s = 0.0
         self.funded = 0
         self.rows_s = 0.0
         self.requests = 0
-        self._wallet = wallet
-        self._progress = progress
+        self._wallet = plan.wallet
+        self._sources = plan.sources
+        self._progress = plan.progress
         self._keys: dict[str, Ed25519PrivateKey | LocalMisuse] = {}
         self._unfit: dict[str, RowResult] = {}  # payers whose rows are not sent in this run, and why
         self._failures = 0  # rows that ended and are not completed
-        self._done = [anyio.Event() for _ in rows]
+        self._done = [anyio.Event() for _ in self.rows]
         self._pays: dict[str, list[int]] = defaultdict(list)  # account -> rows that pay it, in order
-        for index, payment in enumerate(rows):
+        for index, payment in enumerate(self.rows):
             self._pays[payment.recipient].append(index)
 
     def check(self, network: NetworkId) -> None:
         """Refuse what must not be sent so, before anything is. Raises `LocalMisuse`."""
+        self._check_pools()
         sent = SentBatches(self._wallet.directory, self.settings.label)
         together = sum(not p.fault and payment_key(p) in sent.of for p in self.rows)
         if together:
@@ -113,6 +100,18 @@ class PayRun:
                 f"{together} rows of run {self.settings.label!r} were sent with --bulk before: run it again with --bulk, which "
                 "pays nothing twice"
             )
+
+    def _check_pools(self) -> None:
+        if elsewhere := sent_elsewhere(self._sources, self.rows):
+            raise LocalMisuse(
+                f"{elsewhere} rows of run {self.settings.label!r} were sent from a pool's accounts before: run it again with "
+                "--pool, which pays nothing twice"
+            )
+        for account in self._sources.accounts:
+            key = self._key(account)
+            if isinstance(key, LocalMisuse) and not (self.settings.open_missing and not self._wallet.has(account)):
+                raise LocalMisuse(f"{account} is in a pool and cannot pay: {key}")
+        self._keys.clear()  # keys are made when accounts are opened
 
     async def run(self, client: Client) -> None:
         """All of it. Raises `Unreachable` when the network is gone, `CommandFailed` when the funding is rejected."""
@@ -123,18 +122,29 @@ class PayRun:
                 assets |= dict.fromkeys(await self._open(client, assets), self.settings.asset)
             self.opening_s = time.perf_counter() - begin
             if self.settings.fund_from:
+                await self._open_books(client)
                 await self._fund(client, self.settings.fund_from, assets)
+        await self._open_books(client)
         begin = time.perf_counter()
         try:
             await self._pay(client)
         finally:
             self.rows_s = time.perf_counter() - begin
+        await self.books.close(client, self.settings.concurrency, self.settings.timeout_s)
+
+    async def _open_books(self, client: Client) -> None:
+        """Refuse pools that cannot pay, before anything is paid; read what their accounts have."""
+        await self.books.open(client, self.settings.concurrency, self.settings.timeout_s)
+        for account in self._sources.accounts:
+            if isinstance(key := self._key(account), LocalMisuse):
+                raise LocalMisuse(f"{account} is in a pool and cannot pay: {key}")
 
     # --- accounts ----------------------------------------------------------------------------------------------
 
     async def _open(self, client: Client, existing: Container[str]) -> set[str]:
-        """Open the accounts that the file names and nobody has; the names that exist now."""
-        named = [name for p in self.rows if not p.fault for name in (p.sender, p.recipient)]
+        """Open the accounts that the file names, and those of the pools, that nobody has; the names that exist now."""
+        pools = {name: pool.accounts for name, pool in self._sources.pools.items()}
+        named = [name for p in self.rows if not p.fault for name in (*pools.get(p.sender, (p.sender,)), p.recipient)]
         missing = [name for name in dict.fromkeys(named) if name not in existing]
         self._progress.begin("opening accounts", len(missing))
         opened = await open_accounts(
@@ -154,7 +164,7 @@ class PayRun:
     async def _fund(self, client: Client, source: str, assets: dict[str, str]) -> None:
         """`assets`: what the accounts hold that are known to exist."""
         key = self._wallet.key(source)
-        payers = {p.sender for p in self.rows if self._cannot(p) is None and p.sender != source}
+        payers = {self._payer(p) for p in self.rows if self._cannot(p) is None} - {source}
         await self._find_assets(client, sorted({source, *payers} - assets.keys()), assets)
         held = assets.get(source, self.settings.asset)
         if held != self.settings.asset:
@@ -174,13 +184,13 @@ class PayRun:
         rows = {
             payment_key(p): p
             for p in self.rows
-            if self._cannot(p) is None and p.sender != source and p.sender in assets
+            if self._cannot(p) is None and self._payer(p) != source and self._payer(p) in assets
         }
         fresh = [key for key in rows if key not in remembered.rows]
         if fresh:
             sums: Counter[str] = Counter()
             for row in fresh:
-                sums[rows[row].sender] += rows[row].amount
+                sums[self._payer(rows[row])] += rows[row].amount
             remembered.add(fresh, sorted(sums.items()))
         parts = [part for needs in remembered.batches for part in split(needs)]
         self._progress.begin("funding payers", len(parts))
@@ -213,7 +223,7 @@ class PayRun:
         for attempt in range(MAX_ATTEMPTS):
             nonce = funding_nonce(self.settings.label, source, number, attempt, needs)
             signed = sign_request(transfer(client.network, source, postings, nonce), key)
-            self._wallet.record([(signed.request_id, source, "funding")])
+            self._wallet.record_new([(signed.request_id, source, "funding")])
             answer = await self._until_known(client, signed)
             if answer_exit(answer) is Exit.DONE:
                 assert isinstance(answer, Recorded)
@@ -232,10 +242,10 @@ class PayRun:
 
     async def _pay(self, client: Client) -> None:
         self._progress.begin("paying", len(self.rows))
-        signed = [self._signed(client, payment, 0) for payment in self.rows]
-        self.requests = sum(isinstance(s, SignedRequest) for s in signed)
-        self._wallet.record(
-            (s.request_id, p.sender, "pay")
+        signed = [self._first(client, payment) for payment in self.rows]
+        self.requests = sum(not isinstance(s, RowResult) for s in signed)
+        self._wallet.record_new(
+            (s.request_id, self._payer(p), "pay")
             for p, s in zip(self.rows, signed, strict=True)
             if isinstance(s, SignedRequest)
         )
@@ -244,14 +254,20 @@ class PayRun:
             for _ in range(min(self.settings.concurrency, len(self.rows))):
                 tasks.start_soon(self._work, client, queue, signed)
 
-    async def _work(self, client: Client, queue: Iterator[int], signed: Sequence[SignedRequest | RowResult]) -> None:
+    def _first(self, client: Client, payment: Payment) -> SignedRequest | RowResult | None:
+        """The request that a row begins with, or its result when it cannot be sent. None: it is made when its turn comes."""
+        return self._signed(client, payment, 0)
+
+    async def _work(
+        self, client: Client, queue: Iterator[int], signed: Sequence[SignedRequest | RowResult | None]
+    ) -> None:
         for index in queue:
             request = signed[index]
-            if isinstance(request, SignedRequest):
+            if isinstance(request, RowResult):
+                result = request
+            else:
                 await self._income_before(index)
                 result = self._too_many() or await self._pay_row(client, index, request)
-            else:
-                result = request
             self._end([index], [result])
 
     def _end(self, rows: Sequence[int], results: Sequence[RowResult]) -> None:
@@ -276,11 +292,10 @@ class PayRun:
                 return
             await self._done[earlier].wait()
 
-    async def _pay_row(self, client: Client, index: int, signed: SignedRequest) -> RowResult:
+    async def _pay_row(self, client: Client, index: int, signed: SignedRequest | None) -> RowResult:
         payment = self.rows[index]
-        self.results[index] = RowResult(
-            "unknown", "the run ended before the answer came: run it again", request_id=signed.request_id.hex()
-        )
+        assert signed is not None
+        self.results[index] = doubt(signed, payment.sender)
         answer = await self._until_known(client, signed)
         for attempt in range(1, MAX_ATTEMPTS):
             if not isinstance(answer, Recorded) or not answer.repeated or answer.outcome == Outcome.COMPLETED:
@@ -290,9 +305,10 @@ class PayRun:
             if not self.settings.retry_rejected and again.request_id not in self._journal:
                 break  # what an earlier run with that option paid is told also without it
             signed = again
-            self._wallet.record([(signed.request_id, payment.sender, "pay")])
+            if signed.request_id not in self._journal:
+                self._wallet.record([(signed.request_id, payment.sender, "pay")])
             answer = await self._until_known(client, signed)
-        return result_of(answer, signed.request_id)
+        return result_of(answer, signed.request_id, payment.sender)
 
     @cached_property
     def _journal(self) -> frozenset[bytes]:
@@ -300,7 +316,9 @@ class PayRun:
         return self._wallet.all_recorded()
 
     async def _until_known(self, client: Client, signed: SignedRequest) -> Answer:
-        """Submit until there is an outcome, at most TRIES times. Raises `Unreachable` when there is no network."""
+        """Submit until there is an outcome, at most TRIES times; once one try had none, that nothing happened is not concluded
+        from a later one. Raises `Unreachable` when there is no network."""
+        unknown: Unknown | None = None
         for left in reversed(range(TRIES)):
             try:
                 answer = await client.submit(signed, self.settings.timeout_s)
@@ -308,8 +326,10 @@ class PayRun:
                 if not left:
                     raise
             else:
+                if isinstance(answer, Unknown):
+                    unknown = answer
                 if not left or not isinstance(answer, NotStarted | Unknown):
-                    return answer
+                    return unknown if unknown and isinstance(answer, NotStarted | Refused) else answer
             await anyio.sleep(PAUSE_S)
         raise AssertionError("the last try returns or raises")
 
@@ -326,10 +346,18 @@ class PayRun:
         """The result of a row that cannot be sent in this run."""
         if payment.fault:
             return RowResult("invalid", payment.fault)
-        key = self._key(payment.sender)
+        payer = self._payer(payment)
+        key = self._key(payer) if payer else None
         if isinstance(key, LocalMisuse):
             return RowResult("no_key", str(key))
-        return self._unfit.get(payment.sender)
+        return self._unfit.get(payer)
+
+    def _payer(self, payment: Payment) -> str:
+        """The account that a row is paid from; empty before one of its pool was chosen."""
+        if self._sources.pool(payment) is None:
+            return payment.sender
+        tried = self._sources.tried(payment_key(payment))
+        return tried[-1] if tried else ""
 
     def _key(self, account: str) -> Ed25519PrivateKey | LocalMisuse:
         if account not in self._keys:
@@ -346,15 +374,10 @@ def row_request(network: NetworkId, run: str, payment: Payment, attempt: int) ->
     return transfer(network, payment.sender, [posting], payment_nonce(run, payment, attempt))
 
 
-def result_of(answer: Answer, request_id: bytes) -> RowResult:
-    """What an answer makes of the rows of its request."""
-    result = RowResult(answer_name(answer), answer_text(answer), request_id=request_id.hex())
-    result.answered = not isinstance(answer, Unknown | NotStarted)
-    if isinstance(answer, Recorded):
-        result.repeated = answer.repeated
-        result.link_hash = answer.link_hash.hex()
-        result.height = answer.height
-    return result
+def doubt(signed: SignedRequest, paid_from: str) -> RowResult:
+    """The result of rows whose request leaves, until its answer is here."""
+    why = "the run ended before the answer came: run it again"
+    return RowResult("unknown", why, request_id=signed.request_id.hex(), paid_from=paid_from)
 
 
 def split(needs: Needs) -> list[Needs]:
@@ -368,92 +391,3 @@ def split(needs: Needs) -> list[Needs]:
         parts[-1].append((payer, amount))
         total += amount
     return [tuple(part) for part in parts]
-
-
-def write_results(path: Path, rows: Sequence[Payment], results: Sequence[RowResult], scale: int) -> None:
-    """Write the result file whole, or leave the old one. Raises `CommandFailed` when the disk refuses it."""
-    in_place = path.exists() and not path.is_file()  # /dev/null, a pipe: nothing to be kept whole
-    fresh = path if in_place else path.with_name(f".{path.name}.{os.getpid()}")
-    what_to_do = (
-        "make room there, or name another file with --result, then run the same command again: it pays nothing twice and "
-        "writes all outcomes"
-    )
-    with on_disk(path, what_to_do):
-        try:
-            with fresh.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(
-                    [
-                        "line",
-                        "from",
-                        "to",
-                        "amount",
-                        "reference",
-                        "outcome",
-                        "repeated",
-                        "request_id",
-                        "link_hash",
-                        "height",
-                        "reason",
-                    ]
-                )
-                for payment, result in zip(rows, results, strict=True):
-                    writer.writerow(
-                        [
-                            payment.line,
-                            payment.sender,
-                            payment.recipient,
-                            format_amount(payment.amount, scale) if not payment.fault else "",
-                            payment.reference,
-                            result.outcome,
-                            "yes" if result.repeated else "",
-                            result.request_id,
-                            result.link_hash,
-                            "" if result.height is None else result.height,
-                            result.reason,
-                        ]
-                    )
-            if not in_place:
-                fresh.replace(path)
-        finally:
-            if not in_place:
-                fresh.unlink(missing_ok=True)
-
-
-def is_worse(results: Sequence[RowResult]) -> bool:
-    """True when no row got an answer in this run and some were owed one: what an earlier run wrote says more."""
-    return not any(r.answered for r in results) and any(r.outcome in _NO_ANSWER for r in results)
-
-
-class Progress:
-    """A progress bar on a terminal, nothing when piped or with `--json`."""
-
-    def __init__(self, out: Output) -> None:
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
-        self._shown = out.fancy
-
-    def __enter__(self) -> Self:
-        if self._shown:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns)
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def begin(self, what: str, total: int) -> None:
-        """Start the next step."""
-        if self._bar is not None:
-            self._task = self._bar.add_task(what, total=total)
-
-    def advance(self, count: int = 1) -> None:
-        """So many more of it are done."""
-        if self._bar is not None and self._task is not None:
-            self._bar.advance(self._task, count)

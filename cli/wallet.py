@@ -8,12 +8,13 @@ append-only and written before a request leaves, so that `outcome` and `cancel` 
 may have been sent. A line that was cut off while it was written is of a request that did not leave.
 """
 
+import fcntl
 import os
 import re
 import stat
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,7 @@ from cli.home import home
 
 _SUFFIX: Final = ".key"
 _JOURNAL: Final = "journal"
+_UNNAMED: Final = ".new-"  # begins the file of a key that is being stored
 _ID: Final = re.compile("[0-9a-f]{64}")
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
@@ -105,6 +107,12 @@ class Wallet:
                 file.write(b"\n")
             file.write(lines.encode())
 
+    def record_new(self, requests: Iterable[tuple[RequestId, str, str]]) -> None:
+        """The same for those that the journal does not have yet: a run that is made again adds nothing to it."""
+        asked = list(requests)
+        known = self.recorded({request_id.hex() for request_id, _, _ in asked})
+        self.record(line for line in asked if line[0].hex() not in known)
+
     def sender_of(self, request_id: bytes) -> str | None:
         """The account that sent a request, when it was sent from here."""
         journal = self.directory / _JOURNAL
@@ -121,8 +129,7 @@ class Wallet:
         if not journal.exists():
             return frozenset()
         with journal.open() as lines:
-            ids = (line.partition(" ")[0] for line in lines)
-            return frozenset(bytes.fromhex(one) for one in ids if _ID.fullmatch(one))
+            return frozenset(bytes.fromhex(one) for one in _whole(lines) if _ID.fullmatch(one))
 
     def recorded(self, request_ids: Collection[str]) -> set[str]:
         """Those of the requests (ids in hex) that were sent from here."""
@@ -130,7 +137,7 @@ class Wallet:
         if not request_ids or not journal.exists():
             return set()
         with journal.open() as lines:
-            return {line.partition(" ")[0] for line in lines}.intersection(request_ids)
+            return set(request_ids).intersection(_whole(lines))
 
     def make_directory(self) -> None:
         """Make the wallet's directory, for this user only."""
@@ -141,15 +148,18 @@ class Wallet:
     def _store(self, keys: Mapping[str, Ed25519PrivateKey]) -> set[str]:
         """Store keys durably; a key that is there already stays. The accounts whose key is the given one now.
 
-        A key gets its name only when all of it is on disk, so no crash leaves half a key under an account's name."""
+        A key gets its name only when all of it is on disk, so no crash leaves half a key under an account's name. What a crash
+        did leave, a file that has no name yet or two, goes when keys are next stored: one process at a time stores, so it is nobody's."""
         stored: set[str] = set()
         fresh: dict[str, Path] = {}
         self.make_directory()
-        with on_disk(self.directory):
+        with on_disk(self.directory), _held(self.directory):
+            for left in self.directory.glob(f"{_UNNAMED}*"):
+                left.unlink()
             try:
                 for account, key in keys.items():
                     place = self.path(account)
-                    handle, name = tempfile.mkstemp(prefix=".new-", dir=place.parent)  # mode 0600
+                    handle, name = tempfile.mkstemp(prefix=_UNNAMED, dir=place.parent)  # mode 0600
                     fresh[account] = Path(name)
                     with os.fdopen(handle, "wb") as file:
                         file.write(_pem(key))
@@ -167,6 +177,25 @@ class Wallet:
                     whole.unlink(missing_ok=True)
             sync_directory(self.directory)
         return stored
+
+
+@contextmanager
+def _held(directory: Path) -> Iterator[None]:
+    """Hold a directory; wait while another process does. The kernel lets go of it when the process ends, however that is."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _whole(lines: Iterable[str]) -> Iterator[str]:
+    """The ids of the journal's lines that have all their fields."""
+    for line in lines:
+        fields = line.split()
+        if len(fields) == 3:
+            yield fields[0]
 
 
 def _pem(key: Ed25519PrivateKey) -> bytes:

@@ -4,6 +4,7 @@ import csv
 import os
 import random
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 
 from chain.errors import LocalMisuse
 from chain.names import MAX_AMOUNT
-from chain.request import MAX_POSTINGS
+from chain.request import MAX_POSTINGS, request_id
+from cli import payrun
 from cli.funding import FundedRows
 from cli.orders import make_orders
 from cli.payfile import Columns, find_delimiter, payment_nonce, payments, read_table
@@ -285,10 +287,61 @@ def test_rows_without_an_answer_are_left_for_the_next_run(world: World, file: Pa
     assert world.json("pay", str(file), *COLUMNS)["completed"] == 1
 
 
+@pytest.mark.parametrize(
+    "later",
+    [lambda n: wire.NotStarted(n, "busy", "later"), lambda n: wire.Refused("busy", "later")],
+    ids=["not_started", "refused"],
+)
+def test_after_a_try_without_an_outcome_nothing_happened_is_not_concluded(
+    world: World, file: Path, monkeypatch: pytest.MonkeyPatch, later: Callable[[bytes], wire.ReplyBody]
+) -> None:
+    monkeypatch.setattr(payrun, "PAUSE_S", 0.0)
+    world.run("account", "open", "bob")
+    write(file, ["mint;bob;1;"])
+    seen: list[bytes] = []
+
+    def fault(call: wire.CallBody) -> wire.ReplyBody | None:
+        if not isinstance(call, wire.Submit):
+            return None
+        seen.append(request_id(call.raw))
+        return later(seen[-1]) if len(seen) > 1 else wire.Unknown(seen[-1], "no outcome in time")
+
+    for node in world.nodes:
+        node.fault = fault
+    found = world.json("pay", str(file), *COLUMNS, "--timeout", "0.1", code=1)
+    assert found["outcomes"] == {"unknown": 1} and len(set(seen)) == 1 < len(seen)
+
+
 def test_every_row_is_in_the_journal(world: World, file: Path) -> None:
     world.run("pay", str(file), *FULL)
     for row in results(file):
         assert world.wallet.sender_of(bytes.fromhex(row["request_id"])) == row["from"]
+
+
+@pytest.mark.parametrize("how", ["", "--bulk"])
+def test_a_file_that_is_run_again_adds_nothing_to_the_journal(world: World, file: Path, how: str) -> None:
+    words = (*FULL, *([how] if how else []))
+    world.run("pay", str(file), *words)
+    journal = world.wallet.directory / "journal"
+    before = journal.read_bytes()
+    world.run("pay", str(file), *words)
+    world.run("pay", str(file), *words, "--retry-rejected")
+    assert journal.read_bytes() == before
+    write(file, [*ROWS, "mint;bob;1;"])
+    world.run("pay", str(file), *words)
+    assert journal.read_bytes().count(b"\n") == before.count(b"\n") + 1
+
+
+def test_a_rejected_row_that_is_run_again_adds_nothing_to_the_journal(world: World, file: Path) -> None:
+    world.run("account", "open", "ann", "bob")
+    write(file, ["ann;bob;1;"])
+    for _ in range(2):
+        world.run("pay", str(file), *COLUMNS, "--retry-rejected", code=1)
+    journal = world.wallet.directory / "journal"
+    before = journal.read_bytes()
+    for _ in range(2):
+        world.run("pay", str(file), *COLUMNS, code=1)
+    assert journal.read_bytes() == before
 
 
 @pytest.mark.parametrize(

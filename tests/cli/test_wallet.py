@@ -1,7 +1,9 @@
 """The wallet: keys are secret files, never overwritten; the journal knows whose request it was."""
 
+import fcntl
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,55 @@ def test_a_line_that_was_cut_off_does_not_spoil_the_next(wallet: Wallet) -> None
     assert [wallet.sender_of(request) for request in (first, second, third)] == ["alice", None, "carol"]
     journal.write_text(second.hex())
     assert wallet.sender_of(second) is None
+
+
+def test_a_line_without_its_account_counts_as_none_and_is_written_again(wallet: Wallet) -> None:
+    first, second = RequestId(b"\x01" * 32), RequestId(b"\x02" * 32)
+    wallet.record([(first, "alice", "pay")])
+    journal = wallet.directory / "journal"
+    with journal.open("a") as cut:
+        cut.write(f"{second.hex()} bo")
+    assert wallet.recorded({first.hex(), second.hex()}) == {first.hex()} and wallet.all_recorded() == {first}
+    wallet.record_new([(first, "alice", "pay"), (second, "bob", "pay")])
+    assert wallet.sender_of(second) == "bob" and wallet.all_recorded() == {first, second}
+
+
+def test_what_the_journal_knows_is_not_written_again(wallet: Wallet) -> None:
+    lines = [(RequestId(bytes([n]) * 32), "alice", "pay") for n in range(1, 4)]
+    wallet.record_new(lines[:2])
+    before = (wallet.directory / "journal").read_bytes()
+    wallet.record_new(lines[:2])
+    assert (wallet.directory / "journal").read_bytes() == before
+    wallet.record_new(lines)
+    assert (wallet.directory / "journal").read_bytes() == before + f"{'03' * 32} alice pay\n".encode()
+
+
+def test_key_files_that_a_kill_left_go_when_keys_are_stored_next(wallet: Wallet) -> None:
+    wallet.add("alice", key_number(1))
+    (wallet.directory / ".new-unfinished").write_text("half a k")
+    os.link(wallet.path("alice"), wallet.directory / ".new-linked")
+    assert wallet.names() == ["alice"]
+    wallet.create(["alice"])
+    assert len(list(wallet.directory.iterdir())) == 3, "nothing was stored"
+    wallet.add("bob", key_number(2))
+    assert sorted(path.name for path in wallet.directory.iterdir()) == ["alice.key", "bob.key"]
+    assert wallet.key("alice").private_bytes_raw() == key_number(1).private_bytes_raw()
+
+
+def test_keys_that_another_process_is_storing_are_waited_for(wallet: Wallet) -> None:
+    wallet.make_directory()
+    other = os.open(wallet.directory, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    theirs = wallet.directory / ".new-theirs"
+    theirs.write_text("of a process that lives")
+    storing = threading.Thread(target=wallet.add, args=("alice", key_number(1)))
+    storing.start()
+    storing.join(0.05)
+    assert storing.is_alive() and theirs.exists() and not wallet.names()
+    theirs.rename(wallet.path("bob"))
+    os.close(other)
+    storing.join(10)
+    assert wallet.names() == ["alice", "bob"]
 
 
 def test_the_name_of_a_new_journal_is_durable_too(wallet: Wallet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,190 @@
+"""The books of a run's pools: what each account paid, and that exactly this left the accounts.
+
+Balances are read before the first row is sent and after the last answer, as a majority knows them. A payment belongs to
+this run when its link is higher than its account was at the first reading: a row that an earlier run paid is in no difference.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import anyio
+
+from chain.errors import LocalMisuse, RemoteFault
+from chain.link import Outcome
+from cli.money import format_amount
+from cli.output import CommandFailed, Exit, JsonValue, Output
+from cli.sources import Sources
+from hopchain import (
+    Answer,
+    Balance,
+    Client,
+    ClientError,
+    Ended,
+    NotFound,
+    NotStarted,
+    Outflow,
+    Recorded,
+    SourcePool,
+    Unknown,
+)
+
+
+class PoolBooks:
+    """What the pools of one run did. `begin` and `ended` are called for each request."""
+
+    def __init__(self, sources: Sources, asset: str, scale: int) -> None:
+        self._sources = sources
+        self._asset = asset
+        self._scale = scale
+        self._before: dict[str, Balance] = {}
+        self._after: dict[str, Balance] = {}
+        self._completed: Counter[str] = Counter()  # requests of this run
+        self._refused: Counter[str] = Counter()  # requests that the account had not enough for
+
+    def begin(self, account: str) -> None:
+        """A request of this account leaves. Those of an account that is in no pool any more are not counted."""
+        pool = self._sources.pool_of(account)
+        if pool is not None:
+            pool.begin(account)
+
+    def ended(self, account: str, amount: int, answer: Answer | None) -> None:
+        """It has this answer, or none."""
+        pool = self._sources.pool_of(account)
+        if pool is None:
+            return
+        how = Ended.FAILED
+        if answer is None or isinstance(answer, Unknown | NotStarted):  # an earlier try of it may still execute
+            how = Ended.UNKNOWN
+        elif isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED:
+            how = Ended.COMPLETED
+            fresh = answer.height > self._before[account].height
+            self._completed[account] += fresh
+            amount = amount if fresh else 0
+        elif isinstance(answer, Recorded) and answer.outcome == Outcome.INSUFFICIENT_FUNDS:
+            self._refused[account] += 1
+        pool.ended(account, amount, how)
+
+    def withdrawn(self, account: str) -> None:
+        """A request that was begun has not left and will not."""
+        pool = self._sources.pool_of(account)
+        if pool is not None:
+            pool.ended(account, 0, Ended.FAILED)
+
+    async def open(self, client: Client, at_once: int, timeout_s: float) -> None:
+        """Read all balances before the first payment. Raises `LocalMisuse` when an account does not exist or holds
+        another asset, `CommandFailed` when that is not known, `Unreachable`."""
+        found = await self._read(client, at_once, timeout_s)
+        for account, answer in found.items():
+            if isinstance(answer, NotFound) and not answer.stale:
+                raise LocalMisuse(f"there is no account {account}, which is in a pool: open it, or use --open-missing")
+            if not isinstance(answer, Balance):
+                raise CommandFailed(
+                    Exit.UNREACHABLE,
+                    "unknown",
+                    f"whether {account}, which is in a pool, exists is not known: {answer}. No row was paid in this run",
+                )
+            if answer.asset != self._asset:
+                raise LocalMisuse(
+                    f"{account}, which is in a pool, holds {answer.asset}, and this run pays {self._asset}"
+                )
+            self._before[account] = answer
+
+    async def close(self, client: Client, at_once: int, timeout_s: float) -> None:
+        """Read all balances after the last answer; what cannot be read is not compared."""
+        found: dict[str, Balance | NotFound | Unknown] = {}
+        try:
+            found = await self._read(client, at_once, timeout_s)
+        except* (ClientError, RemoteFault):
+            pass  # the payments have their answers; `ok` is then null
+        self._after = {account: answer for account, answer in found.items() if isinstance(answer, Balance)}
+
+    @property
+    def mismatch(self) -> bool:
+        """True when something else left a pool than what it paid."""
+        return any(
+            outflow is not None and not outflow.ok for outflow in map(self._outflow, self._sources.pools.values())
+        )
+
+    def document(self) -> list[JsonValue]:
+        """The books of each pool."""
+        return [self._pool_document(name, pool) for name, pool in self._sources.pools.items()]
+
+    def show(self, out: Output) -> None:
+        """The same for people."""
+        for name, pool in self._sources.pools.items():
+            out.say(f"pool {name}, {pool.choice.value}:")
+            out.table(
+                ["account", "payments", "paid", "most in flight", "too little there"],
+                [
+                    [a, str(self._completed[a]), self._money(pool.paid.get(a, 0)), str(pool.most_in_flight[a]), str(self._refused[a])]
+                    for a in pool.accounts
+                ],
+                right=["payments", "paid", "most in flight", "too little there"],
+            )  # fmt: skip
+            outflow = self._outflow(pool)
+            if outflow is None:
+                out.say("  what left it could not be read, so it is not compared with what was paid", colour="yellow")
+            elif outflow.ok and not outflow.unknown:
+                out.say(f"  {self._money(outflow.left)} left it: what was paid", colour="green")
+            elif outflow.ok:
+                out.say(
+                    f"  {self._money(outflow.left)} left it, {self._money(outflow.paid)} were paid, and the outcome of "
+                    f"{outflow.unknown} requests of {self._money(outflow.unknown_amount)} is not known: run it again",
+                    colour="yellow",
+                )
+            else:
+                out.say(
+                    f"  NOT SO: {self._money(outflow.left)} left it, and {self._money(outflow.paid)} were paid: somebody else "
+                    "pays from or to its accounts",
+                    colour="red",
+                    bold=True,
+                )
+
+    async def _read(self, client: Client, at_once: int, timeout_s: float) -> dict[str, Balance | NotFound | Unknown]:
+        found: dict[str, Balance | NotFound | Unknown] = {}
+
+        async def work(queue: Iterator[str]) -> None:
+            for account in queue:
+                found[account] = await client.balance(account, linearizable=True, timeout_s=timeout_s)
+
+        accounts: Sequence[str] = self._sources.accounts
+        queue = iter(accounts)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(at_once, len(accounts))):
+                tasks.start_soon(work, queue)
+        return found
+
+    def _outflow(self, pool: SourcePool) -> Outflow | None:
+        if not all(account in self._before and account in self._after for account in pool.accounts):
+            return None
+        before, after = (
+            {account: known[account].settled + known[account].incoming for account in pool.accounts}
+            for known in (self._before, self._after)
+        )
+        return pool.check_outflow(before, after)
+
+    def _pool_document(self, name: str, pool: SourcePool) -> JsonValue:
+        outflow = self._outflow(pool)
+        return {
+            "name": name,
+            "choice": pool.choice.value,
+            "accounts": [
+                {
+                    "account": account,
+                    "completed": self._completed[account],
+                    "paid": pool.paid.get(account, 0),
+                    "insufficient_funds": self._refused[account],
+                    "in_flight": pool.in_flight[account],
+                    "most_in_flight": pool.most_in_flight[account],
+                }
+                for account in pool.accounts
+            ],
+            "paid": sum(pool.paid.values()),
+            "left": outflow.left if outflow else None,
+            "unknown": pool.unknown,
+            "unknown_amount": outflow.unknown_amount if outflow else None,
+            "ok": outflow.ok if outflow else None,
+        }
+
+    def _money(self, amount: int) -> str:
+        return format_amount(amount, self._scale, self._asset, grouped=True)
