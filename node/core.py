@@ -234,10 +234,7 @@ class Core:
         """Handle the events given to `needs`, with the rows it asked for. Raises `Corruption` to stop the node."""
         turn = Turn(loaded, now)
         for event in self._events:
-            try:
-                self._handle_event(turn, event)
-            except (RemoteFault, RoutingFault) as fault:
-                self._fault(fault)
+            self._handle(turn, event)
         self._events = []
         self._go_on(turn)
         links = self.replica.count
@@ -266,7 +263,7 @@ class Core:
             rows = self._heads if kind is RouteJobs else turn.loaded.forming
             for event in again:
                 if isinstance(event, kind) and event.account in rows:
-                    self._handle_event(turn, event)
+                    self._handle(turn, event)
                 else:
                     turn.again.append(event)
 
@@ -337,6 +334,12 @@ class Core:
                 pass
             case _:
                 assert_never(event)
+
+    def _handle(self, turn: Turn, event: Event) -> None:
+        try:
+            self._handle_event(turn, event)
+        except (RemoteFault, RoutingFault) as fault:
+            self._fault(fault)
 
     def _handle_event(self, turn: Turn, event: Event) -> None:
         match event:

@@ -16,7 +16,7 @@ A `Work` is one account with something to decide here:
     waiting for its time -> (preparing ->) forming (-> asking -> forming) -> proposing -> decided, applied, gone
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -97,6 +97,26 @@ class Work(msgspec.Struct):
     income_complete: bool = False
 
 
+class LookedUp(msgspec.Struct):
+    """The requests of one account whose rows this turn has loaded: as many as one link can hold."""
+
+    ids: set[RequestId] = msgspec.field(default_factory=set)
+    bytes: int = 0
+    postings: int = 0
+
+    def add(self, queued: Queued) -> bool:
+        """False when there is no more room."""
+        if queued.request_id in self.ids:
+            return True
+        self.bytes += len(queued.signed.raw)
+        self.postings += len(queued.request.postings)
+        full = len(self.ids) >= MAX_ENTRIES or self.bytes > MAX_REQUEST_BYTES or self.postings > MAX_POSTINGS
+        if self.ids and full:
+            return False
+        self.ids.add(queued.request_id)
+        return True
+
+
 class Owner:
     """All accounts that this node has something to decide for."""
 
@@ -125,7 +145,7 @@ class Owner:
         self.queued = 0
         self._bytes = 0
         self._chased: dict[RequestId, int] = {}  # request -> height of the tip behind which it was sent last
-        self._looked_up: dict[str, set[RequestId]] = {}  # by account, the requests whose rows this turn has loaded
+        self._looked_up: dict[str, LookedUp] = {}  # by account
         replica.hooks.append(self._on_applied)
 
     # --- requests come in ---
@@ -137,9 +157,9 @@ class Owner:
         needs.heads.add(account)
         needs.outcomes.update((account, q.request_id) for q in queued)
         work = self._works.get(account)
-        idle = work is None or (work.proposer is None and not work.asking)
+        idle = work is None or (work.proposer is None and not work.asking and work.attempt == 0)
         if idle and self._self.id == self._self.view.group(route_key(message.at.slot))[0]:
-            waiting = within_a_link(work.queue) if work is not None else ()
+            waiting = [held.queued for held in work.queue.values()] if work is not None else []
             self._needs_forming(account, [*waiting, *queued], needs)
 
     def on_forward(self, turn: Turn, peer: NodeId, message: Forward) -> None:
@@ -241,15 +261,17 @@ class Owner:
     def needs_form(self, event: FormLink, needs: Needs) -> None:
         work = self._works.get(event.account)
         if work is not None:
-            self._needs_forming(event.account, within_a_link(work.queue), needs)
+            self._needs_forming(event.account, (held.queued for held in work.queue.values()), needs)
 
     def _needs_forming(self, account: str, queue: Iterable[Queued], needs: Needs) -> None:
+        """Look up as much of the queue as one link can hold, in one turn. What is left out waits for a later one."""
         needs.forming.add(account)
         needs.heads.add(account)
         self._inquiries.needs_income(account, needs)
-        looked_up = self._looked_up.setdefault(account, set())
+        looked_up = self._looked_up.setdefault(account, LookedUp())
         for queued in queue:
-            looked_up.add(queued.request_id)
+            if not looked_up.add(queued):
+                return
             needs.outcomes.add((account, queued.request_id))
             if queued.request.kind is Kind.CANCEL:
                 needs.outcomes.add((account, queued.request.target))
@@ -263,7 +285,9 @@ class Owner:
         if not self._identity.verified:  # design R12: the queue waits, and so does whatever was voted for
             self._wake(work, turn.now.mono + BACKOFF_S)
             return
-        if event.account not in turn.loaded.forming:  # this work began in this turn, after its rows were loaded
+        if (
+            event.account not in turn.loaded.forming
+        ):  # the work began after its rows were loaded, or a link of this turn made them old
             turn.again.append(event)
             return
         head = turn.loaded.heads.get(event.account)
@@ -334,11 +358,8 @@ class Owner:
             return
         loaded = turn.loaded
         forming = loaded.forming[work.account]
-        if forming.head != loaded.heads.get(work.account):  # a link of this turn came after these rows were loaded
-            turn.again.append(FormLink(work.account))
-            return
         loaded.postings.update((i.posting.hash, i.posting) for i in forming.incoming)
-        looked_up = self._looked_up.get(work.account, ())
+        looked_up = self._looked_up[work.account].ids
         queue = [
             held.queued
             for request_id, held in work.queue.items()
@@ -611,17 +632,6 @@ class Owner:
                 work.attempt += 1
                 self._self.counters["ballots_sent_again"] += 1
                 self._send_silent(turn, work)
-
-
-def within_a_link(queue: Mapping[RequestId, Held]) -> Iterator[Queued]:
-    """The first requests of a queue, as many as one link can hold: no more need be looked up now."""
-    size = postings = 0
-    for number, held in enumerate(queue.values()):
-        size += len(held.queued.signed.raw)
-        postings += len(held.queued.request.postings)
-        if number and (number >= MAX_ENTRIES or size > MAX_REQUEST_BYTES or postings > MAX_POSTINGS):
-            return
-        yield held.queued
 
 
 def _copies(items: tuple[Item, ...]) -> tuple[Item, ...]:

@@ -472,6 +472,8 @@ def note_applied(turn: Turn, link: Link, head: AccountHead | None, confirmed: Se
     for row in confirmed:
         loaded.postings[row.hash] = msgspec.structs.replace(row, confirmation=link.hash)
     loaded.note_made(link)
+    for name in {link.account, *link.recipients} & loaded.forming.keys():
+        del loaded.forming[name]  # read before this link: whoever forms the next one of theirs reads them anew
     for recipient in link.recipients & loaded.income.keys():
         income = loaded.income[recipient]  # who is asked for it in this turn must not forget what its vote was for
         senders = {**dict(income.senders), link.account: link.height}

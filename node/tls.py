@@ -13,6 +13,7 @@ from typing import Final, NoReturn
 import trio
 
 RECEIVE_BYTES: Final = 64 * 1024  # four TLS records
+ALERT_S: Final = 0.5  # for a last word to who may not listen
 
 
 class TlsStream(trio.abc.Stream):
@@ -26,6 +27,7 @@ class TlsStream(trio.abc.Stream):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
         self._server = server
         self._flushing = False
+        self._flushed = trio.lowlevel.ParkingLot()
         self._broken = False
         self._closed = False
 
@@ -106,21 +108,22 @@ class TlsStream(trio.abc.Stream):
             raise trio.BrokenResourceError("the connection broke before")
 
     async def _give_up(self, error: ssl.SSLError) -> NoReturn:
-        """Tell the other side why, as far as TLS has a word for it."""
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await self._flush()
+        """Tell the other side why, as far as TLS has a word for it and there is room for that."""
         self._broken = True
+        with trio.move_on_after(ALERT_S), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._flush()
         raise trio.BrokenResourceError from error
 
     async def _flush(self) -> None:
-        """Send what TLS has made. Who finds another task at it leaves it to that."""
-        if self._flushing:
-            return
+        """Send what TLS has made, after whoever is at it: nobody goes on while the other side takes nothing, so that what
+        waits here stays bounded."""
+        while self._flushing:
+            await self._flushed.park()
         self._flushing = True
         try:
             while data := self._outgoing.read():
                 if isinstance(self.transport, trio.SocketStream):
-                    await _write(self.transport.socket.fileno(), data)
+                    await _write(self.transport.socket, data)
                 else:
                     await self.transport.send_all(data)
         except BaseException:
@@ -128,11 +131,12 @@ class TlsStream(trio.abc.Stream):
             raise
         finally:
             self._flushing = False
+            self._flushed.unpark_all()
 
     async def _fill(self) -> None:
         """Wait for more bytes of the other side."""
         if isinstance(self.transport, trio.SocketStream):
-            data = await _read(self.transport.socket.fileno())
+            data = await _read(self.transport.socket)
         else:
             data = bytes(await self.transport.receive_some(RECEIVE_BYTES))
         if data:
@@ -148,35 +152,34 @@ async def start_tls(stream: trio.abc.Stream, context: ssl.SSLContext, *, server:
     return secure
 
 
-async def _write(fd: int, data: bytes) -> None:
-    """All of `data`, to a socket that does not block."""
+async def _write(socket: trio.socket.SocketType, data: bytes) -> None:
+    """All of `data`. Its number is asked for after every wait: it may be closed by then, and the number another's."""
     rest = memoryview(data)
     while rest:
         try:
-            sent = os.write(fd, rest)
+            sent = os.write(_number(socket), rest)
         except BlockingIOError:
-            await trio.lowlevel.wait_writable(fd)
+            await trio.lowlevel.wait_writable(_number(socket))
         except OSError as error:
-            raise _gone(fd) from error
+            raise trio.BrokenResourceError("the connection broke") from error
         else:
             rest = rest[sent:]
 
 
-async def _read(fd: int) -> bytes:
-    """What has arrived at a socket that does not block; b"" at its end."""
+async def _read(socket: trio.socket.SocketType) -> bytes:
+    """What has arrived; b"" at the end."""
     while True:
-        if fd < 0:
-            raise _gone(fd)
-        await trio.lowlevel.wait_readable(fd)
+        await trio.lowlevel.wait_readable(_number(socket))
         try:
-            return os.read(fd, RECEIVE_BYTES)
+            return os.read(_number(socket), RECEIVE_BYTES)
         except BlockingIOError:
             continue
         except OSError as error:
-            raise _gone(fd) from error
+            raise trio.BrokenResourceError("the connection broke") from error
 
 
-def _gone(fd: int) -> trio.BrokenResourceError | trio.ClosedResourceError:
-    if fd < 0:
-        return trio.ClosedResourceError("this side has closed the connection")
-    return trio.BrokenResourceError("the connection broke")
+def _number(socket: trio.socket.SocketType) -> int:
+    number = socket.fileno()
+    if number < 0:
+        raise trio.ClosedResourceError("this side has closed the connection")
+    return number

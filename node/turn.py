@@ -21,10 +21,11 @@ from typing import Final
 
 import msgspec
 
+from chain.errors import RemoteFault
 from chain.genesis import Genesis
 from chain.link import Link, decode_link_untrusted
 from chain.needs import Loaded, Needs
-from chain.request import NetworkId, SignedRequest, decode_request_untrusted
+from chain.request import SIGNATURE_BYTES, NetworkId, SignedRequest, decode_request_untrusted
 from chain.rules import Queued
 from chain.store import Write
 from hopchain.wire import AskBalance, ReplyBody, Submit, SubmitChange
@@ -42,6 +43,7 @@ class Now(msgspec.Struct, frozen=True):
 
 
 DECODED_BYTES: Final = 16 * 1024 * 1024  # of links kept decoded, and of requests: some seconds of traffic
+REQUEST_OBJECT_BYTES: Final = 1024  # what a decoded request of one posting takes beside its bytes, about
 
 # --- events --------------------------------------------------------------------------------------------------------
 
@@ -315,13 +317,16 @@ class RequestDecoder:
 
     def untrusted(self, raw: bytes, signature: bytes) -> Queued:
         """The request with these bytes and this signature, which is not checked; raises `RemoteFault`."""
+        if len(signature) != SIGNATURE_BYTES:  # before anything of it is kept
+            raise RemoteFault("malformed", f"a signature of {len(signature)} bytes: it has {SIGNATURE_BYTES}")
         queued = self._requests.get((raw, signature))
         if queued is None:
             signed = SignedRequest(raw, signature)
             queued = Queued(signed, decode_request_untrusted(raw), signed.request_id)
-            if self._bytes + len(raw) > DECODED_BYTES:
+            size = len(raw) + SIGNATURE_BYTES + REQUEST_OBJECT_BYTES
+            if self._bytes + size > DECODED_BYTES:
                 self._requests.clear()
                 self._bytes = 0
             self._requests[raw, signature] = queued
-            self._bytes += len(raw)
+            self._bytes += size
         return queued

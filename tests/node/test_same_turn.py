@@ -2,13 +2,32 @@
 
 from collections import Counter
 
+import pytest
+
+from chain.errors import RemoteFault
 from chain.link import Outcome
+from chain.request import NetworkId, Posting, cancellation, encode_request, sign, transfer
+from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Stale
-from node.messages import Accept, AskIncome, Decided, IncomeAnswer, Links, Offer, Prepare, Pull, SlotName, Want
+from node.messages import (
+    Accept,
+    AskIncome,
+    Decided,
+    Forward,
+    IncomeAnswer,
+    Item,
+    Links,
+    Offer,
+    Prepare,
+    Pull,
+    SlotName,
+    Want,
+)
+from node.owner import LookedUp
 from node.paxos import Ballot
-from node.turn import FromPeer
+from node.turn import DECODED_BYTES, REQUEST_OBJECT_BYTES, FormLink, FromPeer, RequestDecoder
 from routing.keyspace import NodeId
-from tests.node.world import World
+from tests.node.world import World, key_of
 
 
 def test_a_vote_that_is_decided_in_the_turn_of_a_question_about_income_is_not_forgotten() -> None:
@@ -103,3 +122,78 @@ def test_many_messages_that_wait_for_one_chain_ask_for_it_once() -> None:
     world.run(0.25)
     assert world.height(lagging, "alice") == world.height(others[0], "alice")
     assert 1 <= seen["Want"] <= 3, seen
+
+
+def test_income_that_arrives_in_the_turn_that_forms_is_not_overlooked() -> None:
+    """bob has paid alice and knows it. alice's owner has voted for that, asks what she has and, in the very turn in which it forms
+    her next link, hears that it is decided: the rows of that link were loaded before, and do not show the money."""
+    for seed in range(1, 60):
+        world = World(2, 2, seed)
+        world.open_funded(alice=0, carol=0, bob=1000)
+        payer, owner = world.group("bob")[0], world.group("alice")[0]
+        if payer != owner:
+            break
+    assert payer != owner
+    late: list[Decided] = []
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, Decided) and source == payer:
+            late.append(message)
+            return True
+        return isinstance(message, Offer | Pull | Links)
+
+    world.lose = lose
+    paid = world.pay("bob", "alice", 500, at=payer)
+    assert isinstance(paid, Recorded) and paid.outcome == Outcome.COMPLETED
+    world.lose = lambda source, target, message: False
+    call = world.submit(owner, world.pay_request("alice", "carol", 100))
+    assert world.run_until(lambda: any(isinstance(event, FormLink) for event in world.core(owner)._again), 1)
+    world.deliver(owner, FromPeer(payer, late.pop()))
+    world.run(1)
+    assert isinstance(call.answer, Recorded) and call.answer.outcome == Outcome.COMPLETED
+
+
+def test_a_request_whose_rows_are_not_here_waits_for_them() -> None:
+    """A payment and the cancel of another one reach alice's owner in one turn. Only the first is looked up for forming: the
+    cancel must not be judged without knowing that its target has executed."""
+    world = World(3, 3, 3)
+    world.open_funded(alice=1000, bob=0)
+    first = world.pay_request("alice", "bob", 5)
+    assert isinstance(world.ask(world.group("alice")[0], first), Recorded)
+    owner = world.group("alice")[0]
+    gateway = next(node for node in world.ids if node != owner)
+    second = world.pay_request("alice", "bob", 6)
+    at = SlotName(world.tip(owner, "alice"), "alice", world.height(owner, "alice") + 1)
+    world.deliver(owner, FromPeer(gateway, Forward(at, (Item(second.raw, second.signature, gateway),), False)))
+    undo = sign(cancellation(world.network, "alice", first.request_id, bytes(32)), key_of("alice"))
+    call = world.submit(owner, undo)
+    world.run(2)
+    assert isinstance(call.answer, Recorded) and call.answer.outcome == Outcome.ALREADY_DECIDED
+    assert not world.core(owner).owner._looked_up, "what one turn has loaded says nothing in the next"
+
+
+def test_no_more_is_looked_up_than_one_link_can_hold() -> None:
+    looked_up = LookedUp()
+    requests = [payment(number, postings=3000) for number in range(4)]
+    assert [looked_up.add(queued) for queued in requests] == [True, True, False, False]
+    assert looked_up.add(requests[0]), "what is looked up is"
+    assert len(looked_up.ids) == 2
+
+
+def payment(number: int, postings: int = 1) -> Queued:
+    """One of alice's."""
+    request = transfer(NetworkId(bytes(32)), "alice", [Posting("bob", 1)] * postings, number.to_bytes(32, "big"))
+    return RequestDecoder().untrusted(encode_request(request), bytes(64))
+
+
+def test_what_strangers_send_is_kept_within_bounds() -> None:
+    """A client may send one request with ever other signatures, none of which is looked at before it is decoded."""
+    decoder = RequestDecoder()
+    raw = payment(1).signed.raw
+    with pytest.raises(RemoteFault, match="a signature of 1000000 bytes: it has 64"):
+        decoder.untrusted(raw, bytes(1_000_000))
+    most = 0
+    for number in range(DECODED_BYTES // REQUEST_OBJECT_BYTES):
+        decoder.untrusted(raw, number.to_bytes(64, "big"))
+        most = max(most, len(decoder._requests))
+    assert 0 < most * (len(raw) + 64 + REQUEST_OBJECT_BYTES) <= DECODED_BYTES

@@ -1,5 +1,6 @@
 """TLS over streams and sockets: whole, slow, cut, ended, and cancelled."""
 
+import os
 import random
 import socket
 import ssl
@@ -149,3 +150,92 @@ async def test_waiting_for_room_waits(contexts: NodeContexts) -> None:
         await read(accepted, LARGE)
     assert order == ["blocked", "sent"]
     await dialled.wait_send_all_might_not_block()
+
+
+class Talkative(ssl.SSLContext):
+    """No cryptography: bytes pass through, and each byte that is read is answered with ANSWER, as new keys are."""
+
+    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **_: object) -> "TalkativeObject":  # type: ignore[override]
+        return TalkativeObject(incoming, outgoing)
+
+
+ANSWER = bytes(27)
+
+
+class TalkativeObject:
+    def __init__(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
+        self._incoming, self._outgoing = incoming, outgoing
+
+    def read(self, size: int) -> bytes:
+        self._outgoing.write(ANSWER * len(self._incoming.read()))
+        raise ssl.SSLWantReadError
+
+    def write(self, data: bytes) -> int:
+        return self._outgoing.write(data)
+
+
+async def test_who_reads_nothing_cannot_make_answers_pile_up() -> None:
+    """While the writer waits for room, whoever reads must wait with its answers, too, and not take the next question."""
+    ours, theirs = sockets()
+    stream = TlsStream(ours, Talkative(ssl.PROTOCOL_TLS_CLIENT), server=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, bytes(LARGE))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(stream.receive_some)
+        await theirs.send_all(b"?" * 100)
+        for _ in range(20):  # every one of them more than the kernel can take at once
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.move_on_after(0.01):
+                await theirs.send_all(b"?" * 100)
+        pending = stream._outgoing.pending
+        nursery.cancel_scope.cancel()
+    assert 0 < pending <= 2100 * len(ANSWER)
+    assert pending < 200 * len(ANSWER), "one lot of questions was read, and no more"
+
+
+async def test_a_send_that_finds_another_one_at_work_waits_for_its_own_bytes() -> None:
+    ours, theirs = sockets()
+    stream = TlsStream(ours, Talkative(ssl.PROTOCOL_TLS_CLIENT), server=False)
+    done: list[str] = []
+
+    async def send(name: str) -> None:
+        await stream.send_all(bytes(LARGE))
+        done.append(name)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send, "first")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(send, "second")
+        await trio.testing.wait_all_tasks_blocked()
+        assert done == [], "nothing is with the kernel yet"
+        got = 0
+        while got < 2 * LARGE:
+            got += len(await theirs.receive_some())
+    assert sorted(done) == ["first", "second"]
+
+
+async def test_a_number_that_was_given_to_another_connection_is_not_read() -> None:
+    """Closed by another task in the moment in which its bytes came: the descriptor's number may be taken by then."""
+    ours, theirs = sockets()
+    stream = TlsStream(ours, Talkative(ssl.PROTOCOL_TLS_CLIENT), server=False)
+    outcome: list[str] = []
+
+    async def wait() -> None:
+        try:
+            await stream.receive_some()
+        except trio.ClosedResourceError:
+            outcome.append("closed")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        number = ours.socket.fileno()
+        theirs_again, another = socket.socketpair()
+        another.setblocking(False)
+        theirs_again.send(b"not for you")
+        await theirs.send_all(b"?")
+        ours.socket.close()  # the reader is woken by this, or by the bytes: either way the number is not its own now
+        os.dup2(another.fileno(), number)
+    assert outcome == ["closed"]
+    assert another.recv(100) == b"not for you"
+    os.close(number)
