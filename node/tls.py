@@ -119,6 +119,7 @@ class TlsStream(trio.abc.Stream):
         waits here stays bounded."""
         while self._flushing:
             await self._flushed.park()
+            self._check()
         self._flushing = True
         try:
             while data := self._outgoing.read():

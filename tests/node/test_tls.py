@@ -123,6 +123,33 @@ async def test_a_send_that_was_cut_short_is_the_last_one(contexts: NodeContexts)
         await dialled.send_all(b"again")
 
 
+async def test_who_waited_behind_a_send_that_was_cut_short_sends_nothing() -> None:
+    ours, theirs = sockets()
+    stream = TlsStream(ours, Talkative(ssl.PROTOCOL_TLS_CLIENT), server=False)
+    ended: list[str] = []
+
+    async def send() -> None:
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.send_all(b"second")
+        ended.append("second")
+
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as first:
+
+            async def cut() -> None:
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(send)
+                await trio.testing.wait_all_tasks_blocked()
+                first.cancel()
+
+            nursery.start_soon(cut)
+            await stream.send_all(bytes(LARGE))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert ended == ["second"]
+    await theirs.aclose()
+
+
 async def test_a_damaged_record_breaks_the_stream(contexts: NodeContexts) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     dialled, accepted = await pair(contexts, ours, theirs)
