@@ -31,7 +31,7 @@ LEAST_WIDTH: Final = 0.4  # pixels; narrower boxes are left out
 
 # Where a thread waits for work. What it used before it got there belongs to its next sample at work: the signal comes when
 # any thread has used enough, and its handler runs in the main thread, which may just have been waiting.
-WAITING: Final = frozenset({"_io_epoll.EpollIOManager.get_events", "core._connection_worker_thread"})
+WAITING: Final = frozenset({"_io_epoll.EpollIOManager.get_events", "core._connection_worker_thread", "database._serve"})
 
 Stacks = Counter[tuple[str, ...]]  # outermost first -> nanoseconds of CPU
 
