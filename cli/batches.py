@@ -47,9 +47,9 @@ class SentBatches:
         """How many batches have held one of these rows, at most."""
         return max(self._count[row] for row in rows)
 
-    def senders(self, row: str) -> set[str]:
-        """The accounts whose batches have held this row."""
-        return {batch.sender for batch in self._file.lines if row in batch.rows}
+    def senders(self, row: str) -> list[str]:
+        """The accounts whose batches have held this row, oldest first."""
+        return [batch.sender for batch in self._file.lines if row in batch.rows]
 
     def _note(self, batches: Sequence[Batch]) -> None:
         for batch in batches:

@@ -2,10 +2,10 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from cli.output import CommandFailed, Exit
 
@@ -23,21 +23,46 @@ def on_disk(path: Path, what_to_do: str = _AGAIN) -> Iterator[None]:
         ) from None
 
 
-@contextmanager
-def appending(path: Path) -> Iterator[BinaryIO]:
-    """The file at `path` to append to, by one process at a time; durable when the block ends, its name too."""
+def append(path: Path, made: Callable[[int], tuple[int, bytes]]) -> None:
+    """Append to the file at `path`, one process at a time; durable when this returns, its name too. `made`: of the open file, how
+    much of it stays, and what comes after that.
+
+    When the disk refuses, what was appended is cut away again: after an fsync that failed, Linux may call the next one good."""
     with on_disk(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "ab") as file:
+        try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             fresh = os.fstat(handle).st_size == 0
-            yield file
-            file.flush()
+            kept, raw = made(handle)
+            try:
+                os.ftruncate(handle, kept)
+                left = memoryview(raw)
+                while left:
+                    left = left[os.write(handle, left) :]
+                os.fsync(handle)
+                if fresh:
+                    sync_directory(path.parent)
+                    sync_directory(path.parent.parent)
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(handle, kept)
+                raise
+        finally:
+            os.close(handle)
+
+
+def make_durable(path: Path) -> None:
+    """Make what was read of a file durable, and its name. Who wrote it may have been killed before that, and until then it is in
+    this machine's memory alone."""
+    with on_disk(path):
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
             os.fsync(handle)
-            if fresh:
-                sync_directory(path.parent)
-                sync_directory(path.parent.parent)
+        finally:
+            os.close(handle)
+        sync_directory(path.parent)
+        sync_directory(path.parent.parent)
 
 
 def sync_directory(directory: Path) -> None:

@@ -51,12 +51,21 @@ _FAILURES_SHOWN = 10
 @click.option(
     "--open-missing", is_flag=True, help="First open the accounts that do not exist, with new keys in the wallet."
 )
-@click.option("--fund-from", metavar="NAME", help="First pay each payer from this account exactly what its rows need.")
+@click.option(
+    "--fund-from",
+    metavar="NAME",
+    help="First pay each payer from this account exactly what its rows need. A row is funded once; one that an earlier run paid "
+    "without this option needs nothing.",
+)
 @click.option(
     "--run", "run_label", metavar="LABEL", help="Names this run. Default: the file's name. Same label, same payments."
 )
 @click.option("--retry-rejected", is_flag=True, help="Send rows that were rejected in an earlier run once more.")
-@click.option("--result", type=click.Path(path_type=Path), help="Where the outcomes go. Default: FILE.result.csv.")
+@click.option(
+    "--result",
+    type=click.Path(path_type=Path),
+    help="Where the outcomes go: a file in a directory that exists. Default: FILE.result.csv.",
+)
 @click.option(
     "--bulk",
     is_flag=True,
@@ -74,12 +83,16 @@ _FAILURES_SHOWN = 10
     multiple=True,
     metavar="NAME=ACCOUNT,ACCOUNT,...",
     help="Pay rows whose payer is NAME from these accounts. Which one a row is sent from is remembered before it leaves, so it is "
-    "paid once, whatever --pool or --choice is given later. One that has too little is passed over for the others.",
+    "paid once, whatever --pool or --choice is given later. One that has too little is passed over for the others. An account that "
+    "leaves the list must keep its key in this wallet until its rows are settled. The same run from another wallet pays nothing twice "
+    "only with --choice dedicated and the same list.",
 )
 @click.option(
     "--choice",
     type=click.Choice([c.value for c in Choice]),
-    help="How --pool chooses. Default: dedicated, where the row itself names its account.",
+    help="How --pool chooses. dedicated (the default): the row itself names its account. round-robin: each in turn. least-active: "
+    "the one with the fewest payments in flight. two-choices: the better of two drawn at random. --fund-from goes with dedicated "
+    "and round-robin only, and not with --bulk --pool.",
 )
 @click.option(
     "--max-failures",
@@ -146,7 +159,13 @@ def pay(
             f"--fund-from gives each account what its rows need, and --choice {chosen} chooses while it pays: use --choice "
             f"{' or '.join(sorted(FIXED))}, or transfer to the accounts first"
         )
+    if run_label == "":
+        raise LocalMisuse("--run '' names no run: leave it out, which takes the file's name, or give a name")
     target = result or file.with_suffix(".result.csv")
+    if target.is_dir() or not target.parent.is_dir():
+        raise LocalMisuse(
+            f"{target} cannot hold the outcomes: it is a directory, or in one that does not exist. Name a file with --result"
+        )
     if target.exists() and target.samefile(file):
         raise LocalMisuse(f"the result file {target} is the payment file itself: name another with --result")
     settings = Settings(
@@ -179,23 +198,40 @@ def pay(
                 _write(out, target, work, asset.scale)
             except CommandFailed as error:
                 out.note(str(error))  # what ended the run says more
+            for text in work.books.mismatches():
+                click.echo(text, err=True)  # nobody would ever tell: the next run compares what leaves then
             raise
-        _write(out, target, work, asset.scale)
+        unwritten: CommandFailed | None = None
+        try:
+            _write(out, target, work, asset.scale)
+        except CommandFailed as error:
+            unwritten = error
     took_s = time.perf_counter() - begin
-    raise SystemExit(_report(out, network, work, bulk or atomic, target, asset.scale, took_s))
+    raise SystemExit(_report(out, network, work, bulk or atomic, target, asset.scale, took_s, unwritten))
 
 
 def _write(out: Output, target: Path, work: PayRun, scale: int) -> None:
     """Write the result file, unless it would replace what an earlier run knew by nothing."""
-    if target.exists() and is_worse(work.results):
-        out.note(f"no row got an answer: {target} is left as an earlier run wrote it. Run the same command again")
+    if target.exists() and is_worse(target, work.rows, work.results, scale):
+        out.note(
+            f"no row got an answer that is new: {target} is left as an earlier run wrote it. Run the same command again"
+        )
         return
     write_results(target, work.rows, work.results, scale)
     out.note(f"outcomes of {len(work.rows)} rows: {target}. The same command again goes on and pays nothing twice")
 
 
-def _report(out: Output, network: Network, work: PayRun, bulk: bool, target: Path, scale: int, took_s: float) -> Exit:
-    """Print the sums; the exit code to leave with."""
+def _report(
+    out: Output,
+    network: Network,
+    work: PayRun,
+    bulk: bool,
+    target: Path,
+    scale: int,
+    took_s: float,
+    unwritten: CommandFailed | None,
+) -> Exit:
+    """Print the sums; the exit code to leave with. `unwritten`: why the result file could not be written."""
     outcomes = Counter(r.outcome for r in work.results)
     completed = [(p, r) for p, r in zip(work.rows, work.results, strict=True) if r.outcome == "completed"]
     repeated = sum(r.repeated for _, r in completed)
@@ -220,6 +256,8 @@ def _report(out: Output, network: Network, work: PayRun, bulk: bool, target: Pat
         "result_file": str(target),
         "pools": work.books.document(),
     }
+    if unwritten is not None:
+        document |= {"error": unwritten.code, "message": str(unwritten)}
     out.data(document)
     if work.opened:
         out.say(f"opened {work.opened} accounts in {work.opening_s:.1f} s")
@@ -239,6 +277,8 @@ def _report(out: Output, network: Network, work: PayRun, bulk: bool, target: Pat
         for payment, row in bad[:_FAILURES_SHOWN]:
             out.say(f"  line {payment.line}: {payment.sender} -> {payment.recipient}: {row.outcome}: {row.reason}")
         if len(bad) > _FAILURES_SHOWN:
-            out.say(f"  and {len(bad) - _FAILURES_SHOWN} more in {target}")
+            out.say(f"  and {len(bad) - _FAILURES_SHOWN} more" + ("" if unwritten else f" in {target}"))
     work.books.show(out)
+    if unwritten is not None:
+        return unwritten.exit_code if out.as_json else out.fail(unwritten)
     return Exit.REJECTED if failed or work.books.mismatch else Exit.DONE

@@ -42,10 +42,10 @@ from chain.request import (
 from cli.batches import Batch, SentBatches
 from cli.output import CommandFailed, Exit
 from cli.payfile import Payment, bulk_nonce, payment_key
-from cli.payresult import RowResult, result_of
+from cli.payresult import NOT_SENT, RowResult, result_of, row_text
 from cli.payrun import MAX_ATTEMPTS, PAUSE_S, TRIES, PayRun, Plan, doubt, row_request
-from cli.receipt import answer_name, answer_text
-from cli.sources import another
+from cli.receipt import answer_name
+from cli.sources import another, in_this_round
 from hopchain import Answer, Balance, Client, ClientError, NotFound, Recorded
 from hopchain.client import sign_request
 
@@ -80,6 +80,9 @@ class BulkRun(PayRun):
                 "--fund-from does not know which account of a pool will pay which rows of --bulk: transfer to them first"
             )
         sent = SentBatches(self._wallet.directory, self.settings.label)
+        alone_now = [p for p in self.rows if not p.fault and self._sources.pool(p) is None]
+        batches = [(p.sender, sent.of.get(payment_key(p))) for p in alone_now]
+        self._refuse_sent_from_pool(sum(batch is not None and batch.sender != payer for payer, batch in batches))
         fresh = [p for p in self.rows if not p.fault and payment_key(p) not in sent.of]
         alone = {request_id(encode_request(row_request(network, self.settings.label, p, 0))).hex() for p in fresh}
         moved = sum(bool(self._sources.tried(payment_key(p))) for p in fresh)
@@ -108,7 +111,12 @@ class BulkRun(PayRun):
         self._progress.begin("paying", len(self.rows))
         sent = SentBatches(self._wallet.directory, self.settings.label)
         payable = self._payable()
+        for key, index in payable.items():
+            if key in sent.of:
+                self._note_sent(index, bytes.fromhex(sent.of[key].request_id), sent.of[key].sender)
         parts, fresh = await self._sent_before(client, sent, payable)
+        for index in fresh:
+            self.results[index] = RowResult(NOT_SENT)
         cuts = [[index for index, _ in part] for part in cut([(index, self.rows[index]) for index in fresh])]
         made = [
             self._made(client.network, rows, self._source(rows), sent.attempts(self._keys_of(rows))) for rows in cuts
@@ -163,6 +171,11 @@ class BulkRun(PayRun):
         self.books.begin(account)
         return account
 
+    def _sent_before_funding(self, network: NetworkId, rows: Sequence[Payment]) -> dict[str, tuple[RequestId, str]]:
+        of = SentBatches(self._wallet.directory, self.settings.label).of
+        found = {key: of[key] for key in map(payment_key, rows) if key in of}
+        return {key: (RequestId(bytes.fromhex(batch.request_id)), batch.sender) for key, batch in found.items()}
+
     def _made(self, network: NetworkId, rows: list[int], sender: str, attempt: int, known: str | None = None) -> _Part:
         """The request of these rows. `known`: the id that it had before."""
         keys = self._keys_of(rows)
@@ -197,12 +210,13 @@ class BulkRun(PayRun):
         if isinstance(answer, Recorded) and decided is not None and decided.outcome != Outcome.COMPLETED:
             return True
         if decided is None:
-            why = f"an earlier request of {len(batch.rows)} rows is not settled: {answer_name(answer)}: {answer_text(answer)}"
+            why = f"an earlier request of {len(batch.rows)} rows is not settled: {answer_name(answer)}: {row_text(answer)}"
             result = RowResult(
                 "unknown", why, isinstance(answer, Recorded), request_id=batch.request_id, paid_from=batch.sender
             )
         else:
             result = result_of(decided, target, batch.sender)
+        self.books.may_have_paid(batch.sender, decided.height if decided is not None else None)
         if self.atomic:
             raise CommandFailed(
                 Exit.REJECTED if decided is not None else Exit.UNREACHABLE,
@@ -231,10 +245,9 @@ class BulkRun(PayRun):
     async def _send_parts(self, client: Client, queue: Iterator[_Part], sent: SentBatches) -> None:
         for part in queue:
             await self._income_before(min(part.rows))
-            stopped = self._too_many()
-            if stopped is not None:
+            if why := self._too_many():
                 self.books.withdrawn(part.batch.sender)
-                self._end(part.rows, [stopped] * len(part.rows))
+                self._end(part.rows, [self._stopped(index, why) for index in part.rows])
                 continue
             answer, last = await self._send_part(client, part, sent)
             result = result_of(answer, last.signed.request_id, last.batch.sender)
@@ -244,7 +257,7 @@ class BulkRun(PayRun):
         """Submit it; one that was rejected in an earlier run is made anew when that was asked for, one that the run itself
         has cancelled in any case, and one whose account has too little from another account of its pool."""
         pool = self._sources.pool(self.rows[part.rows[0]])
-        tried = set() if pool is None else sent.senders(part.batch.rows[0])
+        tried = set() if pool is None else in_this_round(sent.senders(part.batch.rows[0]))
         answer = await self._ask(client, part)
         for _ in range(1, MAX_ATTEMPTS):
             if not isinstance(answer, Recorded) or answer.outcome == Outcome.COMPLETED:

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from chain.link import Outcome
 from cli.durable import on_disk
 from cli.money import format_amount
 from cli.payfile import Payment
@@ -16,6 +17,24 @@ from hopchain import Answer, NotStarted, Recorded, Unknown
 
 NOT_SENT: Final = "not_sent"
 _NO_ANSWER: Final = frozenset({NOT_SENT, "unknown", "not_started"})
+_NOT_ASKED: Final = "an earlier run may have sent it; not asked in this one"
+_COLUMNS: Final = (
+    "line",
+    "from",
+    "to",
+    "amount",
+    "reference",
+    "outcome",
+    "repeated",
+    "request_id",
+    "link_hash",
+    "height",
+    "reason",
+    "paid_from",
+)
+_SAID: Final = ("line", "from", "to", "amount", "reference", "outcome", "request_id")  # of a row that got an answer
+_SHORT: Final = "the account had less than that; nothing moved. Send money to it, then run this again"
+_ASKED_FOR: Final = " with --retry-rejected"
 
 
 class RowResult(msgspec.Struct):
@@ -33,13 +52,30 @@ class RowResult(msgspec.Struct):
 
 def result_of(answer: Answer, request_id: bytes, paid_from: str) -> RowResult:
     """What an answer makes of the rows of its request."""
-    result = RowResult(answer_name(answer), answer_text(answer), request_id=request_id.hex(), paid_from=paid_from)
+    result = RowResult(answer_name(answer), row_text(answer), request_id=request_id.hex(), paid_from=paid_from)
     result.answered = not isinstance(answer, Unknown | NotStarted)
     if isinstance(answer, Recorded):
         result.repeated = answer.repeated
         result.link_hash = answer.link_hash.hex()
         result.height = answer.height
     return result
+
+
+def row_text(answer: Answer, asked_for: str = _ASKED_FOR) -> str:
+    """What happened and what to do, for who runs a payment file: the same request is made again by running it again, and another
+    nonce would be another payment. `asked_for`: how a rejected one is made anew."""
+    match answer:
+        case Recorded(outcome=Outcome.INSUFFICIENT_FUNDS):
+            return f"{_SHORT}{asked_for}"
+        case NotStarted():
+            return f"nothing is recorded: {answer.reason}. Run this again"
+        case _:
+            return answer_text(answer)
+
+
+def not_asked(request_id: bytes, paid_from: str) -> RowResult:
+    """The result of a row that an earlier run may have sent, until this run asks what became of it."""
+    return RowResult("unknown", _NOT_ASKED, request_id=request_id.hex(), paid_from=paid_from)
 
 
 def write_results(path: Path, rows: Sequence[Payment], results: Sequence[RowResult], scale: int) -> None:
@@ -54,39 +90,8 @@ def write_results(path: Path, rows: Sequence[Payment], results: Sequence[RowResu
         try:
             with fresh.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
-                writer.writerow(
-                    [
-                        "line",
-                        "from",
-                        "to",
-                        "amount",
-                        "reference",
-                        "outcome",
-                        "repeated",
-                        "request_id",
-                        "link_hash",
-                        "height",
-                        "reason",
-                        "paid_from",
-                    ]
-                )
-                for payment, result in zip(rows, results, strict=True):
-                    writer.writerow(
-                        [
-                            payment.line,
-                            payment.sender,
-                            payment.recipient,
-                            format_amount(payment.amount, scale) if not payment.fault else "",
-                            payment.reference,
-                            result.outcome,
-                            "yes" if result.repeated else "",
-                            result.request_id,
-                            result.link_hash,
-                            "" if result.height is None else result.height,
-                            result.reason,
-                            result.paid_from,
-                        ]
-                    )
+                writer.writerow(_COLUMNS)
+                writer.writerows(_cells(p, r, scale) for p, r in zip(rows, results, strict=True))
             if not in_place:
                 fresh.replace(path)
         finally:
@@ -94,6 +99,42 @@ def write_results(path: Path, rows: Sequence[Payment], results: Sequence[RowResu
                 fresh.unlink(missing_ok=True)
 
 
-def is_worse(results: Sequence[RowResult]) -> bool:
-    """True when no row got an answer in this run and some were owed one: what an earlier run wrote says more."""
-    return not any(r.answered for r in results) and any(r.outcome in _NO_ANSWER for r in results)
+def is_worse(path: Path, rows: Sequence[Payment], results: Sequence[RowResult], scale: int) -> bool:
+    """True when some rows got no answer in this run, and the file at `path` knows all answers that others got: it says more."""
+    if not any(r.outcome in _NO_ANSWER for r in results):
+        return False
+    learned = {
+        tuple(dict(zip(_COLUMNS, _cells(payment, result, scale), strict=True))[column] for column in _SAID)
+        for payment, result in zip(rows, results, strict=True)
+        if result.answered
+    }
+    return not learned or learned <= _said(path)
+
+
+def _said(path: Path) -> set[tuple[str, ...]]:
+    """What the file of an earlier run says of its rows; nothing when it is not such a file."""
+    if not path.is_file():
+        return set()
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {tuple(row.get(column) or "" for column in _SAID) for row in csv.DictReader(file)}
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return set()
+
+
+def _cells(payment: Payment, result: RowResult, scale: int) -> tuple[str, ...]:
+    """One line of the file."""
+    return (
+        str(payment.line),
+        payment.sender,
+        payment.recipient,
+        format_amount(payment.amount, scale) if not payment.fault else "",
+        payment.reference,
+        result.outcome,
+        "yes" if result.repeated else "",
+        result.request_id,
+        result.link_hash,
+        "" if result.height is None else str(result.height),
+        result.reason,
+        result.paid_from,
+    )

@@ -12,6 +12,7 @@ One process at a time makes a run (cli.runlock): whoever starts one holds its lo
 import time
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Final
 
@@ -22,24 +23,36 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.names import MAX_AMOUNT
-from chain.request import MAX_POSTINGS, NetworkId, Posting, Request, SignedRequest, transfer
+from chain.request import (
+    MAX_POSTINGS,
+    NetworkId,
+    Posting,
+    Request,
+    RequestId,
+    SignedRequest,
+    encode_request,
+    request_id,
+    transfer,
+)
 from cli.batches import SentBatches
 from cli.funding import FundedRows, Needs
 from cli.opening import open_accounts
 from cli.output import CommandFailed, Exit
 from cli.payfile import Payment, funding_nonce, payment_key, payment_nonce
-from cli.payresult import NOT_SENT, RowResult, result_of
+from cli.payresult import NOT_SENT, RowResult, not_asked, result_of, row_text
 from cli.poolbooks import PoolBooks
 from cli.progress import Progress
-from cli.receipt import answer_exit, answer_name, answer_text
+from cli.receipt import answer_exit, answer_name
 from cli.sources import Sources, sent_elsewhere
 from cli.wallet import Wallet
-from hopchain import Answer, Balance, Client, NotStarted, Recorded, Refused, Unknown, Unreachable
+from hopchain import Answer, Balance, CallRefused, Client, NotFound, NotStarted, Recorded, Refused, Unknown, Unreachable
 from hopchain.client import sign_request
 
 TRIES: Final = 4  # of one row without an outcome, before it is left for the next run
 PAUSE_S: Final = 0.5  # between them
 MAX_ATTEMPTS: Final = 1000  # of one rejected row, over all runs with --retry-rejected
+_CLOSING_S: Final = 5.0  # for what left the pools, when the run ended with an error
+_EARLIER: Final = "an earlier run may have sent it"
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -102,19 +115,23 @@ class PayRun:
             )
 
     def _check_pools(self) -> None:
-        if elsewhere := sent_elsewhere(self._sources, self.rows):
-            raise LocalMisuse(
-                f"{elsewhere} rows of run {self.settings.label!r} were sent from a pool's accounts before: run it again with "
-                "--pool, which pays nothing twice"
-            )
+        self._refuse_sent_from_pool(sent_elsewhere(self._sources, self.rows))
         for account in self._sources.accounts:
             key = self._key(account)
             if isinstance(key, LocalMisuse) and not (self.settings.open_missing and not self._wallet.has(account)):
                 raise LocalMisuse(f"{account} is in a pool and cannot pay: {key}")
         self._keys.clear()  # keys are made when accounts are opened
 
+    def _refuse_sent_from_pool(self, rows: int) -> None:
+        if rows:
+            raise LocalMisuse(
+                f"{rows} rows of run {self.settings.label!r} were sent from a pool's accounts before: run it again with "
+                "--pool, which pays nothing twice"
+            )
+
     async def run(self, client: Client) -> None:
         """All of it. Raises `Unreachable` when the network is gone, `CommandFailed` when the funding is rejected."""
+        _ = self._journal  # read now: as it was before this run
         if self.settings.open_missing or self.settings.fund_from:
             begin = time.perf_counter()
             assets = {line.name: line.asset for line in await client.all_accounts()}
@@ -128,6 +145,10 @@ class PayRun:
         begin = time.perf_counter()
         try:
             await self._pay(client)
+        except Exception:
+            self.books.abandon()
+            await self.books.close(client, self.settings.concurrency, min(_CLOSING_S, self.settings.timeout_s))
+            raise
         finally:
             self.rows_s = time.perf_counter() - begin
         await self.books.close(client, self.settings.concurrency, self.settings.timeout_s)
@@ -186,7 +207,8 @@ class PayRun:
             for p in self.rows
             if self._cannot(p) is None and self._payer(p) != source and self._payer(p) in assets
         }
-        fresh = [key for key in rows if key not in remembered.rows]
+        paid = await self._paid_before(client, [p for key, p in rows.items() if key not in remembered.rows])
+        fresh = [key for key in rows if key not in remembered.rows and key not in paid]
         if fresh:
             sums: Counter[str] = Counter()
             for row in fresh:
@@ -197,6 +219,39 @@ class PayRun:
         for number, part in enumerate(parts):
             await self._fund_part(client, source, key, number, part)
             self._progress.advance()
+
+    async def _paid_before(self, client: Client, rows: Sequence[Payment]) -> set[str]:
+        """Those of the rows, by key, that an earlier run paid without funding them, or may have: a node that may be behind the
+        others cannot tell. They need nothing."""
+        sent = self._sent_before_funding(client.network, rows)
+        paid: set[tuple[RequestId, str]] = set()
+
+        async def work(queue: Iterator[tuple[RequestId, str]]) -> None:
+            for target, sender in queue:
+                with suppress(CallRefused):
+                    answer = await client.outcome(target, sender)
+                    completed = isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED
+                    if not completed and not (isinstance(answer, NotFound) and answer.stale):
+                        continue
+                paid.add((target, sender))
+
+        asked = set(sent.values())
+        queue = iter(asked)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(self.settings.concurrency, len(asked))):
+                tasks.start_soon(work, queue)
+        return {key for key, request in sent.items() if request in paid}
+
+    def _sent_before_funding(self, network: NetworkId, rows: Sequence[Payment]) -> dict[str, tuple[RequestId, str]]:
+        """key -> the newest request, with its account, of those rows that an earlier run sent."""
+        found: dict[str, tuple[RequestId, str]] = {}
+        for payment in rows:
+            for attempt in range(MAX_ATTEMPTS):
+                made = request_id(encode_request(row_request(network, self.settings.label, payment, attempt)))
+                if made not in self._journal:
+                    break
+                found[payment_key(payment)] = (made, payment.sender)
+        return found
 
     async def _find_assets(self, client: Client, names: Sequence[str], assets: dict[str, str]) -> None:
         """What accounts hold that one node's list lacks: that node may be behind, so a majority says whether they exist."""
@@ -229,12 +284,16 @@ class PayRun:
                 assert isinstance(answer, Recorded)
                 self.funded += 0 if answer.repeated else sum(amount for _, amount in needs)
                 return
-            if not (isinstance(answer, Recorded) and answer.repeated):
+            if not isinstance(answer, Recorded):
+                break
+            following = funding_nonce(self.settings.label, source, number, attempt + 1, needs)
+            known = request_id(encode_request(transfer(client.network, source, postings, following))) in self._journal
+            if not (known or answer.repeated):
                 break
         raise CommandFailed(
             answer_exit(answer),
             answer_name(answer),
-            f"funding {len(needs)} payers from {source} did not work: {answer_name(answer)}: {answer_text(answer)}. "
+            f"funding {len(needs)} payers from {source} did not work: {answer_name(answer)}: {row_text(answer, '')}. "
             "No row was paid in this run",
         )
 
@@ -249,6 +308,9 @@ class PayRun:
             for p, s in zip(self.rows, signed, strict=True)
             if isinstance(s, SignedRequest)
         )
+        for index, first in enumerate(signed):
+            if isinstance(first, SignedRequest):
+                self._note_sent(index, first.request_id, self._payer(self.rows[index]))
         queue = iter(range(len(self.rows)))
         async with anyio.create_task_group() as tasks:
             for _ in range(min(self.settings.concurrency, len(self.rows))):
@@ -267,7 +329,8 @@ class PayRun:
                 result = request
             else:
                 await self._income_before(index)
-                result = self._too_many() or await self._pay_row(client, index, request)
+                why = self._too_many()
+                result = self._stopped(index, why) if why else await self._pay_row(client, index, request)
             self._end([index], [result])
 
     def _end(self, rows: Sequence[int], results: Sequence[RowResult]) -> None:
@@ -278,12 +341,24 @@ class PayRun:
             self._done[index].set()
         self._progress.advance(len(rows))
 
-    def _too_many(self) -> RowResult | None:
-        """The result of all rows that are still to be sent, when more have failed than `max_failures` allows."""
+    def _note_sent(self, index: int, request: bytes, paid_from: str) -> None:
+        """A row whose request an earlier run may have sent is not one that was not sent, as long as it is not asked for."""
+        if request in self._journal:
+            self.results[index] = not_asked(request, paid_from)
+
+    def _too_many(self) -> str:
+        """Why no more rows are sent, when more have failed than `max_failures` allows; else empty."""
         most = self.settings.max_failures
         if most is None or self._failures <= most:
-            return None
-        return RowResult(NOT_SENT, f"more than {most} rows failed before it: see to those, then run it again")
+            return ""
+        return f"more than {most} rows failed before it: see to those, then run it again"
+
+    def _stopped(self, index: int, why: str) -> RowResult:
+        """The result of a row that is not sent any more."""
+        known = self.results[index]
+        if known.outcome == NOT_SENT:
+            return RowResult(NOT_SENT, why)
+        return msgspec.structs.replace(known, reason=f"{known.reason}: {why}")
 
     async def _income_before(self, index: int) -> None:
         """Wait for the rows above that pay this row's sender. They were taken from the queue before, so they end."""
@@ -298,11 +373,11 @@ class PayRun:
         self.results[index] = doubt(signed, payment.sender)
         answer = await self._until_known(client, signed)
         for attempt in range(1, MAX_ATTEMPTS):
-            if not isinstance(answer, Recorded) or not answer.repeated or answer.outcome == Outcome.COMPLETED:
+            if not isinstance(answer, Recorded) or answer.outcome == Outcome.COMPLETED:
                 break
             again = self._signed(client, payment, attempt)
             assert isinstance(again, SignedRequest)
-            if not self.settings.retry_rejected and again.request_id not in self._journal:
+            if again.request_id not in self._journal and not (self.settings.retry_rejected and answer.repeated):
                 break  # what an earlier run with that option paid is told also without it
             signed = again
             if signed.request_id not in self._journal:
@@ -312,12 +387,12 @@ class PayRun:
 
     @cached_property
     def _journal(self) -> frozenset[bytes]:
-        """All request ids of the journal: read once, and only when a row was rejected before."""
+        """All request ids that the journal had before this run: what may have been sent then."""
         return self._wallet.all_recorded()
 
     async def _until_known(self, client: Client, signed: SignedRequest) -> Answer:
-        """Submit until there is an outcome, at most TRIES times; once one try had none, that nothing happened is not concluded
-        from a later one. Raises `Unreachable` when there is no network."""
+        """Submit until there is an outcome, at most TRIES times; once one try had none, or an earlier run may have sent it, that
+        nothing happened is not concluded from a later one. Raises `Unreachable` when there is no network."""
         unknown: Unknown | None = None
         for left in reversed(range(TRIES)):
             try:
@@ -329,7 +404,11 @@ class PayRun:
                 if isinstance(answer, Unknown):
                     unknown = answer
                 if not left or not isinstance(answer, NotStarted | Unknown):
-                    return unknown if unknown and isinstance(answer, NotStarted | Refused) else answer
+                    if not isinstance(answer, NotStarted | Refused):
+                        return answer
+                    if unknown is None and signed.request_id in self._journal:
+                        unknown = Unknown(signed.request_id, f"{_EARLIER}, and this one was told: {row_text(answer)}")
+                    return unknown or answer
             await anyio.sleep(PAUSE_S)
         raise AssertionError("the last try returns or raises")
 

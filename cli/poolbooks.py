@@ -40,6 +40,7 @@ class PoolBooks:
         self._after: dict[str, Balance] = {}
         self._completed: Counter[str] = Counter()  # requests of this run
         self._refused: Counter[str] = Counter()  # requests that the account had not enough for
+        self._blurred: set[str] = set()  # accounts that may have paid requests of unknown amounts in this run
 
     def begin(self, account: str) -> None:
         """A request of this account leaves. Those of an account that is in no pool any more are not counted."""
@@ -69,6 +70,20 @@ class PoolBooks:
         pool = self._sources.pool_of(account)
         if pool is not None:
             pool.ended(account, 0, Ended.FAILED)
+
+    def abandon(self) -> None:
+        """The run ends: requests that were begun and have no answer have not left, for those that had are ended."""
+        for account in self._sources.accounts:
+            pool = self._sources.pool_of(account)
+            while pool is not None and pool.in_flight[account]:
+                self.withdrawn(account)
+
+    def may_have_paid(self, account: str, height: int | None) -> None:
+        """An earlier request, of rows that are not all in the file any more, was executed as link `height` of its account, or may
+        be (None). When that can be in this run, what left the account is not comparable: what the request pays is not known."""
+        before = self._before.get(account)
+        if before is not None and (height is None or height > before.height):
+            self._blurred.add(account)
 
     async def open(self, client: Client, at_once: int, timeout_s: float) -> None:
         """Read all balances before the first payment. Raises `LocalMisuse` when an account does not exist or holds
@@ -123,7 +138,7 @@ class PoolBooks:
             )  # fmt: skip
             outflow = self._outflow(pool)
             if outflow is None:
-                out.say("  what left it could not be read, so it is not compared with what was paid", colour="yellow")
+                out.say(f"  {self._why(pool)}", colour="yellow")
             elif outflow.ok and not outflow.unknown:
                 out.say(f"  {self._money(outflow.left)} left it: what was paid", colour="green")
             elif outflow.ok:
@@ -133,12 +148,28 @@ class PoolBooks:
                     colour="yellow",
                 )
             else:
-                out.say(
-                    f"  NOT SO: {self._money(outflow.left)} left it, and {self._money(outflow.paid)} were paid: somebody else "
-                    "pays from or to its accounts",
-                    colour="red",
-                    bold=True,
-                )
+                out.say(f"  {self._not_so(outflow)}", colour="red", bold=True)
+
+    def mismatches(self) -> list[str]:
+        """What to tell when the run ended before its books are shown: one text for each pool that something else left."""
+        outflows = [(name, self._outflow(pool)) for name, pool in self._sources.pools.items()]
+        return [f"pool {name}: {self._not_so(o)}" for name, o in outflows if o is not None and not o.ok]
+
+    def _not_so(self, outflow: Outflow) -> str:
+        return (
+            f"NOT SO: {self._money(outflow.left)} left it, and {self._money(outflow.paid)} were paid: somebody else "
+            "pays from or to its accounts, or a request of an earlier run whose row is not in this file any more arrived"
+        )
+
+    def _why(self, pool: SourcePool) -> str:
+        """Why what left a pool is not compared."""
+        if not self._blurred.intersection(pool.accounts):
+            return "what left it could not be read, so it is not compared with what was paid"
+        named = ", ".join(sorted(self._blurred.intersection(pool.accounts)))
+        return (
+            f"an earlier request of {named} paid in this run, or may yet, and its rows are not all in this file: what left it is "
+            "not compared with what was paid"
+        )
 
     async def _read(self, client: Client, at_once: int, timeout_s: float) -> dict[str, Balance | NotFound | Unknown]:
         found: dict[str, Balance | NotFound | Unknown] = {}
@@ -155,6 +186,8 @@ class PoolBooks:
         return found
 
     def _outflow(self, pool: SourcePool) -> Outflow | None:
+        if self._blurred.intersection(pool.accounts):
+            return None
         if not all(account in self._before and account in self._after for account in pool.accounts):
             return None
         before, after = (
@@ -184,6 +217,7 @@ class PoolBooks:
             "unknown": pool.unknown,
             "unknown_amount": outflow.unknown_amount if outflow else None,
             "ok": outflow.ok if outflow else None,
+            "why": None if outflow else self._why(pool),
         }
 
     def _money(self, amount: int) -> str:

@@ -14,12 +14,13 @@ import anyio.lowlevel
 
 from chain.errors import LocalMisuse
 from chain.link import Outcome
-from chain.request import NetworkId, Posting, Request, SignedRequest, encode_request, request_id, transfer
+from chain.request import NetworkId, Posting, Request, RequestId, SignedRequest, encode_request, request_id, transfer
+from cli.funding import FundedRows
 from cli.money import format_amount
 from cli.payfile import Payment, payment_key, pooled_nonce
 from cli.payresult import RowResult, result_of
 from cli.payrun import MAX_ATTEMPTS, PayRun, Plan, doubt, row_request
-from cli.sources import FIXED, another
+from cli.sources import FIXED, another, in_this_round
 from hopchain import Answer, Client, Recorded
 from hopchain.client import sign_request
 
@@ -43,6 +44,13 @@ class PoolRun(PayRun):
                 f"{len(known)} rows of run {self.settings.label!r} were sent without --pool before, from an account of that name: "
                 "run it again without --pool, which pays nothing twice"
             )
+        if self.settings.fund_from is not None:
+            funded = FundedRows(self._wallet.directory, self.settings.label, self.settings.fund_from).rows
+            if count := sum(payment_key(p) in funded for p in fresh):
+                raise LocalMisuse(
+                    f"{count} rows of run {self.settings.label!r} were funded without --pool before, so the money is not in the "
+                    "pool's accounts: run it again without --pool, or as another run with --run"
+                )
 
     async def _open_books(self, client: Client) -> None:
         await super()._open_books(client)
@@ -53,6 +61,16 @@ class PoolRun(PayRun):
                 if pool is not None and not payment.fault and not self._sources.tried(row):
                     chosen.append((row, self._sources.choose(pool, row)))
             self._sources.remember(chosen)
+
+    def _sent_before_funding(self, network: NetworkId, rows: Sequence[Payment]) -> dict[str, tuple[RequestId, str]]:
+        found = super()._sent_before_funding(network, [p for p in rows if self._sources.pool(p) is None])
+        for payment in rows:
+            accounts = self._sources.tried(payment_key(payment))
+            if accounts:
+                made = pooled_request(network, self.settings.label, payment, accounts)
+                if (known := request_id(encode_request(made))) in self._journal:
+                    found[payment_key(payment)] = (known, accounts[-1])
+        return found
 
     def _first(self, client: Client, payment: Payment) -> SignedRequest | RowResult | None:
         if self._sources.pool(payment) is None:
@@ -79,7 +97,7 @@ class PoolRun(PayRun):
             signed = await self._fix(client, index, None)
         else:
             self.books.begin(self._sources.tried(row)[-1])
-        tried = set(self._sources.tried(row))
+        tried = in_this_round(self._sources.tried(row))
         short: list[str] = []
         for number in range(MAX_ATTEMPTS):
             account = self._sources.tried(row)[-1]

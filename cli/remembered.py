@@ -1,6 +1,7 @@
 """What a payment run must not forget: append-only files in the wallet, one JSON document a line, durable before requests leave.
 
-A line never changes, so its requests can be made again at any time and pay once. A last line that has no end is being written,
+A line never changes, so its requests can be made again at any time and pay once. What is found is made durable before it is used:
+who wrote it may have died before it was. A last line that has no end is being written,
 or was cut off then, so its requests have not left: who reads ignores it, and who adds, which only the holder of the run's lock
 does (cli.runlock), cuts it away.
 """
@@ -13,7 +14,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from chain.errors import LocalMisuse
-from cli.durable import appending
+from cli.durable import append, make_durable
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -28,7 +29,9 @@ class Remembered(Generic[T]):
         self._size = 0  # of the whole lines, in bytes
         if not self._path.exists():
             return
-        for number, raw in enumerate(self._path.read_bytes().splitlines(keepends=True), start=1):
+        found = self._path.read_bytes()
+        make_durable(self._path)  # what is known from here on may send requests
+        for number, raw in enumerate(found.splitlines(keepends=True), start=1):
             if not raw.endswith(b"\n"):
                 break
             self._size += len(raw)
@@ -42,14 +45,16 @@ class Remembered(Generic[T]):
     def add(self, *lines: T) -> None:
         """Remember these, durably. `LocalMisuse` when somebody else has added lines; `CommandFailed` when the disk is full."""
         raw = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
-        with appending(self._path) as file:
-            size = os.fstat(file.fileno()).st_size
-            rest = os.pread(file.fileno(), max(size - self._size, 0), self._size)
+
+        def made(handle: int) -> tuple[int, bytes]:
+            size = os.fstat(handle).st_size
+            rest = os.pread(handle, max(size - self._size, 0), self._size)
             if size < self._size or b"\n" in rest:
                 raise LocalMisuse(
                     f"{self._path} had {self._size} bytes and has {size}: another process changed it. Run this again"
                 )
-            os.ftruncate(file.fileno(), self._size)
-            file.write(raw)
+            return self._size, raw
+
+        append(self._path, made)
         self._size += len(raw)
         self.lines += lines

@@ -80,6 +80,16 @@ class Sources:
             self._of[line.row].append(line.account)
 
 
+def in_this_round(accounts: Sequence[str]) -> set[str]:
+    """The accounts since the row began to go round again (--retry-rejected)."""
+    tried: set[str] = set()
+    for account in accounts:
+        if account in tried:
+            tried = set()
+        tried.add(account)
+    return tried
+
+
 def another(pool: SourcePool, last: str, tried: Collection[str]) -> str | None:
     """The account after `last` had too little: one that was not tried yet, the least busy one, in the order of the list from
     `last` on. `dedicated` looks at the order alone."""
@@ -117,7 +127,9 @@ def check_pools(pools: Pools, rows: Sequence[Payment], fund_from: str | None) ->
     payers = {payment.sender for payment in rows}
     for name in pools:
         if name not in payers:
-            raise LocalMisuse(f"pool {name} pays no row: no payer of the file is called {name}")
+            raise LocalMisuse(
+                f"pool {name} pays no row: no payer of the file is called {name}. A payer's name begins with what --from-prefix says"
+            )
     for payment in rows:
         if payment.sender in where and payment.sender not in pools:
             raise LocalMisuse(

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chain.errors import LocalMisuse
 from chain.names import is_name
 from chain.request import NetworkId, RequestId
-from cli.durable import appending, on_disk, sync_directory
+from cli.durable import append, make_durable, on_disk, sync_directory
 from cli.home import home
 
 _SUFFIX: Final = ".key"
@@ -85,11 +85,14 @@ class Wallet:
             raise LocalMisuse(f"{self.path(account)} exists already: a key is never overwritten")
 
     def create(self, accounts: Sequence[str]) -> None:
-        """New keys for those of `accounts` that have none, all durable before this returns. Where another process stores one
-        at the same time, one of the two keys is the account's."""
+        """New keys for those of `accounts` that have none; the keys of all are durable before this returns, also one that a killed
+        process left. Where another process stores one at the same time, one of the two keys is the account's."""
         missing = [a for a in accounts if not self.has(a)]
         if missing:
             self._store({account: Ed25519PrivateKey.generate() for account in missing})
+        elif accounts:
+            with on_disk(self.directory):
+                self._sync()
 
     def discard(self, account: str) -> None:
         """Remove the key of an account that turned out to be somebody else's."""
@@ -101,16 +104,21 @@ class Wallet:
         if not lines:
             return
         self.make_directory()
-        with appending(self.directory / _JOURNAL) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-                file.write(b"\n")
-            file.write(lines.encode())
+
+        def made(handle: int) -> tuple[int, bytes]:
+            size = os.fstat(handle).st_size
+            cut_off = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+            return size, b"\n" * cut_off + lines.encode()
+
+        append(self.directory / _JOURNAL, made)
 
     def record_new(self, requests: Iterable[tuple[RequestId, str, str]]) -> None:
-        """The same for those that the journal does not have yet: a run that is made again adds nothing to it."""
+        """The same for those that the journal does not have yet: a run that is made again adds nothing to it. Those that it has
+        are durable too."""
         asked = list(requests)
         known = self.recorded({request_id.hex() for request_id, _, _ in asked})
+        if known:
+            make_durable(self.directory / _JOURNAL)
         self.record(line for line in asked if line[0].hex() not in known)
 
     def sender_of(self, request_id: bytes) -> str | None:
@@ -175,8 +183,13 @@ class Wallet:
             finally:
                 for whole in fresh.values():
                     whole.unlink(missing_ok=True)
-            sync_directory(self.directory)
+            self._sync()
         return stored
+
+    def _sync(self) -> None:
+        """Make the names of the keys durable, and that of their directory."""
+        sync_directory(self.directory)
+        sync_directory(self.directory.parent)
 
 
 @contextmanager

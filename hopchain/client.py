@@ -95,6 +95,7 @@ LONGEST_REST_S: Final = 2.0  # between two tries to reach a node again, while ot
 MAX_SEEN: Final = 10_000  # accounts whose height is remembered for reading one's own writes
 NONCE_BYTES: Final = 32
 _NOT_OPEN: Final = "the client is not open: use `async with Client(...) as client`"
+_CLOSED: Final = "the client was closed"
 
 
 class _Node:
@@ -204,6 +205,8 @@ class Client:
             request = decode_request_untrusted(signed.raw)
         except RemoteFault as error:
             raise LocalMisuse(f"this request cannot be sent: {error.text}") from None
+        if self._tasks is None:
+            raise LocalMisuse(_NOT_OPEN)
         effort = _Effort(signed.request_id)
         deadline = anyio.current_time() + timeout_s
         answer: Answer | None = None
@@ -312,8 +315,8 @@ class Client:
                     continue
                 if not isinstance(answer, Unknown) or deadline - anyio.current_time() < timeout_s * (1 - NODE_SHARE):
                     return answer
-            if not reached and effort.doubt is None and effort.not_started is None:
-                raise Unreachable(effort.tried, effort.request_id)
+            if not reached and (self._tasks is None or (effort.doubt is None and effort.not_started is None)):
+                return effort.at_deadline(timeout_s)
             await anyio.sleep(pause)
             pause = min(pause * 2, LAST_PAUSE_S)
 
@@ -486,6 +489,8 @@ class Client:
 
     async def _ask(self, question: CallBody, at: NodeAddress | None, timeout_s: float | None = None) -> ReplyBody:
         """The first answer of the nodes in order. Raises `Unreachable`, `CallRefused`."""
+        if self._tasks is None:
+            raise LocalMisuse(_NOT_OPEN)
         tried: list[tuple[str, str]] = []
         limit_s = self._timing.read_s if timeout_s is None else timeout_s
         asking = ""
@@ -539,8 +544,8 @@ class Client:
                 return node.connection
             if node.dials != dials and node.refusal is not None:
                 raise DialFailed(str(node.refusal))  # somebody else has just tried
-            if self._tasks is None:
-                raise LocalMisuse(_NOT_OPEN)
+            if self._tasks is None:  # closed meanwhile: a node may have the request, so this is no misuse
+                raise DialFailed(_CLOSED)
             node.refusal = None
             try:
                 connection = await dial(node.address, self._context, self.network, self._timing)
@@ -552,7 +557,7 @@ class Client:
                 node.dials += 1
             if self._tasks is None:  # closed meanwhile: nobody would end this connection
                 await connection.aclose()
-                raise DialFailed("the client was closed")
+                raise DialFailed(_CLOSED)
             node.connection = connection
             node.failures = 0
             node.rest_until = 0.0

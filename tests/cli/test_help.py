@@ -36,6 +36,15 @@ def test_every_command_explains_itself_with_an_example(path: tuple[str, ...], co
     assert undocumented == []
 
 
+def test_the_help_of_pay_says_what_each_choice_does_and_what_goes_together() -> None:
+    shown = " ".join(CliRunner().invoke(main, ["pay", "--help"]).stdout.split())
+    for choice in ("dedicated (the default):", "round-robin:", "least-active:", "two-choices:"):
+        assert choice in shown
+    assert "--fund-from goes with dedicated and round-robin only, and not with --bulk --pool" in shown
+    assert "must keep its key in this wallet" in shown and "only with --choice dedicated and the same list" in shown
+    assert "one that an earlier run paid without this option needs nothing" in shown
+
+
 def test_the_list_of_commands_is_complete() -> None:
     shown = CliRunner().invoke(main, ["--help"]).stdout
     for name, (_, what) in COMMANDS.items():

@@ -456,7 +456,11 @@ def test_people_see_the_books(shop: World, file: Path) -> None:
         (("--pool", "shop=shop-1,shop-1"), "shop-1 is in pool shop already"),
         (("--pool", "shop=shop-1", "--pool", "till=shop-1"), "shop-1 is in pool shop already"),
         (("--pool", "shop=shop-1", "--pool", "shop=shop-2"), "pool shop is given twice"),
-        (("--pool", "till=shop-1"), "pool till pays no row"),
+        (
+            ("--pool", "till=shop-1"),
+            "pool till pays no row: no payer of the file is called till. A payer's name begins with",
+        ),
+        (("--from-prefix", "my-", *POOL), "begins with what --from-prefix says"),
         (("--pool", "shop=bob"), "line 2 pays bob, of pool shop"),
         (("--pool", "shop=shop-1,ghost"), "ghost is in a pool and cannot pay: the wallet has no key for ghost"),
         (("--choice", "dedicated"), "--choice is how a pool chooses"),

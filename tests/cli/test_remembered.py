@@ -78,6 +78,26 @@ def test_a_full_disk_is_told_and_nothing_is_remembered(tmp_path: Path, monkeypat
             memory.add(Line("one"))
     assert (failed.value.exit_code, failed.value.code) == (Exit.DISK, "disk")
     assert memory.lines == []
+    assert only_file(tmp_path).read_bytes() == b"", "after an fsync that failed, the next one may lie"
+    memory.add(Line("one"))
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", no_space)
+        with pytest.raises(CommandFailed):
+            memory.add(Line("two"))
+    memory.add(Line("three"))
+    assert texts(tmp_path) == ["one", "three"]
+
+
+def test_what_is_found_is_durable_before_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "bulk"
+    lines(place).add(Line("one"))
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    assert texts(place) == ["one"]
+    assert synced == [only_file(place).stat().st_ino, place.stat().st_ino, tmp_path.stat().st_ino]
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(CommandFailed, match="make room"):
+        lines(place)
 
 
 def test_the_name_of_a_new_file_is_durable_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,3 +206,13 @@ def test_keys_that_another_process_stores_at_the_same_time_are_used(
     wallet.key("bob")
     wallet.discard("bob")
     wallet.discard("bob")
+
+
+def test_a_key_that_a_killed_process_named_is_durable_before_its_account_is_opened(
+    wallet: Wallet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wallet.add("alice", key_number(1))
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    wallet.create(["alice"])
+    assert synced == [wallet.directory.stat().st_ino, wallet.directory.parent.stat().st_ino]

@@ -660,3 +660,27 @@ def test_a_call_that_dials_while_the_client_closes_is_told(backend: str, monkeyp
         assert made[0].lost is not None, "and nothing is left open"
 
     run(test, backend)
+
+
+def test_a_request_that_a_node_has_when_the_client_closes_is_unknown(backend: str) -> None:
+    async def test(world: World) -> None:
+        handed = anyio.Event()
+        answers: list[object] = []
+
+        def hang(call: wire.CallBody) -> Hang:
+            handed.set()
+            return Hang()
+
+        for node in world.nodes:
+            node.fault = hang
+
+        async def pay(client: Client) -> None:
+            answers.append(await client.transfer("mint", ISSUER_KEY, [Posting("bob", 1)], timeout_s=60))
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks, world.client() as client:
+                tasks.start_soon(pay, client)
+                await handed.wait()
+        assert isinstance(answers[0], Unknown) and "had it when the connection was lost" in answers[0].reason
+
+    run(test, backend)
