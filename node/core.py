@@ -233,6 +233,7 @@ class Core:
     def step(self, loaded: Loaded, now: Now) -> Effects:
         """Handle the events given to `needs`, with the rows it asked for. Raises `Corruption` to stop the node."""
         turn = Turn(loaded, now)
+        self.peers.wake(now)
         for event in self._events:
             self._handle(turn, event)
         self._events = []
@@ -345,7 +346,8 @@ class Core:
         match event:
             case FromPeer():
                 self.peers.heard(event.peer, turn.now)
-                self._messages[type(event.message)][1](turn, event.peer, event.message)
+                if self.peers.counts(event.peer, event.message):
+                    self._messages[type(event.message)][1](turn, event.peer, event.message)
             case ClientSubmit():
                 self.gateway.on_submit(turn, event)
             case ClientBalance():
@@ -365,7 +367,7 @@ class Core:
             case FinishSync():
                 self.syncing.on_finish(turn, event)
             case PeerUp():
-                self.peers.on_up(turn, event.peer, event.boot, self.replica.count)
+                self.peers.on_up(turn, event.peer, event.boot, self.replica.count, replaced=event.replaced)
                 self.replica.pull_soon(turn.now.mono)
             case PeerDown():
                 self.peers.on_down(event.peer, turn.now)

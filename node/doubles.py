@@ -36,7 +36,7 @@ from routing.keyspace import NodeId, short
 FEW: Final = 16  # members who may be asked again at every ping
 ASK_AGAIN_S: Final = 0.4  # in larger networks: all ask all about all when they start
 SUSPECT_S: Final = 2.0  # without a word it may be gone; twice what a broken connection takes to be made anew
-REPLACED_S: Final = 10.0  # to come back in: it waits to be dialed, pauses, dials and shakes hands, 3 + 1 + 5 s at most
+REPLACED_S: Final = 15.0  # to come back in: it waits to be dialed, pauses, dials, shakes hands: 3 + 1 + 5 + 5 s
 BOOTS: Final = 8  # starts of second copies of a peer that are remembered; the oldest is forgotten first
 
 
@@ -49,6 +49,14 @@ class _Seen(msgspec.Struct):
     askers: dict[NodeId, tuple[bytes, float]] = msgspec.field(default_factory=dict)
     asked: dict[NodeId, float] = msgspec.field(default_factory=dict)  # when each was asked last
     closing: bool = False  # it said that it ends
+    answered: bool = False  # a ping of this connection
+
+
+class _Lost(msgspec.Struct):
+    """A process whose connection broke: it may be back until then. `answered`: it had answered a ping."""
+
+    until: float
+    answered: bool
 
 
 class _First(msgspec.Struct):
@@ -67,29 +75,43 @@ class Doubles:
         self._self = self_
         self._settled_at = started + SUSPECT_S
         self._seen: dict[NodeId, _Seen] = {}
-        self._lost: dict[NodeId, dict[bytes, float]] = {}  # boots that may be back until then: connections broke
+        self._lost: dict[NodeId, dict[bytes, _Lost]] = {}  # by boot
         self._first: dict[NodeId, _First] = {}
 
-    def on_up(self, peer: NodeId, boot: bytes, now: float) -> None:
+    def on_up(self, peer: NodeId, boot: bytes, now: float, *, replaced: bool = False) -> None:
+        """`replaced`: this connection took the place of one that stood."""
         self._seen[peer] = _Seen(boot, now)
         first = self._first.setdefault(peer, _First(boot))
-        lost = self._lost.get(peer, {})
-        if boot not in (first.boot, *first.later) and lost.get(first.boot, now) <= now:  # gone for long: begin anew
+        lost = self._lost.get(peer, {}).get(first.boot)
+        if lost is not None and lost.until <= now:
+            lost = None
+        if boot not in (first.boot, *first.later) and lost is None:  # gone for long: begin anew
             first = self._first[peer] = _First(boot, later=first.later)
-        if first.vouched and first.boot != boot and lost.get(first.boot) == now + SUSPECT_S:
-            lost[first.boot] = now + REPLACED_S  # down and up in one turn: this connection took the place of that one
+        if replaced and first.vouched and first.boot != boot and lost is not None:
+            lost.until = max(lost.until, now + REPLACED_S)
 
     def on_down(self, peer: NodeId, now: float, *, alive: bool) -> None:
         """`alive`: it was heard of within SUSPECT_S."""
         seen = self._seen.pop(peer, None)
         for node, boots in list(self._lost.items()):
-            self._lost[node] = {boot: until for boot, until in boots.items() if until > now}
+            self._lost[node] = {boot: lost for boot, lost in boots.items() if lost.until > now}
             if not self._lost[node]:
                 del self._lost[node]
         if seen is not None and alive and not seen.closing:
-            self._lost.setdefault(peer, {})[seen.boot] = now + SUSPECT_S
+            self._lost.setdefault(peer, {})[seen.boot] = _Lost(now + SUSPECT_S, seen.answered)
         for node in self._first.keys() - self._seen.keys() - self._lost.keys() - set(self._self.view.ids):
             del self._first[node]
+
+    def on_slept(self, now: float) -> None:
+        """This node slept: who agreed before has seen others since, and who is connected has to be found out anew."""
+        self._settled_at = now + SUSPECT_S
+        for seen in self._seen.values():
+            seen.agreed.clear()
+
+    def is_another(self, peer: NodeId) -> bool:
+        """Another process of `peer` is connected than the one that this node vouched for last."""
+        first, seen = self._first.get(peer), self._seen.get(peer)
+        return first is not None and seen is not None and first.vouched and first.boot != seen.boot
 
     def on_closing(self, turn: Turn, peer: NodeId, message: Closing) -> None:
         """`peer` ends: its next process need not wait until this one is forgotten."""
@@ -104,18 +126,23 @@ class Doubles:
             return False
         return self._has_met(peer, members, now) and all(node in seen.agreed for node in members if node != peer)
 
-    def on_vouched(self, peer: NodeId) -> None:
-        """This node says now that it vouches for `peer`: from now on this process of it counts."""
+    def on_vouched(self, peer: NodeId) -> bytes:
+        """This node says now that it vouches for `peer`: from now on this process of it counts. Returns its boot."""
         first, boot = self._first[peer], self._seen[peer].boot
         if first.boot != boot:
             first.boot = boot
             first.beside = []
         first.vouched = True
+        return boot
 
     def _may_be_back(self, peer: NodeId, boot: bytes, now: float) -> bool:
-        """Another boot than this was seen just now, and its connection broke."""
-        lost = self._lost.get(peer, {}).items()
-        return any(other != boot and now < until and not self._is_over(peer, other) for other, until in lost)
+        """Another boot than this was seen just now, and its connection broke. The one that was vouched for last, and nobody
+        else since, is not held up by one that never answered: that one can have no word of this node to vote by."""
+        counts = self._counts(peer, boot)
+        return any(
+            other != boot and now < lost.until and (lost.answered or not counts) and not self._is_over(peer, other)
+            for other, lost in self._lost.get(peer, {}).items()
+        )
 
     def _is_later(self, peer: NodeId, boot: bytes) -> bool:
         first = self._first.get(peer)
@@ -175,6 +202,7 @@ class Doubles:
                     later = self._counts(peer, seen.boot)
                     turn.send(asker, BootAnswer(peer, boot, twice=True, later=later))
         if seen.since <= sent <= turn.now.mono:
+            seen.answered = True
             self._compare(turn, peer, seen.boot, members)
 
     def _compare(self, turn: Turn, peer: NodeId, boot: bytes, members: Collection[NodeId]) -> None:

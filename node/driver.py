@@ -93,8 +93,8 @@ class Driver:
         for message in decode_frame_untrusted(payload):
             await self.put(FromPeer(peer, message))
 
-    def on_peer_up(self, peer: NodeId, boot: bytes = b"") -> None:
-        self.put_nowait(PeerUp(peer, boot))
+    def on_peer_up(self, peer: NodeId, boot: bytes, *, replaced: bool) -> None:
+        self.put_nowait(PeerUp(peer, boot, replaced))
 
     def on_peer_down(self, peer: NodeId, reason: str) -> None:
         self.put_nowait(PeerDown(peer))

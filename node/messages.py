@@ -305,12 +305,13 @@ class Ping(_Message, frozen=True, tag="ping"):
 
 class Pong(_Message, frozen=True, tag="pong"):
     """Answer to Ping, with its `sent`; `seen` is the highest `votes` that the answering node ever saw of the asker.
-    `vouches`: and nobody it can ask sees another copy of the asker (node.doubles)."""
+    `boot`: the process of the asker that it vouches for, as nobody it can ask sees another one (node.doubles); None: not yet.
+    Whichever process of the asker is connected gets the word, and heeds it when it is that one."""
 
     sent: float
     links: Count
     seen: Count
-    vouches: bool = True
+    boot: bytes | None = b""
 
 
 class AskBoot(_Message, frozen=True, tag="ask_boot"):

@@ -58,7 +58,7 @@ class Vote(msgspec.Struct, Generic[Value], frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """The ballot is lower than one promised before; the proposer must go above `promised`."""
+    """The ballot is lower than one promised before, or has another value; the proposer must go above `promised`."""
 
     promised: Ballot
 
@@ -73,11 +73,12 @@ def prepare(vote: Vote[Value] | None, ballot: Ballot) -> Vote[Value] | Refusal:
 
 
 def accept(vote: Vote[Value] | None, ballot: Ballot, value: Value) -> Vote[Value] | Refusal:
-    """Phase 2 at an acceptor: vote for `value` unless a higher ballot was promised."""
+    """Phase 2 at an acceptor: vote for `value` unless a higher ballot was promised, or this one has another value here."""
     if vote is not None and ballot < vote.promised:
         return Refusal(vote.promised)
     if vote is not None and vote.accepted == ballot:
-        return vote  # the same message again: the first value of a ballot is its only one (R4)
+        # The same message again, or another value: the first one of a ballot is its only one (R4).
+        return vote if vote.value == value else Refusal(vote.promised)
     return Vote(ballot, ballot, value)
 
 

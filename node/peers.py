@@ -13,7 +13,23 @@ from typing import Final
 
 from node.doubles import SUSPECT_S, Doubles
 from node.identity import Identity
-from node.messages import AskBoot, AskViews, BootAnswer, Ping, Pong, Twice
+from node.messages import (
+    Accept,
+    Accepted,
+    AskBoot,
+    AskViews,
+    BootAnswer,
+    Message,
+    Ping,
+    Pong,
+    Prepare,
+    Promise,
+    Twice,
+    ViewAccept,
+    ViewAccepted,
+    ViewPrepare,
+    ViewPromise,
+)
 from node.turn import Now, Self, Turn
 from routing.keyspace import NodeId
 from routing.view import majority
@@ -29,6 +45,8 @@ MIN_RTT_S: Final = 0.005  # below a turn's own length a measured round trip says
 FIRST_RTT_S: Final = 0.05
 MAX_RTT_S: Final = 60.0  # a peer is suspected long before; what it echoes is not believed beyond
 RTT_WEIGHT: Final = 0.2  # of a new sample, as TCP smooths
+_ANSWERS: Final = frozenset[type[Message]]({Promise, Accepted, ViewPromise, ViewAccepted})
+_VOTING: Final = _ANSWERS | {Prepare, Accept, ViewPrepare, ViewAccept}
 
 
 class _Peer:
@@ -55,15 +73,16 @@ class Peers:
         self._identity = identity
         self.doubles = Doubles(self_, started)
         self._up: dict[NodeId, _Peer] = {}
-        self._next_ping = 0.0
+        self._next_ping = started
+        self._suspended_at = float("-inf")
         self._turn_of = 0
         self._told: dict[NodeId, tuple[int, bool]] = {}
 
-    def on_up(self, turn: Turn, peer: NodeId, boot: bytes, links: int) -> None:
+    def on_up(self, turn: Turn, peer: NodeId, boot: bytes, links: int, *, replaced: bool = False) -> None:
         self._up[peer] = _Peer(turn.now.mono)
         turn.send(peer, self._ping(turn.now, links))  # to it alone: a round of pings counts the silence of all others
         self._identity.on_up(peer)
-        self.doubles.on_up(peer, boot, turn.now.mono)
+        self.doubles.on_up(peer, boot, turn.now.mono, replaced=replaced)
         self.doubles.ask(turn, peer, self._others(turn.now))
 
     def on_down(self, peer: NodeId, now: Now) -> None:
@@ -84,7 +103,7 @@ class Peers:
             alive = self.heard_lately(message.node, turn.now)
             self.doubles.on_ask(turn, peer, message, self._others(turn.now), alive=alive)
         elif message.boot != self._self.boot:
-            self._identity.suspend()
+            self._suspend(turn.now)
 
     def on_twice(self, turn: Turn, peer: NodeId, message: Twice) -> None:
         if self._self.view.is_member(peer):
@@ -100,8 +119,7 @@ class Peers:
         before = self.doubles.vouches(node, others, now)
         self.doubles.on_answer(turn, peer, message)
         if known is not None and known.pinged is not None and not before and self.doubles.vouches(node, others, now):
-            self.doubles.on_vouched(node)
-            turn.send(node, Pong(known.pinged, links, self._identity.seen(node)))
+            turn.send(node, Pong(known.pinged, links, self._identity.seen(node), self.doubles.on_vouched(node)))
 
     def heard(self, peer: NodeId, now: Now) -> None:
         """Anything that arrives is a sign of life."""
@@ -124,16 +142,17 @@ class Peers:
             turn.send(peer, AskViews(self._self.view.epoch))
         self._identity.on_ping(peer, message.votes, message.epoch)
         others = self._others(turn.now)
-        vouches = self.doubles.vouches(peer, others, turn.now.mono)
-        if vouches:
-            self.doubles.on_vouched(peer)
+        boot = None
+        if self.doubles.vouches(peer, others, turn.now.mono):
+            boot = self.doubles.on_vouched(peer)
         else:
             self.doubles.ask(turn, peer, others)
-        turn.send(peer, Pong(message.sent, links, self._identity.seen(peer), vouches))
+        turn.send(peer, Pong(message.sent, links, self._identity.seen(peer), boot))
 
     def on_pong(self, turn: Turn, peer: NodeId, message: Pong) -> None:
         self._note_links(peer, message.links)
-        self._identity.on_pong(peer, message.seen, vouches=message.vouches)
+        vouches = message.boot == self._self.boot and message.sent >= self._suspended_at
+        self._identity.on_pong(peer, message.seen, vouches=vouches)
         self.doubles.on_pong(turn, peer, message.sent, self._others(turn.now))
         known = self._up.get(peer)
         if known is not None:
@@ -146,6 +165,31 @@ class Peers:
         sample = max(sample, MIN_RTT_S)
         known.rtt = sample if not known.measured else (1 - RTT_WEIGHT) * known.rtt + RTT_WEIGHT * sample
         known.measured = True
+
+    def counts(self, peer: NodeId, message: Message) -> bool:
+        """False for what is said about votes by a process of `peer` that is not the one this node vouched for last, and for
+        answers while this node may not vote itself: they may be for another process of it. Both are asked for again."""
+        kind = type(message)
+        if kind not in _VOTING or peer == self._self.id:
+            return True
+        if self.doubles.is_another(peer) or (kind in _ANSWERS and not self._identity.verified):
+            self._self.counters["votes_ignored"] += 1
+            return False
+        return True
+
+    def wake(self, now: Now) -> None:
+        """Before all else in a turn: who slept may have been given up meanwhile, and another process of it be vouched for. It
+        votes again when all have vouched for it since, and vouches for others as if it had just started."""
+        if self._has_slept(now):
+            self._suspend(now)
+            self.doubles.on_slept(now.mono)
+
+    def _has_slept(self, now: Now) -> bool:
+        return now.mono >= self._next_ping + SUSPECT_S
+
+    def _suspend(self, now: Now) -> None:
+        self._suspended_at = now.mono
+        self._identity.suspend()
 
     def _note_links(self, peer: NodeId, links: int) -> None:
         known = self._up.get(peer)
@@ -216,7 +260,7 @@ class Peers:
         self._identity.tick(turn.now.mono)
         if turn.now.mono < self._next_ping:
             return
-        slept = turn.now.mono >= self._next_ping + SUSPECT_S  # what came meanwhile may not have been looked at yet
+        slept = self._has_slept(turn.now)  # what came meanwhile may not have been looked at yet
         self._next_ping = turn.now.mono + PING_EVERY_S
         peers = self.connected()
         if not slept:

@@ -188,9 +188,9 @@ class RunningNode:
         hello = self.mesh.hello_of(node)
         return 0 if hello is None else hello.client_port
 
-    def _on_peer_up(self, peer: NodeId) -> None:
+    def _on_peer_up(self, peer: NodeId, replaced: bool) -> None:
         hello = self.mesh.hello_of(peer)
-        self.driver.on_peer_up(peer, hello.boot if hello is not None else b"")
+        self.driver.on_peer_up(peer, hello.boot if hello is not None else b"", replaced=replaced)
 
     def _on_contacts(self, contacts: frozenset[NodeId]) -> None:
         """Raises `Removed`, which ends the process, when this node was removed and may go."""

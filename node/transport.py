@@ -84,7 +84,8 @@ class PeerMesh:
     certificate of the network may come as guests, `MAX_GUESTS` at once, unless `removed_in(id)` names the epoch in which
     they were removed; `on_removed(peer)`: `peer` says so of this node. `address_of(id)`: where it listens, None when unknown (asked again at
     each try). `on_frame(peer, payload)`: the next frame of this peer is read when it returns; a `RemoteFault` of it
-    closes the connection. `on_up(peer)` and `on_down(peer, reason)` are plain functions.
+    closes the connection. `on_up(peer, replaced)` and `on_down(peer, reason)` are plain functions; `replaced`: the new
+    connection took the place of one that stood.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class PeerMesh:
         members: Callable[[], Collection[NodeId]],
         address_of: Callable[[NodeId], tuple[str, int] | None],
         on_frame: Callable[[NodeId, bytes], Awaitable[None]],
-        on_up: Callable[[NodeId], None],
+        on_up: Callable[[NodeId, bool], None],
         on_down: Callable[[NodeId, str], None],
         removed_in: Callable[[NodeId], int] = lambda node: 0,
         on_removed: Callable[[NodeId], None] = lambda peer: None,
@@ -226,7 +227,7 @@ class PeerMesh:
             await self._on_frame(peer.id, payload)
 
         try:
-            self._on_up(peer.id)
+            self._on_up(peer.id, old is not None)
             code, text = await peer.channel.run(on_frame)
         finally:
             self._lose(peer, "shutdown", "this node stops")

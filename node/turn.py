@@ -56,10 +56,12 @@ class FromPeer(msgspec.Struct, frozen=True):
 
 
 class PeerUp(msgspec.Struct, frozen=True):
-    """The connection to a member stands. `boot`: the random bytes of its hello, new at each start of its process."""
+    """The connection to a member stands. `boot`: the random bytes of its hello, new at each start of its process. `replaced`: it
+    took the place of one that stood, whose process may not know yet."""
 
     peer: NodeId
     boot: bytes = b""
+    replaced: bool = False
 
 
 class PeerDown(msgspec.Struct, frozen=True):

@@ -6,11 +6,13 @@ import pytest
 
 from chain.errors import Quarantined
 from chain.needs import Loaded
+from node.channel import HANDSHAKE_S
 from node.core import Core
 from node.doubles import BOOTS, REPLACED_S, SUSPECT_S, Doubles
 from node.messages import AskBoot, BootAnswer, Closing, Message, Ping, Pong, Twice
 from node.peers import PING_EVERY_S
 from node.start import read_start
+from node.transport import DIAL_GRACE_S, DIAL_MAX_S
 from node.turn import Effects, Event, FromPeer, Now, PeerDown, PeerUp, Self, Turn
 from routing.keyspace import NodeId
 from routing.regions import RING
@@ -226,7 +228,7 @@ class Twins(World):
             self.deliver(other, PeerDown(self.twin))
             self._lose(old, other)
         self.met[other] = process
-        self.deliver(other, PeerUp(self.twin, self.boots[id(process)]))
+        self.deliver(other, PeerUp(self.twin, self.boots[id(process)], replaced=old is not None))
         self._put(process, PeerUp(other))
 
     def resume(self) -> None:
@@ -311,6 +313,168 @@ def test_a_process_that_slept_while_another_one_was_vouched_for_is_the_second(no
     assert world.votes(world.second)
 
 
+@pytest.mark.parametrize("nodes", [2, 4])
+def test_a_word_for_one_process_does_not_count_for_another_one_that_gets_it(nodes: int) -> None:
+    """It goes to a node, and so to whichever process of it is connected when it leaves."""
+    world = Twins(nodes, 3.2)
+    world.run(SUSPECT_S + 1)
+    emit = world.emit
+
+    def listen(node: Node, effects: Effects) -> None:
+        emit(node, effects)
+        words = [send.message for send in effects.send if isinstance(send.message, Pong)]
+        if world.second.core is None and node.id != world.twin and any(word.boot == ORIGINAL for word in words):
+            world.start_second()  # its connections are made while words for the first are under way
+
+    world.emit = listen  # type: ignore[method-assign]
+    assert not world.run_until(lambda: world.votes(world.second), 2.5)
+    assert world.second.core is not None
+
+
+@pytest.mark.parametrize("nodes", [2, 4])
+def test_a_process_that_slept_votes_no_more_when_it_wakes_until_all_vouch_for_it_again(nodes: int) -> None:
+    world = Twins(nodes, 0.05)
+    world.run(SUSPECT_S + 1)
+    world.stopped = world.first
+    world.run(3 * SUSPECT_S)
+    world.start_second()
+    assert world.run_until(lambda: world.votes(world.second), REPLACED_S + 2)
+    woken = world.now
+    world.resume()
+    assert not world.run_until(lambda: world.now > woken and world.votes(world.first), 4)
+    assert list(world.ended) == [id(world.first)]
+    assert world.votes(world.second)
+
+
+def test_a_vote_of_another_process_than_the_one_that_was_vouched_for_decides_nothing() -> None:
+    """It is asked again: once that one is gone, and this one is vouched for."""
+    world = World(2, 2, 1)
+    world.open_funded(alice=100, bob=0)
+    owner = world.group("alice")[0]
+    (other,) = (node for node in world.ids if node != owner)
+    world.lose = lambda source, target, message: target == other and isinstance(message, Ping)
+    world.deliver(owner, PeerDown(other))
+    world.deliver(owner, PeerUp(other, COPY))  # it was vouched for under another boot
+    call = world.submit(owner, world.pay_request("alice", "bob", 1))
+    assert not world.run_until_answered([call], SUSPECT_S - 0.1)
+    assert world.core(owner).counters["votes_ignored"] > 0
+    assert world.run_until_answered([call], 3), "the first one did not come back"
+
+
+class Sleepers(World):
+    """A world whose nodes may sleep: what arrives meanwhile is there when they wake."""
+
+    asleep: frozenset[NodeId] = frozenset()
+    until = 0.0
+
+    def sleep(self, nodes: list[NodeId], seconds: float) -> None:
+        self.asleep, self.until = frozenset(nodes), self.now + seconds
+        for node in nodes:
+            self._wake(self.nodes[node])
+        self.run(seconds)
+
+    def _turn(self, node: Node, when: float) -> None:
+        if node.id in self.asleep and self.now < self.until:
+            if node.turn_at == when:
+                node.turn_at = None
+                self._wake(node, self.until)
+            return
+        super()._turn(node, when)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_network_that_slept_as_a_whole_votes_again_within_a_round_of_pings(seed: int) -> None:
+    world = Sleepers(5, 3, seed)
+    world.open_funded(alice=100, bob=0)
+    call = world.submit(world.ids[0], world.pay_request("alice", "bob", 1))
+    world.run(0.01)
+    world.sleep(world.ids, 3600.0)
+    cores = [world.core(node) for node in world.ids]
+    assert [core.counters["suspended"] for core in cores] == [1] * 5
+    assert world.run_until(lambda: all(core.identity.verified for core in cores), 2 * PING_EVERY_S)
+    assert world.run_until_answered([call], 3)
+    assert world.settle(world.ids[1], world.pay_request("alice", "bob", 1)).outcome == 0
+    assert [core.counters["suspended"] for core in cores] == [1] * 5
+
+
+def test_a_node_that_slept_alone_votes_again_within_a_round_of_pings() -> None:
+    world = Sleepers(3, 3, 2)
+    world.run(SUSPECT_S + 1)
+    sleeper = world.ids[0]
+    core = world.core(sleeper)
+    world.sleep([sleeper], 3 * SUSPECT_S)
+    world.run(0)
+    assert core.counters["suspended"] == 1
+    assert not core.identity.verified
+    assert world.run_until(lambda: core.identity.verified, 2 * PING_EVERY_S)
+    assert [world.core(node).counters["suspended"] for node in world.ids] == [1, 0, 0]
+
+
+def test_who_slept_asks_anew_and_vouches_for_nobody_until_it_has_met_those_who_are_there(world: World) -> None:
+    me, peer, other, *_ = world.ids
+    doubles = make(world, me)
+    doubles.on_up(peer, ORIGINAL, 0)
+    doubles.on_answer(at(0), other, BootAnswer(peer, ORIGINAL, twice=False))
+    assert doubles.vouches(peer, [other], 1)
+    doubles.on_slept(50)
+    assert not doubles.vouches(peer, [], 50), "others may not be connected again yet"
+    assert not doubles.vouches(peer, [other], 50 + SUSPECT_S), "what it said is old"
+    doubles.on_answer(at(51), other, BootAnswer(peer, ORIGINAL, twice=False))
+    assert doubles.vouches(peer, [other], 50 + SUSPECT_S)
+
+
+def test_another_process_than_the_one_that_was_vouched_for_has_no_vote(world: World) -> None:
+    me, peer, *_ = world.ids
+    doubles = make(world, me)
+    doubles.on_up(peer, ORIGINAL, 0)
+    assert not doubles.is_another(peer)
+    doubles.on_up(peer, COPY, 0)
+    assert not doubles.is_another(peer), "nobody was vouched for"
+    assert doubles.on_vouched(peer) == COPY
+    doubles.on_down(peer, 1, alive=True)
+    assert not doubles.is_another(peer)
+    doubles.on_up(peer, ORIGINAL, 1)
+    assert doubles.is_another(peer)
+    assert doubles.vouches(peer, [], 1 + SUSPECT_S), "it may be, when the other one is gone"
+    doubles.on_vouched(peer)
+    assert not doubles.is_another(peer)
+
+
+def test_starts_of_a_copy_that_end_at_once_do_not_hold_up_the_process_that_was_vouched_for(world: World) -> None:
+    me, twice, asker, *_ = world.ids
+    doubles = make(world, me)
+    vouch(doubles, twice, ORIGINAL, 0)
+    now = 1.0
+    for number in range(5):
+        doubles.on_down(twice, now, alive=True)
+        doubles.on_up(twice, b"start %d" % number, now, replaced=True)
+        assert not doubles.vouches(twice, [], now + 0.1), "that one is not vouched for"
+        doubles.on_down(twice, now + 0.1, alive=True)
+        doubles.on_up(twice, ORIGINAL, now + 0.2)
+        assert doubles.vouches(twice, [], now + 0.2)
+        doubles.on_ask(turn := at(now + 0.2), asker, AskBoot(twice, ORIGINAL), [], alive=True)
+        assert sent(turn) == [(asker, BootAnswer(twice, ORIGINAL, twice=False))]
+        now += 1
+    doubles.on_down(twice, now, alive=True)
+    doubles.on_up(twice, COPY, now)
+    doubles.on_pong(at(now + 0.1), twice, now, [])
+    doubles.on_down(twice, now + 0.1, alive=True)
+    doubles.on_up(twice, ORIGINAL, now + 0.2)
+    assert not doubles.vouches(twice, [], now + 0.2), "one that has answered may be on its way back"
+
+
+def test_of_two_that_nobody_vouched_for_each_holds_up_the_other(world: World) -> None:
+    me, twice, *_ = world.ids
+    doubles = make(world, me)
+    doubles.on_up(twice, ORIGINAL, 0)
+    doubles.on_down(twice, 1, alive=True)
+    doubles.on_up(twice, COPY, 1, replaced=True)
+    assert not doubles.vouches(twice, [], 1.1)
+    doubles.on_down(twice, 1.2, alive=True)
+    doubles.on_up(twice, ORIGINAL, 1.3)
+    assert not doubles.vouches(twice, [], 1.3)
+
+
 def vouch(doubles: Doubles, peer: NodeId, boot: bytes, now: float) -> None:
     doubles.on_up(peer, boot, now)
     doubles.on_vouched(peer)
@@ -321,7 +485,7 @@ def meet_again(doubles: Doubles, peer: NodeId, boots: list[bytes], now: float) -
     turn = at(now)
     for boot in boots:
         doubles.on_down(peer, now, alive=True)
-        doubles.on_up(peer, boot, now)
+        doubles.on_up(peer, boot, now, replaced=True)
         turn = at(now + 0.5)
         doubles.on_pong(turn, peer, now, [])
         now += 1
@@ -383,21 +547,30 @@ def test_the_first_one_must_answer_after_the_second_one_did(world: World) -> Non
 
 def test_a_process_whose_place_was_taken_has_longer_to_come_back(world: World) -> None:
     me, twice, *_ = world.ids
-    for alive, vouched, after, expected in (
-        (True, True, 0.0, REPLACED_S),
-        (True, True, 0.5, SUSPECT_S),
-        (True, False, 0.0, SUSPECT_S),
-        (False, True, 0.0, 0.0),
+    """Whichever turns the two events fall into: a process that was killed, and started again while a turn lasted, did not lose
+    its place to the next one."""
+    for alive, vouched, replaced, after, expected in (
+        (True, True, True, 0.0, REPLACED_S),
+        (True, True, True, 0.5, 0.5 + REPLACED_S),
+        (True, True, False, 0.0, SUSPECT_S),
+        (True, True, False, 0.5, SUSPECT_S),
+        (True, False, True, 0.0, SUSPECT_S),
+        (False, True, True, 0.0, 0.0),
     ):
         doubles = make(world, me)
         doubles.on_up(twice, ORIGINAL, 0)
         if vouched:
             doubles.on_vouched(twice)
         doubles.on_down(twice, 10, alive=alive)
-        doubles.on_up(twice, COPY, 10 + after)
+        doubles.on_up(twice, COPY, 10 + after, replaced=replaced)
         until = 10 + expected
-        assert doubles.vouches(twice, [], until), (alive, vouched, after)
-        assert expected == 0 or not doubles.vouches(twice, [], until - 0.1), (alive, vouched, after)
+        assert doubles.vouches(twice, [], until), (alive, vouched, replaced, after)
+        assert expected == 0 or not doubles.vouches(twice, [], until - 0.1), (alive, vouched, replaced, after)
+
+
+def test_who_is_to_come_back_has_as_long_as_that_takes_at_most() -> None:
+    once = DIAL_GRACE_S + DIAL_MAX_S + 2 * HANDSHAKE_S  # to connect, and to shake hands
+    assert once < REPLACED_S < once + 2
 
 
 def test_who_was_seen_first_counts_only_where_nobody_else_can_be_asked(world: World) -> None:

@@ -363,7 +363,7 @@ async def test_it_turns_when_the_core_wants_to_or_something_arrives(autojump_clo
 
     async def wake_later() -> None:
         await trio.sleep(7.0)
-        rig.driver.on_peer_up(A)
+        rig.driver.on_peer_up(A, b"boot", replaced=True)
         await trio.sleep(1.0)
         rig.driver.on_peer_down(A, "it is gone")
 
@@ -380,7 +380,7 @@ async def test_it_turns_when_the_core_wants_to_or_something_arrives(autojump_clo
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert [round(time - start, 3) for time in rig.core.times] == [5.0, 7.0, 8.0]
-    assert rig.core.turns == [(), (PeerUp(A),), (PeerDown(A),)]
+    assert rig.core.turns == [(), (PeerUp(A, b"boot", replaced=True),), (PeerDown(A),)]
 
 
 async def test_a_busy_driver_lets_others_run() -> None:

@@ -146,6 +146,11 @@ def promise_without_vote(vote: Vote[Value] | None, ballot: Ballot) -> Vote[Value
     return result if isinstance(result, Refusal) else Vote(ballot)
 
 
+def accept_ignores_value(vote: Vote[Value] | None, ballot: Ballot, value: Value) -> Vote[Value] | Refusal:
+    same = vote is not None and vote.accepted == ballot and vote.promised == ballot
+    return vote if same and vote is not None else ACCEPT(vote, ballot, value)
+
+
 ACCEPT, PREPARE = paxos.accept, paxos.prepare
 FAST_STANDBY = Plan((A, B, C), ((1, 0, A), (1, 0, B)), crashes=0)
 FOUR = Plan((A, B, C, D), ((1, 0, A), (1, 1, B)), crashes=0)
@@ -155,7 +160,8 @@ FOUR_AGAIN = Plan((A, B, C, D), ((1, 0, A), (1, 2, A)), crashes=0)
 MUTANTS: dict[str, tuple[dict[str, object], Rules, Plan]] = {
     "R2 node not in the ballot": ({"Ballot": WithoutNode}, Rules(), RIVALS),
     "R3 fast path of a standby": ({}, AnybodyIsFast(), FAST_STANDBY),
-    "R3 fast path after a restart": ({}, FastAfterRestart(), FORGETFUL),
+    # Its own vote refuses the second value, too: both are switched off.
+    "R3 fast path after a restart": ({"accept": accept_ignores_value}, FastAfterRestart(), FORGETFUL),
     "R3 takeover without phase 1": ({"Proposer": WithoutPhaseOne}, Rules(), TAKEOVER),
     "R4 vote not persisted": ({}, VoteNotPersisted(), TAKEOVER),
     "R4 promise not persisted": ({}, PromiseNotPersisted(), TAKEOVER),
@@ -192,7 +198,18 @@ def test_the_same_message_again_changes_nothing() -> None:
     assert paxos.prepare(promised, ballot) == promised
     voted = paxos.accept(promised, ballot, "v")
     assert isinstance(voted, Vote)
-    assert paxos.accept(voted, ballot, "w") is voted
+    assert paxos.accept(voted, ballot, "v") is voted
+
+
+def test_a_second_value_of_one_ballot_is_refused() -> None:
+    """R4: from a second process of the proposer. An answer that names no value would count for either."""
+    ballot = Ballot(1, 0, A)
+    voted = paxos.accept(None, ballot, "v")
+    assert isinstance(voted, Vote)
+    assert paxos.accept(voted, ballot, "w") == Refusal(ballot)
+    promised = paxos.prepare(voted, Ballot(1, 2, B))
+    assert isinstance(promised, Vote)
+    assert paxos.accept(promised, ballot, "w") == Refusal(Ballot(1, 2, B))
 
 
 def test_ballots_are_ordered_by_epoch_then_round_then_node() -> None:

@@ -3,8 +3,24 @@
 from collections import Counter
 
 from chain.needs import Loaded
+from node.doubles import SUSPECT_S
 from node.identity import Identity
-from node.messages import Ping, Pong
+from node.messages import (
+    Accept,
+    Accepted,
+    AskBoot,
+    Message,
+    Ping,
+    Pong,
+    Prepare,
+    Promise,
+    SlotName,
+    ViewAccept,
+    ViewAccepted,
+    ViewPrepare,
+    ViewPromise,
+)
+from node.paxos import Ballot
 from node.peers import DROP_PINGS, PING_EVERY_S, UNANSWERED, Peers
 from node.turn import Now, Self, Turn
 from routing.keyspace import NodeId
@@ -70,3 +86,85 @@ def test_who_slept_itself_drops_nobody() -> None:
         peers.tick(later, 0)
         drops += later.drops
     assert drops == [one]
+
+
+def test_only_a_word_for_this_process_that_was_asked_for_since_it_was_suspended_counts() -> None:
+    world = World(3, 3, 1)
+    me, one, _ = world.ids
+    peers = make(world)
+    identity = peers._identity
+    peers.on_up(at(1.0), one, b"boot", 0)
+    peers.on_pong(at(1.1), one, Pong(1.0, 0, 0, None))
+    peers.on_pong(at(1.1), one, Pong(1.0, 0, 0, b"another process of it"))
+    assert not identity.verified
+    peers.on_pong(at(1.1), one, Pong(1.0, 0, 0, b""))
+    assert identity.verified
+    peers.on_ask_boot(at(2.0), one, AskBoot(me, b"another process of it"))
+    for sent in (1.5, float("nan")):
+        peers.on_pong(at(2.1), one, Pong(sent, 0, 0, b""))
+        assert not identity.verified, "it may have been said before that other one was seen"
+    peers.on_pong(at(2.1), one, Pong(2.0, 0, 0, b""))
+    assert identity.verified
+
+
+def test_a_node_that_starts_has_not_slept() -> None:
+    world = World(3, 3, 1)
+    self_ = Self(world.ids[0], world.genesis, world.network, world.view, RING, world.rng, Counter())
+    Peers(self_, Identity(self_, {}, 1000.0), 1000.0).wake(Now(1000.0, 0))
+    assert not self_.counters["suspended"]
+
+
+def test_who_slept_is_suspended_before_it_looks_at_anything() -> None:
+    world = World(3, 3, 1)
+    _, one, _ = world.ids
+    peers = make(world)
+    peers.wake(Now(0.0, 0))
+    peers.on_up(at(0.0), one, b"boot", 0)
+    peers.tick(at(0.0), 0)
+    peers.on_pong(at(0.1), one, Pong(0.0, 0, 0, b""))
+    late = PING_EVERY_S + SUSPECT_S
+    peers.wake(Now(late - 0.1, 0))
+    assert peers._identity.verified
+    peers.wake(Now(late, 0))
+    assert not peers._identity.verified
+    peers.on_pong(at(late), one, Pong(0.0, 0, 0, b""))
+    assert not peers._identity.verified
+    peers.tick(turn := at(late), 0)
+    assert pinged(turn) == [one], "it asks at once"
+    peers.on_pong(at(late), one, Pong(late, 0, 0, b""))
+    assert peers._identity.verified
+
+
+def test_votes_of_another_process_and_answers_to_another_process_are_not_heeded() -> None:
+    world = World(3, 3, 1)
+    me, one, _ = world.ids
+    peers = make(world)
+    slot, ballot = SlotName(bytes(32), "alice", 0), Ballot(1, 1, one)
+    asks: list[Message] = [
+        Prepare(slot, ballot),
+        Accept(slot, ballot, b""),
+        ViewPrepare(ballot),
+        ViewAccept(ballot, b""),
+    ]
+    answers: list[Message] = [
+        Promise(bytes(32), ballot, None, None),
+        Accepted(bytes(32), ballot),
+        ViewPromise(ballot, None, None),
+        ViewAccepted(ballot),
+    ]
+    rest = Ping(1.0, 0, 0, 1, True, 0)
+
+    def heeded(peer: NodeId) -> list[Message]:
+        return [message for message in [*asks, *answers, rest] if peers.counts(peer, message)]
+
+    peers.on_up(at(1.0), one, b"boot", 0)
+    assert heeded(one) == [*asks, rest], "this node may not vote: whom are the answers for?"
+    peers.on_pong(at(1.0), one, Pong(1.0, 0, 0, b""))
+    assert heeded(one) == [*asks, *answers, rest]
+    peers.doubles.on_vouched(one)
+    peers.on_down(one, Now(2.0, 0))
+    peers.on_up(at(2.0), one, b"another boot", 0)
+    assert heeded(one) == [rest]
+    assert heeded(me) == [*asks, *answers, rest]
+    peers.doubles.on_vouched(one)
+    assert heeded(one) == [*asks, *answers, rest]

@@ -434,7 +434,8 @@ async def test_the_status_shows_peers_lag_and_all_counters(serving: Serving, cor
     assert (status.id, status.epoch, status.k, status.log_height, status.accounts) == (ME, 1, 2, 7, 5)
     assert (status.clients, status.uptime_s) == (3, 40.0)
     assert (status.undecided, status.waiting_links, status.queued_requests, status.client_requests) == (0, 0, 0, 0)
-    assert status.counters == {"clients.sessions": 3, "mesh.up": 1, "core.peer_fault_malformed": 2}
+    counted = {"core.peer_fault_malformed": 2, "core.suspended": 1}  # its first turn is seconds after its start
+    assert status.counters == {"clients.sessions": 3, "mesh.up": 1, **counted}
     peers = {peer.id: peer for peer in status.peers}
     assert peers == {
         PEER: wire.PeerStatus(PEER, "10.0.0.2", 2, True, 250.0, 5, 2),

@@ -119,7 +119,7 @@ async def test_over_real_tcp(nodes: list[Certified]) -> None:
             members=lambda: [node.id for node in nodes],
             address_of=ports.get,
             on_frame=on_frame,
-            on_up=ups.send_nowait,
+            on_up=lambda peer, replaced: ups.send_nowait(peer),
             on_down=lambda peer, reason: None,
             rng=random.Random(1),
             host="127.0.0.1",
@@ -507,7 +507,7 @@ async def test_a_new_connection_replaces_one_that_the_other_side_has_given_up(
         await trio.sleep(HANDSHAKE_S + 1)
         again = await join_by_hand(network, node, nodes[1])
         assert "[replaced]" in str(await node.expect("down", nodes[1].id))
-        await node.expect("up", nodes[1].id)
+        assert await node.expect("up", nodes[1].id) == "replaced"
         node.mesh.send_nowait(nodes[1].id, b"to the new one")
         assert await again.receive() == b"to the new one"
 
@@ -518,10 +518,10 @@ async def test_the_same_side_dialing_again_replaces_its_first_connection_at_once
     node = Node(nodes[1], nodes[:2], network)
     async with running(node):
         first = await join_by_hand(network, node, nodes[0])
-        await node.expect("up", nodes[0].id)
+        assert await node.expect("up", nodes[0].id) == ""
         second = await join_by_hand(network, node, nodes[0])
         assert "[replaced]" in str(await node.expect("down", nodes[0].id))
-        await node.expect("up", nodes[0].id)
+        assert await node.expect("up", nodes[0].id) == "replaced"
         assert await first.receive() is None
         await second.send(b"hi")
         assert await node.expect("frame", nodes[0].id) == b"hi"

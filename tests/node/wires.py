@@ -116,7 +116,7 @@ class Node:
             members=lambda: self.members,
             address_of=self.addresses.get,
             on_frame=self._on_frame,
-            on_up=lambda peer: self._send.send_nowait(("up", peer, "")),
+            on_up=lambda peer, replaced: self._send.send_nowait(("up", peer, "replaced" if replaced else "")),
             on_down=lambda peer, reason: self._send.send_nowait(("down", peer, reason)),
             removed_in=lambda peer: self.removed.get(peer, 0),
             on_removed=lambda peer: self._send.send_nowait(("removed", peer, "")),
