@@ -320,7 +320,10 @@ class RequestDecoder:
     def untrusted(self, raw: bytes, signature: bytes) -> Queued:
         """The request with these bytes and this signature, which is not checked; raises `RemoteFault`."""
         if len(signature) != SIGNATURE_BYTES:  # before anything of it is kept
-            raise RemoteFault("malformed", f"a signature of {len(signature)} bytes: it has {SIGNATURE_BYTES}")
+            raise RemoteFault(
+                "bad_signature",
+                f"a signature of {len(signature)} bytes, where one has {SIGNATURE_BYTES}: sign with the key that opened it",
+            )
         queued = self._requests.get((raw, signature))
         if queued is None:
             signed = SignedRequest(raw, signature)
