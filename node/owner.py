@@ -285,9 +285,8 @@ class Owner:
         if not self._identity.verified:  # design R12: the queue waits, and so does whatever was voted for
             self._wake(work, turn.now.mono + BACKOFF_S)
             return
-        if (
-            event.account not in turn.loaded.forming
-        ):  # the work began after its rows were loaded, or a link of this turn made them old
+        if event.account not in turn.loaded.forming:
+            # The work began after the rows of this turn were loaded, or a link of this turn has made them old.
             turn.again.append(event)
             return
         head = turn.loaded.heads.get(event.account)
