@@ -17,13 +17,13 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.genesis import Asset
-from cli.command import fresh_random
 from cli.home import KnownNode, Network, load_network
 from cli.output import CommandFailed, Exit
+from cli.ports import choose_ports
 from cli.supervisor import Change, Event, Supervisor, node_command
 from hopchain import Client, Status, Unreachable
 from hopchain.client import raw_public_key
-from node.layout import free_ports, make_network
+from node.layout import make_network
 from node.lock import LOCK_FILE
 
 ASSET: Final = Asset("CZK", 2)
@@ -67,7 +67,7 @@ async def own_cluster(
     `profile_out`: the first node runs under a profiler, which writes there (`cli.bench_node`).
     """
     key = Ed25519PrivateKey.generate()
-    ports = free_ports(2 * nodes, fresh_random())
+    ports = choose_ports(2 * nodes)
     directory = place / "net"
     make_network(
         directory,

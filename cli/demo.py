@@ -30,6 +30,7 @@ from cli.home import HOME_VARIABLE, NETWORK_VARIABLE, load_network
 from cli.money import format_amount
 from cli.orders import make_orders
 from cli.output import CommandFailed, Exit, JsonValue, Output
+from cli.ports import port_range
 from cli.session import open_client
 from cli.supervisor import stop
 
@@ -118,8 +119,9 @@ class _Event(msgspec.Struct):
 def demo(out: Output) -> None:
     """Five nodes on this machine: accounts, payments, the same money sent twice, a node killed, all replicas equal.
 
-    Takes under two minutes, uses free ports and a temporary directory, and leaves nothing behind.
+    Takes under two minutes, uses free ports (of HOPCHAIN_PORTS=FROM-TO) and a temporary directory, and leaves nothing behind.
     """
+    port_range()  # before anything is made
     begin = time.perf_counter()
     with TemporaryDirectory(prefix="hopchain-demo-") as place:
         show = _Demo(out, Path(place))

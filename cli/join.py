@@ -21,11 +21,12 @@ import click
 import msgspec
 
 from chain.errors import LocalMisuse
-from cli.command import HopCommand, fresh_random, run
+from cli.command import HopCommand, run
 from cli.home import SHORT_ID, KnownNode, Network, load_network, remember
 from cli.leave import local_address
 from cli.members import LOOK_AGAIN_S, now_ms, open_patiently, reason_of, submit_change
 from cli.output import CommandFailed, Exit, JsonValue, Output
+from cli.ports import choose_ports
 from cli.supervisor import LOG_NAME, last_words, node_command, stop
 from hopchain import CallRefused, Client, RemoteFault, Status, Timing, Unreachable
 from hopchain.wire import Health
@@ -96,8 +97,15 @@ class CopyMeter:
 @click.option(
     "--host", help="Address to listen on. Default: 127.0.0.1, when all nodes of the network are on this machine."
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="For members. Default: any free one.")
-@click.option("--client-port", type=click.IntRange(0, 65535), default=0, help="For clients. Default: any free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="For members. Default: any free one (of HOPCHAIN_PORTS=FROM-TO).",
+)
+@click.option(
+    "--client-port", type=click.IntRange(0, 65535), default=0, help="For clients. Default: any free one, likewise."
+)
 @click.option("--advertise-host", help="Address under which the others reach it. Default: that of --host.")
 @click.option("--observer", is_flag=True, help="Follow only: get all links, vote on nothing, never become a member.")
 @click.option("--exit", "exit_after", is_flag=True, help="Stop the node when it has joined; `hopchain node D` runs it.")
@@ -125,8 +133,8 @@ def join(
     else:
         check_expiry(invitation, now_ms(), str(invite))
         host = host or default_host([seed.host for seed in invitation.seeds])
-        free = _free(host, 2) if not port or not client_port else []
-        make_node_directory(invitation, data, host, port or free[0], client_port or free[1], advertise_host)
+        port, client_port = ports_of(host, port, client_port)
+        make_node_directory(invitation, data, host, port, client_port, advertise_host)
     _Join(out, invitation, data, observer, exit_after).run()
 
 
@@ -145,10 +153,11 @@ def default_host(seeds: Sequence[str]) -> str:
     return LOOPBACK
 
 
-def _free(host: str, count: int) -> list[int]:
-    from node.layout import free_ports
-
-    return free_ports(count, fresh_random(), host)
+def ports_of(host: str, port: int, client_port: int) -> tuple[int, int]:
+    """The two ports of the node: as named, a free one in place of each 0."""
+    named = (port, client_port)
+    free = choose_ports(named.count(0), host, besides=named) if 0 in named else []
+    return port or free[0], client_port or free[-1]
 
 
 class _Join:

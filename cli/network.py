@@ -14,12 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chain.errors import LocalMisuse
 from chain.genesis import Asset
 from chain.names import MAX_SCALE, is_asset
-from cli.command import HopCommand, checked_name, fresh_random, run
+from cli.command import HopCommand, checked_name, run
 from cli.home import find_directory, find_network, remember
 from cli.output import Output
+from cli.ports import choose_ports
 from cli.wallet import Wallet
 from hopchain.client import raw_public_key
-from node.layout import LOOPBACK, free_ports, make_network
+from node.layout import LOOPBACK, make_network
 
 FIRST_PORT: Final = 7400
 DEFAULT_NODES: Final = 5
@@ -61,7 +62,8 @@ _PLACE: Final = re.compile(
     type=click.IntRange(0, 65535),
     default=FIRST_PORT,
     show_default=True,
-    help="First port; each node takes two: members, then clients. 0: any free ones. With --node-at: PORT if not given.",
+    help="First port; each node takes two: members, then clients. 0: any free ones (of HOPCHAIN_PORTS=FROM-TO). With --node-at: "
+    "PORT if not given.",
 )
 @click.option(
     "--days", type=click.IntRange(1, 36_525), default=397, show_default=True, help="How long certificates are valid."
@@ -90,7 +92,7 @@ def init(
         advertise, ports = _unzip([parse_place(text, port) for text in places])
     else:
         if port == 0:
-            flat = free_ports(2 * count, fresh_random(), host or LOOPBACK)
+            flat = choose_ports(2 * count, host or LOOPBACK)
         else:
             flat = list(range(port, port + 2 * count))
         advertise, ports = None, list(zip(flat[::2], flat[1::2], strict=True))

@@ -18,7 +18,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Final
@@ -69,8 +69,7 @@ NETWORK_KEY_BYTES: Final = 32  # ChaCha20-Poly1305
 MAX_NODES: Final = 256  # of one init; more join later
 LOOPBACK: Final = "127.0.0.1"
 NOWHERE: Final = frozenset({"0.0.0.0", "::", ""})  # addresses that listen everywhere and lead nowhere
-PORTS_FROM: Final = 10_000
-PORTS_TO: Final = 30_000  # below Linux's range for outgoing connections, which would take a port while its node is down
+PORTS: Final = range(10_000, 30_000)  # below those that outgoing connections take, also while a port's node is down
 
 _STAGING: Final = ".init"
 _NETWORK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,47}", re.ASCII)  # it is part of a 64-character common name
@@ -224,21 +223,35 @@ def read_network_key(directory: Path) -> bytes:
     return key
 
 
-def free_ports(count: int, rng: random.Random, host: str = "127.0.0.1") -> list[int]:
-    """`count` different ports of `host` that nothing uses now, TCP and UDP. All are held until the last is found."""
+def free_ports(
+    count: int,
+    rng: random.Random,
+    host: str = LOOPBACK,
+    *,
+    among: range = PORTS,
+    besides: Collection[int] = (),
+) -> list[int]:
+    """`count` different ports of `host` that nothing uses now, TCP and UDP. All are held until the last is found.
+
+    `among`: those to choose from, without the ones in `besides`.
+    """
     found: list[int] = []
     with ExitStack() as held:
-        for port in rng.sample(range(PORTS_FROM, PORTS_TO), PORTS_TO - PORTS_FROM):
+        for port in rng.sample(among, len(among)):
             if len(found) == count:
                 break
-            if _hold(port, host, held):
+            if port not in besides and hold_port(port, host, held):
                 found.append(port)
     if len(found) < count:
-        raise LocalMisuse(f"only {len(found)} ports of {host} from {PORTS_FROM} to {PORTS_TO} are free, not {count}")
+        raise LocalMisuse(
+            f"only {len(found)} ports of {host} from {among[0]} to {among[-1]} are free, not {count}: end what uses them, or "
+            "choose among others (HOPCHAIN_PORTS=FROM-TO)"
+        )
     return found
 
 
-def _hold(port: int, host: str, held: ExitStack) -> bool:
+def hold_port(port: int, host: str, held: ExitStack) -> bool:
+    """Take this port, TCP and UDP, until `held` ends; False when something uses it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with ExitStack() as both:
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):

@@ -5,7 +5,6 @@ was seen last. A node ends when its standard input closes, so that not even `kil
 """
 
 import hashlib
-import os
 import random
 import signal
 import sqlite3
@@ -28,7 +27,8 @@ from chain.request import ANY_TIP, Posting, Request, SignedRequest, opening, sig
 from chain.store import open_database
 from hopchain import Answer, Client, Digest, NotStarted, Outcome, Recorded, Status, Unknown, Unreachable
 from node.config import encode_config, read_config
-from node.layout import DATABASE, NodePlace, free_ports, make_network
+from node.layout import DATABASE, NodePlace, make_network
+from tests.ports import take
 
 NOW_MS = 1_700_000_000_000
 ISSUER = "mint"
@@ -36,7 +36,7 @@ ISSUERS = {ISSUER: "CZK", "ezb-1": "EUR", "ezb-2": "EUR"}
 FUNDS = 1_000_000
 START_S = 60.0  # five interpreters on a busy machine
 SETTLE_S = 60.0
-STOP_S = 20.0
+STOP_S = 60.0
 QUARANTINE_S = 10.0  # for a node whose disk is not what others saw to end, once it can be heard of
 ASK_S = 0.05  # between two looks at a condition
 TABLES = ("accounts", "links", "meta", "outcomes", "transfers", "views", "votes")  # without what pings and pulls keep
@@ -172,7 +172,7 @@ class Cluster:
     client: Client
 
     def __init__(self, directory: Path, nodes: int) -> None:
-        ports = free_ports(2 * nodes, random.Random(os.getpid()))
+        ports = take(2 * nodes)
         self.network = make_network(
             directory,
             nodes=nodes,

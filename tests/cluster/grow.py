@@ -1,8 +1,6 @@
 """Members that come and go while a cluster of processes runs: invited, added, removed, as the commands do it."""
 
 import datetime
-import os
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,9 +11,10 @@ from hopchain import Client, Unreachable
 from hopchain.change import Change, ChangeAction, SignedChange, sign_change
 from hopchain.wire import Changed, MemberLine, Refused
 from node.invite import Invite, load_invite, make_invite, make_node_directory, write_invite
-from node.layout import CA_KEY, NETWORK_KEY, OPERATOR_KEY, NodePlace, free_ports
+from node.layout import CA_KEY, NETWORK_KEY, OPERATOR_KEY, NodePlace
 from node.pki import read_private_key, read_secret
 from tests.cluster.cluster import Cluster, NodeProcess, until
+from tests.ports import take
 
 LIFE_MS = 3_600_000
 CHANGE_S = 60.0
@@ -35,7 +34,6 @@ class Growing(Cluster):
         self.gone: list[NodeProcess] = []
         self._operator = read_private_key(directory / OPERATOR_KEY)
         self._invited = len(self.nodes)
-        self._rng = random.Random(os.getpid())
 
     @asynccontextmanager
     async def growing(self) -> AsyncIterator["Growing"]:
@@ -70,7 +68,7 @@ class Growing(Cluster):
     def guest(self, invite: Path) -> NodeProcess:
         """The invited node with its directory, not yet started."""
         invitation = load_invite(invite)
-        port, client_port = free_ports(2, self._rng)
+        port, client_port = take(2)
         directory = self.network.directory / invitation.name
         make_node_directory(invitation, directory, "127.0.0.1", port, client_port)
         place = NodePlace(invitation.name, invitation.key.id.hex(), "127.0.0.1", port, client_port)

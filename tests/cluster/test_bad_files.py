@@ -1,7 +1,5 @@
 """A node that cannot start says why and what to do, and changes nothing (issue 2, point 7). Each case is a process."""
 
-import os
-import random
 import shutil
 import socket
 from collections.abc import Callable
@@ -16,18 +14,19 @@ from chain.genesis import Asset, Genesis, encode_genesis
 from chain.store import create_or_check, open_database
 from cli.output import Exit
 from node.config import CONFIG_FILE
-from node.layout import DATABASE, GENESIS_FILE, NETWORK_KEY, Network, free_ports, make_network
+from node.layout import DATABASE, GENESIS_FILE, NETWORK_KEY, Network, make_network
 from node.pki import NODE_CERTIFICATE, NODE_KEY, read_node_key
 from node.process import view_of
 from routing.view import encode_view
 from tests.cluster.cluster import NOW_MS, Cluster, NodeProcess, change_config, key_of, public, rows_of
+from tests.ports import take
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
 
 
 def make(directory: Path) -> Network:
     """A network of two nodes that never ran, with databases."""
-    ports = free_ports(4, random.Random(os.getpid()))
+    ports = take(4)
     network = make_network(
         directory,
         nodes=2,

@@ -8,9 +8,10 @@ import pytest
 
 from cli.output import Exit
 from node.config import read_config
-from node.layout import NodePlace, free_ports
+from node.layout import NodePlace
 from tests.cluster.cluster import QUARANTINE_S, START_S, Cluster, NodeProcess, change_config, has_served, until
 from tests.cluster.test_faults import Load
+from tests.ports import take
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
 
@@ -20,7 +21,7 @@ COPIED = 2
 def copy_of(cluster: Cluster, place: Path) -> NodeProcess:
     """The directory of the node, copied while it is stopped, with ports of its own: another machine."""
     shutil.copytree(cluster.nodes[COPIED].directory, place)
-    port, client_port = free_ports(2, random.Random(14))
+    port, client_port = take(2)
     change_config(place, port=port, client_port=client_port)
     there = cluster.nodes[COPIED].place
     return NodeProcess(NodePlace(there.name, there.id, read_config(place).host, port, client_port), place)
@@ -58,7 +59,7 @@ async def test_a_directory_without_its_database_is_no_node_any_more(cluster: Clu
         file.unlink()
     try:
         emptied.start()
-        ended = await emptied.ended(QUARANTINE_S)
+        ended = await emptied.ended(START_S)
     finally:
         emptied.kill()
     assert ended.code == Exit.OUT_FOR_GOOD, ended

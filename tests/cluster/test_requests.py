@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from hopchain import Answer, Balance, Client, Outcome, Recorded, Stale, Timing
-from tests.cluster.cluster import ODD_NODE, SETTLE_S, Cluster, until
+from tests.cluster.cluster import ODD_NODE, SETTLE_S, START_S, Cluster, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
 
@@ -46,13 +46,13 @@ async def test_a_gateway_that_lags_routes_again_or_says_stale(cluster: Cluster) 
     old = await settled_balance(cluster, payer)
     cluster.kill(0)
     rest = [1, 2, 3, 4]
-    answers = [await cluster.clients[1].submit(cluster.pay_request(payer, payee, 1), 20.0) for _ in range(8)]
+    answers = [await cluster.clients[1].submit(cluster.pay_request(payer, payee, 1), START_S) for _ in range(8)]
     assert all(isinstance(a, Recorded) and a.outcome == Outcome.COMPLETED for a in answers), answers
     newest = await balance_at(cluster.clients[1], payer, min_height=old.height + 8)
     for number in rest:
         cluster.nodes[number].signal(signal.SIGSTOP)
     cluster.start(0)
-    patient = Timing(dial_s=60.0, dead_after_s=60.0)
+    patient = Timing(dial_s=START_S, dead_after_s=START_S)
     address = cluster.nodes[0].client_address
     async with Client([address], cluster.network.genesis.ca, cluster.id, timing=patient) as client:
         await cluster.wait_serves(0)
@@ -61,7 +61,7 @@ async def test_a_gateway_that_lags_routes_again_or_says_stale(cluster: Cluster) 
 
         async def submit(name: str, tip: bytes | None) -> None:
             request = cluster.pay_request(payer, payee, 2, **({} if tip is None else {"tip": tip}))
-            got[name] = await client.submit(request, 60.0)
+            got[name] = await client.submit(request, START_S)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(submit, "unpinned", None)
@@ -89,7 +89,7 @@ async def test_the_same_request_through_all_nodes_at_once_has_one_outcome(cluste
     answers: list[Answer] = []
 
     async def submit(client: Client) -> None:
-        answers.append(await client.submit(request, 20.0))
+        answers.append(await client.submit(request, START_S))
 
     async with trio.open_nursery() as nursery:
         for client in cluster.clients * 4:
@@ -112,7 +112,7 @@ async def test_of_a_double_spend_through_two_nodes_at_once_one_completes(cluster
     payer, first, second = await cluster.accounts("double", 3, funds=0)
 
     async def submit(number: int, payee: str, answers: list[Answer]) -> None:
-        answers.append(await cluster.clients[number].submit(cluster.pay_request(payer, payee, 10), 20.0))
+        answers.append(await cluster.clients[number].submit(cluster.pay_request(payer, payee, 10), START_S))
 
     for attempt in range(10):
         await cluster.completed([cluster.pay_request("mint", payer, 10)])

@@ -21,6 +21,7 @@ from hopchain import wire
 from hopchain.framing import FrameReader, frame
 from tests.hopchain.ledger import Ledger
 from tests.hopchain.membership import Membership
+from tests.ports import take
 
 _BORN = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 _NEVER = datetime.datetime(9999, 12, 31, tzinfo=datetime.UTC)
@@ -118,9 +119,9 @@ class FakeNode:
         return ("127.0.0.1", self.port)
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Listen until cancelled or stopped; on the same port again when there was one."""
+        """Listen until cancelled or stopped; on the same port again when there was one, which nobody else gets meanwhile."""
+        self.port = self.port or take(1)[0]
         plain = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=self.port, reuse_port=True)
-        self.port = plain.extra(anyio.abc.SocketAttribute.local_port)
         with anyio.CancelScope() as self._scope:
             task_status.started()
             await TLSListener(plain, self._context, standard_compatible=False).serve(self._talk)

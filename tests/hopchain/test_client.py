@@ -264,11 +264,15 @@ def test_many_calls_share_one_connection_and_replies_come_in_any_order(backend: 
 
 def test_a_call_that_was_given_up_does_not_disturb_the_others(backend: str) -> None:
     async def test(world: World) -> None:
+        handed = anyio.Event()
         world.nodes[0].hold_until = 2  # the first reply waits for the second call
+        world.nodes[0].fault = lambda call: handed.set()  # and is the ledger's
         async with world.client() as client:
-            with anyio.move_on_after(0.05) as scope:
-                await client.status()
-            assert scope.cancelled_caught
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(client.status)
+                await handed.wait()
+                tasks.cancel_scope.cancel()
+            assert len(world.nodes[0].calls) == 1, "its reply waits"
             world.ledger.accounts["alice"].settled = 7
             answer = await client.balance("alice")
             assert isinstance(answer, Balance) and answer.settled == 7

@@ -21,6 +21,7 @@ from node.client_port import CLIENT_QUEUE_BYTES, ClientServer, Session
 from node.layout import Network
 from node.tls import start_tls
 from tests.node.wires import HOST, Certified, MemoryNetwork, certified, new_layout
+from tests.ports import take
 
 PORT = 7
 
@@ -151,8 +152,8 @@ async def test_a_node_of_another_ca_is_unreachable(node: Certified, tmp_path: Pa
 
 
 async def test_nobody_there_is_unreachable(node: Certified, tls: ssl.SSLContext) -> None:
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    port = listeners[0].socket.getsockname()[1]
+    (port,) = take(1)
+    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
     with pytest.raises(ConnectionFailed, match=f"127.0.0.1:{port} did not answer in 0.05 s"):
         await connect("127.0.0.1", port, context=tls, network=node.network, timeout_s=0.05)
     await listeners[0].aclose()

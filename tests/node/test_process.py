@@ -1,7 +1,6 @@
 """A whole node in this process: its files, its database, its ports, the signal that ends it."""
 
 import os
-import random
 import signal
 import sqlite3
 from contextlib import closing
@@ -19,20 +18,21 @@ from chain.store import CursorRow, SeenRow, commit, create_or_check
 from hopchain import Client, Outcome, Posting, Recorded, Unreachable
 from hopchain.wire import Balance
 from node.config import read_config
-from node.layout import DATABASE, Network, free_ports, make_network
+from node.layout import DATABASE, Network, make_network
 from node.lock import DataLock
 from node.process import now, serve_node, serve_until_signal, view_of
 from node.start import read_start
 from routing.keyspace import NodeId
 from routing.view import encode_view
 from tests.node.world import key_of, public
+from tests.ports import take
 
 NOW_MS = 1_700_000_000_000
 
 
 @pytest.fixture
 def network(tmp_path: Path) -> Network:
-    ports = free_ports(2, random.Random(os.getpid()))
+    ports = take(2)
     return make_network(
         tmp_path / "net",
         nodes=1,

@@ -98,6 +98,11 @@ class MemoryNetwork:
         return ours
 
 
+def port_of(node_id: NodeId) -> int:
+    """Where a node listens in a network in memory: ids are drawn anew in every run, and no two may meet."""
+    return int.from_bytes(node_id)
+
+
 class Node:
     """A mesh with everything that it reports, in order, in `events`: (what, peer, detail)."""
 
@@ -105,10 +110,10 @@ class Node:
         self, me: Certified, members: Sequence[Certified], network: MemoryNetwork, *, hello: Hello | None = None
     ) -> None:
         self.id = me.id
-        self.port = int.from_bytes(me.id[:2]) + 1
+        self.port = port_of(me.id)
         self.members = {member.id for member in members}
         self.removed: dict[NodeId, int] = {}
-        self.addresses = {member.id: (HOST, int.from_bytes(member.id[:2]) + 1) for member in members}
+        self.addresses = {member.id: (HOST, port_of(member.id)) for member in members}
         self._send, self.events = trio.open_memory_channel[tuple[str, NodeId, bytes | str]](10_000)
         self.handle: Callable[[NodeId, bytes], trio.Event | None] = lambda peer, payload: None
         self.mesh = PeerMesh(
