@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from chain.genesis import Asset
 from cli.main import main
 from cli.wallet import Wallet
+from hopchain import client
 from hopchain.client import raw_public_key
 from node.layout import make_network, read_network
 from tests.hopchain.fake_node import ISSUER_KEY, FakeNode
@@ -121,6 +122,12 @@ def world(home: Path, tmp_path: Path) -> Iterator[World]:
             yield made
         finally:
             made.stop()
+
+
+@pytest.fixture
+def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who submits asks each node once, then waits for its deadline: no question is on its way when that comes."""
+    monkeypatch.setattr(client, "FIRST_PAUSE_S", 60.0)
 
 
 @pytest.fixture

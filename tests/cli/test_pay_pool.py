@@ -398,7 +398,7 @@ def test_an_answer_that_was_lost_is_of_this_run_though_it_comes_back_as_repeated
     assert [found["pools"][0][k] for k in ("paid", "left", "ok")] == [2100, 2100, True]
 
 
-def test_what_did_not_start_now_may_be_what_an_earlier_run_sent(shop: World, file: Path) -> None:
+def test_what_did_not_start_now_may_be_what_an_earlier_run_sent(shop: World, file: Path, one_round: None) -> None:
     write(file, ROWS[:1])
 
     def late(call: wire.CallBody) -> wire.ReplyBody | None:
@@ -409,7 +409,7 @@ def test_what_did_not_start_now_may_be_what_an_earlier_run_sent(shop: World, fil
 
     for node in shop.nodes:
         node.fault = late
-    found = shop.json("pay", str(file), *COLUMNS, *POOL, "--timeout", "0.1", code=1)
+    found = shop.json("pay", str(file), *COLUMNS, *POOL, "--timeout", "0.5", code=1)
     assert found["outcomes"] == {"not_started": 1}
     assert [found["pools"][0][k] for k in ("paid", "left", "unknown", "unknown_amount", "ok")] == [0, 100, 1, 100, True]
 

@@ -104,7 +104,7 @@ def test_funding_that_worked_the_second_time_is_followed_though_the_node_lags(sh
 @pytest.mark.parametrize("kind", [(), POOL, ("--bulk",)], ids=["alone", "pool", "bulk"])
 @pytest.mark.parametrize("refused", [False, True], ids=["not_started", "refused"])
 def test_what_an_earlier_run_may_have_sent_is_not_called_not_started(
-    shop: World, file: Path, monkeypatch: pytest.MonkeyPatch, kind: tuple[str, ...], refused: bool
+    shop: World, file: Path, one_round: None, monkeypatch: pytest.MonkeyPatch, kind: tuple[str, ...], refused: bool
 ) -> None:
     monkeypatch.setattr(paybulk, "MAX_POSTINGS", 1)
     alone(shop)
@@ -118,7 +118,7 @@ def test_what_an_earlier_run_may_have_sent_is_not_called_not_started(
 
     fault_of_submits(shop, busy)
     file.with_suffix(".result.csv").unlink(missing_ok=True)
-    found = shop.json("pay", str(file), *COLUMNS, *kind, "--timeout", "0.3", code=1)
+    found = shop.json("pay", str(file), *COLUMNS, *kind, "--timeout", "0.5", code=1)
     assert found["outcomes"] == {"unknown": 1}
     reason = results(file)[0]["reason"]
     assert reason.startswith("an earlier run may have sent it, and this one was told: ") and "later" in reason
@@ -183,7 +183,7 @@ def test_a_rerun_that_is_killed_says_of_paid_rows_what_it_knows(
 # --- what to do ----------------------------------------------------------------------------------------------------
 
 
-def test_the_advice_for_a_row_without_money_is_to_run_it_again(shop: World, file: Path) -> None:
+def test_the_advice_for_a_row_without_money_is_to_run_it_again(shop: World, file: Path, one_round: None) -> None:
     write(file, ["shop;bob;11;x"])
     for kind in ((), POOL, ("--bulk", "--run", "june")):
         shop.run_any("account", "open", "shop")
@@ -192,7 +192,7 @@ def test_the_advice_for_a_row_without_money_is_to_run_it_again(shop: World, file
         assert "Send money to it, then run this again with --retry-rejected" in reason and "nonce" not in reason
     fault_of_submits(shop, lambda call: wire.NotStarted(request_id(call.raw), "busy", "later"))
     file.with_suffix(".result.csv").unlink()
-    shop.run("pay", str(file), *COLUMNS, "--run", "july", "--timeout", "0.1", code=1)
+    shop.run("pay", str(file), *COLUMNS, "--run", "july", "--timeout", "0.5", code=1)
     assert results(file)[0]["reason"] == "nothing is recorded: later. Run this again"
 
 

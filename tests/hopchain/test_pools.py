@@ -10,6 +10,7 @@ import anyio
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+import hopchain.client
 from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.request import MAX_POSTINGS, Posting, request_id
@@ -269,11 +270,15 @@ def test_an_unknown_payment_is_settled_by_sending_the_same_request(backend: str)
     run(test, backend)
 
 
-def test_what_did_not_start_or_was_refused_is_a_failure_and_nothing_left(backend: str) -> None:
+def test_what_did_not_start_or_was_refused_is_a_failure_and_nothing_left(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hopchain.client, "FIRST_PAUSE_S", 60.0)  # no question is on its way when the time is up
+
     async def test(world: World, client: Client) -> None:
         node = world.nodes[0]
         pool = make_pool()
-        sender = sender_of(client, pool, timeout_s=0.2)
+        sender = sender_of(client, pool, timeout_s=0.5)
         node.fault = lambda call: wire.Refused("no", "not now") if isinstance(call, wire.Submit) else None
         assert isinstance(await sender.pay([Posting("bob", 1)]), Refused)
 
