@@ -336,7 +336,7 @@ class _Join:
 
     def _removed(self, health: Health) -> CommandFailed:
         return CommandFailed(
-            Exit.REJECTED,
+            Exit.OUT_FOR_GOOD,
             "removed",
             f"node {self.short} was removed in epoch {health.removed_in}; ids never come back: ask for a new invitation and "
             "join with another directory",

@@ -304,7 +304,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "stale balance not marked",
         "reads",
         "A node that was removed says nothing about it.",
-        ("node.core:Core.is_current", "return not removed and ", "return True or "),
+        ("node.core:Core.is_current", "return not self.membership.removed_in and ", "return True or "),
         changing=True,
     ),
     mutant(

@@ -172,7 +172,7 @@ class Core:
         self._again: list[Event] = []
         self._heads: set[str] = set()  # the accounts that this turn has looked at
         self._events: list[Event] = []
-        self._contacts_of: tuple[int, bool, bool] | None = None
+        self._contacts_of: tuple[int, bool, int] | None = None
         self._messages = self._table()
 
     def introduce(self, boot: bytes, *, seeds: bool) -> None:
@@ -199,15 +199,9 @@ class Core:
     def is_current(self, now: Now) -> bool:
         """True when what this replica shows is what the others go on from: it keeps up with a majority of the members. Who was
         removed is not, even while it still hears of everything."""
-        removed = self.told_removed or self.membership.removed_in
         if self.view.ids == (self._self.id,) and not self.identity.verified:  # there may be later views
             return False
-        return not removed and self.peers.keeps_up(now, self.replica.count)
-
-    @property
-    def told_removed(self) -> bool:
-        """True when a member has said that this node was removed."""
-        return self._self.told_removed
+        return not self.membership.removed_in and self.peers.keeps_up(now, self.replica.count)
 
     def _finish(self, turn: Turn, at: SlotName) -> None:
         self.owner.finish(turn, at)
@@ -361,7 +355,7 @@ class Core:
             case ServeSlot():
                 self.replica.on_serve(turn, event)
             case ToldRemoved():
-                self._self.told_removed = True
+                self.membership.on_told_removed(event)
             case ClientChange():
                 self.membership.on_change(turn, event)
             case FinishSync():

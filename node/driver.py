@@ -99,8 +99,8 @@ class Driver:
     def on_peer_down(self, peer: NodeId, reason: str) -> None:
         self.put_nowait(PeerDown(peer))
 
-    def on_removed(self, peer: NodeId) -> None:
-        self.put_nowait(ToldRemoved(peer))
+    def on_removed(self, peer: NodeId, epoch: int) -> None:
+        self.put_nowait(ToldRemoved(peer, epoch))
 
     def add_session(self, session: Session) -> None:
         """Answers for this client go to this session."""

@@ -36,10 +36,20 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
-    """It is not. `code` is stable, `text` says what to do; the connection closes."""
+    """It is not. `code` is stable, `text` says what to do; the connection closes. `epoch`: in which the other was removed from
+    the network, 0 when it was not."""
 
     code: str
     text: str
+    epoch: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+
+
+class SaidRemoved(RemoteFault):
+    """The other side refused this node because it was removed from the network, in `epoch`."""
+
+    def __init__(self, text: str, epoch: int) -> None:
+        super().__init__("removed", text)
+        self.epoch = epoch
 
 
 class _Prefix(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
@@ -103,14 +113,17 @@ def check_hello_untrusted(
 
 
 def check_verdict_untrusted(payload: bytes) -> None:
-    """Return when the other side says `Welcome`; otherwise raise `RemoteFault` with the code that it gave."""
+    """Return when the other side says `Welcome`; otherwise raise `RemoteFault` with the code that it gave: `SaidRemoved` when
+    that is `removed`."""
     try:
         verdict = _verdict.decode(payload)
     except _UNREADABLE as error:
         raise RemoteFault("malformed", f"an answer to our hello cannot be read: {error}") from None
     if isinstance(verdict, Refused):
-        text = verdict.text[:MAX_REASON_CHARS]
-        raise RemoteFault(known_code(verdict.code), f"the other node refused this one: {text!r}")
+        text = f"the other node refused this one: {verdict.text[:MAX_REASON_CHARS]!r}"
+        if verdict.code == "removed":
+            raise SaidRemoved(text, verdict.epoch)
+        raise RemoteFault(known_code(verdict.code), text)
 
 
 def known_code(code: str) -> str:

@@ -41,7 +41,7 @@ from node.paxos import MAX_ROUND, Ballot, Proposer, Refusal, Vote, accept, check
 from node.peers import Peers
 from node.replica import Replica
 from node.syncing import Syncing
-from node.turn import Caller, ClientChange, Now, Self, Turn
+from node.turn import Caller, ClientChange, Now, Self, ToldRemoved, Turn
 from routing.errors import RoutingFault, RoutingMisuse
 from routing.keyspace import NodeId, short
 from routing.regions import Region, group_ranges, regions
@@ -136,8 +136,8 @@ class Membership:
 
     @property
     def removed_in(self) -> int:
-        """The epoch in which this node was removed, 0 when it was not."""
-        return self.removed_epoch(self._self.id)
+        """The epoch in which this node was removed, 0 when it was not as far as it knows or was told."""
+        return self.removed_epoch(self._self.id) or self._self.told_removed
 
     def removed_epoch(self, node: NodeId) -> int:
         """The epoch whose view is the first without `node`, which was a member before; 0 for members and guests."""
@@ -159,12 +159,17 @@ class Membership:
 
     @property
     def is_over(self) -> bool:
-        """True when this node was removed and nobody needs it any more: it may stop for good."""
-        return self.removed_in > 0 and (not self.lingers or self._self.told_removed)
+        """True when this node was removed and nobody needs it any more: it may stop for good. Whoever refuses it needs it no
+        more (`is_refused`)."""
+        return self._self.told_removed > 0 or (self.removed_in > 0 and not self.lingers)
 
     def is_refused(self, node: NodeId) -> int:
         """The epoch in which `node` was removed, when it may connect no more; else 0."""
         return 0 if node in self.contacts() else self.removed_epoch(node)
+
+    def on_told_removed(self, event: ToldRemoved) -> None:
+        """The view without this node may never come here: who refuses it sends no views."""
+        self._self.told_removed = max(event.epoch, self._self.view.epoch + 1)
 
     # --- views come in ---
 

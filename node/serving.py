@@ -258,10 +258,10 @@ class Serving:
         core, now = self._core, self._clock()
         removed_in = core.membership.removed_in
         role: Literal["member", "guest", "removed"] = "member"
-        if not core.view.is_member(self._id):
-            role = "removed" if removed_in else "guest"
-        elif core.told_removed:
+        if removed_in:
             role = "removed"
+        elif not core.view.is_member(self._id):
+            role = "guest"
         known = {*core.view.ids, *core.peers.connected()} - {self._id}
         alive = {node for node in known if core.peers.alive(node, now)} | {self._id}
         disk = self._disk()

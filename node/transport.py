@@ -41,6 +41,7 @@ from node.hello import (
     MAX_HELLO_BYTES,
     Hello,
     Refused,
+    SaidRemoved,
     Welcome,
     check_hello_untrusted,
     check_verdict_untrusted,
@@ -82,7 +83,7 @@ class PeerMesh:
 
     `members()`: with whom to keep a connection; this node itself is among them when others dial it too. Others with a
     certificate of the network may come as guests, `MAX_GUESTS` at once, unless `removed_in(id)` names the epoch in which
-    they were removed; `on_removed(peer)`: `peer` says so of this node. `address_of(id)`: where it listens, None when unknown (asked again at
+    they were removed; `on_removed(peer, epoch)`: `peer` says so of this node. `address_of(id)`: where it listens, None when unknown (asked again at
     each try). `on_frame(peer, payload)`: the next frame of this peer is read when it returns; a `RemoteFault` of it
     closes the connection. `on_up(peer, replaced)` and `on_down(peer, reason)` are plain functions; `replaced`: the new
     connection took the place of one that stood.
@@ -98,7 +99,7 @@ class PeerMesh:
         on_up: Callable[[NodeId, bool], None],
         on_down: Callable[[NodeId, str], None],
         removed_in: Callable[[NodeId], int] = lambda node: 0,
-        on_removed: Callable[[NodeId], None] = lambda peer: None,
+        on_removed: Callable[[NodeId, int], None] = lambda peer, epoch: None,
         rng: random.Random,
         host: str,
         port: int,
@@ -285,8 +286,8 @@ class PeerMesh:
                 peer = _Peer(hello.node_id, hello, channel, dialed_by, trio.current_time())
         except HANDSHAKE_ERRORS as error:
             fault = handshake_fault(error)
-            if fault.code == "removed" and dialed is not None:
-                self._on_removed(dialed)
+            if isinstance(fault, SaidRemoved) and dialed is not None:  # not that we refused it
+                self._on_removed(dialed, fault.epoch)
             if fault.code == "duplicate":
                 self.counters["refused.duplicate"] += 1
             else:
@@ -317,7 +318,7 @@ class PeerMesh:
             check_verdict_untrusted(await _receive(channel))
             return hello
         with trio.move_on_after(VERDICT_S), suppress(RemoteFault, trio.BrokenResourceError):
-            await channel.send(encode(Refused(refusal.code, refusal.text)))
+            await channel.send(encode(Refused(refusal.code, refusal.text, self._removed_in(certified))))
             await channel.receive()
         raise refusal
 

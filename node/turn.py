@@ -71,9 +71,10 @@ class PeerDown(msgspec.Struct, frozen=True):
 
 
 class ToldRemoved(msgspec.Struct, frozen=True):
-    """A member refuses this node, which it says was removed from the network."""
+    """A member refuses this node, which it says was removed from the network in `epoch`, and needed until then only."""
 
     peer: NodeId
+    epoch: int
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -214,7 +215,7 @@ class Self(msgspec.Struct):
     rng: random.Random
     counters: Counter[str]
     syncing_regions: int = 0  # of this epoch, in which this node is not ACTIVE yet
-    told_removed: bool = False  # a member says that this node was removed
+    told_removed: int = 0  # the epoch in which this node was removed, by the word of a member; 0: nobody said so
     boot: bytes = b""  # of this process, as its hello says
 
     @property

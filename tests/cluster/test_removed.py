@@ -12,6 +12,7 @@ from cli.members import FORCE_WORDS
 from cli.output import Exit
 from hopchain import Balance, Client, NotFound, NotStarted, Timing, Unknown, Unreachable
 from hopchain.wire import Chain
+from node.membership import LINGER_S
 from tests.cluster.cluster import FUNDS, STOP_S, Ended, NodeProcess
 from tests.cluster.commands import operating
 from tests.cluster.grow import Growing
@@ -95,6 +96,20 @@ async def test_a_removed_node_that_slept_through_it_answers_stale(tmp_path: Path
         assert read and all(balance.stale for balance in read), read
         assert isinstance(paid[0], NotStarted | Unknown | Unreachable), paid
         await check_paid_once(cluster, payer, payment)
+
+
+async def test_a_removed_node_that_no_member_lets_in_any_more_ends(tmp_path: Path) -> None:
+    """The view without it is settled, so nobody sends it: all that it hears is why it is refused."""
+    cluster = Growing(tmp_path / "net", 3)
+    async with cluster.growing():
+        gone = cluster.nodes[GONE]
+        cluster.kill(GONE)
+        await remove_by_force(cluster, gone, tmp_path)
+        await trio.sleep(2 * LINGER_S)
+        gone.start()
+        ended = await gone.ended()
+        check_ended(ended)
+        assert "in epoch 2 and nobody needs it" in ended.text, ended.text
 
 
 async def keep_reading(client: Client, name: str, read: list[Balance]) -> None:

@@ -263,9 +263,9 @@ async def test_other_contacts_are_told_after_the_commit_and_before_the_answers()
 
 async def test_who_is_told_that_it_was_removed_tells_its_core() -> None:
     rig = Rig()
-    rig.driver.on_removed(B)
+    rig.driver.on_removed(B, 7)
     await rig.driver.turn()
-    assert rig.core.turns == [(ToldRemoved(B),)]
+    assert rig.core.turns == [(ToldRemoved(B, 7),)]
 
 
 async def test_a_message_for_many_is_encoded_once_and_each_peer_gets_one_frame_in_order(

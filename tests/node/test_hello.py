@@ -11,6 +11,7 @@ from node.hello import (
     PROTOCOL_VERSION,
     Hello,
     Refused,
+    SaidRemoved,
     Welcome,
     check_hello_untrusted,
     check_verdict_untrusted,
@@ -103,8 +104,18 @@ def test_deep_nesting_is_a_remote_fault() -> None:
 def test_a_welcome_is_a_welcome_and_a_refusal_keeps_its_code() -> None:
     check_verdict_untrusted(encode(Welcome()))
     with pytest.raises(RemoteFault, match=r"the other node refused this one: 'go away'") as caught:
-        check_verdict_untrusted(encode(Refused("removed", "go away")))
-    assert caught.value.code == "removed"
+        check_verdict_untrusted(encode(Refused("busy", "go away", 7)))
+    assert caught.value.code == "busy"
+    assert not isinstance(caught.value, SaidRemoved)
+
+
+def test_who_refuses_the_removed_says_in_which_epoch_that_was() -> None:
+    with pytest.raises(SaidRemoved, match=r"the other node refused this one: 'go away'") as caught:
+        check_verdict_untrusted(encode(Refused("removed", "go away", 7)))
+    assert (caught.value.code, caught.value.epoch) == ("removed", 7)
+    for epoch in (-1, 2**63):
+        with pytest.raises(RemoteFault, match="cannot be read"):
+            check_verdict_untrusted(encode(Refused("removed", "go away", epoch)))
 
 
 def test_a_strangers_words_do_not_grow_our_counters_or_our_log() -> None:

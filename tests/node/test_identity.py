@@ -108,7 +108,7 @@ def test_a_node_alone_stops_voting_while_it_hears_of_a_later_view() -> None:
 
 def test_a_node_alone_that_was_told_that_it_was_removed_does_not_vote() -> None:
     identity, _ = make(nodes=1)
-    identity._self.told_removed = True
+    identity._self.told_removed = 2
     assert not identity.verified
 
 

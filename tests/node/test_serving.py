@@ -196,7 +196,7 @@ async def test_what_is_read_is_stale_unless_a_majority_of_the_members_can_be_rea
     assert await stale(), "that was a while ago: this node may have slept"
     hear(core, FromPeer(PEER, Pong(NOW.mono - 0.1, 7, 0)))
     assert not await stale()
-    hear(core, ToldRemoved(PEER))
+    hear(core, ToldRemoved(PEER, 5))
     assert await stale(), "a member says that there is a newer view without this node"
 
 
@@ -233,7 +233,7 @@ async def test_what_a_guest_shows_is_stale_until_it_keeps_up_with_a_majority(ser
     assert await stale(), "one member has a newer view"
     hear(guest, ping(PEER, 1))
     assert not await stale()
-    hear(guest, ToldRemoved(PEER))
+    hear(guest, ToldRemoved(PEER, 5))
     assert await stale()
 
 
@@ -275,8 +275,9 @@ async def test_health_says_what_the_node_is_and_whom_it_reaches(serving: Serving
     assert peers[PEER] == wire.PeerHealth(PEER, True, 3, True, -250, "10.0.0.2", 2, 7401)
     hear(core, FromPeer(PEER, Ping(1.0, 4, 0, 1, True, NOW.unix_ms)))
     assert (await health()).verified
-    hear(core, ToldRemoved(PEER))
-    assert (await health()).role == "removed"
+    hear(core, ToldRemoved(PEER, 5))
+    told = await health()
+    assert (told.role, told.removed_in) == ("removed", 5)
 
 
 async def test_health_of_a_guest_and_of_who_was_removed(serving: Serving, core: Core) -> None:

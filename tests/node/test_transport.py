@@ -353,7 +353,20 @@ async def test_a_removed_member_is_dropped_and_not_dialed_again_and_a_new_one_is
         await trio.sleep(20)
         assert network.tries.count((HOST, large.port)) == tried
         assert small.silent()
-        assert await large.expect("removed", small.id) == "", "who dials where it is refused learns why"
+        assert await large.expect("removed", small.id) == "epoch 2", "who dials where it is refused learns why"
+
+
+async def test_who_refuses_the_one_it_dialed_was_not_removed_itself(
+    nodes: list[Certified], network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    """It hears of the removal of the other between its dial and the other's hello."""
+    small, large = Node(nodes[0], nodes[:2], network), Node(nodes[1], nodes[1:2], network)
+    small.removed[large.id] = 2
+    async with running(large, small):
+        await trio.sleep(20)
+        assert small.mesh.counters["refused.removed"] > 3
+        assert small.silent()
+        assert large.silent()
 
 
 async def test_a_guest_is_let_in_and_not_dialed(
@@ -602,7 +615,7 @@ async def test_the_refused_node_learns_why_and_says_it_once_too(
         refused = small.mesh.counters["refused.removed"]
         assert refused == large.mesh.counters["refused.removed"] > 10
         for _ in range(refused):
-            await small.expect("removed", large.id)
+            assert await small.expect("removed", large.id) == "epoch 3"
         assert small.silent()
         assert large.silent()
         texts = [record.getMessage() for record in caplog.records]

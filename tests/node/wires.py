@@ -124,7 +124,7 @@ class Node:
             on_up=lambda peer, replaced: self._send.send_nowait(("up", peer, "replaced" if replaced else "")),
             on_down=lambda peer, reason: self._send.send_nowait(("down", peer, reason)),
             removed_in=lambda peer: self.removed.get(peer, 0),
-            on_removed=lambda peer: self._send.send_nowait(("removed", peer, "")),
+            on_removed=lambda peer, epoch: self._send.send_nowait(("removed", peer, f"epoch {epoch}")),
             rng=random.Random(1),
             host=HOST,
             port=self.port,
