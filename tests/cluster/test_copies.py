@@ -44,8 +44,12 @@ async def test_a_copy_that_runs_beside_its_original_is_quarantined(cluster: Clus
     finally:
         copy.kill()
     assert ended.code == Exit.OUT_FOR_GOOD, ended
-    assert "another copy of it is running" in ended.text, ended.text
-    assert "keep no copy, and join the network anew under a new id" in ended.text, ended.text
+    beaten = (
+        "another process of it, which was there before this one and goes on" in ended.text
+    )  # seen before the votes it lacks
+    if not beaten:
+        assert "another copy of it is running" in ended.text, ended.text
+        assert "keep no copy, and join the network anew under a new id" in ended.text, ended.text
     await cluster.wait_up()  # the original goes on
     await load.finish()
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import hopchain.client
 from hopchain import Balance, Client, NotStarted, Unreachable
 from hopchain.wire import Chain
 from tests.cluster.cluster import SETTLE_S, Cluster, rows_of, until
@@ -27,7 +28,7 @@ async def what_is_read(client: Client, names: list[str]) -> tuple[bool, object]:
 
 
 async def test_an_observer_has_all_links_and_current_answers_and_takes_no_payments(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = await cluster.accounts("watched", 3)
     with operating(cluster.network.directory, tmp_path) as operator:
@@ -53,6 +54,7 @@ async def test_an_observer_has_all_links_and_current_answers_and_takes_no_paymen
             await until("the observer reads what the members read, and says it is current", look, SETTLE_S)
             health = await client.health()
             assert (health.role, health.active) == ("guest", False)
+            monkeypatch.setattr(hopchain.client, "FIRST_PAUSE_S", 60.0)  # no question is on its way when the time is up
             refused = await client.submit(cluster.pay_request(*names[:2], 1), 5.0)
             assert isinstance(refused, NotStarted) and refused.code == "not_member", refused
         assert "member" not in [line["event"] for line in joining.told()]
