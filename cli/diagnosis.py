@@ -94,7 +94,8 @@ def _standing(node: Known, said: Health) -> list[Finding]:
                 "removed",
                 node.name,
                 f"{node.name} still runs and is no member since epoch {said.removed_in}: its answers are marked stale",
-                "stop it; to have that machine back, invite it under a new id (`hopchain invite`, `hopchain join`)",
+                "wait: it ends when the others need it no more; stop it when it reaches none of them. To have that machine back, "
+                "invite it under a new id (`hopchain invite`, `hopchain join`)",
                 {"removed_in": said.removed_in},
             )
         )

@@ -13,7 +13,7 @@ import subprocess
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import anyio
 import anyio.abc
@@ -242,7 +242,7 @@ class _Join:
                 if seen is not None:
                     status, health = seen
                     if health.role == "removed":
-                        raise self._removed(health)
+                        await self._until_over(health.removed_in)
                     at_s = anyio.current_time()
                     copied = self.meter.note(at_s, status, health)
                     bar.show(copied)
@@ -293,12 +293,14 @@ class _Join:
                 try:
                     await submit_change(others, self.invitation.change, lambda: members, ADD_S)
                 except CommandFailed as error:
+                    if error.code == "removed":
+                        await self._until_over(0)
                     if error.exit_code is not Exit.UNREACHABLE:
                         raise
                     self.out.note(f"not a member yet: {error}")
                 seen = await self._seen(client)
                 if seen is not None and seen[1].role == "removed":
-                    raise self._removed(seen[1])
+                    await self._until_over(seen[1].removed_in)
                 if seen is not None and seen[1].role == "member":
                     self._tell(
                         "member", f"node {self.short} is a member since epoch {seen[1].epoch}", epoch=seen[1].epoch
@@ -311,7 +313,7 @@ class _Join:
         while True:
             seen = await self._seen(client)
             if seen is not None and seen[1].role == "removed":
-                raise self._removed(seen[1])
+                await self._until_over(seen[1].removed_in)
             if seen is not None and seen[1].role == "member" and seen[1].active:
                 self._tell(
                     "active",
@@ -334,13 +336,14 @@ class _Join:
         """The nodes that the invitation named."""
         return tuple(node for node in self.network.nodes if node.id != self.id)
 
-    def _removed(self, health: Health) -> CommandFailed:
-        return CommandFailed(
-            Exit.OUT_FOR_GOOD,
-            "removed",
-            f"node {self.short} was removed in epoch {health.removed_in}; ids never come back: ask for a new invitation and "
-            "join with another directory",
+    async def _until_over(self, epoch: int) -> NoReturn:
+        """The node was removed. Others may still need what it knows: it ends by itself, with the reason, when they do not."""
+        when = f" in epoch {epoch}" if epoch else ""
+        self._tell(
+            "removed", f"node {self.short} was removed{when}: it ends when nobody needs it any more", epoch=epoch
         )
+        await anyio.sleep_forever()
+        raise AssertionError("the node's end ends this")
 
     def _tell(self, event: str, text: str, **more: JsonValue) -> None:
         if self.out.as_json:

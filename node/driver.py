@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 import trio
 
+from chain.errors import Removed
 from chain.needs import Loaded, Needs, load
 from chain.rows import Applied
 from chain.store import Write, commit
@@ -180,8 +181,12 @@ class Driver:
         for peer in effects.drops:
             assert self.mesh is not None
             self.mesh.drop(peer, "nothing was heard of it for too long")
+        removed = None
         if effects.contacts is not None:
-            self._on_contacts(effects.contacts)
+            try:
+                self._on_contacts(effects.contacts)
+            except Removed as error:  # whoever waits for an answer of this turn gets it first
+                removed = error
         for answer in effects.answers:
             self.reply(answer.caller, answer.body)
         for read in effects.reads:
@@ -190,6 +195,8 @@ class Driver:
                 self._serve_read(session, read)
         for key in effects.lookups:
             self._look_up(key)
+        if removed is not None:
+            raise removed
 
     def _send(self, sends: Sequence[Send]) -> None:
         assert self.mesh is not None

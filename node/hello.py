@@ -36,8 +36,8 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
-    """It is not. `code` is stable, `text` says what to do; the connection closes. `epoch`: in which the other was removed from
-    the network, 0 when it was not."""
+    """It is not. `code` is stable, `text` says what to do; the connection closes. `epoch`, of code `removed`: in
+    which the other was removed from the network."""
 
     code: str
     text: str

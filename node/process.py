@@ -20,6 +20,7 @@ from chain.disk import open_database
 from chain.errors import LocalMisuse
 from chain.genesis import Genesis
 from chain.store import create_or_check
+from node.addressbook import AddressBook
 from node.channel import TcpNetwork
 from node.config import NodeConfig, read_config
 from node.core import Core
@@ -86,6 +87,7 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
     with DataLock(directory):
         marker = MarkerFile(directory, key.id)
         marker.check_database(exists=path.exists())
+        book = AddressBook(directory)
         async with (
             trio_asyncio.open_loop(),
             open_database_thread(lambda: open_database(path, writer=True)) as database,
@@ -110,6 +112,8 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
                     datagrams=_Udp(),
                     disk=lambda: _disk(path),
                     remember=marker.write,
+                    addresses=book.read(),
+                    note_addresses=book.write,
                     certificate_until_ms=lambda: certificate_until_ms(directory / NODE_CERTIFICATE),
                 )
                 nursery.start_soon(_renew_certificates, contexts, directory)

@@ -8,8 +8,8 @@
 """
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -55,7 +55,7 @@ MAX_LOOKUPS: Final = 16  # that wait at once; they only find addresses, so more 
 class Ports:
     """Everything outside of it that a node touches. `boot`: 16 bytes, new at each start. `rng` is for what may be
     guessed (jitter, message ids). `disk` and `certificate_until_ms` are for `hopchain doctor`. `remember` keeps what is durable
-    beside the database. Secrets: `contexts` and `network_key`."""
+    beside the database; `addresses` are those that were given to `note_addresses` last, before this start. Secrets: `contexts` and `network_key`."""
 
     clock: Callable[[], Now]
     rng: random.Random
@@ -68,6 +68,8 @@ class Ports:
     datagrams: DatagramFactory
     disk: Callable[[], Disk] = lambda: Disk(0, 0, 0)
     remember: Callable[[Marker], None] = lambda marker: None
+    addresses: Mapping[NodeId, tuple[str, int]] = field(default_factory=dict)
+    note_addresses: Callable[[Mapping[NodeId, tuple[str, int]]], None] = lambda addresses: None
     certificate_until_ms: Callable[[], int] = lambda: 0
 
 
@@ -80,12 +82,13 @@ class RunningNode:
         self.core = core
         self._config = config
         self._ports = ports
-        self._seeds = [(peer.host, peer.port) for peer in config.peers]
-        self._addresses = {peer.node_id: (peer.host, peer.port) for peer in config.peers}
+        self._addresses = {**ports.addresses, **{peer.node_id: (peer.host, peer.port) for peer in config.peers}}
+        self._seeds = list(dict.fromkeys([*((p.host, p.port) for p in config.peers), *ports.addresses.values()]))
+        others = self._addresses.keys() - {node_id}
         self._addresses[node_id] = (config.advertise_host, config.port)
         self._lookups: set[bytes] = set()
         self._contacts: frozenset[NodeId] = core.membership.contacts()
-        core.introduce(ports.boot, seeds=any(peer.node_id != node_id for peer in config.peers))
+        core.introduce(ports.boot, seeds=bool(others))
         self.driver = Driver(
             core,
             ports.database,
@@ -160,10 +163,18 @@ class RunningNode:
             self._serving.dht = dht
             await nursery.start(self.mesh.run)
             await nursery.start(self._clients.run)
-            nursery.start_soon(self.driver.run)
+            nursery.start_soon(self._drive)
             nursery.start_soon(self._join)
             task_status.started()
             await trio.sleep_forever()
+
+    async def _drive(self) -> None:
+        """Turn after turn. Who was removed ends by itself, with what it had to say sent."""
+        try:
+            await self.driver.run()
+        except Removed:
+            await self.aclose()
+            raise
 
     async def aclose(self) -> None:
         """Send what is queued for clients and members, for a bounded time, and close their connections."""
@@ -203,6 +214,12 @@ class RunningNode:
             )
         self._contacts = contacts
         self.mesh.refresh()
+        self._note_addresses()
+
+    def _note_addresses(self) -> None:
+        """For the next start: where the other members are, as far as it is known."""
+        others = [node for node in self.core.view.ids if node != self.id and node in self._addresses]
+        self._ports.note_addresses({node: self._addresses[node] for node in others})
 
     # --- the DHT ---
 
@@ -218,6 +235,7 @@ class RunningNode:
         contact = event.contact
         if event.change is not Change.LOST and contact.id != self.id:
             self._addresses[contact.id] = (contact.host, contact.port)
+            self._note_addresses()
 
     def _look_up(self, key: bytes) -> None:
         """Find where the owner of a key is now; what is found arrives at `_on_contact`."""

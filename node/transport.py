@@ -286,8 +286,6 @@ class PeerMesh:
                 peer = _Peer(hello.node_id, hello, channel, dialed_by, trio.current_time())
         except HANDSHAKE_ERRORS as error:
             fault = handshake_fault(error)
-            if isinstance(fault, SaidRemoved) and dialed is not None:  # not that we refused it
-                self._on_removed(dialed, fault.epoch)
             if fault.code == "duplicate":
                 self.counters["refused.duplicate"] += 1
             else:
@@ -315,12 +313,22 @@ class PeerMesh:
         if refusal is None:
             channel.limit_frames(MAX_FRAME_BYTES)  # a member: it may go on at once after our welcome
             await channel.send(encode(Welcome()))
-            check_verdict_untrusted(await _receive(channel))
+            await self._hear_verdict(channel, certified)
             return hello
+        epoch = self._removed_in(certified) if refusal.code == "removed" else 0
         with trio.move_on_after(VERDICT_S), suppress(RemoteFault, trio.BrokenResourceError):
-            await channel.send(encode(Refused(refusal.code, refusal.text, self._removed_in(certified))))
-            await channel.receive()
+            await channel.send(encode(Refused(refusal.code, refusal.text, epoch)))
+            await self._hear_verdict(channel, certified)
         raise refusal
+
+    async def _hear_verdict(self, channel: Channel, certified: NodeId) -> None:
+        """Return when the other side says `Welcome`; otherwise raise what it says, and tell whoever wants to know that this node
+        was removed."""
+        try:
+            check_verdict_untrusted(await _receive(channel))
+        except SaidRemoved as fault:
+            self._on_removed(certified, fault.epoch)
+            raise
 
     # --- dialing -----------------------------------------------------------------------------------------------
 

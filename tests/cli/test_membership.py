@@ -1,5 +1,6 @@
 """The commands of membership against fake nodes: what they send, refuse and print."""
 
+import json
 import os
 import re
 import stat
@@ -20,6 +21,8 @@ from node.pki import certificate_until_ms, node_contexts, read_node_key
 from routing.keyspace import node_id_of
 from tests.cli.conftest import TIME_MS, Cli, World
 from tests.cli.test_commands import documented
+from tests.cli.test_diagnosis import health
+from tests.cli.test_join import EMPTY
 from tests.hopchain.membership import NOW_MS
 
 DAY_MS = 86_400_000
@@ -433,6 +436,29 @@ def test_join_refuses_before_anything_is_made(world: World, tmp_path: Path, monk
     assert "expired 1 min ago" in world.run("join", str(path), "--data", str(data), code=2).stderr
     assert not data.exists()
     assert "is the directory of node" in world.run("join", str(path), "--data", str(data_of(world, 1)), code=2).stderr
+
+
+NEEDED = "import sys, time; time.sleep(1); print('error: nobody needs it any more'); sys.exit(4)"
+
+
+def test_join_leaves_a_removed_node_running_until_it_ends_by_itself(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others may still need its part of the old view."""
+    said = (EMPTY, health(1, role="removed", removed_in=7))
+
+    async def seen(join: object, client: object) -> object:
+        return said
+
+    monkeypatch.setattr("cli.join._Join._seen", seen)
+    monkeypatch.setattr("cli.join.node_command", lambda data: [sys.executable, "-c", NEEDED])
+    monkeypatch.setattr("cli.join.ports_of", lambda *asked: (5001, 5002))
+    done = world.run("join", str(invited(world)), "--data", str(tmp_path / "data"), "--json", code=4)
+    started, removed, error = done.stdout.split("\n", 2)
+    assert json.loads(started)["event"] == "started"
+    told = json.loads(removed)
+    assert (told["event"], told["epoch"]) == ("removed", 7)
+    assert "exit code 4: error: nobody needs it any more" in json.loads(error)["message"]
 
 
 # --- doctor ---

@@ -99,12 +99,17 @@ class Growing(Cluster):
         await self._spread()
         await self.wait_active()
 
-    async def remove(self, number: int) -> None:
-        """Remove a member; its process ends, by itself or told to."""
+    async def removal(self, number: int) -> SignedChange:
+        """The operator's word that a member is to be removed. The member is asked for its key."""
         node = self.nodes[number]
         key = next(m for m in (await self._members(self.clients[number])) if m.id == node.place.node_id)
         wanted = Change(self.id, ChangeAction.REMOVE, key.public_key, key.incarnation, unix_ms() + LIFE_MS)
-        await self.change(sign_change(wanted, self._operator), last=number)
+        return sign_change(wanted, self._operator)
+
+    async def remove(self, number: int) -> None:
+        """Remove a member; its process ends, by itself or told to."""
+        node = self.nodes[number]
+        await self.change(await self.removal(number), last=number)
         del self.nodes[number]
         del self.clients[number]
         self.gone.append(node)

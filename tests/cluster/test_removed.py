@@ -12,8 +12,9 @@ from cli.members import FORCE_WORDS
 from cli.output import Exit
 from hopchain import Balance, Client, NotFound, NotStarted, Timing, Unknown, Unreachable
 from hopchain.wire import Chain
+from node.addressbook import AddressBook
 from node.membership import LINGER_S
-from tests.cluster.cluster import FUNDS, STOP_S, Ended, NodeProcess
+from tests.cluster.cluster import FUNDS, STOP_S, Ended, NodeProcess, rows_of, until
 from tests.cluster.commands import operating
 from tests.cluster.grow import Growing
 
@@ -102,14 +103,37 @@ async def test_a_removed_node_that_no_member_lets_in_any_more_ends(tmp_path: Pat
     """The view without it is settled, so nobody sends it: all that it hears is why it is refused."""
     cluster = Growing(tmp_path / "net", 3)
     async with cluster.growing():
-        gone = cluster.nodes[GONE]
-        cluster.kill(GONE)
-        await remove_by_force(cluster, gone, tmp_path)
-        await trio.sleep(2 * LINGER_S)
-        gone.start()
-        ended = await gone.ended()
-        check_ended(ended)
-        assert "in epoch 2 and nobody needs it" in ended.text, ended.text
+        await check_ends_unknowing(cluster, GONE)
+
+
+async def test_a_removed_founder_that_nobody_told_finds_somebody_who_does(tmp_path: Path) -> None:
+    """It has no seeds, and members do not dial who was removed: it knows them from before."""
+    cluster = Growing(tmp_path / "net", 1)
+    async with cluster.growing():
+        await cluster.add()
+        await cluster.add()
+        await until("it notes where they are", lambda: notes(cluster.nodes[0].directory, 2), STOP_S)
+        await check_ends_unknowing(cluster, 0)
+
+
+async def notes(directory: Path, others: int) -> tuple[bool, object]:
+    known = AddressBook(directory).read()
+    return len(known) == others, known
+
+
+async def check_ends_unknowing(cluster: Growing, number: int) -> None:
+    """A node that is removed while it is down, and starts when the others send it no views any more, ends."""
+    gone = cluster.nodes[number]
+    removal = await cluster.removal(number)
+    epoch = (await cluster.clients[number].health()).epoch + 1
+    cluster.kill(number)
+    await cluster.change(removal, last=number)
+    await trio.sleep(4 * LINGER_S)
+    gone.start()
+    ended = await gone.ended()
+    check_ended(ended)
+    assert f"in epoch {epoch} and nobody needs it" in ended.text, ended.text
+    assert dict(rows_of(gone.directory / "node.db").counts)["views"] == epoch - 1, "it never had the view without it"
 
 
 async def keep_reading(client: Client, name: str, read: list[Balance]) -> None:

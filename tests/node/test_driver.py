@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from chain.errors import Corruption, RemoteFault, StorageFailure
+from chain.errors import Corruption, RemoteFault, Removed, StorageFailure
 from chain.genesis import issuer_links
 from chain.needs import Loaded, Needs, load
 from chain.rows import Applied
@@ -258,6 +258,19 @@ async def test_other_contacts_are_told_after_the_commit_and_before_the_answers()
     assert rig.journal == ["step", "commit", "send", "contacts 2", "answer", "read", "look up"]
     rig.journal.clear()
     await rig.driver.turn()
+    assert rig.journal == ["step", "commit", "send", "answer", "read", "look up"]
+
+
+async def test_who_was_removed_answers_what_it_has_to_before_it_ends() -> None:
+    rig = Rig([msgspec.structs.replace(everything(), contacts=frozenset({A, B}))])
+
+    def over(contacts: frozenset[NodeId]) -> None:
+        raise Removed("it was removed")
+
+    rig.driver._on_contacts = over
+    rig.driver.put_nowait(PeerUp(A))
+    with pytest.raises(Removed):
+        await rig.driver.run()
     assert rig.journal == ["step", "commit", "send", "answer", "read", "look up"]
 
 

@@ -364,9 +364,24 @@ async def test_who_refuses_the_one_it_dialed_was_not_removed_itself(
     small.removed[large.id] = 2
     async with running(large, small):
         await trio.sleep(20)
-        assert small.mesh.counters["refused.removed"] > 3
+        dials = small.mesh.counters["refused.removed"]
+        assert dials > 3
         assert small.silent()
-        assert large.silent()
+        for _ in range(dials):
+            assert await large.expect("removed", small.id) == "epoch 2", "also who is dialed learns it"
+
+
+async def test_a_removed_node_learns_it_also_from_one_that_it_did_not_look_for(
+    nodes: list[Certified], network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    """All members that it knows are gone, and another one has the address of one of them."""
+    asleep, other = Node(nodes[0], nodes[:2], network), Node(nodes[2], nodes[2:], network)
+    asleep.addresses[nodes[1].id] = (HOST, other.port)
+    other.removed[asleep.id] = 5
+    async with running(other, asleep):
+        await trio.sleep(1)
+        assert asleep.mesh.counters["refused.wrong_peer"] > 1
+        assert await asleep.expect("removed", other.id) == "epoch 5"
 
 
 async def test_a_guest_is_let_in_and_not_dialed(
