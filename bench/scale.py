@@ -65,6 +65,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.conn = open_database(path, writer=True)
         self.network: NetworkId = genesis().network_id
+        self.postings = 0  # stored so far; SQL could only count them one by one
         create_or_check(self.conn, genesis(), NODE, (bytes(32), b"view"))
         self._nonce = count(1)
         self._clock_ms = count(2)
@@ -113,11 +114,13 @@ class Ledger:
         needs = Needs()
         for link in links:
             needs.heads.add(link.account)
-            needs.postings.update(link.confirmed)
+            needs.postings[link.account] = set(link.confirmed)
         loaded = load(self.conn, needs)
-        for link in links:
-            check_successor(link, loaded.heads.get(link.account), [loaded.postings[hash_] for hash_ in link.confirmed])
-        commit(self.conn, [Applied(link) for link in links])
+        applied = [Applied(link, tuple([loaded.postings[hash_] for hash_ in link.confirmed])) for link in links]
+        for write in applied:
+            check_successor(write.link, loaded.heads.get(write.link.account), write.confirmed)
+        commit(self.conn, applied)
+        self.postings += sum(len(link.posting_hashes) for link in links)
 
     def open(self, names: Sequence[str]) -> None:
         """Open accounts and give each FUNDS."""
@@ -129,11 +132,6 @@ class Ledger:
                 opened.append(form_opening(self.network, item, next(self._clock_ms)))
             self.apply(opened)
             self.make([self.pay("mint", [Posting(name, FUNDS) for name in part])])
-
-    @property
-    def postings(self) -> int:
-        """How many are stored."""
-        return int(self.conn.execute("SELECT coalesce(max(rowid), 0) FROM transfers").fetchone()[0])
 
 
 def queued(request: Request) -> Queued:

@@ -3,7 +3,8 @@
 Links are replayed in the order of the log, in which each stands after all that it builds on. For each one: its bytes
 hash to its hash and name the link before it; the account's key signed every request; the outcomes follow from what was
 there; its balance is the balance before, plus what it confirms, less what it pays; every row that it makes in
-`transfers`, `outcomes` and `accounts` is there, field by field. Then: no other rows exist, no money was made or lost.
+`postings`, `confirmations`, `outcomes` and `accounts` is there, field by field. Then: every thread leads through all
+confirmed postings of its stream, what is not confirmed is incoming, no other rows exist, no money was made or lost.
 
 Nothing here uses the triggers or what they wrote before it was compared itself; memory does not grow with the database.
 What cannot be derived is not judged (design R15): whether a name was unknown elsewhere when a request was rejected.
@@ -22,9 +23,8 @@ from chain.disk import snapshot, storage_failure
 from chain.errors import LocalMisuse, RemoteFault
 from chain.genesis import FIRST_EPOCH, Genesis, decode_genesis, encode_genesis, issuer_links
 from chain.link import HEADER_BYTES, Link, Outcome, decode_link_untrusted, opening_slot
-from chain.needs import ROWID_BEFORE
 from chain.request import Kind, RequestId, is_signed_by
-from chain.schema import SCHEMA_VERSION, STAGING_TABLES, schema_faults
+from chain.schema import ID_BITS, SCHEMA_VERSION, STAGING_TABLES, schema_faults
 from chain.seal import EMPTY_LOG, row_checksum
 from chain.verdicts import Before, why_wrong
 
@@ -83,6 +83,7 @@ def audit(
     """
     run = _Audit(conn, genesis, progress or (lambda _done, _total: None))
     fault = None
+    texts, conn.text_factory = conn.text_factory, _text
     try:
         with snapshot(conn):
             run.everything()
@@ -92,7 +93,17 @@ def audit(
         if not str(getattr(error, "sqlite_errorname", "")).startswith(_DAMAGED):
             raise storage_failure(error, "verifying the database") from error
         fault = Fault("database", "file", "pages", "a sound SQLite file", str(error))
+    finally:
+        conn.text_factory = texts
     return AuditReport(run.links, run.postings, run.confirmed, run.accounts, fault)
+
+
+def _text(raw: bytes) -> str | bytes:
+    """A TEXT field; what is no UTF-8 stays bytes, and so differs from all that a link can say."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
 
 
 def _show(value: Value) -> str:
@@ -112,20 +123,22 @@ def _compare(
     """The row is there and all `columns` are as expected."""
     _require(found is not None, table, key, columns[0], "a row", "nothing")
     for column, want, have in zip(columns, expected, found or (), strict=True):
-        _require(type(want) is type(have) and want == have, table, key, column, want, have)
+        _require(want == have, table, key, column, want, have)
 
 
 _LINK_COLUMNS: Final = (
     "hash", "account", "height", "prev_hash", "balance", "incoming_checksum", "epoch", "time_ms", "posting_count",
     "confirmed_count", "outcome_count",
 )  # fmt: skip
-_TRANSFER_COLUMNS: Final = (
-    "hash", "link_hash", "number", "prev_hash", "sender", "recipient", "amount", "memo", "balance", "incoming_checksum",
-    "height", "time_ms", "request_id",
-)  # fmt: skip
+_POSTING_COLUMNS: Final = ("id", "hash", "recipient", "amount", "memo", "request_id")
 _OPENING_COLUMNS: Final = ("name", "asset", "public_key", "issuer")
 _HEAD_COLUMNS: Final = ("name", "height", "tip", "balance", "epoch", "time_ms")
 _OUTCOME_COLUMNS: Final = ("request_id", "account", "link_hash", "number", "outcome")
+
+
+def _ids_of(seq: int) -> tuple[int, int]:
+    """The first and last id that rows of the link in this place of the log can have."""
+    return seq << ID_BITS, (seq + 1 << ID_BITS) - 1
 
 
 class _Audit:
@@ -141,7 +154,10 @@ class _Audit:
     def everything(self) -> None:
         for (text,) in self._conn.execute("PRAGMA integrity_check(1)"):
             _require(text == "ok", "database", "file", "integrity_check", "ok", text)
-        for name, expected, found in schema_faults(self._conn):
+        faults = schema_faults(self._conn)
+        if faults and all(name != "meta" for name, _, _ in faults):
+            self._version()
+        for name, expected, found in faults:
             _require(False, "sqlite_master", name, "sql", expected, found)
         for table in STAGING_TABLES:
             (count,) = self._conn.execute(f"SELECT count(*) FROM {table}").fetchone()
@@ -153,7 +169,16 @@ class _Audit:
         self._issuers = {link.account: link for link in issuer_links(genesis)}
         self._replay(genesis)
         self._nothing_else()
+        self._threads()
+        self._incoming()
         self._money()
+
+    def _version(self) -> None:
+        """The tables of another release are no damage: this is said before they are compared."""
+        want = f"{SCHEMA_VERSION} (another release made this database: verify it with that one)"
+        for (found,) in self._conn.execute("SELECT value FROM meta WHERE key = 'schema_version'"):
+            version = found.decode(errors="replace")
+            _require(version == str(SCHEMA_VERSION), "meta", "schema_version", "value", want, version)
 
     # --- rows with a checksum ---
 
@@ -177,7 +202,7 @@ class _Audit:
 
     def _meta(self) -> Genesis:
         meta: dict[str, bytes] = dict(self._conn.execute("SELECT key, value FROM meta"))
-        for key in sorted(meta.keys() | set(_META_KEYS)):
+        for key in sorted(meta.keys() | set(_META_KEYS), key=_show):
             _require(key in meta, "meta", key, "key", "a row", "nothing")
             _require(key in _META_KEYS, "meta", key, "key", "no such row", "a row")
         version = str(SCHEMA_VERSION).encode()
@@ -257,7 +282,7 @@ class _Audit:
         _require(link.balance == funds - link.debit, "links", link.hash, "balance", funds - link.debit, link.balance)
         _require(link.balance >= 0 or before.limit > 0, "links", link.hash, "balance", "at least 0", link.balance)
         self._entries(seq, link, before, funds)
-        self._postings(link)
+        self._postings(seq, link)
         self._outcomes(link)
         after = self._conn.execute(
             "SELECT 1 FROM links WHERE prev_hash = ? OR (account = ? AND height = ?)",
@@ -307,69 +332,64 @@ class _Audit:
 
     def _confirmations(self, seq: int, link: Link) -> int:
         """Their sum. Each is a posting to this account of an earlier link, listed once, in its sender's order."""
-        income, last_age = 0, (-1, "", -1, -1)
-        for posting in link.confirmed:
-            row = self._conn.execute(
-                "SELECT t.recipient, t.amount, t.confirmation, t.prev_confirmed_hash, t.sender, t.height, t.number, "
-                "t.time_ms, l.seq FROM transfers AS t LEFT JOIN links AS l ON l.hash = t.link_hash WHERE t.hash = ?",
-                (posting,),
-            ).fetchone()
+        income, last_age = 0, (-1, "", -1)
+        found = self._conn.execute(
+            "SELECT c.id, c.posting, p.hash, p.recipient, p.amount, l.account, l.time_ms, c.previous, b.recipient, e.account, d.id "
+            "FROM confirmations AS c LEFT JOIN postings AS p ON p.id = c.posting LEFT JOIN links AS l ON l.seq = c.posting >> 14 "
+            "LEFT JOIN postings AS b ON b.id = c.previous LEFT JOIN links AS e ON e.seq = c.previous >> 14 "
+            "LEFT JOIN confirmations AS d ON d.posting = c.previous WHERE c.id BETWEEN ? AND ? ORDER BY c.id",
+            _ids_of(seq),
+        )
+        for number, posting in enumerate(link.confirmed, seq << ID_BITS):
+            row = found.fetchone()
+            there = row is not None and row[0] == number
             _require(
-                row is not None, "transfers", posting, "hash", f"a row, link {link.hash.hex()} confirms it", "nothing"
+                there,
+                "confirmations",
+                number,
+                "id",
+                f"a row, link {link.hash.hex()} confirms posting {posting.hex()}",
+                "nothing",
             )
-            recipient, amount, confirmation, thread, sender, height, number, time_ms, made = row
-            _require(recipient == link.account, "transfers", posting, "recipient", link.account, recipient)
-            _require(confirmation == link.hash, "transfers", posting, "confirmation", link.hash, confirmation)
-            _require(
-                made is not None and made < seq,
-                "links",
-                link.hash,
-                "seq",
-                "after the links whose postings it confirms",
-                seq,
-            )
-            want = self._thread_before(seq, sender, recipient, height, number)
-            _require(thread == want, "transfers", posting, "prev_confirmed_hash", want, thread)
-            age = (time_ms, sender, height, number)
+            _, place, stored, recipient, amount, sender, time_ms, previous, *before, confirmed = row
+            there = stored == posting and sender is not None
+            _require(there, "confirmations", number, "posting", f"that of posting {posting.hex()}", place)
+            _require(recipient == link.account, "postings", posting, "recipient", link.account, recipient)
+            made = place >> ID_BITS
+            _require(made < seq, "links", link.hash, "seq", "after the links whose postings it confirms", seq)
+            age = (time_ms, sender, place)
             _require(age > last_age, "links", link.hash, "body", "confirmations, each once, oldest first", posting)
             last_age = age
+            if previous is not None:
+                stream = (
+                    previous < place and before == [recipient, sender] and confirmed is not None and confirmed < number
+                )
+                _require(
+                    stream,
+                    "confirmations",
+                    number,
+                    "previous",
+                    "the posting confirmed before it in its stream",
+                    previous,
+                )
             income += amount
-        (count,) = self._conn.execute("SELECT count(*) FROM transfers WHERE confirmation = ?", (link.hash,)).fetchone()
-        if count != len(link.confirmed):
-            self._confirmed_by_mistake(link)
-        self.confirmed += count
+        row = found.fetchone()
+        if row is not None:
+            _require(False, "confirmations", row[0], "id", f"nothing, link {link.hash.hex()} does not list it", "a row")
+        self.confirmed += len(link.confirmed)
         return income
 
-    def _thread_before(self, seq: int, sender: str, recipient: str, height: int, number: int) -> bytes:
-        """The posting before this one in its stream, which must be confirmed by now; zeros for the first."""
-        row = self._conn.execute(
-            "SELECT t.hash, t.confirmation, l.seq FROM transfers AS t LEFT JOIN links AS l ON l.hash = t.confirmation "
-            f"WHERE t.rowid = {ROWID_BEFORE}",
-            {"sender": sender, "recipient": recipient, "height": height, "number": number},
-        ).fetchone()
-        if row is None:
-            return bytes(32)
-        before: bytes = row[0]
-        _require(
-            row[2] is not None and row[2] <= seq, "transfers", before, "confirmation", "that of an earlier link", row[1]
-        )
-        return before
-
-    def _confirmed_by_mistake(self, link: Link) -> None:
-        listed = set(link.confirmed)
-        for (posting,) in self._conn.execute("SELECT hash FROM transfers WHERE confirmation = ?", (link.hash,)):
-            _require(posting in listed, "transfers", posting, "confirmation", "a link that lists it", link.hash)
-
-    def _postings(self, link: Link) -> None:
-        columns = ", ".join(_TRANSFER_COLUMNS)
+    def _postings(self, seq: int, link: Link) -> None:
+        columns = ", ".join(_POSTING_COLUMNS)
+        found = self._conn.execute(f"SELECT {columns} FROM postings WHERE id BETWEEN ? AND ? ORDER BY id", _ids_of(seq))
         for number, posting_hash, posting, request_id in link.postings():
             self.postings += 1
-            expected = (
-                posting_hash, link.hash, number, link.prev_hash, link.account, posting.recipient, posting.amount,
-                posting.memo, link.balance, link.incoming_checksum, link.height, link.time_ms, request_id,
-            )  # fmt: skip
-            found = self._conn.execute(f"SELECT {columns} FROM transfers WHERE hash = ?", (posting_hash,)).fetchone()
-            _compare("transfers", posting_hash, _TRANSFER_COLUMNS, expected, found)
+            place = seq << ID_BITS | number
+            expected = (place, posting_hash, posting.recipient, posting.amount, posting.memo, request_id)
+            _compare("postings", posting_hash, _POSTING_COLUMNS, expected, found.fetchone())
+        row = found.fetchone()
+        if row is not None:
+            _require(False, "postings", row[1], "hash", f"nothing, link {link.hash.hex()} does not make it", "a row")
 
     def _outcomes(self, link: Link) -> None:
         columns = ", ".join(_OUTCOME_COLUMNS)
@@ -408,48 +428,130 @@ class _Audit:
     # --- what no link made ---
 
     def _nothing_else(self) -> None:
-        for table, made in (("transfers", self.postings), ("outcomes", self.outcomes), ("accounts", self.accounts)):
+        for table, made in (
+            ("postings", self.postings),
+            ("confirmations", self.confirmed),
+            ("outcomes", self.outcomes),
+            ("accounts", self.accounts),
+        ):
             (count,) = self._conn.execute(f"SELECT count(*) FROM {table}").fetchone()
             if count != made:
                 self._name_extra(table)
                 _require(False, table, "*", "count", made, count)
-        row = self._conn.execute(
-            "SELECT hash, confirmation, prev_confirmed_hash FROM transfers "
-            "WHERE (confirmation IS NULL) <> (prev_confirmed_hash IS NULL) LIMIT 1"
-        ).fetchone()
-        if row is not None:
-            _require(False, "transfers", row[0], "prev_confirmed_hash", "NULL, as its confirmation is", row[2])
-        row = self._conn.execute(
-            "SELECT hash, confirmation FROM transfers WHERE confirmation IS NOT NULL "
-            "AND confirmation NOT IN (SELECT hash FROM links) LIMIT 1"
-        ).fetchone()
-        if row is not None:
-            _require(False, "transfers", row[0], "confirmation", "a link that is here", row[1])
+
+    def _threads(self) -> None:
+        """Each thread leads from its last posting through all the others: what a thread does not reach was confirmed twice
+        or has lost its place. That it goes back in time, and so ends, was checked with each confirmation."""
+        reached = 0
+        for recipient, sender, last in self._conn.execute("SELECT recipient, sender, last FROM threads"):
+            at, column = last, "last"
+            while at is not None:
+                row = self._conn.execute(
+                    "SELECT c.previous, p.recipient, l.account FROM confirmations AS c "
+                    "LEFT JOIN postings AS p ON p.id = c.posting LEFT JOIN links AS l ON l.seq = c.posting >> 14 WHERE c.posting = ?",
+                    (at,),
+                ).fetchone()
+                key, want = f"{sender} to {recipient}", "a confirmed posting of this stream"
+                _require(row is not None and row[1:] == (recipient, sender), "threads", key, column, want, at)
+                at, column = row[0], "previous"
+                reached += 1
+        if reached == self.confirmed:
+            return
+        self._name_lost()
+        _require(False, "threads", "*", "count", f"{self.confirmed} confirmed postings", reached)
+
+    def _name_lost(self) -> None:
+        """Find where the thread of a stream misses a confirmed posting: it has no row, ends too early, or leaves one out."""
+        lost = self._conn.execute(
+            "SELECT c.posting, p.recipient, l.account, t.last FROM confirmations AS c JOIN postings AS p ON p.id = c.posting "
+            "JOIN links AS l ON l.seq = c.posting >> 14 LEFT JOIN threads AS t ON t.recipient = p.recipient AND t.sender = l.account "
+            "WHERE c.posting NOT IN (SELECT last FROM threads) "
+            "AND c.posting NOT IN (SELECT previous FROM confirmations WHERE previous IS NOT NULL) ORDER BY c.id DESC"
+        )
+        for posting, recipient, sender, last in lost:
+            stream = f"{sender} to {recipient}"
+            _require(last is not None, "threads", stream, "recipient", f"a row that ends at {posting}", "nothing")
+            _require(posting < last, "threads", stream, "last", posting, last)
+            number, at = -1, last
+            while at is not None and at > posting:
+                number, at = self._conn.execute(
+                    "SELECT id, previous FROM confirmations WHERE posting = ?", (at,)
+                ).fetchone()
+            _require(False, "confirmations", number, "previous", posting, at)
+
+    def _incoming(self) -> None:
+        """What is not confirmed is incoming, and nothing else is; it comes after what its thread has confirmed.
+
+        So nothing here is confirmed too: threads lead through all that is, backwards."""
+        count = 0
+        for (
+            recipient,
+            sender,
+            place,
+            amount,
+            posting,
+            made_to,
+            made_by,
+            made,
+            made_hash,
+            last,
+        ) in self._conn.execute(
+            "SELECT i.recipient, i.sender, i.posting, i.amount, i.hash, p.recipient, l.account, p.amount, p.hash, t.last "
+            "FROM incoming AS i LEFT JOIN postings AS p ON p.id = i.posting LEFT JOIN links AS l ON l.seq = i.posting >> 14 "
+            "LEFT JOIN threads AS t ON t.recipient = i.recipient AND t.sender = i.sender"
+        ):
+            count += 1
+            _require(made_to is not None, "incoming", place, "posting", "a posting that is here", place)
+            _compare(
+                "incoming",
+                place,
+                ("recipient", "sender", "amount", "hash"),
+                (made_to, made_by, made, made_hash),
+                (recipient, sender, amount, posting),
+            )
+            _require(
+                last is None or last < place,
+                "incoming",
+                place,
+                "posting",
+                f"after {last}, where its thread ends",
+                place,
+            )
+        if count == self.postings - self.confirmed:
+            return
+        for place, recipient in self._conn.execute(
+            "SELECT p.id, p.recipient FROM postings AS p CROSS JOIN links AS l ON l.seq = p.id >> 14 "
+            "WHERE NOT EXISTS (SELECT 1 FROM confirmations AS c WHERE c.posting = p.id) AND NOT EXISTS "
+            "(SELECT 1 FROM incoming AS i WHERE i.recipient = p.recipient AND i.sender = l.account AND i.posting = p.id)"
+        ):
+            _require(False, "incoming", place, "recipient", recipient, "nothing")
+        _require(False, "incoming", "*", "count", self.postings - self.confirmed, count)
 
     def _name_extra(self, table: str) -> None:
         """Find a row that no link makes. Slow, and only run when the counts have shown that there is one."""
+        if table in ("postings", "confirmations"):
+            for (place,) in self._conn.execute(f"SELECT id FROM {table} WHERE id >> 14 NOT IN (SELECT seq FROM links)"):
+                _require(False, table, place, "id", f"nothing, there is no link {place >> ID_BITS}", "a row")
+            return
         if table == "accounts":
             for (name,) in self._conn.execute(
                 "SELECT name FROM accounts WHERE name NOT IN (SELECT account FROM links)"
             ):
                 _require(False, table, name, "name", "nothing, no link opens it", "a row")
             return
-        columns = "hash, sender" if table == "transfers" else "request_id, account"
-        rows = self._conn.execute(f"SELECT link_hash, number, {columns} FROM {table} ORDER BY link_hash")
+        rows = self._conn.execute("SELECT link_hash, number, request_id, account FROM outcomes ORDER BY link_hash")
         for link_hash, group in groupby(rows, itemgetter(0)):
-            made = self._made_by(table, link_hash)
+            made = self._outcomes_of(link_hash)
             for _, *row in group:
                 why = f"nothing, link {link_hash.hex()} does not make it"
-                _require(tuple(row) in made, table, row[1], columns.split(",")[0], why, "a row")
+                _require(tuple(row) in made, table, row[1], "request_id", why, "a row")
 
-    def _made_by(self, table: str, link_hash: bytes) -> set[tuple[int, bytes, str]]:
-        """(number, key, account) of the rows of `table` that this link makes."""
+    def _outcomes_of(self, link_hash: bytes) -> set[tuple[int, bytes, str]]:
+        """(number, request id, account) of the outcomes that this link records."""
         row = self._conn.execute("SELECT header, body FROM links WHERE hash = ?", (link_hash,)).fetchone()
         if row is None:
             return set()
         link = self._decode("links", link_hash, row[0] + row[1])
-        if table == "transfers":
-            return {(number, posting, link.account) for number, posting, _, _ in link.postings()}
         return {(number, request_id, link.account) for number, (request_id, _) in enumerate(link.outcomes())}
 
     def _money(self) -> None:
@@ -457,8 +559,7 @@ class _Audit:
         totals: dict[str, int] = {}
         for query in (
             "SELECT asset, balance FROM accounts",
-            "SELECT a.asset, t.amount FROM transfers AS t CROSS JOIN accounts AS a ON a.name = t.recipient "
-            "WHERE t.confirmation IS NULL",
+            "SELECT a.asset, i.amount FROM incoming AS i CROSS JOIN accounts AS a ON a.name = i.recipient",
         ):
             for asset, amount in self._conn.execute(query):
                 totals[asset] = totals.get(asset, 0) + amount

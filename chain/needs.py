@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, count, repeat, starmap
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -16,7 +16,8 @@ from chain.disk import storage_errors
 from chain.errors import Corruption
 from chain.link import MAX_CONFIRMED, Link, LinkHash, Outcome, PostingHash
 from chain.request import RequestId
-from chain.rows import AccountHead, Forming, Incoming, OutcomeRow, PostingRow
+from chain.rows import AccountHead, Credit, Forming, Incoming, OutcomeRow, PostingRow, thread_text
+from chain.schema import BY_HASH
 from chain.seal import LogHead, read_log_head
 
 CHAIN_BATCH: Final = 256  # links in one answer about a chain
@@ -29,7 +30,8 @@ class Needs(msgspec.Struct):
     """What a turn will look at. Fill the sets, then `load`.
 
     `heads`: account names. `outcomes`: (account, request id); an id counts only for the account whose link records it,
-    because anybody may cancel an id that is not theirs. `postings`: posting hashes. `links_at`: (account, height).
+    because anybody may cancel an id that is not theirs. `postings`: hashes of postings that a link of this account
+    confirms. `links_at`: (account, height).
     `chains`: (account, from height). `by_hash`: link hashes and `by_posting`: posting hashes, for raw links. `known`:
     which of these link hashes are here. `forming`, `income`: account names. `log`: after which seq. `log_head`: the
     end of the log.
@@ -37,7 +39,7 @@ class Needs(msgspec.Struct):
 
     heads: set[str] = msgspec.field(default_factory=set)
     outcomes: set[tuple[str, RequestId]] = msgspec.field(default_factory=set)
-    postings: set[PostingHash] = msgspec.field(default_factory=set)
+    postings: dict[str, set[PostingHash]] = msgspec.field(default_factory=dict)
     links_at: set[tuple[str, int]] = msgspec.field(default_factory=set)
     chains: set[tuple[str, int]] = msgspec.field(default_factory=set)
     by_hash: set[LinkHash] = msgspec.field(default_factory=set)
@@ -69,13 +71,13 @@ class LogPage(msgspec.Struct, frozen=True):
 class Loaded(msgspec.Struct):
     """The answers to `Needs`, under the same names. An absent key is not there. `made`: see `note_made`.
 
-    `chains`, `forming`, `income` and `log` hold every key that was asked for (with nothing in it, where there is
+    `postings`: by their hash. `chains`, `forming`, `income` and `log` hold every key that was asked for (with nothing in it, where there is
     nothing). Raw links are header | body, as `decode_link_untrusted` takes them.
     """
 
     heads: dict[str, AccountHead] = msgspec.field(default_factory=dict)
     outcomes: dict[tuple[str, RequestId], OutcomeRow] = msgspec.field(default_factory=dict)
-    postings: dict[PostingHash, PostingRow] = msgspec.field(default_factory=dict)
+    postings: dict[PostingHash, Credit] = msgspec.field(default_factory=dict)
     links_at: dict[tuple[str, int], LinkHash] = msgspec.field(default_factory=dict)
     chains: dict[tuple[str, int], tuple[bytes, ...]] = msgspec.field(default_factory=dict)
     by_hash: dict[LinkHash, bytes] = msgspec.field(default_factory=dict)
@@ -87,11 +89,13 @@ class Loaded(msgspec.Struct):
     log_head: LogHead | None = None
     made: dict[PostingHash, tuple[Link, int]] = msgspec.field(default_factory=dict)
 
-    def posting(self, posting: PostingHash) -> PostingRow | None:
+    def posting(self, posting: PostingHash) -> Credit | None:
         """The row of a posting that was asked for, or that a link made since (`note_made`)."""
         row = self.postings.get(posting)
         if row is None and posting in self.made:
-            row = self.postings[posting] = _row_of(posting, *self.made[posting])
+            link, number = self.made[posting]
+            made = link.posting(number)
+            row = self.postings[posting] = Credit(posting, link.account, made.recipient, made.amount)
         return row
 
     def note_made(self, link: Link) -> None:
@@ -101,17 +105,20 @@ class Loaded(msgspec.Struct):
 
 
 HEAD_COLUMNS: Final = "a.name, a.asset, a.public_key, a.issuer, a.height, a.tip, a.balance, a.epoch, a.time_ms"
-_POSTING_COLUMNS: Final = (
-    "{0}.hash, {0}.link_hash, {0}.number, {0}.sender, {0}.height, {0}.time_ms, {0}.recipient, {0}.amount, {0}.memo, "
-    "{0}.confirmation, {0}.prev_confirmed_hash"
+# A `PostingRow` from posting `p`: its link, and the link that confirmed it with the posting confirmed before.
+POSTING_COLUMNS: Final = (
+    "p.hash, l.hash, p.id & 16383, l.account, l.height, l.time_ms, p.recipient, p.amount, p.memo, t.hash, "
+    "iif(c.id IS NULL, NULL, coalesce(b.hash, zeroblob(32)))"
 )
-POSTING_COLUMNS: Final = _POSTING_COLUMNS.format("t")
-_POSTING_WIDTH: Final = POSTING_COLUMNS.count(",") + 1
+POSTING_JOINS: Final = (
+    "CROSS JOIN links AS l ON l.seq = p.id >> 14 LEFT JOIN confirmations AS c ON c.posting = p.id "
+    "LEFT JOIN links AS t ON t.seq = c.id >> 14 LEFT JOIN postings AS b ON b.id = c.previous"
+)
 OUTCOME_COLUMNS: Final = "o.request_id, o.account, o.outcome, o.link_hash, l.height, l.balance, l.time_ms"
 
 # SQLite's sum() fails above 2^63-1, which the postings of two issuers can exceed together: two halves, put together
 # by `exact`.
-AMOUNT_SUM: Final = "coalesce(sum(amount >> 32), 0), coalesce(sum(amount & 0xffffffff), 0)"
+AMOUNT_SUM: Final = "coalesce(sum(amount >> 32), 0) AS high, coalesce(sum(amount & 0xffffffff), 0) AS low"
 
 # Joins give the order: CROSS JOIN keeps the keys outside, so that each is looked up in an index.
 _HEADS: Final = f"SELECT {HEAD_COLUMNS} FROM k CROSS JOIN accounts AS a ON a.name = k.column1"
@@ -119,77 +126,68 @@ _OUTCOMES: Final = (
     f"SELECT {OUTCOME_COLUMNS} FROM k CROSS JOIN outcomes AS o ON o.request_id = k.column2 AND o.account = k.column1 "
     "CROSS JOIN links AS l ON l.hash = o.link_hash"
 )
-_POSTINGS: Final = f"SELECT {POSTING_COLUMNS} FROM k CROSS JOIN transfers AS t ON t.hash = k.column1"
+_POSTINGS: Final = (
+    f"SELECT {POSTING_COLUMNS} FROM k CROSS JOIN postings AS p ON {BY_HASH.format('k.column1')} {POSTING_JOINS}"
+)
+_CREDIT_COLUMNS: Final = "p.hash, l.account, p.recipient, p.amount, p.id, t.hash"
+_CREDIT_JOINS: Final = (
+    "CROSS JOIN links AS l ON l.seq = p.id >> 14 LEFT JOIN confirmations AS c ON c.posting = p.id "
+    "LEFT JOIN links AS t ON t.seq = c.id >> 14"
+)
+_CREDITS: Final = (
+    f"SELECT {_CREDIT_COLUMNS} FROM k CROSS JOIN postings AS p ON {BY_HASH.format('k.column1')} {_CREDIT_JOINS}"
+)
+_SCANNED: Final = 64  # incoming postings of an account that are read in one go, beside as many as it confirms
+_WAITING: Final = "SELECT hash, sender, recipient, amount, posting FROM incoming WHERE recipient = ? LIMIT ?"
 _LINKS_AT: Final = (
     "SELECT l.account, l.height, l.hash FROM k CROSS JOIN links AS l ON l.account = k.column1 AND l.height = k.column2"
 )
 _BY_HASH: Final = "SELECT l.hash, l.header, l.body FROM k CROSS JOIN links AS l ON l.hash = k.column1"
 _BY_POSTING: Final = (
-    "SELECT t.hash, l.header, l.body FROM k CROSS JOIN transfers AS t ON t.hash = k.column1 "
-    "CROSS JOIN links AS l ON l.hash = t.link_hash"
+    f"SELECT p.hash, l.header, l.body FROM k CROSS JOIN postings AS p ON {BY_HASH.format('k.column1')} "
+    "CROSS JOIN links AS l ON l.seq = p.id >> 14"
 )
 _KNOWN: Final = "SELECT l.hash FROM k CROSS JOIN links AS l ON l.hash = k.column1"
-_HEADERS: Final = "SELECT l.hash, l.header FROM k CROSS JOIN links AS l ON l.hash = k.column1"
 _CHAIN: Final = "SELECT header, body FROM links WHERE account = ? AND height >= ? ORDER BY height LIMIT ?"
 _LOG: Final = "SELECT hash, seq FROM links WHERE seq > ? ORDER BY seq LIMIT ?"
 _INCOME: Final = (
-    f"SELECT sender, count(*), max(height), {AMOUNT_SUM} FROM transfers "
-    "WHERE recipient = ? AND confirmation IS NULL GROUP BY sender ORDER BY sender"
+    f"SELECT i.sender, i.count, l.height, i.high, i.low FROM (SELECT sender, count(*) AS count, max(posting) AS last, {AMOUNT_SUM} "
+    "FROM incoming WHERE recipient = ? GROUP BY sender) AS i CROSS JOIN links AS l ON l.seq = i.last >> 14 ORDER BY i.sender"
 )
 _TIP_INCOME: Final = (
-    "SELECT k.column1, t.hash FROM k CROSS JOIN transfers AS t ON t.confirmation = k.column1 "
-    "ORDER BY k.column1, t.time_ms, t.sender, t.height, t.number"
+    "SELECT k.column1, p.hash FROM k CROSS JOIN confirmations AS c ON c.id BETWEEN k.column1 << 14 AND k.column1 << 14 | 16383 "
+    "CROSS JOIN postings AS p ON p.id = c.posting ORDER BY c.id"
 )
 _FEW: Final = 16  # incoming postings: accounts that have no more are read together
 _FORMING: Final = (
-    f"SELECT {HEAD_COLUMNS}, (SELECT l.incoming_checksum FROM links AS l WHERE l.hash = a.tip), "
-    "EXISTS (SELECT 1 FROM transfers AS t WHERE t.confirmation = a.tip), "
-    "(SELECT count(*) FROM (SELECT 1 FROM transfers AS t WHERE t.recipient = a.name AND t.confirmation IS NULL "
-    f"LIMIT {_FEW + 1})) FROM k CROSS JOIN accounts AS a ON a.name = k.column1"
+    f"SELECT {HEAD_COLUMNS}, l.incoming_checksum, "
+    "(SELECT l.seq FROM confirmations AS c WHERE c.id BETWEEN l.seq << 14 AND l.seq << 14 | 16383 LIMIT 1), "
+    f"(SELECT count(*) FROM (SELECT 1 FROM incoming AS i WHERE i.recipient = a.name LIMIT {_FEW + 1})) "
+    "FROM k CROSS JOIN accounts AS a ON a.name = k.column1 LEFT JOIN links AS l ON l.hash = a.tip"
 )
-# The posting before one in its stream, in two steps: for `(height, number) < (h, n)` SQLite searches its index by height alone
-# and walks over the numbers, so that confirming n postings of one link would take n * n / 2 steps.
-ROWID_BEFORE: Final = (
-    "coalesce((SELECT s.rowid FROM transfers AS s WHERE s.sender = :sender AND s.recipient = :recipient "
-    "AND s.height = :height AND s.number < :number ORDER BY s.number DESC LIMIT 1), "
-    "(SELECT s.rowid FROM transfers AS s WHERE s.sender = :sender AND s.recipient = :recipient "
-    "AND s.height < :height ORDER BY s.height DESC, s.number DESC LIMIT 1))"
+_INCOMING_COLUMNS: Final = (
+    "i.hash, i.sender, i.recipient, i.amount, i.posting, t.hash, l.hash, l.height, l.time_ms, l.header, h.last, "
+    "l.account = i.sender AND p.recipient = i.recipient AND p.amount = i.amount AND p.hash = i.hash"
 )
-_INCOMING_JOIN: Final = f"LEFT JOIN transfers AS b ON b.rowid = {ROWID_BEFORE.replace(':', 't.')}"
+# LEFT JOIN, so that a row whose posting is not here is seen and refused: left out, the link would skip that posting, and
+# every sound replica would stop at it.
+_INCOMING_JOINS: Final = (
+    "LEFT JOIN postings AS p ON p.id = i.posting LEFT JOIN links AS l ON l.seq = i.posting >> 14 "
+    "LEFT JOIN confirmations AS c ON c.posting = i.posting LEFT JOIN links AS t ON t.seq = c.id >> 14 "
+    "LEFT JOIN threads AS h ON h.recipient = i.recipient AND h.sender = i.sender"
+)
 _MANY_INCOMING: Final = (
-    f"SELECT {POSTING_COLUMNS}, {_POSTING_COLUMNS.format('b')} FROM transfers AS t {_INCOMING_JOIN} "
-    "WHERE t.recipient = ? AND t.confirmation IS NULL ORDER BY t.time_ms, t.sender, t.height, t.number LIMIT ?"
+    f"SELECT {_INCOMING_COLUMNS} FROM (SELECT * FROM incoming WHERE recipient = ? ORDER BY posting LIMIT ?) AS i {_INCOMING_JOINS} "
+    "ORDER BY i.posting"
 )
-_INCOMING: Final = (
-    f"SELECT {POSTING_COLUMNS}, {_POSTING_COLUMNS.format('b')} FROM k CROSS JOIN transfers AS t "
-    f"ON t.recipient = k.column1 AND t.confirmation IS NULL {_INCOMING_JOIN}"
-)
-_LAST_CONFIRMED: Final = (
-    "SELECT t.sender, t.recipient, t.height, t.number FROM k CROSS JOIN transfers AS t ON t.rowid = "
-    "(SELECT s.rowid FROM transfers AS s WHERE s.sender = k.column1 AND s.recipient = k.column2 "
-    "AND s.confirmation IS NOT NULL ORDER BY s.height DESC, s.number DESC LIMIT 1)"
-)
-_INCOMING_SUM: Final = f"SELECT count(*), {AMOUNT_SUM} FROM transfers WHERE recipient = ? AND confirmation IS NULL"
+_INCOMING: Final = f"SELECT {_INCOMING_COLUMNS} FROM k CROSS JOIN incoming AS i ON i.recipient = k.column1 {_INCOMING_JOINS} ORDER BY i.posting"
+_LAST_CONFIRMED: Final = f"SELECT {_CREDIT_COLUMNS} FROM k CROSS JOIN postings AS p ON p.id = k.column1 {_CREDIT_JOINS}"
+INCOMING_SUM: Final = f"SELECT count(*), {AMOUNT_SUM} FROM incoming WHERE recipient = ?"
 
 Key = bytes | int | str
 T = TypeVar("T")
 U = TypeVar("U")
 K = TypeVar("K", bound=Key)
-
-
-def _row_of(posting_hash: PostingHash, link: Link, number: int) -> PostingRow:
-    posting = link.posting(number)
-    return PostingRow(
-        posting_hash,
-        link.hash,
-        number,
-        link.account,
-        link.height,
-        link.time_ms,
-        posting.recipient,
-        posting.amount,
-        posting.memo,
-    )
 
 
 def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
@@ -206,7 +204,7 @@ def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
                 (o.account, o.request_id): o for o in _join(conn, _OUTCOMES, needs.outcomes, outcome_row)
             }
         if needs.postings:
-            loaded.postings = {row.hash: row for row in _join(conn, _POSTINGS, _singles(needs.postings), PostingRow)}
+            loaded.postings = _credits(conn, needs.postings)
         if needs.links_at:
             loaded.links_at = dict(
                 _join(conn, _LINKS_AT, needs.links_at, lambda name, height, tip: ((name, height), tip))
@@ -320,76 +318,85 @@ def _log_page(conn: sqlite3.Connection, after: int) -> LogPage:
     return LogPage(tuple(LinkHash(link) for link, _ in rows), rows[-1][1] if rows else after)
 
 
+def read_postings(conn: sqlite3.Connection, hashes: Collection[PostingHash]) -> dict[PostingHash, PostingRow]:
+    """Those of these postings that are here, as people read them."""
+    return {row.hash: row for row in _join(conn, _POSTINGS, _singles(hashes), PostingRow)}
+
+
+def find_credits(conn: sqlite3.Connection, hashes: Collection[PostingHash]) -> dict[PostingHash, Credit]:
+    """Those of these postings that are here, each looked for by its hash."""
+    return {credit.hash: credit for credit in _join(conn, _CREDITS, _singles(hashes), Credit)}
+
+
+def _credits(conn: sqlite3.Connection, wanted: Mapping[str, set[PostingHash]]) -> dict[PostingHash, Credit]:
+    """The postings that each account confirms. They are among its incoming ones, which stand together on the disk: one
+    look there finds all, unless the account has many more. The others are looked for by their hashes."""
+    found: dict[PostingHash, Credit] = {}
+    for account, hashes in wanted.items():
+        for row in conn.execute(_WAITING, (account, len(hashes) + _SCANNED)):
+            if row[0] in hashes:
+                found[row[0]] = Credit(*row)
+    missing = {posting for hashes in wanted.values() for posting in hashes if posting not in found}
+    return {**found, **find_credits(conn, missing)} if missing else found
+
+
 def _forming(conn: sqlite3.Connection, names: Collection[str]) -> dict[str, Forming]:
     """What the next link of each account depends on: its head, the income of its tip, its incoming postings."""
-    heads: dict[str, tuple[AccountHead, bytes]] = {}
-    tips: list[tuple[LinkHash]] = []
+    heads: dict[str, tuple[AccountHead, bytes, int | None]] = {}
     few: list[tuple[str]] = []
-    incoming: dict[str, list[tuple[PostingRow, PostingRow | None]]] = {}
-    for *columns, checksum, has_income, waiting in _join(conn, _FORMING, _singles(names), lambda *row: row):
+    rows: list[tuple[Any, ...]] = []
+    for *columns, checksum, tip_seq, waiting in _join(conn, _FORMING, _singles(names), lambda *row: row):
         head = head_row(*columns)
-        heads[head.name] = head, checksum or b""
-        if has_income:
-            tips.append((head.tip,))
+        heads[head.name] = head, checksum or b"", tip_seq
         if waiting > min(_FEW, MAX_CONFIRMED):
-            incoming[head.name] = _many_incoming(conn, head.name)
+            rows += conn.execute(_MANY_INCOMING, (head.name, MAX_CONFIRMED))
         elif waiting:
             few.append((head.name,))
-            incoming[head.name] = []
-    for row in _join(conn, _INCOMING, few, lambda *row: row):
-        posting = PostingRow(*row[:_POSTING_WIDTH])
-        before = PostingRow(*row[_POSTING_WIDTH:]) if row[_POSTING_WIDTH] else None
-        incoming[posting.recipient].append((posting, before))
-    for (name,) in few:
-        incoming[name].sort(key=lambda row: row[0].age)
-    tip_income: dict[LinkHash, list[PostingHash]] = {}
-    for tip, posting_hash in _join(conn, _TIP_INCOME, tips, _pair):
-        tip_income.setdefault(tip, []).append(posting_hash)
-    waiting_postings = [posting for rows in incoming.values() for posting, _ in rows]
-    _check_none_taken_back(conn, waiting_postings)
-    made_by = {posting.link_hash for posting in waiting_postings}
-    headers: dict[LinkHash, bytes] = dict(_join(conn, _HEADERS, _singles(made_by), _pair))
+    rows += _join(conn, _INCOMING, few, lambda *row: row)
+    incoming = _incoming(conn, rows)
+    tip_income: dict[int, list[PostingHash]] = {}
+    tips = [(seq,) for _, _, seq in heads.values() if seq is not None]
+    for seq, posting_hash in _join(conn, _TIP_INCOME, tips, _pair):
+        tip_income.setdefault(seq, []).append(posting_hash)
     forming = {}
     for name in names:
         if name not in heads:
             forming[name] = Forming(None, b"", (), (), 0, 0)
             continue
-        head, checksum = heads[name]
-        rows = incoming.get(name, [])
-        count, total = len(rows), sum(posting.amount for posting, _ in rows)
+        head, checksum, tip_seq = heads[name]
+        waits = incoming.get(name, [])
+        count, total = len(waits), sum(i.posting.amount for i in waits)
         if count == MAX_CONFIRMED:
-            count, high, low = conn.execute(_INCOMING_SUM, (name,)).fetchone()
+            count, high, low = conn.execute(INCOMING_SUM, (name,)).fetchone()
             total = exact(high, low)
-        forming[name] = Forming(
-            head,
-            checksum,
-            tuple(tip_income.get(head.tip, ())),
-            tuple(Incoming(posting, headers.get(posting.link_hash, b""), before) for posting, before in rows),
-            count,
-            total,
-        )
+        tip_postings = tuple(tip_income.get(tip_seq, ())) if tip_seq is not None else ()
+        forming[name] = Forming(head, checksum, tip_postings, tuple(waits), count, total)
     return forming
 
 
-def _many_incoming(conn: sqlite3.Connection, name: str) -> list[tuple[PostingRow, PostingRow | None]]:
-    """The oldest unconfirmed postings to the account, each with the one before it in its stream."""
-    return [
-        (PostingRow(*row[:_POSTING_WIDTH]), PostingRow(*row[_POSTING_WIDTH:]) if row[_POSTING_WIDTH] else None)
-        for row in conn.execute(_MANY_INCOMING, (name, MAX_CONFIRMED))
-    ]
+def _incoming(conn: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> dict[str, list[Incoming]]:
+    """By recipient, oldest first: the postings of `_INCOMING_COLUMNS`, each with the one before it in its stream."""
+    ends = {row[10] for row in rows if row[10] is not None}
+    confirmed = {credit.id: credit for credit in _join(conn, _LAST_CONFIRMED, _singles(ends), Credit)}
+    last: dict[tuple[str, str], Credit] = {}
+    found: dict[str, list[Incoming]] = {}
+    for *columns, link_hash, height, time_ms, header, end, agrees in rows:
+        posting = Credit(*columns)
+        stream = (posting.sender, posting.recipient)
+        before = last.get(stream)
+        if before is None and end is not None:
+            before = confirmed.get(end)
+        incoming = Incoming(posting, link_hash, height, time_ms, header, before)
+        if not agrees:
+            raise Corruption(thread_text(incoming, "its row in `incoming` is not what its link says"))
+        if end is not None and before is None:
+            raise Corruption(thread_text(incoming, f"posting {end}, where its thread ends, is not here"))
+        last[stream] = posting
+        found.setdefault(posting.recipient, []).append(incoming)
+    for waiting in found.values():
+        waiting.sort(key=_age)
+    return found
 
 
-def _check_none_taken_back(conn: sqlite3.Connection, incoming: Sequence[PostingRow]) -> None:
-    """Raise `Corruption` when a posting after one of these in its stream is confirmed: then this one was, too, and
-    both its confirmation and its thread were reset, which the thread before it cannot show (design section 2, step 3)."""
-    oldest: dict[tuple[str, str], PostingRow] = {}
-    for posting in incoming:
-        oldest.setdefault((posting.sender, posting.recipient), posting)
-    for sender, recipient, height, number in _join(conn, _LAST_CONFIRMED, oldest.keys(), lambda *row: row):
-        posting = oldest[sender, recipient]
-        if (height, number) > (posting.height, posting.number):
-            raise Corruption(
-                f"posting {posting.hash.hex()[:16]} of {posting.amount} from {sender} (link {posting.height}) to {recipient} "
-                f"is unconfirmed, but a later one (link {height}) is confirmed: its confirmation was taken back; "
-                "this database is damaged: run `hopchain verify` on it"
-            )
+def _age(incoming: Incoming) -> tuple[int, str, int]:
+    return incoming.age

@@ -14,7 +14,17 @@ import msgspec
 
 from chain.disk import snapshot, storage_errors
 from chain.link import Entry, Link, LinkHash, Outcome, PostingHash, Slot, decode_link_untrusted
-from chain.needs import AMOUNT_SUM, HEAD_COLUMNS, OUTCOME_COLUMNS, Needs, exact, head_row, load, outcome_row
+from chain.needs import (
+    HEAD_COLUMNS,
+    INCOMING_SUM,
+    OUTCOME_COLUMNS,
+    Needs,
+    exact,
+    head_row,
+    load,
+    outcome_row,
+    read_postings,
+)
 from chain.request import Request, RequestId
 from chain.rows import AccountHead, OutcomeRow, PostingRow
 
@@ -91,9 +101,7 @@ def read_balance(conn: sqlite3.Connection, name: str) -> Balance | None:
         head = load(conn, Needs(heads={name})).heads.get(name)
         if head is None:
             return None
-        count, high, low = conn.execute(
-            f"SELECT count(*), {AMOUNT_SUM} FROM transfers WHERE recipient = ? AND confirmation IS NULL", (name,)
-        ).fetchone()
+        count, high, low = conn.execute(INCOMING_SUM, (name,)).fetchone()
     incoming = exact(high, low)
     return Balance(
         name, head.asset, head.issuer, head.balance, incoming, count, head.tip, head.height, head.epoch, head.time_ms
@@ -141,7 +149,7 @@ def _chain_entry(entry: Entry, postings: Iterable[PostingRow]) -> ChainEntry:
 
 
 def _posting_rows(conn: sqlite3.Connection, hashes: Iterable[PostingHash]) -> dict[PostingHash, PostingRow]:
-    return load(conn, Needs(postings=set(hashes))).postings
+    return read_postings(conn, set(hashes))
 
 
 def read_outcome(conn: sqlite3.Connection, request_id: RequestId, account: str | None = None) -> RecordedOutcome | None:
@@ -187,8 +195,7 @@ def state_digest(conn: sqlite3.Connection) -> StateDigest:
             accounts += 1
             totals[asset] = totals.get(asset, 0) + balance
         for asset, amount in conn.execute(
-            "SELECT a.asset, t.amount FROM transfers AS t CROSS JOIN accounts AS a ON a.name = t.recipient "
-            "WHERE t.confirmation IS NULL"
+            "SELECT a.asset, i.amount FROM incoming AS i CROSS JOIN accounts AS a ON a.name = i.recipient"
         ):
             totals[asset] = totals.get(asset, 0) + amount
         (links,) = conn.execute("SELECT count(*) FROM links").fetchone()

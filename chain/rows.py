@@ -26,7 +26,7 @@ class AccountHead(msgspec.Struct, frozen=True):
 
 
 class PostingRow(msgspec.Struct, frozen=True):
-    """A posting of a decided link: a row of `transfers`. `time_ms` and `height` are its link's."""
+    """A posting of a decided link, as people read it: a row of `transfers`. `time_ms` and `height` are its link's."""
 
     hash: PostingHash
     link_hash: LinkHash
@@ -39,11 +39,6 @@ class PostingRow(msgspec.Struct, frozen=True):
     memo: str
     confirmation: LinkHash | None = None
     prev_confirmed_hash: PostingHash | None = None
-
-    @property
-    def age(self) -> tuple[int, str, int, int]:
-        """Sorts postings oldest first, the same on every node, and each sender's in the order of its chain."""
-        return (self.time_ms, self.sender, self.height, self.number)
 
 
 class OutcomeRow(msgspec.Struct, frozen=True):
@@ -58,16 +53,46 @@ class OutcomeRow(msgspec.Struct, frozen=True):
     time_ms: int
 
 
+class Credit(msgspec.Struct, frozen=True):
+    """A posting as its recipient's next link needs it. `id`: where this replica keeps it, 0 for one that a link of this
+    turn has just made."""
+
+    hash: PostingHash
+    sender: str
+    recipient: str
+    amount: int
+    id: int = 0
+    confirmation: LinkHash | None = None
+
+
 class Incoming(msgspec.Struct, frozen=True):
     """An unconfirmed posting with what the second-thread check needs.
 
-    `link_header` is the stored header of the sender's link; `before` is the posting just before this one in the
-    stream from this sender to this recipient (None when this is the first of the stream).
+    `link_hash`, `height`, `time_ms` and `link_header` are the stored ones of the sender's link; `before` is the posting
+    before this one in the stream from this sender to this recipient: one that waits too, or the last one that was
+    confirmed (None when this is the first of the stream).
     """
 
-    posting: PostingRow
+    posting: Credit
+    link_hash: LinkHash
+    height: int
+    time_ms: int
     link_header: bytes
-    before: PostingRow | None
+    before: Credit | None
+
+    @property
+    def age(self) -> tuple[int, str, int]:
+        """Sorts postings oldest first; each sender's are in the order of its chain."""
+        return (self.time_ms, self.posting.sender, self.posting.id)
+
+
+def thread_text(incoming: Incoming, what: str) -> str:
+    """What to say of an incoming posting that cannot be taken up."""
+    posting = incoming.posting
+    return (
+        f"posting {posting.hash.hex()[:16]} of {posting.amount} from {posting.sender} (link {incoming.height}) to "
+        f"{posting.recipient} is refused: {what}; this database is damaged: run `hopchain verify` on it"
+    )
 
 
 class Forming(msgspec.Struct, frozen=True):
@@ -99,9 +124,11 @@ class VoteRow(msgspec.Struct, frozen=True):
 
 
 class Applied(msgspec.Struct, frozen=True):
-    """A decided link that is to become part of this replica (design R11: decided only)."""
+    """A decided link that is to become part of this replica (design R11: decided only). `confirmed`: the postings that
+    it confirms, as they were read; the store looks for those that are not given, or have no id."""
 
     link: Link
+    confirmed: tuple[Credit, ...] = ()
 
 
 class ViewRow(msgspec.Struct, frozen=True):

@@ -44,7 +44,7 @@ from chain.request import (
     RequestId,
     SignedRequest,
 )
-from chain.rows import AccountHead, Forming, PostingRow
+from chain.rows import AccountHead, Credit, Forming, thread_text
 
 
 class Queued(msgspec.Struct, frozen=True):
@@ -84,30 +84,28 @@ def check_tip_income(forming: Forming) -> None:
 
 
 def check_second_thread(forming: Forming) -> None:
-    """Step 2: raise `Corruption` for a posting whose link does not re-hash to its hash, or whose stream of confirmed
-    postings is broken (an earlier one unconfirmed, or this one used before)."""
+    """Step 2: raise `Corruption` for a posting whose link does not re-hash to its hash, or that does not go on where the
+    thread of confirmed postings of its stream ends (an earlier one unconfirmed, or this or a later one used before)."""
     waiting: set[PostingHash] = set()
     headers_checked: set[LinkHash] = set()
     for incoming in forming.incoming:
         posting, before = incoming.posting, incoming.before
-        if posting.link_hash not in headers_checked:
-            if header_hash(incoming.link_header) != posting.link_hash:
-                raise Corruption(_thread_text(posting, "its link does not hash to the link's own hash"))
-            headers_checked.add(posting.link_hash)
-        if posting.prev_confirmed_hash is not None:
-            raise Corruption(_thread_text(posting, "it was confirmed before and its confirmation was reset"))
-        if before is not None and before.confirmation is None and before.hash not in waiting:
-            raise Corruption(_thread_text(posting, f"posting {before.hash.hex()[:16]} before it is not confirmed"))
-        if before is not None and before.confirmation is not None and before.prev_confirmed_hash is None:
-            raise Corruption(_thread_text(posting, f"posting {before.hash.hex()[:16]} before it has lost its thread"))
+        if incoming.link_hash not in headers_checked:
+            if header_hash(incoming.link_header) != incoming.link_hash:
+                raise Corruption(thread_text(incoming, "its link does not hash to the link's own hash"))
+            headers_checked.add(incoming.link_hash)
+        if posting.confirmation is not None:
+            raise Corruption(thread_text(incoming, "it was confirmed before and is incoming again"))
+        if before is not None:
+            if (before.sender, before.recipient) != (posting.sender, posting.recipient):
+                raise Corruption(thread_text(incoming, "its thread ends in a posting of another stream"))
+            if before.id >= posting.id:
+                raise Corruption(
+                    thread_text(incoming, "it, or a later one, was confirmed and its confirmation was taken back")
+                )
+            if before.confirmation is None and before.hash not in waiting:
+                raise Corruption(thread_text(incoming, f"posting {before.hash.hex()[:16]} before it is not confirmed"))
         waiting.add(posting.hash)
-
-
-def _thread_text(posting: PostingRow, what: str) -> str:
-    return (
-        f"posting {posting.hash.hex()[:16]} of {posting.amount} from {posting.sender} (link {posting.height}) to "
-        f"{posting.recipient} is refused: {what}; this database is damaged: run `hopchain verify` on it"
-    )
 
 
 def take_up(forming: Forming) -> tuple[int, tuple[PostingHash, ...]]:
@@ -287,7 +285,7 @@ class _Judge:
                 self._recorded.add(item.request.target)
 
 
-def check_successor(link: Link, head: AccountHead | None, confirmed: Sequence[PostingRow]) -> None:
+def check_successor(link: Link, head: AccountHead | None, confirmed: Sequence[Credit]) -> None:
     """Raise `Corruption` unless a decided `link` follows from `head` and the postings that it confirms.
 
     `confirmed`: the rows of `link.confirmed`, in that order, as they are here before the link is applied.

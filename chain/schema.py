@@ -2,9 +2,14 @@
 
 The writer stages a link's rows in the `new_*` tables, which are no money, and then inserts the link. The trigger
 `links_apply` does the rest inside that one statement: it checks the staged rows and their sums and takes them out of the
-staging, and the delete triggers of the `new_*` tables carry each one out: into `transfers`, `outcomes`, `accounts`. A
+staging, and the delete triggers of the `new_*` tables carry each one out: into `postings`, `incoming`, `outcomes`, `accounts`. A
 statement happens completely or not at all, so there is no moment, and needs no pragma, in which a link is there without
 its postings.
+
+Money is written where the disk is written anyway (ADR 21): `postings` and `confirmations` only grow at their ends, by the
+order of the log, and are never changed. What is looked for by account is small and apart: `incoming`, the postings to an
+account that it has not taken up, and `threads`, the last posting from a sender that it has. The view `transfers` puts the
+rows together as the design has them.
 
 While `links_apply` runs, the one row of `applying` names its link; every other trigger asks for it and so refuses
 all rows that are written by hand (and a staged row deleted by hand is just gone). The row can be written only for a link
@@ -13,8 +18,8 @@ that is one above its account's head, and `links_apply` ends by moving the head:
 What a trigger cannot see is a hash: SQLite has no SHA-256. A forged link that agrees with itself in all else is
 found by `chain.audit`.
 
-A staged row's `id` is `seq << 14 | number`: the link's place in the log, and the row's number in the link (there are at most
-16,380 of a kind). A request of many postings is one row of `new_batches`: the records as the body has them, the hashes of
+The `id` of a staged row, a posting and a confirmation is `seq << 14 | number`: the link's place in the log, and the row's
+number in the link (there are at most 16,380 of a kind). So the postings of one sender are in the order of its chain. A request of many postings is one row of `new_batches`: the records as the body has them, the hashes of
 the postings one after the other, and the amounts as a JSON array, because SQL reads no integers from bytes.
 
 Three habits, each because of a hole that SQLite leaves open:
@@ -26,16 +31,22 @@ Three habits, each because of a hole that SQLite leaves open:
 
 And one because of its cost: within a trigger, `INSERT .. SELECT`, `UPDATE .. WHERE x IN (SELECT ..)` and joins with
 subqueries each make a temporary table, which costs more than all the rows of a link of one posting. So rows are carried out
-one by one, by triggers of `new_*` that insert VALUES; only batches use `INSERT .. SELECT`. And a posting's predecessor is
-looked for in two steps, for the reason that `chain.needs` gives at `ROWID_BEFORE`.
+one by one, by triggers of `new_*` that insert VALUES; only batches use `INSERT .. SELECT`.
+
+A posting is found by its hash through the first six bytes of it (`BY_HASH`): an index of whole hashes would be the
+largest thing that a posting writes. Six bytes of two postings may be the same, so the index is not UNIQUE, and the trigger
+`postings_insert` looks for the whole hash.
 """
 
 import re
 import sqlite3
 from typing import Final
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 ID_BITS: Final = 14  # of a staged row's id: its number in the link; the bits above are the link's seq
+BY_HASH: Final = (
+    "substr(p.hash, 1, 6) = substr({0}, 1, 6) AND p.hash = {0}"  # posting `p` with the hash {0}, by its index
+)
 
 _TABLES: Final = """
 CREATE TABLE meta (
@@ -87,27 +98,46 @@ CREATE TABLE links (
   UNIQUE (account, height)
 ) STRICT;
 
-CREATE TABLE transfers (
-  hash                BLOB NOT NULL PRIMARY KEY,
-  link_hash           BLOB NOT NULL,
-  number              INTEGER NOT NULL,
-  prev_hash           BLOB NOT NULL,
-  sender              TEXT NOT NULL,
-  recipient           TEXT NOT NULL,
-  amount              INTEGER NOT NULL,
-  memo                TEXT NOT NULL,
-  balance             INTEGER NOT NULL,
-  incoming_checksum   BLOB NOT NULL,
-  height              INTEGER NOT NULL,
-  time_ms             INTEGER NOT NULL,
-  request_id          BLOB NOT NULL,
-  confirmation        BLOB,
-  prev_confirmed_hash BLOB
+CREATE TABLE postings (
+  id         INTEGER PRIMARY KEY,
+  hash       BLOB NOT NULL,
+  recipient  TEXT NOT NULL,
+  amount     INTEGER NOT NULL,
+  memo       TEXT NOT NULL,
+  request_id BLOB NOT NULL
 ) STRICT;
-CREATE INDEX transfers_incoming ON transfers (recipient, time_ms, sender, height, number, amount)
-  WHERE confirmation IS NULL;
-CREATE INDEX transfers_confirmation ON transfers (confirmation) WHERE confirmation IS NOT NULL;
-CREATE INDEX transfers_stream ON transfers (sender, recipient, height, number);
+CREATE INDEX postings_hash ON postings (substr(hash, 1, 6));
+
+CREATE TABLE confirmations (
+  id       INTEGER PRIMARY KEY,
+  posting  INTEGER NOT NULL UNIQUE,
+  previous INTEGER
+) STRICT;
+
+CREATE TABLE incoming (
+  recipient TEXT NOT NULL,
+  sender    TEXT NOT NULL,
+  posting   INTEGER NOT NULL,
+  amount    INTEGER NOT NULL,
+  hash      BLOB NOT NULL,
+  PRIMARY KEY (recipient, sender, posting)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE threads (
+  recipient TEXT NOT NULL,
+  sender    TEXT NOT NULL,
+  last      INTEGER NOT NULL,
+  PRIMARY KEY (recipient, sender)
+) STRICT, WITHOUT ROWID;
+
+CREATE VIEW transfers AS
+SELECT p.id AS id, p.hash AS hash, l.hash AS link_hash, p.id & 16383 AS number, l.prev_hash AS prev_hash, l.account AS sender,
+       p.recipient AS recipient, p.amount AS amount, p.memo AS memo, l.balance AS balance,
+       l.incoming_checksum AS incoming_checksum, l.height AS height, l.time_ms AS time_ms, p.request_id AS request_id,
+       t.hash AS confirmation, iif(c.id IS NULL, NULL, coalesce(b.hash, zeroblob(32))) AS prev_confirmed_hash
+FROM links AS l JOIN postings AS p ON l.seq = p.id >> 14 AND p.id BETWEEN l.seq << 14 AND l.seq << 14 | 16383
+LEFT JOIN confirmations AS c ON c.posting = p.id LEFT JOIN links AS t ON t.seq = c.id >> 14
+LEFT JOIN postings AS b ON b.id = c.previous;
 
 CREATE TABLE outcomes (
   request_id BLOB NOT NULL,
@@ -152,19 +182,12 @@ CREATE TABLE applying (
 ) STRICT;
 
 CREATE TABLE new_postings (
-  id                INTEGER PRIMARY KEY,
-  hash              BLOB NOT NULL,
-  link_hash         BLOB NOT NULL,
-  prev_hash         BLOB NOT NULL,
-  sender            TEXT NOT NULL,
-  recipient         TEXT NOT NULL,
-  amount            INTEGER NOT NULL,
-  memo              TEXT NOT NULL,
-  balance           INTEGER NOT NULL,
-  incoming_checksum BLOB NOT NULL,
-  height            INTEGER NOT NULL,
-  time_ms           INTEGER NOT NULL,
-  request_id        BLOB NOT NULL
+  id         INTEGER PRIMARY KEY,
+  hash       BLOB NOT NULL,
+  recipient  TEXT NOT NULL,
+  amount     INTEGER NOT NULL,
+  memo       TEXT NOT NULL,
+  request_id BLOB NOT NULL
 ) STRICT;
 
 CREATE TABLE new_batches (
@@ -179,8 +202,12 @@ CREATE TABLE new_batches (
 ) STRICT;
 
 CREATE TABLE new_confirmations (
-  id   INTEGER PRIMARY KEY,
-  hash BLOB NOT NULL
+  id        INTEGER PRIMARY KEY,
+  hash      BLOB NOT NULL,
+  posting   INTEGER NOT NULL,
+  sender    TEXT NOT NULL,
+  recipient TEXT NOT NULL,
+  amount    INTEGER NOT NULL
 ) STRICT;
 
 CREATE TABLE new_outcomes (
@@ -217,20 +244,17 @@ CREATE TRIGGER links_apply AFTER INSERT ON links BEGIN
         substr(hex(NEW.account) || hex(zeroblob(64)), 1, 128) || printf('%016X', NEW.height) || hex(NEW.prev_hash)
         || printf('%016X', NEW.balance) || hex(NEW.incoming_checksum) || printf('%016X%016X', NEW.epoch, NEW.time_ms);
   SELECT RAISE(ABORT, 'links: confirmed_count is not what the body says')
-  WHERE NEW.confirmed_count < 0
-     OR hex(substr(NEW.body, length(NEW.body) - 32 * NEW.confirmed_count - 3, 4)) <> printf('%08X', NEW.confirmed_count);
+  WHERE hex(substr(NEW.body, length(NEW.body) - 32 * NEW.confirmed_count - 3, 4)) <> printf('%08X', NEW.confirmed_count);
   SELECT RAISE(ABORT, 'links: prev_hash is not the tip of the account, or its time is not later')
   WHERE NEW.height > 0
     AND NOT EXISTS (SELECT 1 FROM accounts WHERE name = NEW.account AND tip = NEW.prev_hash AND time_ms < NEW.time_ms);
   SELECT RAISE(ABORT, 'links: an opening moves no money')
   WHERE NEW.height = 0 AND (NEW.balance <> 0 OR NEW.posting_count <> 0 OR NEW.confirmed_count <> 0);
 
-  SELECT RAISE(ABORT, 'links: a confirmation is not the one that the body lists in its place')
+  SELECT RAISE(ABORT, 'links: a confirmation is not the one that the body lists in its place, or not of this account')
   FROM new_confirmations WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383
-    AND substr(NEW.body, length(NEW.body) - 32 * (NEW.confirmed_count - (id & 16383)) + 1, 32) <> hash;
-  DELETE FROM new_confirmations WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383;
-  SELECT RAISE(ABORT, 'links: confirmed_count is not the number of unconfirmed postings to the account that it confirms')
-  WHERE changes() <> NEW.confirmed_count;
+    AND (recipient <> NEW.account
+      OR substr(NEW.body, length(NEW.body) - 32 * (NEW.confirmed_count - (id & 16383)) + 1, 32) <> hash);
 
   SELECT RAISE(ABORT, 'links: a batch is not what the body lists, or has the numbers of other postings')
   FROM new_batches AS b WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383
@@ -240,10 +264,9 @@ CREATE TRIGGER links_apply AFTER INSERT ON links BEGIN
       OR EXISTS (SELECT 1 FROM new_postings AS p WHERE p.id BETWEEN b.id AND b.id + b.count - 1)
       OR EXISTS (SELECT 1 FROM new_batches AS o WHERE o.id > b.id AND o.id < b.id + b.count));
   SELECT CASE
-    WHEN wrong THEN RAISE(ABORT, 'links: a posting has a wrong number, hash or amount, or other fields than its link')
+    WHEN wrong THEN RAISE(ABORT, 'links: a posting has a wrong number, hash, request or amount')
     WHEN count <> NEW.posting_count THEN RAISE(ABORT, 'links: posting_count is not the number of its new postings')
-    WHEN typeof(balance + income) <> 'integer' OR typeof(debit) <> 'integer' OR typeof(balance + income - debit) <> 'integer'
-      OR NEW.balance <> balance + income - debit
+    WHEN typeof(balance + income - debit) <> 'integer' OR NEW.balance <> balance + income - debit
       THEN RAISE(ABORT, 'links: balance is not the balance before + what it confirms - what it pays')
     WHEN NEW.balance < 0 AND NOT EXISTS (SELECT 1 FROM accounts WHERE name = NEW.account AND issuer = 1)
       THEN RAISE(ABORT, 'links: balance is below zero and the account is no issuer')
@@ -252,12 +275,13 @@ CREATE TRIGGER links_apply AFTER INSERT ON links BEGIN
     SELECT
       count(*) + (SELECT coalesce(sum(count), 0) FROM new_batches WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383) AS count,
       coalesce(sum(amount), 0) + (SELECT coalesce(sum(total), 0) FROM new_batches WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383) AS debit,
-      max((id & 16383) >= NEW.posting_count OR length(hash) <> 32 OR length(request_id) <> 32 OR amount <= 0
-        OR link_hash <> NEW.hash OR prev_hash <> NEW.prev_hash OR sender <> NEW.account OR balance <> NEW.balance
-        OR incoming_checksum <> NEW.incoming_checksum OR height <> NEW.height OR time_ms <> NEW.time_ms) AS wrong,
+      max((id & 16383) >= NEW.posting_count OR length(hash) <> 32 OR length(request_id) <> 32 OR amount <= 0) AS wrong,
       coalesce((SELECT balance FROM accounts WHERE name = NEW.account), 0) AS balance,
-      (SELECT coalesce(sum(amount), 0) FROM transfers WHERE confirmation = NEW.hash) AS income
+      (SELECT coalesce(sum(amount), 0) FROM new_confirmations WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383) AS income
     FROM new_postings WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383);
+  DELETE FROM new_confirmations WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383;
+  SELECT RAISE(ABORT, 'links: confirmed_count is not the number of unconfirmed postings to the account that it confirms')
+  WHERE changes() <> NEW.confirmed_count;
   DELETE FROM new_postings WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383;
   DELETE FROM new_batches WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383;
 
@@ -266,7 +290,7 @@ CREATE TRIGGER links_apply AFTER INSERT ON links BEGIN
   SELECT RAISE(ABORT, 'links: outcome_count is not the number of requests that had no outcome before')
   WHERE changes() <> NEW.outcome_count;
 
-  DELETE FROM new_accounts WHERE seq = NEW.seq AND NEW.height = 0;
+  DELETE FROM new_accounts WHERE seq = NEW.seq;
   SELECT RAISE(ABORT, 'links: a link at height 0 opens an account') WHERE changes() <> (NEW.height = 0);
   UPDATE accounts SET height = NEW.height, tip = NEW.hash, balance = NEW.balance, epoch = NEW.epoch, time_ms = NEW.time_ms
   WHERE name = NEW.account AND NEW.height > 0;
@@ -285,14 +309,14 @@ END;
 
 _STAGING_TRIGGERS: Final = """
 CREATE TRIGGER new_postings_delete AFTER DELETE ON new_postings
-WHEN OLD.link_hash = (SELECT link_hash FROM applying) BEGIN
+WHEN OLD.id >> 14 = (SELECT seq FROM applying) BEGIN
   SELECT RAISE(ABORT, 'links: a recipient is not another account of the same asset')
-  WHERE OLD.recipient = OLD.sender OR (SELECT asset FROM accounts WHERE name = OLD.recipient)
-    IS NOT (SELECT asset FROM accounts WHERE name = OLD.sender);
-  INSERT INTO transfers VALUES (
-    OLD.hash, OLD.link_hash, OLD.id & 16383, OLD.prev_hash, OLD.sender, OLD.recipient, OLD.amount, OLD.memo, OLD.balance,
-    OLD.incoming_checksum, OLD.height, OLD.time_ms, OLD.request_id, NULL, NULL)
+  WHERE OLD.recipient = (SELECT account FROM applying) OR (SELECT asset FROM accounts WHERE name = OLD.recipient)
+    IS NOT (SELECT asset FROM accounts WHERE name = (SELECT account FROM applying));
+  INSERT INTO postings VALUES (OLD.id, OLD.hash, OLD.recipient, OLD.amount, OLD.memo, OLD.request_id)
   ON CONFLICT DO NOTHING;
+  SELECT RAISE(ABORT, 'links: posting_count is not the number of its new postings') WHERE changes() <> 1;
+  INSERT INTO incoming VALUES (OLD.recipient, (SELECT account FROM applying), OLD.id, OLD.amount, OLD.hash) ON CONFLICT DO NOTHING;
   SELECT RAISE(ABORT, 'links: posting_count is not the number of its new postings') WHERE changes() <> 1;
 END;
 
@@ -301,40 +325,39 @@ WHEN OLD.id >> 14 = (SELECT seq FROM applying) BEGIN
   SELECT RAISE(ABORT, 'links: a batch holds an amount that is none, or another total')
   FROM (SELECT count(*) FILTER (WHERE type = 'integer' AND value > 0) AS good, sum(value) AS total FROM json_each(OLD.amounts))
   WHERE good <> OLD.count OR total <> OLD.total;
-  INSERT INTO transfers
-  SELECT substr(OLD.hashes, 32 * j.key + 1, 32), l.hash, (OLD.id & 16383) + j.key, l.prev_hash, l.account, a.name, j.value,
-         printf('%s', CAST(substr(OLD.records, 128 * j.key + 73, 56) AS TEXT)), l.balance, l.incoming_checksum,
-         l.height, l.time_ms, OLD.request_id, NULL, NULL
-  FROM links AS l CROSS JOIN accounts AS s ON s.name = l.account CROSS JOIN json_each(OLD.amounts) AS j
+  INSERT INTO postings
+  SELECT OLD.id + j.key, substr(OLD.hashes, 32 * j.key + 1, 32), a.name, j.value,
+         printf('%s', CAST(substr(OLD.records, 128 * j.key + 73, 56) AS TEXT)), OLD.request_id
+  FROM applying AS l CROSS JOIN accounts AS s ON s.name = l.account CROSS JOIN json_each(OLD.amounts) AS j
   CROSS JOIN accounts AS a ON a.name = printf('%s', CAST(substr(OLD.records, 128 * j.key + 1, 64) AS TEXT))
     AND a.asset = s.asset AND a.name <> s.name
-  WHERE l.seq = OLD.id >> 14
   ON CONFLICT DO NOTHING;
   SELECT RAISE(ABORT, 'links: a batch has a recipient that is not another account of the same asset, or a posting that is there')
   WHERE changes() <> OLD.count;
+  INSERT INTO incoming
+  SELECT p.recipient, l.account, p.id, p.amount, p.hash
+  FROM applying AS l CROSS JOIN postings AS p ON p.id BETWEEN OLD.id AND OLD.id + OLD.count - 1
+  ORDER BY p.recipient
+  ON CONFLICT DO NOTHING;
+  SELECT RAISE(ABORT, 'links: posting_count is not the number of its new postings') WHERE changes() <> OLD.count;
 END;
 
 CREATE TRIGGER new_confirmations_delete AFTER DELETE ON new_confirmations
 WHEN OLD.id >> 14 = (SELECT seq FROM applying) BEGIN
-  UPDATE transfers SET
-    confirmation = (SELECT link_hash FROM applying),
-    prev_confirmed_hash = coalesce(
-      (SELECT CASE WHEN before.confirmation IS NULL
-              THEN RAISE(ABORT, 'links: a posting that it confirms is not the next one of its sender') ELSE before.hash END
-       FROM transfers AS before
-       WHERE before.sender = transfers.sender AND before.recipient = transfers.recipient
-         AND before.height = transfers.height AND before.number < transfers.number
-       ORDER BY before.number DESC LIMIT 1),
-      (SELECT CASE WHEN before.confirmation IS NULL
-              THEN RAISE(ABORT, 'links: a posting that it confirms is not the next one of its sender') ELSE before.hash END
-       FROM transfers AS before
-       WHERE before.sender = transfers.sender AND before.recipient = transfers.recipient
-         AND before.height < transfers.height
-       ORDER BY before.height DESC, before.number DESC LIMIT 1),
-      zeroblob(32))
-  WHERE hash = OLD.hash AND recipient = (SELECT account FROM applying) AND confirmation IS NULL;
+  DELETE FROM incoming
+  WHERE recipient = OLD.recipient AND sender = OLD.sender AND posting = OLD.posting AND hash = OLD.hash AND amount = OLD.amount;
   SELECT RAISE(ABORT, 'links: confirmed_count is not the number of unconfirmed postings to the account that it confirms')
   WHERE changes() <> 1;
+  SELECT RAISE(ABORT, 'links: a posting that it confirms is not the next one of its sender')
+  WHERE EXISTS (SELECT 1 FROM incoming WHERE recipient = OLD.recipient AND sender = OLD.sender AND posting < OLD.posting);
+  INSERT INTO confirmations VALUES (OLD.id, OLD.posting,
+    (SELECT last FROM threads WHERE recipient = OLD.recipient AND sender = OLD.sender))
+  ON CONFLICT DO NOTHING;
+  SELECT RAISE(ABORT, 'links: confirmed_count is not the number of unconfirmed postings to the account that it confirms')
+  WHERE changes() <> 1;
+  INSERT INTO threads VALUES (OLD.recipient, OLD.sender, OLD.posting)
+  ON CONFLICT (recipient, sender) DO UPDATE SET last = excluded.last WHERE last < excluded.last;
+  SELECT RAISE(ABORT, 'links: a posting that it confirms is not the next one of its sender') WHERE changes() <> 1;
 END;
 
 CREATE TRIGGER new_outcomes_delete AFTER DELETE ON new_outcomes
@@ -354,7 +377,7 @@ CREATE TRIGGER new_accounts_delete AFTER DELETE ON new_accounts WHEN OLD.seq = (
 END;
 """
 
-_TRANSFER_TRIGGERS: Final = """
+_MONEY_TRIGGERS: Final = """
 CREATE TRIGGER applying_insert BEFORE INSERT ON applying BEGIN
   SELECT RAISE(ABORT, 'applying: only a link that is one above the head of its account is applied, by its own trigger')
   WHERE EXISTS (SELECT 1 FROM applying) OR NOT EXISTS (
@@ -366,18 +389,56 @@ CREATE TRIGGER applying_update BEFORE UPDATE ON applying BEGIN
   SELECT RAISE(ABORT, 'applying: one link at a time, and to its end');
 END;
 
-CREATE TRIGGER transfers_insert BEFORE INSERT ON transfers BEGIN
-  SELECT RAISE(ABORT, 'transfers: a posting is written only by the link that makes it')
-  WHERE NOT EXISTS (SELECT 1 FROM applying WHERE link_hash = NEW.link_hash);
+CREATE TRIGGER postings_insert BEFORE INSERT ON postings BEGIN
+  SELECT RAISE(ABORT, 'postings: a posting is written only by the link that makes it')
+  WHERE NEW.id >> 14 IS NOT (SELECT seq FROM applying);
+  SELECT RAISE(ABORT, 'postings: a posting with this hash is already there')
+  WHERE EXISTS (SELECT 1 FROM postings WHERE substr(hash, 1, 6) = substr(NEW.hash, 1, 6) AND hash = NEW.hash);
 END;
 
-CREATE TRIGGER transfers_update BEFORE UPDATE ON transfers BEGIN
-  SELECT RAISE(ABORT, 'transfers: a posting never changes, but that it is confirmed once, by the link that lists it')
-  WHERE NOT EXISTS (SELECT 1 FROM applying WHERE link_hash = NEW.confirmation);
+CREATE TRIGGER postings_update BEFORE UPDATE ON postings BEGIN
+  SELECT RAISE(ABORT, 'postings: a posting never changes');
 END;
 
-CREATE TRIGGER transfers_delete BEFORE DELETE ON transfers BEGIN
-  SELECT RAISE(ABORT, 'transfers: a posting is never deleted');
+CREATE TRIGGER postings_delete BEFORE DELETE ON postings BEGIN
+  SELECT RAISE(ABORT, 'postings: a posting is never deleted');
+END;
+
+CREATE TRIGGER confirmations_insert BEFORE INSERT ON confirmations WHEN NEW.id >> 14 IS NOT (SELECT seq FROM applying) BEGIN
+  SELECT RAISE(ABORT, 'confirmations: a posting is confirmed only by the link that lists it');
+END;
+
+CREATE TRIGGER confirmations_update BEFORE UPDATE ON confirmations BEGIN
+  SELECT RAISE(ABORT, 'confirmations: a confirmation never changes');
+END;
+
+CREATE TRIGGER confirmations_delete BEFORE DELETE ON confirmations BEGIN
+  SELECT RAISE(ABORT, 'confirmations: a confirmation is never taken back');
+END;
+
+CREATE TRIGGER incoming_insert BEFORE INSERT ON incoming WHEN NEW.posting >> 14 IS NOT (SELECT seq FROM applying) BEGIN
+  SELECT RAISE(ABORT, 'incoming: money comes in only by the link that pays it');
+END;
+
+CREATE TRIGGER incoming_update BEFORE UPDATE ON incoming BEGIN
+  SELECT RAISE(ABORT, 'incoming: incoming money never changes');
+END;
+
+CREATE TRIGGER incoming_delete BEFORE DELETE ON incoming WHEN OLD.recipient IS NOT (SELECT account FROM applying) BEGIN
+  SELECT RAISE(ABORT, 'incoming: money is taken up only by the link that lists it');
+END;
+
+CREATE TRIGGER threads_insert BEFORE INSERT ON threads WHEN NEW.recipient IS NOT (SELECT account FROM applying) BEGIN
+  SELECT RAISE(ABORT, 'threads: a thread is made only by a link that confirms');
+END;
+
+CREATE TRIGGER threads_update BEFORE UPDATE ON threads
+WHEN NEW.recipient IS NOT (SELECT account FROM applying) OR OLD.recipient <> NEW.recipient OR OLD.sender <> NEW.sender BEGIN
+  SELECT RAISE(ABORT, 'threads: a thread grows only by a link that confirms');
+END;
+
+CREATE TRIGGER threads_delete BEFORE DELETE ON threads BEGIN
+  SELECT RAISE(ABORT, 'threads: a thread is never deleted');
 END;
 """
 
@@ -438,7 +499,7 @@ CREATE TRIGGER meta_delete BEFORE DELETE ON meta BEGIN
 END;
 """
 
-SCHEMA_SQL: Final = _TABLES + _LINK_TRIGGERS + _STAGING_TRIGGERS + _TRANSFER_TRIGGERS + _OTHER_TRIGGERS
+SCHEMA_SQL: Final = _TABLES + _LINK_TRIGGERS + _STAGING_TRIGGERS + _MONEY_TRIGGERS + _OTHER_TRIGGERS
 STAGING_TABLES: Final = ("applying", "new_postings", "new_batches", "new_confirmations", "new_outcomes", "new_accounts")
 
 

@@ -12,7 +12,7 @@ when the disk or SQLite fails. Neither is ever retried.
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Final
 
@@ -22,9 +22,9 @@ from chain.disk import open_database, storage_errors
 from chain.errors import Corruption, LocalMisuse
 from chain.genesis import FIRST_EPOCH, Genesis, encode_genesis, issuer_links
 from chain.link import HEADER_BYTES, Link, Outcome, PostingHash, header_hash
-from chain.needs import CHAIN_BATCH, CHAIN_BATCH_BYTES, LOG_BATCH, Income, Loaded, LogPage, Needs, load
+from chain.needs import CHAIN_BATCH, CHAIN_BATCH_BYTES, LOG_BATCH, Income, Loaded, LogPage, Needs, find_credits, load
 from chain.request import MANY_POSTINGS, REQUEST_HEAD_BYTES, Kind, RequestId
-from chain.rows import ActiveRow, Applied, ViewRow, VoteRow
+from chain.rows import ActiveRow, Applied, Credit, ViewRow, VoteRow
 from chain.schema import ID_BITS, SCHEMA_VERSION, STAGING_TABLES, create_schema, schema_faults
 from chain.seal import (
     EMPTY_LOG,
@@ -71,9 +71,9 @@ __all__ = [
 Write = Applied | VoteRow | CursorRow | SeenRow | ViewRow | ActiveRow
 
 _INSERT_LINK: Final = "INSERT INTO links VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_STAGE_POSTING: Final = "INSERT INTO new_postings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_STAGE_POSTING: Final = "INSERT INTO new_postings VALUES (?, ?, ?, ?, ?, ?)"
 _STAGE_BATCH: Final = "INSERT INTO new_batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_STAGE_CONFIRMATION: Final = "INSERT INTO new_confirmations VALUES (?, ?)"
+_STAGE_CONFIRMATION: Final = "INSERT INTO new_confirmations VALUES (?, ?, ?, ?, ?, ?)"
 _STAGE_OUTCOME: Final = "INSERT INTO new_outcomes VALUES (?, ?, ?)"
 _STAGE_ACCOUNT: Final = "INSERT INTO new_accounts VALUES (?, ?, ?, ?)"
 _UPSERT_VOTE: Final = (
@@ -119,9 +119,9 @@ def _roll_back(conn: sqlite3.Connection) -> None:
 
 def _write_group(conn: sqlite3.Connection, kind: type[Write], group: Sequence[Write]) -> None:
     if kind is Applied:
-        links = [write.link for write in group if isinstance(write, Applied)]
-        _apply(conn, links, issuer=False)
-        conn.executemany("DELETE FROM votes WHERE slot = ?", [(link.prev_hash,) for link in links])
+        applied = [write for write in group if isinstance(write, Applied)]
+        _apply(conn, applied, issuer=False)
+        conn.executemany("DELETE FROM votes WHERE slot = ?", [(write.link.prev_hash,) for write in applied])
     elif kind is VoteRow:
         votes = [vote_fields(write) for write in group if isinstance(write, VoteRow)]
         conn.executemany(_UPSERT_VOTE, [(*row, row_checksum("votes", *row)) for row in votes])
@@ -166,11 +166,11 @@ class _Staged:
         self.links: list[tuple[int | str | bytes, ...]] = []
         self.postings: list[tuple[int | str | bytes, ...]] = []
         self.batches: list[tuple[int | str | bytes, ...]] = []
-        self.confirmations: list[tuple[int, PostingHash]] = []
+        self.confirmations: list[tuple[int, PostingHash, int, str, str, int]] = []
         self.outcomes: list[tuple[int, RequestId, Outcome]] = []
         self.accounts: list[tuple[int, str, bytes, int]] = []
 
-    def add(self, seq: int, link: Link, issuer: bool) -> None:
+    def add(self, seq: int, link: Link, issuer: bool, credits: Mapping[PostingHash, Credit]) -> None:
         first = seq << ID_BITS
         hashes = link.posting_hashes
         outcomes = link.outcomes()
@@ -195,8 +195,9 @@ class _Staged:
         if hashes:
             self._add_postings(first, link, hashes)
         self.outcomes += [(number, *outcome) for number, outcome in enumerate(outcomes, first)]
-        if link.confirmed:
-            self.confirmations += enumerate(link.confirmed, first)
+        for number, posting in enumerate(link.confirmed, first):
+            credit = credits[posting]
+            self.confirmations.append((number, posting, credit.id, credit.sender, link.account, credit.amount))
         if link.height == 0:
             self.accounts += [
                 (seq, entry.request.asset, entry.request.public_key, int(issuer))
@@ -220,16 +221,9 @@ class _Staged:
                     (
                         first | n,
                         hashes[n],
-                        link.hash,
-                        link.prev_hash,
-                        link.account,
                         posting.recipient,
                         posting.amount,
                         posting.memo,
-                        link.balance,
-                        link.incoming_checksum,
-                        link.height,
-                        link.time_ms,
                         entry.request_id,
                     )
                     for n, posting in enumerate(request.postings, number)
@@ -237,16 +231,18 @@ class _Staged:
             number += count
 
 
-def _apply(conn: sqlite3.Connection, links: Sequence[Link], *, issuer: bool) -> None:
-    """Stage the rows of all `links`, then insert them one by one; the trigger `links_apply` does the rest."""
+def _apply(conn: sqlite3.Connection, applied: Sequence[Applied], *, issuer: bool) -> None:
+    """Stage the rows of all links, then insert them one by one; the trigger `links_apply` does the rest."""
+    links = [write.link for write in applied]
     if len({link.hash for link in links}) < len(links):
         raise Corruption(
             f"{len(links)} links cannot be staged: one of them is there twice; run `hopchain verify` on the database"
         )
     head = read_log_head(conn)
+    credits = _confirmed_by(conn, applied, head.seq + 1)
     staged = _Staged()
     for seq, link in enumerate(links, head.seq + 1):
-        staged.add(seq, link, issuer)
+        staged.add(seq, link, issuer, credits)
     try:
         for query, rows in (
             (_STAGE_POSTING, staged.postings),
@@ -270,6 +266,29 @@ def _apply(conn: sqlite3.Connection, links: Sequence[Link], *, issuer: bool) -> 
                 "this database is damaged or the rules differ: run `hopchain verify` on it"
             ) from error
     write_log_head(conn, head.after([link.hash for link in links]))
+
+
+def _confirmed_by(conn: sqlite3.Connection, applied: Sequence[Applied], first_seq: int) -> dict[PostingHash, Credit]:
+    """All postings that the links confirm, with their ids: as they were read, else looked for here and in the links
+    themselves."""
+    credits = {credit.hash: credit for write in applied for credit in write.confirmed if credit.id}
+    wanted = {posting for write in applied for posting in write.link.confirmed if posting not in credits}
+    if not wanted:
+        return credits
+    credits |= find_credits(conn, wanted)
+    for seq, write in enumerate(applied, first_seq):
+        link = write.link
+        for number, posting in enumerate(link.posting_hashes):
+            if posting in wanted and posting not in credits:
+                made = link.posting(number)
+                credits[posting] = Credit(posting, link.account, made.recipient, made.amount, seq << ID_BITS | number)
+        for posting in link.confirmed:
+            if posting not in credits:
+                raise Corruption(
+                    f"the database refuses decided link {link.height} of {link.account} ({link.hash.hex()[:16]}): posting "
+                    f"{posting.hex()[:16]}, which it confirms, is not here: run `hopchain verify` on the database"
+                )
+    return credits
 
 
 def create_or_check(
@@ -312,7 +331,7 @@ def _create(conn: sqlite3.Connection, genesis: Genesis, node_id: bytes, first_vi
     )
     view = (FIRST_EPOCH, *first_view)
     conn.execute("INSERT INTO views VALUES (?, ?, ?, ?)", (*view, row_checksum("views", *view)))
-    _apply(conn, issuer_links(genesis), issuer=True)
+    _apply(conn, [Applied(link) for link in issuer_links(genesis)], issuer=True)
     conn.execute("COMMIT")
 
 
@@ -367,6 +386,15 @@ def _check_start(conn: sqlite3.Connection) -> None:
     last = conn.execute("SELECT coalesce(max(seq), 0) FROM links").fetchone()[0]
     if (head.seq, head.count) != (last, last):
         raise Corruption(f"the log ends at {last}, meta row log says {head.seq}: run `hopchain verify` on the database")
+    paid, confirmed, waiting = (
+        conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+        for table in ("postings", "confirmations", "incoming")
+    )
+    if paid - confirmed != waiting:
+        raise Corruption(
+            f"{paid} postings, {confirmed} of them confirmed, and {waiting} rows of incoming, not {paid - confirmed}: run "
+            "`hopchain verify` on the database"
+        )
     tips = conn.execute(
         "SELECT a.name, a.height, a.balance, a.tip, l.height, l.balance, l.header "
         "FROM accounts AS a LEFT JOIN links AS l ON l.hash = a.tip"

@@ -47,7 +47,10 @@ def paid_out(paths: Sequence[Path], prefix: str) -> list[int]:
     for path in paths:
         conn = open_database(path, writer=False)
         try:
-            question = "SELECT coalesce(sum(amount), 0) FROM transfers WHERE sender >= ? AND sender < ?"
+            question = (
+                "SELECT coalesce(sum(p.amount), 0) FROM links AS l CROSS JOIN postings AS p "
+                "ON p.id BETWEEN l.seq << 14 AND l.seq << 14 | 16383 WHERE l.account >= ? AND l.account < ?"
+            )
             found.append(int(conn.execute(question, (prefix, prefix + "\x7f")).fetchone()[0]))
         finally:
             conn.close()

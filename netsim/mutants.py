@@ -66,13 +66,14 @@ and writes this page.
 ## Damage
 
 Two checks do not guard against other nodes but against a disk that lies. No schedule of messages and crashes reaches them, so
-`tests/netsim/test_damage.py` changes a row by hand, past the triggers, and shows that the node stops; and that with the
-check switched off the same money is used twice, which the observer sees.
+`tests/netsim/test_damage.py` takes back a confirmation by hand, past the triggers, and shows that the node stops before it
+proposes anything. With the check switched off a link that uses the same money twice is decided. The observer sees it, or the
+database refuses to write it.
 
 | switched off | damage | seen by |
 |---|---|---|
-| checksum of the tip's income (design section 2, step 2) | a confirmation by the tip is reset, with its thread | I4 |
-| second thread (step 3) | a confirmation by an older link is reset | I4 |
+| checksum of the tip's income (design section 2, step 2) | a confirmation by the tip is taken back, with its thread | I4 |
+| second thread (step 3) | a confirmation by an older link is taken back, its thread is not | Corruption |
 
 ## Not counted
 

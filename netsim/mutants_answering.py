@@ -209,7 +209,11 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "confirmation counted twice",
         "money",
         "Postings that were confirmed are taken up again, and nobody looks at their second thread.",
-        ("chain.needs:_forming", "_INCOMING,", "_INCOMING.replace('AND t.confirmation IS NULL', ''),"),
+        (
+            "chain.needs:_forming",
+            "conn, _INCOMING,",
+            "conn, _INCOMING.replace('incoming AS i', '(SELECT recipient, sender, id AS posting, amount, hash FROM transfers) AS i'),",
+        ),
         ("chain.rules:check_second_thread", "forming.incoming", "()"),
     ),
     mutant(

@@ -20,7 +20,7 @@ import msgspec
 from chain.errors import Corruption, RemoteFault
 from chain.link import Link, LinkHash, PostingHash
 from chain.needs import Needs
-from chain.rows import AccountHead, Applied, OutcomeRow, PostingRow
+from chain.rows import AccountHead, Applied, Credit, OutcomeRow
 from chain.rules import check_successor
 from chain.store import CursorRow
 from node.messages import Accept, Decided, Forward, Links, Moved, Offer, Prepare, Pull, SlotAnswer, Want
@@ -150,10 +150,10 @@ class Replica:
         if missing:
             self._wait(turn, link, source, by, missing)
             return
-        rows = [loaded.postings[h] for h in link.confirmed]
-        check_successor(link, head, rows)
-        turn.persist.append(Applied(link))
-        note_applied(turn, link, head, rows)
+        confirmed = tuple([loaded.postings[h] for h in link.confirmed])
+        check_successor(link, head, confirmed)
+        turn.persist.append(Applied(link, confirmed))
+        note_applied(turn, link, head, confirmed)
         self.count += 1
         self._stop_waiting(link.hash)
         for hook in self.hooks:
@@ -455,7 +455,7 @@ def batches(raws: Sequence[bytes]) -> Iterator[tuple[bytes, ...]]:
         yield tuple(batch)
 
 
-def note_applied(turn: Turn, link: Link, head: AccountHead | None, confirmed: Sequence[PostingRow]) -> None:
+def note_applied(turn: Turn, link: Link, head: AccountHead | None, confirmed: Sequence[Credit]) -> None:
     """Bring the workspace of the turn up to what applying `link` makes of it."""
     loaded = turn.loaded
     if head is None:
@@ -469,8 +469,8 @@ def note_applied(turn: Turn, link: Link, head: AccountHead | None, confirmed: Se
     )
     loaded.links_at[(link.account, link.height)] = link.hash
     loaded.by_hash[link.hash] = link.raw
-    for row in confirmed:
-        loaded.postings[row.hash] = msgspec.structs.replace(row, confirmation=link.hash)
+    for credit in confirmed:
+        loaded.postings[credit.hash] = msgspec.structs.replace(credit, confirmation=link.hash)
     loaded.note_made(link)
     for name in {link.account, *link.recipients} & loaded.forming.keys():
         del loaded.forming[name]  # read before this link: whoever forms the next one of theirs reads them anew

@@ -287,7 +287,8 @@ def add_link_needs(link: Link, needs: Needs) -> None:
     """What a replica must look at to apply `link`."""
     needs.heads.add(link.account)
     needs.links_at.add((link.account, link.height))
-    needs.postings.update(link.confirmed)
+    if link.confirmed:
+        needs.postings.setdefault(link.account, set()).update(link.confirmed)
     needs.heads.update(link.recipients)
 
 

@@ -158,6 +158,37 @@ def id_of(request: Request) -> RequestId:
     return queued(request).request_id
 
 
+def transfers_of(links: Sequence[Link]) -> list[tuple[object, ...]]:
+    """The rows of the view `transfers` but their ids, by hash, when these links are applied: from nothing but the links."""
+    confirmed_by = {posting: link.hash for link in links for posting in link.confirmed}
+    rows, before = [], dict[tuple[str, str], bytes]()
+    for link in sorted(links, key=lambda link: (link.account, link.height)):
+        for number, posting, made, request_id in link.postings():
+            confirmation = confirmed_by.get(posting)
+            thread = before.get((link.account, made.recipient), bytes(32)) if confirmation else None
+            before[link.account, made.recipient] = posting
+            rows.append(
+                (
+                    posting, link.hash, number, link.prev_hash, link.account, made.recipient, made.amount, made.memo,
+                    link.balance, link.incoming_checksum, link.height, link.time_ms, request_id, confirmation, thread,
+                )
+            )  # fmt: skip
+    return sorted(rows, key=lambda row: row[0])
+
+
+def read_transfers(conn: sqlite3.Connection) -> list[tuple[object, ...]]:
+    """The same from the database."""
+    return conn.execute(
+        "SELECT hash, link_hash, number, prev_hash, sender, recipient, amount, memo, balance, incoming_checksum, height, "
+        "time_ms, request_id, confirmation, prev_confirmed_hash FROM transfers ORDER BY hash"
+    ).fetchall()
+
+
+def read_incoming(conn: sqlite3.Connection) -> list[tuple[object, ...]]:
+    """The rows of `incoming` but their ids, by hash."""
+    return conn.execute("SELECT hash, recipient, sender, amount FROM incoming ORDER BY hash").fetchall()
+
+
 def with_history(conn: sqlite3.Connection) -> Bank:
     """A bank with every kind of row: batches, overdrafts, cancellations, two assets, long streams, unconfirmed money."""
     bank = Bank(conn)

@@ -1,13 +1,17 @@
 """`verify` finds every single-field corruption: each column of each table, one field of one row at a time."""
 
+import re
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import combinations
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from chain.audit import AuditReport, audit
 from chain.errors import StorageFailure
@@ -15,7 +19,7 @@ from chain.genesis import encode_genesis
 from chain.link import HEADER_BYTES, Entry, Link, LinkHash, Outcome, PostingHash, build_link, opening_slot, posting_hash
 from chain.request import Kind, NetworkId, Posting, Request, RequestId, SignedRequest, encode_request, opening
 from chain.rows import ActiveRow, VoteRow
-from chain.schema import STAGING_TABLES, create_schema
+from chain.schema import ID_BITS, STAGING_TABLES, create_schema
 from chain.seal import EMPTY_LOG, LogHead, row_checksum
 from chain.store import CursorRow, SeenRow, commit, open_database
 from tests.chain.bank import (
@@ -72,13 +76,17 @@ def conn(sound: Path, tmp_path: Path) -> Iterator[sqlite3.Connection]:
     path = tmp_path / "node.db"
     shutil.copy(sound, path)
     conn = sqlite3.connect(path, isolation_level=None)
+    _drop_triggers(conn)
+    yield conn
+    conn.close()
+
+
+def _drop_triggers(conn: sqlite3.Connection) -> None:
     triggers = conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
     conn.execute("CREATE TEMP TABLE dropped (sql TEXT)")
     conn.executemany("INSERT INTO dropped VALUES (?)", [(sql,) for _, sql in triggers])
     for name, _ in triggers:
         conn.execute(f"DROP TRIGGER {name}")
-    yield conn
-    conn.close()
 
 
 def _audit(conn: sqlite3.Connection) -> AuditReport:
@@ -150,18 +158,35 @@ def test_a_row_too_few_is_found(conn: sqlite3.Connection, table: str) -> None:
 
 
 _EXTRA = {
-    "transfers": "INSERT INTO transfers SELECT randomblob(32), link_hash, number, prev_hash, 'zz', recipient, amount, memo, "
-    "balance, incoming_checksum, height, time_ms, request_id, NULL, NULL FROM transfers LIMIT 1",
-    "transfers of no link": "INSERT INTO transfers SELECT zeroblob(32), zeroblob(32), number, prev_hash, 'zz', recipient, "
-    "amount, memo, balance, incoming_checksum, height, time_ms, request_id, NULL, NULL FROM transfers LIMIT 1",
+    "postings": "INSERT INTO postings SELECT max(id) + 1, randomblob(32), recipient, amount, memo, request_id FROM postings",
+    "postings after others of a link": "INSERT INTO postings SELECT id + 2, hash, recipient, amount, memo, request_id "
+    "FROM postings WHERE id = 10 << 14",
+    "postings of a link without any": "INSERT INTO postings SELECT 4 << 14, hash, recipient, amount, memo, request_id "
+    "FROM postings LIMIT 1",
+    "postings of no link": "INSERT INTO postings SELECT 99 << 14, zeroblob(32), recipient, amount, memo, request_id "
+    "FROM postings LIMIT 1",
+    "postings before all links": "INSERT INTO postings SELECT -1, hash, recipient, amount, memo, request_id FROM postings LIMIT 1",
+    "confirmations": "INSERT INTO confirmations SELECT max(c.id) + 1, i.posting, NULL FROM confirmations AS c, incoming AS i",
+    "confirmations after others of a link": "INSERT INTO confirmations SELECT 10 << 14 | 2, posting, NULL FROM incoming LIMIT 1",
+    "confirmations of a link without any": "INSERT INTO confirmations SELECT 17 << 14, posting, NULL FROM incoming LIMIT 1",
+    "confirmations of no link": "INSERT INTO confirmations SELECT 99 << 14, posting, NULL FROM incoming LIMIT 1",
+    "confirmations before all links": "INSERT INTO confirmations SELECT -1, posting, NULL FROM incoming LIMIT 1",
+    "confirmations of nothing": "INSERT INTO confirmations VALUES (99 << 14, 99 << 14, NULL)",
+    "incoming": "INSERT INTO incoming SELECT recipient, 'bob', posting, amount, hash FROM incoming LIMIT 1",
+    "incoming of another": "INSERT INTO incoming SELECT 'bob', sender, posting, amount, hash FROM incoming LIMIT 1",
+    "incoming that was taken up": "INSERT INTO incoming SELECT recipient, 'mint', id, amount, hash FROM postings LIMIT 1",
+    "incoming of nothing": "INSERT INTO incoming SELECT recipient, sender, 99 << 14, amount, hash FROM incoming LIMIT 1",
+    "threads": "INSERT INTO threads SELECT 'erik', sender, last FROM threads LIMIT 1",
+    "threads of another": "INSERT INTO threads SELECT recipient, 'ezb', last FROM threads LIMIT 1",
+    "threads of a stream that waits": "INSERT INTO threads SELECT recipient, sender, posting FROM incoming WHERE sender = 'ezb'",
+    "threads of nothing": "INSERT INTO threads VALUES ('erik', 'ezb', 99 << 14)",
     "outcomes": "INSERT INTO outcomes SELECT zeroblob(32), account, link_hash, 9, 0 FROM outcomes LIMIT 1",
     "outcomes of another": "INSERT INTO outcomes SELECT request_id, 'zz', link_hash, number, outcome FROM outcomes LIMIT 1",
     "accounts": "INSERT INTO accounts SELECT 'zz', asset, public_key, 0, 0, tip, 0, epoch, time_ms FROM accounts LIMIT 1",
     "meta": "INSERT INTO meta VALUES ('more', x'00', x'{checksum}')",
-    "new_postings": "INSERT INTO new_postings VALUES (1, zeroblob(32), zeroblob(32), zeroblob(32), 'bob', 'alice', 1, '', 0, "
-    "zeroblob(32), 1, 1, zeroblob(32))",
+    "new_postings": "INSERT INTO new_postings VALUES (1, zeroblob(32), 'alice', 1, '', zeroblob(32))",
     "new_batches": "INSERT INTO new_batches VALUES (1, 0, 1, 1, zeroblob(32), '[1]', zeroblob(32), zeroblob(128))",
-    "new_confirmations": "INSERT INTO new_confirmations VALUES (1, zeroblob(32))",
+    "new_confirmations": "INSERT INTO new_confirmations VALUES (1, zeroblob(32), 1, 'alice', 'bob', 1)",
     "new_outcomes": "INSERT INTO new_outcomes VALUES (1, zeroblob(32), 0)",
     "new_accounts": "INSERT INTO new_accounts VALUES (1, 'CZK', zeroblob(32), 0)",
     "applying": "INSERT INTO applying VALUES (1, zeroblob(32), 1, 'bob')",
@@ -177,30 +202,385 @@ def test_a_row_too_many_is_found_and_named(conn: sqlite3.Connection, what: str) 
     assert fault.key != "*" or what in STAGING_TABLES
 
 
-def test_a_reset_confirmation_is_found_also_when_the_thread_is_reset_with_it(conn: sqlite3.Connection) -> None:
-    conn.execute("UPDATE transfers SET confirmation = NULL, prev_confirmed_hash = NULL WHERE confirmation IS NOT NULL")
+# --- postings, confirmations, incoming, threads: all of them follow from the links, so any other row is found --------------
+
+_MONEY = ("postings", "confirmations", "incoming", "threads")
+Row = tuple[bytes | int | str | None, ...]
+
+
+def _columns(conn: sqlite3.Connection, table: str) -> list[str]:
+    return [row[1] for row in conn.execute(f"PRAGMA table_info({table})")]
+
+
+def _rows(conn: sqlite3.Connection, table: str) -> list[Row]:
+    return conn.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3").fetchall()
+
+
+def _key(table: str, row: Row) -> str:
+    """How a fault names this row."""
+    if table == "postings":
+        return row[1].hex() if isinstance(row[1], bytes) else str(row[1])
+    if table == "threads":
+        return f"{row[1]!s} to {row[0]!s}"
+    return str(row[0] if table == "confirmations" else row[2])
+
+
+def _delete(conn: sqlite3.Connection, table: str, row: Row) -> None:
+    where = " AND ".join(f"{column} IS ?" for column in _columns(conn, table))
+    assert conn.execute(f"DELETE FROM {table} WHERE {where}", row).rowcount == 1
+
+
+def _insert(conn: sqlite3.Connection, table: str, row: Row) -> None:
+    conn.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+
+
+def _with(row: Row, at: int, value: bytes | int | str | None) -> Row:
+    return (*row[:at], value, *row[at + 1 :])
+
+
+@contextmanager
+def _put_back(conn: sqlite3.Connection) -> Iterator[None]:
+    """What is changed inside is as before after it; a change that the tables cannot hold is no change."""
+    conn.execute("BEGIN")
+    with suppress(sqlite3.IntegrityError):
+        yield
+    conn.execute("ROLLBACK")
+
+
+def _found_in(conn: sqlite3.Connection, table: str, rows: Sequence[Row]) -> None:
+    """The audit names the table, and one of these rows."""
     fault = _audit(conn).fault
-    assert fault is not None
-    assert (fault.table, fault.column, fault.found) == ("transfers", "confirmation", "NULL")
+    assert fault is not None, (table, rows)
+    assert (fault.table, fault.key in {_key(table, row) for row in rows}) == (table, True), (str(fault), rows)
+    assert fault.expected != fault.found
 
 
-def test_a_confirmation_that_no_link_lists_is_found(conn: sqlite3.Connection) -> None:
+@pytest.mark.parametrize(
+    ("table", "column"), [(table, column) for table, columns in _tables() if table in _MONEY for column in columns]
+)
+def test_every_field_that_has_the_value_of_another_row_is_named(
+    conn: sqlite3.Connection, table: str, column: str
+) -> None:
+    at, tried = _columns(conn, table).index(column), 0
+    rows = _rows(conn, table)
+    values = {row[at] for row in rows}
+    if column in ("id", "posting", "previous", "last"):
+        values |= {row[0] for row in _rows(conn, "postings")} | {row[0] for row in _rows(conn, "confirmations")}
+        values |= {-1, 0, 1, 17 << ID_BITS, 99 << ID_BITS, 2**63 - 1, -(2**63), None}
+    for row in rows:
+        for value in sorted(values, key=repr):
+            other = _with(row, at, value)
+            if other == row or (column == "id" and value is None):  # SQLite would give it an id of its own
+                continue
+            with _put_back(conn):
+                _delete(conn, table, row)
+                _insert(conn, table, other)
+                tried += 1
+                _found_in(conn, table, [row, other])
+    assert tried >= len(rows)
+
+
+@pytest.mark.parametrize(
+    ("table", "column"), [(table, column) for table, columns in _tables() if table in _MONEY for column in columns]
+)
+def test_two_rows_that_have_exchanged_a_field_are_named(conn: sqlite3.Connection, table: str, column: str) -> None:
+    """Counts and sums are as before then."""
+    at, tried = _columns(conn, table).index(column), 0
+    for one, other in combinations(_rows(conn, table), 2):
+        exchanged = [_with(one, at, other[at]), _with(other, at, one[at])]
+        if one[at] == other[at]:
+            continue
+        with _put_back(conn):
+            for row in (one, other):
+                _delete(conn, table, row)
+            for row in exchanged:
+                _insert(conn, table, row)
+            if {one, other} == set(exchanged):  # they differ in nothing else
+                continue
+            tried += 1
+            _found_in(conn, table, [one, other, *exchanged])
+    assert tried
+
+
+@pytest.mark.parametrize("table", _MONEY)
+def test_a_row_too_few_is_named(conn: sqlite3.Connection, table: str) -> None:
+    for row in _rows(conn, table):
+        with _put_back(conn):
+            _delete(conn, table, row)
+            _found_in(conn, table, [row])
+
+
+@pytest.mark.parametrize("table", _MONEY)
+def test_all_rows_too_few_are_named(conn: sqlite3.Connection, table: str) -> None:
+    rows = _rows(conn, table)
+    conn.execute(f"DELETE FROM {table}")
+    _found_in(conn, table, rows)
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        ("postings", "recipient"),
+        ("postings", "memo"),
+        ("incoming", "recipient"),
+        ("incoming", "sender"),
+        ("threads", "recipient"),
+        ("threads", "sender"),
+    ],
+)
+def test_a_text_that_is_none_is_named_like_others(conn: sqlite3.Connection, table: str, column: str) -> None:
+    rows = _rows(conn, table)
     conn.execute(
-        "UPDATE transfers SET confirmation = (SELECT tip FROM accounts WHERE name = recipient), "
-        "prev_confirmed_hash = zeroblob(32) WHERE confirmation IS NULL AND recipient = 'alice'"
+        f"UPDATE {table} SET {column} = CAST(x'ff' AS TEXT) WHERE {column} = (SELECT max({column}) FROM {table})"
     )
     fault = _audit(conn).fault
     assert fault is not None
-    assert (fault.table, fault.column) == ("transfers", "confirmation")
+    assert fault.table == table
+    at = _columns(conn, table).index(column)
+    assert fault.key in {_key(table, _with(row, at, value)) for row in rows for value in (row[at], b"\xff")}
+    assert conn.text_factory is str
 
 
-def test_a_confirmation_by_a_link_that_is_not_here_is_found(conn: sqlite3.Connection) -> None:
-    conn.execute(
-        "UPDATE transfers SET confirmation = zeroblob(32), prev_confirmed_hash = zeroblob(32) WHERE confirmation IS NULL"
-    )
+def _at(text: str) -> str:
+    """`@8.2`: the id of row 2 of the link with seq 8."""
+    return re.sub(r"@(\d+)\.(\d+)", lambda found: str(int(found[1]) << ID_BITS | int(found[2])), text)
+
+
+# In `with_history`, all of the streams with more than one confirmed posting:
+#   mint to alice: 8.0, 8.2, 13.0 confirmed by 10.0, 10.1, 14.0; 17.0 waits
+#   alice to carol: 12.0, 12.1, 14.1 confirmed by 15.1, 15.2, 15.3
+#   alice to bob: 10.0, 14.0 confirmed by 11.1, 16.0
+_BACK = "INSERT INTO incoming SELECT recipient, sender, id, amount, hash FROM transfers WHERE confirmation IS NULL AND id = "
+_COPY = "INSERT INTO postings SELECT {}, hash, recipient, amount, memo, request_id FROM postings WHERE id = @8.0"
+_LAST = "UPDATE threads SET last = {} WHERE recipient = 'alice' AND sender = 'mint'"
+_TAMPERINGS: dict[str, tuple[list[str], str, str, str]] = {
+    "a confirmation in the link before": (
+        ["UPDATE confirmations SET id = @13.0 WHERE id = @14.0"], "confirmations", "@13.0", "id"),
+    "a confirmation in the account's link before": (
+        ["UPDATE confirmations SET id = @12.1 WHERE id = @14.0"], "confirmations", "@12.1", "id"),
+    "a confirmation in the account's next link": (
+        ["UPDATE confirmations SET id = @12.1 WHERE id = @10.1"], "confirmations", "@10.1", "id"),
+    "a confirmation in another place of its link": (
+        ["UPDATE confirmations SET id = @10.2 WHERE id = @10.1"], "confirmations", "@10.1", "id"),
+    "two confirmations exchanged with their previous": (
+        ["UPDATE confirmations SET id = @15.9 WHERE id = @15.1", "UPDATE confirmations SET id = @15.1 WHERE id = @15.2",
+         "UPDATE confirmations SET id = @15.2 WHERE id = @15.9"], "confirmations", "@15.1", "posting"),
+    "two previous exchanged": (
+        ["UPDATE confirmations SET previous = iif(id = @15.2, @12.1, @12.0) WHERE id IN (@15.2, @15.3)"],
+        "confirmations", "@15.2", "previous"),
+    "two previous of two streams exchanged": (
+        ["UPDATE confirmations SET previous = iif(id = @14.0, @12.1, @8.2) WHERE id IN (@14.0, @15.3)"],
+        "confirmations", "@14.0", "previous"),
+    "a previous that leaves one out": (
+        ["UPDATE confirmations SET previous = @12.0 WHERE id = @15.3"], "confirmations", "@15.3", "previous"),
+    "a previous that leaves all out": (
+        ["UPDATE confirmations SET previous = NULL WHERE id = @15.3"], "confirmations", "@15.3", "previous"),
+    "a previous that goes on where nothing was": (
+        ["UPDATE confirmations SET previous = @8.0 WHERE id = @11.0"], "confirmations", "@11.0", "previous"),
+    "a previous that is itself": (
+        ["UPDATE confirmations SET previous = @8.0 WHERE id = @10.0"], "confirmations", "@10.0", "previous"),
+    "a circle of previous": (
+        ["UPDATE confirmations SET previous = @13.0 WHERE id = @10.0"], "confirmations", "@10.0", "previous"),
+    "a stream cut into two threads": (
+        ["UPDATE confirmations SET previous = NULL WHERE id = @14.0", "INSERT INTO threads VALUES ('alice', 'mint2', @8.2)"],
+        "threads", "mint2 to alice", "last"),
+    "a thread set back": ([_LAST.format("@8.2")], "threads", "mint to alice", "last"),
+    "a thread set back to its beginning": ([_LAST.format("@8.0")], "threads", "mint to alice", "last"),
+    "a thread set back and its posting incoming again": (
+        [_LAST.format("@8.2"), _BACK.replace("confirmation IS NULL AND", "") + "@13.0"], "threads", "mint to alice", "last"),
+    "a thread set forth to what waits": ([_LAST.format("@17.0")], "threads", "mint to alice", "last"),
+    "a thread that ends in another stream": ([_LAST.format("@8.1")], "threads", "mint to alice", "last"),
+    "a thread of another recipient": (
+        ["UPDATE threads SET recipient = 'carol' WHERE recipient = 'alice' AND sender = 'mint'"],
+        "threads", "mint to carol", "last"),
+    "a thread deleted": (
+        ["DELETE FROM threads WHERE recipient = 'alice' AND sender = 'bob'"], "threads", "bob to alice", "recipient"),
+    "a confirmation deleted": (["DELETE FROM confirmations WHERE id = @14.0"], "confirmations", "@14.0", "id"),
+    "a confirmation deleted, its posting incoming": (
+        ["DELETE FROM confirmations WHERE id = @14.0", _BACK + "@13.0"], "confirmations", "@14.0", "id"),
+    "a confirmation deleted, its posting incoming, its thread set back": (
+        ["DELETE FROM confirmations WHERE id = @14.0", _BACK + "@13.0", _LAST.format("@8.2")],
+        "confirmations", "@14.0", "id"),
+    "a confirmation deleted, its thread set back": (
+        ["DELETE FROM confirmations WHERE id = @14.0", _LAST.format("@8.2")], "confirmations", "@14.0", "id"),
+    "the only confirmation of a stream deleted with its thread": (
+        ["DELETE FROM confirmations WHERE id = @12.0", "DELETE FROM threads WHERE recipient = 'alice' AND sender = 'bob'",
+         _BACK + "@11.1"], "confirmations", "@12.0", "id"),
+    "all confirmations deleted, all postings incoming, all threads deleted": (
+        ["DELETE FROM confirmations", "DELETE FROM threads", "DELETE FROM incoming", _BACK + "id"],
+        "confirmations", "@10.0", "id"),
+    "a confirmation deleted in the middle and the thread closed over it": (
+        ["DELETE FROM confirmations WHERE id = @15.2", "UPDATE confirmations SET previous = @12.0 WHERE id = @15.3",
+         _BACK + "@12.1"], "confirmations", "@15.2", "id"),
+    "a confirmation of what waits, by a link that does not list it": (
+        ["INSERT INTO confirmations VALUES (@14.1, @15.0, NULL)", "DELETE FROM incoming WHERE posting = @15.0",
+         "INSERT INTO threads VALUES ('alice', 'carol', @15.0)"], "confirmations", "@14.1", "id"),
+    "a confirmation by a link that is not here": (
+        ["INSERT INTO confirmations VALUES (@18.0, @17.0, @13.0)", "DELETE FROM incoming WHERE posting = @17.0",
+         _LAST.format("@17.0")], "confirmations", "@18.0", "id"),
+    "a posting missing from incoming": (["DELETE FROM incoming WHERE posting = @17.0"], "incoming", "@17.0", "recipient"),
+    "a confirmed posting instead of the one that waits": (
+        ["DELETE FROM incoming WHERE posting = @17.0",
+         "INSERT INTO incoming SELECT recipient, sender, id, amount, hash FROM transfers WHERE id = @13.0"],
+        "incoming", "@13.0", "posting"),
+    "a confirmed posting is incoming": (
+        ["INSERT INTO incoming SELECT recipient, sender, id, amount, hash FROM transfers WHERE id = @8.0"],
+        "incoming", "@8.0", "posting"),
+    "incoming with another amount": (
+        ["UPDATE incoming SET amount = amount + 1 WHERE posting = @17.0"], "incoming", "@17.0", "amount"),
+    "two incoming with one sum": (
+        ["UPDATE incoming SET amount = iif(posting = @17.0, amount + 1, amount - 1) WHERE posting IN (@17.0, @17.1)"],
+        "incoming", "@17.0", "amount"),
+    "incoming with another hash": (
+        ["UPDATE incoming SET hash = (SELECT hash FROM postings WHERE id = @17.1) WHERE posting = @17.0"],
+        "incoming", "@17.0", "hash"),
+    "incoming to another": (
+        ["UPDATE incoming SET recipient = 'bob' WHERE posting = @17.0"], "incoming", "@17.0", "recipient"),
+    "incoming from another": (
+        ["UPDATE incoming SET sender = 'mint2' WHERE posting = @17.0"], "incoming", "@17.0", "sender"),
+    "incoming twice": (
+        ["INSERT INTO incoming SELECT 'bob', sender, posting, amount, hash FROM incoming WHERE posting = @17.0"],
+        "incoming", "@17.0", "recipient"),
+    "incoming that is no posting": (
+        ["UPDATE incoming SET posting = @17.2 WHERE posting = @17.0"], "incoming", "@17.2", "posting"),
+    "a copy of a posting behind all links, confirmed": (
+        [_COPY.format("@99.0"), "UPDATE confirmations SET posting = @99.0 WHERE posting = @8.0"],
+        "confirmations", "@10.0", "posting"),
+    "a copy of a posting before all links, confirmed": (
+        [_COPY.format("@0.5"), "UPDATE confirmations SET posting = @0.5 WHERE posting = @8.0"],
+        "confirmations", "@10.0", "posting"),
+    "a copy of a posting before the beginning, confirmed": (
+        [_COPY.format("-5"), "UPDATE confirmations SET posting = -5 WHERE posting = @8.0"],
+        "confirmations", "@10.0", "posting"),
+    "a copy of a posting before all links, incoming": (
+        [_COPY.format("@0.5"), "INSERT INTO incoming SELECT recipient, 'mint', id, amount, hash FROM postings WHERE id = @0.5"],
+        "postings", "@0.5", "id"),
+    "a posting deleted that waits": (
+        ["DELETE FROM postings WHERE id = @17.0", "DELETE FROM incoming WHERE posting = @17.0"],
+        "postings", "#17.0", "id"),
+    "a posting deleted that was confirmed": (
+        ["DELETE FROM postings WHERE id = @8.0", "DELETE FROM confirmations WHERE posting = @8.0"],
+        "postings", "#8.0", "id"),
+    "two postings with each other's recipients": (
+        ["UPDATE postings SET recipient = iif(id = @17.0, 'carol', 'alice') WHERE id >= @17.0",
+         "UPDATE incoming SET recipient = iif(posting = @17.0, 'carol', 'alice') WHERE posting >= @17.0"],
+        "postings", "#17.0", "recipient"),
+    "two postings with each other's amounts": (
+        ["UPDATE postings SET amount = iif(id = @17.0, 12, 11) WHERE id >= @17.0",
+         "UPDATE incoming SET amount = iif(posting = @17.0, 12, 11) WHERE posting >= @17.0"],
+        "postings", "#17.0", "amount"),
+    "a posting with another hash, everywhere": (
+        ["UPDATE postings SET hash = zeroblob(32) WHERE id = @17.0", "UPDATE incoming SET hash = zeroblob(32) WHERE posting = @17.0"],
+        "postings", "#17.0", "hash"),
+    "a posting in another place, everywhere": (
+        ["UPDATE postings SET id = @17.2 WHERE id = @17.1", "UPDATE incoming SET posting = @17.2 WHERE posting = @17.1"],
+        "postings", "#17.1", "id"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", _TAMPERINGS)
+def test_tampering_is_found_and_named(conn: sqlite3.Connection, what: str) -> None:
+    statements, table, key, column = _TAMPERINGS[what]
+    hashes = dict(conn.execute("SELECT id, hash FROM postings"))
+    for statement in statements:
+        assert conn.execute(_at(statement)).rowcount > 0, statement
     fault = _audit(conn).fault
     assert fault is not None
-    assert (fault.column, fault.expected) == ("confirmation", "a link that is here")
+    want = hashes[int(_at(key.replace("#", "@")))].hex() if key.startswith("#") else _at(key)
+    assert (fault.table, fault.key, fault.column) == (table, want, column), str(fault)
+
+
+def test_of_a_thread_cut_twice_the_later_cut_is_named(conn: sqlite3.Connection) -> None:
+    conn.execute(_at("UPDATE confirmations SET previous = NULL WHERE id IN (@10.1, @14.0)"))
+    fault = _audit(conn).fault
+    assert fault is not None
+    assert (fault.table, fault.key, fault.expected) == ("confirmations", _at("@14.0"), _at("@8.2"))
+
+
+@pytest.mark.parametrize(
+    ("without", "statement", "table", "column"),
+    [
+        (["_name_extra"], "INSERT INTO confirmations SELECT 99 << 14, posting, NULL FROM incoming LIMIT 1", "confirmations", "count"),
+        (["_name_lost"], "DELETE FROM threads WHERE recipient = 'alice' AND sender = 'bob'", "threads", "count"),
+        (["_replay", "_nothing_else", "_threads", "_incoming"], "UPDATE accounts SET balance = balance + 1 WHERE name = 'bob'",
+         "accounts", "balance"),
+    ],
+)  # fmt: skip
+def test_counts_and_sums_are_wrong_even_if_no_row_is_named(
+    conn: sqlite3.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    without: list[str],
+    statement: str,
+    table: str,
+    column: str,
+) -> None:
+    """The search for the row decides nothing, and money is counted apart from all other checks."""
+    for name in without:
+        monkeypatch.setattr(f"chain.audit._Audit.{name}", lambda *_: None)
+    conn.execute(statement)
+    fault = _audit(conn).fault
+    assert fault is not None
+    assert (fault.table, fault.column) == (table, column)
+
+
+_edit = st.tuples(
+    st.sampled_from(["set", "exchange", "delete", "copy"]),
+    st.sampled_from(_MONEY),
+    st.integers(0, 5),
+    st.integers(0, 14),
+    st.integers(0, 30),
+)
+
+
+def _tamper(conn: sqlite3.Connection, edit: tuple[str, str, int, int, int]) -> None:
+    """One change of the rows, with values that are somewhere in the database; none when the tables cannot hold it."""
+    deed, table, column, first, second = edit
+    rows = _rows(conn, table)
+    if not rows:
+        return
+    at, row, other = column % len(rows[0]), rows[first % len(rows)], rows[second % len(rows)]
+    values = {value for name in _MONEY for line in _rows(conn, name) for value in line if type(value) is type(row[at])}
+    changed = _with(row, at, sorted(values, key=repr)[second % len(values)])
+    conn.execute("SAVEPOINT edit")
+    try:
+        if deed != "copy":
+            _delete(conn, table, row)
+        if deed == "exchange" and row != other:
+            _delete(conn, table, other)
+            _insert(conn, table, _with(row, at, other[at]))
+            _insert(conn, table, _with(other, at, row[at]))
+        elif deed != "delete":
+            _insert(conn, table, changed)
+    except sqlite3.IntegrityError:
+        conn.execute("ROLLBACK TO edit")
+    conn.execute("RELEASE edit")
+
+
+@pytest.fixture(scope="module")
+def open_to_all() -> Iterator[sqlite3.Connection]:
+    """A database in memory without triggers, as `conn`."""
+    conn = memory_database()
+    with_history(conn)
+    _drop_triggers(conn)
+    yield conn
+    conn.close()
+
+
+@settings(derandomize=True, deadline=None, max_examples=400)
+@given(edits=st.lists(_edit, min_size=1, max_size=6))
+def test_only_the_rows_that_follow_from_the_links_pass(
+    open_to_all: sqlite3.Connection, edits: list[tuple[str, str, int, int, int]]
+) -> None:
+    conn = open_to_all
+    before = [_rows(conn, table) for table in _MONEY]
+    conn.execute("BEGIN")
+    try:
+        for edit in edits:
+            _tamper(conn, edit)
+        same = [_rows(conn, table) for table in _MONEY] == before
+        assert _audit(conn).ok == same
+    finally:
+        conn.execute("ROLLBACK")
 
 
 def test_a_missing_trigger_is_found(conn: sqlite3.Connection) -> None:
@@ -241,6 +621,13 @@ def test_meta_is_checked_behind_a_right_checksum_too(
     fault = _file_audit(conn).fault
     assert fault is not None
     assert (fault.table, fault.key) == ("meta", found)
+
+
+def test_a_key_of_meta_that_is_no_text_is_named(conn: sqlite3.Connection) -> None:
+    conn.execute("INSERT INTO meta VALUES (CAST(x'ff' AS TEXT), x'00', ?)", (row_checksum("meta", b"\xff", b"\0"),))
+    fault = _audit(conn).fault
+    assert fault is not None
+    assert (fault.table, fault.key, fault.expected) == ("meta", "ff", "no such row")
 
 
 def _file_audit(conn: sqlite3.Connection) -> AuditReport:
@@ -306,7 +693,9 @@ def test_a_database_without_views_is_found(conn: sqlite3.Connection) -> None:
     assert str(fault) == "views row 1, epoch: expected 1, found nothing"
 
 
-@pytest.mark.parametrize("table", ["transfers_stream", "links", "meta", "sqlite_master"])
+@pytest.mark.parametrize(
+    "table", ["postings", "postings_hash", "confirmations", "incoming", "threads", "links", "meta", "sqlite_master"]
+)
 def test_damaged_pages_are_a_fault_and_no_crash(conn: sqlite3.Connection, tmp_path: Path, table: str) -> None:
     pages = dict(conn.execute("SELECT name, rootpage FROM sqlite_master"))
     conn.close()
@@ -424,8 +813,8 @@ def test_a_link_that_does_not_follow_is_found(fields: dict[str, object], column:
 
 def test_a_chain_without_its_beginning_is_found(conn: sqlite3.Connection) -> None:
     conn.execute("DELETE FROM links WHERE account = 'ezb' AND height = 0")
-    conn.execute("UPDATE links SET seq = -(SELECT count(*) FROM links AS before WHERE before.seq <= links.seq)")
-    conn.execute("UPDATE links SET seq = -seq")
+    seqs = [seq for (seq,) in conn.execute("SELECT seq FROM links ORDER BY seq")]
+    _renumber(conn, {seq: place for place, seq in enumerate(seqs, 1)})
     fault = _audit(conn).fault
     assert fault is not None
     assert (fault.table, fault.column, fault.found) == ("links", "height", "nothing")
@@ -509,17 +898,18 @@ def test_an_opening_that_is_none_is_found(what: str) -> None:
     assert what == "in another slot" or fault.expected == "one opening"
 
 
-_INCOME: dict[str, tuple[Callable[[list[PostingHash], PostingHash], list[PostingHash]], str, str]] = {
-    "the first of a stream left out": (lambda mine, _: mine[1:], "confirmation", "that of an earlier link"),
-    "not oldest first": (lambda mine, _: mine[::-1], "body", "oldest first"),
-    "another's": (lambda mine, other: [*mine, other], "recipient", "bob"),
-    "a posting of nobody": (lambda mine, _: [*mine, PostingHash(bytes(32))], "hash", "confirms it"),
+_INCOME: dict[str, tuple[Callable[[list[PostingHash], PostingHash], list[PostingHash]], str, str, str]] = {
+    "the first of a stream left out": (lambda mine, _: mine[1:], "incoming", "posting", "where its thread ends"),
+    "not oldest first": (lambda mine, _: mine[::-1], "links", "body", "oldest first"),
+    "another's": (lambda mine, other: [*mine, other], "postings", "recipient", "bob"),
+    "a posting of nobody": (lambda mine, _: [*mine, PostingHash(bytes(32))], "confirmations", "id", "confirms posting"),
+    "one twice": (lambda mine, _: [*mine, mine[-1]], "confirmations", "id", "confirms posting"),
 }
 
 
 @pytest.mark.parametrize("name", _INCOME)
 def test_a_link_that_takes_up_the_wrong_income_is_found(name: str) -> None:
-    choose, column, expected = _INCOME[name]
+    choose, table, column, expected = _INCOME[name]
     conn = memory_database()
     bank = with_history(conn)
     bank.pay("carol", ("bob", 4))
@@ -527,6 +917,7 @@ def test_a_link_that_takes_up_the_wrong_income_is_found(name: str) -> None:
     bank.pay("mint", ("carol", 6))
     link = bank.form([bank.transfer("bob", ("alice", 1))]).link
     assert link is not None
+    assert len(link.confirmed) == 2
     (other,) = conn.execute("SELECT hash FROM transfers WHERE recipient = 'carol' AND confirmation IS NULL").fetchone()
     confirmed = choose(list(link.confirmed), other)
     amounts = dict(conn.execute("SELECT hash, amount FROM transfers"))
@@ -535,8 +926,81 @@ def test_a_link_that_takes_up_the_wrong_income_is_found(name: str) -> None:
     _without_triggers(conn, link)
     fault = audit(conn).fault
     assert fault is not None
-    assert fault.column == column
+    assert (fault.table, fault.column) == (table, column)
     assert expected in fault.expected
+
+
+@pytest.mark.parametrize(
+    ("change", "at"),
+    [
+        ("", 0),
+        ("UPDATE confirmations SET previous = {0} WHERE posting = {1}", 0),
+        ("UPDATE confirmations SET previous = {1} WHERE posting = {0}", 1),
+        ("UPDATE threads SET last = {0} WHERE recipient = 'bob' AND sender = 'carol'", -1),
+    ],
+)
+def test_a_stream_confirmed_out_of_order_is_found(change: str, at: int) -> None:
+    """The later posting of a stream in one link, the one before it in the next link; nothing is lost and nothing twice."""
+    conn = memory_database()
+    bank = with_history(conn)
+    bank.pay("carol", ("bob", 4))
+    bank.pay("carol", ("bob", 5))
+    sample = bank.form([bank.transfer("bob", ("alice", 1))]).link
+    assert sample is not None
+    first, second = sample.confirmed
+    early = _altered(sample, confirmed=(second,), balance=sample.balance - 4)
+    entry = _signed(bank.transfer("bob", ("alice", 1)), Outcome.COMPLETED)
+    late = build_link(
+        NETWORK, "bob", early.height + 1, early.next_slot, early.balance + 3, 1, early.time_ms + 1, [entry], [first]
+    )
+    ids = dict(conn.execute("SELECT hash, id FROM postings"))
+    with _no_triggers(conn):
+        _write(conn, early)
+        _write(conn, late)
+        conn.execute(change.format(ids[first], ids[second]) or "SELECT 1")
+    fault = audit(conn, genesis=GENESIS).fault
+    assert fault is not None
+    if at < 0:
+        assert (fault.table, fault.key, fault.column) == ("threads", "carol to bob", "last")
+        return
+    (count,) = conn.execute("SELECT count(*) FROM links").fetchone()
+    assert (fault.table, fault.key, fault.column) == ("confirmations", str(count - 1 + at << ID_BITS), "previous")
+
+
+def test_a_thread_through_a_posting_that_waits_is_found() -> None:
+    """A link confirms the second posting of a stream, as if the first had been confirmed before."""
+    conn = memory_database()
+    bank = with_history(conn)
+    bank.pay("carol", ("bob", 4))
+    bank.pay("carol", ("bob", 5))
+    link = bank.form([bank.transfer("bob", ("alice", 1))]).link
+    assert link is not None
+    first, second = link.confirmed
+    ids = dict(conn.execute("SELECT hash, id FROM postings"))
+    with _no_triggers(conn):
+        _write(conn, _altered(link, confirmed=(second,), balance=link.balance - 4))
+        conn.execute("UPDATE confirmations SET previous = ? WHERE posting = ?", (ids[first], ids[second]))
+    fault = audit(conn).fault
+    assert fault is not None
+    assert (fault.table, fault.column, fault.found) == ("confirmations", "previous", str(ids[first]))
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_income_of_one_moment_is_in_the_order_of_its_senders(honest: bool) -> None:
+    conn = memory_database()
+    bank = with_history(conn)
+    bank.pay("bob", ("alice", 1))
+    first = bank.pay("mint", ("bob", 4))
+    bank.now_ms -= 10
+    second = bank.pay("carol", ("bob", 5))
+    assert first.time_ms == second.time_ms
+    link = bank.form([bank.transfer("bob", ("alice", 1))]).link
+    assert link is not None
+    assert link.confirmed == (*second.posting_hashes, *first.posting_hashes)
+    _without_triggers(conn, link if honest else _altered(link, confirmed=link.confirmed[::-1]))
+    fault = audit(conn).fault
+    assert honest == (fault is None)
+    assert fault is None or "oldest first" in fault.expected
 
 
 def _swap(conn: sqlite3.Connection, one: tuple[str, int], other: tuple[str, int]) -> None:
@@ -545,8 +1009,28 @@ def _swap(conn: sqlite3.Connection, one: tuple[str, int], other: tuple[str, int]
         conn.execute("SELECT seq FROM links WHERE account = ? AND height = ?", link).fetchone()[0]
         for link in (one, other)
     ]
-    for old, new in ((seqs[0], -1), (seqs[1], seqs[0]), (-1, seqs[1])):
-        conn.execute("UPDATE links SET seq = ? WHERE seq = ?", (new, old))
+    _renumber(conn, {seqs[0]: seqs[1], seqs[1]: seqs[0]})
+
+
+def _renumber(conn: sqlite3.Connection, seqs: dict[int, int]) -> None:
+    """Give links other places in the log, and all that they make and confirm with them."""
+    for table, column, bits in (
+        ("links", "seq", 0),
+        ("postings", "id", ID_BITS),
+        ("confirmations", "id", ID_BITS),
+        ("confirmations", "posting", ID_BITS),
+        ("confirmations", "previous", ID_BITS),
+        ("incoming", "posting", ID_BITS),
+        ("threads", "last", ID_BITS),
+    ):
+        for sign in (-1, 1):  # first out of the way, because two rows may not have one number even for a moment
+            for old, new in seqs.items():
+                here = old if sign < 0 else -new - 1
+                conn.execute(
+                    f"UPDATE {table} SET {column} = ({column} - (?1 << ?3)) + (?2 << ?3) "
+                    f"WHERE {column} BETWEEN ?1 << ?3 AND (?1 + 1 << ?3) - 1",
+                    (here, -new - 1 if sign < 0 else new, bits),
+                )
 
 
 @pytest.mark.parametrize(
@@ -639,24 +1123,20 @@ def _write(conn: sqlite3.Connection, link: Link) -> None:
     )  # fmt: skip
     for number, hash_, posting, request in postings:
         assert hash_ == posting_hash(link.hash, number, Posting(posting.recipient, posting.amount, posting.memo))
+        place = seq << ID_BITS | number
+        row = (place, hash_, posting.recipient, posting.amount, posting.memo, request)
+        conn.execute("INSERT INTO postings VALUES (?, ?, ?, ?, ?, ?)", row)
         conn.execute(
-            "INSERT INTO transfers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
-            (
-                hash_, link.hash, number, link.prev_hash, link.account, posting.recipient, posting.amount, posting.memo,
-                link.balance, link.incoming_checksum, link.height, link.time_ms, request,
-            ),
-        )  # fmt: skip
-    for confirmed in link.confirmed:
-        conn.execute(
-            "UPDATE transfers SET confirmation = ?1, prev_confirmed_hash = coalesce((SELECT b.hash FROM transfers AS b "
-            "WHERE b.sender = transfers.sender AND b.recipient = transfers.recipient "
-            "AND (b.height, b.number) < (transfers.height, transfers.number) "
-            "ORDER BY b.height DESC, b.number DESC LIMIT 1), zeroblob(32)) WHERE hash = ?2",
-            (link.hash, confirmed),
+            "INSERT INTO incoming VALUES (?, ?, ?, ?, ?)",
+            (posting.recipient, link.account, place, posting.amount, hash_),
         )
+    for number, confirmed in enumerate(link.confirmed, seq << ID_BITS):
+        _confirm(conn, number, confirmed)
     for number, (request_id, outcome) in enumerate(link.outcomes()):
-        row = (request_id, link.account, link.hash, number, int(outcome))
-        conn.execute("INSERT OR IGNORE INTO outcomes VALUES (?, ?, ?, ?, ?)", row)
+        conn.execute(
+            "INSERT OR IGNORE INTO outcomes VALUES (?, ?, ?, ?, ?)",
+            (request_id, link.account, link.hash, number, int(outcome)),
+        )
     opened = [e.request for e in link.entries if e.request.kind is Kind.OPEN and link.height == 0]
     for made in opened:
         account = (
@@ -678,3 +1158,20 @@ def _write(conn: sqlite3.Connection, link: Link) -> None:
     (value,) = conn.execute("SELECT value FROM meta WHERE key = 'log'").fetchone()
     seq_, count, xor = int.from_bytes(value[:8], "big"), int.from_bytes(value[8:16], "big"), value[16:]
     _reseal(conn, "log", LogHead(seq_, count, xor).after([link.hash]).encode())
+
+
+def _confirm(conn: sqlite3.Connection, number: int, posting: PostingHash) -> None:
+    """Take up a posting as the triggers would, in whatever order; one that is not here leaves no rows."""
+    row = conn.execute("SELECT id, recipient, sender FROM transfers WHERE hash = ?", (posting,)).fetchone()
+    if row is None:
+        return
+    place, recipient, sender = row
+    conn.execute("DELETE FROM incoming WHERE posting = ?", (place,))
+    conn.execute(
+        "INSERT OR IGNORE INTO confirmations VALUES (?, ?, (SELECT max(last) FROM threads WHERE recipient = ? AND sender = ? AND last < ?2))",
+        (number, place, recipient, sender),
+    )
+    conn.execute(
+        "INSERT INTO threads VALUES (?, ?, ?) ON CONFLICT (recipient, sender) DO UPDATE SET last = max(last, excluded.last)",
+        (recipient, sender, place),
+    )

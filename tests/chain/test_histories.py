@@ -3,7 +3,7 @@
 Requests come in batches. Links are formed on the first replica, which has everything, or on the second, which lags and
 takes the links in any order that their dependencies allow. Whatever happened: the ledger agrees about every outcome and
 every balance, the totals are zero, nobody is below zero, each posting is confirmed at most once, both replicas end with
-the same digest, and the audit finds nothing.
+the same digest and the same rows of `transfers`, which are what the links say, and the audit finds nothing.
 """
 
 import sqlite3
@@ -19,7 +19,7 @@ from chain.request import ANY_HEIGHT, ANY_TIP, Kind, Request
 from chain.rows import Applied
 from chain.rules import Formed
 from chain.store import Needs, commit, load
-from tests.chain.bank import GENESIS, Bank, id_of, memory_database
+from tests.chain.bank import GENESIS, Bank, id_of, memory_database, read_incoming, read_transfers, transfers_of
 from tests.chain.ledger import Ledger
 
 ASSETS = {"ann": "CZK", "ben": "CZK", "cid": "CZK", "dan": "CZK", "eva": "EUR"}
@@ -180,7 +180,11 @@ def test_every_history_agrees_with_the_reference_ledger(
     history.finish()
 
     assert state_digest(history.first) == state_digest(history.second)
+    transfers = transfers_of(history.bank.links)
+    waiting = [(row[0], row[5], row[4], row[6]) for row in transfers if row[13] is None]
     for conn in (history.first, history.second):
+        assert read_transfers(conn) == transfers
+        assert read_incoming(conn) == waiting
         assert audit(conn, genesis=GENESIS).fault is None
         assert all(total == 0 for _, total in state_digest(conn).totals)
         heads = list_accounts(conn)

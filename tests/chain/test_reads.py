@@ -19,7 +19,7 @@ from chain.reads import (
 )
 from chain.request import Kind, RequestId
 from chain.store import Needs, load, open_database
-from tests.chain.bank import Bank, file_database, id_of, with_history
+from tests.chain.bank import Bank, file_database, id_of, read_incoming, read_transfers, transfers_of, with_history
 
 
 @pytest.fixture
@@ -103,6 +103,33 @@ def test_chain(bank: Bank, conn: sqlite3.Connection) -> None:
         ("alice", 300, batch.hash),
     ]
     assert (batch.balance, batch.prev_hash) == (500, Slot(links[0].hash))
+
+
+def test_the_view_of_transfers_is_what_the_links_say(bank: Bank, conn: sqlite3.Connection) -> None:
+    """For people with the sqlite3 shell, and programs made for schema 3: the columns and the rows are as they were."""
+    assert [row[1] for row in conn.execute("PRAGMA table_info(transfers)")] == [
+        "id", "hash", "link_hash", "number", "prev_hash", "sender", "recipient", "amount", "memo", "balance",
+        "incoming_checksum", "height", "time_ms", "request_id", "confirmation", "prev_confirmed_hash",
+    ]  # fmt: skip
+    transfers = transfers_of(bank.links)
+    assert read_transfers(conn) == transfers
+    assert read_incoming(conn) == [(row[0], row[5], row[4], row[6]) for row in transfers if row[13] is None]
+    assert len(transfers) == 15
+    shown = [row for link in bank.links for row in _shown(conn, link.hash)]
+    assert sorted(shown) == [(row[0], row[1], row[2], *row[4:8], row[10], row[11], *row[13:]) for row in transfers]
+
+
+def _shown(conn: sqlite3.Connection, link: LinkHash) -> list[tuple[object, ...]]:
+    found = find_link(conn, link)
+    assert found is not None
+    return [
+        (
+            row.hash, row.link_hash, row.number, row.sender, row.recipient, row.amount, row.memo, row.height, row.time_ms,
+            row.confirmation, row.prev_confirmed_hash,
+        )
+        for entry in found.entries
+        for row in entry.postings
+    ]  # fmt: skip
 
 
 def test_chains_are_read_in_pages(bank: Bank, conn: sqlite3.Connection) -> None:

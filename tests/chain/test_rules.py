@@ -21,7 +21,7 @@ from chain.link import (
 )
 from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, Posting, Request, RequestId, cancellation, opening, transfer
-from chain.rows import AccountHead, Forming, Incoming, PostingRow
+from chain.rows import AccountHead, Credit, Forming, Incoming
 from chain.rules import (
     Formed,
     check_second_thread,
@@ -49,11 +49,11 @@ SENDERS = build_link(NETWORK, "sender", 1, opening_slot(NETWORK, "sender"), 0, 1
 def postings(*amounts: int) -> tuple[Incoming, ...]:
     """A stream from one sender, oldest first, all unconfirmed."""
     rows = [
-        PostingRow(PostingHash(nonce_of(1000 + number)), SENDERS.hash, number, "sender", 1, 9, "alice", amount, "")
+        Credit(PostingHash(nonce_of(1000 + number)), "sender", "alice", amount, 1 << 14 | number)
         for number, amount in enumerate(amounts)
     ]
     header = SENDERS.raw[: len(SENDERS.raw) - 8]
-    return tuple(Incoming(row, header, rows[i - 1] if i else None) for i, row in enumerate(rows))
+    return tuple(Incoming(row, SENDERS.hash, 1, 9, header, rows[i - 1] if i else None) for i, row in enumerate(rows))
 
 
 def forming(account: AccountHead | None = None, *amounts: int, count: int | None = None) -> Forming:
@@ -280,7 +280,7 @@ def _posting(**fields: object) -> Callable[[Incoming], Incoming]:
 
 
 def _before(**fields: object) -> Callable[[Incoming], Incoming]:
-    row = postings(1)[0].posting
+    row = msgspec.structs.replace(postings(1)[0].posting, id=1)
     return lambda one: msgspec.structs.replace(one, before=msgspec.structs.replace(one.before or row, **fields))
 
 
@@ -291,10 +291,18 @@ THREADS: list[tuple[str, int, Callable[[Incoming], Incoming], str]] = [
         lambda one: msgspec.structs.replace(one, link_header=bytes(224)),
         "link's own hash",
     ),
-    ("a link hash that is another", 1, _posting(link_hash=LinkHash(bytes(32))), "link's own hash"),
-    ("a confirmation that was reset", 0, _posting(prev_confirmed_hash=PostingHash(bytes(32))), "was reset"),
+    (
+        "a link hash that is another",
+        1,
+        lambda one: msgspec.structs.replace(one, link_hash=LinkHash(bytes(32))),
+        "link's own hash",
+    ),
+    ("confirmed before", 0, _posting(confirmation=LinkHash(bytes(32))), "was confirmed before and is incoming again"),
+    ("a later one confirmed", 0, _before(id=1 << 20, confirmation=LinkHash(bytes(32))), "confirmation was taken back"),
+    ("itself confirmed", 0, _before(id=1 << 14, confirmation=LinkHash(bytes(32))), "confirmation was taken back"),
+    ("another sender's thread", 1, _before(sender="eve"), "another stream"),
+    ("another recipient's thread", 1, _before(recipient="eve"), "another stream"),
     ("an earlier one unconfirmed", 0, _before(hash=PostingHash(bytes([5]) * 32)), "before it is not confirmed"),
-    ("an earlier one without its thread", 0, _before(confirmation=LinkHash(bytes(32))), "lost its thread"),
 ]
 
 
@@ -310,14 +318,14 @@ def test_the_second_thread_must_be_unbroken(at: int, change: Callable[[Incoming]
 
 
 def test_a_thread_that_was_confirmed_before_goes_on() -> None:
-    confirmed = _before(confirmation=LinkHash(bytes(32)), prev_confirmed_hash=PostingHash(bytes(32)))
+    confirmed = _before(confirmation=LinkHash(bytes(32)))
     check_second_thread(_broken(forming(head(), 10), 0, confirmed))
 
 
 # --- applying a decided link ----------------------------------------------------------------------------------------------
 
 
-def _link(*amounts: int, **fields: object) -> tuple[Link, list[PostingRow]]:
+def _link(*amounts: int, **fields: object) -> tuple[Link, list[Credit]]:
     """A decided link of alice that pays 30, and the rows it confirms."""
     state = forming(head(), *amounts)
     link = form(state, pay(("bob", 30))).link
@@ -332,7 +340,7 @@ def test_a_link_that_follows_is_taken() -> None:
     check_successor(*_args(*_link()))
 
 
-def _args(link: Link, rows: list[PostingRow]) -> tuple[Link, AccountHead, list[PostingRow]]:
+def _args(link: Link, rows: list[Credit]) -> tuple[Link, AccountHead, list[Credit]]:
     return link, head(), rows
 
 

@@ -10,6 +10,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -31,23 +32,27 @@ class Shell:
     def __init__(self, bank: Bank, conn: sqlite3.Connection) -> None:
         self.bank = bank
         self.conn = conn
+        self.how = "INSERT"
 
     def run(self, sql: str, *values: object) -> None:
         self.conn.execute(sql, values)
+
+    def one(self, sql: str, *values: object) -> tuple[Any, ...]:
+        row = self.conn.execute(sql, values).fetchone()
+        assert isinstance(row, tuple), sql
+        return row
 
     def stage(self, link: Link, *, postings: bool = True, confirmations: bool = True, outcomes: bool = True) -> None:
         """Stage each posting as a row of its own. `stage_batch` has the other form."""
         first = self._first_id()
         for number, posting_hash, posting, request in link.postings():
             if postings:
-                row = (
-                    first + number, posting_hash, link.hash, link.prev_hash, link.account, posting.recipient, posting.amount,
-                    posting.memo, link.balance, link.incoming_checksum, link.height, link.time_ms, request,
-                )  # fmt: skip
-                self.run("INSERT INTO new_postings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
+                row = (first + number, posting_hash, posting.recipient, posting.amount, posting.memo, request)
+                self.run("INSERT INTO new_postings VALUES (?, ?, ?, ?, ?, ?)", *row)
         for number, confirmed in enumerate(link.confirmed, first):
             if confirmations:
-                self.run("INSERT INTO new_confirmations VALUES (?, ?)", number, confirmed)
+                truth = self.one("SELECT id, sender, recipient, amount FROM transfers WHERE hash = ?", confirmed)
+                self.run("INSERT INTO new_confirmations VALUES (?, ?, ?, ?, ?, ?)", number, confirmed, *truth)
         for number, (request, outcome) in enumerate(link.outcomes(), first):
             if outcomes:
                 self.run("INSERT INTO new_outcomes VALUES (?, ?, ?)", number, request, int(outcome))
@@ -70,7 +75,7 @@ class Shell:
     def _first_id(self) -> int:
         return self.next_seq() << ID_BITS
 
-    def insert(self, link: Link, how: str = "INSERT", **columns: object) -> None:
+    def insert(self, link: Link, how: str = "", **columns: object) -> None:
         row: dict[str, object] = {
             "seq": self.next_seq(),
             "hash": link.hash,
@@ -89,7 +94,7 @@ class Shell:
         }
         row |= columns
         slots = ", ".join("?" * len(row))
-        self.conn.execute(f"{how} INTO links ({', '.join(row)}) VALUES ({slots})", tuple(row.values()))
+        self.conn.execute(f"{how or self.how} INTO links ({', '.join(row)}) VALUES ({slots})", tuple(row.values()))
 
     def next_link(self, name: str = "alice", *postings: tuple[str, int]) -> Link:
         """A right next link of the account, which takes up all its income."""
@@ -110,13 +115,18 @@ def altered(link: Link, **fields: object) -> Link:
     return build_link(NETWORK, **values)
 
 
+BOTH_WAYS: Final = pytest.mark.parametrize("shell", ["OFF", "ON"], ids=["plain", "recursive"], indirect=True)
+"""Runs a test without and with `recursive_triggers`: with it, `OR REPLACE` runs delete triggers."""
+
+
 @pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
+def shell(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shell]:
     writer = file_database(tmp_path / "node.db")
     bank = with_history(writer)
     conn = sqlite3.connect(tmp_path / "node.db", isolation_level=None)
     conn.execute("PRAGMA foreign_keys=OFF")
     conn.execute("PRAGMA ignore_check_constraints=ON")
+    conn.execute(f"PRAGMA recursive_triggers={getattr(request, 'param', 'OFF')}")
     yield Shell(bank, conn)
     conn.close()
     writer.close()
@@ -125,11 +135,11 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 # --- rows written by hand, one trigger each -----------------------------------------------------------------------------
 
 _ANY_LINK = "(SELECT hash FROM links WHERE account = 'alice' AND height = 1)"
-_OPEN_POSTING = "(SELECT hash FROM transfers WHERE confirmation IS NULL LIMIT 1)"
-_A_TRANSFER = (
-    "SELECT {hash}, link_hash, {number}, prev_hash, sender, recipient, amount, memo, balance, incoming_checksum, height, "
-    "time_ms, request_id, NULL, NULL FROM transfers WHERE recipient = 'bob' LIMIT 1"
-)
+_NEXT = "(SELECT max(seq) + 1 FROM links)"
+_NEW_ID = f"{_NEXT} << 14"
+_POSTING = "SELECT {id}, {hash}, recipient, {amount}, memo, request_id FROM postings WHERE recipient = 'bob' LIMIT 1"
+_ADDED = _POSTING.format(id=_NEW_ID, hash="randomblob(32)", amount="amount")
+_UNCONFIRMED = "SELECT posting FROM incoming WHERE recipient = 'alice' LIMIT 1"
 
 BY_HAND: list[tuple[str, str, str]] = [
     ("links_update", "UPDATE links SET balance = balance + 1 WHERE seq = 9", "never changed"),
@@ -137,18 +147,68 @@ BY_HAND: list[tuple[str, str, str]] = [
     ("links_delete", "DELETE FROM links", "never deleted"),
     ("applying_insert", "INSERT INTO applying SELECT 1, hash, seq, account FROM links WHERE account = 'alice' AND height = 1", "one above the head"),
     ("applying_insert", "INSERT INTO applying VALUES (1, zeroblob(32), 1, 'alice')", "one above the head"),
-    ("transfers_insert", f"INSERT INTO transfers {_A_TRANSFER.format(hash='randomblob(32)', number=99)}", "only by the link"),
-    ("transfers_insert", f"INSERT OR REPLACE INTO transfers {_A_TRANSFER.format(hash='hash', number='number')}", "only by the"),
-    ("transfers_update", "UPDATE transfers SET amount = amount + 1", "never changes"),
-    ("transfers_update", "UPDATE transfers SET amount = amount + 1 WHERE confirmation IS NULL", "never changes"),
-    ("transfers_update", "UPDATE OR REPLACE transfers SET recipient = 'carol' WHERE recipient = 'bob'", "never changes"),
-    ("transfers_update", f"UPDATE transfers SET confirmation = {_ANY_LINK}, prev_confirmed_hash = zeroblob(32) "
-                          f"WHERE hash = {_OPEN_POSTING}", "never changes"),
-    ("transfers_update", "UPDATE transfers SET confirmation = NULL, prev_confirmed_hash = NULL", "never changes"),
-    ("transfers_update", "UPDATE transfers SET confirmation = NULL", "never changes"),
-    ("transfers_update", "UPDATE transfers SET prev_confirmed_hash = zeroblob(32) WHERE confirmation IS NULL", "never changes"),
-    ("transfers_update", "UPDATE transfers SET rowid = rowid + 100", "never changes"),
-    ("transfers_delete", "DELETE FROM transfers WHERE confirmation IS NULL", "never deleted"),
+    ("postings_insert", f"INSERT INTO postings {_ADDED}", "only by the link"),
+    ("postings_insert", f"INSERT OR IGNORE INTO postings {_ADDED}", "only by the link"),
+    ("postings_insert", f"INSERT OR FAIL INTO postings {_ADDED}", "only by the link"),
+    ("postings_insert", f"INSERT INTO postings {_POSTING.format(id='NULL', hash='randomblob(32)', amount='amount')}", "only by the"),
+    ("postings_insert", f"INSERT INTO postings {_POSTING.format(id='-1', hash='randomblob(32)', amount='amount')}", "only by the"),
+    ("postings_insert", "INSERT INTO postings (hash, recipient, amount, memo, request_id) VALUES (randomblob(32), 'bob', 5, '', x'00')",
+                        "only by the link"),
+    ("postings_insert", f"INSERT INTO postings {_POSTING.format(id='id + 99', hash='randomblob(32)', amount='amount')}", "only by the"),
+    ("postings_insert", f"INSERT OR REPLACE INTO postings {_POSTING.format(id='id', hash='hash', amount='amount + 1')}", "only by the"),
+    ("postings_update", "UPDATE postings SET amount = amount + 1", "never changes"),
+    ("postings_update", "UPDATE postings SET amount = amount + 1 WHERE id IN (SELECT posting FROM incoming)", "never changes"),
+    ("postings_update", "UPDATE OR IGNORE postings SET recipient = 'carol' WHERE recipient = 'bob'", "never changes"),
+    ("postings_update", "UPDATE postings SET hash = randomblob(32)", "never changes"),
+    ("postings_update", "UPDATE postings SET memo = 'other'", "never changes"),
+    ("postings_update", "UPDATE postings SET request_id = randomblob(32)", "never changes"),
+    ("postings_update", "UPDATE postings SET id = id + 5 WHERE id = (SELECT max(id) FROM postings)", "never changes"),
+    ("postings_update", "UPDATE postings SET rowid = rowid + 5 WHERE id = (SELECT max(id) FROM postings)", "never changes"),
+    ("postings_update", "UPDATE OR REPLACE postings SET id = (SELECT max(id) FROM postings) WHERE id = (SELECT min(id) FROM postings)",
+                        "never changes"),
+    ("postings_delete", "DELETE FROM postings", "never deleted"),
+    ("postings_delete", "DELETE FROM postings WHERE id IN (SELECT posting FROM incoming)", "never deleted"),
+    ("confirmations_insert", f"INSERT INTO confirmations SELECT {_NEW_ID}, ({_UNCONFIRMED}), NULL", "only by the link"),
+    ("confirmations_insert", f"INSERT OR IGNORE INTO confirmations SELECT max(id) + 1, ({_UNCONFIRMED}), max(posting) FROM confirmations",
+                             "only by the link"),
+    ("confirmations_insert", f"INSERT INTO confirmations (posting) {_UNCONFIRMED}", "only by the link"),
+    ("confirmations_insert", f"INSERT INTO confirmations SELECT -1, ({_UNCONFIRMED}), NULL", "only by the link"),
+    ("confirmations_insert", "INSERT OR REPLACE INTO confirmations SELECT id + 1, posting, previous FROM confirmations", "only by the"),
+    ("confirmations_insert", "INSERT OR REPLACE INTO confirmations SELECT id, posting, NULL FROM confirmations "
+                             "WHERE previous IS NOT NULL", "only by the"),
+    ("confirmations_update", f"UPDATE confirmations SET posting = ({_UNCONFIRMED}) WHERE id = (SELECT max(id) FROM confirmations)",
+                             "never changes"),
+    ("confirmations_update", "UPDATE OR REPLACE confirmations SET posting = (SELECT max(posting) FROM confirmations) "
+                             "WHERE id = (SELECT min(id) FROM confirmations)", "never changes"),
+    ("confirmations_update", "UPDATE OR IGNORE confirmations SET previous = NULL", "never changes"),
+    ("confirmations_update", "UPDATE confirmations SET id = id + 5 WHERE id = (SELECT max(id) FROM confirmations)", "never changes"),
+    ("confirmations_update", "UPDATE confirmations SET rowid = rowid + 5 WHERE id = (SELECT max(id) FROM confirmations)", "never changes"),
+    ("confirmations_delete", "DELETE FROM confirmations", "never taken back"),
+    ("confirmations_delete", "DELETE FROM confirmations WHERE id = (SELECT max(id) FROM confirmations)", "never taken back"),
+    ("incoming_insert", "INSERT INTO incoming SELECT 'bob', 'alice', id, amount, hash FROM postings WHERE id IN "
+                        "(SELECT posting FROM confirmations)", "only by the link"),
+    ("incoming_insert", f"INSERT INTO incoming SELECT 'bob', 'alice', {_NEW_ID}, 1000, randomblob(32)", "only by the link"),
+    ("incoming_insert", "INSERT OR IGNORE INTO incoming SELECT recipient, 'ezb', posting, amount, hash FROM incoming", "only by the"),
+    ("incoming_insert", "INSERT OR REPLACE INTO incoming SELECT recipient, sender, posting, amount + 1, hash FROM incoming",
+                        "only by the link"),
+    ("incoming_update", "UPDATE incoming SET amount = amount + 1", "never changes"),
+    ("incoming_update", "UPDATE OR IGNORE incoming SET recipient = 'bob' WHERE recipient = 'alice'", "never changes"),
+    ("incoming_update", "UPDATE incoming SET sender = 'ezb' WHERE recipient = 'alice'", "never changes"),
+    ("incoming_update", "UPDATE incoming SET posting = posting + 1", "never changes"),
+    ("incoming_update", "UPDATE incoming SET hash = randomblob(32)", "never changes"),
+    ("incoming_update", "UPDATE OR REPLACE incoming SET recipient = 'carol', sender = 'mint', posting = "
+                        "(SELECT max(posting) FROM incoming) WHERE recipient = 'alice'", "never changes"),
+    ("incoming_delete", "DELETE FROM incoming", "taken up only by"),
+    ("incoming_delete", "DELETE FROM incoming WHERE recipient = 'alice'", "taken up only by"),
+    ("threads_insert", "INSERT INTO threads VALUES ('mint2', 'alice', 5)", "only by a link"),
+    ("threads_insert", "INSERT OR IGNORE INTO threads VALUES ('mint2', 'alice', 5)", "only by a link"),
+    ("threads_insert", "INSERT OR REPLACE INTO threads SELECT recipient, sender, 0 FROM threads", "only by a link"),
+    ("threads_update", "UPDATE threads SET last = last - 1", "only by a link"),
+    ("threads_update", "UPDATE threads SET last = last + 1", "only by a link"),
+    ("threads_update", "UPDATE OR IGNORE threads SET sender = 'mint2' WHERE recipient = 'alice' AND sender = 'mint'", "only by a"),
+    ("threads_update", "UPDATE OR REPLACE threads SET recipient = 'bob' WHERE recipient = 'alice'", "only by a link"),
+    ("threads_delete", "DELETE FROM threads", "never deleted"),
+    ("threads_delete", "DELETE FROM threads WHERE recipient = 'alice'", "never deleted"),
     ("outcomes_insert", f"INSERT INTO outcomes VALUES (randomblob(32), 'alice', {_ANY_LINK}, 7, 0)", "only by the link"),
     ("outcomes_insert", "INSERT OR REPLACE INTO outcomes SELECT request_id, account, link_hash, number, 5 FROM outcomes LIMIT 1",
                         "only by the link"),
@@ -175,15 +235,77 @@ BY_HAND: list[tuple[str, str, str]] = [
 ]  # fmt: skip
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize(("trigger", "sql", "message"), BY_HAND)
 def test_a_row_written_by_hand_is_refused_by_its_trigger(shell: Shell, trigger: str, sql: str, message: str) -> None:
     before = _dump(shell.conn)
     with pytest.raises(sqlite3.IntegrityError, match=message):
         shell.run(sql)
     assert _dump(shell.conn) == before
+    shell.run("PRAGMA recursive_triggers=OFF")  # else a replaced row has its delete trigger too
     shell.run(f"DROP TRIGGER {trigger}")
     shell.run(sql)
     assert _dump(shell.conn) != before
+
+
+ALSO_BY_HAND: list[tuple[str, str]] = [
+    # more than one trigger is in the way, or another rule of SQLite
+    (
+        "INSERT INTO postings SELECT * FROM postings WHERE true ON CONFLICT DO UPDATE SET amount = amount + 1",
+        "only by the link",
+    ),
+    ("INSERT INTO postings VALUES ('x', randomblob(32), 'bob', 5, '', x'00')", "datatype mismatch"),
+    (
+        "INSERT INTO confirmations SELECT * FROM confirmations WHERE true ON CONFLICT (posting) DO UPDATE SET previous = NULL",
+        "only by the link",
+    ),
+    (
+        "INSERT INTO incoming SELECT * FROM incoming WHERE true ON CONFLICT DO UPDATE SET amount = amount + 1",
+        "only by the link",
+    ),
+    ("INSERT INTO incoming VALUES ('bob', 'alice', NULL, 5, randomblob(32))", "NOT NULL"),
+    ("INSERT OR REPLACE INTO incoming VALUES (NULL, 'alice', 5, 5, randomblob(32))", "only by the link"),
+    ("INSERT INTO threads SELECT * FROM threads WHERE true ON CONFLICT DO UPDATE SET last = 0", "only by a link"),
+    ("INSERT OR REPLACE INTO threads VALUES (NULL, 'bob', 5)", "NOT NULL"),
+    ("UPDATE OR REPLACE threads SET recipient = NULL", "NOT NULL"),
+]
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize(("sql", "message"), ALSO_BY_HAND)
+def test_these_are_refused_too(shell: Shell, sql: str, message: str) -> None:
+    before = _dump(shell.conn)
+    with pytest.raises(sqlite3.IntegrityError, match=message):
+        shell.run(sql)
+    assert _dump(shell.conn) == before
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO transfers SELECT * FROM transfers",
+        "INSERT OR REPLACE INTO transfers (id, amount) VALUES (5, 5)",
+        "UPDATE transfers SET amount = amount + 1",
+        "UPDATE OR IGNORE transfers SET confirmation = NULL, prev_confirmed_hash = NULL",
+        "DELETE FROM transfers",
+    ],
+)
+def test_the_view_is_for_reading(shell: Shell, sql: str) -> None:
+    before = _dump(shell.conn)
+    with pytest.raises(sqlite3.OperationalError, match="it is a view"):
+        shell.run(sql)
+    assert _dump(shell.conn) == before
+
+
+def test_a_temporary_table_does_not_stand_in_for_another(shell: Shell) -> None:
+    """Triggers of the database see its own tables only."""
+    shell.run(
+        "CREATE TEMP TABLE applying AS SELECT 1 AS one, hash AS link_hash, max(seq) + 1 AS seq, 'alice' AS account FROM links"
+    )
+    for sql in (f"INSERT INTO main.postings {_ADDED}", "DELETE FROM main.incoming WHERE recipient = 'alice'"):
+        with pytest.raises(sqlite3.IntegrityError, match="only by"):
+            shell.run(sql)
+    shell.run("DROP TABLE temp.applying")
 
 
 def test_applying_cannot_be_handed_over(shell: Shell) -> None:
@@ -218,7 +340,7 @@ def _unconfirmed(shell: Shell, recipient: str) -> PostingHash:
 
 
 def _column(**columns: object) -> Callable[[Shell], None]:
-    return lambda shell: shell.insert(_good(shell), "INSERT", **columns)
+    return lambda shell: shell.insert(_good(shell), **columns)
 
 
 def _forged(**fields: object) -> Callable[[Shell], None]:
@@ -241,10 +363,21 @@ def _staged(sql: str) -> Callable[[Shell], None]:
     return forge
 
 
-_POSTING_BESIDE = (
-    "INSERT INTO new_postings SELECT b.id + 1, zeroblob(32), l.hash, l.prev_hash, l.account, 'bob', 1, '', l.balance, "
-    "l.incoming_checksum, l.height, l.time_ms, l.hash FROM new_batches AS b CROSS JOIN links AS l LIMIT 1"
-)
+def _lies(sql: str, gain: int = 0) -> Callable[[Shell], None]:
+    """A link whose staged confirmations are changed, and whose balance is what follows from them."""
+
+    def forge(shell: Shell) -> None:
+        good = shell.next_link()
+        shell.stage(good)
+        shell.run(sql)
+        shell.insert(altered(good, balance=good.balance + gain))
+
+    return forge
+
+
+_POSTING_BESIDE = "INSERT INTO new_postings SELECT id + 1, randomblob(32), 'bob', 1, '', zeroblob(32) FROM new_batches"
+_OTHER = "FROM incoming AS i WHERE i.recipient = 'alice' AND i.sender <> new_confirmations.sender"
+_FIRST = "WHERE sender = 'carol'"  # the smaller of the two confirmations of a good link: 3 from carol, 11 from mint
 
 
 def _batch(sql: str, **columns: object) -> Callable[[Shell], None]:
@@ -273,6 +406,21 @@ def _batch_to(name: str) -> Callable[[Shell], None]:
     return forge
 
 
+def _cut_after(size: int) -> Callable[[Shell], None]:
+    """The right bytes, divided at another place."""
+
+    def forge(shell: Shell) -> None:
+        link = _good(shell)
+        shell.insert(link, header=link.raw[:size], body=link.raw[size:])
+
+    return forge
+
+
+def _on_anothers_tip(shell: Shell) -> None:
+    (tip,) = shell.one("SELECT tip FROM accounts WHERE name = 'bob'")
+    _forged(prev_hash=tip)(shell)
+
+
 def _time_stands_still(shell: Shell) -> None:
     link = shell.next_link()
     (time_ms,) = shell.conn.execute("SELECT time_ms FROM accounts WHERE name = 'alice'").fetchone()
@@ -289,19 +437,71 @@ def _two_links_on_one_tip(shell: Shell) -> None:
     shell.insert(second, prev_hash=second.prev_hash)
 
 
-def _confirms_anothers(shell: Shell) -> None:
+def _confirms_anothers(as_recipient: str) -> Callable[[Shell], None]:
+    """A link that takes up carol's oldest posting too, staged as a posting to this account."""
+
+    def forge(shell: Shell) -> None:
+        link = shell.next_link()
+        theirs = _unconfirmed(shell, "carol")
+        (amount,) = shell.one("SELECT amount FROM transfers WHERE hash = ?", theirs)
+        link = altered(link, confirmed=(*link.confirmed, theirs), balance=link.balance + amount)
+        shell.stage(link)
+        shell.run("UPDATE new_confirmations SET recipient = ? WHERE hash = ?", as_recipient, theirs)
+        shell.insert(link)
+
+    return forge
+
+
+def _confirms_also(shell: Shell, posting: bytes) -> None:
     link = shell.next_link()
-    link = altered(link, confirmed=(_unconfirmed(shell, "carol"),), balance=link.balance)
+    (amount,) = shell.one("SELECT amount FROM transfers WHERE hash = ?", posting)
+    link = altered(link, confirmed=(*link.confirmed, posting), balance=link.balance + amount)
     shell.stage(link)
     shell.insert(link)
 
 
 def _confirms_again(shell: Shell) -> None:
+    (used,) = shell.one("SELECT hash FROM transfers WHERE recipient = 'alice' AND confirmation IS NOT NULL LIMIT 1")
+    _confirms_also(shell, used)
+
+
+def _confirms_twice(shell: Shell) -> None:
+    _confirms_also(shell, _unconfirmed(shell, "alice"))
+
+
+def _confirms_another_hash(shell: Shell) -> None:
+    """The body lists a posting that is not there; it is staged as one that is."""
+    good = shell.next_link()
+    shell.stage(good)
+    made_up = bytes(range(32))
+    shell.run("UPDATE new_confirmations SET hash = ? WHERE id & 16383 = 0", made_up)
+    shell.insert(altered(good, confirmed=(made_up, *good.confirmed[1:])))
+
+
+def _confirms_what_no_body_lists(shell: Shell) -> None:
+    good = shell.next_link()
+    shell.stage(good)
+    shell.insert(altered(good, confirmed=()))
+
+
+def _leaves_one_out(shell: Shell) -> None:
+    """The body lists two, and one of them is staged; the balance agrees with the one."""
+    good = shell.next_link()
+    shell.stage(good)
+    (amount,) = shell.one("SELECT amount FROM new_confirmations WHERE id & 16383 = 1")
+    shell.run("DELETE FROM new_confirmations WHERE id & 16383 = 1")
+    shell.insert(altered(good, balance=good.balance - amount))
+
+
+def _stream_backwards(shell: Shell) -> None:
+    shell.bank.pay("bob", ("alice", 5))
+    shell.bank.pay("bob", ("alice", 6))
     link = shell.next_link()
-    (used,) = shell.conn.execute(
-        "SELECT hash FROM transfers WHERE recipient = 'alice' AND confirmation IS NOT NULL LIMIT 1"
-    ).fetchone()
-    link = altered(link, confirmed=(*link.confirmed, used))
+    amounts = dict(shell.conn.execute("SELECT hash, amount FROM transfers"))
+    at = [n for n, posting in enumerate(link.confirmed) if amounts[posting] in (5, 6)]
+    confirmed = list(link.confirmed)
+    confirmed[at[0]], confirmed[at[1]] = confirmed[at[1]], confirmed[at[0]]
+    link = altered(link, confirmed=tuple(confirmed))
     shell.stage(link)
     shell.insert(link)
 
@@ -330,18 +530,22 @@ def _pays_more_than_it_has(shell: Shell) -> None:
     shell.insert(link)
 
 
-def _overflows(shell: Shell) -> None:
-    """2^63-1 + 1000 becomes a REAL, which rounds; the trigger must not compare with it."""
-    shell.bank.open("rich")
-    shell.bank.issuer_limit = MAX_AMOUNT
-    shell.bank.pay("mint2", ("rich", MAX_AMOUNT))
-    shell.bank.pay("rich", ("bob", 1))
-    shell.bank.pay("mint", ("rich", 1024))
-    link = shell.next_link("rich", ("bob", 2048))
-    assert link.confirmed == ()  # the rules leave it where it is
-    link = altered(link, confirmed=(_unconfirmed(shell, "rich"),), balance=MAX_AMOUNT - 1 + 1024 - 2048)
-    shell.stage(link)
-    shell.insert(link)
+def _overflows(balance: int) -> Callable[[Shell], None]:
+    """2^63-2 + 1030 becomes a REAL, which rounds; the trigger must not compare with it."""
+
+    def forge(shell: Shell) -> None:
+        shell.bank.open("rich")
+        shell.bank.issuer_limit = MAX_AMOUNT
+        shell.bank.pay("mint2", ("rich", MAX_AMOUNT))
+        shell.bank.pay("rich", ("bob", 1))
+        shell.bank.pay("mint", ("rich", 1030))
+        link = shell.next_link("rich", ("bob", 4096))
+        assert link.confirmed == ()  # the rules leave it where it is
+        link = altered(link, confirmed=(_unconfirmed(shell, "rich"),), balance=balance)
+        shell.stage(link)
+        shell.insert(link)
+
+    return forge
 
 
 def _opens(asset: str = "CZK", key: bytes = bytes(32), issuer: int = 0, **fields: object) -> Callable[[Shell], None]:
@@ -358,7 +562,20 @@ def _opens_and_pays(shell: Shell) -> None:
     """An opening beside which a posting of somebody else's is staged."""
     link, other = shell.opening(), shell.next_link("alice", ("bob", 1))
     shell.stage(other, confirmations=False, outcomes=False)
-    shell.run("UPDATE new_postings SET link_hash = ?", link.hash)
+    shell.stage(link)
+    shell.run("INSERT INTO new_accounts VALUES (?, 'CZK', zeroblob(32), 0)", shell.next_seq())
+    shell.insert(link)
+
+
+def _opens_with_a_posting(shell: Shell) -> None:
+    link = shell.opening()
+    shell.stage(link)
+    shell.run("INSERT INTO new_accounts VALUES (?, 'CZK', zeroblob(32), 0)", shell.next_seq())
+    shell.insert(link, posting_count=1)
+
+
+def _opens_and_confirms(shell: Shell) -> None:
+    link = altered(shell.opening(), confirmed=(_unconfirmed(shell, "carol"),))
     shell.stage(link)
     shell.run("INSERT INTO new_accounts VALUES (?, 'CZK', zeroblob(32), 0)", shell.next_seq())
     shell.insert(link)
@@ -383,6 +600,7 @@ FORGED: list[tuple[str, Callable[[Shell], None], str]] = [
     ("seq taken", _column(seq=3), "already there"),
     ("short hash", _column(hash=b"short"), "what the header says"),
     ("short header", _column(header=b""), "what the header says"),
+    ("a header that takes a byte of the body", _cut_after(HEADER_BYTES + 1), "what the header says"),
     ("another account", _column(account="alic"), "one above the head"),
     ("another height", _column(height=9), "one above the head"),
     ("another prev_hash", _column(prev_hash=bytes(32)), "what the header says"),
@@ -394,6 +612,7 @@ FORGED: list[tuple[str, Callable[[Shell], None], str]] = [
     ("confirmed_count too low", _column(confirmed_count=0), "what the body says"),
     ("a height too far", _forged(height=9), "one above the head"),
     ("a slot from nowhere", _forged(prev_hash=bytes(32)), "prev_hash is not the tip"),
+    ("the tip of another account", _on_anothers_tip, "prev_hash is not the tip"),
     ("a height below zero", _forged(height=0, prev_hash=bytes(32)), "already there"),
     ("time stands still", _time_stands_still, "prev_hash is not the tip"),
     ("two links on one tip", _two_links_on_one_tip, "already there"),
@@ -402,28 +621,54 @@ FORGED: list[tuple[str, Callable[[Shell], None], str]] = [
     ("a posting number below zero", _staged("UPDATE new_postings SET id = id - 2 WHERE id & 16383 = 1"), "posting_count"),
     ("a short posting hash", _staged("UPDATE new_postings SET hash = x'00' WHERE id & 16383 = 1"), "wrong number, hash"),
     ("a short request id", _staged("UPDATE new_postings SET request_id = x'00' WHERE id & 16383 = 1"), "wrong number, hash"),
-    ("an amount of zero", _staged("UPDATE new_postings SET amount = 0 WHERE id & 16383 = 1"), "hash or amount"),
-    ("a negative amount", _staged("UPDATE new_postings SET amount = -5 WHERE id & 16383 = 1"), "hash or amount"),
+    ("a posting number with a gap", _staged("UPDATE new_postings SET id = id + 7 WHERE id & 16383 = 1"), "wrong number"),
+    ("a posting of the next link", _staged("UPDATE new_postings SET id = id + 16384 WHERE id & 16383 = 1"), "posting_count"),
+    ("an amount of zero", _staged("UPDATE new_postings SET amount = 0 WHERE id & 16383 = 1"), "request or amount"),
+    ("a negative amount", _staged("UPDATE new_postings SET amount = -5 WHERE id & 16383 = 1"), "request or amount"),
+    ("an amount of zero, made up for", _staged("UPDATE new_postings SET amount = 3 * (id & 16383)"), "request or amount"),
+    ("a negative amount, made up for", _staged("UPDATE new_postings SET amount = 8 - 13 * (id & 16383)"), "request or amount"),
     ("an unknown recipient", _staged("UPDATE new_postings SET recipient = 'nobody' WHERE id & 16383 = 1"), "same asset"),
     ("a recipient of another asset", _staged("UPDATE new_postings SET recipient = 'erik' WHERE id & 16383 = 1"), "same asset"),
     ("itself as recipient", _staged("UPDATE new_postings SET recipient = 'alice' WHERE id & 16383 = 1"), "another account"),
     ("a posting missing", _staged("DELETE FROM new_postings WHERE id & 16383 = 0"), "posting_count"),
     ("a posting that exists", _staged("UPDATE new_postings SET hash = (SELECT hash FROM transfers LIMIT 1) WHERE id & 16383 = 0"),
-     "posting_count"),
+     "with this hash is already there"),
+    ("one posting twice", _staged("UPDATE new_postings SET hash = (SELECT min(hash) FROM new_postings)"),
+     "with this hash is already there"),
     ("another amount", _staged("UPDATE new_postings SET amount = 1000 WHERE id & 16383 = 1"), "balance before"),
-    ("a confirmation missing", _staged("DELETE FROM new_confirmations WHERE id & 16383 = 0"), "confirmed_count is not the number"),
+    ("a confirmation missing", _staged("DELETE FROM new_confirmations WHERE id & 16383 = 0"), "balance before"),
+    ("a confirmation missing, made up for", _leaves_one_out, "confirmed_count is not the number"),
     ("another confirmation", _staged("UPDATE new_confirmations SET hash = randomblob(32) WHERE id & 16383 = 0"), "body lists"),
-    ("another's posting confirmed", _confirms_anothers, "confirmed_count is not the number"),
-    ("a posting confirmed twice", _confirms_again, "confirmed_count is not the number"),
+    ("a confirmation in another place", _staged("UPDATE new_confirmations SET id = id + 1 WHERE id & 16383 = 1"), "body lists"),
+    ("a confirmation without a hash beyond the list",
+     _staged("UPDATE new_confirmations SET id = id + 1, hash = x'' WHERE id & 16383 = 1"), "confirmed_count is not the number"),
+    ("a confirmation of the last number", _staged("UPDATE new_confirmations SET id = id | 16383 WHERE id & 16383 = 1"), "body lists"),
+    ("a confirmation of the next link", _lies("UPDATE new_confirmations SET id = id + 16384 WHERE id & 16383 = 1", -11),
+     "confirmed_count is not the number"),
+    ("confirmations that no body lists", _confirms_what_no_body_lists, "body lists"),
+    ("a confirmation with another hash, in the body too", _confirms_another_hash, "confirmed_count is not the number"),
+    ("a confirmation of another posting id", _lies("UPDATE new_confirmations SET posting = posting + 1"),
+     "confirmed_count is not the number"),
+    ("confirmations with their posting ids exchanged",
+     _lies(f"UPDATE new_confirmations SET posting = (SELECT posting {_OTHER})"), "confirmed_count is not the number"),
+    ("one posting under two hashes",
+     _lies(f"UPDATE new_confirmations SET (posting, sender, amount) = (SELECT posting, sender, amount {_OTHER}) {_FIRST}", 8),
+     "confirmed_count is not the number"),
+    ("a confirmation of another sender", _lies(f"UPDATE new_confirmations SET sender = 'bob' {_FIRST}"),
+     "confirmed_count is not the number"),
+    ("a confirmation of another recipient", _lies(f"UPDATE new_confirmations SET recipient = 'bob' {_FIRST}"), "not of this account"),
+    ("a confirmation of a greater amount", _lies("UPDATE new_confirmations SET amount = amount + 1", 2),
+     "confirmed_count is not the number"),
+    ("a confirmation of a smaller amount", _lies(f"UPDATE new_confirmations SET amount = 1 {_FIRST}", -2),
+     "confirmed_count is not the number"),
+    ("confirmations with their amounts exchanged", _lies("UPDATE new_confirmations SET amount = 14 - amount"),
+     "confirmed_count is not the number"),
+    ("another's posting confirmed", _confirms_anothers("carol"), "not of this account"),
+    ("another's posting confirmed as one's own", _confirms_anothers("alice"), "confirmed_count is not the number"),
+    ("a posting confirmed again", _confirms_again, "confirmed_count is not the number"),
+    ("a posting confirmed twice", _confirms_twice, "confirmed_count is not the number"),
     ("one of the stream skipped", _skips_one_of_the_stream, "not the next one of its sender"),
-    ("another sender staged", _staged("UPDATE new_postings SET sender = 'carol' WHERE id & 16383 = 1"), "than its link"),
-    ("another balance staged", _staged("UPDATE new_postings SET balance = 7 WHERE id & 16383 = 1"), "than its link"),
-    ("another link staged", _staged("UPDATE new_postings SET link_hash = zeroblob(32) WHERE id & 16383 = 1"), "than its link"),
-    ("another slot staged", _staged("UPDATE new_postings SET prev_hash = zeroblob(32) WHERE id & 16383 = 1"), "than its link"),
-    ("another checksum staged", _staged("UPDATE new_postings SET incoming_checksum = x'00' WHERE id & 16383 = 1"),
-     "than its link"),
-    ("another height staged", _staged("UPDATE new_postings SET height = 0 WHERE id & 16383 = 1"), "than its link"),
-    ("another time staged", _staged("UPDATE new_postings SET time_ms = 0 WHERE id & 16383 = 1"), "than its link"),
+    ("two of the stream exchanged", _stream_backwards, "not the next one of its sender"),
     ("a batch of other records", _batch("UPDATE new_batches SET records = zeroblob(256)"), "not what the body lists"),
     ("a batch from another place", _batch("UPDATE new_batches SET at = at - 1"), "not what the body lists"),
     ("a batch that begins later", _batch("UPDATE new_batches SET id = id + 1"), "not what the body lists"),
@@ -441,17 +686,24 @@ FORGED: list[tuple[str, Callable[[Shell], None], str]] = [
     ("a batch of another total", _batch("UPDATE new_batches SET total = 4"), "balance before"),
     ("a batch of other amounts", _batch("UPDATE new_batches SET amounts = '[1, 3]'"), "another total"),
     ("a batch with a negative amount", _batch("UPDATE new_batches SET amounts = '[4, -1]'"), "that is none"),
+    ("a batch with an amount of zero", _batch("UPDATE new_batches SET amounts = '[3, 0]'"), "that is none"),
+    ("a batch with an amount in letters", _batch("UPDATE new_batches SET amounts = '[\"1\", 2]'"), "that is none"),
+    ("a batch with amounts that are no list", _batch("UPDATE new_batches SET amounts = '{\"0\": 1, \"1\": 2}'"), "not what the body lists"),
+    ("a batch of the next link", _batch("UPDATE new_batches SET id = id + 16384"), "posting_count"),
     ("a batch with half an amount", _batch("UPDATE new_batches SET amounts = '[1.5, 1.5]'"), "that is none"),
     ("a batch with a posting that exists", _batch("UPDATE new_batches SET hashes = CAST(substr(hashes, 1, 32) || "
-     "(SELECT hash FROM transfers LIMIT 1) AS BLOB)"), "a posting that is there"),
+     "(SELECT hash FROM transfers LIMIT 1) AS BLOB)"), "with this hash is already there"),
     ("a batch with one posting twice", _batch("UPDATE new_batches SET hashes = CAST(substr(hashes, 1, 32) || substr(hashes, 1, 32) "
      "AS BLOB)"),
-     "a posting that is there"),
+     "with this hash is already there"),
     ("a batch to an unknown name", _batch_to("nobody"), "same asset"),
     ("a batch to another asset", _batch_to("erik"), "same asset"),
+    ("a batch to itself", _batch_to("alice"), "another account"),
     ("a balance one too high", _forged(balance=10_000), "balance before"),
+    ("a balance one too low", _lies("SELECT 1", -1), "balance before"),
     ("a balance below zero", _pays_more_than_it_has, "below zero"),
-    ("a balance above 2^63-1 on the way", _overflows, "balance before"),
+    ("a balance above 2^63-1 on the way", _overflows(MAX_AMOUNT - 1 + 1030 - 4096), "balance before"),
+    ("a balance above 2^63-1 on the way, rounded", _overflows(int(float(MAX_AMOUNT - 1) + 1030 - 4096)), "balance before"),
     ("an outcome missing", _staged("DELETE FROM new_outcomes"), "outcome_count"),
     ("an outcome too many", _column(outcome_count=2), "outcome_count"),
     ("an outcome that is recorded", _staged("UPDATE new_outcomes SET request_id = (SELECT request_id FROM outcomes "
@@ -459,7 +711,11 @@ FORGED: list[tuple[str, Callable[[Shell], None], str]] = [
     ("a short request id settled", _staged("UPDATE new_outcomes SET request_id = x'00'"), "outcome_count"),
     ("an outcome number too high", _staged("UPDATE new_outcomes SET id = id + 5"), "outcome_count"),
     ("no account opened at height 0", _opens_without_an_account, "opens an account"),
+    ("an account opened again by a later link", _staged(f"INSERT INTO new_accounts VALUES ({_NEXT}, 'CZK', zeroblob(32), 0)"),
+     "opens an account"),
     ("a posting beside an opening", _opens_and_pays, "wrong number"),
+    ("a posting of an opening", _opens_with_a_posting, "an opening moves no money"),
+    ("a confirmation of an opening", _opens_and_confirms, "an opening moves no money"),
     ("a name opened again", _opens_a_name_again, "already there"),
     ("money at height 0", _opens(balance=5), "an opening moves no money"),
     ("a short key", _opens(key=b"short"), "by the link that opens it"),
@@ -468,6 +724,10 @@ FORGED: list[tuple[str, Callable[[Shell], None], str]] = [
 ]  # fmt: skip
 
 
+HOWS: Final = ("INSERT OR REPLACE", "INSERT OR IGNORE", "INSERT OR FAIL", "INSERT OR ROLLBACK", "REPLACE")
+
+
+@BOTH_WAYS
 @pytest.mark.parametrize(("forge", "message"), [pytest.param(f, m, id=name) for name, f, m in FORGED])
 def test_a_forged_link_is_refused(shell: Shell, forge: Callable[[Shell], None], message: str) -> None:
     with pytest.raises(sqlite3.IntegrityError, match=re.escape(message)):
@@ -475,9 +735,37 @@ def test_a_forged_link_is_refused(shell: Shell, forge: Callable[[Shell], None], 
     _nothing_but_staging(shell)
 
 
+@pytest.mark.parametrize("how", ["INSERT OR REPLACE", "INSERT OR IGNORE", "INSERT OR FAIL"])
+@pytest.mark.parametrize(("forge", "message"), [pytest.param(f, m, id=name) for name, f, m in FORGED])
+def test_a_forged_link_is_refused_whatever_it_says_of_conflicts(
+    shell: Shell, how: str, forge: Callable[[Shell], None], message: str
+) -> None:
+    shell.how = how
+    with pytest.raises(sqlite3.IntegrityError, match=re.escape(message)):
+        forge(shell)
+    assert shell.one("SELECT count(*) FROM applying") == (0,)
+    _nothing_but_staging(shell)
+
+
+@pytest.mark.parametrize("how", ["INSERT", "INSERT OR FAIL", "INSERT OR IGNORE"])
 @pytest.mark.parametrize(
-    "how", ["INSERT OR REPLACE", "INSERT OR IGNORE", "INSERT OR FAIL", "INSERT OR ROLLBACK", "REPLACE"]
+    ("sql", "message"),
+    [
+        (f"UPDATE new_batches SET amounts = '[{MAX_AMOUNT}, 1]'", "integer overflow"),
+        ("UPDATE new_batches SET amounts = '[1, '", "malformed JSON"),
+    ],
 )
+def test_what_sqlite_cannot_add_or_read_is_no_link(shell: Shell, how: str, sql: str, message: str) -> None:
+    link = shell.next_link()
+    shell.stage_batch(link)
+    shell.run(sql)
+    before = _dump(shell.conn)
+    with pytest.raises(sqlite3.OperationalError, match=message):
+        shell.insert(link, how=how)
+    assert _dump(shell.conn) == before
+
+
+@pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize(
     "sql",
     [
@@ -489,9 +777,116 @@ def test_conflict_clauses_do_not_reach_the_inner_statements(shell: Shell, how: s
     """SQLite hands the OR clause of a statement down to its triggers, unless they say ON CONFLICT themselves."""
     link = _good(shell)
     shell.run(sql)
-    with pytest.raises(sqlite3.IntegrityError, match="_count is not the number"):
+    with pytest.raises(sqlite3.IntegrityError, match=r"_count is not the number|already there"):
         shell.insert(link, how=how)
     _nothing_but_staging(shell)
+
+
+_THE_FIRST = f"{_NEXT} << 14"  # the id of the first posting or confirmation of the next link
+DAMAGED: list[tuple[str, str, bool, str]] = [
+    ("postings_insert", f"INSERT INTO postings VALUES ({_THE_FIRST}, randomblob(32), 'bob', 1, '', x'00')", False, "posting_count"),
+    ("postings_insert", f"INSERT INTO postings VALUES ({_THE_FIRST}, randomblob(32), 'bob', 1, '', x'00')", True, "posting that is there"),
+    ("incoming_insert", f"INSERT INTO incoming VALUES ('bob', 'alice', {_THE_FIRST}, 1, randomblob(32))", False, "posting_count"),
+    ("incoming_insert", f"INSERT INTO incoming VALUES ('bob', 'alice', {_THE_FIRST}, 1, randomblob(32))", True, "posting_count"),
+    ("confirmations_insert", f"INSERT INTO confirmations VALUES ({_THE_FIRST}, 5, NULL)", False, "confirmed_count is not the number"),
+    ("confirmations_insert", f"INSERT INTO confirmations SELECT 5, ({_UNCONFIRMED}), NULL", False, "confirmed_count is not the number"),
+    ("threads_update", f"UPDATE threads SET last = {_THE_FIRST} WHERE recipient = 'alice'", False, "not the next one of its sender"),
+    ("threads_update", "UPDATE threads SET last = (SELECT posting FROM incoming AS i WHERE i.recipient = threads.recipient "
+                       "AND i.sender = threads.sender) WHERE recipient = 'alice' AND sender = 'mint'", False, "not the next one"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["INSERT", *HOWS])
+@pytest.mark.parametrize(("trigger", "sql", "batch", "message"), DAMAGED)
+def test_a_right_link_does_not_write_over_damage(
+    shell: Shell, how: str, trigger: str, sql: str, batch: bool, message: str
+) -> None:
+    """A row is where the link's own would go, which only a missing trigger can have let in: it stays, and the link is refused."""
+    link = shell.next_link()
+    _without(shell, trigger, sql)
+    shell.stage_batch(link) if batch else shell.stage(link)
+    before = _dump(shell.conn)
+    with pytest.raises(sqlite3.IntegrityError, match=message):
+        shell.insert(link, how=how)
+    assert _dump(shell.conn) == before
+
+
+@pytest.mark.parametrize("how", ["INSERT", *HOWS])
+def test_an_opening_does_not_write_over_damage(shell: Shell, how: str) -> None:
+    """An account below height 0, which only a missing trigger can have let in, has the name that is opened, and another key."""
+    link = shell.opening()
+    _without(
+        shell,
+        "accounts_insert",
+        f"INSERT INTO accounts VALUES ('dave', 'CZK', zeroblob(32), 0, -1, {_ANY_LINK}, 0, 1, 1)",
+    )
+    shell.stage(link)
+    shell.run("INSERT INTO new_accounts VALUES (?, 'CZK', ?, 0)", shell.next_seq(), public_key_of("dave"))
+    before = _dump(shell.conn)
+    with pytest.raises(sqlite3.IntegrityError, match="opens an account"):
+        shell.insert(link, how=how)
+    assert _dump(shell.conn) == before
+
+
+_APPLIED = "(SELECT seq FROM applying)"
+WHILE_APPLYING: list[tuple[str, str]] = [
+    ("INSERT INTO applying SELECT 2, link_hash, seq, account FROM applying", "one above the head"),
+    ("INSERT OR REPLACE INTO applying SELECT * FROM applying", "one above the head"),
+    (f"INSERT INTO postings SELECT {_APPLIED} + 1 << 14, randomblob(32), 'bob', 1, '', x'00'", "only by the link"),
+    (f"INSERT INTO postings SELECT {_APPLIED} - 1 << 14 | 99, randomblob(32), 'bob', 1, '', x'00'", "only by the link"),
+    (
+        f"INSERT INTO postings SELECT {_APPLIED} << 14 | 99, hash, 'bob', 1, '', x'00' FROM postings LIMIT 1",
+        "already there",
+    ),
+    (
+        f"INSERT INTO confirmations SELECT {_APPLIED} - 1 << 14 | 99, posting, NULL FROM incoming WHERE recipient = 'carol' LIMIT 1",
+        "only by the link",
+    ),
+    (f"INSERT INTO incoming SELECT 'bob', 'alice', {_APPLIED} - 1 << 14 | 99, 1, randomblob(32)", "only by the link"),
+    ("DELETE FROM incoming WHERE recipient = 'carol'", "only by the link"),
+    ("UPDATE incoming SET amount = 1 WHERE recipient = 'alice'", "never changes"),
+    ("INSERT INTO threads VALUES ('mint2', 'alice', 5)", "only by a link"),
+    ("UPDATE threads SET last = 5 WHERE recipient = 'bob'", "only by a link"),
+    (
+        "UPDATE threads SET recipient = 'alice', sender = 'mint2' WHERE recipient = 'bob' AND sender = 'mint'",
+        "only by a link",
+    ),
+    ("UPDATE threads SET recipient = 'alice' WHERE recipient = 'bob' AND sender = 'alice'", "only by a link"),
+    ("UPDATE threads SET recipient = 'mint2' WHERE recipient = 'alice' AND sender = 'mint'", "only by a link"),
+    ("UPDATE threads SET sender = 'mint2' WHERE recipient = 'alice' AND sender = 'mint'", "only by a link"),
+    ("DELETE FROM threads WHERE recipient = 'alice'", "never deleted"),
+    ("DELETE FROM confirmations", "never taken back"),
+    ("UPDATE postings SET amount = 1", "never changes"),
+    ("UPDATE confirmations SET previous = NULL", "never changes"),
+]
+
+
+@pytest.mark.parametrize(("sql", "message"), WHILE_APPLYING)
+def test_while_a_link_is_applied_only_its_own_rows_are_written(shell: Shell, sql: str, message: str) -> None:
+    """A temporary trigger of the shell can write while `applying` names a link; what is not that link's is refused."""
+    # with plain names: a trigger's statements cannot name a database
+    shell.run(f"CREATE TEMP TRIGGER beside AFTER INSERT ON main.applying BEGIN {sql}; END")
+    link = _good(shell)
+    before = _dump(shell.conn)
+    with pytest.raises(sqlite3.IntegrityError, match=message):
+        shell.insert(link)
+    assert _dump(shell.conn) == before
+    shell.run("DROP TRIGGER beside")
+    shell.insert(link)
+
+
+def test_what_a_temporary_trigger_adds_to_a_link_is_found_by_the_audit(shell: Shell) -> None:
+    """It can write rows under the link that is applied, as if the triggers had been dropped: no trigger can see that."""
+    shell.run(
+        "CREATE TEMP TRIGGER beside AFTER INSERT ON main.applying BEGIN "
+        "INSERT INTO postings VALUES (NEW.seq << 14 | 99, zeroblob(32), 'carol', 1000, '', zeroblob(32)); "
+        "INSERT INTO incoming VALUES ('carol', NEW.account, NEW.seq << 14 | 99, 1000, zeroblob(32)); END"
+    )
+    link = _good(shell)
+    shell.insert(link)
+    fault = audit(shell.conn).fault
+    assert fault is not None
+    assert (fault.table, fault.key) == ("postings", bytes(32).hex())
 
 
 @pytest.mark.parametrize("column", ["seq", "hash", "prev_hash"])
@@ -505,12 +900,14 @@ def test_a_link_never_replaces_another(shell: Shell, how: str, column: str) -> N
 
 
 def test_without_links_insert_a_right_link_could_replace_an_old_one(shell: Shell) -> None:
+    """One without postings: those of any other link are in the way."""
     shell.run("DROP TRIGGER links_insert")
     link = _good(shell)
+    (seq,) = shell.one("SELECT seq FROM links WHERE account = 'erik'")
     for table in STAGING_TABLES[1:-1]:
-        shell.run(f"UPDATE {table} SET id = (id & 16383) | (9 << 14)")
-    shell.insert(link, how="INSERT OR REPLACE", seq=9)
-    assert shell.conn.execute("SELECT hash FROM links WHERE seq = 9").fetchone() == (link.hash,)
+        shell.run(f"UPDATE {table} SET id = (id & 16383) | (? << 14)", seq)
+    shell.insert(link, how="INSERT OR REPLACE", seq=seq)
+    assert shell.one("SELECT hash FROM links WHERE seq = ?", seq) == (link.hash,)
 
 
 def test_the_right_link_is_taken_by_hand_too(shell: Shell) -> None:
@@ -526,6 +923,19 @@ def test_the_right_link_is_taken_by_hand_too(shell: Shell) -> None:
     fault = audit(shell.conn).fault
     assert fault is not None
     assert (fault.table, fault.key) == ("meta", "log"), last  # the head of the log is the store's, not the trigger's
+
+
+def test_senders_do_not_wait_for_one_another(shell: Shell) -> None:
+    """Only the postings of one sender have an order; what another one paid before may come later."""
+    link = shell.next_link()
+    (older, amount), (newer, _) = shell.conn.execute(
+        "SELECT hash, amount FROM incoming WHERE recipient = 'alice' ORDER BY posting"
+    ).fetchall()
+    assert set(link.confirmed) == {older, newer}
+    link = altered(link, confirmed=(newer,), balance=link.balance - amount)
+    shell.stage(link)
+    shell.insert(link)
+    assert shell.one("SELECT hash FROM incoming WHERE recipient = 'alice'") == (older,)
 
 
 def test_postings_of_a_batch_are_those_staged_one_by_one(tmp_path: Path) -> None:
@@ -558,6 +968,16 @@ def test_staged_rows_are_no_money(shell: Shell) -> None:
     assert state_digest(shell.conn) == before
 
 
+def test_the_view_finds_a_posting_by_its_hash_in_the_index(shell: Shell) -> None:
+    """As docs/schema.md says."""
+    (wanted,) = shell.one("SELECT hash FROM postings ORDER BY id DESC LIMIT 1")
+    query = "FROM transfers WHERE substr(hash, 1, 6) = substr(:x, 1, 6) AND hash = :x"
+    assert shell.conn.execute(f"SELECT hash {query}", {"x": wanted}).fetchall() == [(wanted,)]
+    plan = [row[3] for row in shell.conn.execute(f"EXPLAIN QUERY PLAN SELECT * {query}", {"x": wanted})]
+    assert any("SEARCH p USING INDEX postings_hash" in step for step in plan), plan
+    assert not any(step.startswith("SCAN") for step in plan), plan
+
+
 def test_the_schema_is_compared_word_for_word() -> None:
     conn = sqlite3.connect(":memory:")
     create_schema(conn)
@@ -568,6 +988,13 @@ def test_the_schema_is_compared_word_for_word() -> None:
         ("links_delete", "nothing of this name"),
         ("other", "CREATE INDEX other O"),
     ]
+
+
+def _without(shell: Shell, trigger: str, sql: str) -> None:
+    """Run the statement without the trigger, which is there again afterwards."""
+    shell.run(f"DROP TRIGGER {trigger}")
+    shell.run(sql)
+    shell.run(next(statement for statement in statements() if statement.startswith(f"CREATE TRIGGER {trigger} ")))
 
 
 def _dump(conn: sqlite3.Connection) -> dict[str, list[object]]:

@@ -12,9 +12,10 @@ from chain.disk import open_database, snapshot, storage_errors
 from chain.errors import Corruption, LocalMisuse, StorageFailure
 from chain.genesis import issuer_links
 from chain.link import HEADER_BYTES, LinkHash, Outcome, PostingHash, build_link, income_checksum
+from chain.needs import read_postings
 from chain.reads import state_digest
 from chain.request import RequestId
-from chain.rows import ActiveRow, Applied, Forming, ViewRow, VoteRow
+from chain.rows import ActiveRow, Applied, Credit, Forming, ViewRow, VoteRow
 from chain.rules import check_second_thread, check_tip_income
 from chain.seal import LogHead, row_checksum
 from chain.store import (
@@ -179,15 +180,15 @@ def _reseal(conn: sqlite3.Connection, key: str, value: bytes) -> None:
 
 def test_another_schema_version_is_refused(conn: sqlite3.Connection) -> None:
     _reseal(conn, "schema_version", b"99")
-    with pytest.raises(LocalMisuse, match="version 99, this program has 3"):
+    with pytest.raises(LocalMisuse, match="version 99, this program has 4"):
         create_or_check(conn, GENESIS, NODE, VIEW)
 
 
 @pytest.mark.parametrize(
     ("sql", "text"),
     [
-        ("DROP TRIGGER transfers_delete", "transfers_delete in the schema"),
-        ("INSERT INTO new_confirmations VALUES (1, x'00')", "new_confirmations holds 1 rows"),
+        ("DROP TRIGGER confirmations_delete", "confirmations_delete in the schema"),
+        ("INSERT INTO new_confirmations VALUES (1, x'00', 1, 'a', 'b', 1)", "new_confirmations holds 1 rows"),
         ("DELETE FROM meta WHERE key = 'log'", "no meta row log"),
         ("UPDATE meta SET value = x'00' WHERE key = 'log'", "checksum does not hold"),
         ("UPDATE views SET raw = x'00'", "views row 1"),
@@ -203,6 +204,7 @@ def test_another_schema_version_is_refused(conn: sqlite3.Connection) -> None:
             "account bob",
         ),
         ("DELETE FROM links WHERE seq = (SELECT max(seq) FROM links)", "the log ends at"),
+        ("DELETE FROM incoming WHERE posting = (SELECT min(posting) FROM incoming)", "rows of incoming, not"),
     ],
 )
 def test_the_start_checks_what_the_node_relies_on(conn: sqlite3.Connection, bank: Bank, sql: str, text: str) -> None:
@@ -237,7 +239,7 @@ def test_a_log_row_of_another_length_is_damage(conn: sqlite3.Connection) -> None
 def test_damaged_pages_are_found_at_the_start(path: Path) -> None:
     conn = file_database(path)
     with_history(conn)
-    (page,) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = 'transfers_stream'").fetchone()
+    (page,) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = 'postings_hash'").fetchone()
     conn.close()
     with path.open("r+b") as file:
         file.seek((page - 1) * 4096 + 8)
@@ -482,7 +484,7 @@ def test_absent_keys_are_absent(bank: Bank) -> None:
     needs = Needs(
         heads={"nobody"},
         outcomes={("alice", RequestId(nobody("a")))},
-        postings={PostingHash(nobody("b"))},
+        postings={"alice": {PostingHash(nobody("b"))}, "nobody": {PostingHash(nobody("b"))}},
         links_at={("alice", 99), ("nobody", 0)},
         chains={("nobody", 0)},
         by_hash={LinkHash(nobody("c"))},
@@ -503,11 +505,15 @@ def test_absent_keys_are_absent(bank: Bank) -> None:
 def test_everything_is_loaded_by_its_key(bank: Bank) -> None:
     links = bank.links
     postings = [(link, posting) for link in links for _, posting, _, _ in link.postings()]
+    by_recipient: dict[str, set[PostingHash]] = {}
+    for link in links:
+        for _, hash_, posting, _ in link.postings():
+            by_recipient.setdefault(posting.recipient, set()).add(hash_)
     outcomes = [(link, request, outcome) for link in links for request, outcome in link.outcomes()]
     needs = Needs(
         heads={link.account for link in links},
         outcomes={(link.account, request) for link, request, _ in outcomes},
-        postings={posting for _, posting in postings},
+        postings=by_recipient,
         links_at={(link.account, link.height) for link in links},
         by_hash={link.hash for link in links},
         by_posting={posting for _, posting in postings},
@@ -527,16 +533,60 @@ def test_everything_is_loaded_by_its_key(bank: Bank) -> None:
     assert loaded.by_posting == {posting: link.raw for link, posting in postings}
     assert loaded.known == {link.hash for link in links}
     confirmations = {posting: link.hash for link in links for posting in link.confirmed}
-    for link, hash_ in postings:
-        row = loaded.postings[hash_]
-        assert (row.link_hash, row.sender, row.height, row.time_ms) == (
-            link.hash,
-            link.account,
-            link.height,
-            link.time_ms,
-        )
-        assert row.confirmation == confirmations.get(hash_)
-        assert (row.prev_confirmed_hash is None) is (row.confirmation is None)
+    ids = dict(bank.conn.execute("SELECT hash, id FROM transfers"))
+    rows = read_postings(bank.conn, [posting for _, posting in postings])
+    for link in links:
+        for number, hash_, posting, _ in link.postings():
+            confirmation = confirmations.get(hash_)
+            assert loaded.postings[hash_] == Credit(
+                hash_, link.account, posting.recipient, posting.amount, ids[hash_], confirmation
+            )
+            row = rows[hash_]
+            assert (row.link_hash, row.number, row.sender, row.height, row.time_ms) == (
+                link.hash, number, link.account, link.height, link.time_ms,
+            )  # fmt: skip
+            assert (row.recipient, row.amount, row.memo) == (posting.recipient, posting.amount, posting.memo)
+            assert row.confirmation == confirmation
+            assert (row.prev_confirmed_hash is None) is (confirmation is None)
+
+
+def test_the_view_of_transfers_says_the_same_as_the_rows(bank: Bank) -> None:
+    """`transfers` keeps the fields of the method, under their names (design section 2)."""
+    columns = "prev_hash, sender, recipient, amount, balance, confirmation, incoming_checksum, prev_confirmed_hash"
+    found = {hash_: row for hash_, *row in bank.conn.execute(f"SELECT hash, {columns} FROM transfers")}
+    confirmed_by = {posting: link.hash for link in bank.links for posting in link.confirmed}
+    streams: dict[tuple[str, str], bytes] = {}
+    for link in bank.links:
+        for _, hash_, posting, _ in link.postings():
+            confirmation = confirmed_by.get(hash_)
+            before = streams.get((link.account, posting.recipient), bytes(32))
+            assert found.pop(hash_) == [
+                link.prev_hash, link.account, posting.recipient, posting.amount, link.balance, confirmation,
+                link.incoming_checksum, None if confirmation is None else before,
+            ]  # fmt: skip
+            streams[link.account, posting.recipient] = hash_
+    assert not found
+
+
+def test_postings_that_stand_far_back_are_found_by_their_hash(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An account with many more incoming postings than its link confirms: one look does not find all."""
+    made = bank.pay("mint", *[("alice", amount) for amount in range(1, 9)])
+    monkeypatch.setattr(chain.needs, "_SCANNED", 0)
+    last = made.posting_hashes[-1]
+    assert load(bank.conn, Needs(postings={"alice": {last}})).postings[last].amount == 8
+    asked: list[object] = []
+    monkeypatch.setattr(chain.needs, "find_credits", lambda _conn, hashes: asked.append(hashes) or {})
+    load(bank.conn, Needs(postings={"alice": set(made.posting_hashes)}))
+    assert asked, "alice had other incoming postings before these"
+    monkeypatch.setattr(chain.needs, "_SCANNED", 64)
+    asked.clear()
+    assert len(load(bank.conn, Needs(postings={"alice": set(made.posting_hashes)})).postings) == 8
+    assert not asked
+
+
+def test_a_posting_to_somebody_else_is_no_income_of_the_account(bank: Bank) -> None:
+    made = bank.pay("mint", ("carol", 7)).posting_hashes[0]
+    assert load(bank.conn, Needs(postings={"alice": {made}})).postings[made].recipient == "carol"
 
 
 def test_an_id_that_another_account_cancelled_is_not_recorded_for_its_owner(conn: sqlite3.Connection) -> None:
@@ -635,13 +685,13 @@ def test_forming_is_everything_that_the_next_link_depends_on(bank: Bank) -> None
     assert [one.posting.amount for one in alice.incoming] == [3, 11, 5, 6]
     assert (alice.incoming_count, alice.incoming_total) == (4, 25)
     raws = {link.hash: link.raw for link in bank.links}
-    assert all(one.link_header == raws[one.posting.link_hash][:HEADER_BYTES] for one in alice.incoming)
+    assert all(one.link_header == raws[one.link_hash][:HEADER_BYTES] for one in alice.incoming)
     assert alice.incoming[0].before is None
     assert alice.incoming[1].before is not None
     assert alice.incoming[1].before.amount == 40
     assert alice.incoming[1].before.confirmation is not None
     assert alice.incoming[3].before == alice.incoming[2].posting
-    ages = [one.posting.age for one in alice.incoming]
+    ages = [one.age for one in alice.incoming]
     assert ages == sorted(ages)
     for one in forming.values():
         check_tip_income(one)
@@ -656,23 +706,76 @@ def test_forming_is_bounded_but_counts_everything(bank: Bank, monkeypatch: pytes
     assert (alice.incoming_count, alice.incoming_total) == (4, 25)
 
 
-@pytest.mark.parametrize("reset", ["confirmation = NULL", "confirmation = NULL, prev_confirmed_hash = NULL"])
-def test_a_confirmation_that_was_taken_back_is_refused_and_never_counted_again(bank: Bank, reset: str) -> None:
-    """Both ways, for the first posting of a stream whose later ones are confirmed."""
-    bank.conn.execute("DROP TRIGGER transfers_update")
-    bank.conn.execute(
-        f"UPDATE transfers SET {reset} WHERE hash = "
-        "(SELECT hash FROM transfers WHERE sender = 'mint' AND recipient = 'alice' ORDER BY height, number LIMIT 1)"
-    )
-    with pytest.raises(Corruption, match=r"posting .* of 1000 from mint .* to alice"):
+_FIRST = "(SELECT id FROM transfers WHERE sender = 'mint' AND recipient = 'alice' ORDER BY id LIMIT 1)"
+_BACK = f"INSERT INTO incoming SELECT recipient, sender, id, amount, hash FROM transfers WHERE id = {_FIRST}"
+
+
+def _drop_guards(conn: sqlite3.Connection) -> None:
+    for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        conn.execute(f"DROP TRIGGER {name}")
+
+
+@pytest.mark.parametrize(
+    ("statements", "text"),
+    [
+        ([_BACK], "was confirmed before and is incoming again"),
+        (
+            [_BACK, f"DELETE FROM confirmations WHERE posting = {_FIRST}"],
+            "was confirmed and its confirmation was taken back",
+        ),
+        ([_BACK, "DELETE FROM threads"], "was confirmed before and is incoming again"),
+    ],
+)
+def test_a_confirmation_that_was_taken_back_is_refused_and_never_counted_again(
+    bank: Bank, statements: list[str], text: str
+) -> None:
+    """For the first posting of a stream whose later ones are confirmed."""
+    _drop_guards(bank.conn)
+    for statement in statements:
+        assert bank.conn.execute(statement).rowcount > 0
+    with pytest.raises(Corruption, match=rf"posting .* of 1000 from mint .* to alice is refused: .*{text}"):
+        bank.form([bank.transfer("alice", ("bob", 1))])
+
+
+@pytest.mark.parametrize(
+    ("statement", "text"),
+    [
+        ("UPDATE incoming SET amount = amount + 1 WHERE recipient = 'alice'", "is not what its link says"),
+        ("UPDATE incoming SET hash = zeroblob(32) WHERE recipient = 'alice'", "is not what its link says"),
+        (
+            "UPDATE incoming SET sender = 'bob' WHERE recipient = 'alice' AND sender = 'carol'",
+            "is not what its link says",
+        ),
+        ("UPDATE incoming SET recipient = 'alice' WHERE recipient = 'carol'", "is not what its link says"),
+        ("UPDATE threads SET last = 3 WHERE recipient = 'alice'", "posting 3, where its thread ends, is not here"),
+        (
+            "UPDATE threads SET last = (SELECT last FROM threads WHERE recipient = 'bob') WHERE recipient = 'alice'",
+            "its thread ends in a posting of another stream",
+        ),
+        (
+            "DELETE FROM confirmations WHERE posting = (SELECT last FROM threads WHERE recipient = 'alice' AND sender = 'mint')",
+            "before it is not confirmed",
+        ),
+    ],
+)
+def test_damaged_income_is_refused(bank: Bank, statement: str, text: str) -> None:
+    for _ in range(2):  # the tip confirms nothing
+        bank.pay("alice", ("bob", 1))
+    bank.pay("mint", ("alice", 5), ("carol", 5), ("bob", 5))
+    for name in ("bob", "carol"):
+        bank.pay(name, ("alice", 1))
+    bank.pay("mint", ("carol", 2))
+    _drop_guards(bank.conn)
+    assert bank.conn.execute(statement).rowcount > 0
+    with pytest.raises(Corruption, match=rf"posting .* to (alice|carol) is refused: .*{text}"):
         bank.form([bank.transfer("alice", ("bob", 1))])
 
 
 def test_a_lost_confirmation_of_the_tip_is_refused(bank: Bank) -> None:
-    bank.conn.execute("DROP TRIGGER transfers_update")
+    _drop_guards(bank.conn)
     bank.conn.execute(
-        "UPDATE transfers SET confirmation = NULL, prev_confirmed_hash = NULL "
-        "WHERE confirmation = (SELECT tip FROM accounts WHERE name = 'alice')"
+        "DELETE FROM confirmations WHERE id >> 14 = (SELECT l.seq FROM links AS l CROSS JOIN accounts AS a ON a.tip = l.hash "
+        "WHERE a.name = 'alice')"
     )
     with pytest.raises(Corruption, match="incoming checksum"):
         bank.form([bank.transfer("alice", ("bob", 1))])

@@ -39,7 +39,8 @@ SETTLE_S = 60.0
 STOP_S = 60.0
 QUARANTINE_S = 10.0  # for a node whose disk is not what others saw to end, once it can be heard of
 ASK_S = 0.05  # between two looks at a condition
-TABLES = ("accounts", "links", "meta", "outcomes", "transfers", "views", "votes")  # without what pings and pulls keep
+# Without what pings and pulls keep.
+TABLES = ("accounts", "confirmations", "incoming", "links", "meta", "outcomes", "postings", "threads", "views", "votes")
 
 T = TypeVar("T")
 

@@ -1,5 +1,6 @@
-"""A disk that lies: a confirmation is reset by hand, past the triggers. The checks of forming stop the node; without
-them the money is used twice, and the observer sees it (design section 2, steps 2 and 3)."""
+"""A disk that lies: a confirmation is taken back by hand, past the triggers. The checks of forming stop the node. Without
+them a link that uses the money twice is decided; the observer sees it, or the database refuses the link (design section 2,
+steps 2 and 3)."""
 
 import sqlite3
 
@@ -51,13 +52,20 @@ class Bank:
         self.world.run_for(1.0)
         assert answers
 
-    def damage(self, assignments: str, where: str) -> None:
-        """Change rows of `transfers` as a broken disk would: no trigger sees it."""
+    def take_back(self, *, thread: bool) -> None:
+        """Take back the confirmation of acct-0's funds as a broken disk would, with its `thread` or not: no trigger sees it."""
         triggers = self.conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
         for name, _ in triggers:
             self.conn.execute(f"DROP TRIGGER {name}")
-        changed = self.conn.execute(f"UPDATE transfers SET {assignments} WHERE {where}").rowcount
-        assert changed == 1, changed
+        statements = [
+            "INSERT INTO incoming SELECT recipient, sender, id, amount, hash FROM transfers WHERE recipient = 'acct-0'",
+            "DELETE FROM confirmations WHERE posting IN (SELECT id FROM transfers WHERE recipient = 'acct-0')",
+        ]
+        if thread:
+            statements.append("DELETE FROM threads WHERE recipient = 'acct-0'")
+        for statement in statements:
+            changed = self.conn.execute(statement).rowcount
+            assert changed == 1, (statement, changed)
         for _, sql in triggers:
             self.conn.execute(sql)
 
@@ -66,7 +74,7 @@ def reset_by_the_tip() -> None:
     """acct-0's first link took up its funds. The confirmation and its thread are gone; then acct-0 pays again."""
     with Bank() as bank:
         bank.pay("acct-0", "acct-1", 10)
-        bank.damage("confirmation = NULL, prev_confirmed_hash = NULL", "recipient = 'acct-0'")
+        bank.take_back(thread=True)
         bank.pay("acct-0", "acct-1", FUNDS)
 
 
@@ -75,7 +83,7 @@ def reset_by_an_older_link() -> None:
     with Bank() as bank:
         bank.pay("acct-0", "acct-1", 10)
         bank.pay("acct-0", "acct-1", 10)
-        bank.damage("confirmation = NULL", "recipient = 'acct-0'")
+        bank.take_back(thread=False)
         bank.pay("acct-0", "acct-1", FUNDS)
 
 
@@ -93,13 +101,14 @@ def test_without_the_check_of_the_tips_income_money_is_used_twice() -> None:
 
 
 def test_the_second_thread_is_checked() -> None:
-    with pytest.raises(Corruption, match="it was confirmed before and its confirmation was reset"):
+    with pytest.raises(Corruption, match="was confirmed and its confirmation was taken back"):
         reset_by_an_older_link()
 
 
-def test_without_the_second_thread_money_is_used_twice() -> None:
+def test_without_the_second_thread_a_link_is_decided_that_no_database_takes() -> None:
+    """The owner alone must stop, before it proposes; not everybody, after the link is decided."""
     with (
         switched_off(Mutant("second thread unchecked", "money", "", (NO_SECOND_THREAD,))),
-        pytest.raises(Violation, match=r"I4: .* is confirmed twice"),
+        pytest.raises(Corruption, match=r"the database refuses decided link .* is not the next one of its sender"),
     ):
         reset_by_an_older_link()

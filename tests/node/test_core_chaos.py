@@ -188,7 +188,11 @@ MUTANTS: dict[str, Mutant] = {
     "confirmation counted twice": Mutant(
         "I3",
         CALM,
-        Edit("chain.needs:_forming", "_INCOMING,", "_INCOMING.replace('AND t.confirmation IS NULL', ''),"),
+        Edit(
+            "chain.needs:_forming",
+            "conn, _INCOMING,",
+            "conn, _INCOMING.replace('incoming AS i', '(SELECT recipient, sender, id AS posting, amount, hash FROM transfers) AS i'),",
+        ),
         Edit("chain.rules:check_second_thread", "forming.incoming", "()"),
     ),
     "income counted twice": Mutant(

@@ -471,7 +471,5 @@ class World:
         """Sum of all balances and unconfirmed postings: always 0."""
         conn = self.nodes[node_id].conn
         settled = conn.execute("SELECT coalesce(sum(balance), 0) FROM accounts").fetchone()[0]
-        incoming = conn.execute("SELECT coalesce(sum(amount), 0) FROM transfers WHERE confirmation IS NULL").fetchone()[
-            0
-        ]
+        incoming = conn.execute("SELECT coalesce(sum(amount), 0) FROM incoming").fetchone()[0]
         return int(settled + incoming)
