@@ -1,0 +1,247 @@
+"""What a transfer costs without any Python: the least that this design leaves to pay on this machine.
+
+    python bench/floor.py                          measures `hopchain bench uniform` first: two minutes
+    python bench/floor.py uniform.json             with the counts of a run that was kept (`hopchain bench uniform --json`)
+
+A run of the nodes says how many commits, turns and bytes a transfer takes and how much CPU. Then the parts that no
+language makes cheaper are measured alone, in C:
+
+    database    every statement that a node gives to SQLite for a transfer (what its link depends on, the vote, the link
+                with all its triggers), recorded once and replayed with its values ready, as many transfers to a commit as
+                in the run; once with `synchronous=OFF`, which tells what fsync takes of the processor
+    TLS         frames of the run's mean size through OpenSSL and a loopback connection, there and out again: one for each
+                peer and turn, the least there can be
+    signatures  one check a transfer, by libsodium
+
+CPU is the thread's own, of the kernel's work for it too. What is left of the run's CPU is the interpreter: the state
+machine, trio, codecs, hops between threads. Left out, so that the sum stays a floor: codecs, scheduling, wake-ups, UDP,
+the clients' connections.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import socket
+import sqlite3
+import ssl
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, cast
+
+import compare
+import scale
+from nacl.signing import SigningKey, VerifyKey
+
+from chain.request import Posting
+from chain.store import open_database
+from node.layout import make_network
+from node.pki import node_contexts
+
+NODES: Final = 3
+WARM_UP: Final = 20  # groups that are replayed and not counted
+FRAMES: Final = 3_000
+Statement = tuple[str, str, Any]  # method, SQL, values
+
+
+class Recorder:
+    """A connection that remembers what it is asked for."""
+
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        self._conn = conn
+        self.statements: list[Statement] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._conn, name)
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """As `sqlite3.Connection.execute`."""
+        self.statements.append(("execute", sql, values))
+        return self._conn.execute(sql, values)
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> sqlite3.Cursor:
+        """As `sqlite3.Connection.executemany`."""
+        rows = list(rows)
+        self.statements.append(("executemany", sql, rows))
+        return self._conn.executemany(sql, rows)
+
+
+def record(place: Path, accounts: int, groups: int, together: int, rng: random.Random) -> list[list[Statement]]:
+    """The statements of `groups` groups of `together` transfers, and `place`/start.db as it was before them."""
+    path = place / "node.db"
+    names = [f"account-{number}" for number in range(accounts)]
+    with scale.Ledger(path) as ledger:
+        ledger.open(names)
+        ledger.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        shutil.copy(path, place / "start.db")
+        found = []
+        recorder = Recorder(ledger.conn)
+        ledger.conn = cast(sqlite3.Connection, recorder)
+        for _ in range(groups):
+            recorder.statements = []
+            payers = rng.sample(range(accounts), together)
+            ledger.make([ledger.pay(names[at], [Posting(names[at - rng.randrange(1, accounts)], 1)]) for at in payers])
+            found.append(recorder.statements)
+    return found
+
+
+def replay(start: Path, groups: Sequence[Sequence[Statement]], synchronous: str) -> float:
+    """Microseconds of CPU of a group: median over the groups."""
+    path = start.with_name("replayed.db")
+    shutil.copy(start, path)
+    conn = open_database(path, writer=True)
+    conn.execute(f"PRAGMA synchronous={synchronous}")
+    took = []
+    for group in groups:
+        since = time.thread_time()
+        for method, sql, values in group:
+            if method == "executemany":
+                conn.executemany(sql, values)
+            else:
+                conn.execute(sql, values).fetchall()
+        took.append((time.thread_time() - since) * 1e6)
+    conn.close()
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+    return statistics.median(took[WARM_UP:])
+
+
+def connected(place: Path) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
+    """Two nodes of a network, connected with each other as nodes are."""
+    network = make_network(
+        place / "net",
+        nodes=2,
+        assets=scale.genesis().assets,
+        issuers={"mint": ("CZK", scale.KEY)},
+        ports=[(1, 2), (3, 4)],
+        name="floor",
+        now_ms=time.time_ns() // 1_000_000,
+    )
+    accept, dial = (node_contexts(network.node_directory(node), network.genesis.ca) for node in network.nodes)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dialed = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+    for end in (dialed, accepted):
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    made: list[ssl.SSLSocket] = []
+    other = threading.Thread(target=lambda: made.append(accept.accept.wrap_socket(accepted, server_side=True)))
+    other.start()
+    ours = dial.dial.wrap_socket(dialed)
+    other.join()
+    return ours, made[0]
+
+
+def frame_us(place: Path, size: int) -> float:
+    """CPU to send a frame of `size` bytes through TLS over loopback, and to receive it."""
+    ours, theirs = connected(place)
+    frame = random.Random(size).randbytes(size)
+    with ours, theirs:
+
+        def once() -> None:
+            ours.sendall(frame)
+            left = size
+            while left:
+                left -= len(theirs.recv(left))
+
+        return per_call(once, FRAMES)
+
+
+def signature_us() -> float:
+    """CPU to check the signature of a request."""
+    key = SigningKey(scale.KEY)
+    public, signed = bytes(key.verify_key), key.sign(bytes(48))
+    return per_call(lambda: VerifyKey(public).verify(signed), FRAMES)
+
+
+def per_call(call: Callable[[], object], times: int) -> float:
+    """Microseconds of CPU, median of ten rounds."""
+    took = []
+    for _ in range(10):
+        since = time.thread_time()
+        for _ in range(times // 10):
+            call()
+        took.append((time.thread_time() - since) / (times // 10) * 1e6)
+    return statistics.median(took)
+
+
+def floor(run: dict[str, Any], asked: argparse.Namespace, place: Path) -> dict[str, Any]:
+    """What each part takes of a transfer, in microseconds of CPU of all nodes together."""
+    cost = run["cost"]
+    together = max(1, round(2 * NODES / cost["commits_per_transfer"]))  # a transfer is in two commits of each node
+    groups = record(place, asked.accounts, WARM_UP + asked.transfers // together, together, random.Random(asked.seed))
+    full, unsafe = (replay(place / "start.db", groups, how) * NODES / together for how in ("FULL", "OFF"))
+    frames = cost["turns_per_transfer"] * (NODES - 1)
+    size = max(1, round(cost["member_bytes_per_transfer"] / max(frames, 1e-9)))
+    parts = {
+        "database": unsafe,
+        "fsync": max(0.0, full - unsafe),
+        "tls": frames * frame_us(place, size),
+        "signatures": signature_us(),
+        "clients": run["client"]["cpu_us_per_transfer"],
+    }
+    total = sum(parts.values())
+    cores = os.cpu_count() or 1
+    measured = cost["cpu_us_per_transfer"] + run["client"]["cpu_us_per_transfer"]
+    return {
+        "transfers_per_commit": together,
+        "frames_per_transfer": round(frames, 2),
+        "frame_bytes": size,
+        "parts_us": {name: round(us, 1) for name, us in parts.items()},
+        "floor_us": round(total, 1),
+        "measured_us": round(measured, 1),
+        "interpreter_us": round(measured - total, 1),
+        "completed_per_s": run["completed_per_s"],
+        "most_per_s": round(cores * 1e6 / total),
+        "cores": cores,
+    }
+
+
+def show(found: dict[str, Any]) -> str:
+    """The table."""
+    words = {
+        "database": f"SQLite, {found['transfers_per_commit']} transfers in two commits of a node",
+        "fsync": "fsync of those commits",
+        "tls": f"TLS, {found['frames_per_transfer']} frames of {found['frame_bytes']} bytes",
+        "signatures": "one signature",
+        "clients": "the clients of the run",
+    }
+    lines = [f"{words[name]:58} {us:>8,.0f} us" for name, us in found["parts_us"].items()]
+    lines.append(f"{'floor of a transfer, all nodes and clients':58} {found['floor_us']:>8,.0f} us")
+    lines.append(f"{'measured in the run':58} {found['measured_us']:>8,.0f} us")
+    lines.append(f"{'left: interpreter, trio, codecs, scheduling':58} {found['interpreter_us']:>8,.0f} us")
+    lines.append(f"{'completed in the run':58} {found['completed_per_s']:>8,.0f} /s")
+    lines.append(
+        f"{'most that the floor leaves to ' + str(found['cores']) + ' cores':58} {found['most_per_s']:>8,.0f} /s"
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", type=Path, help="the document of `hopchain bench uniform --json`")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--accounts", type=int, default=10_000)
+    parser.add_argument("--warm-up", type=float, default=3.0)
+    parser.add_argument("--duration", type=float, default=10.0)
+    parser.add_argument("--transfers", type=int, default=4_000, help="replayed (default 4,000)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--directory", type=Path, help="where the databases are made (default: the temporary directory)"
+    )
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    run: dict[str, Any] = json.loads(asked.run.read_text()) if asked.run else compare.measure_hopchain("uniform", asked)
+    with tempfile.TemporaryDirectory(prefix="hopchain-floor-", dir=asked.directory) as place:
+        found = floor(run, asked, Path(place))
+    sys.stdout.write(f"{json.dumps(found, indent=2) if asked.json else show(found)}\n")
+
+
+if __name__ == "__main__":
+    main()

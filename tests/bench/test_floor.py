@@ -1,0 +1,77 @@
+"""bench/floor.py: what is replayed is what a node gave to SQLite, and the sum is of its parts."""
+
+import random
+import sqlite3
+from argparse import Namespace
+from pathlib import Path
+
+import floor
+import pytest
+
+RUN = {
+    "completed_per_s": 500.0,
+    "cost": {
+        "cpu_us_per_transfer": 1e9,
+        "commits_per_transfer": 1.2,
+        "turns_per_transfer": 0.5,
+        "member_bytes_per_transfer": 3000.0,
+    },
+    "client": {"cpu_us_per_transfer": 70.0},
+}
+
+
+def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """All rows of money."""
+    conn = sqlite3.connect(path)
+    tables = ("links", "postings", "confirmations", "incoming", "threads", "accounts", "outcomes")
+    found = {table: conn.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in tables}
+    conn.close()
+    return found
+
+
+def test_replayed_statements_make_the_database_that_was_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floor, "WARM_UP", 1)
+    groups = floor.record(tmp_path, 12, 4, 5, random.Random(1))
+    assert len(groups) == 4
+    before = rows(tmp_path / "start.db")
+    wanted = rows(tmp_path / "node.db")
+    assert len(wanted["links"]) == len(before["links"]) + 20
+    kept: list[dict[str, list[tuple[object, ...]]]] = []
+    unlink = Path.unlink
+
+    def look_first(path: Path) -> None:
+        if path.name == "replayed.db":
+            kept.append(rows(path))
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", look_first)
+    assert floor.replay(tmp_path / "start.db", groups, "FULL") > 0
+    assert kept == [wanted]
+
+
+def test_the_floor_is_the_sum_of_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floor, "FRAMES", 20)
+    found = floor.floor(RUN, Namespace(accounts=12, transfers=20, seed=1), tmp_path)
+    assert (found["transfers_per_commit"], found["frames_per_transfer"], found["frame_bytes"]) == (5, 1.0, 3000)
+    assert set(found["parts_us"]) == {"database", "fsync", "tls", "signatures", "clients"}
+    assert all(us > 0 for name, us in found["parts_us"].items() if name != "fsync")
+    assert found["floor_us"] == pytest.approx(sum(found["parts_us"].values()), abs=0.5)
+    assert found["interpreter_us"] == pytest.approx(found["measured_us"] - found["floor_us"], abs=0.2)
+    assert found["most_per_s"] == pytest.approx(found["cores"] * 1e6 / found["floor_us"], rel=0.01)
+    text = floor.show(found)
+    assert "5 transfers in two commits" in text and "1.0 frames of 3000 bytes" in text
+
+
+def test_a_recorder_asks_as_its_connection_does() -> None:
+    recorder = floor.Recorder(sqlite3.connect(":memory:"))
+    recorder.execute("CREATE TABLE t (n INTEGER)")
+    recorder.executemany("INSERT INTO t VALUES (?)", ((n,) for n in range(3)))
+    assert recorder.execute("SELECT sum(n) FROM t WHERE n > ?", (0,)).fetchone() == (3,)
+    assert recorder.in_transaction
+    assert [(how, values) for how, _, values in recorder.statements] == [
+        ("execute", ()),
+        ("executemany", [(0,), (1,), (2,)]),
+        ("execute", (0,)),
+    ]
