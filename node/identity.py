@@ -10,7 +10,7 @@ ping, and peers remember the highest they saw, on disk too. Every pong says what
 
 A node that is alone in its own view asks nobody. Is that view old, because the disk is, then the members of the later ones
 come back to it: whoever tells of a later view stops it until it has installed that. When it has reason to expect others (it
-was given seeds, or its view is not the first) it waits for them for ALONE_S before it votes. A marker beside the database
+was given seeds, has noted where others are, or its view is not the first) it waits for them for ALONE_S before it votes. A marker beside the database
 (`node.marker`) knows what a database was that is gone or was put back.
 
 A member that saw the lost votes must be reachable: with an old disk, and nobody connected who was told of them, nothing

@@ -28,7 +28,8 @@ from hopchain.wire import (
     SubmitChange,
     decode_client_frame_untrusted,
 )
-from node.channel import Network
+from node.addressbook import Addresses
+from node.channel import FLUSH_S, Network
 from node.client_port import ClientServer, Session
 from node.config import NodeConfig
 from node.core import Core
@@ -48,6 +49,7 @@ from routing.keyspace import NodeId, short
 from routing.table import Change
 
 JOIN_AGAIN_S: Final = 1.0
+NOTE_EVERY_S: Final = 1.0  # at most, where the members are
 MAX_LOOKUPS: Final = 16  # that wait at once; they only find addresses, so more would find the same
 
 
@@ -82,13 +84,12 @@ class RunningNode:
         self.core = core
         self._config = config
         self._ports = ports
-        self._addresses = {**ports.addresses, **{peer.node_id: (peer.host, peer.port) for peer in config.peers}}
-        self._seeds = list(dict.fromkeys([*((p.host, p.port) for p in config.peers), *ports.addresses.values()]))
-        others = self._addresses.keys() - {node_id}
+        self._book = Addresses({peer.node_id: (peer.host, peer.port) for peer in config.peers}, ports.addresses)
+        self._addresses = self._book.first()  # where each node is, as far as it is known now
         self._addresses[node_id] = (config.advertise_host, config.port)
         self._lookups: set[bytes] = set()
         self._contacts: frozenset[NodeId] = core.membership.contacts()
-        core.introduce(ports.boot, seeds=bool(others))
+        core.introduce(ports.boot, seeds=bool(self._book.known(self._is_over) - {node_id}))
         self.driver = Driver(
             core,
             ports.database,
@@ -104,7 +105,7 @@ class RunningNode:
         self.mesh = PeerMesh(
             MeshIdentity(hello, ports.contexts),
             members=self._whom,
-            address_of=self._addresses.get,
+            address_of=self._book.next,
             on_frame=self.driver.on_peer_frame,
             on_up=self._on_peer_up,
             on_down=self.driver.on_peer_down,
@@ -142,6 +143,8 @@ class RunningNode:
         )
         self._nursery: trio.Nursery | None = None
         self._dht: Dht | None = None
+        self._reads = 0  # that are on their way to a client
+        self._read_done = trio.lowlevel.ParkingLot()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled, or until the error that ends the node. Starts when all ports are open."""
@@ -164,6 +167,7 @@ class RunningNode:
             await nursery.start(self.mesh.run)
             await nursery.start(self._clients.run)
             nursery.start_soon(self._drive)
+            nursery.start_soon(self._keep_notes)
             nursery.start_soon(self._join)
             task_status.started()
             await trio.sleep_forever()
@@ -173,6 +177,9 @@ class RunningNode:
         try:
             await self.driver.run()
         except Removed:
+            with trio.move_on_after(FLUSH_S):
+                while self._reads:
+                    await self._read_done.park()
             await self.aclose()
             raise
 
@@ -191,9 +198,7 @@ class RunningNode:
         too."""
         if self.id in self._contacts and len(self._contacts) > 1:
             return self._contacts
-        return self._contacts.union(peer.node_id for peer in self._config.peers) - {
-            self.id
-        }  # it dials, and does not wait
+        return self._contacts.union(self._book.known(self._is_over)) - {self.id}  # it dials, and does not wait
 
     def _client_port_of(self, node: NodeId) -> int:
         hello = self.mesh.hello_of(node)
@@ -214,20 +219,25 @@ class RunningNode:
             )
         self._contacts = contacts
         self.mesh.refresh()
-        self._note_addresses()
 
-    def _note_addresses(self) -> None:
-        """For the next start: where the other members are, as far as it is known."""
-        others = [node for node in self.core.view.ids if node != self.id and node in self._addresses]
-        self._ports.note_addresses({node: self._addresses[node] for node in others})
+    async def _keep_notes(self) -> None:
+        """For the next start: where the other members are, as far as somebody answered there. What was noted of a node stays
+        until it is removed, since this node may know an old view only."""
+        while True:
+            self._ports.note_addresses(self._book.notes(self.core.view.ids, self._is_over))
+            await trio.sleep(NOTE_EVERY_S)
+
+    def _is_over(self, node: NodeId) -> bool:
+        return self.core.membership.removed_epoch(node) > 0
 
     # --- the DHT ---
 
     async def _join(self) -> None:
         """Find the other members; the DHT itself remembers the seeds from then on."""
         assert self._dht is not None
+        seeds = self._book.seeds()
         while True:
-            if not self._seeds or await self._dht.bootstrap(self._seeds):
+            if not seeds or await self._dht.bootstrap(seeds):
                 return
             await trio.sleep(JOIN_AGAIN_S)
 
@@ -235,7 +245,7 @@ class RunningNode:
         contact = event.contact
         if event.change is not Change.LOST and contact.id != self.id:
             self._addresses[contact.id] = (contact.host, contact.port)
-            self._note_addresses()
+            self._book.met(contact.id, (contact.host, contact.port))
 
     def _look_up(self, key: bytes) -> None:
         """Find where the owner of a key is now; what is found arrives at `_on_contact`."""
@@ -289,10 +299,15 @@ class RunningNode:
     def _serve_read(self, session: Session, read: Read) -> None:
         """A balance that the core has made certain: read it now."""
         assert self._nursery is not None
+        self._reads += 1
         self._nursery.start_soon(self._read, read)
 
     async def _read(self, read: Read) -> None:
-        self.driver.reply(read.caller, await self._serving.answer(read.ask))
+        try:
+            self.driver.reply(read.caller, await self._serving.answer(read.ask))
+        finally:
+            self._reads -= 1
+            self._read_done.unpark_all()
 
     def _counters(self) -> dict[str, int]:
         """Everything that this node counts, by name."""

@@ -1,12 +1,16 @@
 """Whole nodes: how soon a node that is started again votes, and what becomes of a connection that nobody ends (design R12)."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
 import msgspec
+import pytest
 import trio
 
+from chain.errors import Removed
+from hopchain.wire import AskBalance, Refused
 from netsim.plan import Cut, Plan
 from netsim.whole import simulate
 from netsim.whole_network import START_S, WholeNetwork, WholeNode
@@ -15,7 +19,10 @@ from node.doubles import SUSPECT_S
 from node.identity import ALONE_S
 from node.marker import Marker
 from node.peers import PING_EVERY_S
-from node.running import Ports
+from node.running import Ports, RunningNode
+from node.serving import Serving
+from node.turn import Caller, Read
+from routing.keyspace import NodeId
 
 BACK_S = 0.1  # from the end of a process to the start of the next
 
@@ -81,22 +88,30 @@ SEED = Peer("ab" * 20, "10.9.9.9", 4000)
 
 
 class _Alone(WholeNetwork):
-    """One node, perhaps with a seed in its config that is not in its view; keeps what is written beside the database."""
+    """One node, perhaps with a seed in its config, or a note, of a node that is not in its view; keeps what is written beside
+    the database."""
 
     seeds: tuple[Peer, ...] = ()
+    noted: Mapping[NodeId, tuple[str, int]] = {}
 
     def __init__(self, plan: Plan, stack: ExitStack) -> None:
         super().__init__(plan, stack)
         self.markers: list[Marker] = []
+        self.notes: list[Mapping[NodeId, tuple[str, int]]] = []
 
     def _config(self, node: WholeNode) -> NodeConfig:
         return msgspec.structs.replace(super()._config(node), peers=self.seeds)
 
     def _ports(self, node: WholeNode) -> Ports:
-        return replace(super()._ports(node), remember=self.markers.append)
+        return replace(
+            super()._ports(node),
+            remember=self.markers.append,
+            addresses=self.noted,
+            note_addresses=self.notes.append,
+        )
 
 
-def verified_at(seeds: tuple[Peer, ...]) -> tuple[float, int]:
+def verified_at(seeds: tuple[Peer, ...], noted: Mapping[NodeId, tuple[str, int]] | None = None) -> tuple[float, int]:
     """When a node that is alone in its view votes, and how often it has tried to reach somebody by then."""
     found: list[tuple[float, int]] = []
 
@@ -110,10 +125,11 @@ def verified_at(seeds: tuple[Peer, ...]) -> tuple[float, int]:
                 break
         assert isinstance(network, _Alone)
         assert set(network.markers) == {Marker(node.id.hex(), 1, 0, True)}
+        assert network.notes and all(notes == network.noted for notes in network.notes), "its view may be an old one"
 
     with ExitStack() as stack:
         network = _Alone(Plan(1, nodes=1, k=3), stack)
-        network.seeds = seeds
+        network.seeds, network.noted = seeds, noted or {}
         simulate(1, partial(network.run, play))
     return found[0]
 
@@ -127,3 +143,41 @@ def test_a_node_alone_in_its_view_dials_the_seeds_that_it_was_given_before_it_vo
     at, dialed = verified_at((SEED,))
     assert ALONE_S <= at < ALONE_S + 2 * PING_EVERY_S
     assert dialed >= 1
+
+
+def test_and_those_that_it_noted_before_its_database_was_put_back() -> None:
+    at, dialed = verified_at((), {SEED.node_id: (SEED.host, SEED.port)})
+    assert ALONE_S <= at < ALONE_S + 2 * PING_EVERY_S
+    assert dialed >= 1
+
+
+def test_a_removed_node_sends_what_was_asked_of_it_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+
+    async def answer(serving: Serving, question: object) -> object:
+        await trio.sleep(0.3)
+        ended.append("read")
+        return Refused("gone", "the test says so")
+
+    async def aclose(running: RunningNode) -> None:
+        await trio.sleep(0.5)
+        ended.append("closed")
+
+    async def play(network: WholeNetwork) -> None:
+        await trio.sleep(START_S)
+        running = network.nodes[0].running
+        assert running is not None
+        running._reads += 1
+        assert running._nursery is not None
+        running._nursery.start_soon(running._read, Read(Caller(99, 1), AskBalance("alice")))
+        running.driver.on_removed(network.nodes[1].id, 2)
+        await trio.sleep(5)
+
+    monkeypatch.setattr(Serving, "answer", answer)
+    monkeypatch.setattr(RunningNode, "aclose", aclose)
+    with ExitStack() as stack:
+        network = WholeNetwork(Plan(3, nodes=3, k=3), stack)
+        with pytest.raises(BaseExceptionGroup) as raised:
+            simulate(3, partial(network.run, play))
+    assert raised.group_contains(Removed, match="removed from the network in epoch 2")
+    assert ended == ["read", "closed"]
