@@ -1,6 +1,6 @@
 """What a transfer costs without any Python: the least that this design leaves to pay on this machine.
 
-    python bench/floor.py                          measures `hopchain bench uniform` first: two minutes
+    python bench/floor.py                          measures `hopchain bench uniform` first: one minute
     python bench/floor.py uniform.json             with the counts of a run that was kept (`hopchain bench uniform --json`)
 
 A run of the nodes says how many commits, turns and bytes a transfer takes and how much CPU. Then the parts that no
