@@ -47,6 +47,7 @@ from node.pki import node_contexts
 NODES: Final = 3
 WARM_UP: Final = 20  # groups that are replayed and not counted
 FRAMES: Final = 3_000
+COUNTS: Final = ("cpu_us_per_transfer", "commits_per_transfer", "turns_per_transfer", "member_bytes_per_transfer")
 Statement = tuple[str, str, Any]  # method, SQL, values
 
 
@@ -170,6 +171,17 @@ def per_call(call: Callable[[], object], times: int) -> float:
     return statistics.median(took)
 
 
+def read_run(path: Path) -> dict[str, Any]:
+    """The document of a run of `hopchain bench`. Raises `OSError` and `ValueError`."""
+    run = json.loads(path.read_text())
+    if not isinstance(run, dict) or run.get("profile") != "uniform":
+        raise ValueError("it has no `profile` uniform")
+    cost = run.get("cost")
+    if not isinstance(cost, dict) or not all(isinstance(cost.get(name), int | float) for name in COUNTS):
+        raise ValueError("its `cost` lacks " + ", ".join(COUNTS) + ": the nodes must run on this machine")
+    return run
+
+
 def floor(run: dict[str, Any], asked: argparse.Namespace, place: Path) -> dict[str, Any]:
     """What each part takes of a transfer, in microseconds of CPU of all nodes together."""
     cost = run["cost"]
@@ -237,7 +249,10 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    run: dict[str, Any] = json.loads(asked.run.read_text()) if asked.run else compare.measure_hopchain("uniform", asked)
+    try:
+        run = read_run(asked.run) if asked.run else compare.measure_hopchain("uniform", asked)
+    except (OSError, ValueError) as error:
+        parser.error(f"{asked.run} is not what `hopchain bench uniform --json` printed: {error}")
     with tempfile.TemporaryDirectory(prefix="hopchain-floor-", dir=asked.directory) as place:
         found = floor(run, asked, Path(place))
     sys.stdout.write(f"{json.dumps(found, indent=2) if asked.json else show(found)}\n")

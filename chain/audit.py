@@ -13,6 +13,7 @@ What cannot be derived is not judged (design R15): whether a name was unknown el
 import hashlib
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 from typing import Final
@@ -20,12 +21,12 @@ from typing import Final
 import msgspec
 
 from chain.disk import snapshot, storage_failure
-from chain.errors import LocalMisuse, RemoteFault
+from chain.errors import Corruption, LocalMisuse, RemoteFault
 from chain.genesis import FIRST_EPOCH, Genesis, decode_genesis, encode_genesis, issuer_links
 from chain.link import HEADER_BYTES, Link, Outcome, decode_link_untrusted, opening_slot
 from chain.request import Kind, RequestId, is_signed_by
 from chain.schema import ID_BITS, SCHEMA_VERSION, STAGING_TABLES, schema_faults
-from chain.seal import EMPTY_LOG, row_checksum
+from chain.seal import EMPTY_LOG, check_version, row_checksum
 from chain.verdicts import Before, why_wrong
 
 Value = bytes | int | str | None
@@ -79,7 +80,7 @@ def audit(
     """Check the whole database, in one snapshot of it; a reader's connection will do, also while the node runs.
 
     `genesis`: the file that the database must belong to (else: the copy in it). `progress(links done, links in all)`.
-    Raises `StorageFailure` when the disk cannot be read; damage that SQLite itself notices is a fault like others.
+    Raises `StorageFailure` when the disk cannot be read, `LocalMisuse` for a database of another release; damage that SQLite itself notices is a fault like others.
     """
     run = _Audit(conn, genesis, progress or (lambda _done, _total: None))
     fault = None
@@ -174,11 +175,9 @@ class _Audit:
         self._money()
 
     def _version(self) -> None:
-        """The tables of another release are no damage: this is said before they are compared."""
-        want = f"{SCHEMA_VERSION} (another release made this database: verify it with that one)"
-        for (found,) in self._conn.execute("SELECT value FROM meta WHERE key = 'schema_version'"):
-            version = found.decode(errors="replace")
-            _require(version == str(SCHEMA_VERSION), "meta", "schema_version", "value", want, version)
+        """The tables of another release are no damage: `LocalMisuse` says so before they are compared."""
+        with suppress(Corruption):  # a version that cannot be read is damage like what is wrong with the tables
+            check_version(self._conn)
 
     # --- rows with a checksum ---
 

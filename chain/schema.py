@@ -43,7 +43,7 @@ import sqlite3
 from typing import Final
 
 SCHEMA_VERSION: Final = 4
-ID_BITS: Final = 14  # of a staged row's id: its number in the link; the bits above are the link's seq
+ID_BITS: Final = 14  # of a row's id: its number in the link; the bits above are the link's seq
 BY_HASH: Final = (
     "substr(p.hash, 1, 6) = substr({0}, 1, 6) AND p.hash = {0}"  # posting `p` with the hash {0}, by its index
 )

@@ -13,10 +13,11 @@ from typing import Final
 
 import msgspec
 
-from chain.errors import Corruption
+from chain.errors import Corruption, LocalMisuse
 from chain.link import LinkHash, Slot
 from chain.request import HASH_BYTES
 from chain.rows import VoteRow
+from chain.schema import SCHEMA_VERSION
 
 _TAG: Final = b"hopchain:row:1\0"
 _LOG: Final = struct.Struct(f">QQ{HASH_BYTES}s")
@@ -79,6 +80,16 @@ def read_meta(conn: sqlite3.Connection, key: str) -> bytes:
     value: bytes = row[0]
     _check("meta", key, row[1], key, value)
     return value
+
+
+def check_version(conn: sqlite3.Connection) -> None:
+    """Raises `LocalMisuse` when another release made this database, and `Corruption` when it does not say so."""
+    version = read_meta(conn, "schema_version").decode(errors="replace")
+    if version != str(SCHEMA_VERSION):
+        raise LocalMisuse(
+            f"the database has schema version {version}, this program has {SCHEMA_VERSION}: "
+            "use the version of the program that made it"
+        )
 
 
 def read_log_head(conn: sqlite3.Connection) -> LogHead:

@@ -31,6 +31,7 @@ from chain.seal import (
     CursorRow,
     LogHead,
     SeenRow,
+    check_version,
     load_active,
     load_cursors,
     load_seen,
@@ -340,12 +341,7 @@ def _check_identity(
 ) -> None:
     if conn.execute("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0] == 0:
         raise LocalMisuse("this is a SQLite database, but not one of a node: name another file")
-    version = read_meta(conn, "schema_version").decode(errors="replace")
-    if version != str(SCHEMA_VERSION):
-        raise LocalMisuse(
-            f"the database has schema version {version}, this program has {SCHEMA_VERSION}: "
-            "use the version of the program that made it"
-        )
+    check_version(conn)
     network = read_meta(conn, "network_id")
     if network != genesis.network_id:
         raise LocalMisuse(

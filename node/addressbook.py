@@ -29,12 +29,9 @@ class Addresses:
     def __init__(self, config: Mapping[NodeId, Address], noted: Mapping[NodeId, Address]) -> None:
         self._config = dict(config)
         self._noted = dict(noted)
-        self._met: dict[NodeId, Address] = {}
+        self._met: set[NodeId] = set()
         self._asked: Counter[NodeId] = Counter()
-
-    def first(self) -> dict[NodeId, Address]:
-        """Each node that is known from before, and where it is looked for first."""
-        return {**self._noted, **self._config}
+        self.now = {**noted, **config}  # where each node is, as far as it is known now
 
     def known(self, is_over: Callable[[NodeId], bool]) -> frozenset[NodeId]:
         """Whom the config names, and whom a note does that is not over."""
@@ -48,12 +45,13 @@ class Addresses:
 
     def met(self, node: NodeId, address: Address) -> None:
         """It has answered there."""
-        self._met[node] = address
+        self.now[node] = address
+        self._met.add(node)
 
     def next(self, node: NodeId) -> Address | None:
         """Where to try now; None when nothing is known of it."""
         if node in self._met:
-            return self._met[node]
+            return self.now[node]
         places = [known[node] for known in (self._config, self._noted) if node in known]
         self._asked[node] += 1
         return places[(self._asked[node] - 1) % len(places)] if places else None
@@ -61,7 +59,7 @@ class Addresses:
     def notes(self, members: Iterable[NodeId], is_over: Callable[[NodeId], bool]) -> dict[NodeId, Address]:
         """What to note for the next start: what was noted before, but for nodes that are over, and members that were met."""
         kept = {node: address for node, address in self._noted.items() if not is_over(node)}
-        return kept | {node: self._met[node] for node in members if node in self._met}
+        return kept | {node: self.now[node] for node in members if node in self._met}
 
 
 class AddressBook:

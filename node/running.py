@@ -85,8 +85,7 @@ class RunningNode:
         self._config = config
         self._ports = ports
         self._book = Addresses({peer.node_id: (peer.host, peer.port) for peer in config.peers}, ports.addresses)
-        self._addresses = self._book.first()  # where each node is, as far as it is known now
-        self._addresses[node_id] = (config.advertise_host, config.port)
+        self._book.now[node_id] = (config.advertise_host, config.port)
         self._lookups: set[bytes] = set()
         self._contacts: frozenset[NodeId] = core.membership.contacts()
         core.introduce(ports.boot, seeds=bool(self._book.known(self._is_over) - {node_id}))
@@ -134,7 +133,7 @@ class RunningNode:
             genesis,
             core,
             ports.reader,
-            self._addresses,
+            self._book.now,
             self._counters,
             ports.clock,
             ports.disk,
@@ -244,7 +243,6 @@ class RunningNode:
     def _on_contact(self, event: ContactEvent) -> None:
         contact = event.contact
         if event.change is not Change.LOST and contact.id != self.id:
-            self._addresses[contact.id] = (contact.host, contact.port)
             self._book.met(contact.id, (contact.host, contact.port))
 
     def _look_up(self, key: bytes) -> None:

@@ -1,5 +1,6 @@
 """bench/floor.py: what is replayed is what a node gave to SQLite, and the sum is of its parts."""
 
+import json
 import random
 import sqlite3
 from argparse import Namespace
@@ -62,6 +63,24 @@ def test_the_floor_is_the_sum_of_its_parts(tmp_path: Path, monkeypatch: pytest.M
     assert found["most_per_s"] == pytest.approx(found["cores"] * 1e6 / found["floor_us"], rel=0.01)
     text = floor.show(found)
     assert "5 transfers in two commits" in text and "1.0 frames of 3000 bytes" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "Expecting value"),
+        ("[]", "no `profile` uniform"),
+        ('{"profile": "zipf"}', "no `profile` uniform"),
+        ('{"profile": "uniform", "cost": {"cpu_us_per_transfer": null}}', "the nodes must run on this machine"),
+    ],
+)
+def test_a_file_that_is_no_run_is_refused(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=why):
+        floor.read_run(path)
+    path.write_text(json.dumps({**RUN, "profile": "uniform"}))
+    assert floor.read_run(path)["completed_per_s"] == 500.0
 
 
 def test_a_recorder_asks_as_its_connection_does() -> None:

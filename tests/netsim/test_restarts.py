@@ -160,7 +160,6 @@ def test_a_removed_node_sends_what_was_asked_of_it_before_it_ends(monkeypatch: p
         return Refused("gone", "the test says so")
 
     async def aclose(running: RunningNode) -> None:
-        await trio.sleep(0.5)
         ended.append("closed")
 
     async def play(network: WholeNetwork) -> None:

@@ -15,12 +15,13 @@ KNOWN = {A: ("10.0.0.1", 7400), B: ("node-2.example", 65535)}
 def test_a_node_is_looked_for_where_it_was_met_or_else_by_turns_where_it_may_be() -> None:
     config, noted = {A: ("a.example", 1)}, {A: ("10.0.0.1", 2), B: ("10.0.0.2", 3)}
     places = Addresses(config, noted)
-    assert places.first() == {A: ("a.example", 1), B: ("10.0.0.2", 3)}
+    assert places.now == {A: ("a.example", 1), B: ("10.0.0.2", 3)}
     assert [places.next(A) for _ in range(3)] == [("a.example", 1), ("10.0.0.1", 2), ("a.example", 1)]
     assert [places.next(B) for _ in range(2)] == [("10.0.0.2", 3)] * 2
     assert places.next(C) is None
     places.met(A, ("10.0.0.9", 4))
     assert [places.next(A) for _ in range(2)] == [("10.0.0.9", 4)] * 2
+    assert places.now[A] == ("10.0.0.9", 4)
 
 
 def test_a_short_list_of_seeds_has_those_of_the_config_and_of_the_notes() -> None:

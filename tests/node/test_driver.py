@@ -270,7 +270,7 @@ async def test_who_was_removed_answers_what_it_has_to_before_it_ends() -> None:
     rig.driver._on_contacts = over
     rig.driver.put_nowait(PeerUp(A))
     with pytest.raises(Removed):
-        await rig.driver.run()
+        await rig.driver.turn()
     assert rig.journal == ["step", "commit", "send", "answer", "read", "look up"]
 
 
