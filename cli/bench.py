@@ -83,6 +83,13 @@ SETTLE_S: Final = 60.0  # for all replicas to become equal
 @click.option(
     "--connections", type=click.IntRange(1, 128), default=1, show_default=True, help="Per generator and node."
 )
+@click.option(
+    "--route/--no-route",
+    default=True,
+    show_default=True,
+    help="Send each request to the node that makes the sender's next link, as the Python client does with spread=True; "
+    "else, and with read, each client stays with one node.",
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="Of what is drawn: who pays whom.")
 @click.option(
     "--network",
@@ -116,6 +123,7 @@ def bench(
     max_failures: int | None,
     processes: int,
     connections: int,
+    route: bool,
     seed: int,
     network_dir: Path | None,
     issuer: str | None,
@@ -160,6 +168,7 @@ def bench(
         min(processes, clients),
         connections,
         seed,
+        route,
     )
     if settings.sources > accounts:
         raise LocalMisuse(f"{sources} sources of {accounts} accounts: give more --accounts or fewer --sources")
@@ -236,6 +245,7 @@ class _Bench:
             profile=Profile(settings.profile),
             batch=settings.batch,
             connections=settings.connections,
+            route=settings.route,
             warm_up_s=settings.warm_up_s,
             duration_s=settings.duration_s,
             timeout_s=self._timeout_s,

@@ -26,12 +26,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import HopchainError
 from chain.link import Outcome
-from chain.request import NetworkId, Posting, SignedRequest, sign, transfer
+from chain.request import HASH_BYTES, NetworkId, Posting, SignedRequest, sign, transfer
 from cli.bench_prepare import Preparation
 from cli.bench_profiles import Draw, Profile, make_pool
 from cli.bench_spec import (
     AMOUNT,
     PROGRESS_S,
+    TAILS_FILE,
     Job,
     News,
     Ports,
@@ -149,6 +150,9 @@ class Measurement:
         self._open = True
         self._probed = 0.0
         self._most_in_flight = 0
+        routed = spec.route and spec.profile is not Profile.READ
+        self._tails = read_tails(Path(spec.place)) if routed else []
+        self._heights = [-1] * len(self._tails)  # of these links; all that this run makes are newer
 
     def run(self) -> None:
         """Sign, wait to be told, measure, settle, say what came out."""
@@ -214,7 +218,10 @@ class Measurement:
             self._most_in_flight = max(self._most_in_flight, self._pool.in_flight[str(sender)])
 
     def _send(self, flight: Flight) -> None:
-        line = (flight.client + flight.tries - 1) % len(self._lines.lines)  # another node after a failure
+        first = flight.client
+        if self._tails and flight.sender >= 0:
+            first = self._lines.towards(self._tails[flight.sender], flight.client)
+        line = (first + flight.tries - 1) % len(self._lines.lines)  # another node after a failure
         self._flights[self._lines.call(line, flight.body)] = flight
 
     def _until_time(self, end: float) -> None:
@@ -283,6 +290,8 @@ class Measurement:
     def _recorded(self, flight: Flight, line: int, body: wire.Recorded, now: float) -> int:
         """Note the outcome; how many transfers it completed."""
         self._outcomes += body.request_id + body.link_hash + bytes([body.outcome])
+        if self._tails and body.height > self._heights[flight.sender]:  # answers of two nodes come in any order
+            self._tails[flight.sender], self._heights[flight.sender] = body.link_hash, body.height
         if body.outcome != Outcome.COMPLETED:
             self._rejected[Outcome(body.outcome).name.lower()] += 1
             self._end_pooled(flight, Ended.FAILED)
@@ -325,6 +334,12 @@ class Measurement:
             flight.tries += 1
             self._send(flight)
         self._drain()
+
+
+def read_tails(place: Path) -> list[bytes]:
+    """The tail hash of each account before the run."""
+    raw = (place / TAILS_FILE).read_bytes()
+    return [raw[at : at + HASH_BYTES] for at in range(0, len(raw), HASH_BYTES)]
 
 
 def _wait_for_go() -> None:

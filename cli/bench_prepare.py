@@ -6,6 +6,7 @@ Doing it again does nothing, so that a network that runs on can be measured many
 import hashlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.link import Outcome
 from chain.request import MAX_POSTINGS, NetworkId, Posting, opening, sign, transfer
-from cli.bench_spec import PROGRESS_S, News, Ports, Spec, account_key, account_name, submit_call
+from cli.bench_spec import PROGRESS_S, TAILS_FILE, News, Ports, Spec, account_key, account_name, submit_call
 from cli.bench_wire import Lines
 from cli.output import CommandFailed, Exit
 from hopchain import wire
@@ -41,7 +42,10 @@ class Preparation:
         spec = self._spec
         balances = self._each("looking at accounts", range(spec.accounts), self._ask_balance)
         missing = [number for number in range(spec.accounts) if not isinstance(balances[number], wire.Balance)]
-        self._check(self._each("opening accounts", missing, self._opening))
+        opened = self._each("opening accounts", missing, self._opening)
+        self._check(opened)
+        tails = (_tail(opened.get(number, balances[number])) for number in range(spec.accounts))
+        (Path(spec.place) / TAILS_FILE).write_bytes(b"".join(tails))
         poor = [n for n in range(spec.accounts) if self._lacks(n, balances[n])]
         parts = [poor[at : at + MAX_POSTINGS] for at in range(0, len(poor), MAX_POSTINGS)]
         salt = hashlib.sha256(b"".join(msgspec.msgpack.encode(b) for b in balances.values())).digest()
@@ -106,3 +110,9 @@ class Preparation:
         for answer in answers.values():
             if not isinstance(answer, wire.Recorded) or answer.outcome != Outcome.COMPLETED:
                 raise CommandFailed(Exit.REJECTED, "not_prepared", f"the accounts could not be prepared: {answer}")
+
+
+def _tail(answer: wire.ReplyBody) -> bytes:
+    """The hash of an account's last link."""
+    assert isinstance(answer, wire.Balance | wire.Recorded), answer
+    return answer.tip if isinstance(answer, wire.Balance) else answer.link_hash

@@ -31,6 +31,7 @@ class Settings(msgspec.Struct, frozen=True):
     processes: int
     connections: int
     seed: int
+    route: bool
 
 
 class Kept(msgspec.Struct, frozen=True):

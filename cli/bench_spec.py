@@ -16,6 +16,7 @@ from hopchain.wire import Submit
 
 AMOUNT: Final = 1  # minor units of each posting
 PROGRESS_S: Final = 1.0  # between two lines of progress
+TAILS_FILE: Final = "tails"  # in `Spec.place`: the tail hash of each account, as it was prepared
 
 
 class Job(enum.StrEnum):
@@ -28,7 +29,8 @@ class Job(enum.StrEnum):
 class Spec(msgspec.Struct, frozen=True):
     """Everything a generator needs. Binary fields travel as base64. `secret`: keys of the accounts are derived from
     it; `run`: different in every run, so that no two runs make the same request; `issuer_key`: raw private key, only for
-    `prepare`. `place`: directory for the files with the raw results."""
+    `prepare`. `place`: directory for the files with the raw results. `route`: requests go to the node that makes the
+    sender's next link, as those of `hopchain.Client(spread=True)` do; else, and with `read`, each client stays with one."""
 
     job: Job
     nodes: tuple[tuple[str, int], ...]
@@ -49,6 +51,7 @@ class Spec(msgspec.Struct, frozen=True):
     clients: int = 1
     batch: int = 1
     connections: int = 1
+    route: bool = True
     warm_up_s: float = 0.0
     duration_s: float = 1.0
     timeout_s: float = 10.0

@@ -6,13 +6,13 @@ import selectors
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 from chain.errors import RemoteFault
 from cli.output import CommandFailed, Exit
-from hopchain.connection import client_context
+from hopchain.connection import client_context, id_said
 from hopchain.framing import FrameReader, frame
 from hopchain.wire import (
     MAX_CLIENT_FRAME_BYTES,
@@ -27,6 +27,9 @@ from hopchain.wire import (
     decode_node_frame_untrusted,
     encode,
 )
+from routing.keyspace import NodeId, closest, route_key
+
+M = TypeVar("M", Hello, Reply)
 
 CONNECT_S: Final = 10.0
 RECEIVE_BYTES: Final = 256 * 1024
@@ -50,7 +53,7 @@ class Line:
             self.socket.sendall(frame(encode(Hello(PROTOCOL_VERSION, network))))
             while (payload := self._reader.pop()) is None:
                 self._reader.push(self._received(self.socket.recv(RECEIVE_BYTES)))
-            self._check(decode_node_frame_untrusted(payload), Hello)
+            self.node_id = NodeId(id_said(self._heard(decode_node_frame_untrusted(payload), Hello)))
         except (OSError, msgspec.MsgspecError) as error:
             raise self._failed(str(error)) from None
         self.socket.setblocking(False)
@@ -90,11 +93,7 @@ class Line:
         replies = []
         try:
             while (payload := self._reader.pop()) is not None:
-                message = decode_node_frame_untrusted(payload)
-                if not isinstance(message, Reply):
-                    self._check(message, Reply)
-                    continue
-                replies.append(message)
+                replies.append(self._heard(decode_node_frame_untrusted(payload), Reply))
         except (RemoteFault, msgspec.MsgspecError) as error:
             raise self._failed(str(error)) from None
         return replies
@@ -109,11 +108,12 @@ class Line:
         self.bytes_in += len(data)
         return data
 
-    def _check(self, message: NodeFrame, wanted: type[Hello] | type[Reply]) -> None:
+    def _heard(self, message: NodeFrame, wanted: type[M]) -> M:
         if isinstance(message, Refused):
             raise self._failed(f"{message.reason} [{message.code}]")
         if not isinstance(message, wanted):
             raise self._failed(f"it said {type(message).__name__} out of turn")
+        return message
 
     def _failed(self, why: str) -> CommandFailed:
         text = f"the connection to {self.address} failed during the measurement: {why}. Does that node run?"
@@ -128,10 +128,21 @@ class Lines:
         self._selector = selectors.DefaultSelector()
         self.lines = [Line(n, a, context, network) for n, a in enumerate(list(addresses) * per_node)]
         self._watched = dict.fromkeys(range(len(self.lines)), selectors.EVENT_READ)
+        self._of: dict[NodeId, list[int]] = {}  # the connections of each node; empty id: of those that say none
         self._unflushed: set[int] = set()
         self._number = 0
         for line in self.lines:
             self._selector.register(line.socket, selectors.EVENT_READ, line)
+            self._of.setdefault(line.node_id, []).append(line.number)
+
+    def towards(self, tail: bytes, client: int) -> int:
+        """The connection of `client` to the node that makes the link after the one with the hash `tail`; as long as not all
+        nodes say who they are, the client's own."""
+        if b"" in self._of:
+            return client % len(self.lines)
+        (node,) = closest(self._of, route_key(tail), 1)
+        lines = self._of[node]
+        return lines[client % len(lines)]
 
     def call(self, line: int, body: CallBody) -> int:
         """Queue a call; its number. It leaves with the next `wait`."""

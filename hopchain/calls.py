@@ -98,6 +98,7 @@ class Calls:
 
     def __init__(self, address: Address, stream: connection.Connection, timing: Timing) -> None:
         self.address = address
+        self.node_id = stream.node_id
         self.lost: str | None = None
         self._stream = stream
         self._timing = timing

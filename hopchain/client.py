@@ -50,6 +50,7 @@ from hopchain.connection import client_context
 from hopchain.errors import CallRefused, ClientError, Unreachable
 from hopchain.signing import raw_public_key as raw_public_key
 from hopchain.signing import sign_request as sign_request
+from hopchain.tails import Tails
 from hopchain.wire import (
     MAX_PAGE,
     AccountLine,
@@ -83,6 +84,7 @@ from hopchain.wire import (
     Unknown,
     ViewLine,
 )
+from routing.keyspace import distance
 
 Answer = Recorded | Stale | NotStarted | Unknown | Refused
 NodeAddress = tuple[str, int]
@@ -92,7 +94,6 @@ NODE_SHARE: Final = 0.9  # of the time that is left is given to a node, so that 
 FIRST_PAUSE_S: Final = 0.05  # between rounds over all nodes; doubles
 LAST_PAUSE_S: Final = 0.5
 LONGEST_REST_S: Final = 2.0  # between two tries to reach a node again, while others answer
-MAX_SEEN: Final = 10_000  # accounts whose height is remembered for reading one's own writes
 NONCE_BYTES: Final = 32
 _NOT_OPEN: Final = "the client is not open: use `async with Client(...) as client`"
 _CLOSED: Final = "the client was closed"
@@ -106,6 +107,7 @@ class _Node:
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        self.id = b""  # of whoever answered there last; empty when nobody did, or said none
         self.connection: Calls | None = None
         self.dialing = anyio.Lock()
         self.dials = 0
@@ -152,9 +154,10 @@ class _Effort:
 class Client:
     """A client of one network. Use as `async with Client(...) as client`; any number of tasks may share it.
 
-    `nodes`: (host, client port) of the nodes to ask, the first that answers is kept; `spread` uses all of them in
-    turn. `ca_pem`: the network's CA certificate. `network`: the 32-byte network id. Methods take `at=(host, port)` to
-    pin one node.
+    `nodes`: (host, client port) of the nodes to ask, the first that answers is kept; `spread` uses all of them: a request
+    goes to the one that makes its sender's next link, as far as that is known (hopchain.tails), everything else to each in
+    turn. `ca_pem`: the network's CA certificate. `network`: the 32-byte network id. Methods take `at=(host, port)` to pin
+    one node.
     """
 
     def __init__(
@@ -176,7 +179,7 @@ class Client:
         self._nodes = {a: _Node(a) for a in (Address(host, port) for host, port in nodes)}
         self._addresses = tuple(self._nodes)
         self._tasks: TaskGroup | None = None
-        self._seen: dict[str, int] = {}
+        self._tails = Tails()
 
     async def __aenter__(self) -> Self:
         self._tasks = await anyio.create_task_group().__aenter__()
@@ -210,13 +213,12 @@ class Client:
         effort = _Effort(signed.request_id)
         deadline = anyio.current_time() + timeout_s
         answer: Answer | None = None
-        with anyio.CancelScope(deadline=deadline):
-            answer = await self._submit(signed, effort, deadline, timeout_s, at)
-        if answer is None:
-            answer = effort.at_deadline(timeout_s)
-        if isinstance(answer, Recorded):
-            self._saw(request.sender, answer.height)
-        return answer
+        try:
+            with anyio.CancelScope(deadline=deadline):
+                answer = await self._submit(signed, request.sender, effort, deadline, timeout_s, at)
+        finally:
+            self._note(request.sender, answer)
+        return effort.at_deadline(timeout_s) if answer is None else answer
 
     async def open_account(
         self,
@@ -295,6 +297,7 @@ class Client:
     async def _submit(
         self,
         signed: SignedRequest,
+        sender: str,
         effort: _Effort,
         deadline: float,
         timeout_s: float,
@@ -303,7 +306,7 @@ class Client:
         pause = FIRST_PAUSE_S
         while True:
             reached = False
-            for node in self._order(at):
+            for node in self._order(at, sender):
                 try:
                     connection = await self._connect(node)
                 except DialFailed as error:
@@ -319,6 +322,16 @@ class Client:
                 return effort.at_deadline(timeout_s)
             await anyio.sleep(pause)
             pause = min(pause * 2, LAST_PAUSE_S)
+
+    def _note(self, sender: str, answer: Answer | None) -> None:
+        """What an answer tells about where the sender's next request should go; None: it was not waited for."""
+        match answer:
+            case Recorded(link_hash=tail, height=height) | Stale(tip=tail, height=height):
+                self._tails.saw(sender, height, tail)
+            case Refused():
+                pass
+            case _:
+                self._tails.doubt(sender)
 
     async def _attempt(
         self, connection: Calls, signed: SignedRequest, effort: _Effort, deadline: float
@@ -368,11 +381,11 @@ class Client:
     ) -> Balance | NotFound | Unknown:
         """Balance of an account from one node's replica, at least as new as what this client was told before (or as
         link `min_height`); `linearizable` asks a majority. `Unknown`: not within `timeout_s`."""
-        height = self._seen.get(account, 0) if min_height is None else min_height
+        height = self._tails.height(account) if min_height is None else min_height
         question = AskBalance(account, linearizable, height, int(timeout_s * 1000))
         answer = await self._ask(question, at, timeout_s + self._timing.read_s)
         if isinstance(answer, Balance):
-            self._saw(account, answer.height)
+            self._tails.saw(account, answer.height, answer.tip)
         if isinstance(answer, Balance | NotFound | Unknown):
             return answer
         raise _unexpected(question, answer)
@@ -511,9 +524,10 @@ class Client:
 
     # --- nodes -------------------------------------------------------------------------------------------------
 
-    def _order(self, at: NodeAddress | None) -> Iterator[_Node]:
-        """The nodes to try, once each: the pinned one, or all from the current one on, those that failed last. A node
-        that failed is dialled again beside the requests as long as another is open, so that none of them waits for it."""
+    def _order(self, at: NodeAddress | None, sender: str | None = None) -> Iterator[_Node]:
+        """The nodes to try, once each: the pinned one, or all from the current one on, those that failed last; with the
+        `sender` of a request the one that makes its next link first. A node that failed is dialled again beside the requests
+        as long as another is open, so that none of them waits for it."""
         if at is not None:
             address = Address(*at)
             yield self._nodes.setdefault(address, _Node(address))
@@ -528,8 +542,18 @@ class Client:
                 if not node.reviving and node.rest_until <= anyio.current_time():
                     node.reviving = True
                     self._tasks.start_soon(self._revive, node)
-        yield from [node for node in rotated if not node.failing]
+        working = [node for node in rotated if not node.failing]
+        if self._spread and sender is not None:
+            self._nearest_first(working, sender)
+        yield from working
         yield from failing
+
+    def _nearest_first(self, nodes: list[_Node], sender: str) -> None:
+        """Sort by who makes the next link of `sender`, then who stands in for it. As long as its tail or one of the nodes is
+        not known they stay in turn, and so each of them is dialled in the end."""
+        key = self._tails.key(sender)
+        if key is not None and all(node.id for node in nodes):
+            nodes.sort(key=lambda node: distance(node.id, key))
 
     async def _revive(self, node: _Node) -> None:
         with suppress(DialFailed):
@@ -559,6 +583,7 @@ class Client:
                 await connection.aclose()
                 raise DialFailed(_CLOSED)
             node.connection = connection
+            node.id = connection.node_id
             node.failures = 0
             node.rest_until = 0.0
             self._tasks.start_soon(self._serve, node, connection)
@@ -567,13 +592,6 @@ class Client:
     async def _serve(self, node: _Node, connection: Calls) -> None:
         await connection.run()
         node.failed()
-
-    def _saw(self, account: str, height: int) -> None:
-        """Remember that link `height` of the account exists, so that later reads show at least that."""
-        height = max(height, self._seen.pop(account, 0))
-        while len(self._seen) >= MAX_SEEN:
-            del self._seen[next(iter(self._seen))]
-        self._seen[account] = height
 
 
 def _unexpected(question: CallBody, answer: ReplyBody) -> RemoteFault:

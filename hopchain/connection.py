@@ -15,6 +15,7 @@ import msgspec
 from chain.errors import HopchainError, RemoteFault
 from hopchain import wire
 from hopchain.framing import FrameReader, frame
+from routing.keyspace import ID_BYTES
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 1.0
@@ -42,6 +43,7 @@ class Connection:
     """
 
     def __init__(self, stream: anyio.abc.ByteStream, node: str) -> None:
+        self.node_id = b""  # as its hello says; a node of an earlier release says none
         self._stream = stream
         self._reader = FrameReader(wire.MAX_CLIENT_FRAME_BYTES)
         self._sending = anyio.Lock()
@@ -89,7 +91,7 @@ async def connect(
             connection = Connection(stream, node)
             try:
                 await connection.send(wire.encode(wire.Hello(wire.PROTOCOL_VERSION, network)))
-                _check_hello_untrusted(await connection.receive(), network, node)
+                connection.node_id = _check_hello_untrusted(await connection.receive(), network, node)
             except BaseException:
                 await connection.aclose()
                 raise
@@ -109,7 +111,8 @@ async def connect(
     return connection
 
 
-def _check_hello_untrusted(payload: bytes, network: bytes, node: str) -> None:
+def _check_hello_untrusted(payload: bytes, network: bytes, node: str) -> bytes:
+    """The id that the node says, as `id_said`."""
     try:
         hello = wire.decode_node_frame_untrusted(payload)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -124,3 +127,9 @@ def _check_hello_untrusted(payload: bytes, network: bytes, node: str) -> None:
         )
     if hello.network != network:
         raise RemoteFault("network", f"{node} is of network {hello.network.hex()[:16]}, not {network.hex()[:16]}")
+    return id_said(hello)
+
+
+def id_said(hello: wire.Hello) -> bytes:
+    """The id in a node's hello; empty when there is none, or none that is an id."""
+    return hello.node if len(hello.node) == ID_BYTES else b""

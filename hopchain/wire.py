@@ -26,10 +26,12 @@ class _Message(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Hello(_Message, frozen=True, tag="hello"):
-    """First frame each way. A node of another network answers `Refused` and closes."""
+    """First frame each way. A node of another network answers `Refused` and closes. `node`: in a node's own, its id; it is
+    empty in a client's, and a node of an earlier release leaves it away."""
 
     version: int
     network: bytes
+    node: bytes = b""
 
 
 # --- calls ---------------------------------------------------------------------------------------------------------
@@ -140,7 +142,7 @@ class Recorded(_Message, frozen=True, tag="recorded"):
     """The request's one outcome, final. `outcome`: 0 completed, else a rejection (chain.link.Outcome).
 
     `balance` is the account's after link `link_hash` of `height`, made at `time_ms`. `decided_by` is the node that
-    made it (empty when this node learned of it otherwise); `hops`: lookup hops and hand-overs on the way;
+    made it (empty when this node learned of it otherwise); `hops`: hand-overs from node to node on the way;
     `repeated`: this node had the outcome before this call. One that lags learns it during the call, and says False.
     """
 

@@ -31,6 +31,7 @@ from node.channel import (
 )
 from node.hello import MAX_HELLO_BYTES
 from node.tls import start_tls
+from routing.keyspace import NodeId
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class ClientServer:
         self,
         *,
         network_id: bytes,
+        node_id: NodeId,
         context: ssl.SSLContext,
         handler: Callable[[Session, bytes], Awaitable[None]],
         on_close: Callable[[Session], None],
@@ -89,6 +91,7 @@ class ClientServer:
         queue_bytes: int = CLIENT_QUEUE_BYTES,
     ) -> None:
         self._network_id = network_id
+        self._hello = wire.encode(wire.Hello(wire.PROTOCOL_VERSION, network_id, node_id))
         self._context = context
         self._handler = handler
         self._on_close = on_close
@@ -160,7 +163,7 @@ class ClientServer:
                 channel = Channel(secure, frame_limit=wire.MAX_CLIENT_FRAME_BYTES, queue_bytes=self._queue_bytes)
                 closing = channel
                 session = await self._hear(channel, remote)
-                await channel.send(wire.encode(wire.Hello(wire.PROTOCOL_VERSION, self._network_id)))
+                await channel.send(self._hello)
                 welcomed = True
         except HANDSHAKE_ERRORS as error:
             self._warn.refuse(f"client {remote}", handshake_fault(error))

@@ -119,6 +119,7 @@ class RunningNode:
         self.driver.mesh = self.mesh
         self._clients = ClientServer(
             network_id=genesis.network_id,
+            node_id=node_id,
             context=ports.contexts.serve,
             handler=self._on_client_frame,
             on_close=self.driver.remove_session,

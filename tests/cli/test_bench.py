@@ -9,6 +9,7 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,24 +18,27 @@ import pytest
 
 from chain.errors import LocalMisuse
 from chain.link import Link, Outcome
-from chain.request import MAX_POSTINGS, request_id
+from chain.request import MAX_POSTINGS, decode_request_untrusted, request_id
+from cli.bench import _Bench
 from cli.bench_check import Answered, count_lost, databases, paid_out, read_answers
 from cli.bench_cluster import Cost, Sample, differences
-from cli.bench_load import Measurement
+from cli.bench_load import Flight, Measurement, read_tails
 from cli.bench_node import Stacks, check_profile_file, collapsed, cpu_ns, flame_graph, stack_of
 from cli.bench_plot import draw
 from cli.bench_prepare import FUNDS, HOT_FUNDS, Preparation
 from cli.bench_profiles import HOT, MEANING, Draw, Profile, Zipf, make_pool, postings_of
 from cli.bench_report import Kept, Measured, Settings, document, percentile, read_floats, show
-from cli.bench_spec import Job, News, Ports, Result, Spec, account_key, account_name
+from cli.bench_spec import TAILS_FILE, Job, News, Ports, Result, Spec, account_key, account_name
 from cli.bench_wire import Lines
 from cli.home import load_network
 from cli.output import CommandFailed, Output
 from cli.verify import Comparison
 from hopchain import Choice, Digest, TooManyFailures, wire
+from hopchain.framing import frame
+from routing.keyspace import NodeId, closest, route_key
 from tests.chain.bank import Bank, file_database
 from tests.cli.conftest import Cli, World
-from tests.hopchain.fake_node import ISSUER_KEY
+from tests.hopchain.fake_node import ISSUER_KEY, FakeNode
 
 # --- what is drawn -------------------------------------------------------------------------------------------------
 
@@ -252,8 +256,9 @@ def test_a_rejection_is_never_a_completed_transfer(bench: Bench) -> None:
     assert {a[2] for a in read_answers(bench.place)} == {Outcome.INSUFFICIENT_FUNDS}
 
 
+@pytest.mark.parametrize("route", [True, False])
 def test_what_did_not_start_is_sent_again_to_another_node_until_it_has_an_outcome(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, route: bool
 ) -> None:
     monkeypatch.setattr("cli.bench_load.AGAIN_S", 0.005)
     bench.prepare()
@@ -265,12 +270,16 @@ def test_what_did_not_start_is_sent_again_to_another_node_until_it_has_an_outcom
         return wire.NotStarted(request_id(call.raw), "busy", "later") if isinstance(call, wire.Submit) else None
 
     first.fault = busy
-    result = bench.measure(clients=1, warm_up_s=0.0, duration_s=0.1)
+    result = bench.measure(clients=1, warm_up_s=0.0, duration_s=0.1, route=route)
     assert result.retried > 0 and result.rejected == result.unknown == 0
     refused = {request_id(c.raw) for c in first.calls if isinstance(c, wire.Submit)}
     assert refused and refused <= set(bench.world.ledger.recorded)
     latencies = read_floats(bench.place, "latencies")
-    assert min(latencies) >= 20, "a latency goes from the first attempt to the outcome, over the pause"
+    slow = [latency for latency in latencies if latency >= 20]
+    assert len(refused) - 1 <= len(slow) <= len(refused), (
+        "a latency goes from the first attempt to the outcome, over the pause"
+    )
+    assert route or slow == latencies, "a client stays with its node"
 
 
 def test_unknown_is_counted_and_settled_by_the_same_request(bench: Bench) -> None:
@@ -371,6 +380,123 @@ def test_a_large_request_goes_out_in_parts_while_answers_come_in(bench: Bench) -
     assert result.completed_in_all == MAX_POSTINGS * result.answered >= 4 * MAX_POSTINGS
 
 
+# --- which node a request goes to ----------------------------------------------------------------------------------
+
+
+def nearest(bench: Bench, tail: bytes) -> FakeNode:
+    """Who makes the link after this one."""
+    nodes = {NodeId(node.id): node for node in bench.world.nodes}
+    return nodes[closest(nodes, route_key(tail), 1)[0]]
+
+
+@pytest.fixture
+def tails(rng: random.Random) -> list[bytes]:
+    return [rng.randbytes(32) for _ in range(20)]
+
+
+def open_lines(bench: Bench, **changes: object) -> Lines:
+    return CountedLines(bench.spec(**changes))
+
+
+def test_a_line_towards_a_tail_leads_to_the_nearest_node_and_clients_share_its_lines(
+    bench: Bench, tails: list[bytes]
+) -> None:
+    lines = open_lines(bench, connections=3)
+    count = len(bench.world.nodes)
+    for tail in tails:
+        number = bench.world.nodes.index(nearest(bench, tail))
+        assert [lines.towards(tail, client) for client in range(4)] == [
+            number,
+            number + count,
+            number + 2 * count,
+            number,
+        ]
+    lines.close()
+
+
+def test_lines_to_two_addresses_of_one_node_are_lines_to_it(bench: Bench, tails: list[bytes]) -> None:
+    for node in bench.world.nodes:
+        node.said_id = bench.world.nodes[0].id
+    lines = open_lines(bench)
+    assert all([lines.towards(tail, client) for client in range(3)] == [0, 1, 0] for tail in tails)
+    lines.close()
+
+
+@pytest.mark.parametrize("said", [None, b"", b"i" * 19, b"i" * 21])
+def test_with_a_node_that_says_no_id_each_client_has_its_own_line(
+    bench: Bench, tails: list[bytes], said: bytes | None
+) -> None:
+    """None: the hello of an earlier release."""
+    odd = bench.world.nodes[1]
+    odd.said_id = said
+    if said is None:
+        odd.raw_first = frame(msgspec.msgpack.encode(["hello", wire.PROTOCOL_VERSION, odd.network]))
+    lines = open_lines(bench, connections=2)
+    assert all([lines.towards(tail, client) for client in range(5)] == [0, 1, 2, 3, 0] for tail in tails)
+    lines.close()
+
+
+def test_preparing_writes_the_tail_of_each_account(bench: Bench) -> None:
+    def tips(count: int) -> list[bytes]:
+        return [bench.world.ledger.accounts[account_name("bench-", number)].tip for number in range(count)]
+
+    bench.prepare()
+    opened = tips(6)
+    assert read_tails(bench.place) == opened
+    bench.measure()
+    bench.prepare(accounts=8)
+    assert read_tails(bench.place) == tips(8) and tips(6) != opened
+
+
+def test_each_request_goes_to_who_makes_the_next_link_of_its_sender(bench: Bench) -> None:
+    bench.prepare()
+    asked: list[tuple[FakeNode, FakeNode]] = []
+
+    def note(node: FakeNode, call: wire.CallBody) -> None:
+        if isinstance(call, wire.Submit):
+            sender = decode_request_untrusted(call.raw).sender
+            asked.append((node, nearest(bench, bench.world.ledger.accounts[sender].tip)))
+
+    for node in bench.world.nodes:
+        node.fault = partial(note, node)
+    bench.measure(clients=1)
+    assert len(asked) > 20 and all(node is due for node, due in asked)
+    asked.clear()
+    (bench.place / TAILS_FILE).unlink()
+    bench.measure(clients=1, route=False, run=b"run 2")
+    assert {node.port for node, _ in asked} == {bench.world.nodes[0].port}, "a client stays with one node"
+    assert {due.port for _, due in asked} == {node.port for node in bench.world.nodes}
+
+
+def test_reads_go_to_the_clients_own_node(bench: Bench) -> None:
+    bench.prepare()
+    for node in bench.world.nodes:
+        node.calls.clear()
+    bench.measure(profile=Profile.READ, clients=1)
+    assert bench.world.nodes[0].calls and not bench.world.nodes[1].calls
+
+
+def test_an_older_answer_does_not_take_a_tail_back(bench: Bench) -> None:
+    bench.prepare()
+    spec = bench.spec()
+    lines = open_lines(bench)
+    measurement = Measurement(spec, lines, Ports(lambda: 0.0, lambda: 0.0, bench.news.append, lambda: None))
+    flight = Flight(0, 2, wire.Submit(b"", b"", 1), bytes(32), 0.0)
+    for height, newest in ((1, 1), (4, 4), (3, 4), (4, 4), (2, 4), (5, 5)):
+        body = wire.Recorded(bytes(32), account_name("bench-", 2), 1, bytes([height]) * 32, height, 0, 0, b"", 1, False)
+        measurement._recorded(flight, 0, body, 0.0)
+        assert measurement._tails[2] == bytes([newest]) * 32
+    assert measurement._tails[1] == bench.world.ledger.accounts[account_name("bench-", 1)].tip
+    lines.close()
+
+
+@pytest.mark.parametrize("route", [True, False])
+def test_the_generators_are_told_what_was_asked_for(world: World, tmp_path: Path, route: bool) -> None:
+    settings = msgspec.structs.replace(make_run().settings, route=route)
+    run = _Bench(Output(False), settings, tmp_path, 1.0, None)
+    assert run._spec(load_network(world.directory), "mint", ISSUER_KEY).route is route
+
+
 # --- what must hold ------------------------------------------------------------------------------------------------
 
 
@@ -454,7 +580,7 @@ def make_run(**kept: object) -> Measured:
     before = Cost(10.0, 5.0, 1000, 50_000_000, 2000, 100, 200, 300)
     after = Cost(10.1, 5.05, 201_000, 60_000_000, 42_000, 150, 300, 400, 700)
     return Measured(
-        Settings("uniform", 2, 2, 8, 50, 1, 0, "least-active", 1.0, 2.0, 2, 1, 1),
+        Settings("uniform", 2, 2, 8, 50, 1, 0, "least-active", 1.0, 2.0, 2, 1, 1, True),
         [make_result(), make_result(reasons={"insufficient_funds": 1, "expired": 2}, rejected=3)],
         [float(n) for n in range(1, 201)],
         [1.0, 2.0, 3.0],
@@ -506,6 +632,8 @@ def test_the_document_adds_generators_up_and_divides_costs_by_what_was_completed
         "paid": 218,
         "left": 218,
     }
+    settings = found["settings"]
+    assert isinstance(settings, dict) and settings["route"] is True
     client = found["client"]
     assert isinstance(client, dict)
     assert (client["cpu_us_per_transfer"], client["signed_before"], client["most_in_flight_of_one_source"]) == (

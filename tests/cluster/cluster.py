@@ -166,7 +166,7 @@ class Rows:
 class Cluster:
     """A network of real nodes. `start` and `close` are plain functions; the rest is used inside `async with opened()`.
 
-    `clients[i]` talks to node i only; `client` to all of them in turn.
+    `clients[i]` talks to node i only; `client` to all of them.
     """
 
     clients: list[Client]

@@ -65,9 +65,10 @@ async def test_a_running_network_is_measured_again_with_the_same_accounts(
     words = ("--network", str(cluster.nodes[0].directory.parent), "--processes", "2")
     first = bench("pool", "--sources", "4", *words, home=home)
     links = (await cluster.clients[0].digest()).accounts
-    second = bench("hot-sender", *words, home=home)
+    second = bench("hot-sender", "--no-route", *words, home=home)
     assert (await cluster.clients[0].digest()).accounts == links, "no account was opened twice"
     assert first["completed"] > 4 and second["completed"] > 4
     assert first["settings"]["nodes"] == 5 and first["invariants"]["ok"] and second["invariants"]["ok"]
     assert second["cost"]["transfers_per_link"] > 1, "requests of one sender share links"
+    assert first["settings"]["route"] and not second["settings"]["route"]
     assert 0 < first["client"]["most_in_flight_of_one_source"] <= 2

@@ -5,7 +5,8 @@ import signal
 import pytest
 import trio
 
-from hopchain import Answer, Balance, Client, Outcome, Recorded, Stale, Timing
+from hopchain import Answer, Balance, Client, Outcome, Recorded, Stale, Timing, wire
+from hopchain.calls import Calls
 from tests.cluster.cluster import ODD_NODE, SETTLE_S, START_S, Cluster, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
@@ -105,6 +106,29 @@ async def test_the_same_request_through_all_nodes_at_once_has_one_outcome(cluste
     assert all(isinstance(a, Recorded) and a.repeated and a.link_hash == answers[0].link_hash for a in again), again
     await cluster.settle()
     assert cluster.all_rows() == rows
+
+
+async def test_a_client_of_all_nodes_hands_a_request_to_the_node_that_makes_its_link(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payer, payee = await cluster.accounts("near", 2)
+    asked: list[tuple[str, int]] = []
+    call = Calls.call
+
+    async def noted(self: Calls, body: wire.CallBody) -> wire.ReplyBody:
+        if isinstance(body, wire.Submit):
+            asked.append((self.address.host, self.address.port))
+        return await call(self, body)
+
+    async with cluster.new_client(range(5), spread=True) as client:
+        for node in cluster.nodes:
+            await client.status(at=node.client_address)
+        await balance_at(client, payer)
+        monkeypatch.setattr(Calls, "call", noted)
+        answers = [await client.submit(cluster.pay_request(payer, payee, 1), START_S) for _ in range(20)]
+    made = {node.place.node_id: node.client_address for node in cluster.nodes}
+    hits = [a for a, at in zip(answers, asked, strict=True) if isinstance(a, Recorded) and made[a.decided_by] == at]
+    assert len(hits) >= 15, "one in five by chance; a slow node's link is made by another one"
 
 
 async def test_of_a_double_spend_through_two_nodes_at_once_one_completes(cluster: Cluster) -> None:

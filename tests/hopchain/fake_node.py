@@ -107,6 +107,7 @@ class FakeNode:
         self.connections = 0
         self.hold_until = 0  # replies are sent, newest first, once this many calls wait
         self.page = 1000  # accounts of one answer, at most
+        self.said_id: bytes | None = None  # in its hello, instead of its own
         self.raw_first: bytes | None = None  # sent instead of the hello
         self.log_height: int | None = None
         self.stale = False  # it has no contact with a majority, and says so
@@ -174,7 +175,7 @@ class FakeNode:
         assert isinstance(message, wire.Hello)
         if message.network != self.network:
             return wire.Refused("network", "this node is of another network")
-        return wire.Hello(wire.PROTOCOL_VERSION, self.network)
+        return wire.Hello(wire.PROTOCOL_VERSION, self.network, self.id if self.said_id is None else self.said_id)
 
     def _answer(self, call: wire.CallBody) -> wire.ReplyBody:
         match call:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -56,6 +57,7 @@ class Echo:
         self.sessions: list[Session] = []
         self.server = ClientServer(
             network_id=node.network,
+            node_id=node.id,
             context=node.contexts.serve,
             handler=self._handler,
             on_close=lambda session: self.closed.append(session.number),
@@ -88,10 +90,13 @@ async def dial(network: MemoryNetwork, tls: ssl.SSLContext) -> Channel:
 
 async def enter(network: MemoryNetwork, tls: ssl.SSLContext, node: Certified) -> Channel:
     channel = await dial(network, tls)
-    hello = wire.encode(wire.Hello(wire.PROTOCOL_VERSION, node.network))
-    await channel.send(hello)
-    assert await channel.receive() == hello
+    await channel.send(wire.encode(wire.Hello(wire.PROTOCOL_VERSION, node.network)))
+    assert await hello(channel) == wire.Hello(wire.PROTOCOL_VERSION, node.network, node.id)
     return channel
+
+
+async def hello(channel: Channel) -> wire.NodeFrame:
+    return wire.decode_node_frame_untrusted(await channel.receive() or b"")
 
 
 async def refusal(channel: Channel) -> wire.Refused:
@@ -110,8 +115,9 @@ async def serves_still(network: MemoryNetwork, tls: ssl.SSLContext, node: Certif
 # --- the public client's connection, over real TCP ---
 
 
-async def converse(port: int, tls: ssl.SSLContext, network_id: bytes) -> None:
+async def converse(port: int, tls: ssl.SSLContext, network_id: bytes, node_id: bytes) -> None:
     conn = await connect("127.0.0.1", port, context=tls, network=network_id)
+    assert conn.node_id == node_id
     large = random.Random(5).randbytes(wire.MAX_CLIENT_FRAME_BYTES)
     for payload in (b"hello", large):
         await conn.send(payload)
@@ -132,7 +138,7 @@ async def test_a_client_on_trio(node: Certified, tls: ssl.SSLContext) -> None:
     echo = Echo(node, None)
     with trio.fail_after(30):
         async with serving(echo) as port:
-            await converse(port, tls, node.network)
+            await converse(port, tls, node.network, node.id)
             await echo.server.aclose()
     assert echo.closed == [1]
 
@@ -141,7 +147,9 @@ async def test_a_client_on_asyncio(node: Certified, tls: ssl.SSLContext) -> None
     echo = Echo(node, None)
     with trio.fail_after(30):
         async with serving(echo) as port:
-            await trio.to_thread.run_sync(lambda: anyio.run(converse, port, tls, node.network, backend="asyncio"))
+            await trio.to_thread.run_sync(
+                lambda: anyio.run(converse, port, tls, node.network, node.id, backend="asyncio")
+            )
 
 
 async def test_a_node_of_another_ca_is_unreachable(node: Certified, tmp_path: Path) -> None:
@@ -173,6 +181,31 @@ async def test_nobody_there_is_unreachable(node: Certified, tls: ssl.SSLContext)
 def test_a_wrong_hello_of_the_node_is_a_remote_fault(answer: bytes, says: str) -> None:
     with pytest.raises(RemoteFault, match=says):
         connection._check_hello_untrusted(answer, bytes(32), "node")
+
+
+@pytest.mark.parametrize("said", [b"", b"i" * 19, b"i" * 20, b"i" * 21])
+def test_a_hello_names_the_node_or_nobody(said: bytes) -> None:
+    answer = wire.encode(wire.Hello(1, bytes(32), said))
+    assert connection._check_hello_untrusted(answer, bytes(32), "node") == (said if len(said) == 20 else b"")
+
+
+async def test_hellos_without_an_id_are_those_of_an_earlier_release(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    earlier = msgspec.msgpack.encode(["hello", 1, node.network])
+    assert connection._check_hello_untrusted(earlier, node.network, "node") == b""
+    async with serving(Echo(node, network)):
+        channel = await dial(network, tls)
+        await channel.send(earlier)
+        assert await hello(channel) == wire.Hello(1, node.network, node.id)
+        await channel.aclose()
+
+    class Earlier(msgspec.Struct, array_like=True, tag="hello"):
+        version: int
+        network: bytes
+
+    now = wire.encode(wire.Hello(1, node.network, node.id))
+    assert msgspec.msgpack.decode(now, type=Earlier) == Earlier(1, node.network), "it reads those of this one, too"
 
 
 # --- sessions ---
