@@ -180,7 +180,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "wrong signature admitted",
         "R13",
         "Admission does not look at signatures.",
-        ("node.gateway:refuse", "not is_signed_by(signed, key)", "False"),
+        (_GATEWAY + "_refuse", "not self._is_signed(queued, key)", "False"),
     ),
     mutant(
         "unknown_sender without asking",

@@ -376,16 +376,11 @@ class Core:
         def links(message: Links | Moved | SlotAnswer, needs: Needs) -> None:
             r.needs_links(message.links, needs)
 
-        def voted(message: Accepted, needs: Needs) -> None:
-            link = o.proposed(message.slot)
-            if link is not None:
-                add_link_needs(link, needs)
-
         table: dict[type[Any], tuple[Callable[[Any, Needs], None], Callable[[Turn, NodeId, Any], None]]] = {
             Prepare: (a.needs, a.on_prepare),
             Accept: (a.needs, a.on_accept),
             Promise: (_nothing, o.on_promise),
-            Accepted: (voted, o.on_accepted),
+            Accepted: (o.needs_accepted, o.on_accepted),
             Refuse: (_nothing, o.on_refuse),
             Decided: (lambda m, needs: r.needs_links((m.link,), needs), r.on_decided),
             Forward: (o.needs_forward, o.on_forward),

@@ -19,7 +19,7 @@ import msgspec
 from chain.errors import RemoteFault
 from chain.link import Link, LinkHash, opening_slot
 from chain.needs import Needs
-from chain.request import ANY_TIP, Kind, Request, RequestId, SignedRequest, is_signed_by
+from chain.request import ANY_TIP, Kind, RequestId, SignedRequest, is_signed_by
 from chain.rows import AccountHead, OutcomeRow
 from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
@@ -55,7 +55,7 @@ class Job(msgspec.Struct):
     expected_height: int = UNSENT  # height of the link it was first meant for
     sent_height: int = UNSENT  # height of the slot it was last handed over for
     tries: int = 0
-    lookups: int = 0
+    hops: int = 0  # to the node that it was first handed to
 
 
 class Gateway:
@@ -82,6 +82,7 @@ class Gateway:
         self._by_account: dict[str, dict[RequestId, Job]] = {}
         self._doubtful: dict[RequestId, None] = {}  # some node may still hold them: never NotStarted
         self._due = Due()
+        self._signed: dict[tuple[RequestId, bytes, bytes], bool] = {}  # (id, signature, key) as checked in this turn
         replica.hooks.append(self._on_applied)
 
     def __len__(self) -> int:
@@ -99,6 +100,16 @@ class Gateway:
         needs.outcomes.add((request.sender, queued.request_id))
         if request.expect_tip != ANY_TIP:
             needs.by_hash.add(LinkHash(request.expect_tip))
+        known = self._replica.familiar.head(request.sender)
+        if known is not None and self._is_signed(queued, known.public_key):  # so that only its owner can make it costly
+            self._owner.needs_queued(known.name, known.slot, [queued], needs)
+
+    def _is_signed(self, queued: Queued, key: bytes) -> bool:
+        """Checked once in a turn: for what is loaded, and when it is admitted."""
+        what = (queued.request_id, queued.signed.signature, key)
+        if what not in self._signed:
+            self._signed[what] = is_signed_by(queued.signed, key)
+        return self._signed[what]
 
     def on_submit(self, turn: Turn, event: ClientSubmit) -> None:
         """Admit a request, answer it from the record, or refuse it."""
@@ -116,7 +127,7 @@ class Gateway:
         if head is None and request.kind is not Kind.OPEN and request.network == self._self.network:
             self._ask_then_submit(turn, event, request.sender, None, f"no account {request.sender} exists; open it")
             return
-        refusal = refuse(request, signed, head, self._self)
+        refusal = self._refuse(queued, head)
         if refusal is not None:
             turn.answer(event.caller, refusal)
             return
@@ -131,6 +142,29 @@ class Gateway:
             self._submit_pinned(turn, event, queued, head)
             return
         self._admit(turn, event, queued)
+
+    def _refuse(self, queued: Queued, head: AccountHead | None) -> Refused | None:
+        """What admission refuses, judged once (design R15): network, asset, signature."""
+        request, network = queued.request, self._self.network
+        if request.network != network:
+            return Refused(
+                "other_network",
+                f"the request is for network {request.network.hex()[:16]}, this is {network.hex()[:16]}: choose it with --network",
+            )
+        if request.kind is Kind.OPEN:
+            if self._self.genesis.asset(request.asset) is None:
+                codes = ", ".join(a.code for a in self._self.genesis.assets)
+                return Refused("unknown_asset", f"this network has no asset {request.asset}; it has: {codes}")
+            key = request.public_key
+        else:
+            assert head is not None
+            key = head.public_key
+        if not self._is_signed(queued, key):
+            return Refused(
+                "bad_signature",
+                f"the signature is not that of the key of {request.sender}: sign with the key that opened it",
+            )
+        return None
 
     def _submit_pinned(self, turn: Turn, event: ClientSubmit, queued: Queued, head: AccountHead) -> None:
         """The expected tip is not this replica's: older (stale), newer (this replica lags), or no link of the chain."""
@@ -221,6 +255,7 @@ class Gateway:
             job.sent_height = at.height
             if job.expected_height == UNSENT:
                 job.expected_height = at.height
+                job.hops = int(to != self._self.id)
             job.tries += 1
             self._self.counters["jobs_handed_again"] += job.tries > 1
             job.next_try = now + TRY_AGAIN_S + self._peers.rtt(group) * 4
@@ -289,8 +324,7 @@ class Gateway:
 
     def _hops(self, job: Job, link: Link) -> int:
         """Hand-overs on the way: to the first owner unless that is this node, then one for each link it waited."""
-        first = 0 if job.expected_height == UNSENT else 1
-        return job.lookups + first + max(0, link.height - max(job.expected_height, 0))
+        return job.hops + max(0, link.height - max(job.expected_height, 0))
 
     def _end(self, turn: Turn, job: Job, body: ReplyBody, link: Link | None = None) -> None:
         """Answer a job for good; `link` is the decided link that makes the answer true, if one does."""
@@ -313,6 +347,7 @@ class Gateway:
 
     def tick(self, turn: Turn) -> None:
         """Answer those whose time is up; hand the others over again when whoever has them is dead or silent too long."""
+        self._signed.clear()
         now = turn.now.mono
         if not self._due.passed(now):
             return
@@ -351,30 +386,6 @@ class Gateway:
                     del self._doubtful[next(iter(self._doubtful))]
                 self._doubtful[request_id] = None
             self._end(turn, job, body)
-
-
-def refuse(request: Request, signed: SignedRequest, head: AccountHead | None, self_: Self) -> Refused | None:
-    """What admission refuses, judged once (design R15): network, asset, signature."""
-    network = self_.network
-    if request.network != network:
-        return Refused(
-            "other_network",
-            f"the request is for network {request.network.hex()[:16]}, this is {network.hex()[:16]}: choose it with --network",
-        )
-    if request.kind is Kind.OPEN:
-        if self_.genesis.asset(request.asset) is None:
-            codes = ", ".join(a.code for a in self_.genesis.assets)
-            return Refused("unknown_asset", f"this network has no asset {request.asset}; it has: {codes}")
-        key = request.public_key
-    else:
-        assert head is not None
-        key = head.public_key
-    if not is_signed_by(signed, key):
-        return Refused(
-            "bad_signature",
-            f"the signature is not that of the key of {request.sender}: sign with the key that opened it",
-        )
-    return None
 
 
 def _timeout_s(timeout_ms: int) -> float:

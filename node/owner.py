@@ -52,7 +52,7 @@ from node.messages import (
 from node.paxos import MAX_ROUND, Ballot, Proposer, Refusal, check_ballot_untrusted
 from node.peers import Peers
 from node.replica import Replica
-from node.turn import FormLink, LinkDecoder, RequestDecoder, Self, ServeSlot, Turn
+from node.turn import FormLink, LinkDecoder, RequestDecoder, Self, ServeSlot, Turn, add_link_needs
 from routing.keyspace import NodeId, route_key
 
 MAX_QUEUE: Final = 20_000  # requests of one account: a few full links
@@ -151,14 +151,18 @@ class Owner:
     # --- requests come in ---
 
     def needs_forward(self, message: Forward, needs: Needs) -> None:
-        """What judges them; and what forms their link, when this node makes it and nothing is being decided there."""
+        """What judges them, and what forms their link."""
         account = message.at.account
         queued = [self._queued(item, account) for item in message.items]
         needs.heads.add(account)
         needs.outcomes.update((account, q.request_id) for q in queued)
+        self.needs_queued(account, message.at.slot, queued, needs)
+
+    def needs_queued(self, account: str, slot: bytes, queued: list[Queued], needs: Needs) -> None:
+        """What forms the link in `slot` with these requests, when this node makes it and nothing is being decided there."""
         work = self._works.get(account)
         idle = work is None or (work.proposer is None and not work.asking and work.attempt == 0)
-        if idle and self._self.id == self._self.view.group(route_key(message.at.slot))[0]:
+        if idle and self._self.id == self._self.view.group(route_key(slot))[0]:
             waiting = [held.queued for held in work.queue.values()] if work is not None else []
             self._needs_forming(account, [*waiting, *queued], needs)
 
@@ -472,10 +476,17 @@ class Owner:
         pause = RESEND_RTTS * self._peers.rtt(proposer.group) * (1 << min(work.attempt, 6))
         self._wake(work, turn.now.mono + min(MAX_BACKOFF_S, pause))
 
-    def proposed(self, slot: bytes) -> Link | None:
-        """The link this node proposes in `slot`, if it does."""
-        work = self._by_slot.get(slot)
-        return work.proposer.value if work is not None and work.proposer is not None else None
+    def needs_accepted(self, message: Accepted, needs: Needs) -> None:
+        """What the vote may decide, and what forms the link after it when this node makes that one, too."""
+        work = self._by_slot.get(message.slot)
+        link = work.proposer.value if work is not None and work.proposer is not None else None
+        if work is None or link is None:
+            return
+        add_link_needs(link, needs)
+        settled = {entry.request_id for entry in link.entries}
+        waiting = [held.queued for request_id, held in work.queue.items() if request_id not in settled]
+        if waiting and self._self.id == self._self.view.group(route_key(link.next_slot))[0]:
+            self._needs_forming(link.account, waiting, needs)
 
     def on_promise(self, turn: Turn, peer: NodeId, message: Promise) -> None:
         work = self._by_slot.get(message.slot)

@@ -19,10 +19,11 @@ import msgspec
 
 from chain.errors import Corruption, RemoteFault
 from chain.link import Link, LinkHash, PostingHash
-from chain.needs import Needs
-from chain.rows import AccountHead, Applied, Credit, OutcomeRow
+from chain.needs import Loaded, Needs
+from chain.rows import AccountHead, Applied, Credit, Forming, OutcomeRow
 from chain.rules import check_successor
 from chain.store import CursorRow
+from node.familiar import Familiar
 from node.messages import Accept, Decided, Forward, Links, Moved, Offer, Prepare, Pull, SlotAnswer, Want
 from node.peers import Peers
 from node.turn import FromPeer, Learn, LinkDecoder, Self, ServeSlot, Turn, add_link_needs
@@ -83,6 +84,7 @@ class Replica:
         self._puller: _Puller | None = None
         self._next_pull = 0.0
         self._follow: dict[NodeId, tuple[int, int]] = {}  # peers of whom this log must be read up to here (design R8)
+        self.familiar = Familiar()
         self.count = count
         self.hooks: list[AppliedHook] = []
 
@@ -115,7 +117,9 @@ class Replica:
 
     def needs_links(self, raws: Iterable[bytes], needs: Needs) -> None:
         for raw in raws:
-            add_link_needs(self._decoder.untrusted(raw), needs)
+            link = self._decoder.untrusted(raw)
+            add_link_needs(link, needs)
+            self.familiar.expect(link)
 
     def on_decided(self, turn: Turn, peer: NodeId, message: Decided) -> None:
         link = self._decoder.untrusted(message.link)
@@ -154,6 +158,7 @@ class Replica:
         check_successor(link, head, confirmed)
         turn.persist.append(Applied(link, confirmed))
         note_applied(turn, link, head, confirmed)
+        self.familiar.meet(turn.loaded.heads[link.account])
         self.count += 1
         self._stop_waiting(link.hash)
         for hook in self.hooks:
@@ -455,6 +460,17 @@ def batches(raws: Sequence[bytes]) -> Iterator[tuple[bytes, ...]]:
         yield tuple(batch)
 
 
+def _note_forming(loaded: Loaded, link: Link) -> None:
+    """What was read to form a link was read before `link`. Who it pays is read anew, and so is its own account unless `link` has
+    taken up all that waited for it: then everything that the next one depends on is known here."""
+    own = loaded.forming.pop(link.account, None)
+    if own is not None and own.incoming_count == len(own.incoming) == len(link.confirmed):
+        head = loaded.heads[link.account]
+        loaded.forming[link.account] = Forming(head, link.incoming_checksum, link.confirmed, (), 0, 0)
+    for name in link.recipients & loaded.forming.keys():
+        del loaded.forming[name]
+
+
 def note_applied(turn: Turn, link: Link, head: AccountHead | None, confirmed: Sequence[Credit]) -> None:
     """Bring the workspace of the turn up to what applying `link` makes of it."""
     loaded = turn.loaded
@@ -472,8 +488,7 @@ def note_applied(turn: Turn, link: Link, head: AccountHead | None, confirmed: Se
     for credit in confirmed:
         loaded.postings[credit.hash] = msgspec.structs.replace(credit, confirmation=link.hash)
     loaded.note_made(link)
-    for name in {link.account, *link.recipients} & loaded.forming.keys():
-        del loaded.forming[name]  # read before this link: whoever forms the next one of theirs reads them anew
+    _note_forming(loaded, link)
     for recipient in link.recipients & loaded.income.keys():
         income = loaded.income[recipient]  # who is asked for it in this turn must not forget what its vote was for
         senders = {**dict(income.senders), link.account: link.height}

@@ -230,7 +230,7 @@ MUTANTS: dict[str, Mutant] = {
         Edit("node.inquiry:Inquiries.on_ask_slot", "self._acceptor.is_voted(Slot(at.slot))", "False"),
     ),
     # answers
-    "wrong signature admitted": Mutant("I10", CALM, Edit("node.gateway:refuse", "not is_signed_by(signed, key)", "False")),
+    "wrong signature admitted": Mutant("I10", CALM, Edit("node.gateway:Gateway._refuse", "not self._is_signed(queued, key)", "False")),
     "stale said without asking": Mutant(
         "I10", PINNED, Edit("node.gateway:Gateway._submit_pinned", "raw is not None and", "True or")
     ),

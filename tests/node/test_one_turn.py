@@ -1,0 +1,272 @@
+"""What one turn does that could take two: a request is admitted, its link formed and voted for; a link is applied and the next
+one of its account formed. Both with the rows that were loaded for the turn, and with no others."""
+
+import math
+import sqlite3
+from typing import Any
+
+import pytest
+
+import tests.node.world as world_module
+from chain.link import Outcome
+from chain.needs import Loaded, Needs, load
+from chain.request import Posting
+from chain.rows import Applied, VoteRow
+from hopchain.wire import Recorded, Refused, Submit
+from node.messages import Accepted, Decided, Forward, Offer, Pull
+from node.turn import Caller, ClientSubmit, Effects, FromPeer
+from routing.keyspace import NodeId
+from tests.node.world import Node, World
+
+
+class Watched(World):
+    """Keeps the effects of each turn, with whose turn it was, and checks what is left of the rows that it loaded to form links."""
+
+    def __init__(self, nodes: int, k: int, seed: int) -> None:
+        self.turns: list[tuple[NodeId, Effects]] = []
+        self.beat_s = 0.0  # turns begin at multiples of this, so that each has several events
+        self.loaded: dict[sqlite3.Connection, Loaded] = {}
+        self.derived = (
+            0  # how often a turn knew what the next link of an account depends on because it had applied the last
+        )
+        super().__init__(nodes, k, seed)
+
+    def _wake(self, node: Node, at: float | None = None) -> None:
+        when = self.now if at is None else max(at, self.now)
+        super()._wake(node, (math.floor(when / self.beat_s) + 1) * self.beat_s if self.beat_s else when)
+
+    def finish_turn(self, node: Node, effects: Effects) -> None:
+        self.turns.append((node.id, effects))
+        super().finish_turn(node, effects)
+
+    def persist(self, node: Node, effects: Effects) -> None:
+        super().persist(node, effects)
+        forming = self.loaded[node.conn].forming if node.conn in self.loaded else {}
+        applied = {write.link.account for write in effects.persist if isinstance(write, Applied)}
+        if forming and applied:
+            self.derived += len(applied & forming.keys())
+            assert load(node.conn, Needs(forming=set(forming))).forming == forming
+
+    def of(self, node: NodeId) -> list[Effects]:
+        """The turns of one node that wrote something, and forget them."""
+        turns = [effects for whose, effects in self.turns if whose == node and effects.persist]
+        self.turns.clear()
+        return turns
+
+
+@pytest.fixture(autouse=True)
+def _watch_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tells each `Watched` what its turns have loaded."""
+    worlds: list[Watched] = []
+    before = Watched.__init__
+
+    def begin(self: Watched, *args: Any) -> None:
+        worlds.append(self)
+        before(self, *args)
+
+    def note(conn: sqlite3.Connection, needs: Needs) -> Loaded:
+        loaded = load(conn, needs)
+        for world in worlds:
+            world.loaded[conn] = loaded
+        return loaded
+
+    monkeypatch.setattr(Watched, "__init__", begin)
+    monkeypatch.setattr(world_module, "load", note)
+
+
+def kinds(effects: Effects) -> list[type]:
+    """Of what one turn writes: votes and links."""
+    return [type(write) for write in effects.persist if isinstance(write, VoteRow | Applied)]
+
+
+@pytest.fixture
+def world() -> Watched:
+    world = Watched(3, 3, 3)
+    world.open_funded(alice=1000, bob=0)
+    world.turns.clear()
+    return world
+
+
+def test_the_owner_votes_in_the_turn_that_brings_a_clients_request(world: Watched) -> None:
+    owner = world.group("alice")[0]
+    call = world.submit(owner, world.pay_request("alice", "bob", 5))
+    world.run_until_answered([call], 1)
+    first, *_ = world.turns
+    assert first[0] == owner
+    assert kinds(first[1]) == [VoteRow], "the turn after the client's frame"
+    assert isinstance(call.answer, Recorded) and call.answer.outcome == Outcome.COMPLETED
+    assert call.answer.hops == 0, "it went to nobody else"
+
+
+def test_a_request_for_another_owner_is_handed_on_in_the_turn_that_brings_it(world: Watched) -> None:
+    gateway = next(node for node in world.ids if node != world.group("alice")[0])
+    call = world.submit(gateway, world.pay_request("alice", "bob", 5))
+    world.run_until_answered([call], 1)
+    (_, first), *_ = world.turns
+    assert first.facts is not None
+    assert [type(send.message) for send in first.facts.send] == [Forward]
+    assert isinstance(call.answer, Recorded) and call.answer.hops == 1
+
+
+def needs_of(world: World, node: NodeId, submit: Submit) -> tuple[Needs, Effects]:
+    """What a turn with one client's call would look at, and what it makes of it."""
+    core, now = world.core(node), world._clock(world.nodes[node])
+    needs = core.needs([ClientSubmit(Caller(7, 1), submit)], now)
+    return needs, core.step(load(world.nodes[node].conn, needs), now)
+
+
+def test_rows_of_a_link_are_not_loaded_for_who_does_not_sign_for_the_account(world: Watched) -> None:
+    """A recipient of thousands of postings has thousands of rows: nobody but its owner can have them read."""
+    owner = world.group("alice")[0]
+    good = world.pay_request("alice", "bob", 5)
+    for signed in (world.forge(good), good):
+        needs, _ = needs_of(world, owner, Submit(signed.raw, signed.signature, 1000))
+        assert needs.forming == ({"alice"} if signed is good else set())
+        assert not world.core(owner).gateway._signed, "what was checked counts for one turn"
+    world.nodes[owner].core = None  # its last turn was not finished
+    (refused,) = needs_of(world, world.group("bob")[0], Submit(*bad(world, "bob"), 1000))[1].answers
+    assert isinstance(refused.body, Refused) and refused.body.code == "bad_signature"
+
+
+def bad(world: World, name: str) -> tuple[bytes, bytes]:
+    signed = world.forge(world.pay_request(name, "alice", 1))
+    return signed.raw, signed.signature
+
+
+def test_a_node_that_has_just_started_is_familiar_with_nobody_and_pays_all_the_same(world: Watched) -> None:
+    owner = world.group("alice")[0]
+    world.crash(owner)
+    world.start(owner)
+    world.run(3)
+    world.turns.clear()
+    for expected in ([], [VoteRow]):  # the second time it has met alice, if it makes that link, too
+        if world.group("alice")[0] != owner:
+            break
+        call = world.submit(owner, world.pay_request("alice", "bob", 5))
+        world.run_until_answered([call], 1)
+        assert isinstance(call.answer, Recorded)
+        first = next(effects for whose, effects in world.turns if whose == owner)
+        assert kinds(first) == expected
+        world.turns.clear()
+
+
+def waiting_at_the_next_owner(*, same: bool) -> tuple[Watched, NodeId, NodeId]:
+    """A world in which two payments of alice are on their way: a link of the first is being decided, the second waits. `same`: the
+    next link is made by the same owner; else another one makes it. Also who makes the first and who the next."""
+    for seed in range(1, 200):
+        world = Watched(3, 3, seed)
+        world.open_funded(alice=1000, bob=0)
+        owner = world.group("alice")[0]
+        votes: list[tuple[NodeId, Accepted]] = []
+
+        def hold(source: NodeId, target: NodeId, message: object, votes: list[Any] = votes) -> bool:
+            if isinstance(message, Accepted):
+                votes.append((source, message))
+                return True
+            return isinstance(message, Offer | Pull)
+
+        world.lose = hold
+        world.submit(owner, world.pay_request("alice", "bob", 1))
+        world.run_until(lambda votes=votes: len(votes) == 2, 0.2)
+        link = world.core(owner).owner._by_slot[world.tip(owner, "alice")].proposer.value
+        next_owner = world.view.group(link.next_slot[:20])[0]
+        world.lose = lambda source, target, message: isinstance(message, Offer | Pull)
+        if (next_owner == owner) is same:
+            world.submit(owner, world.pay_request("alice", "bob", 2))
+            world.run(0.01)
+            world.votes = votes  # type: ignore[attr-defined]
+            world.turns.clear()
+            return world, owner, next_owner
+    raise AssertionError("no such seed")
+
+
+def test_the_vote_that_decides_a_link_begins_the_next_one_of_the_same_owner() -> None:
+    world, owner, _ = waiting_at_the_next_owner(same=True)
+    source, vote = world.votes[0]  # type: ignore[attr-defined]
+    first, second = (call.signed.request_id for call in list(world.calls.values())[-2:])
+    needs = Needs()
+    world.core(owner).owner.needs_accepted(vote, needs)
+    assert needs.forming == {"alice"}
+    assert ("alice", second) in needs.outcomes and ("alice", first) not in needs.outcomes
+    world.deliver(owner, FromPeer(source, vote))
+    world.run(0.001)
+    (turn, *_) = world.of(owner)
+    assert kinds(turn) == [Applied, VoteRow]
+    world.run(2)
+    assert all(isinstance(call.answer, Recorded) for call in world.calls.values())
+
+
+def test_the_next_owner_votes_in_the_turn_that_brings_the_link_and_what_waits_behind_it() -> None:
+    world, owner, next_owner = waiting_at_the_next_owner(same=False)
+    held: list[FromPeer] = []
+
+    def hold(source: NodeId, target: NodeId, message: object) -> bool:
+        if target == next_owner and source == owner and isinstance(message, Decided | Forward):
+            held.append(FromPeer(source, message))
+            return True
+        return isinstance(message, Offer | Pull)
+
+    world.lose = hold
+    source, vote = world.votes[0]  # type: ignore[attr-defined]
+    needs = Needs()
+    world.core(owner).owner.needs_accepted(vote, needs)
+    assert not needs.forming, "another node makes the next link"
+    world.deliver(owner, FromPeer(source, vote))
+    assert world.run_until(lambda: len(held) == 2, 0.2)
+    world.turns.clear()
+    for event in held:
+        world.deliver(next_owner, event)
+    world.run(0.001)
+    (turn, *_) = world.of(next_owner)
+    assert kinds(turn) == [Applied, VoteRow]
+    world.run(2)
+    assert all(isinstance(call.answer, Recorded) for call in world.calls.values())
+
+
+def test_a_client_of_the_next_owner_waits_for_no_second_turn() -> None:
+    """Its request comes with the link, and the node that it asks is the one that makes the next: it is expected to."""
+    world, owner, next_owner = waiting_at_the_next_owner(same=False)
+    held: list[FromPeer] = []
+
+    def hold(source: NodeId, target: NodeId, message: object) -> bool:
+        if target == next_owner and source == owner and isinstance(message, Decided | Forward):
+            held.extend([FromPeer(source, message)] if isinstance(message, Decided) else [])
+            return True
+        return isinstance(message, Offer | Pull)
+
+    world.lose = hold
+    source, vote = world.votes[0]  # type: ignore[attr-defined]
+    world.deliver(owner, FromPeer(source, vote))
+    assert world.run_until(lambda: bool(held), 0.2)
+    world.turns.clear()
+    world.deliver(next_owner, held[0])
+    call = world.submit(next_owner, world.pay_request("alice", "bob", 3))
+    world.run(0.001)
+    (turn, *_) = world.of(next_owner)
+    assert kinds(turn) == [Applied, VoteRow]
+    world.lose = lambda source, target, message: False
+    world.run(5)
+    assert isinstance(call.answer, Recorded)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_left_of_loaded_rows_is_what_the_database_says(seed: int) -> None:
+    """Payments to and fro between few accounts, many at a time: links that confirm, links that pay who is about to form one,
+    requests that wait. Whatever a turn leaves for forming after it has applied links is as read anew (`Watched.persist`)."""
+    world = Watched(3, 3, seed)
+    names = ("alice", "bob", "carol")
+    world.open_funded(**dict.fromkeys(names, 1000))
+    world.beat_s = 0.004
+    calls = []
+    for _ in range(80):
+        for _ in range(world.rng.randint(1, 6)):
+            payer, payee = world.rng.sample(names, 2)
+            payer = "alice" if world.rng.random() < 0.5 else payer
+            payee = "bob" if payee == payer else payee
+            postings = [Posting(payee, 1)] * world.rng.randint(1, 3)
+            calls.append(world.submit(world.rng.choice(world.ids), world.pay_many_request(payer, postings)))
+        world.run(world.rng.uniform(0, 0.01))
+    assert world.run_until_answered(calls, 20)
+    assert world.derived > 0
+    world.run(3)
+    world.assert_equal_replicas()
