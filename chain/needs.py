@@ -33,8 +33,8 @@ class Needs(msgspec.Struct):
     because anybody may cancel an id that is not theirs. `postings`: hashes of postings that a link of this account
     confirms. `links_at`: (account, height).
     `chains`: (account, from height). `by_hash`: link hashes and `by_posting`: posting hashes, for raw links. `known`:
-    which of these link hashes are here. `forming`, `income`: account names. `log`: after which seq. `log_head`: the
-    end of the log.
+    which of these link hashes are here. `forming`, `income`: account names. `forming_few`: as `forming`, but only of accounts
+    that at most `FEW` postings wait for, because the others cost much. `log`: after which seq. `log_head`: the end of the log.
     """
 
     heads: set[str] = msgspec.field(default_factory=set)
@@ -46,6 +46,7 @@ class Needs(msgspec.Struct):
     by_posting: set[PostingHash] = msgspec.field(default_factory=set)
     known: set[LinkHash] = msgspec.field(default_factory=set)
     forming: set[str] = msgspec.field(default_factory=set)
+    forming_few: set[str] = msgspec.field(default_factory=set)
     income: set[str] = msgspec.field(default_factory=set)
     log: set[int] = msgspec.field(default_factory=set)
     log_head: bool = False
@@ -71,7 +72,7 @@ class LogPage(msgspec.Struct, frozen=True):
 class Loaded(msgspec.Struct):
     """The answers to `Needs`, under the same names. An absent key is not there. `made`: see `note_made`.
 
-    `postings`: by their hash. `chains`, `forming`, `income` and `log` hold every key that was asked for (with nothing in it, where there is
+    `postings`: by their hash. `forming` also has what `forming_few` asked for. `chains`, `forming`, `income` and `log` hold every key that was asked for (with nothing in it, where there is
     nothing). Raw links are header | body, as `decode_link_untrusted` takes them.
     """
 
@@ -158,11 +159,11 @@ _TIP_INCOME: Final = (
     "SELECT k.column1, p.hash FROM k CROSS JOIN confirmations AS c ON c.id BETWEEN k.column1 << 14 AND k.column1 << 14 | 16383 "
     "CROSS JOIN postings AS p ON p.id = c.posting ORDER BY c.id"
 )
-_FEW: Final = 16  # incoming postings: accounts that have no more are read together
+FEW: Final = 16  # incoming postings: accounts that have no more are read together
 _FORMING: Final = (
     f"SELECT {HEAD_COLUMNS}, l.incoming_checksum, "
     "(SELECT l.seq FROM confirmations AS c WHERE c.id BETWEEN l.seq << 14 AND l.seq << 14 | 16383 LIMIT 1), "
-    f"(SELECT count(*) FROM (SELECT 1 FROM incoming AS i WHERE i.recipient = a.name LIMIT {_FEW + 1})) "
+    f"(SELECT count(*) FROM (SELECT 1 FROM incoming AS i WHERE i.recipient = a.name LIMIT {FEW + 1})) "
     "FROM k CROSS JOIN accounts AS a ON a.name = k.column1 LEFT JOIN links AS l ON l.hash = a.tip"
 )
 _INCOMING_COLUMNS: Final = (
@@ -195,8 +196,8 @@ def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
     head of the log is damaged or a confirmation was taken back."""
     with storage_errors("reading the database"):
         loaded = Loaded()
-        if needs.forming:
-            loaded.forming = _forming(conn, needs.forming)
+        if needs.forming or needs.forming_few:
+            loaded.forming = _forming(conn, needs.forming, needs.forming_few)
         if needs.heads:
             loaded.heads = _heads(conn, needs.heads, loaded.forming)
         if needs.outcomes:
@@ -340,15 +341,20 @@ def _credits(conn: sqlite3.Connection, wanted: Mapping[str, set[PostingHash]]) -
     return {**found, **find_credits(conn, missing)} if missing else found
 
 
-def _forming(conn: sqlite3.Connection, names: Collection[str]) -> dict[str, Forming]:
-    """What the next link of each account depends on: its head, the income of its tip, its incoming postings."""
+def _forming(conn: sqlite3.Connection, wanted: Collection[str], few_only: Collection[str]) -> dict[str, Forming]:
+    """What the next link of each account depends on: its head, the income of its tip, its incoming postings. Those of `few_only`
+    for which many wait are left out unless they are `wanted`."""
+    names = {*wanted, *few_only}
     heads: dict[str, tuple[AccountHead, bytes, int | None]] = {}
     few: list[tuple[str]] = []
     rows: list[tuple[Any, ...]] = []
     for *columns, checksum, tip_seq, waiting in _join(conn, _FORMING, _singles(names), lambda *row: row):
         head = head_row(*columns)
+        if waiting > FEW and head.name not in wanted:
+            names.discard(head.name)
+            continue
         heads[head.name] = head, checksum or b"", tip_seq
-        if waiting > min(_FEW, MAX_CONFIRMED):
+        if waiting > min(FEW, MAX_CONFIRMED):
             rows += conn.execute(_MANY_INCOMING, (head.name, MAX_CONFIRMED))
         elif waiting:
             few.append((head.name,))

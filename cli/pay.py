@@ -1,4 +1,4 @@
-"""`hopchain pay`: execute a payment file, spread over all nodes, as often as needed and each payment once."""
+"""`hopchain pay`: execute a payment file, through all nodes, as often as needed and each payment once."""
 
 import time
 from collections import Counter

@@ -111,6 +111,11 @@ class Calls:
         self._heard_at = 0.0
         self._room = anyio.Semaphore(MAX_IN_FLIGHT)
 
+    @property
+    def full(self) -> bool:
+        """The next call would wait for room."""
+        return self._room.value == 0
+
     async def call(self, body: CallBody) -> ReplyBody:
         """Send one call and wait for its reply, however long that takes. Raises `ConnectionLost`."""
         async with self._room:

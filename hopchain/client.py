@@ -122,6 +122,11 @@ class _Node:
         return self.connection is not None and self.connection.lost is None
 
     @property
+    def full(self) -> bool:
+        """Its connection has no room for another call."""
+        return self.connection is not None and self.connection.full
+
+    @property
     def failing(self) -> bool:
         """It could not be reached, or was lost: others are asked first until it is back."""
         return self.failures > 0 and not self.open
@@ -549,11 +554,12 @@ class Client:
         yield from failing
 
     def _nearest_first(self, nodes: list[_Node], sender: str) -> None:
-        """Sort by who makes the next link of `sender`, then who stands in for it. As long as its tail or one of the nodes is
-        not known they stay in turn, and so each of them is dialled in the end."""
+        """Sort by who makes the next link of `sender`, then who stands in for it; those whose connection has no room come
+        after the others. As long as its tail or one of the nodes is not known they stay in turn, and so each of them is
+        dialled in the end."""
         key = self._tails.key(sender)
         if key is not None and all(node.id for node in nodes):
-            nodes.sort(key=lambda node: distance(node.id, key))
+            nodes.sort(key=lambda node: (node.full, distance(node.id, key)))
 
     async def _revive(self, node: _Node) -> None:
         with suppress(DialFailed):
@@ -561,7 +567,10 @@ class Client:
         node.reviving = False
 
     async def _connect(self, node: _Node) -> Calls:
-        """The node's open connection, dialled when there is none. Raises `DialFailed`."""
+        """The node's open connection, dialled when there is none. Raises `DialFailed`. One that is open is returned without
+        letting others run: of many requests at once each sees the room that those before it left."""
+        if node.connection is not None and node.connection.lost is None:
+            return node.connection
         dials = node.dials
         async with node.dialing:
             if node.connection is not None and node.connection.lost is None:

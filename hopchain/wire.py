@@ -142,8 +142,9 @@ class Recorded(_Message, frozen=True, tag="recorded"):
     """The request's one outcome, final. `outcome`: 0 completed, else a rejection (chain.link.Outcome).
 
     `balance` is the account's after link `link_hash` of `height`, made at `time_ms`. `decided_by` is the node that
-    made it (empty when this node learned of it otherwise); `hops`: hand-overs from node to node on the way;
-    `repeated`: this node had the outcome before this call. One that lags learns it during the call, and says False.
+    made it (empty when this node learned of it otherwise); `hops`: 1 when the node that was asked handed the request to
+    another one, and 1 more for each link that it waited for; `repeated`: this node had the outcome before this call. One
+    that lags learns it during the call, and says False.
     """
 
     request_id: bytes

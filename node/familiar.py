@@ -28,7 +28,8 @@ class Familiar:
 
     def meet(self, head: AccountHead) -> None:
         """Remember an account as it is now."""
-        if self._heads.pop(head.name, None) is None and len(self._heads) >= self._limit:
+        self._heads.pop(head.name, None)
+        if len(self._heads) >= self._limit:
             del self._heads[next(iter(self._heads))]
         self._heads[head.name] = head
 

@@ -19,7 +19,7 @@ import msgspec
 from chain.errors import RemoteFault
 from chain.link import Link, LinkHash, opening_slot
 from chain.needs import Needs
-from chain.request import ANY_TIP, Kind, RequestId, SignedRequest, is_signed_by
+from chain.request import ANY_TIP, MANY_POSTINGS, Kind, RequestId, SignedRequest, is_signed_by
 from chain.rows import AccountHead, OutcomeRow
 from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
@@ -101,8 +101,10 @@ class Gateway:
         if request.expect_tip != ANY_TIP:
             needs.by_hash.add(LinkHash(request.expect_tip))
         known = self._replica.familiar.head(request.sender)
-        if known is not None and self._is_signed(queued, known.public_key):  # so that only its owner can make it costly
-            self._owner.needs_queued(known.name, known.slot, [queued], needs)
+        if known is None or len(request.postings) >= MANY_POSTINGS:  # for much a second turn is cheap
+            return
+        if self._is_signed(queued, known.public_key):  # strangers cannot have rows loaded that are not of their own
+            self._owner.needs_queued(known.name, known.slot, [queued], needs, few=True)
 
     def _is_signed(self, queued: Queued, key: bytes) -> bool:
         """Checked once in a turn: for what is loaded, and when it is admitted."""
@@ -324,7 +326,9 @@ class Gateway:
 
     def _hops(self, job: Job, link: Link) -> int:
         """Hand-overs on the way: to the first owner unless that is this node, then one for each link it waited."""
-        return job.hops + max(0, link.height - max(job.expected_height, 0))
+        if job.expected_height == UNSENT:  # its link came before it was handed to anybody
+            return 0
+        return job.hops + max(0, link.height - job.expected_height)
 
     def _end(self, turn: Turn, job: Job, body: ReplyBody, link: Link | None = None) -> None:
         """Answer a job for good; `link` is the decided link that makes the answer true, if one does."""

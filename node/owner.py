@@ -16,6 +16,7 @@ A `Work` is one account with something to decide here:
     waiting for its time -> (preparing ->) forming (-> asking -> forming) -> proposing -> decided, applied, gone
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
@@ -145,7 +146,8 @@ class Owner:
         self.queued = 0
         self._bytes = 0
         self._chased: dict[RequestId, int] = {}  # request -> height of the tip behind which it was sent last
-        self._looked_up: dict[str, LookedUp] = {}  # by account
+        self._looked_up: dict[str, LookedUp] = {}  # by account, in this turn
+        self._heard: Counter[bytes] = Counter()  # votes for each slot, in this turn
         replica.hooks.append(self._on_applied)
 
     # --- requests come in ---
@@ -158,13 +160,16 @@ class Owner:
         needs.outcomes.update((account, q.request_id) for q in queued)
         self.needs_queued(account, message.at.slot, queued, needs)
 
-    def needs_queued(self, account: str, slot: bytes, queued: list[Queued], needs: Needs) -> None:
-        """What forms the link in `slot` with these requests, when this node makes it and nothing is being decided there."""
+    def needs_queued(self, account: str, slot: bytes, queued: list[Queued], needs: Needs, *, few: bool = False) -> None:
+        """What forms the link in `slot` with these requests, when this node makes it and nothing is being decided there. `few`: only
+        if that is not much."""
         work = self._works.get(account)
         idle = work is None or (work.proposer is None and not work.asking and work.attempt == 0)
         if idle and self._self.id == self._self.view.group(route_key(slot))[0]:
-            waiting = [held.queued for held in work.queue.values()] if work is not None else []
-            self._needs_forming(account, [*waiting, *queued], needs)
+            waiting: list[Queued] = []
+            if work is not None and account not in self._looked_up:  # once in a turn, however many requests it brings
+                waiting = [held.queued for held in work.queue.values()]
+            self._needs_forming(account, [*waiting, *queued], needs, few=few)
 
     def on_forward(self, turn: Turn, peer: NodeId, message: Forward) -> None:
         """Requests of a gateway, or of the owner before this one."""
@@ -267,9 +272,9 @@ class Owner:
         if work is not None:
             self._needs_forming(event.account, (held.queued for held in work.queue.values()), needs)
 
-    def _needs_forming(self, account: str, queue: Iterable[Queued], needs: Needs) -> None:
+    def _needs_forming(self, account: str, queue: Iterable[Queued], needs: Needs, *, few: bool = False) -> None:
         """Look up as much of the queue as one link can hold, in one turn. What is left out waits for a later one."""
-        needs.forming.add(account)
+        (needs.forming_few if few else needs.forming).add(account)
         needs.heads.add(account)
         self._inquiries.needs_income(account, needs)
         looked_up = self._looked_up.setdefault(account, LookedUp())
@@ -483,6 +488,10 @@ class Owner:
         if work is None or link is None:
             return
         add_link_needs(link, needs)
+        self._heard[message.slot] += 1
+        assert work.proposer is not None
+        if self._heard[message.slot] != work.proposer.lacking:
+            return  # another vote decides
         settled = {entry.request_id for entry in link.entries}
         waiting = [held.queued for request_id, held in work.queue.items() if request_id not in settled]
         if waiting and self._self.id == self._self.view.group(route_key(link.next_slot))[0]:
@@ -627,6 +636,7 @@ class Owner:
     def tick(self, turn: Turn) -> None:
         """Begin what waited for its time; send again what was not answered."""
         self._looked_up.clear()
+        self._heard.clear()
         if not self._due.passed(turn.now.mono):
             return
         for work in list(self._works.values()):

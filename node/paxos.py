@@ -117,6 +117,11 @@ class Proposer(Generic[Value]):
         return len(self._voted) >= majority(len(self.group))
 
     @property
+    def lacking(self) -> int:
+        """How many votes more make a majority; 0 or less when it is decided."""
+        return majority(len(self.group)) - len(self._voted)
+
+    @property
     def found(self) -> Value | None:
         """The value that must be proposed: the highest-ballot vote among the promises, or None when one is free."""
         return self._found[1] if self._found else None

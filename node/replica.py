@@ -464,7 +464,7 @@ def _note_forming(loaded: Loaded, link: Link) -> None:
     """What was read to form a link was read before `link`. Who it pays is read anew, and so is its own account unless `link` has
     taken up all that waited for it: then everything that the next one depends on is known here."""
     own = loaded.forming.pop(link.account, None)
-    if own is not None and own.incoming_count == len(own.incoming) == len(link.confirmed):
+    if own is not None and own.incoming_count == len(link.confirmed):
         head = loaded.heads[link.account]
         loaded.forming[link.account] = Forming(head, link.incoming_checksum, link.confirmed, (), 0, 0)
     for name in link.recipients & loaded.forming.keys():

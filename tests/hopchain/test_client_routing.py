@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from chain.request import Posting, SignedRequest, sign, transfer
-from hopchain import Client, Recorded, Stale, Unknown, Unreachable, wire
+from hopchain import Client, Recorded, Refused, Stale, Unknown, Unreachable, wire
+from hopchain import calls as calls_module
 from hopchain import client as client_module
 from hopchain.framing import frame
 from routing.keyspace import NodeId, closest, distance, route_key
@@ -17,6 +18,7 @@ from tests.hopchain.test_client import ALICE_KEY, BACKENDS, World, connect, run
 
 NODES = 3
 TIMES = 12  # that a request goes where it should, by chance one in three
+PATIENCE_S = 8.0  # for what takes two seconds at most: a client lets a node rest so long before it dials it again
 NONCES = count()
 
 
@@ -34,7 +36,12 @@ def by_distance(world: World, account: str = "mint") -> list[FakeNode]:
 
 def submits(world: World) -> list[int]:
     """How many requests each node got."""
-    return [sum(isinstance(call, wire.Submit) for call in node.calls) for node in world.nodes]
+    return [got(node) for node in world.nodes]
+
+
+def got(node: FakeNode) -> int:
+    """How many requests it got."""
+    return sum(isinstance(call, wire.Submit) for call in node.calls)
 
 
 async def goes_to(world: World, client: Client, node: FakeNode) -> None:
@@ -122,6 +129,49 @@ def test_without_spread_one_node_is_kept(backend: str) -> None:
     run(test, backend, NODES)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_requests_that_a_full_connection_has_no_room_for_go_to_the_next_node(
+    backend: str, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When none has room they wait for the nearest."""
+    monkeypatch.setattr(calls_module, "MAX_IN_FLIGHT", 2)
+
+    async def test(world: World) -> None:
+        async with world.client(spread=True) as client, anyio.create_task_group() as tasks:
+            await connect(world, client)
+            await client.balance("mint")
+            everywhere(world, lambda call: Hang())
+            nearest, second, third = by_distance(world)
+            waiting: dict[bytes, anyio.CancelScope] = {}
+
+            async def submit(request: SignedRequest) -> None:
+                with anyio.CancelScope() as waiting[request.raw]:
+                    await client.submit(request, PATIENCE_S * 2)
+
+            async def arrived(count: int) -> None:
+                with anyio.fail_after(PATIENCE_S):
+                    while sum(submits(world)) < count:  # noqa: ASYNC110 (a fake node does not say when)
+                        await anyio.sleep(0.001)
+
+            for number, node in enumerate([nearest, nearest, second, second, third, third], 1):
+                before = got(node)
+                tasks.start_soon(submit, payment(world))
+                if not at_once:
+                    await arrived(number)
+                    assert got(node) == before + 1
+            tasks.start_soon(submit, payment(world))
+            await anyio.wait_all_tasks_blocked()  # it waits for room
+            await arrived(6)
+            assert submits(world) == [2, 2, 2]
+            first = next(call for call in nearest.calls if isinstance(call, wire.Submit))
+            waiting[first.raw].cancel()
+            await arrived(7)
+            assert got(nearest) == 3
+            tasks.cancel_scope.cancel()
+
+    run(test, backend, NODES)
+
+
 # --- what is known of a tail ---------------------------------------------------------------------------------------
 
 
@@ -192,8 +242,7 @@ def test_after_a_request_without_an_outcome_the_next_ones_go_in_turn(
                 assert isinstance(await client.submit(payment(world), 0.02), Unknown)
             else:
                 await hand_over(world, client)
-            while world.nodes[client._turn] is by_distance(world)[0]:
-                await client.status()  # it is another one's turn
+            await anothers_turn(world, client)
             for node in world.nodes:
                 node.calls.clear()
             for _ in world.nodes:
@@ -204,6 +253,26 @@ def test_after_a_request_without_an_outcome_the_next_ones_go_in_turn(
             await goes_to(world, client, by_distance(world)[0])
 
     run(test, backend, NODES)
+
+
+def test_a_refused_request_tells_nothing_of_the_tail(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with world.client(spread=True) as client:
+            await connect(world, client)
+            await client.balance("mint")
+            for _ in range(TIMES):
+                foreign = sign(transfer(client.network, "mint", [Posting("alice", 1)], bytes(32)), ALICE_KEY)
+                assert isinstance(await client.submit(foreign), Refused)
+                await anothers_turn(world, client)
+                await goes_to(world, client, by_distance(world)[0])
+
+    run(test, backend, NODES)
+
+
+async def anothers_turn(world: World, client: Client) -> None:
+    """By turns the next request would not go to the node that makes the link."""
+    while world.nodes[client._turn] is by_distance(world)[0]:
+        await client.status()
 
 
 def everywhere(world: World, fault: Callable[[wire.Submit], Fault]) -> None:
@@ -244,9 +313,10 @@ def test_a_nearest_node_that_fails_is_passed_over_and_counts_again_as_who_it_the
             down.id = bytes(byte ^ 0x80 for byte in down.id)
             dialled = down.connections
             await tasks.start(down.serve)
-            while down.connections == dialled or not down.calls:
-                await client.submit(payment(world))
-                await anyio.sleep(0.01)
+            with anyio.fail_after(PATIENCE_S):
+                while down.connections == dialled or not down.calls:
+                    await client.submit(payment(world))
+                    await anyio.sleep(0.01)
             for _ in range(TIMES):
                 await goes_to(world, client, by_distance(world)[0])
             tasks.cancel_scope.cancel()

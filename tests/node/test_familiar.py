@@ -28,6 +28,8 @@ def test_the_account_that_was_met_least_lately_goes_first() -> None:
         familiar.meet(head(name))
     assert len(familiar) == 2
     assert [familiar.head(name) is not None for name in ("alice", "bob", "carol")] == [True, False, True]
+    familiar.meet(head("carol", 2))
+    assert familiar.head("alice") is not None, "who is met again takes nobody's place"
 
 
 @pytest.mark.parametrize(("known", "expected"), [(-1, True), (0, False), (1, False)])

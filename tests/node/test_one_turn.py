@@ -9,14 +9,17 @@ import pytest
 
 import tests.node.world as world_module
 from chain.link import Outcome
-from chain.needs import Loaded, Needs, load
-from chain.request import Posting
+from chain.needs import FEW, Loaded, Needs, load
+from chain.request import MANY_POSTINGS, Posting, opening, sign
 from chain.rows import Applied, VoteRow
+from chain.rules import Queued
 from hopchain.wire import Recorded, Refused, Submit
 from node.messages import Accepted, Decided, Forward, Offer, Pull
+from node.owner import NO_GATEWAY, Held, LookedUp, Work
 from node.turn import Caller, ClientSubmit, Effects, FromPeer
 from routing.keyspace import NodeId
-from tests.node.world import Node, World
+from tests.node.test_same_turn import payment
+from tests.node.world import Node, World, key_of, public
 
 
 class Watched(World):
@@ -121,11 +124,124 @@ def test_rows_of_a_link_are_not_loaded_for_who_does_not_sign_for_the_account(wor
     good = world.pay_request("alice", "bob", 5)
     for signed in (world.forge(good), good):
         needs, _ = needs_of(world, owner, Submit(signed.raw, signed.signature, 1000))
-        assert needs.forming == ({"alice"} if signed is good else set())
+        assert needs.forming_few == ({"alice"} if signed is good else set())
+        assert not needs.forming
         assert not world.core(owner).gateway._signed, "what was checked counts for one turn"
     world.nodes[owner].core = None  # its last turn was not finished
     (refused,) = needs_of(world, world.group("bob")[0], Submit(*bad(world, "bob"), 1000))[1].answers
     assert isinstance(refused.body, Refused) and refused.body.code == "bad_signature"
+
+
+def test_much_is_not_loaded_before_a_request_is_known_to_be_new(world: Watched) -> None:
+    """Sent again, a request that is recorded is signed as well: what it has loaded must not cost more than it did to send it."""
+    for _ in range(FEW + 1):
+        world.settle(world.ids[0], world.pay_request("mint", "bob", 1))
+    world.run(1)
+    owner = world.group("bob")[0]
+    signed = world.pay_request("bob", "alice", FEW + 1)
+    node, now = world.nodes[owner], world._clock(world.nodes[owner])
+    needs = world.core(owner).needs([ClientSubmit(Caller(7, 1), Submit(signed.raw, signed.signature, 1000))], now)
+    assert needs.forming_few == {"bob"} and not load(node.conn, needs).forming
+    many = world.pay_many_request("alice", [Posting("bob", 1)] * MANY_POSTINGS)
+    owner = world.group("alice")[0]
+    now = world._clock(world.nodes[owner])
+    needs = world.core(owner).needs([ClientSubmit(Caller(7, 1), Submit(many.raw, many.signature, 1000))], now)
+    assert not needs.forming_few and needs.heads == {"alice"}
+
+
+@pytest.mark.parametrize("waiting", [1, FEW, FEW + 1])
+def test_whoever_many_postings_wait_for_pays_all_the_same(world: Watched, waiting: int) -> None:
+    for _ in range(waiting - 1):  # besides her first money
+        world.settle(world.ids[0], world.pay_request("mint", "alice", 1))
+    world.run(1)
+    world.turns.clear()
+    owner = world.group("alice")[0]
+    call = world.submit(owner, world.pay_request("alice", "bob", 999 + waiting))
+    world.run_until_answered([call], 1)
+    assert isinstance(call.answer, Recorded) and call.answer.outcome == Outcome.COMPLETED
+    assert kinds(world.turns[0][1]) == ([VoteRow] if waiting <= FEW else [])
+
+
+@pytest.mark.parametrize("forged_first", [False, True])
+def test_a_request_and_its_forged_copy_in_one_turn_have_each_their_own_verdict(
+    world: Watched, *, forged_first: bool
+) -> None:
+    owner = world.group("alice")[0]
+    good = world.pay_request("alice", "bob", 5)
+    calls = [world.submit(owner, good), world.submit(owner, world.forge(good), forged=True)]
+    if forged_first:
+        world.nodes[owner].inbox.reverse()
+    world.run_until_answered(calls, 1)
+    fine, refused = (call.answer for call in calls)
+    assert isinstance(fine, Recorded) and fine.outcome == Outcome.COMPLETED
+    assert isinstance(refused, Refused) and refused.code == "bad_signature"
+
+
+def test_who_opens_a_name_that_is_taken_is_told_so_not_that_the_signature_is_wrong(world: Watched) -> None:
+    """The key of the request is its own; the one that the node is familiar with is that of the account."""
+    other = sign(opening(world.network, "alice", "CZK", public(key_of("mallory")), bytes(32)), key_of("mallory"))
+    call = world.submit(world.group("alice")[0], other)
+    world.run_until_answered([call], 1)
+    assert isinstance(call.answer, Refused) and call.answer.code == "name_taken"
+
+
+def test_a_queue_is_walked_once_in_a_turn_however_many_requests_it_brings(
+    world: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = world.core(world.group("alice")[0]).owner
+    waiting, new = ([payment(number) for number in numbers] for numbers in (range(100), range(100, 150)))
+    work = owner._works["alice"] = Work("alice", 0.0)
+    work.queue = {queued.request_id: Held(queued, NO_GATEWAY, 0.0) for queued in waiting}
+    added: list[Queued] = []
+    add = LookedUp.add
+
+    def count(self: LookedUp, queued: Queued) -> bool:
+        added.append(queued)
+        return add(self, queued)
+
+    monkeypatch.setattr(LookedUp, "add", count)
+    needs = Needs()
+    for queued in new:
+        owner.needs_queued("alice", world.tip(owner._self.id, "alice"), [queued], needs)
+    assert added == [*waiting, *new], "those that wait come first"
+    assert needs.forming == {"alice"} and len(needs.outcomes) == 150
+    work.attempt, needs = 1, Needs()  # it is being decided, or was
+    owner.needs_queued("alice", world.tip(owner._self.id, "alice"), new, needs)
+    assert needs == Needs()
+
+
+def test_of_five_nodes_the_vote_that_makes_the_majority_has_the_next_link_loaded() -> None:
+    world, owner, _ = waiting_at_the_next_owner(same=True, nodes=5)
+    votes = world.votes  # type: ignore[attr-defined]
+    assert len(votes) == 4
+    for expected in (set(), {"alice"}, set()):  # two more than its own make three; a third changes nothing
+        needs = Needs()
+        world.core(owner).owner.needs_accepted(votes.pop()[1], needs)
+        assert needs.forming == expected
+
+
+def test_a_request_whose_link_comes_in_the_turn_that_brings_it_made_no_hops() -> None:
+    world = Watched(3, 3, 3)
+    world.open_funded(alice=1000, bob=0)
+    for _ in range(4):
+        world.settle(world.ids[0], world.pay_request("alice", "bob", 1))
+    owner = world.group("alice")[0]
+    other = next(node for node in world.ids if node != owner)
+    held: list[FromPeer] = []
+
+    def hold(source: NodeId, target: NodeId, message: object) -> bool:
+        if target == other and isinstance(message, Decided):
+            held.append(FromPeer(source, message))
+            return True
+        return isinstance(message, Offer | Pull)
+
+    world.lose = hold
+    signed = world.pay_request("alice", "bob", 1)
+    assert isinstance(world.ask(owner, signed), Recorded)
+    call = world.submit(other, signed)
+    world.deliver(other, held[0])
+    world.run_until_answered([call], 1)
+    assert isinstance(call.answer, Recorded) and call.answer.hops == 0
 
 
 def bad(world: World, name: str) -> tuple[bytes, bytes]:
@@ -139,22 +255,23 @@ def test_a_node_that_has_just_started_is_familiar_with_nobody_and_pays_all_the_s
     world.start(owner)
     world.run(3)
     world.turns.clear()
-    for expected in ([], [VoteRow]):  # the second time it has met alice, if it makes that link, too
-        if world.group("alice")[0] != owner:
-            break
+    seen: list[list[type]] = []
+    for _ in range(20):
+        mine = world.group("alice")[0] == owner
         call = world.submit(owner, world.pay_request("alice", "bob", 5))
         world.run_until_answered([call], 1)
         assert isinstance(call.answer, Recorded)
-        first = next(effects for whose, effects in world.turns if whose == owner)
-        assert kinds(first) == expected
+        if mine:
+            seen.append(kinds(next(effects for whose, effects in world.turns if whose == owner)))
         world.turns.clear()
+    assert seen[0] == [] and seen[1:] and all(first == [VoteRow] for first in seen[1:])
 
 
-def waiting_at_the_next_owner(*, same: bool) -> tuple[Watched, NodeId, NodeId]:
+def waiting_at_the_next_owner(*, same: bool, nodes: int = 3) -> tuple[Watched, NodeId, NodeId]:
     """A world in which two payments of alice are on their way: a link of the first is being decided, the second waits. `same`: the
     next link is made by the same owner; else another one makes it. Also who makes the first and who the next."""
     for seed in range(1, 200):
-        world = Watched(3, 3, seed)
+        world = Watched(nodes, nodes, seed)
         world.open_funded(alice=1000, bob=0)
         owner = world.group("alice")[0]
         votes: list[tuple[NodeId, Accepted]] = []
@@ -167,7 +284,7 @@ def waiting_at_the_next_owner(*, same: bool) -> tuple[Watched, NodeId, NodeId]:
 
         world.lose = hold
         world.submit(owner, world.pay_request("alice", "bob", 1))
-        world.run_until(lambda votes=votes: len(votes) == 2, 0.2)
+        world.run_until(lambda votes=votes: len(votes) == nodes - 1, 0.2)
         link = world.core(owner).owner._by_slot[world.tip(owner, "alice")].proposer.value
         next_owner = world.view.group(link.next_slot[:20])[0]
         world.lose = lambda source, target, message: isinstance(message, Offer | Pull)
@@ -188,10 +305,12 @@ def test_the_vote_that_decides_a_link_begins_the_next_one_of_the_same_owner() ->
     world.core(owner).owner.needs_accepted(vote, needs)
     assert needs.forming == {"alice"}
     assert ("alice", second) in needs.outcomes and ("alice", first) not in needs.outcomes
+    world.core(owner).owner._heard.clear()  # that was no turn
     world.deliver(owner, FromPeer(source, vote))
     world.run(0.001)
     (turn, *_) = world.of(owner)
     assert kinds(turn) == [Applied, VoteRow]
+    assert not world.core(owner).owner._heard, "votes are counted for one turn"
     world.run(2)
     assert all(isinstance(call.answer, Recorded) for call in world.calls.values())
 
