@@ -127,8 +127,8 @@ class Driver:
             await self._answered.park()
 
     async def wait_committed(self, account: str) -> None:
-        """Return when what a client may have been told of this account is in the database. Empty: of any account."""
-        while self._committing and (not account or account in self._committing):
+        """Return when what a client may have been told of this account before now is in the database. Empty: of any account."""
+        if self._committing and (not account or account in self._committing):
             await self._committed.park()
 
     # --- turns ---

@@ -19,8 +19,6 @@ from chain.errors import RemoteFault, Removed
 from chain.genesis import Genesis
 from hopchain.wire import (
     AskBalance,
-    AskChain,
-    AskOutcome,
     Call,
     Hello,
     Refused,
@@ -40,7 +38,7 @@ from node.hello import Hello as PeerHello
 from node.marker import Marker
 from node.messages import Closing, encode_frames, encode_message
 from node.pki import NodeContexts
-from node.serving import Disk, Serving, check_question_untrusted
+from node.serving import Disk, Serving, account_asked, check_question_untrusted
 from node.transport import MeshIdentity, PeerMesh
 from node.turn import Caller, ClientBalance, ClientChange, ClientSubmit, Now, Read
 from routing.datagrams import DatagramFactory
@@ -291,8 +289,9 @@ class RunningNode:
         if isinstance(body, AskBalance) and (body.linearizable or body.min_height > 0):
             await self.driver.put(ClientBalance(caller, body))
         else:
-            if isinstance(body, AskBalance | AskChain | AskOutcome):
-                await self.driver.wait_committed(body.account)
+            account = account_asked(body)
+            if account is not None:
+                await self.driver.wait_committed(account)
             self.driver.reply(caller, await self._serving.answer(body))
 
     def _serve_read(self, session: Session, read: Read) -> None:

@@ -315,6 +315,21 @@ class Serving:
         )
 
 
+def account_asked(body: Read) -> str | None:
+    """The account whose links the answer shows: empty when it may be any, None when it shows none."""
+    match body:
+        case wire.AskBalance() | wire.AskChain() | wire.AskOutcome():
+            return body.account
+        case wire.AskRoute():
+            return body.account or None
+        case wire.AskAccounts() | wire.AskDigest():
+            return ""
+        case wire.AskStatus() | wire.AskMembers() | wire.AskHealth():
+            return None
+        case _:
+            assert_never(body)
+
+
 def check_question_untrusted(body: Read) -> None:
     """Raise `RemoteFault` for a question about what cannot be a name (`bad_name`), an id or a key (`bad_key`)."""
     match body:

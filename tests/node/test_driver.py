@@ -181,6 +181,35 @@ async def test_facts_leave_before_the_commit_and_reads_of_their_accounts_wait_fo
     await wait(link.account)
 
 
+async def test_a_read_waits_for_the_commit_that_is_under_way_and_not_for_the_next_one() -> None:
+    (link,) = issuer_links(make_genesis(["node 0"], 1))
+    facts = Facts((), (Answer(Caller(1, 5), NotFound("account x")),))
+    rig = Rig([Effects(facts=facts, persist=(Applied(link),))] * 2)
+    gates = [trio.Event(), trio.Event()]
+    waiting = iter(gates)
+    rig.database.before = lambda function: next(waiting) if function is commit else None
+    read = trio.Event()
+
+    async def turns() -> None:
+        for _ in gates:
+            await rig.driver.turn()
+
+    async def wait() -> None:
+        await rig.driver.wait_committed("")
+        read.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turns)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not read.is_set()
+        gates[0].set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert read.is_set() and rig.journal.count("commit") == 1
+        gates[1].set()
+
+
 async def test_a_turn_loads_steps_commits_and_only_then_speaks() -> None:
     rig = Rig([everything()], Needs(heads={"x"}))
     rig.driver.put_nowait(PeerUp(A))

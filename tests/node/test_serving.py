@@ -16,7 +16,7 @@ from node import serving as serving_module
 from node.core import Core, Start
 from node.messages import Ping, Pong, Views
 from node.peers import CURRENT_S, PING_EVERY_S
-from node.serving import Disk, Serving, check_question_untrusted
+from node.serving import Disk, Serving, account_asked, check_question_untrusted
 from node.turn import Event, FromPeer, Now, PeerUp, ToldRemoved
 from routing.dht import Contact, Lookup
 from routing.keyspace import NodeId, node_id_of
@@ -512,3 +512,26 @@ async def test_the_status_says_how_long_balances_took(bank: Bank, core: Core) ->
     status = await served.answer(wire.AskStatus())
     assert isinstance(status, wire.Status)
     assert 1_000 <= status.counters["reads.balance_p99_us"] <= 9_000, "a few looks at the clock in each"
+
+
+@pytest.mark.parametrize(
+    ("question", "account"),
+    [
+        (wire.AskBalance("alice"), "alice"),
+        (wire.AskChain("alice", 0, 10), "alice"),
+        (wire.AskOutcome(bytes(32), "alice"), "alice"),
+        (wire.AskOutcome(bytes(32)), ""),
+        (wire.AskRoute("alice", b""), "alice"),
+        (wire.AskRoute("", bytes(20)), None),
+        (wire.AskAccounts("", 10), ""),
+        (wire.AskDigest(), ""),
+        (wire.AskStatus(), None),
+        (wire.AskMembers(1), None),
+        (wire.AskHealth(), None),
+    ],
+)
+def test_what_a_client_was_told_is_in_every_answer_that_shows_links(
+    question: serving_module.Read, account: str | None
+) -> None:
+    """A commit may be under way: whose links the answer shows says which one it waits for."""
+    assert account_asked(question) == account
