@@ -1,0 +1,48 @@
+"""What a running node does with a client's call before it is answered."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from hopchain.wire import AskBalance, AskDigest, AskStatus, Call, CallBody, NotFound
+from node.running import RunningNode
+
+JUST_READ = ["read", "reply"]
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        (AskDigest(), ["wait for any", *JUST_READ]),
+        (AskBalance("alice"), ["wait for alice", *JUST_READ]),
+        (AskStatus(), JUST_READ),
+        (AskBalance("alice", True), ["hand to the core"]),
+    ],
+)
+async def test_the_replica_is_read_when_it_has_what_clients_were_told(question: CallBody, expected: list[str]) -> None:
+    journal: list[str] = []
+
+    async def wait_for_room(caller: object, size: int) -> None:
+        assert size == 10
+
+    async def wait_committed(account: str) -> None:
+        journal.append(f"wait for {account or 'any'}")
+
+    async def put(event: object) -> None:
+        journal.append("hand to the core")
+
+    async def answer(body: CallBody) -> NotFound:
+        journal.append("read")
+        return NotFound("nothing")
+
+    driver = SimpleNamespace(
+        add_session=lambda session: None,
+        wait_for_room=wait_for_room,
+        wait_committed=wait_committed,
+        put=put,
+        reply=lambda caller, body: journal.append("reply"),
+    )
+    node = SimpleNamespace(driver=driver, _serving=SimpleNamespace(answer=answer))
+    await RunningNode._on_call(cast(Any, node), cast(Any, SimpleNamespace(number=1)), Call(1, question), 10)
+    assert journal == expected
