@@ -33,8 +33,8 @@ class Needs(msgspec.Struct):
     because anybody may cancel an id that is not theirs. `postings`: hashes of postings that a link of this account
     confirms. `links_at`: (account, height).
     `chains`: (account, from height). `by_hash`: link hashes and `by_posting`: posting hashes, for raw links. `known`:
-    which of these link hashes are here. `forming`, `income`: account names. `forming_few`: as `forming`, but only of accounts
-    that at most `FEW` postings wait for, because the others cost much. `log`: after which seq. `log_head`: the end of the log.
+    which of these link hashes are here. `forming`, `income`: account names. `forming_few`: both of them, but only of
+    accounts that at most `FEW` postings wait for, because the others cost much. `log`: after which seq. `log_head`: the end of the log.
     """
 
     heads: set[str] = msgspec.field(default_factory=set)
@@ -72,7 +72,7 @@ class LogPage(msgspec.Struct, frozen=True):
 class Loaded(msgspec.Struct):
     """The answers to `Needs`, under the same names. An absent key is not there. `made`: see `note_made`.
 
-    `postings`: by their hash. `forming` also has what `forming_few` asked for. `chains`, `forming`, `income` and `log` hold every key that was asked for (with nothing in it, where there is
+    `postings`: by their hash. `forming` and `income` also have what `forming_few` asked for. `chains`, `forming`, `income` and `log` hold every key that was asked for (with nothing in it, where there is
     nothing). Raw links are header | body, as `decode_link_untrusted` takes them.
     """
 
@@ -218,8 +218,9 @@ def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
             loaded.known = set(_join(conn, _KNOWN, _singles(needs.known), LinkHash))
         if needs.chains:
             loaded.chains = {key: _chain(conn, *key) for key in needs.chains}
-        if needs.income:
-            loaded.income = {name: _income(conn, name) for name in needs.income}
+        incomes = needs.income | (needs.forming_few & loaded.forming.keys())
+        if incomes:
+            loaded.income = {name: _income(conn, name) for name in incomes}
         if needs.log:
             loaded.log = {seq: _log_page(conn, seq) for seq in needs.log}
         if needs.log_head:

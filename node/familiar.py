@@ -23,9 +23,6 @@ class Familiar:
         self._limit = limit
         self._heads: dict[str, AccountHead] = {}
 
-    def __len__(self) -> int:
-        return len(self._heads)
-
     def meet(self, head: AccountHead) -> None:
         """Remember an account as it is now."""
         self._heads.pop(head.name, None)

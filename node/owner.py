@@ -274,9 +274,12 @@ class Owner:
 
     def _needs_forming(self, account: str, queue: Iterable[Queued], needs: Needs, *, few: bool = False) -> None:
         """Look up as much of the queue as one link can hold, in one turn. What is left out waits for a later one."""
-        (needs.forming_few if few else needs.forming).add(account)
+        if few:
+            needs.forming_few.add(account)
+        else:
+            needs.forming.add(account)
+            self._inquiries.needs_income(account, needs)
         needs.heads.add(account)
-        self._inquiries.needs_income(account, needs)
         looked_up = self._looked_up.setdefault(account, LookedUp())
         for queued in queue:
             if not looked_up.add(queued):

@@ -125,7 +125,9 @@ def test_rows_of_a_link_are_not_loaded_for_who_does_not_sign_for_the_account(wor
     for signed in (world.forge(good), good):
         needs, _ = needs_of(world, owner, Submit(signed.raw, signed.signature, 1000))
         assert needs.forming_few == ({"alice"} if signed is good else set())
-        assert not needs.forming
+        assert not needs.forming and not needs.income
+        loaded = load(world.nodes[owner].conn, needs)
+        assert loaded.forming.keys() == loaded.income.keys() == needs.forming_few
         assert not world.core(owner).gateway._signed, "what was checked counts for one turn"
     world.nodes[owner].core = None  # its last turn was not finished
     (refused,) = needs_of(world, world.group("bob")[0], Submit(*bad(world, "bob"), 1000))[1].answers
@@ -141,7 +143,8 @@ def test_much_is_not_loaded_before_a_request_is_known_to_be_new(world: Watched) 
     signed = world.pay_request("bob", "alice", FEW + 1)
     node, now = world.nodes[owner], world._clock(world.nodes[owner])
     needs = world.core(owner).needs([ClientSubmit(Caller(7, 1), Submit(signed.raw, signed.signature, 1000))], now)
-    assert needs.forming_few == {"bob"} and not load(node.conn, needs).forming
+    loaded = load(node.conn, needs)
+    assert needs.forming_few == {"bob"} and not loaded.forming and not loaded.income
     many = world.pay_many_request("alice", [Posting("bob", 1)] * MANY_POSTINGS)
     owner = world.group("alice")[0]
     now = world._clock(world.nodes[owner])
@@ -204,7 +207,7 @@ def test_a_queue_is_walked_once_in_a_turn_however_many_requests_it_brings(
     for queued in new:
         owner.needs_queued("alice", world.tip(owner._self.id, "alice"), [queued], needs)
     assert added == [*waiting, *new], "those that wait come first"
-    assert needs.forming == {"alice"} and len(needs.outcomes) == 150
+    assert needs.forming == needs.income == {"alice"} and len(needs.outcomes) == 150
     work.attempt, needs = 1, Needs()  # it is being decided, or was
     owner.needs_queued("alice", world.tip(owner._self.id, "alice"), new, needs)
     assert needs == Needs()
@@ -227,15 +230,7 @@ def test_a_request_whose_link_comes_in_the_turn_that_brings_it_made_no_hops() ->
         world.settle(world.ids[0], world.pay_request("alice", "bob", 1))
     owner = world.group("alice")[0]
     other = next(node for node in world.ids if node != owner)
-    held: list[FromPeer] = []
-
-    def hold(source: NodeId, target: NodeId, message: object) -> bool:
-        if target == other and isinstance(message, Decided):
-            held.append(FromPeer(source, message))
-            return True
-        return isinstance(message, Offer | Pull)
-
-    world.lose = hold
+    held = hold_back(world, owner, other)
     signed = world.pay_request("alice", "bob", 1)
     assert isinstance(world.ask(owner, signed), Recorded)
     call = world.submit(other, signed)
@@ -297,6 +292,20 @@ def waiting_at_the_next_owner(*, same: bool, nodes: int = 3) -> tuple[Watched, N
     raise AssertionError("no such seed")
 
 
+def hold_back(world: World, owner: NodeId, target: NodeId) -> list[FromPeer]:
+    """What `owner` tells `target` of decided links and hands it from now on, which does not arrive; nor does what fills gaps."""
+    held: list[FromPeer] = []
+
+    def hold(source: NodeId, to: NodeId, message: object) -> bool:
+        if (source, to) == (owner, target) and isinstance(message, Decided | Forward):
+            held.append(FromPeer(source, message))
+            return True
+        return isinstance(message, Offer | Pull)
+
+    world.lose = hold
+    return held
+
+
 def test_the_vote_that_decides_a_link_begins_the_next_one_of_the_same_owner() -> None:
     world, owner, _ = waiting_at_the_next_owner(same=True)
     source, vote = world.votes[0]  # type: ignore[attr-defined]
@@ -317,15 +326,7 @@ def test_the_vote_that_decides_a_link_begins_the_next_one_of_the_same_owner() ->
 
 def test_the_next_owner_votes_in_the_turn_that_brings_the_link_and_what_waits_behind_it() -> None:
     world, owner, next_owner = waiting_at_the_next_owner(same=False)
-    held: list[FromPeer] = []
-
-    def hold(source: NodeId, target: NodeId, message: object) -> bool:
-        if target == next_owner and source == owner and isinstance(message, Decided | Forward):
-            held.append(FromPeer(source, message))
-            return True
-        return isinstance(message, Offer | Pull)
-
-    world.lose = hold
+    held = hold_back(world, owner, next_owner)
     source, vote = world.votes[0]  # type: ignore[attr-defined]
     needs = Needs()
     world.core(owner).owner.needs_accepted(vote, needs)
@@ -345,20 +346,13 @@ def test_the_next_owner_votes_in_the_turn_that_brings_the_link_and_what_waits_be
 def test_a_client_of_the_next_owner_waits_for_no_second_turn() -> None:
     """Its request comes with the link, and the node that it asks is the one that makes the next: it is expected to."""
     world, owner, next_owner = waiting_at_the_next_owner(same=False)
-    held: list[FromPeer] = []
-
-    def hold(source: NodeId, target: NodeId, message: object) -> bool:
-        if target == next_owner and source == owner and isinstance(message, Decided | Forward):
-            held.extend([FromPeer(source, message)] if isinstance(message, Decided) else [])
-            return True
-        return isinstance(message, Offer | Pull)
-
-    world.lose = hold
+    held = hold_back(world, owner, next_owner)
     source, vote = world.votes[0]  # type: ignore[attr-defined]
     world.deliver(owner, FromPeer(source, vote))
-    assert world.run_until(lambda: bool(held), 0.2)
+    assert world.run_until(lambda: len(held) == 2, 0.2)
+    (link,) = (event for event in held if isinstance(event.message, Decided))
     world.turns.clear()
-    world.deliver(next_owner, held[0])
+    world.deliver(next_owner, link)
     call = world.submit(next_owner, world.pay_request("alice", "bob", 3))
     world.run(0.001)
     (turn, *_) = world.of(next_owner)
