@@ -67,13 +67,13 @@ and writes this page.
 
 Two checks do not guard against other nodes but against a disk that lies. No schedule of messages and crashes reaches them, so
 `tests/netsim/test_damage.py` takes back a confirmation by hand, past the triggers, and shows that the node stops before it
-proposes anything. With the check switched off a link that uses the same money twice is decided. The observer sees it, or the
-database refuses to write it.
+proposes anything. With the check switched off a link that uses the same money twice is decided. The observer sees it at the vote; no
+database would take the link.
 
 | switched off | damage | seen by |
 |---|---|---|
 | checksum of the tip's income (design section 2, step 2) | a confirmation by the tip is taken back, with its thread | I4 |
-| second thread (step 3) | a confirmation by an older link is taken back, its thread is not | Corruption |
+| second thread (step 3) | a confirmation by an older link is taken back, its thread is not | I4 |
 
 ## Not counted
 
@@ -83,6 +83,8 @@ These cannot be caught by tier 1, or were not, and are not in the table:
 |---|---|
 | R3 for openings | not seen in 400 seeds: the owner of a later view has the votes of the earlier one before it is ACTIVE (R8), and who holds \
 a vote takes phase 1 anyway; the rule is a second net |
+| R8, a source that a crash left with a vote and without the link before it is no source | not seen in 2,000 seeds: the members must change within \
+the second in which the link is learned again. `tests/node/test_syncing.py` makes the crash and asks |
 | R10, a vote or promise counts for its own ballot only | not seen in 400 seeds: a late answer to a proposer's earlier ballot must arrive \
 in a later one, between its start and its majority. `tests/node/test_paxos.py` searches all schedules and shows both |
 | R13, one of two holders drops a request | not seen in 400 seeds: an inquiry must fail for three seconds at one holder while the other \

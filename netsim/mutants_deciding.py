@@ -179,10 +179,9 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         "Messages leave when the turn ends, before what they promise is durable.",
         (
             _WORLD + "_turn",
-            "node.busy = bool(effects.persist)",
-            "node.busy = bool(effects.persist); node.busy and self._emit(node, effects)",
+            "deque(effects.stages())",
+            "deque([*(msgspec.structs.replace(stage, persist=()) for stage in effects.stages()), Stage(effects.writes)])",
         ),
-        (_WORLD + "_finish", "    self._emit(node, effects)\n", ""),
     ),
     mutant(
         "answered before the commit",
@@ -190,10 +189,9 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         "Clients are answered when the turn ends, before it is durable.",
         (
             _WORLD + "_turn",
-            "node.busy = bool(effects.persist)",
-            "node.busy = bool(effects.persist); node.busy and self._emit(node, msgspec.structs.replace(effects, send=()))",
+            "deque(effects.stages())",
+            "deque([Stage(answers=effects.answers), *msgspec.structs.replace(effects, answers=()).stages()])",
         ),
-        (_WORLD + "_finish", "self._emit(node, effects)", "self._emit(node, Effects(send=effects.send))"),
     ),
     mutant(
         "fsync skipped",
@@ -313,6 +311,12 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         "R8",
         "A sync ends although what its sources had decided is not here.",
         (_SYNCING + "_counted", "if self._replica.has_log(node, source.log_id, source.log)", ""),
+    ),
+    mutant(
+        "a log told before it is durable",
+        "R8",
+        "A source counts links in its log that a crash can take back, and tells their votes no more.",
+        (_SYNCING + "on_ask_sync", "turn.hold_together()", "pass"),
     ),
     mutant(
         "lower vote merged",

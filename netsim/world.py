@@ -9,7 +9,7 @@ handles and every answer that a client gets, with its time.
 import hashlib
 import random
 import sqlite3
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from heapq import heappop, heappush
@@ -22,7 +22,7 @@ import msgspec
 from chain.errors import Quarantined, StorageFailure
 from chain.needs import Loaded, Needs, load
 from chain.reads import read_balance
-from chain.store import Write, create_or_check, load_active
+from chain.store import Write, create_or_check, load_active, load_seen
 from hopchain.wire import AskBalance, Balance, NotFound, ReplyBody, Submit, SubmitChange
 from netsim.changes import Operator, Wish
 from netsim.disk import Choose, Disk, cut_places
@@ -56,13 +56,13 @@ from node.turn import (
     ClientBalance,
     ClientChange,
     ClientSubmit,
-    Effects,
     Event,
     FromPeer,
     Now,
     PeerDown,
     PeerUp,
     Read,
+    Stage,
 )
 from routing.keyspace import NodeId, node_id_of
 from routing.regions import RING, Ranges, decode_ranges
@@ -253,7 +253,8 @@ class World:
             case Rollback():
                 node = self.nodes[fault.node]
                 copy = node.disk.copy() if fault.disk == "old" else None
-                votes = node.core.identity.votes if node.core is not None and copy is not None else 0
+                seen = load_seen(copy) if copy is not None else ()  # also of a node that is down
+                votes = next((row.votes for row in seen if row.node == node.id), 0)
                 self._roll_back_when_told(node, copy, votes, start + fault.until)
             case SlowDisk():
                 node = self.nodes[fault.node]
@@ -491,40 +492,43 @@ class World:
                 raise
             self._quarantine(node)
             return
-        node.busy = bool(effects.persist)
-        if effects.facts is not None:
-            self._emit(node, Effects(send=effects.facts.send, answers=effects.facts.answers))
-        if not effects.persist:
-            self._emit(node, effects)
+        self._go_on(node, life, deque(effects.stages()))
+
+    def _go_on(self, node: SimNode, life: int, stages: deque[Stage]) -> None:
+        """What is left of a turn. A commit takes time, in which events gather and a crash may fall."""
+        node.busy = any(stage.persist for stage in stages)
+        while stages and not stages[0].persist:
+            self._emit(node, stages.popleft())
+        if not stages:
             self._next(node)
             return
         fast, slow = node.commit_s if node.slow_until > self.now else COMMIT_S
-        self.at(self.now + self.rng.uniform(fast, slow), lambda: self._finish(node, life, effects))
+        self.at(self.now + self.rng.uniform(fast, slow), lambda: self._finish(node, life, stages))
 
-    def _finish(self, node: SimNode, life: int, effects: Effects) -> None:
-        """The commit is over, unless the process is: then send."""
+    def _finish(self, node: SimNode, life: int, stages: deque[Stage]) -> None:
+        """A commit is over, unless the process is: then send, and go on."""
         if node.life != life:
             return
-        node.busy = False
+        stage = stages.popleft()
         node.commits += 1
         armed = node.armed
         for counted in node.counted:
             if counted.number == node.commits:
-                self._die_at(node, effects, counted)
+                self._die_at(node, stage, counted)
                 return
         if isinstance(armed, Kill):
-            self._die(node, effects, armed.point, armed.until, self.rng.randint)
+            self._die(node, stage, armed.point, armed.until, self.rng.randint)
             return
-        if isinstance(armed, DiskError) and self._fail_disk(node, effects, armed):
+        if isinstance(armed, DiskError) and self._fail_disk(node, stage, armed):
             return
         if armed is None:
-            node.disk.commit(effects.persist)
+            node.disk.commit(stage.persist)
         node.armed = None
-        self.observer.committed(node.index, effects.persist, self.now)
-        self._emit(node, effects)
-        self._next(node)
+        self.observer.committed(node.index, stage.persist, self.now)
+        self._emit(node, stage)
+        self._go_on(node, life, stages)
 
-    def _die_at(self, node: SimNode, effects: Effects, kill: KillAtCommit) -> None:
+    def _die_at(self, node: SimNode, stage: Stage, kill: KillAtCommit) -> None:
         """A cut beyond the last place leaves all of the log, and does not count as a crash within the commit."""
         beyond = False
 
@@ -534,31 +538,31 @@ class World:
             beyond = kill.cut >= len(places)
             return places[min(kill.cut, len(places) - 1)]
 
-        self._die(node, effects, kill.point, self.now + kill.down_s, choose)
+        self._die(node, stage, kill.point, self.now + kill.down_s, choose)
         self._happened[f"Kill.{kill.point}"] -= beyond
 
-    def _die(self, node: SimNode, effects: Effects, point: str, until: float, choose: Choose) -> None:
+    def _die(self, node: SimNode, stage: Stage, point: str, until: float, choose: Choose) -> None:
         self._happened[f"Kill.{point}"] += 1
         match point:
             case "before_commit":
                 pass
             case "in_commit":
-                node.disk.cut_commit(effects.persist, choose)
+                node.disk.cut_commit(stage.persist, choose)
             case "after_commit" | "sending":
-                node.disk.commit(effects.persist)
-                self.observer.committed(node.index, effects.persist, self.now)
+                node.disk.commit(stage.persist)
+                self.observer.committed(node.index, stage.persist, self.now)
                 if point == "sending":
-                    kept = self.rng.randint(0, len(effects.send))
-                    self._emit(node, msgspec.structs.replace(effects, send=effects.send[:kept], answers=(), reads=()))
+                    kept = self.rng.randint(0, len(stage.send))
+                    self._emit(node, msgspec.structs.replace(stage, send=stage.send[:kept], answers=(), reads=()))
         self.crash(node, until)
 
-    def _fail_disk(self, node: SimNode, effects: Effects, fault: DiskError) -> bool:
+    def _fail_disk(self, node: SimNode, stage: Stage, fault: DiskError) -> bool:
         """True when the disk failed and the process is gone."""
         try:
             if fault.error == "full":
-                node.disk.fail_full(effects.persist)
+                node.disk.fail_full(stage.persist)
             else:
-                node.disk.fail_sync(effects.persist, self.rng)
+                node.disk.fail_sync(stage.persist, self.rng)
         except StorageFailure:
             self._happened[f"DiskError.{fault.error}"] += 1
             self.crash(node, fault.until)
@@ -575,17 +579,17 @@ class World:
         if deadline is not None:
             self._wake(node, deadline)
 
-    def _emit(self, node: SimNode, effects: Effects) -> None:
+    def _emit(self, node: SimNode, stage: Stage) -> None:
         encoded: dict[int, bytes] = {}
-        for send in effects.send:
+        for send in stage.send:
             self.observer.sent(node.index, send.peer, send.message, self.now)
             raw = encoded.get(id(send.message))
             if raw is None:
                 raw = encoded[id(send.message)] = encode_message(send.message)
             self._transmit(node, send.peer, raw, str(type(send.message).__struct_config__.tag))
-        for answer in effects.answers:
+        for answer in stage.answers:
             self._answer(answer.caller, answer.body)
-        for read in effects.reads:
+        for read in stage.reads:
             self._answer(read.caller, self._read(node, read))
 
     def _transmit(self, node: SimNode, peer: NodeId, raw: bytes, kind: str) -> None:

@@ -1,8 +1,8 @@
 """Driver: the only place where a node's core meets disk, network and clock (design section 7).
 
-    take what has arrived, up to TURN_EVENTS -> load -> step -> tell facts -> commit, one fsync -> send -> answer -> read, look up
+    take what has arrived, up to TURN_EVENTS -> load -> step -> tell facts -> commit votes -> send, answer -> commit links -> read, look up
 
-Nothing leaves before what it promises is durable. A client that was told a fact reads it here, too: reads of the accounts that
+Nothing leaves before what it promises is durable (`Effects.stages`). A client that was told of a link reads it here, too: reads of the accounts that
 it is about wait until the commit has ended. While a turn runs, the next one's events gather in the inbox;
 that is the whole of group commit. The inbox is bounded: when it is full, connections are not read.
 """
@@ -23,7 +23,7 @@ from node.client_port import Session
 from node.core import Core
 from node.database import Database
 from node.messages import MAX_MESSAGE_BYTES, Message, decode_frame_untrusted, encode_frames, encode_message
-from node.turn import Caller, Effects, Event, FromPeer, Now, PeerDown, PeerUp, Read, Send, ToldRemoved
+from node.turn import Caller, Event, FromPeer, Now, PeerDown, PeerUp, Read, Send, Stage, ToldRemoved
 from routing.keyspace import NodeId
 
 log = logging.getLogger(__name__)
@@ -156,44 +156,48 @@ class Driver:
         needs = self._core.needs(events, now)
         loaded = Loaded() if needs == _NO_NEEDS else await self._database.run(load, needs)
         effects = self._core.step(loaded, now)
-        changed = _accounts(effects.persist)
-        if effects.facts is not None:
-            if effects.facts.answers:
-                self._committing = changed
-            self._send(effects.facts.send)
-            for answer in effects.facts.answers:
-                self.reply(answer.caller, answer.body)
-        if effects.persist:
-            await self._database.run(commit, effects.persist)
-            self.counters["commits"] += 1
-            self.counters["rows_written"] += len(effects.persist)
-        if changed:
-            self._on_changed(changed)
+        *told, last = effects.stages()
+        for stage in told:
+            await self._commit(stage.persist)
+            if stage.answers:
+                self._committing = _accounts(effects.writes)
+            self._emit(stage)
+        await self._commit(last.persist)
         self._committing = frozenset()
         self._committed.unpark_all()
+        self._emit(last)
         self.counters["turns"] += 1
         self.counters["events"] += len(events)
-        self._emit(effects)
 
-    def _emit(self, effects: Effects) -> None:
+    async def _commit(self, writes: Sequence[Write]) -> None:
+        if not writes:
+            return
+        await self._database.run(commit, writes)
+        self.counters["commits"] += 1
+        self.counters["rows_written"] += len(writes)
+        changed = _accounts(writes)
+        if changed:
+            self._on_changed(changed)
+
+    def _emit(self, stage: Stage) -> None:
         """Everything that may leave now."""
-        self._send(effects.send)
-        for peer in effects.drops:
+        self._send(stage.send)
+        for peer in stage.drops:
             assert self.mesh is not None
             self.mesh.drop(peer, "nothing was heard of it for too long")
         removed = None
-        if effects.contacts is not None:
+        if stage.contacts is not None:
             try:
-                self._on_contacts(effects.contacts)
+                self._on_contacts(stage.contacts)
             except Removed as error:  # whoever waits for an answer of this turn gets it first
                 removed = error
-        for answer in effects.answers:
+        for answer in stage.answers:
             self.reply(answer.caller, answer.body)
-        for read in effects.reads:
+        for read in stage.reads:
             session = self._sessions.get(read.caller.session)
             if session is not None:
                 self._serve_read(session, read)
-        for key in effects.lookups:
+        for key in stage.lookups:
             self._look_up(key)
         if removed is not None:
             raise removed

@@ -206,6 +206,7 @@ class Membership:
         """R5: what is sent in this turn leaves after the view is durable; from here on no vote of the epoch before."""
         before = self._self.view
         turn.persist.append(ViewRow(view.epoch, view.hash, before.hash, encode_view(view)))
+        turn.hold_together()
         self.views.append(view)
         self._self.view = view
         self._self.counters["views_installed"] += 1

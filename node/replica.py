@@ -156,7 +156,7 @@ class Replica:
             return
         confirmed = tuple([loaded.postings[h] for h in link.confirmed])
         check_successor(link, head, confirmed)
-        turn.persist.append(Applied(link, confirmed))
+        turn.applied.append(Applied(link, confirmed))
         note_applied(turn, link, head, confirmed)
         self.familiar.meet(turn.loaded.heads[link.account])
         self.count += 1
@@ -390,7 +390,7 @@ class Replica:
         name = log_name(peer, log_id)
         if self._cursors.get(name, 0) != upto:
             self._cursors[name] = upto
-            turn.persist.append(CursorRow(name, upto))
+            turn.applied.append(CursorRow(name, upto))
 
     def _timeout(self, peer: NodeId) -> float:
         """How long a pull may be silent; when somebody waits for it, little more than its round trips take."""

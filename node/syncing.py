@@ -147,6 +147,7 @@ class Syncing:
         if active != self.active_in(epoch):
             self._active[epoch] = active
             turn.persist.append(ActiveRow(epoch, encode_ranges(active)))
+            turn.hold_together()
         if epoch == self._self.view.epoch:
             self._self.active = active
 
@@ -158,6 +159,11 @@ class Syncing:
             return
         if not self._identity.verified:  # R12: who may have lost votes is no source
             return
+        if (
+            not self._acceptor.is_whole
+        ):  # a vote is taken over only where its parent is, which must be in this node's log
+            return
+        turn.hold_together()  # a log of this length: a link that is lost again must not have been counted
         for part in self._answer(message):
             turn.send(peer, part)
 

@@ -5,11 +5,14 @@ The driver, again and again:
     needs = core.needs(events, now)          which rows this turn will look at
     loaded = store.load(connection, needs)
     effects = core.step(loaded, now)         pure: no clock, no disk, no network
-    store.commit(connection, effects.persist)   one transaction, one fsync
-    then send, reply, read, look up           nothing leaves before what it promises is durable
+    for stage in effects.stages():           three at most
+        store.commit(connection, stage.persist)     one transaction, one fsync
+        send, answer, read, look up                 nothing leaves before what it promises is durable
 
-What promises nothing of this node's disk leaves before the commit (`Effects.facts`): that a link is decided, which the votes of
-a majority on other turns' disks have made true, the answer to its client, and requests that are handed on.
+The first stage has no rows: what promises nothing of this node's disk (`Effects.facts`) leaves at once: that a link is decided,
+which the votes of a majority on other turns' disks have made true, the answer to its client, and requests that are handed on.
+The second holds votes and all else that a message promises, and the messages. The last holds decided links, which no message
+waits for, and what reads them (ADR 23).
 
 `Turn` is the workspace that the parts of the core write into; `Effects` is the frozen result. Within a turn
 `Turn.loaded` is kept up to date with what the turn itself applies, so later events of the same turn see it.
@@ -190,17 +193,44 @@ class Facts(msgspec.Struct, frozen=True):
     answers: tuple[Answer, ...] = ()
 
 
-class Effects(msgspec.Struct, frozen=True):
-    """What a turn wants done, in this order: tell `facts`, persist (one transaction), send, answer, read, look up."""
+class Stage(msgspec.Struct, frozen=True):
+    """A part of what a turn wants done: make `persist` durable in one transaction, then all the others."""
 
-    facts: "Facts | None" = None
     persist: tuple[Write, ...] = ()
     send: tuple[Send, ...] = ()
     answers: tuple[Answer, ...] = ()
     reads: tuple[Read, ...] = ()
     lookups: tuple[bytes, ...] = ()
+    contacts: frozenset[NodeId] | None = None
+    drops: tuple[NodeId, ...] = ()
+
+
+class Effects(msgspec.Struct, frozen=True):
+    """What a turn wants done; `stages` says in which order."""
+
+    facts: Facts | None = None
+    persist: tuple[Write, ...] = ()  # what `send` and `answers` promise
+    send: tuple[Send, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    applied: tuple[Write, ...] = ()  # decided links, and how far logs were read: no message promises them
+    reads: tuple[Read, ...] = ()
+    lookups: tuple[bytes, ...] = ()
     contacts: frozenset[NodeId] | None = None  # when they changed: with whom to keep a connection from now on
     drops: tuple[NodeId, ...] = ()  # connections to close: nothing comes through them
+
+    @property
+    def writes(self) -> tuple[Write, ...]:
+        """All rows, in the order in which they become durable."""
+        return self.persist + self.applied
+
+    def stages(self) -> tuple[Stage, ...]:
+        """What is done, one after the other. A crash between two of them, or within one, loses nothing that was promised."""
+        facts = () if self.facts is None else (Stage(send=self.facts.send, answers=self.facts.answers),)
+        if not self.applied or self.contacts is not None:  # a change of contacts can end the node: all else comes first
+            whole = Stage(self.writes, self.send, self.answers, self.reads, self.lookups, self.contacts, self.drops)
+            return (*facts, whole)
+        promised = Stage(self.persist, self.send, self.answers)
+        return (*facts, promised, Stage(self.applied, (), (), self.reads, self.lookups, None, self.drops))
 
 
 class Self(msgspec.Struct):
@@ -239,7 +269,9 @@ class Turn:
     def __init__(self, loaded: Loaded, now: Now) -> None:
         self.loaded = loaded
         self.now = now
-        self.persist: list[Write] = []
+        self.persist: list[Write] = []  # what messages promise: votes, views, counts
+        self.applied: list[Write] = []  # what they do not: decided links, and how far other logs were read
+        self._together = False
         self.sends: list[Send] = []
         self.fact_sends: list[Send] = []
         self.fact_answers: list[Answer] = []
@@ -255,6 +287,11 @@ class Turn:
 
     def answer(self, caller: Caller, body: ReplyBody) -> None:
         self.answers.append(Answer(caller, body))
+
+    def hold_together(self) -> None:
+        """For this turn only: all rows are one transaction, and messages wait for the links, too. For what stands on the links that are
+        applied here: a view, an ACTIVE mark, a word about the length of the log (design R5, R8; ADR 14)."""
+        self._together = True
 
     def hand_on(self, peer: NodeId, message: Message) -> None:
         """Send what promises nothing: requests for another owner."""
@@ -272,11 +309,13 @@ class Turn:
         facts = None
         if self.fact_sends or self.fact_answers:
             facts = Facts(tuple(self.fact_sends), tuple(self.fact_answers))
+        early, late = (self.persist + self.applied, []) if self._together else (self.persist, self.applied)
         return Effects(
             facts,
-            tuple(self.persist),
+            tuple(early),
             tuple(self.sends),
             tuple(self.answers),
+            tuple(late),
             tuple(self.reads),
             tuple(self.lookups),
             drops=tuple(self.drops),

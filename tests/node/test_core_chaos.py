@@ -135,11 +135,13 @@ class SendsBeforeCommit(World):
     """R4: the turn's messages leave, then it is made durable, or not."""
 
     def finish_turn(self, node: Node, effects: Effects) -> None:
-        self.emit(node, effects)
-        if node.doom is Doom.BEFORE_COMMIT and effects.persist:
-            self.crash(node.id)
-        else:
-            self.persist(node, effects)
+        for stage in effects.stages():
+            self.emit(node, stage)
+        for stage in effects.stages():
+            if node.doom is Doom.BEFORE_COMMIT and stage.persist:
+                self.crash(node.id)
+                return
+            self.persist(node, stage)
 
 
 JUDGE = "chain.rules:_Judge."

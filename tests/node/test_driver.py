@@ -2,6 +2,7 @@
 the network are fakes that write into one journal."""
 
 from collections.abc import Callable, Sequence
+from itertools import count
 
 import msgspec
 import pytest
@@ -208,6 +209,63 @@ async def test_a_read_waits_for_the_commit_that_is_under_way_and_not_for_the_nex
         await trio.testing.wait_all_tasks_blocked()
         assert read.is_set() and rig.journal.count("commit") == 1
         gates[1].set()
+
+
+async def test_links_become_durable_after_the_messages_have_left_and_reads_wait_for_them() -> None:
+    (link,) = issuer_links(make_genesis(["node 0"], 1))
+    rig = Rig([msgspec.structs.replace(everything(), applied=(Applied(link),), drops=(B,))])
+    gates = [trio.Event(), trio.Event()]
+    waiting = iter(gates)
+    rig.database.before = lambda function: next(waiting) if function is commit else None
+    changed: list[frozenset[str]] = []
+    rig.driver._on_changed = changed.append
+    read: list[str] = []
+
+    async def wait(account: str) -> None:
+        await rig.driver.wait_committed(account)
+        read.append(account)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.driver.turn)
+        await trio.testing.wait_all_tasks_blocked()
+        assert rig.journal == ["step"]
+        gates[0].set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert rig.journal == ["step", "commit", "send", "answer"]
+        assert rig.database.writes == [(WRITE,)] and not changed
+        for account in (link.account, "another"):
+            nursery.start_soon(wait, account)
+        await trio.testing.wait_all_tasks_blocked()
+        assert read == ["another"]
+        gates[1].set()
+    assert rig.journal[4:] == ["commit", "drop: nothing was heard of it for too long", "read", "look up"]
+    assert rig.database.writes[1:] == [(Applied(link),)] and changed == [{link.account}]
+    assert read == ["another", link.account]
+    assert rig.driver.counters == {"commits": 2, "rows_written": 2, "turns": 1, "events": 0}
+
+
+async def test_nothing_leaves_when_the_votes_cannot_be_written_and_no_read_when_the_links_cannot() -> None:
+    (link,) = issuer_links(make_genesis(["node 0"], 1))
+    for failing, heard in ((1, ["step"]), (2, ["step", "commit", "send", "answer"])):
+        rig = Rig([msgspec.structs.replace(everything(), applied=(Applied(link),))])
+        commits = count(1)
+
+        def fail(function: object) -> None:
+            if function is commit and next(commits) == failing:  # noqa: B023
+                raise StorageFailure("writing 1 rows failed")
+
+        rig.database.before = fail
+        with pytest.raises(StorageFailure):
+            await rig.driver.turn()
+        assert rig.journal == heard
+
+
+async def test_other_contacts_wait_for_the_links_and_so_does_all_that_is_said_in_that_turn() -> None:
+    (link,) = issuer_links(make_genesis(["node 0"], 1))
+    rig = Rig([msgspec.structs.replace(everything(), applied=(Applied(link),), contacts=frozenset({A, B}))])
+    await rig.driver.turn()
+    assert rig.journal == ["step", "commit", "send", "contacts 2", "answer", "read", "look up"]
+    assert rig.database.writes == [(WRITE, Applied(link))]
 
 
 async def test_a_turn_loads_steps_commits_and_only_then_speaks() -> None:

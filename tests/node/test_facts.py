@@ -1,11 +1,15 @@
-"""What leaves before the commit of its turn, and what waits for it (docs/adr/0017)."""
+"""What leaves before the commits of its turn, and what waits for which (docs/adr/0017, 0023)."""
 
 from chain.link import Outcome
-from chain.rows import Applied, VoteRow
+from chain.rows import Applied, ViewRow, VoteRow
+from chain.store import CursorRow
+from hopchain.change import ChangeAction
 from hopchain.wire import Recorded
-from node.messages import Accept, Accepted, Decided, Forward, Ping, Pong, Prepare, Promise
-from node.turn import Effects
+from node.messages import Accept, Accepted, Decided, Forward, Ping, Pong, Prepare, Promise, Views
+from node.turn import Effects, FromPeer
+from routing.broadcast import LEAF
 from routing.keyspace import NodeId
+from routing.view import encode_view
 from tests.node.world import Doom, Node, World
 
 
@@ -19,10 +23,11 @@ class Noting(World):
         super().finish_turn(node, effects)
 
 
-def noting(nodes: int) -> Noting:
+def noting(nodes: int, first: int | None = None) -> Noting:
     world = Noting.__new__(Noting)
     world.noted = []
-    world.__init__(nodes, nodes, 5)  # type: ignore[misc]
+    world.__init__(nodes, 3, 5, first=first)  # type: ignore[misc]
+    world.run(1.0)
     world.open_funded(alice=1000, bob=0)
     world.noted.clear()
     return world
@@ -46,12 +51,48 @@ def test_that_a_link_is_decided_leaves_at_once_and_all_that_promises_something_w
             assert any(isinstance(write, VoteRow) for write in effects.persist)
 
 
+def test_a_vote_waits_for_no_link_of_its_turn() -> None:
+    """Paid again and again, an account has the votes on a link in the turns that apply the one before."""
+    world = noting(3)
+    for number in range(60):
+        world.submit(world.ids[number % 3], world.pay_request("alice", "bob", 1 + number % 7))
+        world.run(0.0004)
+    world.run(1)
+    both = [e for _, e in world.noted if e.applied and any(isinstance(write, VoteRow) for write in e.persist)]
+    assert both
+    for effects in both:
+        assert not any(isinstance(write, Applied | CursorRow) for write in effects.persist)
+        assert all(isinstance(write, Applied | CursorRow) for write in effects.applied)
+        *_, told, last = effects.stages()
+        assert (told.persist, told.send, told.answers) == (effects.persist, effects.send, effects.answers)
+        assert (last.persist, last.send, last.answers) == (effects.applied, (), ())
+
+
+def test_a_view_is_one_transaction_with_the_links_of_its_turn() -> None:
+    world = noting(4, first=3)
+    one, other, _ = world.view.ids
+    (guest,) = world.guests
+    world.lose = lambda source, target, message: target == one and not isinstance(message, Ping | Pong)
+    world.change(other, ChangeAction.ADD, guest)
+    assert isinstance(world.pay("alice", "bob", 1, at=other), Recorded)
+    assert world.run_until(lambda: world.core(other).view.epoch == 2, 10)
+    assert (world.core(one).view.epoch, world.height(one, "alice")) == (1, 0)
+    world.noted.clear()
+    link = world.watch.accounts["alice"].links[-1]
+    world.deliver(one, FromPeer(other, Views((encode_view(world.core(other).view),))))
+    world.deliver(one, FromPeer(other, Decided(link.raw, other, LEAF)))
+    world.run(0.1)
+    (both,) = (e for node, e in world.noted if node == one and any(isinstance(write, ViewRow) for write in e.writes))
+    assert any(isinstance(write, Applied) for write in both.persist)
+    assert both.applied == ()
+
+
 def test_a_link_that_the_vote_of_this_very_turn_decides_waits_for_it() -> None:
     world = noting(1)
     (only,) = world.ids
     answer = world.pay("alice", "bob", 1, at=only)
     assert isinstance(answer, Recorded)
-    deciding = [e for _, e in world.noted if any(isinstance(write, Applied) for write in e.persist)]
+    deciding = [e for _, e in world.noted if any(isinstance(write, Applied) for write in e.applied)]
     assert deciding
     for effects in deciding:
         assert effects.facts is None

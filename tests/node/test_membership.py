@@ -41,7 +41,7 @@ from routing.errors import RoutingFault
 from routing.keyspace import NodeId
 from routing.regions import group_ranges
 from routing.view import View, encode_view, member_of, with_member, without_member
-from tests.node.world import Doom, Faults, World, key_of, public
+from tests.node.world import AT_VOTE, Doom, Faults, World, key_of, public
 
 ADD, REMOVE = ChangeAction.ADD, ChangeAction.REMOVE
 
@@ -519,7 +519,7 @@ def test_what_another_has_voted_for_goes_before_ones_own_change(*, restart: bool
     at_rest(world, 3)
 
 
-@pytest.mark.parametrize("doom", Doom)
+@pytest.mark.parametrize("doom", AT_VOTE)
 @pytest.mark.parametrize("who", ["proposer", "voter", "guest"])
 def test_a_crash_at_every_write_of_a_change_leaves_one_chain_of_views(who: str, doom: Doom) -> None:
     """The n-th commit of one node after the change was asked, for all n."""
@@ -535,7 +535,7 @@ def test_a_crash_at_every_write_of_a_change_leaves_one_chain_of_views(who: str, 
 
         def finish_turn(node: object, effects: object) -> None:
             nonlocal commits
-            if node is world.nodes[victim] and effects.persist and not dead:  # type: ignore[attr-defined]  # noqa: B023
+            if node is world.nodes[victim] and effects.writes and not dead:  # type: ignore[attr-defined]  # noqa: B023
                 commits += 1
                 if commits == number:  # noqa: B023
                     world.doom(victim, doom)  # noqa: B023

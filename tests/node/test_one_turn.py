@@ -16,7 +16,7 @@ from chain.rules import Queued
 from hopchain.wire import Recorded, Refused, Submit
 from node.messages import Accepted, Decided, Forward, Offer, Pull
 from node.owner import NO_GATEWAY, Held, LookedUp, Work
-from node.turn import Caller, ClientSubmit, Effects, FromPeer
+from node.turn import Caller, ClientSubmit, Effects, FromPeer, Stage
 from routing.keyspace import NodeId
 from tests.node.test_same_turn import payment
 from tests.node.world import Node, World, key_of, public
@@ -42,17 +42,17 @@ class Watched(World):
         self.turns.append((node.id, effects))
         super().finish_turn(node, effects)
 
-    def persist(self, node: Node, effects: Effects) -> None:
-        super().persist(node, effects)
+    def persist(self, node: Node, stage: Stage) -> None:
+        super().persist(node, stage)
         forming = self.loaded[node.conn].forming if node.conn in self.loaded else {}
-        applied = {write.link.account for write in effects.persist if isinstance(write, Applied)}
+        applied = {write.link.account for write in stage.persist if isinstance(write, Applied)}
         if forming and applied:
             self.derived += len(applied & forming.keys())
             assert load(node.conn, Needs(forming=set(forming))).forming == forming
 
     def of(self, node: NodeId) -> list[Effects]:
         """The turns of one node that wrote something, and forget them."""
-        turns = [effects for whose, effects in self.turns if whose == node and effects.persist]
+        turns = [effects for whose, effects in self.turns if whose == node and effects.writes]
         self.turns.clear()
         return turns
 
@@ -79,7 +79,7 @@ def _watch_loads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def kinds(effects: Effects) -> list[type]:
     """Of what one turn writes: votes and links."""
-    return [type(write) for write in effects.persist if isinstance(write, VoteRow | Applied)]
+    return [type(write) for write in effects.writes if isinstance(write, VoteRow | Applied)]
 
 
 @pytest.fixture
@@ -318,7 +318,7 @@ def test_the_vote_that_decides_a_link_begins_the_next_one_of_the_same_owner() ->
     world.deliver(owner, FromPeer(source, vote))
     world.run(0.001)
     (turn, *_) = world.of(owner)
-    assert kinds(turn) == [Applied, VoteRow]
+    assert kinds(turn) == [VoteRow, Applied]
     assert not world.core(owner).owner._heard, "votes are counted for one turn"
     world.run(2)
     assert all(isinstance(call.answer, Recorded) for call in world.calls.values())
@@ -338,7 +338,7 @@ def test_the_next_owner_votes_in_the_turn_that_brings_the_link_and_what_waits_be
         world.deliver(next_owner, event)
     world.run(0.001)
     (turn, *_) = world.of(next_owner)
-    assert kinds(turn) == [Applied, VoteRow]
+    assert kinds(turn) == [VoteRow, Applied]
     world.run(2)
     assert all(isinstance(call.answer, Recorded) for call in world.calls.values())
 
@@ -356,7 +356,7 @@ def test_a_client_of_the_next_owner_waits_for_no_second_turn() -> None:
     call = world.submit(next_owner, world.pay_request("alice", "bob", 3))
     world.run(0.001)
     (turn, *_) = world.of(next_owner)
-    assert kinds(turn) == [Applied, VoteRow]
+    assert kinds(turn) == [VoteRow, Applied]
     world.lose = lambda source, target, message: False
     world.run(5)
     assert isinstance(call.answer, Recorded)

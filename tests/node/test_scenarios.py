@@ -316,9 +316,8 @@ def test_a_node_dies_within_its_turn(world: World, doom: Doom, rank: int) -> Non
     world.doom(group[rank], doom)
     signed = world.pay_request("alice", "bob", 10)
     assert outcome(world.ask(gateway_node, signed)) is Outcome.COMPLETED
-    for node in world.ids:
-        if world.nodes[node].core is None:
-            world.start(node)
+    assert world.run_until(lambda: world.nodes[group[rank]].core is None, 1)
+    world.start(group[rank])
     at_rest(world)
     assert outcome(world.ask(group[rank], signed)) is Outcome.COMPLETED
     assert world.watch.spendable("bob") == 10

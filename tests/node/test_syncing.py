@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from chain.link import Slot, build_link, decode_link_untrusted
-from chain.store import load_active
+from chain.store import load_active, load_orphans
 from hopchain.change import ChangeAction
 from hopchain.wire import Changed, Recorded
 from node import replica, syncing
@@ -29,9 +29,10 @@ from node.messages import (
 from node.paxos import Ballot
 from node.syncing import PART_BYTES
 from node.turn import FromPeer
+from routing.broadcast import LEAF
 from routing.keyspace import NodeId, route_key
 from routing.regions import EMPTY, RING, decode_ranges, encode_ranges, group_ranges, holds, merge, regions
-from tests.node.world import World
+from tests.node.world import Doom, World
 
 ADD, REMOVE = ChangeAction.ADD, ChangeAction.REMOVE
 
@@ -340,6 +341,121 @@ def test_the_log_of_a_source_is_waited_for() -> None:
     world.heal()
     assert world.run_until(lambda: world.core(guest).fully_active, 10)
     assert world.height(guest, "alice") == 1
+    rest(world)
+
+
+@pytest.mark.parametrize("doom", Doom)
+def test_a_source_counts_no_link_in_its_log_that_a_crash_takes_back(doom: Doom) -> None:
+    """The asker waits until it has read the log that far, and would find another link in that place, or none. The vote for
+    the link is told no more: the joiner would hold a free slot that is decided."""
+    world = grown(4, 3)
+    source, other, _ = world.view.ids
+    grow(world)
+    world.heal()
+    world.run(4.0)
+    told: list[int] = []
+    durable = world.nodes[source].conn.execute("SELECT count(*) FROM links").fetchone()[0]
+
+    def note(sender: NodeId, target: NodeId, message: Message) -> bool:
+        if isinstance(message, SyncPart) and sender == source:
+            told.append(message.log)
+        return isinstance(message, Decided | Links | Offer) and target == source
+
+    world.lose = note
+    assert isinstance(world.pay("alice", "bob", 10, at=other), Recorded)
+    decided = world.watch.accounts["alice"].links[-1]
+    world.doom(source, doom)
+    world.deliver(source, FromPeer(other, Decided(decided.raw, other, LEAF)))
+    world.deliver(source, FromPeer(other, AskSync(1, 2)))
+    assert world.run_until(lambda: world.nodes[source].core is None, 1)
+    (kept,) = world.nodes[source].conn.execute("SELECT count(*) FROM links").fetchone()
+    assert kept == durable + (doom in (Doom.AFTER_COMMIT, Doom.BETWEEN_SENDS))
+    assert all(log <= kept for log in told)
+    world.start(source)
+    world.heal()
+    world.run(2.0)
+    assert world.height(source, "alice") == decided.height
+
+
+def test_a_source_tells_the_length_of_its_log_when_its_links_are_durable() -> None:
+    world = grown(4, 3)
+    source, other, _ = world.view.ids
+    grow(world)
+    world.run(4.0)
+    answers: list[tuple[int, int]] = []
+
+    def note(sender: NodeId, target: NodeId, message: Message) -> bool:
+        if isinstance(message, SyncPart) and sender == source:
+            answers.append((message.log, world.nodes[source].conn.execute("SELECT count(*) FROM links").fetchone()[0]))
+        return isinstance(message, Decided | Links | Offer) and target == source
+
+    world.lose = note
+    assert isinstance(world.pay("alice", "bob", 10, at=other), Recorded)
+    decided = world.watch.accounts["alice"].links[-1]
+    world.deliver(source, FromPeer(other, Decided(decided.raw, other, LEAF)))
+    world.deliver(source, FromPeer(other, AskSync(1, 2)))
+    world.run(0.1)
+    assert world.height(source, "alice") == decided.height
+    assert answers
+    assert all(told == there for told, there in answers)
+
+
+def cut_off_once(world: World) -> NodeId | None:
+    """A member that has missed alice's last link and makes neither that one nor the next; None when there is none such."""
+    guest = grow(world)
+    assert world.run_until(lambda: world.core(guest).fully_active, 10)
+    owner = world.group("alice")[0]
+    cut = next(node for node in world.view.ids if node not in (owner, guest))
+    world.lose = lambda source, target, message: target == cut and isinstance(message, Accept | Decided | Links | Offer)
+    assert isinstance(world.pay("alice", "bob", 10, at=owner), Recorded)
+    group = world.group("alice")
+    return cut if cut in group and group[0] not in (cut, guest) else None
+
+
+def test_a_node_that_a_crash_left_with_a_vote_and_without_the_link_before_it_is_no_source_until_it_has_that_link() -> (
+    None
+):
+    """Whoever syncs takes a vote over where its parent is, and finds the parent in the log of the source: here it is not."""
+    worlds = (grown(4, 3, seed=seed) for seed in range(20))
+    world, cut = next((world, cut) for world in worlds if (cut := cut_off_once(world)) is not None)
+    proposals: list[tuple[NodeId, Accept]] = []
+    answers: list[SyncPart] = []
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        if isinstance(message, Accept) and target == cut:
+            proposals.append((source, message))
+        if isinstance(message, SyncPart) and source == cut:
+            answers.append(message)
+        return target == cut and isinstance(message, Accept | Decided | Links | Offer)
+
+    world.lose = lose
+    first = world.watch.accounts["alice"].links[-1]
+    other = next(node for node in world.view.ids if node != cut)
+    assert isinstance(world.pay("alice", "bob", 20, at=other), Recorded)
+    owner, second = next((source, accept) for source, accept in proposals if accept.at.slot == first.hash)
+    world.doom(cut, Doom.BEFORE_LINKS)
+    world.deliver(cut, FromPeer(owner, Decided(first.raw, owner, LEAF)))
+    world.deliver(cut, FromPeer(owner, second))
+    assert world.run_until(lambda: world.nodes[cut].core is None, 1)
+    assert load_orphans(world.nodes[cut].conn) == {first.hash}
+    world.start(cut)
+    world.run(1)
+    core = world.core(cut)
+    assert core.identity.verified
+    assert (world.height(cut, "alice"), core.acceptor.is_whole) == (first.height - 1, False)
+    assert core.acceptor.is_voted(Slot(second.at.slot))
+    assert core.acceptor.paying("bob") == {"alice": second.at.height}
+    world.deliver(cut, FromPeer(other, AskSync(7, 2)))
+    world.run(0.1)
+    assert not answers
+    world.heal()
+    assert world.run_until(lambda: world.height(cut, "alice") == first.height + 1, 10)
+    assert core.acceptor.is_whole
+    assert core.acceptor.paying("bob") == {}
+    world.lose = lose
+    world.deliver(cut, FromPeer(other, AskSync(8, 2)))
+    world.run(0.1)
+    assert [answer.number for answer in answers] == [8]
     rest(world)
 
 

@@ -38,7 +38,19 @@ from hopchain.wire import AskBalance, NotFound, NotStarted, Recorded, ReplyBody,
 from node.core import Core
 from node.messages import Decided, Offer
 from node.start import read_start
-from node.turn import Caller, ClientBalance, ClientChange, ClientSubmit, Effects, Event, FromPeer, Now, PeerDown, PeerUp
+from node.turn import (
+    Caller,
+    ClientBalance,
+    ClientChange,
+    ClientSubmit,
+    Effects,
+    Event,
+    FromPeer,
+    Now,
+    PeerDown,
+    PeerUp,
+    Stage,
+)
 from routing.keyspace import NodeId, node_id_of, route_key
 from routing.view import View, encode_view, first_view, member_of
 from tests.node.watch import Call, Watch
@@ -81,6 +93,10 @@ class Doom(enum.Enum):
     BEFORE_COMMIT = "before the commit"
     AFTER_COMMIT = "after the commit, before the first send"
     BETWEEN_SENDS = "after some of the sends"
+    BEFORE_LINKS = "after all of them, before the links"
+
+
+AT_VOTE = (Doom.BEFORE_COMMIT, Doom.AFTER_COMMIT, Doom.BETWEEN_SENDS)  # also in a turn that applies no link
 
 
 @dataclass
@@ -208,38 +224,41 @@ class World:
             self._wake(node, deadline)
 
     def finish_turn(self, node: Node, effects: Effects) -> None:
-        """What the driver does with the effects: commit, then send, then answer; or a part of it, and die."""
-        if effects.facts is not None:
-            self.emit(node, Effects(send=effects.facts.send, answers=effects.facts.answers))
-        doom = node.doom if effects.persist else None
-        if doom is Doom.BEFORE_COMMIT:
+        """What the driver does with the effects, stage by stage: commit, then send, then answer; or a part of it, and die."""
+        *_, last = stages = effects.stages()
+        for stage in stages:
+            doom = node.doom if stage.persist else None
+            if doom is Doom.BEFORE_LINKS:
+                doom = Doom.BEFORE_COMMIT if stage is last else None
+            if doom is Doom.BEFORE_COMMIT:
+                self.crash(node.id)
+                return
+            self.persist(node, stage)
+            if doom is None:
+                self.emit(node, stage)
+                continue
+            if doom is Doom.BETWEEN_SENDS:
+                some = self.rng.sample(stage.send, self.rng.randint(0, len(stage.send)))
+                self.emit(node, Stage(send=tuple(some)))
             self.crash(node.id)
             return
-        self.persist(node, effects)
-        if doom is None:
-            self.emit(node, effects)
-            return
-        if doom is Doom.BETWEEN_SENDS:
-            some = self.rng.sample(effects.send, self.rng.randint(0, len(effects.send)))
-            self.emit(node, Effects(send=tuple(some)))
-        self.crash(node.id)
 
-    def persist(self, node: Node, effects: Effects) -> None:
-        commit(node.conn, effects.persist)
-        self.watch.on_commit(node.id, effects.persist, self.now)
+    def persist(self, node: Node, stage: Stage) -> None:
+        commit(node.conn, stage.persist)
+        self.watch.on_commit(node.id, stage.persist, self.now)
 
-    def emit(self, node: Node, effects: Effects) -> None:
-        for send in effects.send:
+    def emit(self, node: Node, stage: Stage) -> None:
+        for send in stage.send:
             self.watch.on_send(node.id, send.message)
             self._send(node.id, send.peer, FromPeer(node.id, send.message))
-        for answer in effects.answers:
+        for answer in stage.answers:
             if answer.caller.session == CHANGES:
                 asked = self.asked[answer.caller.number]
                 assert asked.answer is None, f"answered twice: {asked.answer}, {answer.body}"
                 asked.answer = answer.body
             else:
                 self._answer(answer.caller.number, answer.body)
-        for read in effects.reads:
+        for read in stage.reads:
             balance = read_balance(node.conn, read.ask.account)
             self._answer(read.caller.number, balance or NotFound(read.ask.account))
 
