@@ -122,12 +122,6 @@ def load_votes(conn: sqlite3.Connection) -> list[VoteRow]:
     return votes
 
 
-def load_orphans(conn: sqlite3.Connection) -> set[Slot]:
-    """Slots with a vote that stand on a link which is not here: a crash fell between a turn's votes and its links (ADR 23)."""
-    query = "SELECT slot FROM votes WHERE link IS NOT NULL AND account <> '' AND height > 0 AND slot NOT IN (SELECT hash FROM links)"
-    return {Slot(slot) for (slot,) in conn.execute(query)}
-
-
 def load_cursors(conn: sqlite3.Connection) -> list[CursorRow]:
     """All cursors; `Corruption` when a checksum does not hold."""
     rows = []

@@ -355,11 +355,6 @@ class Watch:
                     raise Violation("I8", f"node {node} answers a sync of epoch {message.epoch} in epoch {disk.epoch}")
                 if disk.lost:
                     raise Violation("I8", f"node {node} answers a sync with a disk that lacks votes")
-                orphans = [vote.at for vote in message.votes if vote.at.height > 0 and vote.at.slot not in disk.links]
-                if orphans:
-                    raise Violation(
-                        "I8", f"node {node} tells a vote on link {orphans[0].height}, and not the link before it"
-                    )
                 if message.log > len(disk.links):
                     raise Violation(
                         "I8", f"node {node} tells of {message.log} links, and {len(disk.links)} are durable"

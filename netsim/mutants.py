@@ -83,8 +83,8 @@ These cannot be caught by tier 1, or were not, and are not in the table:
 |---|---|
 | R3 for openings | not seen in 400 seeds: the owner of a later view has the votes of the earlier one before it is ACTIVE (R8), and who holds \
 a vote takes phase 1 anyway; the rule is a second net |
-| R8, a source that a crash left with a vote and without the link before it is no source | not seen in 2,000 seeds: the members must change within \
-the second in which the link is learned again. `tests/node/test_syncing.py` makes the crash and asks |
+| R8, a vote is taken over also where the link before it is not here | not seen in 2,000 seeds: the members must change within \
+the second in which a node that a crash left so learns the link again. `tests/node/test_syncing.py` makes it |
 | R10, a vote or promise counts for its own ballot only | not seen in 400 seeds: a late answer to a proposer's earlier ballot must arrive \
 in a later one, between its start and its majority. `tests/node/test_paxos.py` searches all schedules and shows both |
 | R13, one of two holders drops a request | not seen in 400 seeds: an inquiry must fail for three seconds at one holder while the other \

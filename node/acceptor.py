@@ -11,7 +11,7 @@ then the link itself answers. A vote that stays undecided for STUCK_S is finishe
 start a takeover, so a slot does not depend on anybody asking for it again.
 """
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
@@ -58,14 +58,14 @@ class Acceptor:
         self._replica = replica
         self._finish = finish
         self._held: dict[Slot, _Held] = {}
-        self._orphans: set[Slot] = set()  # with a vote, whose parent a crash took back (ADR 23)
         self._due = Due()
         self._views_sent: dict[NodeId, float] = {}  # when, to who lags
-        self._paying: dict[str, set[tuple[int, str]]] = {}  # recipient -> (height, sender) of undecided links
+        self._paying: dict[
+            str, set[tuple[int, str, Slot]]
+        ] = {}  # recipient -> (height, sender, slot) of undecided links
 
-    def restore(self, rows: list[VoteRow], orphans: Set[Slot], now: float) -> None:
-        """Take up the votes that were durable when the node stopped. `orphans`: those slots whose parent was not."""
-        self._orphans = set(orphans)
+    def restore(self, rows: list[VoteRow], now: float) -> None:
+        """Take up the votes that were durable when the node stopped. The link before one of them may not have been (ADR 23)."""
         for row in rows:
             if not row.account:  # on the next view: node.membership has it
                 continue
@@ -94,7 +94,7 @@ class Acceptor:
 
     def paying(self, account: str) -> dict[str, int]:
         """sender -> height of its last undecided link, voted for here, that pays `account`."""
-        return {sender: height for height, sender in sorted(self._paying.get(account, ()))}
+        return {sender: height for height, sender, _ in sorted(self._paying.get(account, ()))}
 
     # --- messages ---
 
@@ -196,7 +196,7 @@ class Acceptor:
             self._due.by(held.stuck_at)
         if vote.value is not None:
             for recipient in vote.value.recipients:
-                self._paying.setdefault(recipient, set()).add((at.height, at.account))
+                self._paying.setdefault(recipient, set()).add((at.height, at.account, slot))
 
     def _wait(self, slot: Slot) -> float:
         """How long a vote may stay undecided before this node sees to it, seconds."""
@@ -204,12 +204,6 @@ class Acceptor:
         return STUCK_S + STUCK_PER_RANK_S * ((rank or 0) + self._self.rng.random())
 
     # --- views ---
-
-    @property
-    def is_whole(self) -> bool:
-        """True when every vote stands on a link that is applied here. A crash between a turn's votes and its links makes it false until
-        those links are learned again."""
-        return not self._orphans
 
     def all_votes(self) -> Iterator[tuple[SlotName, Ballot, Link]]:
         """Every vote that is not known to be decided, in the order of slots: what this node tells whoever syncs (R8)."""
@@ -231,7 +225,6 @@ class Acceptor:
     def forget(self, link: Link) -> None:
         """The slot of `link` is decided: the chain answers for it from now on."""
         self._drop(link.prev_hash)
-        self._orphans.discard(Slot(link.hash))
 
     def _drop(self, slot: Slot) -> None:
         held = self._held.pop(slot, None)
@@ -239,7 +232,7 @@ class Acceptor:
             return
         for recipient in held.vote.value.recipients:
             links = self._paying[recipient]
-            links.remove((held.at.height, held.at.account))
+            links.remove((held.at.height, held.at.account, slot))
             if not links:
                 del self._paying[recipient]
 

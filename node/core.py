@@ -19,7 +19,6 @@ import msgspec
 
 from chain.errors import RemoteFault
 from chain.genesis import Genesis
-from chain.link import Slot
 from chain.needs import Loaded, Needs
 from chain.rows import VoteRow
 from node.acceptor import Acceptor
@@ -106,7 +105,6 @@ class Start(msgspec.Struct, frozen=True):
     seen: dict[NodeId, int]
     views: list[bytes] = msgspec.field(default_factory=list)
     active: dict[int, Ranges] = msgspec.field(default_factory=dict)
-    orphans: set[Slot] = msgspec.field(default_factory=set)  # with a vote, and the link before it is not here
 
 
 class Gauges(msgspec.Struct, frozen=True):
@@ -165,7 +163,7 @@ class Core:
             self._self, self._decoder, requests, self.peers, self.owner, self.replica, self.inquiries
         )
         self.reading = Reading(self._self, self.inquiries, self.replica)
-        self.acceptor.restore(start.votes, start.orphans, now.mono)
+        self.acceptor.restore(start.votes, now.mono)
         self.membership.hooks += [
             lambda turn: self.acceptor.on_view(turn.now.mono),
             self.owner.on_view,

@@ -96,6 +96,8 @@ class Replica:
 
     def announce(self, turn: Turn, link: Link) -> None:
         """Tell everybody that `link` is decided; the caller counted the votes."""
+        if link.prev_hash in turn.voted:  # this node's vote alone decided it: nobody else could say so after a crash
+            turn.hold_together()
         self._pass_on(turn, link, self._self.id, depth=0)
         guests = [peer for peer in self._peers.connected() if not self._self.view.is_member(peer)]
         if guests:

@@ -2,7 +2,7 @@
 
 import sqlite3
 
-from chain.store import load_active, load_cursors, load_orphans, load_seen, load_views, load_votes
+from chain.store import load_active, load_cursors, load_seen, load_views, load_votes
 from node.core import Start
 from routing.keyspace import NodeId
 from routing.regions import decode_ranges
@@ -18,5 +18,4 @@ def read_start(conn: sqlite3.Connection) -> Start:
         {NodeId(row.node): row.votes for row in load_seen(conn)},
         [raw for _, _, raw in load_views(conn)],
         {epoch: decode_ranges(raw) for epoch, raw in load_active(conn).items()},
-        load_orphans(conn),
     )

@@ -159,10 +159,6 @@ class Syncing:
             return
         if not self._identity.verified:  # R12: who may have lost votes is no source
             return
-        if (
-            not self._acceptor.is_whole
-        ):  # a vote is taken over only where its parent is, which must be in this node's log
-            return
         turn.hold_together()  # a log of this length: a link that is lost again must not have been counted
         for part in self._answer(message):
             turn.send(peer, part)
@@ -255,10 +251,11 @@ class Syncing:
                 continue
             head = turn.loaded.heads.get(vote.at.account)
             height, slot = (head.height, head.tip) if head is not None else (-1, vote.at.slot)
-            if height + 1 == vote.at.height and slot == vote.at.slot:
+            if height + 1 < vote.at.height or (height + 1 == vote.at.height and slot == vote.at.slot):
+                # R11: the source voted on a decided link, which a crash may have taken from its log, but not the vote (ADR 23)
                 self._acceptor.merge(turn, vote.at, vote.ballot, self._decoder.untrusted(vote.link))
-            elif height < vote.at.height:  # R11: the source voted on a decided parent, and its log is applied here
-                self._self.counters["sync_votes_without_parent"] += 1
+            elif height < vote.at.height:
+                self._self.counters["sync_votes_of_another_chain"] += 1
 
     def _carry_on(self, turn: Turn, epoch: int) -> None:
         """What became ACTIVE late stays so in the epochs after, where the group is the same (R7)."""

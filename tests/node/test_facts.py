@@ -5,7 +5,7 @@ from chain.rows import Applied, ViewRow, VoteRow
 from chain.store import CursorRow
 from hopchain.change import ChangeAction
 from hopchain.wire import Recorded
-from node.messages import Accept, Accepted, Decided, Forward, Ping, Pong, Prepare, Promise, Views
+from node.messages import Accept, Accepted, Decided, Forward, Links, Offer, Ping, Pong, Prepare, Promise, Views
 from node.turn import Effects, FromPeer
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId
@@ -17,6 +17,7 @@ class Noting(World):
     """Keeps the effects of all turns."""
 
     noted: list[tuple[NodeId, Effects]]
+    first: list[tuple[NodeId, Effects]]  # of the turns before any account was opened
 
     def finish_turn(self, node: Node, effects: Effects) -> None:
         self.noted.append((node.id, effects))
@@ -28,6 +29,7 @@ def noting(nodes: int, first: int | None = None) -> Noting:
     world.noted = []
     world.__init__(nodes, 3, 5, first=first)  # type: ignore[misc]
     world.run(1.0)
+    world.first = world.noted[:]
     world.open_funded(alice=1000, bob=0)
     world.noted.clear()
     return world
@@ -92,11 +94,12 @@ def test_a_link_that_the_vote_of_this_very_turn_decides_waits_for_it() -> None:
     (only,) = world.ids
     answer = world.pay("alice", "bob", 1, at=only)
     assert isinstance(answer, Recorded)
-    deciding = [e for _, e in world.noted if any(isinstance(write, Applied) for write in e.applied)]
+    deciding = [e for _, e in world.noted if any(isinstance(write, Applied) for write in e.writes)]
     assert deciding
     for effects in deciding:
         assert effects.facts is None
         assert effects.answers
+        assert effects.applied == (), "a crash between the two would leave nobody who knows that it is decided"
 
 
 def test_what_was_told_before_a_commit_that_a_crash_prevents_comes_back() -> None:
@@ -128,3 +131,30 @@ def test_pings_tell_only_counts_that_are_durable() -> None:
     world.pay("alice", "bob", 1, at=world.ids[0])
     world.run(2)
     assert not [e for _, e in world.noted if e.facts and any(isinstance(s.message, Ping | Pong) for s in e.facts.send)]
+
+
+def test_how_far_a_log_was_read_is_written_with_its_links() -> None:
+    world = noting(3)
+    behind, other, _ = world.view.ids
+    world.noted.clear()
+    world.lose = lambda source, target, message: (
+        target == behind and isinstance(message, Decided | Links | Offer | Accept)
+    )
+    for number in range(3):
+        assert isinstance(world.pay("alice", "bob", 1 + number, at=other), Recorded)
+    world.crash(behind)
+    world.start(behind)
+    world.heal()
+    world.run(8)
+    assert world.height(behind, "alice") == 3
+    rows = [(node, e, write) for node, e in world.noted for write in e.writes if isinstance(write, CursorRow)]
+    cursors = [(e, write) for node, e, write in rows if write.peer != node]
+    assert [e for e, _ in cursors if any(isinstance(write, Applied) for write in e.applied)]
+    assert all(write in effects.applied for effects, write in cursors)
+
+
+def test_the_number_of_the_own_log_is_durable_before_it_is_told() -> None:
+    world = noting(3)
+    named = {node: [e for n, e in world.first if n == node and CursorRow in map(type, e.writes)] for node in world.ids}
+    for node, (effects, *_) in named.items():
+        assert [write.peer for write in effects.persist if isinstance(write, CursorRow)] == [node]

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from chain.link import Slot, build_link, decode_link_untrusted
-from chain.store import load_active, load_orphans
+from chain.rows import ActiveRow, Applied, VoteRow
+from chain.store import load_active, load_votes
 from hopchain.change import ChangeAction
 from hopchain.wire import Changed, Recorded
 from node import replica, syncing
@@ -28,11 +29,11 @@ from node.messages import (
 )
 from node.paxos import Ballot
 from node.syncing import PART_BYTES
-from node.turn import FromPeer
+from node.turn import Effects, FinishSync, FromPeer
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId, route_key
 from routing.regions import EMPTY, RING, decode_ranges, encode_ranges, group_ranges, holds, merge, regions
-from tests.node.world import Doom, World
+from tests.node.world import Doom, Node, World
 
 ADD, REMOVE = ChangeAction.ADD, ChangeAction.REMOVE
 
@@ -288,7 +289,7 @@ def test_a_part_of_a_region_in_which_the_sources_were_active_does_not_wait_for_t
     rest(world)
 
 
-def test_a_vote_without_a_decided_parent_is_not_taken_over_from_a_source() -> None:
+def test_a_vote_on_another_slot_than_the_one_after_the_tip_is_not_taken_over_from_a_source() -> None:
     world = grown(4, 3, k=5)
     asked: dict[NodeId, AskSync] = {}
     proposed: list[Accept] = []
@@ -307,7 +308,7 @@ def test_a_vote_without_a_decided_parent_is_not_taken_over_from_a_source() -> No
     members = world.view.ids
     assert world.run_until(lambda: asked.keys() == set(members), 5)
     link = decode_link_untrusted(proposed[0].link)
-    other = build_link(world.network, "alice", link.height + 5, Slot(bytes(32)), 0, 1, 1, link.entries, [])
+    other = build_link(world.network, "alice", link.height, Slot(bytes(32)), 0, 1, 1, link.entries, [])
     votes = tuple(
         SyncVote(SlotName(one.prev_hash, "alice", one.height), Ballot(1, 1, members[0]), one.raw)
         for one in (link, other)
@@ -318,7 +319,7 @@ def test_a_vote_without_a_decided_parent_is_not_taken_over_from_a_source() -> No
     world.run(0.01)
     assert world.core(guest).active == RING
     assert world.core(guest).acceptor.paying("bob") == {"alice": link.height}
-    assert world.core(guest).counters["sync_votes_without_parent"] == len(members)
+    assert world.core(guest).counters["sync_votes_of_another_chain"] == len(members)
     rest(world)
     assert world.height(guest, "alice") == link.height
 
@@ -400,63 +401,141 @@ def test_a_source_tells_the_length_of_its_log_when_its_links_are_durable() -> No
     assert all(told == there for told, there in answers)
 
 
-def cut_off_once(world: World) -> NodeId | None:
-    """A member that has missed alice's last link and makes neither that one nor the next; None when there is none such."""
-    guest = grow(world)
-    assert world.run_until(lambda: world.core(guest).fully_active, 10)
-    owner = world.group("alice")[0]
-    cut = next(node for node in world.view.ids if node not in (owner, guest))
-    world.lose = lambda source, target, message: target == cut and isinstance(message, Accept | Decided | Links | Offer)
-    assert isinstance(world.pay("alice", "bob", 10, at=owner), Recorded)
-    group = world.group("alice")
-    return cut if cut in group and group[0] not in (cut, guest) else None
-
-
-def test_a_node_that_a_crash_left_with_a_vote_and_without_the_link_before_it_is_no_source_until_it_has_that_link() -> (
-    None
-):
-    """Whoever syncs takes a vote over where its parent is, and finds the parent in the log of the source: here it is not."""
-    worlds = (grown(4, 3, seed=seed) for seed in range(20))
-    world, cut = next((world, cut) for world in worlds if (cut := cut_off_once(world)) is not None)
-    proposals: list[tuple[NodeId, Accept]] = []
-    answers: list[SyncPart] = []
+def test_an_active_mark_is_one_transaction_with_the_links_of_its_turn() -> None:
+    """A vote of a source is left out when its link is applied in this very turn: the mark must not outlive that link."""
+    world = grown(4, 3, k=5)
+    guest, (one, *_) = world.guests[0], world.view.ids
+    asked: dict[NodeId, AskSync] = {}
+    commits: list[tuple[set[type], set[type]]] = []
 
     def lose(source: NodeId, target: NodeId, message: Message) -> bool:
-        if isinstance(message, Accept) and target == cut:
-            proposals.append((source, message))
-        if isinstance(message, SyncPart) and source == cut:
-            answers.append(message)
-        return target == cut and isinstance(message, Accept | Decided | Links | Offer)
+        if isinstance(message, AskSync) and source == guest:
+            asked[target] = message
+        return isinstance(message, SyncPart) or (target == guest and isinstance(message, Decided | Links | Offer))
+
+    finish_turn = world.finish_turn
+
+    def note(node: Node, effects: Effects) -> None:
+        if node is world.nodes[guest]:
+            commits.append(({type(write) for write in effects.persist}, {type(write) for write in effects.applied}))
+        finish_turn(node, effects)
+
+    world.finish_turn = note  # type: ignore[method-assign]
+    world.lose = lose
+    assert isinstance(world.pay("alice", "bob", 1, at=one), Recorded)
+    grow(world)
+    assert world.run_until(lambda: asked.keys() >= set(world.view.ids), 5)
+    commits.clear()
+    for node in world.view.ids:
+        world.deliver(guest, FromPeer(node, SyncPart(asked[node].number, 2, 0, 1, encode_ranges(RING), 0, ())))
+    world.deliver(guest, FromPeer(one, Decided(world.watch.accounts["alice"].links[-1].raw, one, LEAF)))
+    world.deliver(guest, FinishSync(2))
+    world.run(0.05)
+    assert world.core(guest).fully_active
+    assert world.height(guest, "alice") == 1
+    (together,) = (both for both in commits if ActiveRow in both[0])
+    assert Applied in together[0]
+    assert together[1] == set()
+
+
+def crashed_between(nodes: int, first: int, k: int = 3, gone: int = 0) -> tuple[World, NodeId, NodeId]:
+    """A world in which alice's owner died after the turn in which it learned that a link is decided and voted for the next one, before
+    that link was durable or anybody was told; it, and another member. `gone`: so many more members are down."""
+
+    class Dooming(World):
+        victim: NodeId | None = None
+
+        def finish_turn(self, node: Node, effects: Effects) -> None:
+            of_alice = [w for w in effects.applied if isinstance(w, Applied) and w.link.account == "alice"]
+            votes = [w for w in effects.persist if isinstance(w, VoteRow) and w.account == "alice"]
+            if node.id == self.victim and of_alice and votes:
+                node.doom = Doom.BEFORE_LINKS
+            super().finish_turn(node, effects)
+
+    for seed in range(60):
+        world = Dooming(nodes, k, seed, first=first)
+        world.run(1.0)
+        world.open_funded(alice=1000, bob=0)
+        owner, *others = (world.group("alice")[0], *(n for n in world.view.ids if n != world.group("alice")[0]))
+        for _ in range(gone):
+            world.crash(others.pop())
+            world.run(4.0)
+        world.victim = owner
+        world.lose = lambda source, target, message: source == owner and isinstance(message, Decided)  # noqa: B023
+        for number in range(2):
+            world.submit(owner, world.pay_request("alice", "bob", 1 + number))
+        world.later(0.0004, lambda: world.submit(owner, world.pay_request("alice", "bob", 7)) and None)  # noqa: B023
+        if world.run_until(lambda: world.nodes[owner].core is None, 0.5):  # noqa: B023
+            world.victim = None
+            world.heal()
+            return world, owner, others[0]
+    raise AssertionError("no seed")
+
+
+@pytest.mark.parametrize("pause_s", [0.01, 0.3, 0.8, 1.5])
+@pytest.mark.parametrize("change", ["two add a third", "three, one of them dead, remove it"])
+def test_a_change_while_a_member_has_a_vote_and_not_the_link_before_it(change: str, pause_s: float) -> None:
+    """Only two can decide the link, with votes that only they have: the change must wait for nothing but them."""
+    add = change == "two add a third"
+    world, owner, other = crashed_between(3, 2 if add else 3, gone=0 if add else 1)
+    gone = [node for node in world.view.ids if node not in (owner, other)]
+    height = world.height(other, "alice")
+    assert world.height(owner, "alice") == height
+    slots = {
+        slot for (slot,) in world.nodes[owner].conn.execute("SELECT slot FROM votes WHERE height > ?", (height + 1,))
+    }
+    assert len(slots) == 1
+    world.run(0.3)
+    world.start(owner)
+    world.run(pause_s)
+    asked = world.change(other, ADD if add else REMOVE, world.guests[0] if add else gone[0], timeout_s=600)
+    assert world.run_until(lambda: asked.answer is not None, 30)
+    assert isinstance(asked.answer, Changed)
+    assert isinstance(world.pay("alice", "bob", 3, at=other), Recorded)
+    world.run(8)
+    assert len({world.digest(node) for node in world.alive}) == 1
+
+
+def test_a_vote_is_taken_over_also_where_the_link_before_it_is_not_here_yet() -> None:
+    """The source voted for it, so that link is decided. It was in no log: a crash took it from this one."""
+    world, owner, _ = crashed_between(4, 3, k=5)
+    voted = world.nodes[owner].conn.execute("SELECT slot, height FROM votes ORDER BY height").fetchall()
+    (first, height), (slot, next_height) = voted
+    assert next_height == height + 1
+    rows = {row.slot: row for row in load_votes(world.nodes[owner].conn)}
+    links = [decode_link_untrusted(rows[name].link or b"") for name in (first, slot)]
+    assert links[1].prev_hash == links[0].hash
+    guest = world.guests[0]
+    asked: dict[NodeId, AskSync] = {}
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        if isinstance(message, AskSync) and source == guest:
+            asked[target] = message
+        return isinstance(message, SyncPart | Prepare | Accept | Decided | Links | Offer)
 
     world.lose = lose
-    first = world.watch.accounts["alice"].links[-1]
-    other = next(node for node in world.view.ids if node != cut)
-    assert isinstance(world.pay("alice", "bob", 20, at=other), Recorded)
-    owner, second = next((source, accept) for source, accept in proposals if accept.at.slot == first.hash)
-    world.doom(cut, Doom.BEFORE_LINKS)
-    world.deliver(cut, FromPeer(owner, Decided(first.raw, owner, LEAF)))
-    world.deliver(cut, FromPeer(owner, second))
-    assert world.run_until(lambda: world.nodes[cut].core is None, 1)
-    assert load_orphans(world.nodes[cut].conn) == {first.hash}
-    world.start(cut)
-    world.run(1)
-    core = world.core(cut)
-    assert core.identity.verified
-    assert (world.height(cut, "alice"), core.acceptor.is_whole) == (first.height - 1, False)
-    assert core.acceptor.is_voted(Slot(second.at.slot))
-    assert core.acceptor.paying("bob") == {"alice": second.at.height}
-    world.deliver(cut, FromPeer(other, AskSync(7, 2)))
-    world.run(0.1)
-    assert not answers
-    world.heal()
-    assert world.run_until(lambda: world.height(cut, "alice") == first.height + 1, 10)
-    assert core.acceptor.is_whole
-    assert core.acceptor.paying("bob") == {}
-    world.lose = lose
-    world.deliver(cut, FromPeer(other, AskSync(8, 2)))
-    world.run(0.1)
-    assert [answer.number for answer in answers] == [8]
+    world.start(owner)
+    members = world.view.ids
+    world.change(members[0], ADD, guest)
+    assert world.run_until(lambda: asked.keys() >= set(members), 20)
+    for node in members:
+        votes = tuple(
+            SyncVote(SlotName(link.prev_hash, "alice", link.height), Ballot(1, 1, node), link.raw)
+            for link in links
+            if node == owner
+        )
+        world.deliver(guest, FromPeer(node, SyncPart(asked[node].number, 2, 0, 1, encode_ranges(RING), 0, votes)))
+    world.run(0.05)
+    core = world.core(guest)
+    assert core.active == RING
+    assert world.height(guest, "alice") == height - 1
+    assert [core.acceptor.is_voted(Slot(link.prev_hash)) for link in links] == [True, True]
+    assert core.acceptor.paying("bob") == {"alice": next_height}
+    assert core.counters["sync_votes_of_another_chain"] == 0
     rest(world)
+    assert world.height(guest, "alice") >= next_height
+    assert core.acceptor.paying("bob") == {}
+    assert not core.acceptor._paying
 
 
 def pulling(world: World, node: NodeId, lost: type[Message]) -> NodeId:
