@@ -260,7 +260,7 @@ class Gateway:
                 job.hops = int(to != self._self.id)
             job.tries += 1
             self._self.counters["jobs_handed_again"] += job.tries > 1
-            job.next_try = now + TRY_AGAIN_S + self._peers.rtt(group) * 4
+            job.next_try = now + TRY_AGAIN_S + min(self._peers.rtt(group) * 4, HOLDER_S)
             self._due.by(job.next_try)
             job.holder, job.held_since = to, now
         self._hand_to(turn, to, at, due, takeover=to != group[0])

@@ -63,6 +63,7 @@ MAX_QUEUE_BYTES: Final = 32 * 1024 * 1024  # of the requests of one account: thi
 MAX_QUEUED_BYTES: Final = 512 * 1024 * 1024  # of the requests of all accounts; decoded they take twice that
 MAX_NAMES_ASKED: Final = 64  # at once; a request that pays thousands of unknown names waits a round trip for each lot
 TAKEOVER_RTTS: Final = 3
+MAX_TAKEOVER_RTT_S: Final = 1.0  # what was measured while the network was clogged holds nobody up after it
 RESEND_RTTS: Final = 4  # silence for longer than this sends the same ballot again
 BACKOFF_S: Final = 0.02
 MAX_BACKOFF_S: Final = 2.0
@@ -262,7 +263,7 @@ class Owner:
     def _takeover_wait(self, before: list[NodeId]) -> float:
         if not before:
             return 0.0
-        rtt = self._peers.rtt(before)
+        rtt = min(self._peers.rtt(before), MAX_TAKEOVER_RTT_S)
         return TAKEOVER_RTTS * rtt * (len(before) + self._self.rng.random())
 
     # --- forming ---

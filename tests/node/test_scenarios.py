@@ -565,3 +565,49 @@ def test_a_message_from_long_ago_changes_nothing(world: World) -> None:
                 world.deliver(node, FromPeer(source, message))  # type: ignore[arg-type]
     at_rest(world)
     assert {node: world.digest(node) for node in world.ids} == before
+
+
+# --- what a slow time leaves behind ---------------------------------------------------------------------------------
+
+
+def slow_for_a_while(world: World) -> None:
+    """Every message has taken seconds, and all round trips that the nodes know of are as long; now it is over."""
+    world.faults = Faults(delay_s=(2.5, 3.5))
+    world.run(30)
+    assert all(world.core(one).peers.rtt(world.ids) > 3 for one in world.ids)
+    world.faults = Faults()
+
+
+def test_a_request_that_is_lost_after_a_slow_time_is_handed_over_again_soon(world: World) -> None:
+    gateway_node = next(n for n in world.ids if n not in world.group("alice"))
+    slow_for_a_while(world)
+    lost: list[Forward] = []
+
+    def lose(source: bytes, target: bytes, message: object) -> bool:
+        if isinstance(message, Forward) and not lost:
+            lost.append(message)
+            return True
+        return False
+
+    world.lose = lose
+    call = world.submit(
+        gateway_node, world.pay_request("alice", "bob", 1), timeout_s=gateway.TRY_AGAIN_S + gateway.HOLDER_S + 2
+    )
+    assert world.run_until_answered([call], 20)
+    assert lost
+    assert outcome(call.answer) is Outcome.COMPLETED
+
+
+def test_a_standby_takes_over_soon_after_a_slow_time(world: World) -> None:
+    """It hears the owner, so it waits for it; but nothing that it hands to the owner arrives."""
+    gateway_node = next(n for n in world.ids if n not in world.group("alice"))
+    first, standby, _ = world.group("alice")
+    slow_for_a_while(world)
+    world.lose = lambda source, target, message: target == first and isinstance(message, Forward)
+    signed = world.pay_request("alice", "bob", 1)
+    tip = world.watch.accounts["alice"].links[-1]
+    item = Item(signed.raw, signed.signature, gateway_node)
+    at = SlotName(tip.hash, "alice", tip.height + 1)
+    world.deliver(standby, FromPeer(gateway_node, Forward(at, (item,), takeover=True)))
+    assert not world.run_until(lambda: world.height(standby, "alice") == at.height, 2)
+    assert world.run_until(lambda: world.height(standby, "alice") == at.height, 2 * owner.TAKEOVER_RTTS)
