@@ -132,7 +132,9 @@ _LINK_COLUMNS: Final = (
     "confirmed_count", "outcome_count",
 )  # fmt: skip
 _POSTING_COLUMNS: Final = ("id", "hash", "recipient", "amount", "memo", "request_id")
-_OPENING_COLUMNS: Final = ("name", "asset", "public_key", "issuer")
+_OPENING_COLUMNS: Final = ("name", "id", "asset", "public_key", "issuer")
+# Who has this number: the account that the link opened.
+_NAME_OF: Final = "coalesce((SELECT account FROM links WHERE seq = {0} AND height = 0), 'account ' || {0})"
 _HEAD_COLUMNS: Final = ("name", "height", "tip", "balance", "epoch", "time_ms")
 _OUTCOME_COLUMNS: Final = ("request_id", "account", "link_hash", "number", "outcome")
 
@@ -275,7 +277,7 @@ class _Audit:
         _require(stated == self._log.encode(), "meta", "log", "value", self._log.encode(), stated)
 
     def _link(self, seq: int, link: Link) -> None:
-        before = self._opening(link) if link.height == 0 else self._before(seq, link)
+        before = self._opening(seq, link) if link.height == 0 else self._before(seq, link)
         income = self._confirmations(seq, link)
         funds = before.balance + income
         _require(link.balance == funds - link.debit, "links", link.hash, "balance", funds - link.debit, link.balance)
@@ -296,7 +298,7 @@ class _Audit:
         ).fetchone()
         _compare("accounts", link.account, columns, (link.account, *expected), found)
 
-    def _opening(self, link: Link) -> Before:
+    def _opening(self, seq: int, link: Link) -> Before:
         self.accounts += 1
         slot = opening_slot(link.network, link.account)
         _require(link.prev_hash == slot, "links", link.hash, "prev_hash", slot, link.prev_hash)
@@ -308,7 +310,7 @@ class _Audit:
                 link.raw == issuer.raw, "links", link.hash, "body", "the issuer of the genesis file", "another link"
             )
         request = link.entries[0].request
-        self._compare_account(_OPENING_COLUMNS, link, request.asset, request.public_key, int(issuer is not None))
+        self._compare_account(_OPENING_COLUMNS, link, seq, request.asset, request.public_key, int(issuer is not None))
         return Before(request.asset, request.public_key, self._limit(link.account, request.asset), 0, -1)
 
     def _before(self, seq: int, link: Link) -> Before:
@@ -442,7 +444,9 @@ class _Audit:
         """Each thread leads from its last posting through all the others: what a thread does not reach was confirmed twice
         or has lost its place. That it goes back in time, and so ends, was checked with each confirmation."""
         reached = 0
-        for recipient, sender, last in self._conn.execute("SELECT recipient, sender, last FROM threads"):
+        for recipient, sender, last in self._conn.execute(
+            f"SELECT {_NAME_OF.format('t.recipient')}, {_NAME_OF.format('t.sender')}, t.last FROM threads AS t"
+        ):
             at, column = last, "last"
             while at is not None:
                 row = self._conn.execute(
@@ -463,7 +467,8 @@ class _Audit:
         """Find where the thread of a stream misses a confirmed posting: it has no row, ends too early, or leaves one out."""
         lost = self._conn.execute(
             "SELECT c.posting, p.recipient, l.account, t.last FROM confirmations AS c JOIN postings AS p ON p.id = c.posting "
-            "JOIN links AS l ON l.seq = c.posting >> 14 LEFT JOIN threads AS t ON t.recipient = p.recipient AND t.sender = l.account "
+            "JOIN links AS l ON l.seq = c.posting >> 14 JOIN accounts AS r ON r.name = p.recipient JOIN accounts AS s ON s.name = l.account "
+            "LEFT JOIN threads AS t ON t.recipient = r.id AND t.sender = s.id "
             "WHERE c.posting NOT IN (SELECT last FROM threads) "
             "AND c.posting NOT IN (SELECT previous FROM confirmations WHERE previous IS NOT NULL) ORDER BY c.id DESC"
         )
@@ -488,15 +493,14 @@ class _Audit:
             sender,
             place,
             amount,
-            posting,
             made_to,
             made_by,
             made,
-            made_hash,
             last,
         ) in self._conn.execute(
-            "SELECT i.recipient, i.sender, i.posting, i.amount, i.hash, p.recipient, l.account, p.amount, p.hash, t.last "
+            "SELECT i.recipient, i.sender, i.posting, i.amount, r.id, s.id, p.amount, t.last "
             "FROM incoming AS i LEFT JOIN postings AS p ON p.id = i.posting LEFT JOIN links AS l ON l.seq = i.posting >> 14 "
+            "LEFT JOIN accounts AS r ON r.name = p.recipient LEFT JOIN accounts AS s ON s.name = l.account "
             "LEFT JOIN threads AS t ON t.recipient = i.recipient AND t.sender = i.sender"
         ):
             count += 1
@@ -504,9 +508,9 @@ class _Audit:
             _compare(
                 "incoming",
                 place,
-                ("recipient", "sender", "amount", "hash"),
-                (made_to, made_by, made, made_hash),
-                (recipient, sender, amount, posting),
+                ("recipient", "sender", "amount"),
+                (made_to, made_by, made),
+                (recipient, sender, amount),
             )
             _require(
                 last is None or last < place,
@@ -519,9 +523,10 @@ class _Audit:
         if count == self.postings - self.confirmed:
             return
         for place, recipient in self._conn.execute(
-            "SELECT p.id, p.recipient FROM postings AS p CROSS JOIN links AS l ON l.seq = p.id >> 14 "
+            "SELECT p.id, r.id FROM postings AS p CROSS JOIN links AS l ON l.seq = p.id >> 14 "
+            "CROSS JOIN accounts AS r ON r.name = p.recipient CROSS JOIN accounts AS s ON s.name = l.account "
             "WHERE NOT EXISTS (SELECT 1 FROM confirmations AS c WHERE c.posting = p.id) AND NOT EXISTS "
-            "(SELECT 1 FROM incoming AS i WHERE i.recipient = p.recipient AND i.sender = l.account AND i.posting = p.id)"
+            "(SELECT 1 FROM incoming AS i WHERE i.recipient = r.id AND i.sender = s.id AND i.posting = p.id)"
         ):
             _require(False, "incoming", place, "recipient", recipient, "nothing")
         _require(False, "incoming", "*", "count", self.postings - self.confirmed, count)
@@ -558,7 +563,8 @@ class _Audit:
         totals: dict[str, int] = {}
         for query in (
             "SELECT asset, balance FROM accounts",
-            "SELECT a.asset, i.amount FROM incoming AS i CROSS JOIN accounts AS a ON a.name = i.recipient",
+            "SELECT a.asset, i.amount FROM incoming AS i CROSS JOIN links AS l ON l.seq = i.recipient "
+            "CROSS JOIN accounts AS a ON a.name = l.account",
         ):
             for asset, amount in self._conn.execute(query):
                 totals[asset] = totals.get(asset, 0) + amount

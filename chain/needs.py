@@ -16,7 +16,7 @@ from chain.disk import storage_errors
 from chain.errors import Corruption
 from chain.link import MAX_CONFIRMED, Link, LinkHash, Outcome, PostingHash
 from chain.request import RequestId
-from chain.rows import AccountHead, Credit, Forming, Incoming, OutcomeRow, PostingRow, thread_text
+from chain.rows import AccountHead, Credit, Forming, Incoming, OutcomeRow, PostingRow, refused_text, thread_text
 from chain.schema import BY_HASH
 from chain.seal import LogHead, read_log_head
 
@@ -130,16 +130,22 @@ _OUTCOMES: Final = (
 _POSTINGS: Final = (
     f"SELECT {POSTING_COLUMNS} FROM k CROSS JOIN postings AS p ON {BY_HASH.format('k.column1')} {POSTING_JOINS}"
 )
-_CREDIT_COLUMNS: Final = "p.hash, l.account, p.recipient, p.amount, p.id, t.hash"
+_CREDIT_COLUMNS: Final = "p.hash, l.account, p.recipient, p.amount, p.id, t.hash, s.id"
 _CREDIT_JOINS: Final = (
-    "CROSS JOIN links AS l ON l.seq = p.id >> 14 LEFT JOIN confirmations AS c ON c.posting = p.id "
+    "CROSS JOIN links AS l ON l.seq = p.id >> 14 CROSS JOIN accounts AS s ON s.name = l.account LEFT JOIN confirmations AS c ON c.posting = p.id "
     "LEFT JOIN links AS t ON t.seq = c.id >> 14"
 )
 _CREDITS: Final = (
     f"SELECT {_CREDIT_COLUMNS} FROM k CROSS JOIN postings AS p ON {BY_HASH.format('k.column1')} {_CREDIT_JOINS}"
 )
 _SCANNED: Final = 64  # incoming postings of an account that are read in one go, beside as many as it confirms
-_WAITING: Final = "SELECT hash, sender, recipient, amount, posting FROM incoming WHERE recipient = ? LIMIT ?"
+# Of rows of `incoming`: the account of this name, and the account that has the number `i.sender`, by the link that opened it.
+_ID_OF: Final = "(SELECT id FROM accounts WHERE name = ?)"
+_WAITING: Final = (
+    "SELECT p.hash, s.account, p.recipient, i.amount, i.posting, NULL, i.sender FROM incoming AS i "
+    "CROSS JOIN postings AS p ON p.id = i.posting CROSS JOIN links AS s ON s.seq = i.sender "
+    f"WHERE i.recipient = {_ID_OF} LIMIT ?"
+)
 _LINKS_AT: Final = (
     "SELECT l.account, l.height, l.hash FROM k CROSS JOIN links AS l ON l.account = k.column1 AND l.height = k.column2"
 )
@@ -152,8 +158,8 @@ _KNOWN: Final = "SELECT l.hash FROM k CROSS JOIN links AS l ON l.hash = k.column
 _CHAIN: Final = "SELECT header, body FROM links WHERE account = ? AND height >= ? ORDER BY height LIMIT ?"
 _LOG: Final = "SELECT hash, seq FROM links WHERE seq > ? ORDER BY seq LIMIT ?"
 _INCOME: Final = (
-    f"SELECT i.sender, i.count, l.height, i.high, i.low FROM (SELECT sender, count(*) AS count, max(posting) AS last, {AMOUNT_SUM} "
-    "FROM incoming WHERE recipient = ? GROUP BY sender) AS i CROSS JOIN links AS l ON l.seq = i.last >> 14 ORDER BY i.sender"
+    f"SELECT l.account, i.count, l.height, i.high, i.low FROM (SELECT count(*) AS count, max(posting) AS last, {AMOUNT_SUM} "
+    f"FROM incoming WHERE recipient = {_ID_OF} GROUP BY sender) AS i CROSS JOIN links AS l ON l.seq = i.last >> 14 ORDER BY l.account"
 )
 _TIP_INCOME: Final = (
     "SELECT k.column1, p.hash FROM k CROSS JOIN confirmations AS c ON c.id BETWEEN k.column1 << 14 AND k.column1 << 14 | 16383 "
@@ -161,19 +167,20 @@ _TIP_INCOME: Final = (
 )
 FEW: Final = 16  # incoming postings: accounts that have no more are read together
 _FORMING: Final = (
-    f"SELECT {HEAD_COLUMNS}, l.incoming_checksum, "
+    f"SELECT {HEAD_COLUMNS}, a.id, l.incoming_checksum, "
     "(SELECT l.seq FROM confirmations AS c WHERE c.id BETWEEN l.seq << 14 AND l.seq << 14 | 16383 LIMIT 1), "
-    f"(SELECT count(*) FROM (SELECT 1 FROM incoming AS i WHERE i.recipient = a.name LIMIT {FEW + 1})) "
+    f"(SELECT count(*) FROM (SELECT 1 FROM incoming AS i WHERE i.recipient = a.id LIMIT {FEW + 1})) "
     "FROM k CROSS JOIN accounts AS a ON a.name = k.column1 LEFT JOIN links AS l ON l.hash = a.tip"
 )
 _INCOMING_COLUMNS: Final = (
-    "i.hash, i.sender, i.recipient, i.amount, i.posting, t.hash, l.hash, l.height, l.time_ms, l.header, h.last, "
-    "l.account = i.sender AND p.recipient = i.recipient AND p.amount = i.amount AND p.hash = i.hash"
+    "i.recipient, p.hash, s.account, p.recipient, i.amount, i.posting, t.hash, i.sender, l.hash, l.height, l.time_ms, l.header, "
+    "h.last, l.account = s.account AND s.height = 0 AND p.amount = i.amount"
 )
 # LEFT JOIN, so that a row whose posting is not here is seen and refused: left out, the link would skip that posting, and
 # every sound replica would stop at it.
 _INCOMING_JOINS: Final = (
     "LEFT JOIN postings AS p ON p.id = i.posting LEFT JOIN links AS l ON l.seq = i.posting >> 14 "
+    "LEFT JOIN links AS s ON s.seq = i.sender "
     "LEFT JOIN confirmations AS c ON c.posting = i.posting LEFT JOIN links AS t ON t.seq = c.id >> 14 "
     "LEFT JOIN threads AS h ON h.recipient = i.recipient AND h.sender = i.sender"
 )
@@ -183,7 +190,7 @@ _MANY_INCOMING: Final = (
 )
 _INCOMING: Final = f"SELECT {_INCOMING_COLUMNS} FROM k CROSS JOIN incoming AS i ON i.recipient = k.column1 {_INCOMING_JOINS} ORDER BY i.posting"
 _LAST_CONFIRMED: Final = f"SELECT {_CREDIT_COLUMNS} FROM k CROSS JOIN postings AS p ON p.id = k.column1 {_CREDIT_JOINS}"
-INCOMING_SUM: Final = f"SELECT count(*), {AMOUNT_SUM} FROM incoming WHERE recipient = ?"
+INCOMING_SUM: Final = f"SELECT count(*), {AMOUNT_SUM} FROM incoming WHERE recipient = {_ID_OF}"
 
 Key = bytes | int | str
 T = TypeVar("T")
@@ -325,6 +332,12 @@ def read_postings(conn: sqlite3.Connection, hashes: Collection[PostingHash]) -> 
     return {row.hash: row for row in _join(conn, _POSTINGS, _singles(hashes), PostingRow)}
 
 
+def account_id(conn: sqlite3.Connection, name: str) -> int:
+    """The number of the account in this replica; 0 when it is not here, which no account has."""
+    row = conn.execute(f"SELECT {_ID_OF}", (name,)).fetchone()
+    return int(row[0] or 0)
+
+
 def find_credits(conn: sqlite3.Connection, hashes: Collection[PostingHash]) -> dict[PostingHash, Credit]:
     """Those of these postings that are here, each looked for by its hash."""
     return {credit.hash: credit for credit in _join(conn, _CREDITS, _singles(hashes), Credit)}
@@ -347,20 +360,22 @@ def _forming(conn: sqlite3.Connection, wanted: Collection[str], few_only: Collec
     for which many wait are left out unless they are `wanted`."""
     names = {*wanted, *few_only}
     heads: dict[str, tuple[AccountHead, bytes, int | None]] = {}
-    few: list[tuple[str]] = []
+    ids: dict[int, str] = {}
+    few: list[tuple[int]] = []
     rows: list[tuple[Any, ...]] = []
-    for *columns, checksum, tip_seq, waiting in _join(conn, _FORMING, _singles(names), lambda *row: row):
+    for *columns, account_id, checksum, tip_seq, waiting in _join(conn, _FORMING, _singles(names), lambda *row: row):
         head = head_row(*columns)
         if waiting > FEW and head.name not in wanted:
             names.discard(head.name)
             continue
         heads[head.name] = head, checksum or b"", tip_seq
+        ids[account_id] = head.name
         if waiting > min(FEW, MAX_CONFIRMED):
-            rows += conn.execute(_MANY_INCOMING, (head.name, MAX_CONFIRMED))
+            rows += conn.execute(_MANY_INCOMING, (account_id, MAX_CONFIRMED))
         elif waiting:
-            few.append((head.name,))
+            few.append((account_id,))
     rows += _join(conn, _INCOMING, few, lambda *row: row)
-    incoming = _incoming(conn, rows)
+    incoming = _incoming(conn, rows, ids)
     tip_income: dict[int, list[PostingHash]] = {}
     tips = [(seq,) for _, _, seq in heads.values() if seq is not None]
     for seq, posting_hash in _join(conn, _TIP_INCOME, tips, _pair):
@@ -381,21 +396,24 @@ def _forming(conn: sqlite3.Connection, wanted: Collection[str], few_only: Collec
     return forming
 
 
-def _incoming(conn: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> dict[str, list[Incoming]]:
-    """By recipient, oldest first: the postings of `_INCOMING_COLUMNS`, each with the one before it in its stream."""
-    ends = {row[10] for row in rows if row[10] is not None}
+def _incoming(
+    conn: sqlite3.Connection, rows: Sequence[tuple[Any, ...]], names: Mapping[int, str]
+) -> dict[str, list[Incoming]]:
+    """By recipient, oldest first: the postings of `_INCOMING_COLUMNS`, each with the one before it in its stream.
+    `names`: of the recipients, by their numbers."""
+    ends = {row[12] for row in rows if row[12] is not None}
     confirmed = {credit.id: credit for credit in _join(conn, _LAST_CONFIRMED, _singles(ends), Credit)}
     last: dict[tuple[str, str], Credit] = {}
     found: dict[str, list[Incoming]] = {}
-    for *columns, link_hash, height, time_ms, header, end, agrees in rows:
+    for to, *columns, link_hash, height, time_ms, header, end, agrees in rows:
         posting = Credit(*columns)
+        if not agrees or posting.recipient != names[to]:
+            raise Corruption(_disagrees_text(posting, names[to]))
         stream = (posting.sender, posting.recipient)
         before = last.get(stream)
         if before is None and end is not None:
             before = confirmed.get(end)
         incoming = Incoming(posting, link_hash, height, time_ms, header, before)
-        if not agrees:
-            raise Corruption(thread_text(incoming, "its row in `incoming` is not what its link says"))
         if end is not None and before is None:
             raise Corruption(thread_text(incoming, f"posting {end}, where its thread ends, is not here"))
         last[stream] = posting
@@ -403,6 +421,12 @@ def _incoming(conn: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> dict
     for waiting in found.values():
         waiting.sort(key=_age)
     return found
+
+
+def _disagrees_text(row: Credit, recipient: str) -> str:
+    """What to say of a row of `incoming` that differs from its posting, or has none: so the posting's hash may not be here."""
+    sender = row.sender or f"account {row.sender_id}"
+    return refused_text(f"{row.id}", row.amount, sender, recipient, "its row in `incoming` is not what its link says")
 
 
 def _age(incoming: Incoming) -> tuple[int, str, int]:

@@ -195,7 +195,8 @@ def state_digest(conn: sqlite3.Connection) -> StateDigest:
             accounts += 1
             totals[asset] = totals.get(asset, 0) + balance
         for asset, amount in conn.execute(
-            "SELECT a.asset, i.amount FROM incoming AS i CROSS JOIN accounts AS a ON a.name = i.recipient"
+            "SELECT a.asset, i.amount FROM incoming AS i CROSS JOIN links AS l ON l.seq = i.recipient "
+            "CROSS JOIN accounts AS a ON a.name = l.account"
         ):
             totals[asset] = totals.get(asset, 0) + amount
         (links,) = conn.execute("SELECT count(*) FROM links").fetchone()

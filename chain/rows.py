@@ -55,7 +55,7 @@ class OutcomeRow(msgspec.Struct, frozen=True):
 
 class Credit(msgspec.Struct, frozen=True):
     """A posting as its recipient's next link needs it. `id`: where this replica keeps it, 0 for one that a link of this
-    turn has just made."""
+    turn has just made; `sender_id`: the sender's number in this replica, 0 like it."""
 
     hash: PostingHash
     sender: str
@@ -63,6 +63,7 @@ class Credit(msgspec.Struct, frozen=True):
     amount: int
     id: int = 0
     confirmation: LinkHash | None = None
+    sender_id: int = 0
 
 
 class Incoming(msgspec.Struct, frozen=True):
@@ -89,9 +90,15 @@ class Incoming(msgspec.Struct, frozen=True):
 def thread_text(incoming: Incoming, what: str) -> str:
     """What to say of an incoming posting that cannot be taken up."""
     posting = incoming.posting
+    sender = f"{posting.sender} (link {incoming.height})"
+    return refused_text(posting.hash.hex()[:16], posting.amount, sender, posting.recipient, what)
+
+
+def refused_text(posting: str, amount: int, sender: str, recipient: str, what: str) -> str:
+    """The same for one of which not all is here: it is named by what is."""
     return (
-        f"posting {posting.hash.hex()[:16]} of {posting.amount} from {posting.sender} (link {incoming.height}) to "
-        f"{posting.recipient} is refused: {what}; this database is damaged: run `hopchain verify` on it"
+        f"posting {posting} of {amount} from {sender} to {recipient} is refused: {what}; this database is damaged: "
+        "run `hopchain verify` on it"
     )
 
 

@@ -8,8 +8,9 @@ its postings.
 
 Money is written where the disk is written anyway (ADR 21): `postings` and `confirmations` only grow at their ends, by the
 order of the log, and are never changed. What is looked for by account is small and apart: `incoming`, the postings to an
-account that it has not taken up, and `threads`, the last posting from a sender that it has. The view `transfers` puts the
-rows together as the design has them.
+account that it has not taken up, and `threads`, the last posting from a sender that it has. Their rows are integers only (ADR 24): an
+account stands in them as its number, `accounts.id`, which is the `seq` of the link that opened it. The view `transfers`
+puts the rows together as the design has them, `waiting` shows `incoming` under names.
 
 While `links_apply` runs, the one row of `applying` names its link; every other trigger asks for it and so refuses
 all rows that are written by hand (and a staged row deleted by hand is just gone). The row can be written only for a link
@@ -42,7 +43,7 @@ import re
 import sqlite3
 from typing import Final
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 ID_BITS: Final = 14  # of a row's id: its number in the link; the bits above are the link's seq
 BY_HASH: Final = (
     "substr(p.hash, 1, 6) = substr({0}, 1, 6) AND p.hash = {0}"  # posting `p` with the hash {0}, by its index
@@ -70,6 +71,7 @@ CREATE TABLE active (
 
 CREATE TABLE accounts (
   name       TEXT NOT NULL PRIMARY KEY,
+  id         INTEGER NOT NULL,
   asset      TEXT NOT NULL,
   public_key BLOB NOT NULL,
   issuer     INTEGER NOT NULL,
@@ -115,17 +117,16 @@ CREATE TABLE confirmations (
 ) STRICT;
 
 CREATE TABLE incoming (
-  recipient TEXT NOT NULL,
-  sender    TEXT NOT NULL,
+  recipient INTEGER NOT NULL,
+  sender    INTEGER NOT NULL,
   posting   INTEGER NOT NULL,
   amount    INTEGER NOT NULL,
-  hash      BLOB NOT NULL,
   PRIMARY KEY (recipient, sender, posting)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE threads (
-  recipient TEXT NOT NULL,
-  sender    TEXT NOT NULL,
+  recipient INTEGER NOT NULL,
+  sender    INTEGER NOT NULL,
   last      INTEGER NOT NULL,
   PRIMARY KEY (recipient, sender)
 ) STRICT, WITHOUT ROWID;
@@ -138,6 +139,11 @@ SELECT p.id AS id, p.hash AS hash, l.hash AS link_hash, p.id & 16383 AS number, 
 FROM links AS l JOIN postings AS p ON l.seq = p.id >> 14 AND p.id BETWEEN l.seq << 14 AND l.seq << 14 | 16383
 LEFT JOIN confirmations AS c ON c.posting = p.id LEFT JOIN links AS t ON t.seq = c.id >> 14
 LEFT JOIN postings AS b ON b.id = c.previous;
+
+CREATE VIEW waiting AS
+SELECT a.name AS recipient, s.account AS sender, i.posting AS posting, i.amount AS amount, p.hash AS hash
+FROM accounts AS a CROSS JOIN incoming AS i ON i.recipient = a.id LEFT JOIN links AS s ON s.seq = i.sender
+LEFT JOIN postings AS p ON p.id = i.posting;
 
 CREATE TABLE outcomes (
   request_id BLOB NOT NULL,
@@ -175,10 +181,11 @@ CREATE TABLE seen (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE applying (
-  one       INTEGER PRIMARY KEY,
-  link_hash BLOB NOT NULL,
-  seq       INTEGER NOT NULL,
-  account   TEXT NOT NULL
+  one        INTEGER PRIMARY KEY,
+  link_hash  BLOB NOT NULL,
+  seq        INTEGER NOT NULL,
+  account    TEXT NOT NULL,
+  account_id INTEGER NOT NULL
 ) STRICT;
 
 CREATE TABLE new_postings (
@@ -202,12 +209,11 @@ CREATE TABLE new_batches (
 ) STRICT;
 
 CREATE TABLE new_confirmations (
-  id        INTEGER PRIMARY KEY,
-  hash      BLOB NOT NULL,
-  posting   INTEGER NOT NULL,
-  sender    TEXT NOT NULL,
-  recipient TEXT NOT NULL,
-  amount    INTEGER NOT NULL
+  id      INTEGER PRIMARY KEY,
+  hash    BLOB NOT NULL,
+  posting INTEGER NOT NULL,
+  sender  INTEGER NOT NULL,
+  amount  INTEGER NOT NULL
 ) STRICT;
 
 CREATE TABLE new_outcomes (
@@ -234,7 +240,8 @@ CREATE TRIGGER links_insert BEFORE INSERT ON links BEGIN
 END;
 
 CREATE TRIGGER links_apply AFTER INSERT ON links BEGIN
-  INSERT INTO applying VALUES (1, NEW.hash, NEW.seq, NEW.account);
+  INSERT INTO applying
+  VALUES (1, NEW.hash, NEW.seq, NEW.account, coalesce((SELECT id FROM accounts WHERE name = NEW.account), NEW.seq));
 
   SELECT RAISE(ABORT, 'links: seq is not one above the last link of the log')
   WHERE NEW.seq <> 1 AND NOT EXISTS (SELECT 1 FROM links WHERE seq = NEW.seq - 1);
@@ -251,10 +258,9 @@ CREATE TRIGGER links_apply AFTER INSERT ON links BEGIN
   SELECT RAISE(ABORT, 'links: an opening moves no money')
   WHERE NEW.height = 0 AND (NEW.balance <> 0 OR NEW.posting_count <> 0 OR NEW.confirmed_count <> 0);
 
-  SELECT RAISE(ABORT, 'links: a confirmation is not the one that the body lists in its place, or not of this account')
+  SELECT RAISE(ABORT, 'links: a confirmation is not the one that the body lists in its place')
   FROM new_confirmations WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383
-    AND (recipient <> NEW.account
-      OR substr(NEW.body, length(NEW.body) - 32 * (NEW.confirmed_count - (id & 16383)) + 1, 32) <> hash);
+    AND substr(NEW.body, length(NEW.body) - 32 * (NEW.confirmed_count - (id & 16383)) + 1, 32) <> hash;
 
   SELECT RAISE(ABORT, 'links: a batch is not what the body lists, or has the numbers of other postings')
   FROM new_batches AS b WHERE id BETWEEN NEW.seq << 14 AND NEW.seq << 14 | 16383
@@ -316,7 +322,9 @@ WHEN OLD.id >> 14 = (SELECT seq FROM applying) BEGIN
   INSERT INTO postings VALUES (OLD.id, OLD.hash, OLD.recipient, OLD.amount, OLD.memo, OLD.request_id)
   ON CONFLICT DO NOTHING;
   SELECT RAISE(ABORT, 'links: posting_count is not the number of its new postings') WHERE changes() <> 1;
-  INSERT INTO incoming VALUES (OLD.recipient, (SELECT account FROM applying), OLD.id, OLD.amount, OLD.hash) ON CONFLICT DO NOTHING;
+  INSERT INTO incoming VALUES (
+    (SELECT id FROM accounts WHERE name = OLD.recipient), (SELECT account_id FROM applying), OLD.id, OLD.amount)
+  ON CONFLICT DO NOTHING;
   SELECT RAISE(ABORT, 'links: posting_count is not the number of its new postings') WHERE changes() <> 1;
 END;
 
@@ -335,9 +343,10 @@ WHEN OLD.id >> 14 = (SELECT seq FROM applying) BEGIN
   SELECT RAISE(ABORT, 'links: a batch has a recipient that is not another account of the same asset, or a posting that is there')
   WHERE changes() <> OLD.count;
   INSERT INTO incoming
-  SELECT p.recipient, l.account, p.id, p.amount, p.hash
+  SELECT a.id, l.account_id, p.id, p.amount
   FROM applying AS l CROSS JOIN postings AS p ON p.id BETWEEN OLD.id AND OLD.id + OLD.count - 1
-  ORDER BY p.recipient
+  CROSS JOIN accounts AS a ON a.name = p.recipient
+  ORDER BY a.id
   ON CONFLICT DO NOTHING;
   SELECT RAISE(ABORT, 'links: posting_count is not the number of its new postings') WHERE changes() <> OLD.count;
 END;
@@ -345,17 +354,20 @@ END;
 CREATE TRIGGER new_confirmations_delete AFTER DELETE ON new_confirmations
 WHEN OLD.id >> 14 = (SELECT seq FROM applying) BEGIN
   DELETE FROM incoming
-  WHERE recipient = OLD.recipient AND sender = OLD.sender AND posting = OLD.posting AND hash = OLD.hash AND amount = OLD.amount;
+  WHERE recipient = (SELECT account_id FROM applying) AND sender = OLD.sender AND posting = OLD.posting AND amount = OLD.amount
+    AND (SELECT hash FROM postings WHERE id = OLD.posting) = OLD.hash;
   SELECT RAISE(ABORT, 'links: confirmed_count is not the number of unconfirmed postings to the account that it confirms')
   WHERE changes() <> 1;
   SELECT RAISE(ABORT, 'links: a posting that it confirms is not the next one of its sender')
-  WHERE EXISTS (SELECT 1 FROM incoming WHERE recipient = OLD.recipient AND sender = OLD.sender AND posting < OLD.posting);
+  WHERE EXISTS (
+    SELECT 1 FROM incoming
+    WHERE recipient = (SELECT account_id FROM applying) AND sender = OLD.sender AND posting < OLD.posting);
   INSERT INTO confirmations VALUES (OLD.id, OLD.posting,
-    (SELECT last FROM threads WHERE recipient = OLD.recipient AND sender = OLD.sender))
+    (SELECT last FROM threads WHERE recipient = (SELECT account_id FROM applying) AND sender = OLD.sender))
   ON CONFLICT DO NOTHING;
   SELECT RAISE(ABORT, 'links: confirmed_count is not the number of unconfirmed postings to the account that it confirms')
   WHERE changes() <> 1;
-  INSERT INTO threads VALUES (OLD.recipient, OLD.sender, OLD.posting)
+  INSERT INTO threads VALUES ((SELECT account_id FROM applying), OLD.sender, OLD.posting)
   ON CONFLICT (recipient, sender) DO UPDATE SET last = excluded.last WHERE last < excluded.last;
   SELECT RAISE(ABORT, 'links: a posting that it confirms is not the next one of its sender') WHERE changes() <> 1;
 END;
@@ -371,7 +383,7 @@ END;
 
 CREATE TRIGGER new_accounts_delete AFTER DELETE ON new_accounts WHEN OLD.seq = (SELECT seq FROM applying) BEGIN
   INSERT INTO accounts
-  SELECT account, OLD.asset, OLD.public_key, OLD.issuer, 0, hash, 0, epoch, time_ms FROM links WHERE seq = OLD.seq
+  SELECT account, seq, OLD.asset, OLD.public_key, OLD.issuer, 0, hash, 0, epoch, time_ms FROM links WHERE seq = OLD.seq
   ON CONFLICT DO NOTHING;
   SELECT RAISE(ABORT, 'links: a link at height 0 opens an account') WHERE changes() <> 1;
 END;
@@ -382,7 +394,8 @@ CREATE TRIGGER applying_insert BEFORE INSERT ON applying BEGIN
   SELECT RAISE(ABORT, 'applying: only a link that is one above the head of its account is applied, by its own trigger')
   WHERE EXISTS (SELECT 1 FROM applying) OR NOT EXISTS (
     SELECT 1 FROM links AS l LEFT JOIN accounts AS a ON a.name = l.account
-    WHERE l.seq = NEW.seq AND l.hash = NEW.link_hash AND l.account = NEW.account AND l.height = coalesce(a.height, -1) + 1);
+    WHERE l.seq = NEW.seq AND l.hash = NEW.link_hash AND l.account = NEW.account AND NEW.account_id = coalesce(a.id, l.seq)
+      AND l.height = coalesce(a.height, -1) + 1);
 END;
 
 CREATE TRIGGER applying_update BEFORE UPDATE ON applying BEGIN
@@ -424,16 +437,16 @@ CREATE TRIGGER incoming_update BEFORE UPDATE ON incoming BEGIN
   SELECT RAISE(ABORT, 'incoming: incoming money never changes');
 END;
 
-CREATE TRIGGER incoming_delete BEFORE DELETE ON incoming WHEN OLD.recipient IS NOT (SELECT account FROM applying) BEGIN
+CREATE TRIGGER incoming_delete BEFORE DELETE ON incoming WHEN OLD.recipient IS NOT (SELECT account_id FROM applying) BEGIN
   SELECT RAISE(ABORT, 'incoming: money is taken up only by the link that lists it');
 END;
 
-CREATE TRIGGER threads_insert BEFORE INSERT ON threads WHEN NEW.recipient IS NOT (SELECT account FROM applying) BEGIN
+CREATE TRIGGER threads_insert BEFORE INSERT ON threads WHEN NEW.recipient IS NOT (SELECT account_id FROM applying) BEGIN
   SELECT RAISE(ABORT, 'threads: a thread is made only by a link that confirms');
 END;
 
 CREATE TRIGGER threads_update BEFORE UPDATE ON threads
-WHEN NEW.recipient IS NOT (SELECT account FROM applying) OR OLD.recipient <> NEW.recipient OR OLD.sender <> NEW.sender BEGIN
+WHEN NEW.recipient IS NOT (SELECT account_id FROM applying) OR OLD.recipient <> NEW.recipient OR OLD.sender <> NEW.sender BEGIN
   SELECT RAISE(ABORT, 'threads: a thread grows only by a link that confirms');
 END;
 
@@ -458,14 +471,14 @@ END;
 
 CREATE TRIGGER accounts_insert BEFORE INSERT ON accounts BEGIN
   SELECT RAISE(ABORT, 'accounts: an account is written only by the link that opens it')
-  WHERE NOT EXISTS (SELECT 1 FROM applying WHERE link_hash = NEW.tip) OR length(NEW.public_key) <> 32;
+  WHERE NOT EXISTS (SELECT 1 FROM applying WHERE link_hash = NEW.tip AND seq = NEW.id) OR length(NEW.public_key) <> 32;
   SELECT RAISE(ABORT, 'accounts: issuers come from the genesis file, before all other accounts')
   WHERE NEW.issuer NOT IN (0, 1) OR (NEW.issuer = 1 AND EXISTS (SELECT 1 FROM accounts WHERE issuer = 0 OR height > 0));
 END;
 
 CREATE TRIGGER accounts_update BEFORE UPDATE ON accounts BEGIN
   SELECT RAISE(ABORT, 'accounts: nothing changes but the head, and that only by the next link of the account')
-  WHERE NOT EXISTS (SELECT 1 FROM applying WHERE link_hash = NEW.tip);
+  WHERE NEW.id <> OLD.id OR NOT EXISTS (SELECT 1 FROM applying WHERE link_hash = NEW.tip AND account_id = NEW.id);
 END;
 
 CREATE TRIGGER accounts_delete BEFORE DELETE ON accounts BEGIN

@@ -22,7 +22,18 @@ from chain.disk import open_database, storage_errors
 from chain.errors import Corruption, LocalMisuse
 from chain.genesis import FIRST_EPOCH, Genesis, encode_genesis, issuer_links
 from chain.link import HEADER_BYTES, Link, Outcome, PostingHash, header_hash
-from chain.needs import CHAIN_BATCH, CHAIN_BATCH_BYTES, LOG_BATCH, Income, Loaded, LogPage, Needs, find_credits, load
+from chain.needs import (
+    CHAIN_BATCH,
+    CHAIN_BATCH_BYTES,
+    LOG_BATCH,
+    Income,
+    Loaded,
+    LogPage,
+    Needs,
+    account_id,
+    find_credits,
+    load,
+)
 from chain.request import MANY_POSTINGS, REQUEST_HEAD_BYTES, Kind, RequestId
 from chain.rows import ActiveRow, Applied, Credit, ViewRow, VoteRow
 from chain.schema import ID_BITS, SCHEMA_VERSION, STAGING_TABLES, create_schema, schema_faults
@@ -74,7 +85,7 @@ Write = Applied | VoteRow | CursorRow | SeenRow | ViewRow | ActiveRow
 _INSERT_LINK: Final = "INSERT INTO links VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _STAGE_POSTING: Final = "INSERT INTO new_postings VALUES (?, ?, ?, ?, ?, ?)"
 _STAGE_BATCH: Final = "INSERT INTO new_batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_STAGE_CONFIRMATION: Final = "INSERT INTO new_confirmations VALUES (?, ?, ?, ?, ?, ?)"
+_STAGE_CONFIRMATION: Final = "INSERT INTO new_confirmations VALUES (?, ?, ?, ?, ?)"
 _STAGE_OUTCOME: Final = "INSERT INTO new_outcomes VALUES (?, ?, ?)"
 _STAGE_ACCOUNT: Final = "INSERT INTO new_accounts VALUES (?, ?, ?, ?)"
 _UPSERT_VOTE: Final = (
@@ -167,7 +178,7 @@ class _Staged:
         self.links: list[tuple[int | str | bytes, ...]] = []
         self.postings: list[tuple[int | str | bytes, ...]] = []
         self.batches: list[tuple[int | str | bytes, ...]] = []
-        self.confirmations: list[tuple[int, PostingHash, int, str, str, int]] = []
+        self.confirmations: list[tuple[int, PostingHash, int, int, int]] = []
         self.outcomes: list[tuple[int, RequestId, Outcome]] = []
         self.accounts: list[tuple[int, str, bytes, int]] = []
 
@@ -198,7 +209,7 @@ class _Staged:
         self.outcomes += [(number, *outcome) for number, outcome in enumerate(outcomes, first)]
         for number, posting in enumerate(link.confirmed, first):
             credit = credits[posting]
-            self.confirmations.append((number, posting, credit.id, credit.sender, link.account, credit.amount))
+            self.confirmations.append((number, posting, credit.id, credit.sender_id, credit.amount))
         if link.height == 0:
             self.accounts += [
                 (seq, entry.request.asset, entry.request.public_key, int(issuer))
@@ -277,12 +288,22 @@ def _confirmed_by(conn: sqlite3.Connection, applied: Sequence[Applied], first_se
     if not wanted:
         return credits
     credits |= find_credits(conn, wanted)
+    opened: dict[str, int] = {}
     for seq, write in enumerate(applied, first_seq):
         link = write.link
+        if link.height == 0:
+            opened[link.account] = seq
         for number, posting in enumerate(link.posting_hashes):
             if posting in wanted and posting not in credits:
                 made = link.posting(number)
-                credits[posting] = Credit(posting, link.account, made.recipient, made.amount, seq << ID_BITS | number)
+                credits[posting] = Credit(
+                    posting,
+                    link.account,
+                    made.recipient,
+                    made.amount,
+                    seq << ID_BITS | number,
+                    sender_id=opened.get(link.account) or account_id(conn, link.account),
+                )
         for posting in link.confirmed:
             if posting not in credits:
                 raise Corruption(
@@ -392,12 +413,16 @@ def _check_start(conn: sqlite3.Connection) -> None:
             "`hopchain verify` on the database"
         )
     tips = conn.execute(
-        "SELECT a.name, a.height, a.balance, a.tip, l.height, l.balance, l.header "
-        "FROM accounts AS a LEFT JOIN links AS l ON l.hash = a.tip"
+        "SELECT a.name, a.height, a.balance, a.tip, l.height, l.balance, l.header, a.id, o.account, o.height "
+        "FROM accounts AS a LEFT JOIN links AS l ON l.hash = a.tip LEFT JOIN links AS o ON o.seq = a.id"
     )
-    for name, height, balance, tip, link_height, link_balance, header in tips:
+    for name, height, balance, tip, link_height, link_balance, header, number, *opening in tips:
         if header is None or header_hash(header) != tip or (height, balance) != (link_height, link_balance):
             raise Corruption(
                 f"the tip of account {name}, link {height} ({tip.hex()[:16]}), is missing, does not hash to itself or has "
                 "another balance: run `hopchain verify` on the database"
+            )
+        if opening != [name, 0]:
+            raise Corruption(
+                f"account {name} has number {number}, but link {number} of the log did not open it: run `hopchain verify` on the database"
             )

@@ -1,6 +1,7 @@
 """A network of one database, for tests: keys derived from names, links formed by the rules and applied at once."""
 
 import hashlib
+import re
 import sqlite3
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -52,6 +53,11 @@ GENESIS = Genesis(
     time_ms=1_000_000,
 )
 NETWORK = GENESIS.network_id
+
+
+def numbered(sql: str) -> str:
+    """`#alice`: the number of that account in the database, as it stands in `incoming` and `threads`."""
+    return re.sub(r"#([a-z]\w*)", r"(SELECT id FROM accounts WHERE name = '\1')", sql)
 
 
 def queued(request: Request) -> Queued:
@@ -185,8 +191,8 @@ def read_transfers(conn: sqlite3.Connection) -> list[tuple[object, ...]]:
 
 
 def read_incoming(conn: sqlite3.Connection) -> list[tuple[object, ...]]:
-    """The rows of `incoming` but their ids, by hash."""
-    return conn.execute("SELECT hash, recipient, sender, amount FROM incoming ORDER BY hash").fetchall()
+    """The rows of `incoming` under names, by hash."""
+    return conn.execute("SELECT hash, recipient, sender, amount FROM waiting ORDER BY hash").fetchall()
 
 
 def with_history(conn: sqlite3.Connection) -> Bank:

@@ -23,7 +23,7 @@ from chain.request import REQUEST_HEAD_BYTES, Posting, sign
 from chain.rules import Queued
 from chain.schema import ID_BITS, STAGING_TABLES, create_schema, schema_faults, statements
 from chain.seal import row_checksum
-from tests.chain.bank import NETWORK, Bank, file_database, key_of, public_key_of, with_history
+from tests.chain.bank import NETWORK, Bank, file_database, key_of, numbered, public_key_of, with_history
 
 
 class Shell:
@@ -35,10 +35,10 @@ class Shell:
         self.how = "INSERT"
 
     def run(self, sql: str, *values: object) -> None:
-        self.conn.execute(sql, values)
+        self.conn.execute(numbered(sql), values)
 
     def one(self, sql: str, *values: object) -> tuple[Any, ...]:
-        row = self.conn.execute(sql, values).fetchone()
+        row = self.conn.execute(numbered(sql), values).fetchone()
         assert isinstance(row, tuple), sql
         return row
 
@@ -51,8 +51,11 @@ class Shell:
                 self.run("INSERT INTO new_postings VALUES (?, ?, ?, ?, ?, ?)", *row)
         for number, confirmed in enumerate(link.confirmed, first):
             if confirmations:
-                truth = self.one("SELECT id, sender, recipient, amount FROM transfers WHERE hash = ?", confirmed)
-                self.run("INSERT INTO new_confirmations VALUES (?, ?, ?, ?, ?, ?)", number, confirmed, *truth)
+                truth = self.one(
+                    "SELECT t.id, a.id, t.amount FROM transfers AS t JOIN accounts AS a ON a.name = t.sender WHERE t.hash = ?",
+                    confirmed,
+                )
+                self.run("INSERT INTO new_confirmations VALUES (?, ?, ?, ?, ?)", number, confirmed, *truth)
         for number, (request, outcome) in enumerate(link.outcomes(), first):
             if outcomes:
                 self.run("INSERT INTO new_outcomes VALUES (?, ?, ?)", number, request, int(outcome))
@@ -139,14 +142,14 @@ _NEXT = "(SELECT max(seq) + 1 FROM links)"
 _NEW_ID = f"{_NEXT} << 14"
 _POSTING = "SELECT {id}, {hash}, recipient, {amount}, memo, request_id FROM postings WHERE recipient = 'bob' LIMIT 1"
 _ADDED = _POSTING.format(id=_NEW_ID, hash="randomblob(32)", amount="amount")
-_UNCONFIRMED = "SELECT posting FROM incoming WHERE recipient = 'alice' LIMIT 1"
+_UNCONFIRMED = "SELECT posting FROM incoming WHERE recipient = #alice LIMIT 1"
 
 BY_HAND: list[tuple[str, str, str]] = [
     ("links_update", "UPDATE links SET balance = balance + 1 WHERE seq = 9", "never changed"),
     ("links_update", "UPDATE OR IGNORE links SET epoch = 7", "never changed"),
     ("links_delete", "DELETE FROM links", "never deleted"),
-    ("applying_insert", "INSERT INTO applying SELECT 1, hash, seq, account FROM links WHERE account = 'alice' AND height = 1", "one above the head"),
-    ("applying_insert", "INSERT INTO applying VALUES (1, zeroblob(32), 1, 'alice')", "one above the head"),
+    ("applying_insert", "INSERT INTO applying SELECT 1, hash, seq, account, #alice FROM links WHERE account = 'alice' AND height = 1", "one above the head"),
+    ("applying_insert", "INSERT INTO applying VALUES (1, zeroblob(32), 1, 'alice', #alice)", "one above the head"),
     ("postings_insert", f"INSERT INTO postings {_ADDED}", "only by the link"),
     ("postings_insert", f"INSERT OR IGNORE INTO postings {_ADDED}", "only by the link"),
     ("postings_insert", f"INSERT OR FAIL INTO postings {_ADDED}", "only by the link"),
@@ -185,39 +188,40 @@ BY_HAND: list[tuple[str, str, str]] = [
     ("confirmations_update", "UPDATE confirmations SET rowid = rowid + 5 WHERE id = (SELECT max(id) FROM confirmations)", "never changes"),
     ("confirmations_delete", "DELETE FROM confirmations", "never taken back"),
     ("confirmations_delete", "DELETE FROM confirmations WHERE id = (SELECT max(id) FROM confirmations)", "never taken back"),
-    ("incoming_insert", "INSERT INTO incoming SELECT 'bob', 'alice', id, amount, hash FROM postings WHERE id IN "
+    ("incoming_insert", "INSERT INTO incoming SELECT #bob, #alice, id, amount FROM postings WHERE id IN "
                         "(SELECT posting FROM confirmations)", "only by the link"),
-    ("incoming_insert", f"INSERT INTO incoming SELECT 'bob', 'alice', {_NEW_ID}, 1000, randomblob(32)", "only by the link"),
-    ("incoming_insert", "INSERT OR IGNORE INTO incoming SELECT recipient, 'ezb', posting, amount, hash FROM incoming", "only by the"),
-    ("incoming_insert", "INSERT OR REPLACE INTO incoming SELECT recipient, sender, posting, amount + 1, hash FROM incoming",
+    ("incoming_insert", f"INSERT INTO incoming SELECT #bob, #alice, {_NEW_ID}, 1000", "only by the link"),
+    ("incoming_insert", "INSERT OR IGNORE INTO incoming SELECT recipient, #ezb, posting, amount FROM incoming", "only by the"),
+    ("incoming_insert", "INSERT OR REPLACE INTO incoming SELECT recipient, sender, posting, amount + 1 FROM incoming",
                         "only by the link"),
     ("incoming_update", "UPDATE incoming SET amount = amount + 1", "never changes"),
-    ("incoming_update", "UPDATE OR IGNORE incoming SET recipient = 'bob' WHERE recipient = 'alice'", "never changes"),
-    ("incoming_update", "UPDATE incoming SET sender = 'ezb' WHERE recipient = 'alice'", "never changes"),
+    ("incoming_update", "UPDATE OR IGNORE incoming SET recipient = #bob WHERE recipient = #alice", "never changes"),
+    ("incoming_update", "UPDATE incoming SET sender = #ezb WHERE recipient = #alice", "never changes"),
     ("incoming_update", "UPDATE incoming SET posting = posting + 1", "never changes"),
-    ("incoming_update", "UPDATE incoming SET hash = randomblob(32)", "never changes"),
-    ("incoming_update", "UPDATE OR REPLACE incoming SET recipient = 'carol', sender = 'mint', posting = "
-                        "(SELECT max(posting) FROM incoming) WHERE recipient = 'alice'", "never changes"),
+    ("incoming_update", "UPDATE OR REPLACE incoming SET recipient = #carol, sender = #mint, posting = "
+                        "(SELECT max(posting) FROM incoming) WHERE recipient = #alice", "never changes"),
     ("incoming_delete", "DELETE FROM incoming", "taken up only by"),
-    ("incoming_delete", "DELETE FROM incoming WHERE recipient = 'alice'", "taken up only by"),
-    ("threads_insert", "INSERT INTO threads VALUES ('mint2', 'alice', 5)", "only by a link"),
-    ("threads_insert", "INSERT OR IGNORE INTO threads VALUES ('mint2', 'alice', 5)", "only by a link"),
+    ("incoming_delete", "DELETE FROM incoming WHERE recipient = #alice", "taken up only by"),
+    ("threads_insert", "INSERT INTO threads VALUES (#mint2, #alice, 5)", "only by a link"),
+    ("threads_insert", "INSERT OR IGNORE INTO threads VALUES (#mint2, #alice, 5)", "only by a link"),
     ("threads_insert", "INSERT OR REPLACE INTO threads SELECT recipient, sender, 0 FROM threads", "only by a link"),
     ("threads_update", "UPDATE threads SET last = last - 1", "only by a link"),
     ("threads_update", "UPDATE threads SET last = last + 1", "only by a link"),
-    ("threads_update", "UPDATE OR IGNORE threads SET sender = 'mint2' WHERE recipient = 'alice' AND sender = 'mint'", "only by a"),
-    ("threads_update", "UPDATE OR REPLACE threads SET recipient = 'bob' WHERE recipient = 'alice'", "only by a link"),
+    ("threads_update", "UPDATE OR IGNORE threads SET sender = #mint2 WHERE recipient = #alice AND sender = #mint", "only by a"),
+    ("threads_update", "UPDATE OR REPLACE threads SET recipient = #bob WHERE recipient = #alice", "only by a link"),
     ("threads_delete", "DELETE FROM threads", "never deleted"),
-    ("threads_delete", "DELETE FROM threads WHERE recipient = 'alice'", "never deleted"),
+    ("threads_delete", "DELETE FROM threads WHERE recipient = #alice", "never deleted"),
     ("outcomes_insert", f"INSERT INTO outcomes VALUES (randomblob(32), 'alice', {_ANY_LINK}, 7, 0)", "only by the link"),
     ("outcomes_insert", "INSERT OR REPLACE INTO outcomes SELECT request_id, account, link_hash, number, 5 FROM outcomes LIMIT 1",
                         "only by the link"),
     ("outcomes_update", "UPDATE outcomes SET outcome = 0 WHERE outcome = 1", "final"),
     ("outcomes_delete", "DELETE FROM outcomes WHERE outcome = 5", "never deleted"),
-    ("accounts_insert", f"INSERT INTO accounts VALUES ('rich', 'CZK', zeroblob(32), 0, 0, {_ANY_LINK}, 0, 1, 1)", "by the link"),
-    ("accounts_insert", "INSERT OR REPLACE INTO accounts SELECT name, asset, randomblob(32), issuer, height, tip, balance, "
+    ("accounts_insert", f"INSERT INTO accounts VALUES ('rich', 99, 'CZK', zeroblob(32), 0, 0, {_ANY_LINK}, 0, 1, 1)", "by the link"),
+    ("accounts_insert", "INSERT OR REPLACE INTO accounts SELECT name, id, asset, randomblob(32), issuer, height, tip, balance, "
                         "epoch, time_ms FROM accounts WHERE name = 'alice'", "by the link"),
     ("accounts_update", "UPDATE accounts SET issuer = 1 WHERE name = 'bob'", "nothing changes but"),
+    ("accounts_update", "UPDATE accounts SET id = id + 1 WHERE name = 'bob'", "nothing changes but"),
+    ("accounts_update", "UPDATE OR IGNORE accounts SET id = #alice WHERE name = 'bob'", "nothing changes but"),
     ("accounts_update", "UPDATE accounts SET public_key = randomblob(32) WHERE name = 'bob'", "nothing changes but"),
     ("accounts_update", "UPDATE accounts SET balance = balance + 1 WHERE name = 'bob'", "nothing changes but"),
     ("accounts_update", f"UPDATE accounts SET tip = {_ANY_LINK}, height = 1 WHERE name = 'alice'", "nothing changes but"),
@@ -263,10 +267,10 @@ ALSO_BY_HAND: list[tuple[str, str]] = [
         "INSERT INTO incoming SELECT * FROM incoming WHERE true ON CONFLICT DO UPDATE SET amount = amount + 1",
         "only by the link",
     ),
-    ("INSERT INTO incoming VALUES ('bob', 'alice', NULL, 5, randomblob(32))", "NOT NULL"),
-    ("INSERT OR REPLACE INTO incoming VALUES (NULL, 'alice', 5, 5, randomblob(32))", "only by the link"),
+    ("INSERT INTO incoming VALUES (#bob, #alice, NULL, 5)", "NOT NULL"),
+    ("INSERT OR REPLACE INTO incoming VALUES (NULL, #alice, 5, 5)", "only by the link"),
     ("INSERT INTO threads SELECT * FROM threads WHERE true ON CONFLICT DO UPDATE SET last = 0", "only by a link"),
-    ("INSERT OR REPLACE INTO threads VALUES (NULL, 'bob', 5)", "NOT NULL"),
+    ("INSERT OR REPLACE INTO threads VALUES (NULL, #bob, 5)", "NOT NULL"),
     ("UPDATE OR REPLACE threads SET recipient = NULL", "NOT NULL"),
 ]
 
@@ -283,6 +287,9 @@ def test_these_are_refused_too(shell: Shell, sql: str, message: str) -> None:
 @pytest.mark.parametrize(
     "sql",
     [
+        "INSERT INTO waiting SELECT * FROM waiting",
+        "UPDATE waiting SET amount = amount + 1",
+        "DELETE FROM waiting WHERE recipient = 'alice'",
         "INSERT INTO transfers SELECT * FROM transfers",
         "INSERT OR REPLACE INTO transfers (id, amount) VALUES (5, 5)",
         "UPDATE transfers SET amount = amount + 1",
@@ -290,7 +297,7 @@ def test_these_are_refused_too(shell: Shell, sql: str, message: str) -> None:
         "DELETE FROM transfers",
     ],
 )
-def test_the_view_is_for_reading(shell: Shell, sql: str) -> None:
+def test_the_views_are_for_reading(shell: Shell, sql: str) -> None:
     before = _dump(shell.conn)
     with pytest.raises(sqlite3.OperationalError, match="it is a view"):
         shell.run(sql)
@@ -300,9 +307,9 @@ def test_the_view_is_for_reading(shell: Shell, sql: str) -> None:
 def test_a_temporary_table_does_not_stand_in_for_another(shell: Shell) -> None:
     """Triggers of the database see its own tables only."""
     shell.run(
-        "CREATE TEMP TABLE applying AS SELECT 1 AS one, hash AS link_hash, max(seq) + 1 AS seq, 'alice' AS account FROM links"
+        "CREATE TEMP TABLE applying AS SELECT 1 AS one, hash AS link_hash, max(seq) + 1 AS seq, 'alice' AS account, #alice AS account_id FROM links"
     )
-    for sql in (f"INSERT INTO main.postings {_ADDED}", "DELETE FROM main.incoming WHERE recipient = 'alice'"):
+    for sql in (f"INSERT INTO main.postings {_ADDED}", "DELETE FROM main.incoming WHERE recipient = #alice"):
         with pytest.raises(sqlite3.IntegrityError, match="only by"):
             shell.run(sql)
     shell.run("DROP TABLE temp.applying")
@@ -311,7 +318,7 @@ def test_a_temporary_table_does_not_stand_in_for_another(shell: Shell) -> None:
 def test_applying_cannot_be_handed_over(shell: Shell) -> None:
     """The row of `applying` never outlives its statement; were it there, it could not be pointed at another link."""
     shell.run("DROP TRIGGER applying_insert")
-    shell.run("INSERT INTO applying VALUES (1, zeroblob(32), 1, 'alice')")
+    shell.run("INSERT INTO applying VALUES (1, zeroblob(32), 1, 'alice', #alice)")
     with pytest.raises(sqlite3.IntegrityError, match="one link at a time"):
         shell.run("UPDATE applying SET link_hash = randomblob(32)")
 
@@ -376,8 +383,8 @@ def _lies(sql: str, gain: int = 0) -> Callable[[Shell], None]:
 
 
 _POSTING_BESIDE = "INSERT INTO new_postings SELECT id + 1, randomblob(32), 'bob', 1, '', zeroblob(32) FROM new_batches"
-_OTHER = "FROM incoming AS i WHERE i.recipient = 'alice' AND i.sender <> new_confirmations.sender"
-_FIRST = "WHERE sender = 'carol'"  # the smaller of the two confirmations of a good link: 3 from carol, 11 from mint
+_OTHER = "FROM incoming AS i WHERE i.recipient = #alice AND i.sender <> new_confirmations.sender"
+_FIRST = "WHERE sender = #carol"  # the smaller of the two confirmations of a good link: 3 from carol, 11 from mint
 
 
 def _batch(sql: str, **columns: object) -> Callable[[Shell], None]:
@@ -437,19 +444,9 @@ def _two_links_on_one_tip(shell: Shell) -> None:
     shell.insert(second, prev_hash=second.prev_hash)
 
 
-def _confirms_anothers(as_recipient: str) -> Callable[[Shell], None]:
-    """A link that takes up carol's oldest posting too, staged as a posting to this account."""
-
-    def forge(shell: Shell) -> None:
-        link = shell.next_link()
-        theirs = _unconfirmed(shell, "carol")
-        (amount,) = shell.one("SELECT amount FROM transfers WHERE hash = ?", theirs)
-        link = altered(link, confirmed=(*link.confirmed, theirs), balance=link.balance + amount)
-        shell.stage(link)
-        shell.run("UPDATE new_confirmations SET recipient = ? WHERE hash = ?", as_recipient, theirs)
-        shell.insert(link)
-
-    return forge
+def _confirms_anothers(shell: Shell) -> None:
+    """A link that takes up carol's oldest posting too."""
+    _confirms_also(shell, _unconfirmed(shell, "carol"))
 
 
 def _confirms_also(shell: Shell, posting: bytes) -> None:
@@ -476,6 +473,15 @@ def _confirms_another_hash(shell: Shell) -> None:
     made_up = bytes(range(32))
     shell.run("UPDATE new_confirmations SET hash = ? WHERE id & 16383 = 0", made_up)
     shell.insert(altered(good, confirmed=(made_up, *good.confirmed[1:])))
+
+
+def _exchanges_hashes(shell: Shell) -> None:
+    """Each of two postings is confirmed, under the hash of the other one."""
+    good = shell.next_link()
+    shell.stage(good)
+    first, second = good.confirmed
+    shell.run("UPDATE new_confirmations SET hash = iif(hash = ?1, ?2, ?1)", first, second)
+    shell.insert(altered(good, confirmed=(second, first)))
 
 
 def _confirms_what_no_body_lists(shell: Shell) -> None:
@@ -654,17 +660,18 @@ FORGED: list[tuple[str, Callable[[Shell], None], str]] = [
     ("one posting under two hashes",
      _lies(f"UPDATE new_confirmations SET (posting, sender, amount) = (SELECT posting, sender, amount {_OTHER}) {_FIRST}", 8),
      "confirmed_count is not the number"),
-    ("a confirmation of another sender", _lies(f"UPDATE new_confirmations SET sender = 'bob' {_FIRST}"),
+    ("a confirmation of another sender", _lies(f"UPDATE new_confirmations SET sender = #bob {_FIRST}"),
      "confirmed_count is not the number"),
-    ("a confirmation of another recipient", _lies(f"UPDATE new_confirmations SET recipient = 'bob' {_FIRST}"), "not of this account"),
+    ("a confirmation of a sender that is none", _lies(f"UPDATE new_confirmations SET sender = 0 {_FIRST}"),
+     "confirmed_count is not the number"),
     ("a confirmation of a greater amount", _lies("UPDATE new_confirmations SET amount = amount + 1", 2),
      "confirmed_count is not the number"),
     ("a confirmation of a smaller amount", _lies(f"UPDATE new_confirmations SET amount = 1 {_FIRST}", -2),
      "confirmed_count is not the number"),
     ("confirmations with their amounts exchanged", _lies("UPDATE new_confirmations SET amount = 14 - amount"),
      "confirmed_count is not the number"),
-    ("another's posting confirmed", _confirms_anothers("carol"), "not of this account"),
-    ("another's posting confirmed as one's own", _confirms_anothers("alice"), "confirmed_count is not the number"),
+    ("another's posting confirmed", _confirms_anothers, "confirmed_count is not the number"),
+    ("confirmations with their hashes exchanged, in the body too", _exchanges_hashes, "confirmed_count is not the number"),
     ("a posting confirmed again", _confirms_again, "confirmed_count is not the number"),
     ("a posting confirmed twice", _confirms_twice, "confirmed_count is not the number"),
     ("one of the stream skipped", _skips_one_of_the_stream, "not the next one of its sender"),
@@ -786,13 +793,13 @@ _THE_FIRST = f"{_NEXT} << 14"  # the id of the first posting or confirmation of 
 DAMAGED: list[tuple[str, str, bool, str]] = [
     ("postings_insert", f"INSERT INTO postings VALUES ({_THE_FIRST}, randomblob(32), 'bob', 1, '', x'00')", False, "posting_count"),
     ("postings_insert", f"INSERT INTO postings VALUES ({_THE_FIRST}, randomblob(32), 'bob', 1, '', x'00')", True, "posting that is there"),
-    ("incoming_insert", f"INSERT INTO incoming VALUES ('bob', 'alice', {_THE_FIRST}, 1, randomblob(32))", False, "posting_count"),
-    ("incoming_insert", f"INSERT INTO incoming VALUES ('bob', 'alice', {_THE_FIRST}, 1, randomblob(32))", True, "posting_count"),
+    ("incoming_insert", f"INSERT INTO incoming VALUES (#bob, #alice, {_THE_FIRST}, 1)", False, "posting_count"),
+    ("incoming_insert", f"INSERT INTO incoming VALUES (#bob, #alice, {_THE_FIRST}, 1)", True, "posting_count"),
     ("confirmations_insert", f"INSERT INTO confirmations VALUES ({_THE_FIRST}, 5, NULL)", False, "confirmed_count is not the number"),
     ("confirmations_insert", f"INSERT INTO confirmations SELECT 5, ({_UNCONFIRMED}), NULL", False, "confirmed_count is not the number"),
-    ("threads_update", f"UPDATE threads SET last = {_THE_FIRST} WHERE recipient = 'alice'", False, "not the next one of its sender"),
+    ("threads_update", f"UPDATE threads SET last = {_THE_FIRST} WHERE recipient = #alice", False, "not the next one of its sender"),
     ("threads_update", "UPDATE threads SET last = (SELECT posting FROM incoming AS i WHERE i.recipient = threads.recipient "
-                       "AND i.sender = threads.sender) WHERE recipient = 'alice' AND sender = 'mint'", False, "not the next one"),
+                       "AND i.sender = threads.sender) WHERE recipient = #alice AND sender = #mint", False, "not the next one"),
 ]  # fmt: skip
 
 
@@ -818,7 +825,7 @@ def test_an_opening_does_not_write_over_damage(shell: Shell, how: str) -> None:
     _without(
         shell,
         "accounts_insert",
-        f"INSERT INTO accounts VALUES ('dave', 'CZK', zeroblob(32), 0, -1, {_ANY_LINK}, 0, 1, 1)",
+        f"INSERT INTO accounts VALUES ('dave', {_NEXT}, 'CZK', zeroblob(32), 0, -1, {_ANY_LINK}, 0, 1, 1)",
     )
     shell.stage(link)
     shell.run("INSERT INTO new_accounts VALUES (?, 'CZK', ?, 0)", shell.next_seq(), public_key_of("dave"))
@@ -830,7 +837,7 @@ def test_an_opening_does_not_write_over_damage(shell: Shell, how: str) -> None:
 
 _APPLIED = "(SELECT seq FROM applying)"
 WHILE_APPLYING: list[tuple[str, str]] = [
-    ("INSERT INTO applying SELECT 2, link_hash, seq, account FROM applying", "one above the head"),
+    ("INSERT INTO applying SELECT 2, link_hash, seq, account, account_id FROM applying", "one above the head"),
     ("INSERT OR REPLACE INTO applying SELECT * FROM applying", "one above the head"),
     (f"INSERT INTO postings SELECT {_APPLIED} + 1 << 14, randomblob(32), 'bob', 1, '', x'00'", "only by the link"),
     (f"INSERT INTO postings SELECT {_APPLIED} - 1 << 14 | 99, randomblob(32), 'bob', 1, '', x'00'", "only by the link"),
@@ -839,22 +846,28 @@ WHILE_APPLYING: list[tuple[str, str]] = [
         "already there",
     ),
     (
-        f"INSERT INTO confirmations SELECT {_APPLIED} - 1 << 14 | 99, posting, NULL FROM incoming WHERE recipient = 'carol' LIMIT 1",
+        f"INSERT INTO confirmations SELECT {_APPLIED} - 1 << 14 | 99, posting, NULL FROM incoming WHERE recipient = #carol LIMIT 1",
         "only by the link",
     ),
-    (f"INSERT INTO incoming SELECT 'bob', 'alice', {_APPLIED} - 1 << 14 | 99, 1, randomblob(32)", "only by the link"),
-    ("DELETE FROM incoming WHERE recipient = 'carol'", "only by the link"),
-    ("UPDATE incoming SET amount = 1 WHERE recipient = 'alice'", "never changes"),
-    ("INSERT INTO threads VALUES ('mint2', 'alice', 5)", "only by a link"),
-    ("UPDATE threads SET last = 5 WHERE recipient = 'bob'", "only by a link"),
+    (f"INSERT INTO incoming SELECT #bob, #alice, {_APPLIED} - 1 << 14 | 99, 1", "only by the link"),
+    ("DELETE FROM incoming WHERE recipient = #carol", "only by the link"),
+    ("UPDATE incoming SET amount = 1 WHERE recipient = #alice", "never changes"),
+    ("INSERT INTO threads VALUES (#mint2, #alice, 5)", "only by a link"),
+    ("UPDATE threads SET last = 5 WHERE recipient = #bob", "only by a link"),
     (
-        "UPDATE threads SET recipient = 'alice', sender = 'mint2' WHERE recipient = 'bob' AND sender = 'mint'",
+        "UPDATE threads SET recipient = #alice, sender = #mint2 WHERE recipient = #bob AND sender = #mint",
         "only by a link",
     ),
-    ("UPDATE threads SET recipient = 'alice' WHERE recipient = 'bob' AND sender = 'alice'", "only by a link"),
-    ("UPDATE threads SET recipient = 'mint2' WHERE recipient = 'alice' AND sender = 'mint'", "only by a link"),
-    ("UPDATE threads SET sender = 'mint2' WHERE recipient = 'alice' AND sender = 'mint'", "only by a link"),
-    ("DELETE FROM threads WHERE recipient = 'alice'", "never deleted"),
+    ("UPDATE threads SET recipient = #alice WHERE recipient = #bob AND sender = #alice", "only by a link"),
+    ("UPDATE threads SET recipient = #mint2 WHERE recipient = #alice AND sender = #mint", "only by a link"),
+    ("UPDATE threads SET sender = #mint2 WHERE recipient = #alice AND sender = #mint", "only by a link"),
+    ("DELETE FROM threads WHERE recipient = #alice", "never deleted"),
+    ("UPDATE accounts SET id = 99, tip = (SELECT link_hash FROM applying) WHERE name = 'bob'", "nothing changes but"),
+    ("UPDATE accounts SET id = 99, tip = (SELECT link_hash FROM applying) WHERE name = 'alice'", "nothing changes but"),
+    (
+        "UPDATE accounts SET id = #alice, tip = (SELECT link_hash FROM applying) WHERE name = 'bob'",
+        "nothing changes but",
+    ),
     ("DELETE FROM confirmations", "never taken back"),
     ("UPDATE postings SET amount = 1", "never changes"),
     ("UPDATE confirmations SET previous = NULL", "never changes"),
@@ -880,7 +893,7 @@ def test_what_a_temporary_trigger_adds_to_a_link_is_found_by_the_audit(shell: Sh
     shell.run(
         "CREATE TEMP TRIGGER beside AFTER INSERT ON main.applying BEGIN "
         "INSERT INTO postings VALUES (NEW.seq << 14 | 99, zeroblob(32), 'carol', 1000, '', zeroblob(32)); "
-        "INSERT INTO incoming VALUES ('carol', NEW.account, NEW.seq << 14 | 99, 1000, zeroblob(32)); END"
+        "INSERT INTO incoming VALUES (#carol, NEW.account_id, NEW.seq << 14 | 99, 1000); END"
     )
     link = _good(shell)
     shell.insert(link)
@@ -929,13 +942,13 @@ def test_senders_do_not_wait_for_one_another(shell: Shell) -> None:
     """Only the postings of one sender have an order; what another one paid before may come later."""
     link = shell.next_link()
     (older, amount), (newer, _) = shell.conn.execute(
-        "SELECT hash, amount FROM incoming WHERE recipient = 'alice' ORDER BY posting"
+        "SELECT hash, amount FROM waiting WHERE recipient = 'alice' ORDER BY posting"
     ).fetchall()
     assert set(link.confirmed) == {older, newer}
     link = altered(link, confirmed=(newer,), balance=link.balance - amount)
     shell.stage(link)
     shell.insert(link)
-    assert shell.one("SELECT hash FROM incoming WHERE recipient = 'alice'") == (older,)
+    assert shell.one("SELECT hash FROM waiting WHERE recipient = 'alice'") == (older,)
 
 
 def test_postings_of_a_batch_are_those_staged_one_by_one(tmp_path: Path) -> None:
@@ -976,6 +989,55 @@ def test_the_view_finds_a_posting_by_its_hash_in_the_index(shell: Shell) -> None
     plan = [row[3] for row in shell.conn.execute(f"EXPLAIN QUERY PLAN SELECT * {query}", {"x": wanted})]
     assert any("SEARCH p USING INDEX postings_hash" in step for step in plan), plan
     assert not any(step.startswith("SCAN") for step in plan), plan
+
+
+def test_what_waits_for_an_account_is_found_by_its_name(shell: Shell) -> None:
+    """As docs/schema.md says."""
+    query = "SELECT sender, amount, hash FROM waiting WHERE recipient = 'alice'"
+    paid = "SELECT sender, amount, hash FROM transfers WHERE recipient = 'alice' AND confirmation IS NULL"
+    found = shell.conn.execute(query).fetchall()
+    assert len(found) == 2
+    assert sorted(found) == sorted(shell.conn.execute(paid).fetchall())
+    plan = [row[3] for row in shell.conn.execute(f"EXPLAIN QUERY PLAN {query}")]
+    assert any(step.startswith("SEARCH i USING PRIMARY KEY (recipient=?)") for step in plan), plan
+    assert not any(step.startswith("SCAN") for step in plan), plan
+
+
+def test_an_account_has_the_number_of_the_link_that_opened_it(shell: Shell) -> None:
+    opened = shell.conn.execute("SELECT account, seq FROM links WHERE height = 0 ORDER BY seq").fetchall()
+    assert opened == shell.conn.execute("SELECT name, id FROM accounts ORDER BY id").fetchall()
+    assert len(opened) == 7
+
+
+@pytest.mark.parametrize("number", ["seq + 1", "seq - 1", "0", "#alice", "max(seq)"])
+def test_an_account_has_no_other_number(shell: Shell, number: str) -> None:
+    """A temporary trigger of the shell writes the row before the link's own trigger does."""
+    link = shell.opening()
+    shell.stage(link)
+    shell.run("INSERT INTO new_accounts VALUES (?, 'CZK', ?, 0)", shell.next_seq(), public_key_of("dave"))
+    columns = "account, {}, 'CZK', zeroblob(32), 0, 0, hash, 0, epoch, time_ms FROM links WHERE height = 0"
+    row = columns.format(number if "max" not in number else "(SELECT max(seq) - 1 FROM links)")
+    shell.run(
+        "CREATE TEMP TRIGGER beside AFTER INSERT ON main.applying BEGIN "
+        f"INSERT INTO accounts SELECT {row} AND seq = NEW.seq; END"
+    )
+    before = _dump(shell.conn)
+    with pytest.raises(sqlite3.IntegrityError, match="only by the link that opens it"):
+        shell.insert(link)
+    assert _dump(shell.conn) == before
+
+
+def test_applying_names_the_account_by_its_own_number(shell: Shell) -> None:
+    """The trigger of the table refuses another one, for a link that is to be applied and names the right account."""
+    link = _good(shell)
+    shell.run(
+        "CREATE TEMP TRIGGER beside BEFORE INSERT ON main.applying WHEN NEW.one = 1 BEGIN "
+        "INSERT INTO applying VALUES (2, NEW.link_hash, NEW.seq, NEW.account, NEW.account_id + 1); END"
+    )
+    before = _dump(shell.conn)
+    with pytest.raises(sqlite3.IntegrityError, match="one above the head of its account"):
+        shell.insert(link)
+    assert _dump(shell.conn) == before
 
 
 def test_the_schema_is_compared_word_for_word() -> None:

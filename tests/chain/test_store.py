@@ -1,6 +1,7 @@
 import hashlib
+import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -12,8 +13,8 @@ from chain.disk import open_database, snapshot, storage_errors
 from chain.errors import Corruption, LocalMisuse, StorageFailure
 from chain.genesis import issuer_links
 from chain.link import HEADER_BYTES, LinkHash, Outcome, PostingHash, build_link, income_checksum
-from chain.needs import read_postings
-from chain.reads import state_digest
+from chain.needs import account_id, read_postings
+from chain.reads import list_accounts, read_balance, read_chain, state_digest
 from chain.request import RequestId
 from chain.rows import ActiveRow, Applied, Credit, Forming, ViewRow, VoteRow
 from chain.rules import check_second_thread, check_tip_income
@@ -44,6 +45,7 @@ from tests.chain.bank import (
     file_database,
     id_of,
     memory_database,
+    numbered,
     view_after,
     with_history,
 )
@@ -180,7 +182,7 @@ def _reseal(conn: sqlite3.Connection, key: str, value: bytes) -> None:
 
 def test_another_schema_version_is_refused(conn: sqlite3.Connection) -> None:
     _reseal(conn, "schema_version", b"99")
-    with pytest.raises(LocalMisuse, match="version 99, this program has 4"):
+    with pytest.raises(LocalMisuse, match="version 99, this program has 5"):
         create_or_check(conn, GENESIS, NODE, VIEW)
 
 
@@ -188,7 +190,7 @@ def test_another_schema_version_is_refused(conn: sqlite3.Connection) -> None:
     ("sql", "text"),
     [
         ("DROP TRIGGER confirmations_delete", "confirmations_delete in the schema"),
-        ("INSERT INTO new_confirmations VALUES (1, x'00', 1, 'a', 'b', 1)", "new_confirmations holds 1 rows"),
+        ("INSERT INTO new_confirmations VALUES (1, x'00', 1, 1, 1)", "new_confirmations holds 1 rows"),
         ("DELETE FROM meta WHERE key = 'log'", "no meta row log"),
         ("UPDATE meta SET value = x'00' WHERE key = 'log'", "checksum does not hold"),
         ("UPDATE views SET raw = x'00'", "views row 1"),
@@ -199,6 +201,9 @@ def test_another_schema_version_is_refused(conn: sqlite3.Connection) -> None:
         ("UPDATE accounts SET balance = balance + 1 WHERE name = 'bob'", "tip of account bob"),
         ("UPDATE accounts SET height = height + 1 WHERE name = 'bob'", "tip of account bob"),
         ("UPDATE accounts SET tip = zeroblob(32) WHERE name = 'bob'", "tip of account bob"),
+        ("UPDATE accounts SET id = 99 WHERE name = 'bob'", "account bob has number 99, but link 99 of the log did not"),
+        ("UPDATE accounts SET id = 4 WHERE name = 'bob'", "account bob has number 4, but link 4 of the log did not"),
+        ("UPDATE accounts SET id = 11 WHERE name = 'bob'", "account bob has number 11, but link 11 of the log did not"),
         (
             "UPDATE links SET header = zeroblob(224) WHERE hash = (SELECT tip FROM accounts WHERE name = 'bob')",
             "account bob",
@@ -534,12 +539,13 @@ def test_everything_is_loaded_by_its_key(bank: Bank) -> None:
     assert loaded.known == {link.hash for link in links}
     confirmations = {posting: link.hash for link in links for posting in link.confirmed}
     ids = dict(bank.conn.execute("SELECT hash, id FROM transfers"))
+    opened = dict(bank.conn.execute("SELECT account, seq FROM links WHERE height = 0"))
     rows = read_postings(bank.conn, [posting for _, posting in postings])
     for link in links:
         for number, hash_, posting, _ in link.postings():
             confirmation = confirmations.get(hash_)
             assert loaded.postings[hash_] == Credit(
-                hash_, link.account, posting.recipient, posting.amount, ids[hash_], confirmation
+                hash_, link.account, posting.recipient, posting.amount, ids[hash_], confirmation, opened[link.account]
             )
             row = rows[hash_]
             assert (row.link_hash, row.number, row.sender, row.height, row.time_ms) == (
@@ -548,6 +554,53 @@ def test_everything_is_loaded_by_its_key(bank: Bank) -> None:
             assert (row.recipient, row.amount, row.memo) == (posting.recipient, posting.amount, posting.memo)
             assert row.confirmation == confirmation
             assert (row.prev_confirmed_hash is None) is (confirmation is None)
+
+
+def _plans(conn: sqlite3.Connection, work: Callable[[], object]) -> dict[str, list[str]]:
+    """Every query that the work runs, with SQLite's plan of it."""
+    queries: set[str] = set()
+    conn.set_trace_callback(queries.add)
+    work()
+    conn.set_trace_callback(None)
+    chosen = [query for query in queries if query.startswith(("SELECT", "WITH"))]
+    return {query: [row[3] for row in conn.execute(f"EXPLAIN QUERY PLAN {query}")] for query in chosen}
+
+
+def test_what_a_turn_reads_is_found_in_an_index(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the keys themselves are gone through, and what a query has put together by itself."""
+    link, names = bank.links[-1], {"alice", "bob", "carol", "nobody"}
+    posting = bank.links[-1].posting_hashes[0]
+    needs = Needs(
+        heads=names | {"erik"},
+        outcomes={(link.account, id_of(link.entries[0].request))},
+        postings={"alice": {posting, bank.links[4].posting_hashes[0]}},
+        links_at={(link.account, link.height)},
+        chains={("alice", 1)},
+        by_hash={link.hash},
+        by_posting={posting},
+        known={link.hash},
+        forming=names,
+        forming_few=names | {"erik"},
+        income={"alice", "nobody"},
+        log={3},
+        log_head=True,
+    )
+
+    def work() -> None:
+        for few in (chain.needs.FEW, 0):
+            monkeypatch.setattr(chain.needs, "FEW", few)
+            load(bank.conn, needs)
+        read_balance(bank.conn, "alice")
+        read_chain(bank.conn, "alice")
+        list_accounts(bank.conn)
+        account_id(bank.conn, "alice")
+
+    plans = _plans(bank.conn, work)
+    assert len(plans) > 20
+    for query, plan in plans.items():
+        made = {step.split()[1] for step in plan if step.startswith(("CO-ROUTINE", "MATERIALIZE"))}
+        scanned = [step for step in plan if step.startswith("SCAN") and step.split()[1] not in made | {"k", "CONSTANT"}]
+        assert all(re.fullmatch(r"SCAN \d+ CONSTANT ROWS", step) for step in scanned), (query, plan)
 
 
 def test_the_view_of_transfers_says_the_same_as_the_rows(bank: Bank) -> None:
@@ -707,7 +760,7 @@ def test_forming_is_bounded_but_counts_everything(bank: Bank, monkeypatch: pytes
 
 
 _FIRST = "(SELECT id FROM transfers WHERE sender = 'mint' AND recipient = 'alice' ORDER BY id LIMIT 1)"
-_BACK = f"INSERT INTO incoming SELECT recipient, sender, id, amount, hash FROM transfers WHERE id = {_FIRST}"
+_BACK = f"INSERT INTO incoming SELECT #alice, #mint, id, amount FROM transfers WHERE id = {_FIRST}"
 
 
 def _drop_guards(conn: sqlite3.Connection) -> None:
@@ -732,7 +785,7 @@ def test_a_confirmation_that_was_taken_back_is_refused_and_never_counted_again(
     """For the first posting of a stream whose later ones are confirmed."""
     _drop_guards(bank.conn)
     for statement in statements:
-        assert bank.conn.execute(statement).rowcount > 0
+        assert bank.conn.execute(numbered(statement)).rowcount > 0
     with pytest.raises(Corruption, match=rf"posting .* of 1000 from mint .* to alice is refused: .*{text}"):
         bank.form([bank.transfer("alice", ("bob", 1))])
 
@@ -740,20 +793,23 @@ def test_a_confirmation_that_was_taken_back_is_refused_and_never_counted_again(
 @pytest.mark.parametrize(
     ("statement", "text"),
     [
-        ("UPDATE incoming SET amount = amount + 1 WHERE recipient = 'alice'", "is not what its link says"),
-        ("UPDATE incoming SET hash = zeroblob(32) WHERE recipient = 'alice'", "is not what its link says"),
+        ("UPDATE incoming SET amount = amount + 1 WHERE recipient = #alice", "is not what its link says"),
+        ("UPDATE incoming SET sender = #bob WHERE recipient = #alice AND sender = #carol", "is not what its link says"),
+        ("UPDATE incoming SET sender = 99 WHERE recipient = #alice AND sender = #carol", "is not what its link says"),
         (
-            "UPDATE incoming SET sender = 'bob' WHERE recipient = 'alice' AND sender = 'carol'",
+            "UPDATE incoming SET sender = (SELECT seq FROM links WHERE account = 'carol' AND height = 1) "
+            "WHERE recipient = #alice AND sender = #carol",
             "is not what its link says",
         ),
-        ("UPDATE incoming SET recipient = 'alice' WHERE recipient = 'carol'", "is not what its link says"),
-        ("UPDATE threads SET last = 3 WHERE recipient = 'alice'", "posting 3, where its thread ends, is not here"),
+        ("UPDATE incoming SET recipient = #alice WHERE recipient = #carol", "is not what its link says"),
+        ("UPDATE accounts SET id = #carol WHERE name = 'alice'", "is not what its link says"),
+        ("UPDATE threads SET last = 3 WHERE recipient = #alice", "posting 3, where its thread ends, is not here"),
         (
-            "UPDATE threads SET last = (SELECT last FROM threads WHERE recipient = 'bob') WHERE recipient = 'alice'",
+            "UPDATE threads SET last = (SELECT last FROM threads WHERE recipient = #bob) WHERE recipient = #alice",
             "its thread ends in a posting of another stream",
         ),
         (
-            "DELETE FROM confirmations WHERE posting = (SELECT last FROM threads WHERE recipient = 'alice' AND sender = 'mint')",
+            "DELETE FROM confirmations WHERE posting = (SELECT last FROM threads WHERE recipient = #alice AND sender = #mint)",
             "before it is not confirmed",
         ),
     ],
@@ -766,7 +822,7 @@ def test_damaged_income_is_refused(bank: Bank, statement: str, text: str) -> Non
         bank.pay(name, ("alice", 1))
     bank.pay("mint", ("carol", 2))
     _drop_guards(bank.conn)
-    assert bank.conn.execute(statement).rowcount > 0
+    assert bank.conn.execute(numbered(statement)).rowcount > 0
     with pytest.raises(Corruption, match=rf"posting .* to (alice|carol) is refused: .*{text}"):
         bank.form([bank.transfer("alice", ("bob", 1))])
 

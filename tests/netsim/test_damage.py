@@ -58,11 +58,12 @@ class Bank:
         for name, _ in triggers:
             self.conn.execute(f"DROP TRIGGER {name}")
         statements = [
-            "INSERT INTO incoming SELECT recipient, sender, id, amount, hash FROM transfers WHERE recipient = 'acct-0'",
+            "INSERT INTO incoming SELECT r.id, s.id, t.id, t.amount FROM transfers AS t JOIN accounts AS r ON r.name = t.recipient "
+            "JOIN accounts AS s ON s.name = t.sender WHERE t.recipient = 'acct-0'",
             "DELETE FROM confirmations WHERE posting IN (SELECT id FROM transfers WHERE recipient = 'acct-0')",
         ]
         if thread:
-            statements.append("DELETE FROM threads WHERE recipient = 'acct-0'")
+            statements.append("DELETE FROM threads WHERE recipient = (SELECT id FROM accounts WHERE name = 'acct-0')")
         for statement in statements:
             changed = self.conn.execute(statement).rowcount
             assert changed == 1, (statement, changed)

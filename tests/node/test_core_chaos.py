@@ -193,7 +193,8 @@ MUTANTS: dict[str, Mutant] = {
         Edit(
             "chain.needs:_forming",
             "conn, _INCOMING,",
-            "conn, _INCOMING.replace('incoming AS i', '(SELECT recipient, sender, id AS posting, amount, hash FROM transfers) AS i'),",
+            "conn, _INCOMING.replace('incoming AS i', '(SELECT r.id AS recipient, s.id AS sender, t.id AS posting, t.amount AS amount '"
+            " 'FROM transfers AS t JOIN accounts AS r ON r.name = t.recipient JOIN accounts AS s ON s.name = t.sender) AS i'),",
         ),
         Edit("chain.rules:check_second_thread", "forming.incoming", "()"),
     ),
