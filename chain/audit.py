@@ -25,7 +25,7 @@ from chain.errors import Corruption, LocalMisuse, RemoteFault
 from chain.genesis import FIRST_EPOCH, Genesis, decode_genesis, encode_genesis, issuer_links
 from chain.link import HEADER_BYTES, Link, Outcome, decode_link_untrusted, opening_slot
 from chain.request import Kind, RequestId, is_signed_by
-from chain.schema import ID_BITS, SCHEMA_VERSION, STAGING_TABLES, schema_faults
+from chain.schema import ID_BITS, PART_BITS, SCHEMA_VERSION, STAGING_TABLES, schema_faults
 from chain.seal import EMPTY_LOG, check_version, row_checksum
 from chain.verdicts import Before, why_wrong
 
@@ -129,9 +129,9 @@ def _compare(
 
 _LINK_COLUMNS: Final = (
     "hash", "account", "height", "prev_hash", "balance", "incoming_checksum", "epoch", "time_ms", "posting_count",
-    "confirmed_count", "outcome_count",
+    "confirmed_count", "outcome_count", "postings_before",
 )  # fmt: skip
-_POSTING_COLUMNS: Final = ("id", "hash", "recipient", "amount", "memo", "request_id")
+_POSTING_COLUMNS: Final = ("id", "part", "hash", "recipient", "amount", "memo", "request_id")
 _OPENING_COLUMNS: Final = ("name", "id", "asset", "public_key", "issuer")
 # Who has this number: the account that the link opened.
 _NAME_OF: Final = "coalesce((SELECT account FROM links WHERE seq = {0} AND height = 0), 'account ' || {0})"
@@ -263,6 +263,7 @@ class _Audit:
             derived = (
                 link.hash, link.account, link.height, link.prev_hash, link.balance, link.incoming_checksum, link.epoch,
                 link.time_ms, sum(1 for _ in link.postings()), len(link.confirmed), sum(1 for _ in link.outcomes()),
+                self.postings,
             )  # fmt: skip
             _compare("links", stored[0], _LINK_COLUMNS, derived, stored)
             _require(link.network == genesis.network_id, "links", link.hash, "header", genesis.network_id, link.network)
@@ -383,14 +384,15 @@ class _Audit:
     def _postings(self, seq: int, link: Link) -> None:
         columns = ", ".join(_POSTING_COLUMNS)
         found = self._conn.execute(f"SELECT {columns} FROM postings WHERE id BETWEEN ? AND ? ORDER BY id", _ids_of(seq))
+        part = self.postings >> PART_BITS
         for number, posting_hash, posting, request_id in link.postings():
             self.postings += 1
             place = seq << ID_BITS | number
-            expected = (place, posting_hash, posting.recipient, posting.amount, posting.memo, request_id)
+            expected = (place, part, posting_hash, posting.recipient, posting.amount, posting.memo, request_id)
             _compare("postings", posting_hash, _POSTING_COLUMNS, expected, found.fetchone())
         row = found.fetchone()
         if row is not None:
-            _require(False, "postings", row[1], "hash", f"nothing, link {link.hash.hex()} does not make it", "a row")
+            _require(False, "postings", row[2], "hash", f"nothing, link {link.hash.hex()} does not make it", "a row")
 
     def _outcomes(self, link: Link) -> None:
         columns = ", ".join(_OUTCOME_COLUMNS)

@@ -127,8 +127,12 @@ _OUTCOMES: Final = (
     f"SELECT {OUTCOME_COLUMNS} FROM k CROSS JOIN outcomes AS o ON o.request_id = k.column2 AND o.account = k.column1 "
     "CROSS JOIN links AS l ON l.hash = o.link_hash"
 )
-_POSTINGS: Final = (
-    f"SELECT {POSTING_COLUMNS} FROM k CROSS JOIN postings AS p ON {BY_HASH.format('k.column1')} {POSTING_JOINS}"
+_MADE_BY: Final = (  # the link with this seq
+    f"SELECT {POSTING_COLUMNS} FROM postings AS p {POSTING_JOINS} WHERE p.id BETWEEN ?1 << 14 AND ?1 << 14 | 16383 ORDER BY p.id"
+)
+_CONFIRMED_BY: Final = (
+    f"SELECT {POSTING_COLUMNS} FROM confirmations AS o CROSS JOIN postings AS p ON p.id = o.posting {POSTING_JOINS} "
+    "WHERE o.id BETWEEN ?1 << 14 AND ?1 << 14 | 16383 ORDER BY o.id"
 )
 _CREDIT_COLUMNS: Final = "p.hash, l.account, p.recipient, p.amount, p.id, t.hash, s.id"
 _CREDIT_JOINS: Final = (
@@ -141,11 +145,10 @@ _CREDITS: Final = (
 _SCANNED: Final = 64  # incoming postings of an account that are read in one go, beside as many as it confirms
 # Of rows of `incoming`: the account of this name, and the account that has the number `i.sender`, by the link that opened it.
 _ID_OF: Final = "(SELECT id FROM accounts WHERE name = ?)"
-_WAITING: Final = (
-    "SELECT p.hash, s.account, p.recipient, i.amount, i.posting, NULL, i.sender FROM incoming AS i "
-    "CROSS JOIN postings AS p ON p.id = i.posting CROSS JOIN links AS s ON s.seq = i.sender "
-    f"WHERE i.recipient = {_ID_OF} LIMIT ?"
-)
+_WAITING_COLUMNS: Final = "p.hash, s.account, p.recipient, i.amount, i.posting, NULL, i.sender"
+_WAITING_JOINS: Final = "CROSS JOIN postings AS p ON p.id = i.posting CROSS JOIN links AS s ON s.seq = i.sender"
+_WAITING: Final = f"SELECT {_WAITING_COLUMNS} FROM incoming AS i {_WAITING_JOINS} WHERE i.recipient = {_ID_OF} LIMIT ?"
+_OLDEST_WAITING: Final = f"SELECT {_WAITING_COLUMNS} FROM (SELECT * FROM incoming WHERE recipient = {_ID_OF} ORDER BY posting LIMIT ?) AS i {_WAITING_JOINS}"
 _LINKS_AT: Final = (
     "SELECT l.account, l.height, l.hash FROM k CROSS JOIN links AS l ON l.account = k.column1 AND l.height = k.column2"
 )
@@ -327,9 +330,15 @@ def _log_page(conn: sqlite3.Connection, after: int) -> LogPage:
     return LogPage(tuple(LinkHash(link) for link, _ in rows), rows[-1][1] if rows else after)
 
 
-def read_postings(conn: sqlite3.Connection, hashes: Collection[PostingHash]) -> dict[PostingHash, PostingRow]:
-    """Those of these postings that are here, as people read them."""
-    return {row.hash: row for row in _join(conn, _POSTINGS, _singles(hashes), PostingRow)}
+def read_postings(
+    conn: sqlite3.Connection, link_hash: LinkHash
+) -> tuple[tuple[PostingRow, ...], tuple[PostingRow, ...]]:
+    """What the link with this hash pays, and what it confirms, as people read them, each in its order."""
+    row = conn.execute("SELECT seq FROM links WHERE hash = ?", (link_hash,)).fetchone()
+    if row is None:
+        return (), ()
+    made, confirmed = (tuple(starmap(PostingRow, conn.execute(query, row))) for query in (_MADE_BY, _CONFIRMED_BY))
+    return made, confirmed
 
 
 def account_id(conn: sqlite3.Connection, name: str) -> int:
@@ -345,12 +354,16 @@ def find_credits(conn: sqlite3.Connection, hashes: Collection[PostingHash]) -> d
 
 def _credits(conn: sqlite3.Connection, wanted: Mapping[str, set[PostingHash]]) -> dict[PostingHash, Credit]:
     """The postings that each account confirms. They are among its incoming ones, which stand together on the disk: one
-    look there finds all, unless the account has many more. The others are looked for by their hashes."""
+    look there finds all, unless the account has many more; then a second one at the oldest of them. The others are looked
+    for by their hashes, which takes a search in each part of the index."""
     found: dict[PostingHash, Credit] = {}
     for account, hashes in wanted.items():
-        for row in conn.execute(_WAITING, (account, len(hashes) + _SCANNED)):
-            if row[0] in hashes:
-                found[row[0]] = Credit(*row)
+        most = len(hashes) + _SCANNED
+        for query in (_WAITING, _OLDEST_WAITING):
+            rows = conn.execute(query, (account, most)).fetchall()
+            found.update((row[0], Credit(*row)) for row in rows if row[0] in hashes)
+            if len(rows) < most or all(posting in found for posting in hashes):
+                break
     missing = {posting for hashes in wanted.values() for posting in hashes if posting not in found}
     return {**found, **find_credits(conn, missing)} if missing else found
 

@@ -13,7 +13,8 @@ from typing import Final
 import msgspec
 
 from chain.disk import snapshot, storage_errors
-from chain.link import Entry, Link, LinkHash, Outcome, PostingHash, Slot, decode_link_untrusted
+from chain.errors import Corruption
+from chain.link import Entry, Link, LinkHash, Outcome, Slot, decode_link_untrusted
 from chain.needs import (
     HEAD_COLUMNS,
     INCOMING_SUM,
@@ -126,10 +127,16 @@ def find_link(conn: sqlite3.Connection, link_hash: LinkHash) -> ChainLink | None
 
 
 def _chain_link(conn: sqlite3.Connection, link: Link) -> ChainLink:
-    rows = _posting_rows(conn, [*(posting for _, posting, _, _ in link.postings()), *link.confirmed])
+    paid, confirmed = read_postings(conn, link.hash)
+    if (*(row.hash for row in paid),) != link.posting_hashes or (*(row.hash for row in confirmed),) != link.confirmed:
+        raise Corruption(
+            f"link {link.height} of {link.account} ({link.hash.hex()[:16]}) pays {len(link.posting_hashes)} and confirms "
+            f"{len(link.confirmed)} postings; {len(paid)} and {len(confirmed)} rows are here, or other ones: "
+            "run `hopchain verify` on the database"
+        )
     made: dict[RequestId, list[PostingRow]] = {}
-    for _, posting, _, request in link.postings():
-        made.setdefault(request, []).append(rows[posting])
+    for row, (_, _, _, request) in zip(paid, link.postings(), strict=True):
+        made.setdefault(request, []).append(row)
     return ChainLink(
         link.account,
         link.height,
@@ -140,16 +147,12 @@ def _chain_link(conn: sqlite3.Connection, link: Link) -> ChainLink:
         link.epoch,
         link.time_ms,
         tuple(_chain_entry(entry, made.get(entry.request_id, [])) for entry in link.entries),
-        tuple(rows[posting] for posting in link.confirmed),
+        confirmed,
     )
 
 
 def _chain_entry(entry: Entry, postings: Iterable[PostingRow]) -> ChainEntry:
     return ChainEntry(entry.request_id, entry.request, entry.outcome, tuple(postings))
-
-
-def _posting_rows(conn: sqlite3.Connection, hashes: Iterable[PostingHash]) -> dict[PostingHash, PostingRow]:
-    return read_postings(conn, set(hashes))
 
 
 def read_outcome(conn: sqlite3.Connection, request_id: RequestId, account: str | None = None) -> RecordedOutcome | None:

@@ -35,8 +35,12 @@ subqueries each make a temporary table, which costs more than all the rows of a 
 one by one, by triggers of `new_*` that insert VALUES; only batches use `INSERT .. SELECT`.
 
 A posting is found by its hash through the first six bytes of it (`BY_HASH`): an index of whole hashes would be the
-largest thing that a posting writes. Six bytes of two postings may be the same, so the index is not UNIQUE, and the trigger
-`postings_insert` looks for the whole hash.
+largest thing that a posting writes. The index is in parts of some 32,768 postings: hashes are random, so in one index of all
+each posting makes a page of its own dirty, in a small part they share them. A search looks into each part, the newest first;
+`parts` steps from one to the next in the index itself, so it takes as many steps as there are, whatever the rows say.
+
+Nobody looks whether a posting with this hash is there: a posting's hash is over its link's hash, which is UNIQUE, and its
+number, so only a hash that is made up can be there twice, and a hash that is made up no trigger can see.
 """
 
 import re
@@ -45,8 +49,10 @@ from typing import Final
 
 SCHEMA_VERSION: Final = 5
 ID_BITS: Final = 14  # of a row's id: its number in the link; the bits above are the link's seq
-BY_HASH: Final = (
-    "substr(p.hash, 1, 6) = substr({0}, 1, 6) AND p.hash = {0}"  # posting `p` with the hash {0}, by its index
+PART_BITS: Final = 15  # of the number of postings before a link; the bits above are the part of the index by hash
+BY_HASH: Final = (  # posting `p` with the hash {0}, by its index: in whichever part it is, the newest first
+    "p.id = (SELECT h.id FROM parts CROSS JOIN postings AS h ON h.part = parts.part "
+    "AND substr(h.hash, 1, 6) = substr({0}, 1, 6) AND h.hash = {0} LIMIT 1)"
 )
 
 _TABLES: Final = """
@@ -95,6 +101,7 @@ CREATE TABLE links (
   posting_count     INTEGER NOT NULL,
   confirmed_count   INTEGER NOT NULL,
   outcome_count     INTEGER NOT NULL,
+  postings_before   INTEGER NOT NULL,
   header            BLOB NOT NULL,
   body              BLOB NOT NULL,
   UNIQUE (account, height)
@@ -102,13 +109,21 @@ CREATE TABLE links (
 
 CREATE TABLE postings (
   id         INTEGER PRIMARY KEY,
+  part       INTEGER NOT NULL,
   hash       BLOB NOT NULL,
   recipient  TEXT NOT NULL,
   amount     INTEGER NOT NULL,
   memo       TEXT NOT NULL,
   request_id BLOB NOT NULL
 ) STRICT;
-CREATE INDEX postings_hash ON postings (substr(hash, 1, 6));
+CREATE INDEX postings_hash ON postings (part, substr(hash, 1, 6));
+
+CREATE VIEW parts AS
+WITH RECURSIVE r(part) AS (
+  SELECT max(part) FROM postings
+  UNION ALL SELECT (SELECT max(p.part) FROM postings AS p WHERE p.part < r.part) FROM r WHERE r.part IS NOT NULL
+), m(part) AS MATERIALIZED (SELECT part FROM r WHERE part IS NOT NULL)
+SELECT part FROM m;
 
 CREATE TABLE confirmations (
   id       INTEGER PRIMARY KEY,
@@ -185,7 +200,8 @@ CREATE TABLE applying (
   link_hash  BLOB NOT NULL,
   seq        INTEGER NOT NULL,
   account    TEXT NOT NULL,
-  account_id INTEGER NOT NULL
+  account_id INTEGER NOT NULL,
+  part       INTEGER NOT NULL
 ) STRICT;
 
 CREATE TABLE new_postings (
@@ -241,10 +257,13 @@ END;
 
 CREATE TRIGGER links_apply AFTER INSERT ON links BEGIN
   INSERT INTO applying
-  VALUES (1, NEW.hash, NEW.seq, NEW.account, coalesce((SELECT id FROM accounts WHERE name = NEW.account), NEW.seq));
+  VALUES (1, NEW.hash, NEW.seq, NEW.account, coalesce((SELECT id FROM accounts WHERE name = NEW.account), NEW.seq),
+    NEW.postings_before >> 15);
 
   SELECT RAISE(ABORT, 'links: seq is not one above the last link of the log')
   WHERE NEW.seq <> 1 AND NOT EXISTS (SELECT 1 FROM links WHERE seq = NEW.seq - 1);
+  SELECT RAISE(ABORT, 'links: postings_before is not the number of postings of the links before it')
+  WHERE NEW.postings_before <> coalesce((SELECT postings_before + posting_count FROM links WHERE seq = NEW.seq - 1), 0);
   SELECT RAISE(ABORT, 'links: the columns are not what the header says')
   WHERE length(NEW.hash) <> 32 OR length(NEW.header) <> 224
      OR hex(substr(NEW.header, 33, 160)) <>
@@ -319,7 +338,8 @@ WHEN OLD.id >> 14 = (SELECT seq FROM applying) BEGIN
   SELECT RAISE(ABORT, 'links: a recipient is not another account of the same asset')
   WHERE OLD.recipient = (SELECT account FROM applying) OR (SELECT asset FROM accounts WHERE name = OLD.recipient)
     IS NOT (SELECT asset FROM accounts WHERE name = (SELECT account FROM applying));
-  INSERT INTO postings VALUES (OLD.id, OLD.hash, OLD.recipient, OLD.amount, OLD.memo, OLD.request_id)
+  INSERT INTO postings VALUES (
+    OLD.id, (SELECT part FROM applying), OLD.hash, OLD.recipient, OLD.amount, OLD.memo, OLD.request_id)
   ON CONFLICT DO NOTHING;
   SELECT RAISE(ABORT, 'links: posting_count is not the number of its new postings') WHERE changes() <> 1;
   INSERT INTO incoming VALUES (
@@ -334,7 +354,7 @@ WHEN OLD.id >> 14 = (SELECT seq FROM applying) BEGIN
   FROM (SELECT count(*) FILTER (WHERE type = 'integer' AND value > 0) AS good, sum(value) AS total FROM json_each(OLD.amounts))
   WHERE good <> OLD.count OR total <> OLD.total;
   INSERT INTO postings
-  SELECT OLD.id + j.key, substr(OLD.hashes, 32 * j.key + 1, 32), a.name, j.value,
+  SELECT OLD.id + j.key, l.part, substr(OLD.hashes, 32 * j.key + 1, 32), a.name, j.value,
          printf('%s', CAST(substr(OLD.records, 128 * j.key + 73, 56) AS TEXT)), OLD.request_id
   FROM applying AS l CROSS JOIN accounts AS s ON s.name = l.account CROSS JOIN json_each(OLD.amounts) AS j
   CROSS JOIN accounts AS a ON a.name = printf('%s', CAST(substr(OLD.records, 128 * j.key + 1, 64) AS TEXT))
@@ -395,7 +415,7 @@ CREATE TRIGGER applying_insert BEFORE INSERT ON applying BEGIN
   WHERE EXISTS (SELECT 1 FROM applying) OR NOT EXISTS (
     SELECT 1 FROM links AS l LEFT JOIN accounts AS a ON a.name = l.account
     WHERE l.seq = NEW.seq AND l.hash = NEW.link_hash AND l.account = NEW.account AND NEW.account_id = coalesce(a.id, l.seq)
-      AND l.height = coalesce(a.height, -1) + 1);
+      AND NEW.part = l.postings_before >> 15 AND l.height = coalesce(a.height, -1) + 1);
 END;
 
 CREATE TRIGGER applying_update BEFORE UPDATE ON applying BEGIN
@@ -404,9 +424,7 @@ END;
 
 CREATE TRIGGER postings_insert BEFORE INSERT ON postings BEGIN
   SELECT RAISE(ABORT, 'postings: a posting is written only by the link that makes it')
-  WHERE NEW.id >> 14 IS NOT (SELECT seq FROM applying);
-  SELECT RAISE(ABORT, 'postings: a posting with this hash is already there')
-  WHERE EXISTS (SELECT 1 FROM postings WHERE substr(hash, 1, 6) = substr(NEW.hash, 1, 6) AND hash = NEW.hash);
+  WHERE NOT EXISTS (SELECT 1 FROM applying WHERE seq = NEW.id >> 14 AND part = NEW.part);
 END;
 
 CREATE TRIGGER postings_update BEFORE UPDATE ON postings BEGIN

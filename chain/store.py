@@ -82,7 +82,8 @@ __all__ = [
 
 Write = Applied | VoteRow | CursorRow | SeenRow | ViewRow | ActiveRow
 
-_INSERT_LINK: Final = "INSERT INTO links VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_LINK: Final = "INSERT INTO links VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_POSTINGS_UP_TO: Final = "SELECT postings_before + posting_count FROM links WHERE seq = ?"
 _STAGE_POSTING: Final = "INSERT INTO new_postings VALUES (?, ?, ?, ?, ?, ?)"
 _STAGE_BATCH: Final = "INSERT INTO new_batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _STAGE_CONFIRMATION: Final = "INSERT INTO new_confirmations VALUES (?, ?, ?, ?, ?)"
@@ -172,9 +173,10 @@ def _install(conn: sqlite3.Connection, view: ViewRow) -> None:
 
 
 class _Staged:
-    """The rows of some links, for the `new_*` tables and for `links`."""
+    """The rows of some links, for the `new_*` tables and for `links`. `paid`: how many postings the log holds before them."""
 
-    def __init__(self) -> None:
+    def __init__(self, paid: int) -> None:
+        self._paid = paid
         self.links: list[tuple[int | str | bytes, ...]] = []
         self.postings: list[tuple[int | str | bytes, ...]] = []
         self.batches: list[tuple[int | str | bytes, ...]] = []
@@ -200,12 +202,14 @@ class _Staged:
                 len(hashes),
                 len(link.confirmed),
                 len(outcomes),
+                self._paid,
                 link.raw[:HEADER_BYTES],
                 link.raw[HEADER_BYTES:],
             )
         )
         if hashes:
             self._add_postings(first, link, hashes)
+            self._paid += len(hashes)
         self.outcomes += [(number, *outcome) for number, outcome in enumerate(outcomes, first)]
         for number, posting in enumerate(link.confirmed, first):
             credit = credits[posting]
@@ -252,7 +256,8 @@ def _apply(conn: sqlite3.Connection, applied: Sequence[Applied], *, issuer: bool
         )
     head = read_log_head(conn)
     credits = _confirmed_by(conn, applied, head.seq + 1)
-    staged = _Staged()
+    last = conn.execute(_POSTINGS_UP_TO, (head.seq,)).fetchone()
+    staged = _Staged(last[0] if last else 0)
     for seq, link in enumerate(links, head.seq + 1):
         staged.add(seq, link, issuer, credits)
     try:

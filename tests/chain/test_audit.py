@@ -19,7 +19,7 @@ from chain.genesis import encode_genesis
 from chain.link import HEADER_BYTES, Entry, Link, LinkHash, Outcome, PostingHash, build_link, opening_slot, posting_hash
 from chain.request import Kind, NetworkId, Posting, Request, RequestId, SignedRequest, encode_request, opening
 from chain.rows import ActiveRow, VoteRow
-from chain.schema import ID_BITS, STAGING_TABLES, create_schema
+from chain.schema import ID_BITS, PART_BITS, STAGING_TABLES, create_schema
 from chain.seal import EMPTY_LOG, LogHead, row_checksum
 from chain.store import CursorRow, SeenRow, commit, open_database
 from tests.chain.bank import (
@@ -159,14 +159,14 @@ def test_a_row_too_few_is_found(conn: sqlite3.Connection, table: str) -> None:
 
 
 _EXTRA = {
-    "postings": "INSERT INTO postings SELECT max(id) + 1, randomblob(32), recipient, amount, memo, request_id FROM postings",
-    "postings after others of a link": "INSERT INTO postings SELECT id + 2, hash, recipient, amount, memo, request_id "
+    "postings": "INSERT INTO postings SELECT max(id) + 1, part, randomblob(32), recipient, amount, memo, request_id FROM postings",
+    "postings after others of a link": "INSERT INTO postings SELECT id + 2, part, hash, recipient, amount, memo, request_id "
     "FROM postings WHERE id = 10 << 14",
-    "postings of a link without any": "INSERT INTO postings SELECT 4 << 14, hash, recipient, amount, memo, request_id "
+    "postings of a link without any": "INSERT INTO postings SELECT 4 << 14, part, hash, recipient, amount, memo, request_id "
     "FROM postings LIMIT 1",
-    "postings of no link": "INSERT INTO postings SELECT 99 << 14, zeroblob(32), recipient, amount, memo, request_id "
+    "postings of no link": "INSERT INTO postings SELECT 99 << 14, part, zeroblob(32), recipient, amount, memo, request_id "
     "FROM postings LIMIT 1",
-    "postings before all links": "INSERT INTO postings SELECT -1, hash, recipient, amount, memo, request_id FROM postings LIMIT 1",
+    "postings before all links": "INSERT INTO postings SELECT -1, part, hash, recipient, amount, memo, request_id FROM postings LIMIT 1",
     "confirmations": "INSERT INTO confirmations SELECT max(c.id) + 1, i.posting, NULL FROM confirmations AS c, incoming AS i",
     "confirmations after others of a link": "INSERT INTO confirmations SELECT 10 << 14 | 2, posting, NULL FROM incoming LIMIT 1",
     "confirmations of a link without any": "INSERT INTO confirmations SELECT 17 << 14, posting, NULL FROM incoming LIMIT 1",
@@ -191,7 +191,7 @@ _EXTRA = {
     "new_confirmations": "INSERT INTO new_confirmations VALUES (1, zeroblob(32), 1, 1, 1)",
     "new_outcomes": "INSERT INTO new_outcomes VALUES (1, zeroblob(32), 0)",
     "new_accounts": "INSERT INTO new_accounts VALUES (1, 'CZK', zeroblob(32), 0)",
-    "applying": "INSERT INTO applying VALUES (1, zeroblob(32), 1, 'bob', 1)",
+    "applying": "INSERT INTO applying VALUES (1, zeroblob(32), 1, 'bob', 1, 0)",
 }
 
 
@@ -230,7 +230,7 @@ def _name(number: bytes | int | str | None) -> str:
 def _key(table: str, row: Row) -> str:
     """How a fault names this row."""
     if table == "postings":
-        return row[1].hex() if isinstance(row[1], bytes) else str(row[1])
+        return row[2].hex() if isinstance(row[2], bytes) else str(row[2])
     if table == "threads":
         return f"{_name(row[1])} to {_name(row[0])}"
     return str(row[0] if table == "confirmations" else row[2])
@@ -275,7 +275,7 @@ def test_every_field_that_has_the_value_of_another_row_is_named(
     at, tried = _columns(conn, table).index(column), 0
     rows = _rows(conn, table)
     values = {row[at] for row in rows}
-    if column in ("id", "posting", "previous", "last"):
+    if column in ("id", "posting", "previous", "last", "part"):
         values |= {row[0] for row in _rows(conn, "postings")} | {row[0] for row in _rows(conn, "confirmations")}
         values |= {-1, 0, 1, 17 << ID_BITS, 99 << ID_BITS, 2**63 - 1, -(2**63), None}
     for row in rows:
@@ -292,7 +292,14 @@ def test_every_field_that_has_the_value_of_another_row_is_named(
 
 
 @pytest.mark.parametrize(
-    ("table", "column"), [(table, column) for table, columns in _tables() if table in _MONEY for column in columns]
+    ("table", "column"),
+    [
+        (table, column)
+        for table, columns in _tables()
+        if table in _MONEY
+        for column in columns
+        if column != "part"  # all postings are in one here
+    ],
 )
 def test_two_rows_that_have_exchanged_a_field_are_named(conn: sqlite3.Connection, table: str, column: str) -> None:
     """Counts and sums are as before then."""
@@ -362,7 +369,7 @@ _INCOMING = (
     "JOIN accounts AS s ON s.name = t.sender WHERE t.id = "
 )
 _BACK = _INCOMING.replace("WHERE", "WHERE confirmation IS NULL AND")
-_COPY = "INSERT INTO postings SELECT {}, hash, recipient, amount, memo, request_id FROM postings WHERE id = @8.0"
+_COPY = "INSERT INTO postings SELECT {}, part, hash, recipient, amount, memo, request_id FROM postings WHERE id = @8.0"
 _LAST = "UPDATE threads SET last = {} WHERE recipient = #alice AND sender = #mint"
 _TAMPERINGS: dict[str, tuple[list[str], str, str, str]] = {
     "a confirmation in the link before": (
@@ -490,6 +497,20 @@ _TAMPERINGS: dict[str, tuple[list[str], str, str, str]] = {
     "a posting deleted that was confirmed": (
         ["DELETE FROM postings WHERE id = @8.0", "DELETE FROM confirmations WHERE posting = @8.0"],
         "postings", "#8.0", "id"),
+    "a posting in another part": (["UPDATE postings SET part = 1 WHERE id = @17.0"], "postings", "#17.0", "part"),
+    "all postings in another part": (["UPDATE postings SET part = 1"], "postings", "#8.0", "part"),
+    "two postings with one hash": (
+        ["UPDATE postings SET hash = (SELECT hash FROM postings WHERE id = @8.0) WHERE id = @17.0"], "postings", "#17.0", "hash"),
+    "two postings with each other's hashes": (
+        ["CREATE TEMP TABLE h AS SELECT id, hash FROM postings WHERE id IN (@8.0, @8.1)",
+         "UPDATE postings SET hash = (SELECT hash FROM h WHERE h.id <> postings.id) WHERE id IN (@8.0, @8.1)"],
+        "postings", "#8.0", "hash"),
+    "a link after fewer postings": (["UPDATE links SET postings_before = 2 WHERE seq = 9"], "links", "L9", "postings_before"),
+    "a link after none": (["UPDATE links SET postings_before = 0 WHERE seq = 17"], "links", "L17", "postings_before"),
+    "the first link after some": (["UPDATE links SET postings_before = 1 WHERE seq = 1"], "links", "L1", "postings_before"),
+    "all links after some, and the parts with them": (
+        ["UPDATE links SET postings_before = postings_before + 32768", "UPDATE postings SET part = 1"],
+        "links", "L1", "postings_before"),
     "two postings with each other's recipients": (
         ["UPDATE postings SET recipient = iif(id = @17.0, 'carol', 'alice') WHERE id >= @17.0",
          "UPDATE incoming SET recipient = iif(posting = @17.0, #carol, #alice) WHERE posting >= @17.0"],
@@ -511,11 +532,12 @@ _TAMPERINGS: dict[str, tuple[list[str], str, str, str]] = {
 def test_tampering_is_found_and_named(conn: sqlite3.Connection, what: str) -> None:
     statements, table, key, column = _TAMPERINGS[what]
     hashes = dict(conn.execute("SELECT id, hash FROM postings"))
+    links = {f"L{seq}": link.hex() for seq, link in conn.execute("SELECT seq, hash FROM links")}
     for statement in statements:
-        assert conn.execute(_at(statement)).rowcount > 0, statement
+        assert conn.execute(_at(statement)).rowcount > 0 or statement.startswith("CREATE"), statement
     fault = _audit(conn).fault
     assert fault is not None
-    want = hashes[int(_at(key.replace("#", "@")))].hex() if key.startswith("#") else _at(key)
+    want = hashes[int(_at(key.replace("#", "@")))].hex() if key.startswith("#") else links.get(key, _at(key))
     assert (fault.table, fault.key, fault.column) == (table, want, column), str(fault)
 
 
@@ -1065,6 +1087,9 @@ def _renumber(conn: sqlite3.Connection, seqs: dict[int, int]) -> None:
                     f"WHERE {column} BETWEEN ?1 << ?3 AND (?1 + 1 << ?3) - 1",
                     (here, -new - 1 if sign < 0 else new, bits),
                 )
+    conn.execute(
+        "UPDATE links SET postings_before = (SELECT coalesce(sum(o.posting_count), 0) FROM links AS o WHERE o.seq < links.seq)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -1145,21 +1170,21 @@ def _without_triggers(conn: sqlite3.Connection, link: Link) -> None:
 
 
 def _write(conn: sqlite3.Connection, link: Link) -> None:
-    (seq,) = conn.execute("SELECT count(*) + 1 FROM links").fetchone()
+    seq, before = conn.execute("SELECT count(*) + 1, coalesce(sum(posting_count), 0) FROM links").fetchone()
     postings = list(link.postings())
     conn.execute(
-        "INSERT INTO links VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO links VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             seq, link.hash, link.account, link.height, link.prev_hash, link.balance, link.incoming_checksum, link.epoch,
-            link.time_ms, len(postings), len(link.confirmed), len(list(link.outcomes())), link.raw[:HEADER_BYTES],
-            link.raw[HEADER_BYTES:],
+            link.time_ms, len(postings), len(link.confirmed), len(list(link.outcomes())), before,
+            link.raw[:HEADER_BYTES], link.raw[HEADER_BYTES:],
         ),
     )  # fmt: skip
     for number, hash_, posting, request in postings:
         assert hash_ == posting_hash(link.hash, number, Posting(posting.recipient, posting.amount, posting.memo))
         place = seq << ID_BITS | number
-        row = (place, hash_, posting.recipient, posting.amount, posting.memo, request)
-        conn.execute("INSERT INTO postings VALUES (?, ?, ?, ?, ?, ?)", row)
+        row = (place, before >> PART_BITS, hash_, posting.recipient, posting.amount, posting.memo, request)
+        conn.execute("INSERT INTO postings VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         conn.execute(
             "INSERT INTO incoming SELECT r.id, s.id, ?, ? FROM accounts AS r, accounts AS s WHERE r.name = ? AND s.name = ?",
             (place, posting.amount, posting.recipient, link.account),

@@ -13,11 +13,12 @@ from chain.disk import open_database, snapshot, storage_errors
 from chain.errors import Corruption, LocalMisuse, StorageFailure
 from chain.genesis import issuer_links
 from chain.link import HEADER_BYTES, LinkHash, Outcome, PostingHash, build_link, income_checksum
-from chain.needs import account_id, read_postings
-from chain.reads import list_accounts, read_balance, read_chain, state_digest
+from chain.needs import account_id, find_credits, read_postings
+from chain.reads import find_link, list_accounts, read_balance, read_chain, state_digest
 from chain.request import RequestId
 from chain.rows import ActiveRow, Applied, Credit, Forming, ViewRow, VoteRow
 from chain.rules import check_second_thread, check_tip_income
+from chain.schema import PART_BITS
 from chain.seal import LogHead, row_checksum
 from chain.store import (
     CHAIN_BATCH,
@@ -540,8 +541,12 @@ def test_everything_is_loaded_by_its_key(bank: Bank) -> None:
     confirmations = {posting: link.hash for link in links for posting in link.confirmed}
     ids = dict(bank.conn.execute("SELECT hash, id FROM transfers"))
     opened = dict(bank.conn.execute("SELECT account, seq FROM links WHERE height = 0"))
-    rows = read_postings(bank.conn, [posting for _, posting in postings])
     for link in links:
+        paid, taken = read_postings(bank.conn, link.hash)
+        rows = {row.hash: row for row in paid}
+        assert tuple(rows) == link.posting_hashes
+        assert tuple(row.hash for row in taken) == link.confirmed
+        assert all(row.confirmation == link.hash for row in taken)
         for number, hash_, posting, _ in link.postings():
             confirmation = confirmations.get(hash_)
             assert loaded.postings[hash_] == Credit(
@@ -599,6 +604,7 @@ def test_what_a_turn_reads_is_found_in_an_index(bank: Bank, monkeypatch: pytest.
     assert len(plans) > 20
     for query, plan in plans.items():
         made = {step.split()[1] for step in plan if step.startswith(("CO-ROUTINE", "MATERIALIZE"))}
+        made |= {"r"} if any("postings_hash (part<?)" in step for step in plan) else set()  # the parts of the index
         scanned = [step for step in plan if step.startswith("SCAN") and step.split()[1] not in made | {"k", "CONSTANT"}]
         assert all(re.fullmatch(r"SCAN \d+ CONSTANT ROWS", step) for step in scanned), (query, plan)
 
@@ -622,7 +628,7 @@ def test_the_view_of_transfers_says_the_same_as_the_rows(bank: Bank) -> None:
 
 
 def test_postings_that_stand_far_back_are_found_by_their_hash(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An account with many more incoming postings than its link confirms: one look does not find all."""
+    """An account with many more incoming postings than its link confirms: two looks do not find all."""
     made = bank.pay("mint", *[("alice", amount) for amount in range(1, 9)])
     monkeypatch.setattr(chain.needs, "_SCANNED", 0)
     last = made.posting_hashes[-1]
@@ -635,6 +641,66 @@ def test_postings_that_stand_far_back_are_found_by_their_hash(bank: Bank, monkey
     asked.clear()
     assert len(load(bank.conn, Needs(postings={"alice": set(made.posting_hashes)})).postings) == 8
     assert not asked
+
+
+def test_of_many_that_wait_the_oldest_are_found_in_a_second_look(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link takes up the oldest of all senders; in `incoming` they stand sender by sender."""
+    late, early = "bob", "carol"  # bob was opened first, so his postings stand before carol's
+    bank.pay(late, ("alice", 1))
+    first = bank.pay(early, ("alice", 2)).posting_hashes[0]
+    for amount in range(3, 8):
+        bank.pay(late, ("alice", amount))
+    waiting = dict(bank.conn.execute("SELECT hash, posting FROM waiting WHERE recipient = 'alice'"))
+    oldest = set(sorted(waiting, key=lambda posting: waiting[posting])[:4])
+    assert first in oldest
+    monkeypatch.setattr(chain.needs, "_SCANNED", 0)
+    monkeypatch.setattr(chain.needs, "find_credits", lambda _conn, hashes: pytest.fail(f"{len(hashes)} by hash"))
+    by_sender = [row[0] for row in bank.conn.execute(chain.needs._WAITING, ("alice", 4))]
+    assert not oldest <= set(by_sender)
+    found = load(bank.conn, Needs(postings={"alice": oldest})).postings
+    assert set(found) == oldest
+    assert found[first].sender == early
+
+
+def test_a_posting_is_found_by_its_hash_in_every_part_of_the_index(conn: sqlite3.Connection) -> None:
+    bank = Bank(conn)
+    bank.open("alice", "bob")
+    many = 1 << PART_BITS
+    links = [bank.pay("mint", *[("alice", 1)] * 8_000) for _ in range(2 * many // 8_000 + 2)]
+    before = [index * 8_000 for index in range(len(links))]
+    assert before == [row[0] for row in conn.execute("SELECT postings_before FROM links WHERE posting_count > 0")]
+    parts = conn.execute("SELECT id >> 14, min(part), max(part) FROM postings GROUP BY 1").fetchall()
+    assert [part for _, part, _ in parts] == [count // many for count in before]
+    assert all(first == last for _, first, last in parts)  # a link's postings are all in one
+    assert [part for (part,) in conn.execute("SELECT part FROM parts")] == [2, 1, 0]
+    wanted = {posting for link in links for posting in (link.posting_hashes[0], link.posting_hashes[-1])}
+    unknown = PostingHash(nobody("x"))
+    assert set(find_credits(conn, wanted | {unknown})) == wanted
+    assert load(conn, Needs(by_posting=wanted)).by_posting == {
+        posting: link.raw for link in links for posting in (link.posting_hashes[0], link.posting_hashes[-1])
+    }
+    assert audit(conn).ok
+    conn.execute("DROP TRIGGER postings_update")
+    conn.execute("UPDATE postings SET part = 1 << 40 WHERE id = (SELECT max(id) FROM postings)")
+    assert set(find_credits(conn, wanted | {unknown})) == wanted  # and in no more steps than there are parts
+
+
+def test_a_link_is_read_with_its_rows_or_not_at_all(bank: Bank) -> None:
+    link = next(link for link in bank.links if link.confirmed and len(link.posting_hashes) > 1)
+    assert read_postings(bank.conn, LinkHash(nobody("x"))) == ((), ())
+    assert find_link(bank.conn, link.hash) is not None
+    _drop_guards(bank.conn)
+    for statement in (
+        "DELETE FROM postings WHERE hash = ?",
+        "DELETE FROM confirmations WHERE posting = (SELECT id FROM postings WHERE hash = ?)",
+        "UPDATE postings SET hash = zeroblob(32) WHERE hash = ?",
+    ):
+        posting = link.confirmed[0] if "confirmations" in statement else link.posting_hashes[1]
+        bank.conn.execute("BEGIN")
+        assert bank.conn.execute(statement, (posting,)).rowcount == 1
+        with pytest.raises(Corruption, match=rf"link {link.height} of {link.account} .* rows are here, or other ones"):
+            find_link(bank.conn, link.hash)
+        bank.conn.execute("ROLLBACK")
 
 
 def test_a_posting_to_somebody_else_is_no_income_of_the_account(bank: Bank) -> None:
