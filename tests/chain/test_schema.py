@@ -869,6 +869,10 @@ WHILE_APPLYING: list[tuple[str, str]] = [
         "UPDATE accounts SET id = #alice, tip = (SELECT link_hash FROM applying) WHERE name = 'bob'",
         "nothing changes but",
     ),
+    (
+        "UPDATE accounts SET balance = 99, tip = (SELECT link_hash FROM applying) WHERE name = 'bob'",
+        "nothing changes but",
+    ),
     ("DELETE FROM confirmations", "never taken back"),
     ("UPDATE postings SET amount = 1", "never changes"),
     ("UPDATE confirmations SET previous = NULL", "never changes"),

@@ -673,6 +673,9 @@ def test_a_posting_is_found_by_its_hash_in_every_part_of_the_index(conn: sqlite3
     assert [part for _, part, _ in parts] == [count // many for count in before]
     assert all(first == last for _, first, last in parts)  # a link's postings are all in one
     assert [part for (part,) in conn.execute("SELECT part FROM parts")] == [2, 1, 0]
+    few = bank.pay("mint", ("alice", 1))  # not staged as a batch
+    assert conn.execute("SELECT part FROM postings WHERE hash = ?", few.posting_hashes).fetchall() == [(2,)]
+    links.append(few)
     wanted = {posting for link in links for posting in (link.posting_hashes[0], link.posting_hashes[-1])}
     unknown = PostingHash(nobody("x"))
     assert set(find_credits(conn, wanted | {unknown})) == wanted
