@@ -660,6 +660,14 @@ def test_of_many_that_wait_the_oldest_are_found_in_a_second_look(bank: Bank, mon
     found = load(bank.conn, Needs(postings={"alice": oldest})).postings
     assert set(found) == oldest
     assert found[first].sender == early
+    monkeypatch.undo()
+    looks: list[str] = []
+    bank.conn.set_trace_callback(looks.append)
+    load(bank.conn, Needs(postings={"alice": {*by_sender[:4]}}))  # all found in the first look
+    load(bank.conn, Needs(postings={"alice": {PostingHash(nobody("x"))}}))  # the first look saw all that wait
+    monkeypatch.setattr(chain.needs, "_SCANNED", 0)
+    load(bank.conn, Needs(postings={"alice": {*by_sender[:4]}}))
+    assert not any("ORDER BY posting" in look for look in looks)
 
 
 def test_a_posting_is_found_by_its_hash_in_every_part_of_the_index(conn: sqlite3.Connection) -> None:
