@@ -646,9 +646,9 @@ def test_postings_that_stand_far_back_are_found_by_their_hash(bank: Bank, monkey
 def test_of_many_that_wait_the_oldest_are_found_in_a_second_look(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     """A link takes up the oldest of all senders; in `incoming` they stand sender by sender."""
     late, early = "bob", "carol"  # bob was opened first, so his postings stand before carol's
-    bank.pay(late, ("alice", 1))
-    first = bank.pay(early, ("alice", 2)).posting_hashes[0]
-    for amount in range(3, 8):
+    bank.pay(late, ("alice", 9))
+    first = bank.pay(early, ("alice", 8)).posting_hashes[0]
+    for amount in range(7, 2, -1):
         bank.pay(late, ("alice", amount))
     waiting = dict(bank.conn.execute("SELECT hash, posting FROM waiting WHERE recipient = 'alice'"))
     oldest = set(sorted(waiting, key=lambda posting: waiting[posting])[:4])
