@@ -367,6 +367,18 @@ def test_writes_happen_in_order(conn: sqlite3.Connection, bank: Bank) -> None:
     shadow.close()
 
 
+def test_a_whole_history_is_written_at_once(conn: sqlite3.Connection, bank: Bank) -> None:
+    """Accounts opened, paid and paying, and what they pay confirmed, all in one transaction."""
+    shadow = memory_database()
+    commit(shadow, [Applied(link) for link in bank.links])
+    assert state_digest(shadow) == state_digest(conn)
+    assert audit(shadow).ok
+    for table in ("accounts", "postings", "confirmations", "incoming", "threads"):
+        query = f"SELECT * FROM {table} ORDER BY 1, 2, 3"
+        assert shadow.execute(query).fetchall() == conn.execute(query).fetchall()
+    shadow.close()
+
+
 def test_nothing_to_write_begins_no_transaction(conn: sqlite3.Connection) -> None:
     conn.execute("BEGIN")
     commit(conn, [])
