@@ -5,7 +5,7 @@ rounded up to a power of two with NULLs, which match nothing, so that few differ
 """
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from functools import lru_cache
 from itertools import chain, count, repeat, starmap
 from typing import Any, Final, TypeVar
@@ -31,7 +31,7 @@ class Needs(msgspec.Struct):
 
     `heads`: account names. `outcomes`: (account, request id); an id counts only for the account whose link records it,
     because anybody may cancel an id that is not theirs. `postings`: hashes of postings that a link of this account
-    confirms. `links_at`: (account, height).
+    confirms. `made`: hashes of postings of links that this turn may apply: for these no search by hash. `links_at`: (account, height).
     `chains`: (account, from height). `by_hash`: link hashes and `by_posting`: posting hashes, for raw links. `known`:
     which of these link hashes are here. `forming`, `income`: account names. `forming_few`: both of them, but only of
     accounts that at most `FEW` postings wait for, because the others cost much. `log`: after which seq. `log_head`: the end of the log.
@@ -40,6 +40,7 @@ class Needs(msgspec.Struct):
     heads: set[str] = msgspec.field(default_factory=set)
     outcomes: set[tuple[str, RequestId]] = msgspec.field(default_factory=set)
     postings: dict[str, set[PostingHash]] = msgspec.field(default_factory=dict)
+    made: set[PostingHash] = msgspec.field(default_factory=set)
     links_at: set[tuple[str, int]] = msgspec.field(default_factory=set)
     chains: set[tuple[str, int]] = msgspec.field(default_factory=set)
     by_hash: set[LinkHash] = msgspec.field(default_factory=set)
@@ -215,7 +216,7 @@ def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
                 (o.account, o.request_id): o for o in _join(conn, _OUTCOMES, needs.outcomes, outcome_row)
             }
         if needs.postings:
-            loaded.postings = _credits(conn, needs.postings)
+            loaded.postings = _credits(conn, needs.postings, needs.made)
         if needs.links_at:
             loaded.links_at = dict(
                 _join(conn, _LINKS_AT, needs.links_at, lambda name, height, tip: ((name, height), tip))
@@ -352,7 +353,9 @@ def find_credits(conn: sqlite3.Connection, hashes: Collection[PostingHash]) -> d
     return {credit.hash: credit for credit in _join(conn, _CREDITS, _singles(hashes), Credit)}
 
 
-def _credits(conn: sqlite3.Connection, wanted: Mapping[str, set[PostingHash]]) -> dict[PostingHash, Credit]:
+def _credits(
+    conn: sqlite3.Connection, wanted: Mapping[str, set[PostingHash]], made: Set[PostingHash]
+) -> dict[PostingHash, Credit]:
     """The postings that each account confirms. They are among its incoming ones, which stand together on the disk: one
     look there finds all, unless the account has many more; then a second one at the oldest of them. The others are looked
     for by their hashes, which takes a search in each part of the index."""
@@ -364,7 +367,7 @@ def _credits(conn: sqlite3.Connection, wanted: Mapping[str, set[PostingHash]]) -
             found.update((row[0], Credit(*row)) for row in rows if row[0] in hashes)
             if len(rows) < most or all(posting in found for posting in hashes):
                 break
-    missing = {posting for hashes in wanted.values() for posting in hashes if posting not in found}
+    missing = {posting for hashes in wanted.values() for posting in hashes if posting not in found} - made
     return {**found, **find_credits(conn, missing)} if missing else found
 
 

@@ -292,7 +292,9 @@ def _confirmed_by(conn: sqlite3.Connection, applied: Sequence[Applied], first_se
     wanted = {posting for write in applied for posting in write.link.confirmed if posting not in credits}
     if not wanted:
         return credits
-    credits |= find_credits(conn, wanted)
+    made_here = {posting for write in applied for posting in write.link.posting_hashes}
+    if elsewhere := wanted - made_here:
+        credits |= find_credits(conn, elsewhere)
     opened: dict[str, int] = {}
     for seq, write in enumerate(applied, first_seq):
         link = write.link

@@ -328,6 +328,7 @@ def add_link_needs(link: Link, needs: Needs) -> None:
     needs.links_at.add((link.account, link.height))
     if link.confirmed:
         needs.postings.setdefault(link.account, set()).update(link.confirmed)
+    needs.made.update(link.posting_hashes)
     needs.heads.update(link.recipients)
 
 

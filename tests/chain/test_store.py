@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 import chain.needs
+import chain.store
 from chain.audit import audit
 from chain.disk import open_database, snapshot, storage_errors
 from chain.errors import Corruption, LocalMisuse, StorageFailure
@@ -653,6 +654,37 @@ def test_postings_that_stand_far_back_are_found_by_their_hash(bank: Bank, monkey
     asked.clear()
     assert len(load(bank.conn, Needs(postings={"alice": set(made.posting_hashes)})).postings) == 8
     assert not asked
+
+
+def test_what_links_of_the_same_turn_make_is_not_looked_for_by_its_hash(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither when it is read nor when it is written: a search goes through all parts of the index, and would find nothing."""
+    asked: list[set[PostingHash]] = []
+    search = chain.store.find_credits
+
+    def note(conn: sqlite3.Connection, hashes: set[PostingHash]) -> dict[PostingHash, Credit]:
+        asked.append(set(hashes))
+        return search(conn, hashes)
+
+    monkeypatch.setattr(chain.needs, "find_credits", note)
+    monkeypatch.setattr(chain.store, "find_credits", note)
+    shadow = memory_database()
+    for link in bank.links:
+        commit(shadow, [Applied(link)])
+    made = bank.pay("bob", ("carol", 3))
+    taken = bank.pay("carol", ("bob", 1))
+    assert made.posting_hashes[0] in taken.confirmed
+    asked.clear()
+    wanted = {"carol": set(taken.confirmed)}
+    there = load(shadow, Needs(postings=wanted, made=set(made.posting_hashes))).postings
+    assert set(there) == set(taken.confirmed) - set(made.posting_hashes)
+    commit(shadow, [Applied(made), Applied(taken)])
+    assert not [hashes for hashes in asked if hashes & set(made.posting_hashes)]
+    assert state_digest(shadow) == state_digest(bank.conn)
+    load(shadow, Needs(postings=wanted))
+    assert asked[-1] == set(taken.confirmed), "what is not made in this turn is looked for"
+    shadow.close()
 
 
 def test_of_many_that_wait_the_oldest_are_found_in_a_second_look(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from chain.errors import RemoteFault
 from chain.link import Outcome
+from chain.needs import Needs
 from chain.request import NetworkId, Posting, cancellation, encode_request, sign, transfer
 from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Stale
@@ -25,7 +26,7 @@ from node.messages import (
 )
 from node.owner import LookedUp
 from node.paxos import Ballot
-from node.turn import DECODED_BYTES, REQUEST_OBJECT_BYTES, FormLink, FromPeer, RequestDecoder
+from node.turn import DECODED_BYTES, REQUEST_OBJECT_BYTES, FormLink, FromPeer, RequestDecoder, add_link_needs
 from routing.keyspace import NodeId
 from tests.node.world import World, key_of
 
@@ -197,3 +198,13 @@ def test_what_strangers_send_is_kept_within_bounds() -> None:
         decoder.untrusted(raw, number.to_bytes(64, "big"))
         most = max(most, len(decoder._requests))
     assert 0 < most * (len(raw) + 64 + REQUEST_OBJECT_BYTES) <= DECODED_BYTES
+
+
+def test_what_the_links_of_a_turn_make_is_looked_for_in_them_and_not_by_its_hash() -> None:
+    world = World(3, 3, 1)
+    world.open_funded(alice=10, bob=0)
+    assert isinstance(world.pay("alice", "bob", 1, at=world.ids[0]), Recorded)
+    link = world.watch.accounts["alice"].links[-1]
+    needs = Needs()
+    add_link_needs(link, needs)
+    assert needs.made == set(link.posting_hashes)
