@@ -67,13 +67,13 @@ and writes this page.
 
 Two checks do not guard against other nodes but against a disk that lies. No schedule of messages and crashes reaches them, so
 `tests/netsim/test_damage.py` takes back a confirmation by hand, past the triggers, and shows that the node stops before it
-proposes anything. With the check switched off a link that uses the same money twice is decided. The observer sees it at the vote; no
-database would take the link.
+proposes anything. With the check switched off a link that uses the same money twice is decided. The observer sees it, or the
+database refuses to write it.
 
 | switched off | damage | seen by |
 |---|---|---|
 | checksum of the tip's income (design section 2, step 2) | a confirmation by the tip is taken back, with its thread | I4 |
-| second thread (step 3) | a confirmation by an older link is taken back, its thread is not | I4 |
+| second thread (step 3) | a confirmation by an older link is taken back, its thread is not | Corruption |
 
 ## Not counted
 

@@ -107,10 +107,9 @@ def test_the_second_thread_is_checked() -> None:
 
 
 def test_without_the_second_thread_a_link_is_decided_that_no_database_takes() -> None:
-    """The owner alone must stop, before it proposes; not everybody, after the link is decided. Its vote is durable before the database
-    sees the link (ADR 23), so the observer is the first to know."""
+    """The owner alone must stop, before it proposes; not everybody, after the link is decided."""
     with (
         switched_off(Mutant("second thread unchecked", "money", "", (NO_SECOND_THREAD,))),
-        pytest.raises(Violation, match=r"I4: .* is confirmed twice"),
+        pytest.raises(Corruption, match=r"the database refuses decided link .* is not the next one of its sender"),
     ):
         reset_by_an_older_link()
