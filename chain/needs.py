@@ -385,7 +385,10 @@ def _forming(conn: sqlite3.Connection, wanted: Collection[str], few_only: Collec
             names.discard(head.name)
             continue
         heads[head.name] = head, checksum or b"", tip_seq
-        ids[account_id] = head.name
+        if ids.setdefault(account_id, head.name) != head.name:
+            raise Corruption(
+                f"accounts {ids[account_id]} and {head.name} both have number {account_id}; this database is damaged: run `hopchain verify` on it"
+            )
         if waiting > min(FEW, MAX_CONFIRMED):
             rows += conn.execute(_MANY_INCOMING, (account_id, MAX_CONFIRMED))
         elif waiting:

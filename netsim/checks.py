@@ -290,9 +290,12 @@ class Watch:
             raise Violation("I12", f"node {node} came back in epoch {last}, it had installed {before}")
         self._new_views(node, views)
         disk.active.update((epoch, decode_ranges(raw)) for epoch, raw in load_active(conn).items())
-        hashes = {row[0] for row in conn.execute("SELECT hash FROM links")}
+        taken = {row[0]: row[1] for row in conn.execute("SELECT prev_hash, hash FROM links")}
+        hashes = set(taken.values())
         for slot, row in disk.votes.items():
-            gone = self.chosen.get(slot) in hashes or (not row.account and row.height <= disk.epoch)
+            gone = slot in taken or (
+                not row.account and row.height <= disk.epoch
+            )  # that the link is chosen is seen to below
             if slot not in rows and not gone:
                 raise Violation("I8", f"node {node} came back without its vote {_show(row)}")
         if lost := disk.links - hashes:

@@ -35,6 +35,7 @@ PULL_TIMEOUT_S: Final = 3.0  # then the pull is given up and another peer asked
 FOLLOW_S: Final = 0.1  # the same while this node syncs, and a few round trips more
 FOLLOW_RTTS: Final = 8
 WANT_AGAIN_S: Final = 0.3  # for what waiting links lack
+MAX_WANT_AGAIN_S: Final = 2.4  # each look searches for all that a link confirms, up to 8,190 hashes
 MAX_EARLY: Final = 10_000  # messages about slots whose parent is not here yet; above it they are dropped
 MAX_WAITING: Final = 10_000  # links that wait; above it they are dropped, and pulled again later
 WANT_BATCH: Final = 512  # hashes of one Want
@@ -53,6 +54,7 @@ class _Waiting(msgspec.Struct):
     by: NodeId
     missing: tuple[_Key, ...]
     ask_at: float
+    pause_s: float  # until it is looked at again after that, though nothing that it waits for has come
 
 
 class _Puller(msgspec.Struct):
@@ -190,8 +192,10 @@ class Replica:
                 self._puller.dropped = True
             return
         self._stop_waiting(link.hash)
-        ask_at = known.ask_at if known is not None else turn.now.mono + WANT_AGAIN_S
-        waiting = _Waiting(link, source, by, missing, ask_at)
+        ask_at, pause_s = turn.now.mono + WANT_AGAIN_S, WANT_AGAIN_S
+        if known is not None:
+            ask_at, pause_s = known.ask_at, known.pause_s
+        waiting = _Waiting(link, source, by, missing, ask_at, pause_s)
         self._waiting[link.hash] = waiting
         for key in missing:
             self._waiters.setdefault(key, set()).add(link.hash)
@@ -411,7 +415,8 @@ class Replica:
         needs.log_head = needs.log_head or now >= self._next_pull
         for waiting in self._waiting.values():
             if waiting.ask_at <= now:
-                add_link_needs(waiting.link, needs)
+                needs.heads.add(waiting.link.account)  # the rest is looked for when it is learned again
+                needs.heads.update(waiting.link.recipients)
 
     def tick(self, turn: Turn) -> None:
         """Ask again for what waiting links lack; compare logs with a random living peer."""
@@ -422,7 +427,8 @@ class Replica:
         alive = [p for p in self._peers.connected() if self._peers.alive(p, turn.now)]
         for waiting in self._waiting.values():
             if waiting.ask_at <= now:
-                waiting.ask_at = now + WANT_AGAIN_S * (1 + self._self.rng.random())
+                waiting.ask_at = now + waiting.pause_s * (1 + self._self.rng.random())
+                waiting.pause_s = min(2 * waiting.pause_s, MAX_WANT_AGAIN_S)
                 turn.again.append(Learn(waiting.link, waiting.by))
                 if alive:
                     self._ask(turn, waiting, self._self.rng.choice(alive))

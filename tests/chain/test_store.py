@@ -687,6 +687,16 @@ def test_what_links_of_the_same_turn_make_is_not_looked_for_by_its_hash(
     shadow.close()
 
 
+def test_two_accounts_with_one_number_are_refused_before_a_link_is_formed(bank: Bank) -> None:
+    """Else what waits for one of them would be counted for both."""
+    bank.conn.execute("DROP TRIGGER accounts_update")
+    bank.conn.execute(numbered("UPDATE accounts SET id = #alice WHERE name = 'carol'"))
+    with pytest.raises(
+        Corruption, match=r"accounts (alice and carol|carol and alice) both have number \d+.*hopchain verify"
+    ):
+        load(bank.conn, Needs(forming={"alice", "carol"}))
+
+
 def test_of_many_that_wait_the_oldest_are_found_in_a_second_look(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     """A link takes up the oldest of all senders; in `incoming` they stand sender by sender."""
     late, early = "bob", "carol"  # bob was opened first, so his postings stand before carol's

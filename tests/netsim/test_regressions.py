@@ -63,3 +63,18 @@ def test_who_was_late_in_an_epoch_may_still_finish_it_when_two_more_have_come() 
     )
     result = run_plan(decode_plan(raw.encode()))
     assert result.ok, (result.rule, result.problem)
+
+
+def test_a_disk_that_is_put_back_while_its_node_is_down_is_older_than_what_others_saw() -> None:
+    """Seed 951326: the simulator counted the votes of the node that was down as none, and put the same disk back."""
+    raw = (
+        '{"core_s": 10.0, "fault_s": 2.5, "faults": [{"at": 2.159501474092611, "kind": "kill", "node": 0, "point": "idle",'
+        ' "until": 3.143015658836276}, {"at": 2.365497159285025, "disk": "old", "kind": "rollback", "node": 0,'
+        ' "until": 7.365497159285026}], "files": false, "heal_s": 40.0, "k": 3, "load": {"accounts": 2, "again": 0.0,'
+        ' "cancel": 0.0, "expiring": 0.0, "forge": 0.0, "funds": 1000, "hot": 0.0, "max_postings": 3, "nobody": 0.0,'
+        ' "overdraft": 0.0, "pinned": 0.0, "read": 0.0, "reopen": 0.0, "requests": 1, "session": 0.0, "spend": 0.0,'
+        ' "timeout_s": [0.5, 5.0, 20.0]}, "max_confirmed": 0, "nodes": 3, "seed": 951326, "spares": 0,'
+        ' "weather": {"delay_mean_s": 0.001, "delay_min_s": 0.0005, "loss": 0.0, "repeat": 0.0}}'
+    )
+    result = run_plan(decode_plan(raw.encode()))
+    assert result.ok, (result.rule, result.problem)

@@ -26,7 +26,9 @@ from node.messages import (
 )
 from node.owner import LookedUp
 from node.paxos import Ballot
+from node.replica import MAX_WANT_AGAIN_S
 from node.turn import DECODED_BYTES, REQUEST_OBJECT_BYTES, FormLink, FromPeer, RequestDecoder, add_link_needs
+from routing.broadcast import LEAF
 from routing.keyspace import NodeId
 from tests.node.world import World, key_of
 
@@ -208,3 +210,34 @@ def test_what_the_links_of_a_turn_make_is_looked_for_in_them_and_not_by_its_hash
     needs = Needs()
     add_link_needs(link, needs)
     assert needs.made == set(link.posting_hashes)
+
+
+def test_a_link_that_waits_for_what_does_not_come_is_looked_at_less_and_less_and_at_once_when_it_comes() -> None:
+    """Each look searches for all that it confirms."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=10, bob=0)
+    lagging = next(n for n in world.ids if n != world.group("alice")[0])
+    others = [n for n in world.ids if n != lagging]
+    other = others[0]
+    world.part(others, [lagging])
+    assert isinstance(world.pay("alice", "bob", 5, at=other), Recorded)
+    assert isinstance(world.pay("bob", "alice", 1, at=other), Recorded)
+    paid, taken = (world.watch.accounts[name].links[-1] for name in ("alice", "bob"))
+    assert taken.confirmed == paid.posting_hashes
+    asked: list[float] = []
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, Want) and source == lagging:
+            asked.append(world.now)
+        return target == lagging and isinstance(message, Links | Decided | Offer | Accept)
+
+    world.lose = lose
+    world.cut.clear()
+    world.deliver(lagging, FromPeer(other, Decided(taken.raw, other, LEAF)))
+    world.run(20)
+    assert 5 <= len(asked) <= 14, asked
+    assert asked[1] - asked[0] < 1
+    assert asked[-1] - asked[-2] >= MAX_WANT_AGAIN_S
+    world.deliver(lagging, FromPeer(other, Decided(paid.raw, other, LEAF)))
+    world.run(0.1)
+    assert world.height(lagging, "bob") == taken.height
