@@ -2,6 +2,7 @@
 
     python bench/scale.py                                  1,000 to 1,000,000 accounts, 10,000 to 10,000,000 postings
     python bench/scale.py --accounts 100000 --postings 1000000 --json
+    python bench/scale.py --bulk --postings 1000000        payments of 8,190 postings to 10,000 accounts instead
 
 One node's part of a transfer, without the network: read what the link depends on, form it, vote for it (one commit), decode
 and check it as the others do, apply it (one commit). Payers and payees are drawn from all accounts; 20 links share a
@@ -9,6 +10,9 @@ commit, as under load. The database is a node's own, made by the same functions,
 filled with accounts, then with postings (16 accounts pass 8,190 postings on and on, so nearly all of them are confirmed);
 at each power of ten the transfers are measured. Signatures are left out: a node checks one when a client brings it, at a
 cost that depends on nothing.
+
+With `--bulk` nothing but payments of 8,190 postings is made, from any account to any others, and each posting waits for its
+recipient: the CPU of a posting is measured while the ledger grows, in steps of a tenth of `--postings`.
 
 CPU is the thread's own, so what else runs matters little to it; the wall time has the waiting for the disk in it.
 """
@@ -38,6 +42,8 @@ from chain.store import Needs, commit, create_or_check, load, open_database
 TOGETHER: Final = 20  # links of one commit when measured
 FILLED: Final = 1000  # and while accounts are opened
 FUNDS: Final = 1_000_000
+BULK_ACCOUNTS: Final = 10_000
+STEPS: Final = 10
 FIRST_ACCOUNTS: Final = 1_000
 FIRST_POSTINGS: Final = 10_000  # and how many accounts there are then
 RING: Final = tuple(f"ring-{number}" for number in range(16))
@@ -180,6 +186,32 @@ def fill_postings(ledger: Ledger, target: int, turn: Iterator[int]) -> None:
         ledger.make([ledger.pay(payer, [Posting(payee, 1)] * wanted)])
 
 
+def run_bulk(asked: argparse.Namespace, place: Path) -> list[dict[str, object]]:
+    """Pay MAX_POSTINGS at once until `asked.postings` are stored; microseconds of CPU for a posting, medians of each step."""
+    rng = random.Random(asked.seed)
+    rows: list[dict[str, object]] = []
+    if not asked.json:
+        sys.stdout.write("      postings  CPU us a posting\n")
+    with Ledger(place / "bulk.db") as ledger:
+        names = [hashlib.sha256(b"%d" % number).hexdigest()[:16] for number in range(BULK_ACCOUNTS)]
+        ledger.open(names)
+        for step in range(1, STEPS + 1):
+            cpu: list[float] = []
+            while ledger.postings < asked.postings * step // STEPS:
+                payer = rng.choice(names)
+                payees = [name for name in rng.choices(names, k=MAX_POSTINGS + 64) if name != payer][:MAX_POSTINGS]
+                request = ledger.pay(payer, [Posting(name, 1) for name in payees])
+                began = time.thread_time()
+                ledger.make([request])
+                cpu.append((time.thread_time() - began) / MAX_POSTINGS * 1e6)
+            if cpu:
+                rows.append({"postings": ledger.postings, "cpu_us": round(statistics.median(cpu), 1)})
+                if not asked.json:
+                    sys.stdout.write(f"{ledger.postings:>14,} {rows[-1]['cpu_us']:>17}\n")
+                    sys.stdout.flush()
+    return rows
+
+
 def powers(first: int, last: int) -> list[int]:
     """first, 10 first, .. up to last."""
     return [size for size in (first * 10**n for n in range(20)) if size <= last]
@@ -234,10 +266,11 @@ def main() -> None:
     parser.add_argument(
         "--directory", type=Path, help="where the databases are made (default: the temporary directory)"
     )
+    parser.add_argument("--bulk", action="store_true", help="payments of 8,190 postings instead")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hopchain-scale-", dir=asked.directory) as place:
-        rows = run(asked, Path(place))
+        rows = (run_bulk if asked.bulk else run)(asked, Path(place))
     if asked.json:
         sys.stdout.write(
             f"{json.dumps({'cores': os.cpu_count(), 'sqlite': sqlite3.sqlite_version, 'rows': rows}, indent=2)}\n"

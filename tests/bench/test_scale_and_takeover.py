@@ -34,6 +34,15 @@ def test_the_first_size_of_each_kind_is_measured(tmp_path: Path, monkeypatch: py
     assert all(float(str(row["cpu_us"])) > 0 for row in rows)
 
 
+def test_bulk_is_measured_in_steps_while_the_ledger_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "BULK_ACCOUNTS", 20)
+    monkeypatch.setattr(scale, "MAX_POSTINGS", 10)
+    monkeypatch.setattr(scale, "STEPS", 3)
+    rows = scale.run_bulk(Namespace(postings=120, seed=1, json=True), tmp_path)
+    assert [row["postings"] for row in rows] == [40, 80, 120]
+    assert all(float(str(row["cpu_us"])) > 0 for row in rows)
+
+
 def test_a_ledger_is_filled_up_to_the_target_and_never_emptied(tmp_path: Path) -> None:
     with scale.Ledger(tmp_path / "small.db") as ledger:
         ledger.open([*scale.RING, "ann", "bob"])
