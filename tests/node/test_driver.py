@@ -155,6 +155,12 @@ def everything(*, persist: tuple[Write, ...] = (WRITE,)) -> Effects:
     )
 
 
+async def reading(rig: Rig, account: str, read: list[str]) -> None:
+    """Note the account in `read` when it may be read."""
+    await rig.driver.wait_committed(account)
+    read.append(account)
+
+
 async def test_facts_leave_before_the_commit_and_reads_of_their_accounts_wait_for_it() -> None:
     (link,) = issuer_links(make_genesis(["node 0"], 1))
     facts = Facts((Send(A, ping(1.0, 2, 3)),), (Answer(Caller(1, 5), NotFound("account x")),))
@@ -163,23 +169,18 @@ async def test_facts_leave_before_the_commit_and_reads_of_their_accounts_wait_fo
     rig.database.before = lambda function: gate if function is commit else None
     rig.driver.put_nowait(PeerUp(A))
     read: list[str] = []
-
-    async def wait(account: str) -> None:
-        await rig.driver.wait_committed(account)
-        read.append(account)
-
     async with trio.open_nursery() as nursery:
         nursery.start_soon(rig.driver.turn)
         await trio.testing.wait_all_tasks_blocked()
         assert rig.journal == ["step", "send", "answer"]
         for account in (link.account, "", "another"):
-            nursery.start_soon(wait, account)
+            nursery.start_soon(reading, rig, account, read)
         await trio.testing.wait_all_tasks_blocked()
         assert read == ["another"]
         gate.set()
     assert sorted(read) == ["", "another", link.account]
     assert rig.journal == ["step", "send", "answer", "commit"]
-    await wait(link.account)
+    await rig.driver.wait_committed(link.account)
 
 
 async def test_a_read_waits_for_the_commit_that_is_under_way_and_not_for_the_next_one() -> None:
@@ -220,11 +221,6 @@ async def test_links_become_durable_after_the_messages_have_left_and_reads_wait_
     changed: list[frozenset[str]] = []
     rig.driver._on_changed = changed.append
     read: list[str] = []
-
-    async def wait(account: str) -> None:
-        await rig.driver.wait_committed(account)
-        read.append(account)
-
     async with trio.open_nursery() as nursery:
         nursery.start_soon(rig.driver.turn)
         await trio.testing.wait_all_tasks_blocked()
@@ -234,7 +230,7 @@ async def test_links_become_durable_after_the_messages_have_left_and_reads_wait_
         assert rig.journal == ["step", "commit", "send", "answer"]
         assert rig.database.writes == [(WRITE,)] and not changed
         for account in (link.account, "another"):
-            nursery.start_soon(wait, account)
+            nursery.start_soon(reading, rig, account, read)
         await trio.testing.wait_all_tasks_blocked()
         assert read == ["another"]
         gates[1].set()

@@ -1,5 +1,7 @@
 """What leaves before the commits of its turn, and what waits for which (docs/adr/0017, 0023)."""
 
+import pytest
+
 from chain.link import Outcome
 from chain.rows import Applied, ViewRow, VoteRow
 from chain.store import CursorRow
@@ -70,10 +72,13 @@ def test_a_vote_waits_for_no_link_of_its_turn() -> None:
         assert (last.persist, last.send, last.answers) == (effects.applied, (), ())
 
 
-def test_a_view_is_one_transaction_with_the_links_of_its_turn() -> None:
-    world = noting(4, first=3)
-    one, other, _ = world.view.ids
-    (guest,) = world.guests
+@pytest.mark.parametrize("member", [True, False], ids=["member", "guest"])
+def test_a_view_is_one_transaction_with_the_links_of_its_turn(*, member: bool) -> None:
+    """Also at a guest, which is ACTIVE nowhere before and after."""
+    world = noting(5, first=3)
+    first, other, _ = world.view.ids
+    guest, second = world.guests
+    one = first if member else second
     world.lose = lambda source, target, message: target == one and not isinstance(message, Ping | Pong)
     world.change(other, ChangeAction.ADD, guest)
     assert isinstance(world.pay("alice", "bob", 1, at=other), Recorded)

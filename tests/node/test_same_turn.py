@@ -241,3 +241,31 @@ def test_a_link_that_waits_for_what_does_not_come_is_looked_at_less_and_less_and
     world.deliver(lagging, FromPeer(other, Decided(paid.raw, other, LEAF)))
     world.run(0.1)
     assert world.height(lagging, "bob") == taken.height
+
+
+def test_what_a_waiting_link_lacks_is_asked_for_again_from_where_the_chain_ends_here() -> None:
+    """From its beginning on, an answer of one batch would never reach what is lacking."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=10, bob=0)
+    lagging = next(n for n in world.ids if n != world.group("alice")[0])
+    other, *_ = others = [n for n in world.ids if n != lagging]
+    assert isinstance(world.pay("alice", "bob", 1, at=other), Recorded)
+    world.run(1)
+    world.part(others, [lagging])
+    for _ in range(2):
+        assert isinstance(world.pay("alice", "bob", 1, at=other), Recorded)
+    here, last = world.height(lagging, "alice"), world.watch.accounts["alice"].links[-1]
+    assert last.height == here + 2
+    asked: list[Want] = []
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, Want) and source == lagging:
+            asked.append(message)
+        return target == lagging and isinstance(message, Links | Decided | Offer | Accept)
+
+    world.lose = lose
+    world.cut.clear()
+    world.deliver(lagging, FromPeer(other, Decided(last.raw, other, LEAF)))
+    world.run(4)
+    assert len(asked) >= 3
+    assert {want.chains for want in asked} == {(("alice", here + 1),)}
