@@ -1,6 +1,6 @@
 """Driver: the only place where a node's core meets disk, network and clock (design section 7).
 
-    take what has arrived, up to TURN_EVENTS -> load -> step -> tell facts -> commit votes -> send, answer -> commit links -> read, look up
+    take what has arrived, up to TURN_EVENTS or TURN_BYTES -> load -> step -> tell facts -> commit votes -> send, answer -> commit links -> read, look up
 
 Nothing leaves before what it promises is durable (`Effects.stages`). A client that was told of a link reads it here, too: reads of the accounts that
 it is about wait until the commit has ended. While a turn runs, the next one's events gather in the inbox;
@@ -29,7 +29,9 @@ from routing.keyspace import NodeId
 log = logging.getLogger(__name__)
 
 TURN_EVENTS: Final = 2048  # of one turn: keeps a transaction below about 100 ms
+TURN_BYTES: Final = 4 * 1024 * 1024  # of its messages: four largest links, some 400 ms, in which nobody else is heard
 INBOX_EVENTS: Final = 8192  # four turns; a full inbox stops reading, and TCP stops the sender
+INBOX_BYTES: Final = 64 * 1024 * 1024  # of their messages
 CLIENT_CALLS: Final = 1024  # of one client that are not answered yet; above it the client is not read
 CLIENT_BYTES: Final = 8 * 1024 * 1024  # of those calls: seven full transfers
 _NO_NEEDS: Final = Needs()
@@ -63,7 +65,8 @@ class Driver:
         self._look_up = look_up
         self._on_contacts = on_contacts
         self._on_changed = on_changed
-        self._inbox: deque[Event] = deque()
+        self._inbox: deque[tuple[Event, int]] = deque()  # with the bytes of its message
+        self._inbox_bytes = 0
         self._arrived = trio.Event()
         self._room = trio.lowlevel.ParkingLot()
         self._sessions: dict[int, Session] = {}
@@ -78,21 +81,23 @@ class Driver:
 
     # --- events come in ---
 
-    def put_nowait(self, event: Event) -> None:
+    def put_nowait(self, event: Event, size: int = 0) -> None:
         """For events that are few by nature (connections up and down)."""
-        self._inbox.append(event)
+        self._inbox.append((event, size))
+        self._inbox_bytes += size
         self._arrived.set()
 
-    async def put(self, event: Event) -> None:
-        """Add an event when there is room."""
-        while len(self._inbox) >= INBOX_EVENTS:
+    async def put(self, event: Event, size: int = 0) -> None:
+        """Add an event, which came as `size` bytes, when there is room."""
+        while len(self._inbox) >= INBOX_EVENTS or self._inbox_bytes >= INBOX_BYTES:
             await self._room.park()
-        self.put_nowait(event)
+        self.put_nowait(event, size)
 
     async def on_peer_frame(self, peer: NodeId, payload: bytes) -> None:
         """A frame of a member. Raises `RemoteFault` for one that cannot be read."""
-        for message in decode_frame_untrusted(payload):
-            await self.put(FromPeer(peer, message))
+        messages = decode_frame_untrusted(payload)
+        for message in messages:
+            await self.put(FromPeer(peer, message), len(payload) // len(messages))
 
     def on_peer_up(self, peer: NodeId, boot: bytes, *, replaced: bool) -> None:
         self.put_nowait(PeerUp(peer, boot, replaced))
@@ -150,7 +155,7 @@ class Driver:
 
     async def turn(self) -> None:
         """One turn with what has arrived so far."""
-        events = [self._inbox.popleft() for _ in range(min(len(self._inbox), TURN_EVENTS))]
+        events = self._take()
         self._room.unpark_all()
         now = self._clock()
         needs = self._core.needs(events, now)
@@ -168,6 +173,17 @@ class Driver:
         self._emit(last)
         self.counters["turns"] += 1
         self.counters["events"] += len(events)
+
+    def _take(self) -> list[Event]:
+        """What has arrived, as much as one turn takes."""
+        events: list[Event] = []
+        size = 0
+        while self._inbox and len(events) < TURN_EVENTS and size < TURN_BYTES:
+            event, length = self._inbox.popleft()
+            events.append(event)
+            size += length
+        self._inbox_bytes -= size
+        return events
 
     async def _commit(self, writes: Sequence[Write]) -> None:
         if not writes:

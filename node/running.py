@@ -276,7 +276,7 @@ class RunningNode:
         await self.driver.wait_for_room(caller, size)
         body = call.body
         if isinstance(body, Submit):
-            await self.driver.put(ClientSubmit(caller, body))
+            await self.driver.put(ClientSubmit(caller, body), size)
             return
         if isinstance(body, SubmitChange):
             await self.driver.put(ClientChange(caller, body))

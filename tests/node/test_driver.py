@@ -400,6 +400,16 @@ async def test_a_turn_takes_no_more_events_than_its_bound(monkeypatch: pytest.Mo
     assert [len(turn) for turn in rig.core.turns] == [3, 1]
 
 
+async def test_a_turn_takes_no_more_bytes_than_its_bound_but_always_one_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "TURN_BYTES", 1000)
+    rig = Rig()
+    for size in (400, 400, 400, 5000, 0, 0):
+        await rig.driver.put(PeerUp(A), size)
+    for _ in range(4):
+        await rig.driver.turn()
+    assert [len(turn) for turn in rig.core.turns] == [3, 1, 2, 0]
+
+
 async def test_what_arrives_during_a_turn_is_the_next_one() -> None:
     rig = Rig([everything()])
     durable = trio.Event()
@@ -442,6 +452,37 @@ async def test_a_full_inbox_holds_its_senders_back(monkeypatch: pytest.MonkeyPat
         await rig.driver.turn()
         await rig.driver.turn()
     assert [event for turn in rig.core.turns for event in turn] == [FromPeer(A, message) for message in messages]
+
+
+async def test_an_inbox_with_too_many_bytes_holds_its_senders_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "INBOX_BYTES", 1000)
+    monkeypatch.setattr(driver_module, "TURN_BYTES", 1)
+    rig = Rig()
+    events = [PeerUp(A), PeerUp(B), PeerDown(A), PeerDown(B)]
+
+    async def read_connection() -> None:
+        for event in events:
+            await rig.driver.put(event, 600)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_connection)
+        for waiting in (2, 2, 2, 1):
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(rig.driver._inbox) == waiting
+            await rig.driver.turn()
+    assert [event for turn in rig.core.turns for event in turn] == events
+    assert rig.driver._inbox_bytes == 0
+
+
+async def test_a_frame_counts_with_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "TURN_BYTES", 100)
+    rig = Rig()
+    messages = [ping(float(number), number, 0) for number in range(10)]
+    (frame,) = encode_frames([encode_message(message) for message in messages])
+    await rig.driver.on_peer_frame(A, frame)
+    await rig.driver.turn()
+    taken = len(rig.core.turns[0])
+    assert (taken - 1) * (len(frame) // 10) < 100 <= taken * (len(frame) // 10)
 
 
 async def test_a_frame_that_is_none_is_the_peers_fault_and_no_event() -> None:
