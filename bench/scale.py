@@ -92,7 +92,7 @@ class Ledger:
         queues = {request.sender: queued(request) for request in requests}
         needs.forming.update(queues)
         for request in requests:
-            needs.heads |= request.recipients
+            needs.assets |= request.recipients
             needs.outcomes.add((request.sender, queues[request.sender].request_id))
         loaded = load(self.conn, needs)
         links = []
@@ -101,7 +101,7 @@ class Ledger:
                 self.network,
                 loaded.forming[sender],
                 [item],
-                {name: loaded.heads[name] for name in item.request.recipients},
+                loaded.assets,
                 (),
                 epoch=1,
                 now_ms=next(self._clock_ms),

@@ -138,6 +138,11 @@ class Link(msgspec.Struct, frozen=True, dict=True):
         return tuple(hashes)
 
     @cached_property
+    def number_of(self) -> dict[PostingHash, int]:
+        """The number in this link of each posting that it makes."""
+        return {posting: number for number, posting in enumerate(self.posting_hashes)}
+
+    @cached_property
     def recipients(self) -> frozenset[str]:
         """The accounts that this link pays."""
         return frozenset().union(*(entry.request.recipients for _, entry in self.paying()))

@@ -7,7 +7,7 @@ rounded up to a power of two with NULLs, which match nothing, so that few differ
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from functools import lru_cache
-from itertools import chain, count, repeat, starmap
+from itertools import chain, starmap
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -29,7 +29,7 @@ _KEYS_PER_QUERY: Final = 512  # bounds the text of a query, and with it SQLite's
 class Needs(msgspec.Struct):
     """What a turn will look at. Fill the sets, then `load`.
 
-    `heads`: account names. `outcomes`: (account, request id); an id counts only for the account whose link records it,
+    `heads`: account names. `assets`: names of accounts of which no more matters than that they are here, and what they hold. `outcomes`: (account, request id); an id counts only for the account whose link records it,
     because anybody may cancel an id that is not theirs. `postings`: hashes of postings that a link of this account
     confirms. `made`: hashes of postings of links that this turn may apply: for these no search by hash. `links_at`: (account, height).
     `chains`: (account, from height). `by_hash`: link hashes and `by_posting`: posting hashes, for raw links. `known`:
@@ -38,6 +38,7 @@ class Needs(msgspec.Struct):
     """
 
     heads: set[str] = msgspec.field(default_factory=set)
+    assets: set[str] = msgspec.field(default_factory=set)
     outcomes: set[tuple[str, RequestId]] = msgspec.field(default_factory=set)
     postings: dict[str, set[PostingHash]] = msgspec.field(default_factory=dict)
     made: set[PostingHash] = msgspec.field(default_factory=set)
@@ -78,6 +79,7 @@ class Loaded(msgspec.Struct):
     """
 
     heads: dict[str, AccountHead] = msgspec.field(default_factory=dict)
+    assets: dict[str, str] = msgspec.field(default_factory=dict)
     outcomes: dict[tuple[str, RequestId], OutcomeRow] = msgspec.field(default_factory=dict)
     postings: dict[PostingHash, Credit] = msgspec.field(default_factory=dict)
     links_at: dict[tuple[str, int], LinkHash] = msgspec.field(default_factory=dict)
@@ -89,21 +91,21 @@ class Loaded(msgspec.Struct):
     income: dict[str, Income] = msgspec.field(default_factory=dict)
     log: dict[int, LogPage] = msgspec.field(default_factory=dict)
     log_head: LogHead | None = None
-    made: dict[PostingHash, tuple[Link, int]] = msgspec.field(default_factory=dict)
+    made: dict[PostingHash, Link] = msgspec.field(default_factory=dict)
 
     def posting(self, posting: PostingHash) -> Credit | None:
         """The row of a posting that was asked for, or that a link made since (`note_made`)."""
         row = self.postings.get(posting)
         if row is None and posting in self.made:
-            link, number = self.made[posting]
-            made = link.posting(number)
+            link = self.made[posting]
+            made = link.posting(link.number_of[posting])
             row = self.postings[posting] = Credit(posting, link.account, made.recipient, made.amount)
         return row
 
     def note_made(self, link: Link) -> None:
         """The postings of a link that is applied in this turn are as good as loaded. Few are ever looked at, so rows are
         made for those only."""
-        self.made.update(zip(link.posting_hashes, zip(repeat(link), count()), strict=False))
+        self.made.update(dict.fromkeys(link.posting_hashes, link))
 
 
 HEAD_COLUMNS: Final = "a.name, a.asset, a.public_key, a.issuer, a.height, a.tip, a.balance, a.epoch, a.time_ms"
@@ -124,6 +126,7 @@ AMOUNT_SUM: Final = "coalesce(sum(amount >> 32), 0) AS high, coalesce(sum(amount
 
 # Joins give the order: CROSS JOIN keeps the keys outside, so that each is looked up in an index.
 _HEADS: Final = f"SELECT {HEAD_COLUMNS} FROM k CROSS JOIN accounts AS a ON a.name = k.column1"
+_ASSETS: Final = "SELECT a.name, a.asset FROM k CROSS JOIN accounts AS a ON a.name = k.column1"
 _OUTCOMES: Final = (
     f"SELECT {OUTCOME_COLUMNS} FROM k CROSS JOIN outcomes AS o ON o.request_id = k.column2 AND o.account = k.column1 "
     "CROSS JOIN links AS l ON l.hash = o.link_hash"
@@ -211,6 +214,8 @@ def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
             loaded.forming = _forming(conn, needs.forming, needs.forming_few)
         if needs.heads:
             loaded.heads = _heads(conn, needs.heads, loaded.forming)
+        if needs.assets:
+            loaded.assets = dict(_join(conn, _ASSETS, _singles(needs.assets), _pair))
         if needs.outcomes:
             loaded.outcomes = {
                 (o.account, o.request_id): o for o in _join(conn, _OUTCOMES, needs.outcomes, outcome_row)

@@ -124,7 +124,7 @@ def form_link(
     network: NetworkId,
     forming: Forming,
     queue: Sequence[Queued],
-    recipients: Mapping[str, AccountHead],
+    assets: Mapping[str, str],
     recorded: Collection[RequestId],
     *,
     epoch: int,
@@ -135,7 +135,7 @@ def form_link(
 ) -> Formed:
     """Make the account's next link from `queue`, in order.
 
-    `recipients`: the accounts known here among those that the queue pays. `recorded`: which of the queue's
+    `assets`: what the accounts hold that the queue pays, those that are known here. `recorded`: which of the queue's
     request ids (and cancel targets) already have an outcome. `absent`: names that a majority of their opening
     slot's group does not know. `income_complete`: every node that could hold income of this account has answered.
     `issuer_limit`: how far below zero an issuer may go (`Genesis.issuer_limit`).
@@ -148,7 +148,7 @@ def form_link(
     check_second_thread(forming)
     funds, taken = take_up(forming)
     all_taken = len(taken) < MAX_CONFIRMED or len(taken) == forming.incoming_count
-    judge = _Judge(head, funds, recipients, set(recorded), absent, income_complete, all_taken, issuer_limit)
+    judge = _Judge(head, funds, assets, set(recorded), absent, income_complete, all_taken, issuer_limit)
     for item in queue:
         judge.hear(item)
     entries, left, unjudged = judge.entries, judge.left, judge.unjudged
@@ -197,7 +197,7 @@ class _Judge:
         self,
         head: AccountHead,
         funds: int,
-        recipients: Mapping[str, AccountHead],
+        assets: Mapping[str, str],
         recorded: set[RequestId],
         absent: Collection[str],
         income_complete: bool,
@@ -206,7 +206,7 @@ class _Judge:
     ) -> None:
         self._head = head
         self._funds = funds
-        self._recipients = recipients
+        self._assets = assets
         self._recorded = recorded
         self._absent = absent
         self._income_complete = income_complete
@@ -254,12 +254,12 @@ class _Judge:
         if request.kind is Kind.CANCEL:
             return Outcome.ALREADY_DECIDED if request.target in self._recorded else Outcome.COMPLETED
         recipients = request.recipients
-        unknown = {name for name in recipients if name not in self._recipients}
+        unknown = recipients.difference(self._assets)
         if unknown:
             unasked = unknown.difference(self._absent)
             self.ask_recipients |= unasked
             return None if unasked else Outcome.UNKNOWN_RECIPIENT
-        if any(self._recipients[name].asset != self._head.asset for name in recipients):
+        if any(self._assets[name] != self._head.asset for name in recipients):
             return Outcome.ASSET_MISMATCH
         if self._head.issuer:
             return Outcome.COMPLETED if self._funds - request.total >= -self._issuer_limit else Outcome.ISSUER_LIMIT

@@ -27,11 +27,12 @@ from node.identity import Identity
 from node.messages import Accept, Accepted, AskViews, Message, Prepare, Promise, Refuse, SlotName
 from node.paxos import Ballot, Refusal, Vote, accept, check_ballot_untrusted, merge, prepare
 from node.replica import Replica
-from node.turn import FromPeer, LinkDecoder, Self, ServeSlot, Turn
+from node.turn import FromPeer, LinkDecoder, Self, ServeSlot, Turn, handling_s
 from routing.keyspace import NodeId, route_key, short
 
 STUCK_S: Final = 1.0  # a vote older than this lost its proposer
 STUCK_PER_RANK_S: Final = 0.3  # so that voters do not all begin at once
+STUCK_HANDLINGS: Final = 4  # a large link waits behind others of its kind, here and elsewhere
 VIEWS_AGAIN_S: Final = 0.2  # a peer that lags sends a lot before the views are there: they go out once in this time
 
 
@@ -60,9 +61,6 @@ class Acceptor:
         self._held: dict[Slot, _Held] = {}
         self._due = Due()
         self._views_sent: dict[NodeId, float] = {}  # when, to who lags
-        self._paying: dict[
-            str, set[tuple[int, str, Slot]]
-        ] = {}  # recipient -> (height, sender, slot) of undecided links
 
     def restore(self, rows: list[VoteRow], now: float) -> None:
         """Take up the votes that were durable when the node stopped. The link before one of them may not have been (ADR 23)."""
@@ -94,7 +92,8 @@ class Acceptor:
 
     def paying(self, account: str) -> dict[str, int]:
         """sender -> height of its last undecided link, voted for here, that pays `account`."""
-        return {sender: height for height, sender, _ in sorted(self._paying.get(account, ()))}
+        pays = sorted((link.height, link.account) for link in self.values() if account in link.recipients)
+        return {sender: height for height, sender in pays}
 
     # --- messages ---
 
@@ -190,20 +189,22 @@ class Acceptor:
 
     def _hold(self, at: SlotName, vote: Vote[Link], now: float) -> None:
         slot = Slot(at.slot)
-        self._drop(slot)
-        held = self._held[slot] = _Held(at, vote, now + self._wait(slot))
+        held = self._held[slot] = _Held(at, vote, now + self._wait(slot, vote))
         if vote.accepted is not None:
             self._due.by(held.stuck_at)
-        if vote.value is not None:
-            for recipient in vote.value.recipients:
-                self._paying.setdefault(recipient, set()).add((at.height, at.account, slot))
 
-    def _wait(self, slot: Slot) -> float:
+    def _wait(self, slot: Slot, vote: Vote[Link]) -> float:
         """How long a vote may stay undecided before this node sees to it, seconds."""
         rank = self._self.view.rank_of(route_key(slot), self._self.id)
-        return STUCK_S + STUCK_PER_RANK_S * ((rank or 0) + self._self.rng.random())
+        return STUCK_S + STUCK_PER_RANK_S * ((rank or 0) + self._self.rng.random()) + _patience(vote)
 
     # --- views ---
+
+    def values(self) -> Iterator[Link]:
+        """The link of every vote that is not known to be decided."""
+        for held in self._held.values():
+            if held.vote.value is not None:
+                yield held.vote.value
 
     def all_votes(self) -> Iterator[tuple[SlotName, Ballot, Link]]:
         """Every vote that is not known to be decided, in the order of slots: what this node tells whoever syncs (R8)."""
@@ -219,22 +220,12 @@ class Acceptor:
         """Another view is installed: other ranks, other nodes that finish what is stuck, and others that lag."""
         self._views_sent.clear()
         for slot, held in self._held.items():
-            held.stuck_at = now + self._wait(slot)
+            held.stuck_at = now + self._wait(slot, held.vote)
             self._due.by(held.stuck_at)
 
     def forget(self, link: Link) -> None:
         """The slot of `link` is decided: the chain answers for it from now on."""
-        self._drop(link.prev_hash)
-
-    def _drop(self, slot: Slot) -> None:
-        held = self._held.pop(slot, None)
-        if held is None or held.vote.value is None:
-            return
-        for recipient in held.vote.value.recipients:
-            links = self._paying[recipient]
-            links.remove((held.at.height, held.at.account, slot))
-            if not links:
-                del self._paying[recipient]
+        self._held.pop(link.prev_hash, None)
 
     # --- time ---
 
@@ -248,11 +239,16 @@ class Acceptor:
             return
         for held in list(self._held.values()):
             if held.vote.accepted is not None and held.stuck_at <= now:
-                held.stuck_at = now + STUCK_S * (1 + self._self.rng.random())
+                held.stuck_at = now + STUCK_S * (1 + self._self.rng.random()) + _patience(held.vote)
                 if self._self.is_active(route_key(held.at.slot)):
                     self._finish(turn, held.at)
             if held.vote.accepted is not None:
                 self._due.by(held.stuck_at)
+
+
+def _patience(vote: Vote[Link]) -> float:
+    """How much longer than others this one may take, seconds, because its link is large."""
+    return STUCK_HANDLINGS * handling_s(vote.value) if vote.value is not None else 0.0
 
 
 def check_vote_untrusted(at: SlotName, link: Link, network: NetworkId) -> None:

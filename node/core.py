@@ -88,7 +88,6 @@ from node.turn import (
     ServeSlot,
     ToldRemoved,
     Turn,
-    add_link_needs,
 )
 from routing.errors import RoutingFault
 from routing.keyspace import NodeId
@@ -141,6 +140,7 @@ class Core:
         self.replica = Replica(self._self, self._decoder, self.peers, start.links, cursors)
         self.acceptor = Acceptor(self._self, self._decoder, self.identity, self.replica, self._finish)
         self.replica.hooks.append(lambda turn, link, by: self.acceptor.forget(link))
+        self.replica.voted = self.acceptor.values
         self.syncing = Syncing(
             self._self,
             self._decoder,
@@ -227,6 +227,7 @@ class Core:
     def step(self, loaded: Loaded, now: Now) -> Effects:
         """Handle the events given to `needs`, with the rows it asked for. Raises `Corruption` to stop the node."""
         turn = Turn(loaded, now)
+        self.replica.familiar.note(loaded.assets)
         self.peers.wake(now)
         for event in self._events:
             self._handle(turn, event)
@@ -318,7 +319,7 @@ class Core:
             case FormLink():
                 self.owner.needs_form(event, needs)
             case Learn():
-                add_link_needs(event.link, needs)
+                self.replica.needs_link(event.link, needs)
             case RouteJobs():
                 self.gateway.needs_route(event, needs)
             case ServeSlot():

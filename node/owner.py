@@ -53,7 +53,7 @@ from node.messages import (
 from node.paxos import MAX_ROUND, Ballot, Proposer, Refusal, check_ballot_untrusted
 from node.peers import Peers
 from node.replica import Replica
-from node.turn import FormLink, LinkDecoder, RequestDecoder, Self, ServeSlot, Turn, add_link_needs
+from node.turn import FormLink, LinkDecoder, RequestDecoder, Self, ServeSlot, Turn, handling_s
 from routing.keyspace import NodeId, route_key
 
 MAX_QUEUE: Final = 20_000  # requests of one account: a few full links
@@ -288,7 +288,7 @@ class Owner:
             needs.outcomes.add((account, queued.request_id))
             if queued.request.kind is Kind.CANCEL:
                 needs.outcomes.add((account, queued.request.target))
-            needs.heads.update(queued.request.recipients)
+            needs.assets |= self._replica.familiar.strangers(queued.request.recipients)
 
     def on_form(self, turn: Turn, event: FormLink) -> None:
         """Begin, or go on with, the next link of an account."""
@@ -381,7 +381,7 @@ class Owner:
             self._self.network,
             forming,
             queue,
-            loaded.heads,
+            self._replica.familiar.assets,
             {request_id for account, request_id in loaded.outcomes if account == work.account},
             epoch=self._self.view.epoch,
             now_ms=turn.now.unix_ms,
@@ -477,13 +477,15 @@ class Owner:
         assert proposer is not None
         assert at is not None
         message: Prepare | Accept = Prepare(at, proposer.ballot)
+        size_s = 0.0
         if proposer.value is not None:
             message = Accept(at, proposer.ballot, proposer.value.raw)
+            size_s = handling_s(proposer.value) * (1 << min(work.attempt, 3))
         for node in proposer.silent():
             if node != self._self.id:
                 turn.send(node, message)
         pause = RESEND_RTTS * self._peers.rtt(proposer.group) * (1 << min(work.attempt, 6))
-        self._wake(work, turn.now.mono + min(MAX_BACKOFF_S, pause))
+        self._wake(work, turn.now.mono + min(MAX_BACKOFF_S, pause) + size_s)
 
     def needs_accepted(self, message: Accepted, needs: Needs) -> None:
         """What the vote may decide, and what forms the link after it when this node makes that one, too."""
@@ -491,7 +493,7 @@ class Owner:
         link = work.proposer.value if work is not None and work.proposer is not None else None
         if work is None or link is None:
             return
-        add_link_needs(link, needs)
+        self._replica.needs_link(link, needs)
         self._heard[message.slot] += 1
         assert work.proposer is not None
         if self._heard[message.slot] != work.proposer.lacking:

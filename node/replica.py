@@ -26,7 +26,7 @@ from chain.store import CursorRow
 from node.familiar import Familiar
 from node.messages import Accept, Decided, Forward, Links, Moved, Offer, Prepare, Pull, SlotAnswer, Want
 from node.peers import Peers
-from node.turn import FromPeer, Learn, LinkDecoder, Self, ServeSlot, Turn, add_link_needs
+from node.turn import FromPeer, Learn, LinkDecoder, Self, ServeSlot, Turn
 from routing.broadcast import LEAF, targets
 from routing.keyspace import ID_BYTES, NodeId, route_key
 
@@ -89,6 +89,8 @@ class Replica:
         self.familiar = Familiar()
         self.count = count
         self.hooks: list[AppliedHook] = []
+        self.voted: Callable[[], Iterable[Link]] = tuple  # the links that have this node's vote and are undecided here
+        self._offered: dict[LinkHash, Link] = {}  # those of them that a peer's log holds; in this turn
 
     def __len__(self) -> int:
         """How many links wait for what they stand on."""
@@ -119,10 +121,19 @@ class Replica:
             message = messages.setdefault(target.depth, Decided(link.raw, by, target.depth))
             turn.tell(link, target.node, message)
 
+    def needs_link(self, link: Link, needs: Needs) -> None:
+        """What must be looked at to apply `link`."""
+        needs.heads.add(link.account)
+        needs.links_at.add((link.account, link.height))
+        if link.confirmed:
+            needs.postings.setdefault(link.account, set()).update(link.confirmed)
+        needs.made.update(link.posting_hashes)
+        needs.assets |= self.familiar.strangers(link.recipients)
+
     def needs_links(self, raws: Iterable[bytes], needs: Needs) -> None:
         for raw in raws:
             link = self._decoder.untrusted(raw)
-            add_link_needs(link, needs)
+            self.needs_link(link, needs)
             self.familiar.expect(link)
 
     def on_decided(self, turn: Turn, peer: NodeId, message: Decided) -> None:
@@ -178,7 +189,7 @@ class Replica:
         keys: list[_Key] = []
         if link.height > height + 1:
             keys.append(("link", link.account))
-        keys += [("link", name) for name in sorted(link.recipients) if name not in loaded.heads]
+        keys += [("link", name) for name in sorted(self.familiar.strangers(link.recipients))]
         keys += [("posting", h) for h in link.confirmed if loaded.posting(h) is None]
         return tuple(keys)
 
@@ -338,7 +349,12 @@ class Replica:
         turn.send(peer, Offer(page.hashes, page.last_seq, log.seq, log.count, after, self.log_id))
 
     def needs_offer(self, message: Offer, needs: Needs) -> None:
-        needs.known.update(LinkHash(h) for h in message.hashes)
+        offered = {LinkHash(h) for h in message.hashes}
+        needs.known |= offered
+        for link in self.voted():
+            if link.hash in offered:  # a log holds decided links only, so this one is, and it is here
+                self._offered[link.hash] = link
+                self.needs_link(link, needs)
 
     def on_offer(self, turn: Turn, peer: NodeId, message: Offer) -> None:
         puller = self._puller
@@ -357,8 +373,12 @@ class Replica:
             self._move_cursor(turn, peer, message.log_id, 0)  # a gap before the cursor: compare from the start
             self._puller = None
             return
+        here = [link for h in message.hashes if (link := self._offered.get(LinkHash(h))) is not None]
+        for link in here:
+            self.learn(turn, link, peer, peer)
         puller.offer = message
-        puller.wanted = deque(h for h in message.hashes if h not in known and h not in self._waiting)
+        lacking = (h for h in message.hashes if h not in known and h not in self._offered)
+        puller.wanted = deque(h for h in lacking if h not in self._waiting)
         self._want_more(turn, puller)
 
     def _pull_on(self, turn: Turn, peer: NodeId, message: Links) -> None:
@@ -421,6 +441,8 @@ class Replica:
     def tick(self, turn: Turn) -> None:
         """Ask again for what waiting links lack; compare logs with a random living peer."""
         now = turn.now.mono
+        self._offered.clear()
+        self.familiar.tidy()
         if self._self.id not in self._cursors:  # in this node's first turn: nobody was told of the log before
             self._cursors[self._self.id] = self.log_id
             turn.persist.append(CursorRow(self._self.id, self.log_id))

@@ -20,14 +20,15 @@ waits for, and what reads them (ADR 23).
 
 import random
 from collections import Counter
-from typing import Final
+from collections.abc import Hashable
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
 from chain.errors import RemoteFault
 from chain.genesis import Genesis
 from chain.link import Link, decode_link_untrusted
-from chain.needs import Loaded, Needs
+from chain.needs import Loaded
 from chain.request import SIGNATURE_BYTES, NetworkId, SignedRequest, decode_request_untrusted
 from chain.rules import Queued
 from chain.store import Write
@@ -37,6 +38,10 @@ from routing.keyspace import Key, NodeId
 from routing.regions import Ranges, holds
 from routing.view import View
 
+SLOWEST_BYTES_S: Final = 1024 * 1024  # of links, through a node that is as busy as it may be
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
 
 class Now(msgspec.Struct, frozen=True):
     """The time of a turn: a monotonic clock in seconds for timers, and Unix milliseconds for links."""
@@ -45,8 +50,11 @@ class Now(msgspec.Struct, frozen=True):
     unix_ms: int
 
 
-DECODED_BYTES: Final = 16 * 1024 * 1024  # of links kept decoded, and of requests: some seconds of traffic
+DECODED_BYTES: Final = (
+    64 * 1024 * 1024
+)  # of links kept decoded, and of requests: some seconds of traffic, or sixty large ones
 REQUEST_OBJECT_BYTES: Final = 1024  # what a decoded request of one posting takes beside its bytes, about
+LINK_OBJECT_BYTES: Final = 4096  # and a link of one posting
 
 # --- events --------------------------------------------------------------------------------------------------------
 
@@ -322,33 +330,43 @@ class Turn:
         )
 
 
-def add_link_needs(link: Link, needs: Needs) -> None:
-    """What a replica must look at to apply `link`."""
-    needs.heads.add(link.account)
-    needs.links_at.add((link.account, link.height))
-    if link.confirmed:
-        needs.postings.setdefault(link.account, set()).update(link.confirmed)
-    needs.made.update(link.posting_hashes)
-    needs.heads.update(link.recipients)
+def handling_s(link: Link) -> float:
+    """How long the others may take over `link` because it is large, seconds. Sent again before that, it makes them slower still."""
+    return len(link.raw) / SLOWEST_BYTES_S
+
+
+class _Decoded(Generic[K, V]):
+    """The newest decoded values, up to `DECODED_BYTES`; the oldest go first."""
+
+    def __init__(self) -> None:
+        self._values: dict[K, tuple[V, int]] = {}
+        self._bytes = 0
+
+    def get(self, key: K) -> V | None:
+        held = self._values.get(key)
+        return None if held is None else held[0]
+
+    def keep(self, key: K, value: V, size: int) -> None:
+        """Keep a value that is not here yet and takes `size` bytes."""
+        self._values[key] = value, size
+        self._bytes += size
+        while self._bytes > DECODED_BYTES:
+            _, gone = self._values.pop(next(iter(self._values)))
+            self._bytes -= gone
 
 
 class LinkDecoder:
     """Decodes links once: the one that was voted for arrives again when it is decided."""
 
     def __init__(self) -> None:
-        self._links: dict[bytes, Link] = {}
-        self._bytes = 0
+        self._links: _Decoded[bytes, Link] = _Decoded()
 
     def untrusted(self, raw: bytes) -> Link:
         """The link with these bytes; raises `RemoteFault`."""
         link = self._links.get(raw)
         if link is None:
             link = decode_link_untrusted(raw)
-            if self._bytes + len(raw) > DECODED_BYTES:
-                self._links.clear()
-                self._bytes = 0
-            self._links[raw] = link
-            self._bytes += len(raw)
+            self._links.keep(raw, link, len(raw) + LINK_OBJECT_BYTES)
         return link
 
 
@@ -356,8 +374,7 @@ class RequestDecoder:
     """Decodes requests once: what a turn needs depends on them, then they are judged."""
 
     def __init__(self) -> None:
-        self._requests: dict[tuple[bytes, bytes], Queued] = {}
-        self._bytes = 0
+        self._requests: _Decoded[tuple[bytes, bytes], Queued] = _Decoded()
 
     def untrusted(self, raw: bytes, signature: bytes) -> Queued:
         """The request with these bytes and this signature, which is not checked; raises `RemoteFault`."""
@@ -370,10 +387,5 @@ class RequestDecoder:
         if queued is None:
             signed = SignedRequest(raw, signature)
             queued = Queued(signed, decode_request_untrusted(raw), signed.request_id)
-            size = len(raw) + SIGNATURE_BYTES + REQUEST_OBJECT_BYTES
-            if self._bytes + size > DECODED_BYTES:
-                self._requests.clear()
-                self._bytes = 0
-            self._requests[raw, signature] = queued
-            self._bytes += size
+            self._requests.keep((raw, signature), queued, len(raw) + SIGNATURE_BYTES + REQUEST_OBJECT_BYTES)
         return queued

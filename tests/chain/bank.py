@@ -122,14 +122,14 @@ class Bank:
         name = requests[0].sender
         recipients = {p.recipient for r in requests for p in r.postings}
         ids = {queued(r).request_id for r in requests} | {r.target for r in requests if r.target}
-        needs = Needs(heads=recipients, outcomes={(name, i) for i in ids}, forming={name})
+        needs = Needs(assets=recipients, outcomes={(name, i) for i in ids}, forming={name})
         loaded = load(conn or self.conn, needs)
         self.now_ms += 10
         return form_link(
             NETWORK,
             loaded.forming[name],
             [queued(r) for r in requests],
-            loaded.heads,
+            loaded.assets,
             {i for _, i in loaded.outcomes},
             epoch=1,
             now_ms=self.now_ms,

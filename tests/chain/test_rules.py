@@ -42,7 +42,7 @@ def head(
     return AccountHead(name, asset, bytes(32), issuer, height, tip, balance, 1, 40_000)
 
 
-RECIPIENTS = {name: head(name) for name in ("bob", "carol")} | {"erik": head("erik", asset="EUR")}
+RECIPIENTS = {"bob": "CZK", "carol": "CZK", "erik": "EUR"}
 SENDERS = build_link(NETWORK, "sender", 1, opening_slot(NETWORK, "sender"), 0, 1, 9, (), ())
 
 

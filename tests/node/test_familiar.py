@@ -5,6 +5,7 @@ import pytest
 
 from chain.link import LinkHash
 from chain.rows import AccountHead
+from node import familiar as familiar_module
 from node.familiar import Familiar
 from tests.chain.bank import Bank, memory_database
 
@@ -28,6 +29,21 @@ def test_the_account_that_was_met_least_lately_goes_first() -> None:
     assert [familiar.head(name) is not None for name in ("alice", "bob", "carol")] == [True, False, True]
     familiar.meet(head("carol", 2))
     assert familiar.head("alice") is not None, "who is met again takes nobody's place"
+
+
+def test_who_is_here_is_looked_up_once_and_the_oldest_is_forgotten_between_two_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(familiar_module, "MAX_ASSETS", 2)
+    familiar = Familiar()
+    names = frozenset({"alice", "bob", "carol"})
+    assert familiar.strangers(names) == names
+    familiar.note({"alice": "CZK", "bob": "CZK"})
+    familiar.meet(head("carol"))
+    assert familiar.strangers(names) == frozenset(), "not while a turn may rely on it"
+    assert familiar.assets["carol"] == "CZK"
+    familiar.tidy()
+    assert familiar.strangers(names) == {"alice"}
 
 
 @pytest.mark.parametrize(("known", "expected"), [(-1, True), (0, False), (1, False)])
