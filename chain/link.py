@@ -78,7 +78,7 @@ class Outcome(enum.IntEnum):
 _OUTCOMES: Final = frozenset(int(o) for o in Outcome)
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One request of the account with its outcome."""
 
     signed: SignedRequest

@@ -54,7 +54,7 @@ class Needs(msgspec.Struct):
     log_head: bool = False
 
 
-class Income(msgspec.Struct, frozen=True):
+class Income(msgspec.Struct, frozen=True, gc=False):
     """All unconfirmed postings to one account: how many, their sum in minor units, and for each sender the greatest
     height of its links that hold one."""
 
@@ -63,7 +63,7 @@ class Income(msgspec.Struct, frozen=True):
     senders: tuple[tuple[str, int], ...]
 
 
-class LogPage(msgspec.Struct, frozen=True):
+class LogPage(msgspec.Struct, frozen=True, gc=False):
     """Link hashes in the order in which they were applied here; `last_seq` is the seq of the last of them, or the
     seq asked for when nothing is after it."""
 

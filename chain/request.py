@@ -70,7 +70,7 @@ class Kind(enum.IntEnum):
     CANCEL = 3
 
 
-class Posting(msgspec.Struct, frozen=True):
+class Posting(msgspec.Struct, frozen=True, gc=False):
     """One credit: `amount` minor units to `recipient`; `memo` is at most MEMO_BYTES bytes of UTF-8."""
 
     recipient: str
@@ -123,7 +123,7 @@ class Postings(Sequence[Posting]):
         return f"<{len(self)} postings of {self.total}>"
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """A request as its fields. `postings` only for TRANSFER, `asset` and `public_key` only for OPEN, `target`
     only for CANCEL. Build one with `transfer`, `opening` or `cancellation`."""
 
@@ -156,7 +156,7 @@ class Request(msgspec.Struct, frozen=True):
         return frozenset([p.recipient for p in self.postings])
 
 
-class SignedRequest(msgspec.Struct, frozen=True, array_like=True):
+class SignedRequest(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Canonical request bytes with the signature over them; the form that travels and is stored."""
 
     raw: bytes

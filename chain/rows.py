@@ -6,7 +6,7 @@ from chain.link import Link, LinkHash, Outcome, PostingHash, Slot
 from chain.request import RequestId
 
 
-class AccountHead(msgspec.Struct, frozen=True):
+class AccountHead(msgspec.Struct, frozen=True, gc=False):
     """An account as its last decided link leaves it. `balance` is settled money; incoming is not in it."""
 
     name: str
@@ -25,7 +25,7 @@ class AccountHead(msgspec.Struct, frozen=True):
         return Slot(self.tip)
 
 
-class PostingRow(msgspec.Struct, frozen=True):
+class PostingRow(msgspec.Struct, frozen=True, gc=False):
     """A posting of a decided link, as people read it: a row of `transfers`. `time_ms` and `height` are its link's."""
 
     hash: PostingHash
@@ -41,7 +41,7 @@ class PostingRow(msgspec.Struct, frozen=True):
     prev_confirmed_hash: PostingHash | None = None
 
 
-class OutcomeRow(msgspec.Struct, frozen=True):
+class OutcomeRow(msgspec.Struct, frozen=True, gc=False):
     """The recorded outcome of a request and the link that holds it."""
 
     request_id: RequestId
@@ -53,7 +53,7 @@ class OutcomeRow(msgspec.Struct, frozen=True):
     time_ms: int
 
 
-class Credit(msgspec.Struct, frozen=True):
+class Credit(msgspec.Struct, frozen=True, gc=False):
     """A posting as its recipient's next link needs it. `id`: where this replica keeps it, 0 for one that a link of this
     turn has just made; `sender_id`: the sender's number in this replica, 0 like it."""
 
@@ -66,7 +66,7 @@ class Credit(msgspec.Struct, frozen=True):
     sender_id: int = 0
 
 
-class Incoming(msgspec.Struct, frozen=True):
+class Incoming(msgspec.Struct, frozen=True, gc=False):
     """An unconfirmed posting with what the second-thread check needs.
 
     `link_hash`, `height`, `time_ms` and `link_header` are the stored ones of the sender's link; `before` is the posting
@@ -102,7 +102,7 @@ def refused_text(posting: str, amount: int, sender: str, recipient: str, what: s
     )
 
 
-class Forming(msgspec.Struct, frozen=True):
+class Forming(msgspec.Struct, frozen=True, gc=False):
     """Everything on this node's disk that the next link of one account depends on.
 
     `head` is None for an account that has no link here. `tip_income`: hashes of the postings whose confirmation is
@@ -118,7 +118,7 @@ class Forming(msgspec.Struct, frozen=True):
     incoming_total: int
 
 
-class VoteRow(msgspec.Struct, frozen=True):
+class VoteRow(msgspec.Struct, frozen=True, gc=False):
     """What an acceptor must never forget about one undecided slot (design R4). A ballot is (epoch, round, node id);
     `accepted` and `link` are both None or both set."""
 
@@ -130,7 +130,7 @@ class VoteRow(msgspec.Struct, frozen=True):
     link: bytes | None = None
 
 
-class Applied(msgspec.Struct, frozen=True):
+class Applied(msgspec.Struct, frozen=True, gc=False):
     """A decided link that is to become part of this replica (design R11: decided only). `confirmed`: the postings that
     it confirms, as they were read; the store looks for those that are not given, or have no id."""
 
@@ -138,7 +138,7 @@ class Applied(msgspec.Struct, frozen=True):
     confirmed: tuple[Credit, ...] = ()
 
 
-class ViewRow(msgspec.Struct, frozen=True):
+class ViewRow(msgspec.Struct, frozen=True, gc=False):
     """The view that follows the one with hash `prev_hash`: decided, and to be installed (design R5, R6).
     `raw`: its canonical bytes, which `chain` does not read; `hash` is their SHA-256."""
 
@@ -148,7 +148,7 @@ class ViewRow(msgspec.Struct, frozen=True):
     raw: bytes
 
 
-class ActiveRow(msgspec.Struct, frozen=True):
+class ActiveRow(msgspec.Struct, frozen=True, gc=False):
     """For which keys this node is ACTIVE in `epoch` (design R7): the bytes of all their ranges, which replace those before."""
 
     epoch: int

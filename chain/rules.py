@@ -47,7 +47,7 @@ from chain.request import (
 from chain.rows import AccountHead, Credit, Forming, thread_text
 
 
-class Queued(msgspec.Struct, frozen=True):
+class Queued(msgspec.Struct, frozen=True, gc=False):
     """A request that waits for a link, decoded once at admission."""
 
     signed: SignedRequest
@@ -55,7 +55,7 @@ class Queued(msgspec.Struct, frozen=True):
     request_id: RequestId
 
 
-class Formed(msgspec.Struct, frozen=True):
+class Formed(msgspec.Struct, frozen=True, gc=False):
     """The result of `form_link`.
 
     `link` is None when there is nothing to write now. `left` wait for the next link (no room in this one);

@@ -25,7 +25,7 @@ _LOG: Final = struct.Struct(f">QQ{HASH_BYTES}s")
 Field = bytes | int | str | None
 
 
-class LogHead(msgspec.Struct, frozen=True):
+class LogHead(msgspec.Struct, frozen=True, gc=False):
     """The end of the log: seq of its last link, number of links, XOR of their hashes (32 bytes)."""
 
     seq: int
@@ -47,14 +47,14 @@ class LogHead(msgspec.Struct, frozen=True):
 EMPTY_LOG: Final = LogHead(0, 0, bytes(HASH_BYTES))
 
 
-class CursorRow(msgspec.Struct, frozen=True):
+class CursorRow(msgspec.Struct, frozen=True, gc=False):
     """How far this node has read the log of `peer` (20 bytes): all up to `seq` is here."""
 
     peer: bytes
     seq: int
 
 
-class SeenRow(msgspec.Struct, frozen=True):
+class SeenRow(msgspec.Struct, frozen=True, gc=False):
     """How many times a node has made votes durable: its own count in its own row, what it said last in a peer's
     (design R12). `node` is its id, 20 bytes."""
 

@@ -205,12 +205,13 @@ def up(out: Output, directory: Path | None, supervised: bool) -> None:
 @click.option("--supervised", is_flag=True, hidden=True, help="End when standard input closes.")
 def node(out: Output, directory: Path, supervised: bool) -> None:
     """Run one node in the foreground: what a service manager or a container runs. SIGTERM or Ctrl-C ends it."""
-    from node.process import run_node
+    from node.process import run_node, settle_collector
 
     if not directory.is_dir():
         raise LocalMisuse(f"{directory} is not a node's directory: `hopchain init` makes them, such as net/node-1")
     if supervised:
         _end_with_parent()
+    settle_collector()
     run_node(directory)
     out.data({"node": directory.name, "ended": True})
 

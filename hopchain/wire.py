@@ -21,7 +21,7 @@ MAX_PAGE: Final = 1000  # rows of one list answer
 MAX_VIEWS_PAGE: Final = 100  # views of one `Members`
 
 
-class _Message(msgspec.Struct, frozen=True, array_like=True):
+class _Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     pass
 
 

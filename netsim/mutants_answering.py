@@ -35,6 +35,23 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         ),
     ),
     mutant(
+        "a vote is decided when a log is told",
+        "R11",
+        "A node that hears what a peer's log holds applies every link that it voted for, not those in the log only.",
+        (_REPLICA + "needs_offer", "if link.hash in offered:", "if offered:"),
+        (
+            _REPLICA + "on_offer",
+            "[link for h in message.hashes if (link := self._offered.get(LinkHash(h))) is not None]",
+            "list(self._offered.values())",
+        ),
+    ),
+    mutant(
+        "a voted link in a log counts as read",
+        "R8",
+        "A link that a peer's log holds and this node voted for is neither applied nor asked for, and the cursor moves on.",
+        (_REPLICA + "on_offer", "self.learn(turn, link, peer, peer)", "pass"),
+    ),
+    mutant(
         "undecided link served",
         "R11",
         "Who is asked about a slot answers with the link it voted for.",

@@ -70,7 +70,7 @@ MAX_BACKOFF_S: Final = 2.0
 NO_GATEWAY: Final = NodeId(b"")
 
 
-class Held(msgspec.Struct, frozen=True):
+class Held(msgspec.Struct, frozen=True, gc=False):
     """A request in a queue: since when (monotonic seconds), and the node that answers its client (NO_GATEWAY for a
     copy: its client must not be told that it was dropped, for another node holds it too, design R13)."""
 

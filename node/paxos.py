@@ -31,7 +31,7 @@ MAX_ROUND: Final = 2**31
 Value = TypeVar("Value")
 
 
-class Ballot(msgspec.Struct, frozen=True, array_like=True, order=True):
+class Ballot(msgspec.Struct, frozen=True, gc=False, array_like=True, order=True):
     """(epoch, round, node): totally ordered; no two nodes share one, and a node never uses one for two values."""
 
     epoch: Annotated[int, msgspec.Meta(ge=1, le=MAX_BALLOT)]
@@ -49,7 +49,7 @@ def check_ballot_untrusted(ballot: Ballot, *, last: int = MAX_ROUND) -> None:
         )
 
 
-class Vote(msgspec.Struct, Generic[Value], frozen=True):
+class Vote(msgspec.Struct, Generic[Value], frozen=True, gc=False):
     """An acceptor's memory of a slot: the highest ballot promised, and the last accepted one with its value."""
 
     promised: Ballot
@@ -57,7 +57,7 @@ class Vote(msgspec.Struct, Generic[Value], frozen=True):
     value: Value | None = None
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class Refusal(msgspec.Struct, frozen=True, gc=False):
     """The ballot is lower than one promised before, or has another value; the proposer must go above `promised`."""
 
     promised: Ballot

@@ -43,7 +43,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Now(msgspec.Struct, frozen=True):
+class Now(msgspec.Struct, frozen=True, gc=False):
     """The time of a turn: a monotonic clock in seconds for timers, and Unix milliseconds for links."""
 
     mono: float
@@ -59,14 +59,14 @@ LINK_OBJECT_BYTES: Final = 4096  # and a link of one posting
 # --- events --------------------------------------------------------------------------------------------------------
 
 
-class FromPeer(msgspec.Struct, frozen=True):
+class FromPeer(msgspec.Struct, frozen=True, gc=False):
     """A message of another member."""
 
     peer: NodeId
     message: Message
 
 
-class PeerUp(msgspec.Struct, frozen=True):
+class PeerUp(msgspec.Struct, frozen=True, gc=False):
     """The connection to a member stands. `boot`: the random bytes of its hello, new at each start of its process. `replaced`: it
     took the place of one that stood, whose process may not know yet."""
 
@@ -75,27 +75,27 @@ class PeerUp(msgspec.Struct, frozen=True):
     replaced: bool = False
 
 
-class PeerDown(msgspec.Struct, frozen=True):
+class PeerDown(msgspec.Struct, frozen=True, gc=False):
     """The connection to a member is gone."""
 
     peer: NodeId
 
 
-class ToldRemoved(msgspec.Struct, frozen=True):
+class ToldRemoved(msgspec.Struct, frozen=True, gc=False):
     """A member refuses this node, which it says was removed from the network in `epoch`, and needed until then only."""
 
     peer: NodeId
     epoch: int
 
 
-class Caller(msgspec.Struct, frozen=True):
+class Caller(msgspec.Struct, frozen=True, gc=False):
     """Who asked: a client's session and the number of its call."""
 
     session: int
     number: int
 
 
-class ClientSubmit(msgspec.Struct, frozen=True):
+class ClientSubmit(msgspec.Struct, frozen=True, gc=False):
     """A client wants a request executed. `until` is set when the event comes again, after more of the chain was fetched:
     a chain that grows all the time must not keep its client waiting for ever."""
 
@@ -104,7 +104,7 @@ class ClientSubmit(msgspec.Struct, frozen=True):
     until: float | None = None
 
 
-class ClientBalance(msgspec.Struct, frozen=True):
+class ClientBalance(msgspec.Struct, frozen=True, gc=False):
     """A client wants a balance that must first be made certain (linearizable, or at least at a height). `until` as in
     `ClientSubmit`."""
 
@@ -113,26 +113,26 @@ class ClientBalance(msgspec.Struct, frozen=True):
     until: float | None = None
 
 
-class FormLink(msgspec.Struct, frozen=True):
+class FormLink(msgspec.Struct, frozen=True, gc=False):
     """The owner of an account's slot is to make its next link (from the core to itself)."""
 
     account: str
 
 
-class Learn(msgspec.Struct, frozen=True):
+class Learn(msgspec.Struct, frozen=True, gc=False):
     """A decided link that waited for something which is here now (from the core to itself)."""
 
     link: Link
     by: NodeId
 
 
-class RouteJobs(msgspec.Struct, frozen=True):
+class RouteJobs(msgspec.Struct, frozen=True, gc=False):
     """The gateway is to hand over the waiting requests of an account (from the core to itself)."""
 
     account: str
 
 
-class ServeSlot(msgspec.Struct, frozen=True):
+class ServeSlot(msgspec.Struct, frozen=True, gc=False):
     """A peer asked about a slot that has a successor: send it what it lacks (from the core to itself)."""
 
     peer: NodeId
@@ -141,14 +141,14 @@ class ServeSlot(msgspec.Struct, frozen=True):
     answering: int | None = None  # it asked with AskSlot of this number
 
 
-class ClientChange(msgspec.Struct, frozen=True):
+class ClientChange(msgspec.Struct, frozen=True, gc=False):
     """The operator, or a node that leaves, wants the members changed."""
 
     caller: Caller
     submit: SubmitChange
 
 
-class FinishSync(msgspec.Struct, frozen=True):
+class FinishSync(msgspec.Struct, frozen=True, gc=False):
     """All that a sync waits for is here: merge the votes and become ACTIVE (from the core to itself, design R8)."""
 
     epoch: int
@@ -173,35 +173,35 @@ Event = (
 # --- effects -------------------------------------------------------------------------------------------------------
 
 
-class Send(msgspec.Struct, frozen=True):
+class Send(msgspec.Struct, frozen=True, gc=False):
     """A message for a member."""
 
     peer: NodeId
     message: Message
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """An answer for a client."""
 
     caller: Caller
     body: ReplyBody
 
 
-class Read(msgspec.Struct, frozen=True):
+class Read(msgspec.Struct, frozen=True, gc=False):
     """A client's balance read that may now be served from this replica."""
 
     caller: Caller
     ask: AskBalance
 
 
-class Facts(msgspec.Struct, frozen=True):
+class Facts(msgspec.Struct, frozen=True, gc=False):
     """What may leave at once: it stays true whatever becomes of this node and its disk."""
 
     send: tuple[Send, ...] = ()
     answers: tuple[Answer, ...] = ()
 
 
-class Stage(msgspec.Struct, frozen=True):
+class Stage(msgspec.Struct, frozen=True, gc=False):
     """A part of what a turn wants done: make `persist` durable in one transaction, then all the others."""
 
     persist: tuple[Write, ...] = ()
@@ -213,7 +213,7 @@ class Stage(msgspec.Struct, frozen=True):
     drops: tuple[NodeId, ...] = ()
 
 
-class Effects(msgspec.Struct, frozen=True):
+class Effects(msgspec.Struct, frozen=True, gc=False):
     """What a turn wants done; `stages` says in which order."""
 
     facts: Facts | None = None

@@ -85,6 +85,7 @@ def test_the_writer_has_wal_and_full_sync_and_readers_never_write_or_checkpoint(
         assert conn.execute("PRAGMA synchronous").fetchone() == (2,)
         assert conn.execute("PRAGMA wal_autocheckpoint").fetchone() == (checkpoint,)
         assert conn.isolation_level is None
+    assert writer.execute("PRAGMA secure_delete").fetchone() == (0,)
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         reader.execute("DELETE FROM votes")
     reader.close()

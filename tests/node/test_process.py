@@ -1,5 +1,6 @@
 """A whole node in this process: its files, its database, its ports, the signal that ends it."""
 
+import gc
 import os
 import signal
 import sqlite3
@@ -13,6 +14,7 @@ import trio.testing
 from chain.disk import open_database
 from chain.errors import LocalMisuse, Removed
 from chain.genesis import Asset
+from chain.request import SignedRequest
 from chain.rows import VoteRow
 from chain.store import CursorRow, SeenRow, commit, create_or_check
 from hopchain import Client, Outcome, Posting, Recorded, Unreachable
@@ -20,8 +22,11 @@ from hopchain.wire import Balance
 from node.config import read_config
 from node.layout import DATABASE, Network, make_network
 from node.lock import DataLock
-from node.process import now, serve_node, serve_until_signal, view_of
+from node.messages import Accept, Decided, SlotName
+from node.paxos import Ballot
+from node.process import COLLECT_AFTER, now, serve_node, serve_until_signal, settle_collector, view_of
 from node.start import read_start
+from node.turn import FromPeer
 from routing.keyspace import NodeId
 from routing.view import encode_view
 from tests.node.world import key_of, public
@@ -172,3 +177,24 @@ async def test_a_signal_that_meets_the_end_of_a_removed_node_does_not_hide_why_i
     finally:
         signal.signal(signal.SIGTERM, before)
     assert unheard == []
+
+
+def test_the_garbage_collector_knows_no_records_and_not_what_was_there_at_the_start() -> None:
+    """It would stop a node for 80 ms every few seconds."""
+    signed = SignedRequest(b"raw", bytes(64))
+    at = SlotName(bytes(32), "alice", 1)
+    for record in (
+        signed,
+        at,
+        Accept(at, Ballot(1, 0, NodeId(bytes(20))), b""),
+        FromPeer(NodeId(bytes(20)), Decided(b"", b"", 0)),
+    ):
+        assert not gc.is_tracked(record), record
+    before = gc.get_threshold()
+    try:
+        settle_collector()
+        assert gc.get_threshold() == COLLECT_AFTER
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
