@@ -317,6 +317,7 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         "R8",
         "A source counts links in its log that a crash can take back, and tells their votes no more.",
         (_SYNCING + "on_ask_sync", "turn.hold_together()", "pass"),
+        scenario="join-under-load",
     ),
     mutant(
         "lower vote merged",
