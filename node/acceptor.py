@@ -11,7 +11,7 @@ then the link itself answers. A vote that stays undecided for STUCK_S is finishe
 start a takeover, so a slot does not depend on anybody asking for it again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
 import msgspec
@@ -32,7 +32,9 @@ from routing.keyspace import NodeId, route_key, short
 
 STUCK_S: Final = 1.0  # a vote older than this lost its proposer
 STUCK_PER_RANK_S: Final = 0.3  # so that voters do not all begin at once
-STUCK_HANDLINGS: Final = 4  # a large link waits behind others of its kind, here and elsewhere
+STUCK_HANDLINGS: Final = 3  # a large link waits behind others of its kind, here and elsewhere
+MAX_INDEXED: Final = 64  # recipients of a link
+MANY: Final = ""
 VIEWS_AGAIN_S: Final = 0.2  # a peer that lags sends a lot before the views are there: they go out once in this time
 
 
@@ -61,6 +63,8 @@ class Acceptor:
         self._held: dict[Slot, _Held] = {}
         self._due = Due()
         self._views_sent: dict[NodeId, float] = {}  # when, to who lags
+        # recipient -> (height, sender, slot) of undecided links; of those that pay many under MANY, which is no account
+        self._paying: dict[str, set[tuple[int, str, Slot]]] = {}
 
     def restore(self, rows: list[VoteRow], now: float) -> None:
         """Take up the votes that were durable when the node stopped. The link before one of them may not have been (ADR 23)."""
@@ -92,8 +96,12 @@ class Acceptor:
 
     def paying(self, account: str) -> dict[str, int]:
         """sender -> height of its last undecided link, voted for here, that pays `account`."""
-        pays = sorted((link.height, link.account) for link in self.values() if account in link.recipients)
-        return {sender: height for height, sender in pays}
+        pays = set(self._paying.get(account, ()))
+        for entry in self._paying.get(MANY, ()):
+            link = self._held[entry[2]].vote.value
+            if link is not None and account in link.recipients:
+                pays.add(entry)
+        return {sender: height for height, sender, _ in sorted(pays)}
 
     # --- messages ---
 
@@ -189,9 +197,13 @@ class Acceptor:
 
     def _hold(self, at: SlotName, vote: Vote[Link], now: float) -> None:
         slot = Slot(at.slot)
+        self._drop(slot)
         held = self._held[slot] = _Held(at, vote, now + self._wait(slot, vote))
         if vote.accepted is not None:
             self._due.by(held.stuck_at)
+        if vote.value is not None:
+            for recipient in _indexed(vote.value):
+                self._paying.setdefault(recipient, set()).add((at.height, at.account, slot))
 
     def _wait(self, slot: Slot, vote: Vote[Link]) -> float:
         """How long a vote may stay undecided before this node sees to it, seconds."""
@@ -225,7 +237,17 @@ class Acceptor:
 
     def forget(self, link: Link) -> None:
         """The slot of `link` is decided: the chain answers for it from now on."""
-        self._held.pop(link.prev_hash, None)
+        self._drop(link.prev_hash)
+
+    def _drop(self, slot: Slot) -> None:
+        held = self._held.pop(slot, None)
+        if held is None or held.vote.value is None:
+            return
+        for recipient in _indexed(held.vote.value):
+            links = self._paying[recipient]
+            links.remove((held.at.height, held.at.account, slot))
+            if not links:
+                del self._paying[recipient]
 
     # --- time ---
 
@@ -244,6 +266,11 @@ class Acceptor:
                     self._finish(turn, held.at)
             if held.vote.accepted is not None:
                 self._due.by(held.stuck_at)
+
+
+def _indexed(link: Link) -> Collection[str]:
+    """Under which names a vote for `link` is found: an index of thousands of recipients costs more than asking it."""
+    return link.recipients if len(link.recipients) <= MAX_INDEXED else (MANY,)
 
 
 def _patience(vote: Vote[Link]) -> float:

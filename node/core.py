@@ -364,6 +364,7 @@ class Core:
             case PeerUp():
                 self.peers.on_up(turn, event.peer, event.boot, self.replica.count, replaced=event.replaced)
                 self.replica.pull_soon(turn.now.mono)
+                self.owner.on_up(turn, event.peer)
             case PeerDown():
                 self.peers.on_down(event.peer, turn.now)
             case _:

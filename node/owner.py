@@ -480,7 +480,7 @@ class Owner:
         size_s = 0.0
         if proposer.value is not None:
             message = Accept(at, proposer.ballot, proposer.value.raw)
-            size_s = handling_s(proposer.value) * (1 << min(work.attempt, 3))
+            size_s = handling_s(proposer.value) * (1 << min(work.attempt, 1))
         for node in proposer.silent():
             if node != self._self.id:
                 turn.send(node, message)
@@ -630,6 +630,13 @@ class Owner:
         self._works.pop(work.account, None)
 
     # --- time ---
+
+    def on_up(self, turn: Turn, peer: NodeId) -> None:
+        """A connection stands again: what was on its way through the last one is lost, and is sent again at once."""
+        for work in self._works.values():
+            if work.proposer is not None and not self._may_propose(work) and peer in work.proposer.silent():
+                work.attempt = 0  # and again after little: who has just started may not vote yet (R12)
+                self._send_silent(turn, work)
 
     def deadline(self) -> float | None:
         return self._due.at

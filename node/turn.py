@@ -19,7 +19,7 @@ waits for, and what reads them (ADR 23).
 """
 
 import random
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
@@ -50,11 +50,9 @@ class Now(msgspec.Struct, frozen=True, gc=False):
     unix_ms: int
 
 
-DECODED_BYTES: Final = (
-    64 * 1024 * 1024
-)  # of links kept decoded, and of requests: some seconds of traffic, or sixty large ones
-REQUEST_OBJECT_BYTES: Final = 1024  # what a decoded request of one posting takes beside its bytes, about
-LINK_OBJECT_BYTES: Final = 4096  # and a link of one posting
+DECODED_LINK_BYTES: Final = 96 * 1024 * 1024  # of links kept decoded: ten seconds of traffic, or twenty largest ones
+DECODED_REQUEST_BYTES: Final = 32 * 1024 * 1024  # and of requests
+OBJECT_BYTES: Final = 1024  # of a decoded request beside its bytes, about; of each in a link, too, and of the link
 
 # --- events --------------------------------------------------------------------------------------------------------
 
@@ -336,10 +334,11 @@ def handling_s(link: Link) -> float:
 
 
 class _Decoded(Generic[K, V]):
-    """The newest decoded values, up to `DECODED_BYTES`; the oldest go first."""
+    """The newest decoded values, up to `limit` bytes; the oldest go first."""
 
-    def __init__(self) -> None:
-        self._values: dict[K, tuple[V, int]] = {}
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._values: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self._bytes = 0
 
     def get(self, key: K) -> V | None:
@@ -350,8 +349,8 @@ class _Decoded(Generic[K, V]):
         """Keep a value that is not here yet and takes `size` bytes."""
         self._values[key] = value, size
         self._bytes += size
-        while self._bytes > DECODED_BYTES:
-            _, gone = self._values.pop(next(iter(self._values)))
+        while self._bytes > self._limit:
+            _, (_, gone) = self._values.popitem(last=False)
             self._bytes -= gone
 
 
@@ -359,14 +358,16 @@ class LinkDecoder:
     """Decodes links once: the one that was voted for arrives again when it is decided."""
 
     def __init__(self) -> None:
-        self._links: _Decoded[bytes, Link] = _Decoded()
+        self._links: _Decoded[bytes, Link] = _Decoded(DECODED_LINK_BYTES)
 
     def untrusted(self, raw: bytes) -> Link:
         """The link with these bytes; raises `RemoteFault`."""
         link = self._links.get(raw)
         if link is None:
             link = decode_link_untrusted(raw)
-            self._links.keep(raw, link, len(raw) + LINK_OBJECT_BYTES)
+            self._links.keep(
+                raw, link, 4 * len(raw) + OBJECT_BYTES * (1 + len(link.entries))
+            )  # measured: hashes, names
         return link
 
 
@@ -374,7 +375,7 @@ class RequestDecoder:
     """Decodes requests once: what a turn needs depends on them, then they are judged."""
 
     def __init__(self) -> None:
-        self._requests: _Decoded[tuple[bytes, bytes], Queued] = _Decoded()
+        self._requests: _Decoded[tuple[bytes, bytes], Queued] = _Decoded(DECODED_REQUEST_BYTES)
 
     def untrusted(self, raw: bytes, signature: bytes) -> Queued:
         """The request with these bytes and this signature, which is not checked; raises `RemoteFault`."""
@@ -387,5 +388,5 @@ class RequestDecoder:
         if queued is None:
             signed = SignedRequest(raw, signature)
             queued = Queued(signed, decode_request_untrusted(raw), signed.request_id)
-            self._requests.keep((raw, signature), queued, len(raw) + SIGNATURE_BYTES + REQUEST_OBJECT_BYTES)
+            self._requests.keep((raw, signature), queued, 2 * len(raw) + SIGNATURE_BYTES + OBJECT_BYTES)
         return queued

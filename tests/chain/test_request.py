@@ -12,6 +12,7 @@ from chain.request import (
     ANY_TIP,
     MAX_POSTINGS,
     MAX_REQUEST_BYTES,
+    POSTING_BYTES,
     Kind,
     NetworkId,
     Posting,
@@ -113,6 +114,27 @@ WRONG: list[tuple[str, bytes, str, str]] = [
 def test_what_is_refused_says_why(raw: bytes, code: str, text: str) -> None:
     with pytest.raises(RemoteFault, match=re.escape(text)) as fault:
         decode_request_untrusted(raw)
+    assert fault.value.code == code
+
+
+@pytest.mark.parametrize("place", [0, 9, 19])
+@pytest.mark.parametrize(
+    ("field", "wrong", "code"),
+    [
+        (0, b"B", "bad_name"),
+        (0, b"alice\0", "self_transfer"),
+        (64, bytes(8), "bad_amount"),
+        (64, b"\x80" + bytes(7), "bad_amount"),
+        (72, b"\xff", "bad_text"),
+        (100, b"x", "bad_text"),
+    ],
+)
+def test_many_postings_are_refused_for_one(place: int, field: int, wrong: bytes, code: str) -> None:
+    """Many are checked field by field, not one by one."""
+    many = transfer(NETWORK, "alice", [Posting("bobby", 1, "memo") for _ in range(20)], NONCE)
+    assert len(decode_request_untrusted(encode_request(many)).postings) == 20
+    with pytest.raises(RemoteFault) as fault:
+        decode_request_untrusted(_with(many, Cut(HEAD + place * POSTING_BYTES + field, wrong)))
     assert fault.value.code == code
 
 

@@ -5,9 +5,11 @@ import pytest
 
 from chain.link import LinkHash
 from chain.rows import AccountHead
+from hopchain.wire import Recorded
 from node import familiar as familiar_module
 from node.familiar import Familiar
 from tests.chain.bank import Bank, memory_database
+from tests.node.world import World
 
 
 def head(name: str, height: int = 1) -> AccountHead:
@@ -34,16 +36,32 @@ def test_the_account_that_was_met_least_lately_goes_first() -> None:
 def test_who_is_here_is_looked_up_once_and_the_oldest_is_forgotten_between_two_turns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(familiar_module, "MAX_ASSETS", 2)
+    monkeypatch.setattr(familiar_module, "MAX_ASSETS", 4)
     familiar = Familiar()
-    names = frozenset({"alice", "bob", "carol"})
+    names = frozenset({"alice", "bob", "carol", "dave", "erik"})
     assert familiar.strangers(names) == names
-    familiar.note({"alice": "CZK", "bob": "CZK"})
-    familiar.meet(head("carol"))
-    assert familiar.strangers(names) == frozenset(), "not while a turn may rely on it"
-    assert familiar.assets["carol"] == "CZK"
     familiar.tidy()
-    assert familiar.strangers(names) == {"alice"}
+    familiar.note({"alice": "CZK", "bob": "CZK", "carol": "EUR", "dave": "CZK"})
+    familiar.tidy()
+    assert familiar.strangers(names) == {"erik"}, "so many have room"
+    familiar.meet(head("erik"))
+    familiar.note({"alice": "CZK"})
+    assert familiar.strangers(names) == frozenset(), "not while a turn may rely on it"
+    assert familiar.assets["carol"] == "EUR"
+    familiar.tidy()
+    assert familiar.strangers(names) == {"alice", "bob"}
+
+
+def test_a_node_forgets_who_is_here_and_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(familiar_module, "MAX_ASSETS", 4)
+    world = World(3, 3, 1)
+    names = [f"acct-{number}" for number in range(8)]
+    world.open_funded(alice=100, **dict.fromkeys(names, 0))
+    for name in [*names, *names]:
+        assert isinstance(world.pay("alice", name, 1, at=world.ids[0]), Recorded)
+        assert all(len(world.core(node).replica.familiar.assets) <= 4 for node in world.ids)
+    world.run(5.0)
+    world.assert_equal_replicas()
 
 
 @pytest.mark.parametrize(("known", "expected"), [(-1, True), (0, False), (1, False)])
@@ -56,6 +74,7 @@ def test_a_decided_link_is_expected_to_be_the_next_one_when_it_is_higher(known: 
     familiar = Familiar()
     familiar.expect(link)
     assert familiar.head("alice") is None, "of who is not known no key is known"
+    assert not familiar.assets, "whether they are here is not known either"
     before = head("alice", link.height + known)
     familiar.meet(before)
     familiar.expect(link)

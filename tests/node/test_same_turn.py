@@ -6,7 +6,7 @@ import pytest
 
 from chain.errors import RemoteFault
 from chain.link import Outcome
-from chain.needs import Needs
+from chain.needs import Loaded, Needs
 from chain.request import NetworkId, Posting, cancellation, encode_request, sign, transfer
 from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Stale
@@ -18,16 +18,18 @@ from node.messages import (
     IncomeAnswer,
     Item,
     Links,
+    Moved,
     Offer,
     Prepare,
     Pull,
+    SlotAnswer,
     SlotName,
     Want,
 )
 from node.owner import LookedUp
 from node.paxos import Ballot
 from node.replica import MAX_WANT_AGAIN_S
-from node.turn import DECODED_BYTES, REQUEST_OBJECT_BYTES, FormLink, FromPeer, RequestDecoder
+from node.turn import DECODED_REQUEST_BYTES, OBJECT_BYTES, FormLink, FromPeer, LinkDecoder, RequestDecoder
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId
 from tests.node.world import World, key_of
@@ -196,10 +198,10 @@ def test_what_strangers_send_is_kept_within_bounds() -> None:
     with pytest.raises(RemoteFault, match="a signature of 1000000 bytes, where one has 64"):
         decoder.untrusted(raw, bytes(1_000_000))
     most = 0
-    for number in range(DECODED_BYTES // REQUEST_OBJECT_BYTES):
+    for number in range(DECODED_REQUEST_BYTES // OBJECT_BYTES):
         decoder.untrusted(raw, number.to_bytes(64, "big"))
         most = max(most, len(decoder._requests._values))
-    assert 0 < most * (len(raw) + 64 + REQUEST_OBJECT_BYTES) <= DECODED_BYTES
+    assert 0 < most * (len(raw) + 64 + OBJECT_BYTES) <= DECODED_REQUEST_BYTES
 
 
 def test_what_the_links_of_a_turn_make_is_looked_for_in_them_and_not_by_its_hash() -> None:
@@ -280,9 +282,13 @@ def test_what_a_log_holds_and_this_node_voted_for_is_decided_and_need_not_be_sen
     world = World(3, 3, 1)
     world.open_funded(alice=10, bob=0)
     lagging = lagging_voter(world)
-    world.lose = lambda source, target, message: target == lagging and isinstance(message, Decided | Links)
-    assert isinstance(world.pay("alice", "bob", 5, at=world.group("alice")[0]), Recorded)
-    height = world.height(world.group("bob")[0], "alice")
+    unhelpful = Decided | Links | Moved | SlotAnswer
+    world.lose = lambda source, target, message: target == lagging and isinstance(message, unhelpful)
+    owner = world.group("alice")[0]
+    assert isinstance(world.pay("alice", "bob", 5, at=owner), Recorded)
+    world.run(0.02)
+    height = world.height(owner, "alice")
+    assert world.height(lagging, "alice") < height
     assert world.run_until(lambda: world.height(lagging, "alice") == height, 8.0)
     world.lose = lambda source, target, message: False
     world.run(5.0)
@@ -347,7 +353,52 @@ def test_the_decoder_keeps_the_newest() -> None:
     raw = payment(1).signed.raw
     first = decoder.untrusted(raw, bytes(64))
     assert decoder.untrusted(raw, bytes(64)) is first
-    for number in range(1, DECODED_BYTES // REQUEST_OBJECT_BYTES):
+    for number in range(1, DECODED_REQUEST_BYTES // OBJECT_BYTES):
         last = decoder.untrusted(raw, number.to_bytes(64, "big"))
     assert decoder.untrusted(raw, number.to_bytes(64, "big")) is last
     assert decoder.untrusted(raw, bytes(64)) is not first
+
+
+def test_postings_of_a_link_of_this_turn_are_known_by_their_own_amounts() -> None:
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0, carol=0)
+    paid = world.pay_many_request("alice", [Posting("bob", 5), Posting("carol", 6), Posting("bob", 7)])
+    assert isinstance(world.ask(world.ids[0], paid), Recorded)
+    link = world.watch.accounts["alice"].links[-1]
+    loaded = Loaded()
+    loaded.note_made(link)
+    rows = [loaded.posting(posting) for posting in link.posting_hashes]
+    assert [(row.sender, row.recipient, row.amount) for row in rows if row] == [
+        ("alice", "bob", 5),
+        ("alice", "carol", 6),
+        ("alice", "bob", 7),
+    ]
+
+
+def test_a_large_proposal_is_sent_again_at_once_to_who_comes_back() -> None:
+    """And once more a second later, when who has just started may vote; not two seconds after the last try."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=10_000, bob=0)
+    owner = world.group("alice")[0]
+    others = [n for n in world.ids if n != owner]
+    world.lose = lambda source, target, message: isinstance(message, Accept)
+    call = world.submit(owner, world.pay_many_request("alice", [Posting("bob", 1)] * 8190))
+    world.run(0.2)
+    for node in others:
+        world.crash(node)
+    world.run(1.0)
+    world.lose = lambda source, target, message: False
+    for node in others:
+        world.start(node)
+    assert world.run_until(lambda: call.answer is not None, 1.6)
+
+
+def test_decoded_links_are_counted_with_what_they_are_made_of() -> None:
+    """A link of thousands of requests takes several times its bytes."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=10, bob=0)
+    assert isinstance(world.pay("alice", "bob", 5, at=world.ids[0]), Recorded)
+    link = world.watch.accounts["alice"].links[-1]
+    decoder = LinkDecoder()
+    assert decoder.untrusted(link.raw) is decoder.untrusted(bytes(bytearray(link.raw)))
+    assert decoder._links._bytes >= 4 * len(link.raw) + 2 * OBJECT_BYTES

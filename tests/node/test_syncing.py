@@ -535,6 +535,7 @@ def test_a_vote_is_taken_over_also_where_the_link_before_it_is_not_here_yet() ->
     rest(world)
     assert world.height(guest, "alice") >= next_height
     assert core.acceptor.paying("bob") == {}
+    assert not core.acceptor._paying
 
 
 def pulling(world: World, node: NodeId, lost: type[Message]) -> NodeId:
