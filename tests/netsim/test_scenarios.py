@@ -56,7 +56,7 @@ def test_every_scenario_that_was_promised_ships() -> None:
         "double-income", "flapping-link", "slow-node", "rolling-restart", "power-cut", "clock-jump",
         "growth", "replace-dead", "removed-unaware", "rolling-restart-20",
         "sync-majority", "promise-twice", "old-disk-source", "two-epochs", "born-later", "one-way",
-        "pinned-group", "views-in-order", "unsynced-read", "voted-opening", "voted-income",
+        "pinned-group", "views-in-order", "unsynced-read", "voted-opening", "voted-income", "join-under-load",
     }  # fmt: skip
     assert promised | {f"counterexample-{n}" for n in COUNTEREXAMPLES} == set(NAMES)
 
