@@ -1,6 +1,7 @@
 """What a transfer costs without any Python: the least that this design leaves to pay on this machine.
 
     python bench/floor.py                          measures `hopchain bench uniform` first: one minute
+    python bench/floor.py --profile hot-sender     another one: hot-recipient, hot-sender
     python bench/floor.py uniform.json             with the counts of a run that was kept (`hopchain bench uniform --json`)
 
 A run of the nodes says how many commits, turns and bytes a transfer takes and how much CPU. Then the parts that no
@@ -47,6 +48,7 @@ from node.pki import node_contexts
 NODES: Final = 3
 WARM_UP: Final = 20  # groups that are replayed and not counted
 FRAMES: Final = 3_000
+PROFILES: Final = ("uniform", "hot-recipient", "hot-sender")
 COUNTS: Final = ("cpu_us_per_transfer", "commits_per_transfer", "turns_per_transfer", "member_bytes_per_transfer")
 Statement = tuple[str, str, Any]  # method, SQL, values
 
@@ -73,7 +75,20 @@ class Recorder:
         return self._conn.executemany(sql, rows)
 
 
-def record(place: Path, accounts: int, groups: int, together: int, rng: random.Random) -> list[list[Statement]]:
+def draw(profile: str, names: Sequence[str], together: int, rng: random.Random) -> list[tuple[str, str]]:
+    """Who pays whom in the transfers of a commit: from the first account, to it, or from different ones to any other."""
+    hot, others = names[0], names[1:]
+    if profile == "hot-sender":
+        return [(hot, rng.choice(others)) for _ in range(together)]
+    if profile == "hot-recipient":
+        return [(payer, hot) for payer in rng.sample(others, together)]
+    payers = rng.sample(range(len(names)), together)
+    return [(names[at], names[at - rng.randrange(1, len(names))]) for at in payers]
+
+
+def record(
+    profile: str, place: Path, accounts: int, groups: int, together: int, rng: random.Random
+) -> list[list[Statement]]:
     """The statements of `groups` groups of `together` transfers, and `place`/start.db as it was before them."""
     path = place / "node.db"
     names = [f"account-{number}" for number in range(accounts)]
@@ -86,8 +101,7 @@ def record(place: Path, accounts: int, groups: int, together: int, rng: random.R
         ledger.conn = cast(sqlite3.Connection, recorder)
         for _ in range(groups):
             recorder.statements = []
-            payers = rng.sample(range(accounts), together)
-            ledger.make([ledger.pay(names[at], [Posting(names[at - rng.randrange(1, accounts)], 1)]) for at in payers])
+            ledger.make([ledger.pay(a, [Posting(b, 1)]) for a, b in draw(profile, names, together, rng)])
             found.append(recorder.statements)
     return found
 
@@ -174,8 +188,8 @@ def per_call(call: Callable[[], object], times: int) -> float:
 def read_run(path: Path) -> dict[str, Any]:
     """The document of a run of `hopchain bench`. Raises `OSError` and `ValueError`."""
     run = json.loads(path.read_text())
-    if not isinstance(run, dict) or run.get("profile") != "uniform":
-        raise ValueError("it has no `profile` uniform")
+    if not isinstance(run, dict) or run.get("profile") not in PROFILES:
+        raise ValueError(f"its `profile` is none of {', '.join(PROFILES)}")
     cost = run.get("cost")
     if not isinstance(cost, dict) or not all(isinstance(cost.get(name), int | float) for name in COUNTS):
         raise ValueError("its `cost` lacks " + ", ".join(COUNTS) + ": the nodes must run on this machine")
@@ -186,7 +200,8 @@ def floor(run: dict[str, Any], asked: argparse.Namespace, place: Path) -> dict[s
     """What each part takes of a transfer, in microseconds of CPU of all nodes together."""
     cost = run["cost"]
     together = max(1, round(2 * NODES / cost["commits_per_transfer"]))  # a transfer is in two commits of each node
-    groups = record(place, asked.accounts, WARM_UP + asked.transfers // together, together, random.Random(asked.seed))
+    rng, count = random.Random(asked.seed), WARM_UP + asked.transfers // together
+    groups = record(run["profile"], place, asked.accounts, count, together, rng)
     full, unsafe = (replay(place / "start.db", groups, how) * NODES / together for how in ("FULL", "OFF"))
     frames = cost["turns_per_transfer"] * (NODES - 1)
     size = max(1, round(cost["member_bytes_per_transfer"] / max(frames, 1e-9)))
@@ -201,6 +216,7 @@ def floor(run: dict[str, Any], asked: argparse.Namespace, place: Path) -> dict[s
     cores = os.cpu_count() or 1
     measured = cost["cpu_us_per_transfer"] + run["client"]["cpu_us_per_transfer"]
     return {
+        "profile": run["profile"],
         "transfers_per_commit": together,
         "frames_per_transfer": round(frames, 2),
         "frame_bytes": size,
@@ -217,7 +233,7 @@ def floor(run: dict[str, Any], asked: argparse.Namespace, place: Path) -> dict[s
 def show(found: dict[str, Any]) -> str:
     """The table."""
     words = {
-        "database": f"SQLite, {found['transfers_per_commit']} transfers in two commits of a node",
+        "database": f"SQLite, {found['transfers_per_commit']} transfers of {found['profile']} in two commits of a node",
         "fsync": "fsync of those commits",
         "tls": f"TLS, {found['frames_per_transfer']} frames of {found['frame_bytes']} bytes",
         "signatures": "one signature",
@@ -237,7 +253,8 @@ def show(found: dict[str, Any]) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", type=Path, help="the document of `hopchain bench uniform --json`")
+    parser.add_argument("run", nargs="?", type=Path, help="the document of `hopchain bench PROFILE --json`")
+    parser.add_argument("--profile", choices=PROFILES, default="uniform", help="what to measure when there is no run")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--accounts", type=int, default=10_000)
     parser.add_argument("--warm-up", type=float, default=3.0)
@@ -250,9 +267,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     try:
-        run = read_run(asked.run) if asked.run else compare.measure_hopchain("uniform", asked)
+        run = read_run(asked.run) if asked.run else compare.measure_hopchain(asked.profile, asked)
     except (OSError, ValueError) as error:
-        parser.error(f"{asked.run} is not what `hopchain bench uniform --json` printed: {error}")
+        parser.error(f"{asked.run} is not what `hopchain bench PROFILE --json` printed: {error}")
     with tempfile.TemporaryDirectory(prefix="hopchain-floor-", dir=asked.directory) as place:
         found = floor(run, asked, Path(place))
     sys.stdout.write(f"{json.dumps(found, indent=2) if asked.json else show(found)}\n")

@@ -87,26 +87,29 @@ class Ledger:
         return transfer(self.network, sender, postings, next(self._nonce).to_bytes(32, "big"))
 
     def make(self, requests: Sequence[Request]) -> None:
-        """Make, vote for, check and apply one link for each request; their accounts are different ones."""
+        """Make, vote for, check and apply one link for the requests of each sender."""
         needs = Needs()
-        queues = {request.sender: queued(request) for request in requests}
-        needs.forming.update(queues)
+        queues: dict[str, list[Queued]] = {}
         for request in requests:
+            item = queued(request)
+            queues.setdefault(request.sender, []).append(item)
             needs.assets |= request.recipients
-            needs.outcomes.add((request.sender, queues[request.sender].request_id))
+            needs.outcomes.add((request.sender, item.request_id))
+        needs.forming.update(queues)
         loaded = load(self.conn, needs)
         links = []
-        for sender, item in queues.items():
+        for sender, items in queues.items():
             formed = form_link(
                 self.network,
                 loaded.forming[sender],
-                [item],
+                items,
                 loaded.assets,
                 (),
                 epoch=1,
                 now_ms=next(self._clock_ms),
             )
-            assert formed.link is not None and formed.link.entries[0].outcome is Outcome.COMPLETED, formed
+            assert formed.link is not None and len(formed.link.entries) == len(items), formed
+            assert all(entry.outcome is Outcome.COMPLETED for entry in formed.link.entries), formed
             links.append(formed.link)
         ballot = (1, 0, NODE)
         commit(

@@ -10,6 +10,7 @@ import floor
 import pytest
 
 RUN = {
+    "profile": "uniform",
     "completed_per_s": 500.0,
     "cost": {
         "cpu_us_per_transfer": 1e9,
@@ -30,15 +31,17 @@ def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
     return found
 
 
+@pytest.mark.parametrize(("profile", "links"), [("uniform", 20), ("hot-recipient", 20), ("hot-sender", 4)])
 def test_replayed_statements_make_the_database_that_was_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    profile: str, links: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(floor, "WARM_UP", 1)
-    groups = floor.record(tmp_path, 12, 4, 5, random.Random(1))
+    groups = floor.record(profile, tmp_path, 12, 4, 5, random.Random(1))
     assert len(groups) == 4
     before = rows(tmp_path / "start.db")
     wanted = rows(tmp_path / "node.db")
-    assert len(wanted["links"]) == len(before["links"]) + 20
+    assert len(wanted["links"]) == len(before["links"]) + links
+    assert len(wanted["postings"]) == len(before["postings"]) + 20
     kept: list[dict[str, list[tuple[object, ...]]]] = []
     unlink = Path.unlink
 
@@ -62,15 +65,27 @@ def test_the_floor_is_the_sum_of_its_parts(tmp_path: Path, monkeypatch: pytest.M
     assert found["interpreter_us"] == pytest.approx(found["measured_us"] - found["floor_us"], abs=0.2)
     assert found["most_per_s"] == pytest.approx(found["cores"] * 1e6 / found["floor_us"], rel=0.01)
     text = floor.show(found)
-    assert "5 transfers in two commits" in text and "1.0 frames of 3000 bytes" in text
+    assert "5 transfers of uniform in two commits" in text and "1.0 frames of 3000 bytes" in text
+
+
+@pytest.mark.parametrize(
+    ("profile", "payers", "payees"), [("uniform", 5, None), ("hot-recipient", 5, 1), ("hot-sender", 1, None)]
+)
+def test_payers_of_a_commit_are_those_of_the_profile(profile: str, payers: int, payees: int | None) -> None:
+    names = [f"account-{number}" for number in range(6)]
+    for seed in range(20):
+        drawn = floor.draw(profile, names, 5, random.Random(seed))
+        assert len({payer for payer, _ in drawn}) == payers
+        assert payees is None or {payee for _, payee in drawn} == {names[0]}
+        assert all(payer != payee for payer, payee in drawn)
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
         ("", "Expecting value"),
-        ("[]", "no `profile` uniform"),
-        ('{"profile": "zipf"}', "no `profile` uniform"),
+        ("[]", "`profile` is none of uniform, hot-recipient, hot-sender"),
+        ('{"profile": "zipf"}', "`profile` is none of"),
         ('{"profile": "uniform", "cost": {"cpu_us_per_transfer": null}}', "the nodes must run on this machine"),
     ],
 )
@@ -79,7 +94,7 @@ def test_a_file_that_is_no_run_is_refused(tmp_path: Path, text: str, why: str) -
     path.write_text(text)
     with pytest.raises(ValueError, match=why):
         floor.read_run(path)
-    path.write_text(json.dumps({**RUN, "profile": "uniform"}))
+    path.write_text(json.dumps(RUN))
     assert floor.read_run(path)["completed_per_s"] == 500.0
 
 
