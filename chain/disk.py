@@ -69,9 +69,8 @@ def _configure(conn: sqlite3.Connection, file: Path, writer: bool) -> None:
     conn.execute("PRAGMA temp_store=MEMORY")
     if writer:
         conn.execute("PRAGMA journal_mode=WAL")
-        conn.execute(
-            "PRAGMA secure_delete=OFF"
-        )  # Debian's default is ON: zeros written over votes that are decided, 1 MB for a large one
+        # Debian's default is ON: zeros written over votes that are decided, 1 MB for a large one.
+        conn.execute("PRAGMA secure_delete=OFF")
         conn.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         conn.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
     else:

@@ -72,9 +72,8 @@ class Driver:
         self._sessions: dict[int, Session] = {}
         self._unanswered: dict[int, dict[int, int]] = {}  # session -> call -> bytes
         self._answered = trio.lowlevel.ParkingLot()
-        self._committing: frozenset[str] = (
-            frozenset()
-        )  # accounts of links that clients know of and the database not yet
+        # accounts of links that clients know of and the database not yet
+        self._committing: frozenset[str] = frozenset()
         self._committed = trio.lowlevel.ParkingLot()
         self.mesh: Sender | None = None
         self.counters: Counter[str] = Counter()

@@ -35,9 +35,8 @@ from routing.keyspace import NodeId
 from routing.view import majority
 
 PING_EVERY_S: Final = 0.5  # four chances before a peer is suspected
-CURRENT_S: Final = (
-    2 * SUSPECT_S
-)  # how old a word may be that makes a read current: turns of a second are no reason to doubt
+# How old a word may be that makes a read current: turns of a second are no reason to doubt.
+CURRENT_S: Final = 2 * SUSPECT_S
 UNANSWERED: Final = 4  # pings: as many as are sent within SUSPECT_S
 DROP_PINGS: Final = 12  # rounds without a word: 3 x SUSPECT_S, in pings, so that who slept itself closes nothing
 PINGS_PER_ROUND: Final = 16  # above this many members each round pings a part of them
@@ -60,9 +59,8 @@ class _Peer:
         self.links = 0
         self.clock_apart_ms = 0
         self.pinged: float | None = None  # `sent` of its last ping
-        self.pongs: deque[tuple[float, int]] = deque(
-            maxlen=2
-        )  # when they were asked for, and how many links it had since
+        # When they were asked for, and how many links it had since.
+        self.pongs: deque[tuple[float, int]] = deque(maxlen=2)
 
 
 class Peers:

@@ -29,9 +29,8 @@ from routing.keyspace import ID_BYTES, NodeId
 from routing.regions import group_ranges
 from routing.view import View
 
-MAX_CHAIN_BYTES: Final = (
-    1024 * 1024
-)  # of one Chain answer above its first link; the client asks on from the next height
+# Of one Chain answer above its first link; the client asks on from the next height.
+MAX_CHAIN_BYTES: Final = 1024 * 1024
 
 MAX_BALANCES: Final = 100_000  # remembered: some 50 MB
 TIMED_READS: Final = 4096  # the last so many balances are timed, for the status

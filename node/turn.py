@@ -365,9 +365,8 @@ class LinkDecoder:
         link = self._links.get(raw)
         if link is None:
             link = decode_link_untrusted(raw)
-            self._links.keep(
-                raw, link, 4 * len(raw) + OBJECT_BYTES * (1 + len(link.entries))
-            )  # measured: hashes, names
+            size = 4 * len(raw) + OBJECT_BYTES * (1 + len(link.entries))  # measured, with its hashes and names
+            self._links.keep(raw, link, size)
         return link
 
 

@@ -95,9 +95,8 @@ def check_address_untrusted(host: str, port: int) -> None:
         raise RoutingFault("bad_address", f"{host[:60]!r} port {port}: not a canonical numeric IP and port of one node")
 
 
-@functools.lru_cache(
-    maxsize=4096
-)  # the same few hosts come in every reply, and parsing one costs as much as opening a seal
+# The same few hosts come in every reply, and parsing one costs as much as opening a seal.
+@functools.lru_cache(maxsize=4096)
 def _is_host(host: str) -> bool:
     """True when `host` is the canonical text of an IP address of one host."""
     try:

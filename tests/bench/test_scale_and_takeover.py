@@ -34,6 +34,17 @@ def test_the_first_size_of_each_kind_is_measured(tmp_path: Path, monkeypatch: py
     assert all(float(str(row["cpu_us"])) > 0 for row in rows)
 
 
+@pytest.mark.parametrize("words", ["--accounts 999", "--postings -5 --bulk", "--transfers 19"])
+def test_sizes_that_leave_nothing_to_measure_are_refused(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["scale.py", *words.split()])
+    with pytest.raises(SystemExit):
+        scale.main()
+    name, given, *_ = words.split()
+    assert f"{name} {given} leaves nothing to measure: take " in capsys.readouterr().err
+
+
 def test_bulk_is_measured_in_steps_while_the_ledger_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "BULK_ACCOUNTS", 20)
     monkeypatch.setattr(scale, "MAX_POSTINGS", 10)

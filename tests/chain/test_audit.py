@@ -551,9 +551,9 @@ def test_of_a_thread_cut_twice_the_later_cut_is_named(conn: sqlite3.Connection) 
 @pytest.mark.parametrize(
     ("without", "statement", "table", "column"),
     [
-        (["_name_extra"], "INSERT INTO confirmations SELECT 99 << 14, posting, NULL FROM incoming LIMIT 1", "confirmations", "count"),
-        (["_name_lost"], "DELETE FROM threads WHERE recipient = #alice AND sender = #bob", "threads", "count"),
-        (["_replay", "_nothing_else", "_threads", "_incoming"], "UPDATE accounts SET balance = balance + 1 WHERE name = 'bob'",
+        (["_Audit._name_extra"], "INSERT INTO confirmations SELECT 99 << 14, posting, NULL FROM incoming LIMIT 1", "confirmations", "count"),
+        (["_Audit._name_lost"], "DELETE FROM threads WHERE recipient = #alice AND sender = #bob", "threads", "count"),
+        (["Replay.all", "_Audit._nothing_else", "_Audit._threads", "_Audit._incoming"], "UPDATE accounts SET balance = balance + 1 WHERE name = 'bob'",
          "accounts", "balance"),
     ],
 )  # fmt: skip
@@ -567,7 +567,7 @@ def test_counts_and_sums_are_wrong_even_if_no_row_is_named(
 ) -> None:
     """The search for the row decides nothing, and money is counted apart from all other checks."""
     for name in without:
-        monkeypatch.setattr(f"chain.audit._Audit.{name}", lambda *_: None)
+        monkeypatch.setattr(f"chain.audit.{name}", lambda *_: None)
     conn.execute(numbered(statement))
     fault = _audit(conn).fault
     assert fault is not None
