@@ -14,8 +14,9 @@ from cli.money import format_amount
 from cli.output import CommandFailed, Exit, JsonValue, Output
 from cli.paybulk import AtomicRun, BulkRun
 from cli.payfile import Columns, payments, read_table
+from cli.payplan import Plan, Settings
 from cli.payresult import is_worse, write_results
-from cli.payrun import PayRun, Plan, Settings
+from cli.payrun import PayRun
 from cli.poolrun import PoolRun
 from cli.progress import Progress
 from cli.runlock import only_run
@@ -249,8 +250,8 @@ def _report(
         "asset": work.settings.asset,
         "scale": scale,
         "outcomes": dict(outcomes),
-        "opened": work.opened,
-        "funded": work.funded,
+        "opened": work.accounts.opened,
+        "funded": work.accounts.funded,
         "seconds": round(took_s, 3),
         "rows_seconds": round(work.rows_s, 3),
         "result_file": str(target),
@@ -259,10 +260,10 @@ def _report(
     if unwritten is not None:
         document |= {"error": unwritten.code, "message": str(unwritten)}
     out.data(document)
-    if work.opened:
-        out.say(f"opened {work.opened} accounts in {work.opening_s:.1f} s")
-    if work.funded:
-        out.say(f"funded payers with {format_amount(work.funded, scale, work.settings.asset, grouped=True)}")
+    if work.accounts.opened:
+        out.say(f"opened {work.accounts.opened} accounts in {work.accounts.opening_s:.1f} s")
+    if work.accounts.funded:
+        out.say(f"funded payers with {format_amount(work.accounts.funded, scale, work.settings.asset, grouped=True)}")
     out.say(
         f"{len(completed)} of {len(work.rows)} payments completed ({repeated} of them before), "
         f"{format_amount(paid, scale, work.settings.asset, grouped=True)}, "

@@ -42,8 +42,9 @@ from chain.request import (
 from cli.batches import Batch, SentBatches
 from cli.output import CommandFailed, Exit
 from cli.payfile import Payment, bulk_nonce, payment_key
+from cli.payplan import MAX_ATTEMPTS, Plan
 from cli.payresult import NOT_SENT, RowResult, result_of, row_text
-from cli.payrun import MAX_ATTEMPTS, PAUSE_S, TRIES, PayRun, Plan, doubt, row_request
+from cli.payrun import PAUSE_S, TRIES, PayRun, doubt, row_request
 from cli.receipt import answer_name
 from cli.sources import another, in_this_round
 from hopchain import Answer, Balance, Client, ClientError, NotFound, Recorded

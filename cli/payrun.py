@@ -1,8 +1,7 @@
-"""One run of a payment file: open what is missing, fund the payers, pay the rows.
+"""One run of a payment file: make the accounts ready (cli.payaccounts), then pay the rows.
 
 Every step is a set of requests that are the same when made again, so a run that was stopped anywhere is simply run
-again. Funding is remembered row by row in the wallet, because rows that are added to a file later must add to what a
-payer got, not get it all a second time.
+again.
 
 A row waits for the rows before it that pay its sender, so that a file may pass money on. Otherwise rows run side by side.
 
@@ -10,10 +9,9 @@ One process at a time makes a run (cli.runlock): whoever starts one holds its lo
 """
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Container, Iterator, Sequence
-from contextlib import suppress
-from functools import cached_property
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
 from typing import Final
 
 import anyio
@@ -22,61 +20,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import LocalMisuse
 from chain.link import Outcome
-from chain.names import MAX_AMOUNT
-from chain.request import (
-    MAX_POSTINGS,
-    NetworkId,
-    Posting,
-    Request,
-    RequestId,
-    SignedRequest,
-    encode_request,
-    request_id,
-    transfer,
-)
+from chain.request import NetworkId, Posting, Request, RequestId, SignedRequest, encode_request, request_id, transfer
 from cli.batches import SentBatches
-from cli.funding import FundedRows, Needs
-from cli.opening import open_accounts
-from cli.output import CommandFailed, Exit
-from cli.payfile import Payment, funding_nonce, payment_key, payment_nonce
+from cli.payaccounts import RunAccounts
+from cli.payfile import Payment, payment_key, payment_nonce
+from cli.payplan import MAX_ATTEMPTS, Plan
 from cli.payresult import NOT_SENT, RowResult, not_asked, result_of, row_text
 from cli.poolbooks import PoolBooks
-from cli.progress import Progress
-from cli.receipt import answer_exit, answer_name
-from cli.sources import Sources, sent_elsewhere
-from cli.wallet import Wallet
-from hopchain import Answer, Balance, CallRefused, Client, NotFound, NotStarted, Recorded, Refused, Unknown, Unreachable
+from cli.sources import sent_elsewhere
+from hopchain import Answer, Client, NotStarted, Recorded, Refused, Unknown, Unreachable
 from hopchain.client import sign_request
 
 TRIES: Final = 4  # of one row without an outcome, before it is left for the next run
 PAUSE_S: Final = 0.5  # between them
-MAX_ATTEMPTS: Final = 1000  # of one rejected row, over all runs with --retry-rejected
 _CLOSING_S: Final = 5.0  # for what left the pools, when the run ended with an error
 _EARLIER: Final = "an earlier run may have sent it"
-
-
-class Settings(msgspec.Struct, frozen=True):
-    """What the command line asked for."""
-
-    label: str
-    asset: str
-    scale: int
-    open_missing: bool
-    fund_from: str | None
-    retry_rejected: bool
-    concurrency: int
-    timeout_s: float
-    max_failures: int | None = None
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """Everything that a run is made of."""
-
-    wallet: Wallet
-    rows: Sequence[Payment]
-    settings: Settings
-    sources: Sources
-    progress: Progress
 
 
 class PayRun:
@@ -86,17 +44,14 @@ class PayRun:
         self.rows = plan.rows
         self.results = [RowResult(NOT_SENT) for _ in plan.rows]
         self.settings = plan.settings
+        self.accounts = RunAccounts(plan)
         self.books = PoolBooks(plan.sources, plan.settings.asset, plan.settings.scale)
-        self.opened = 0
-        self.opening_s = 0.0
-        self.funded = 0
         self.rows_s = 0.0
         self.requests = 0
         self._wallet = plan.wallet
         self._sources = plan.sources
         self._progress = plan.progress
         self._keys: dict[str, Ed25519PrivateKey | LocalMisuse] = {}
-        self._unfit: dict[str, RowResult] = {}  # payers whose rows are not sent in this run, and why
         self._failures = 0  # rows that ended and are not completed
         self._done = [anyio.Event() for _ in self.rows]
         self._pays: dict[str, list[int]] = defaultdict(list)  # account -> rows that pay it, in order
@@ -133,14 +88,10 @@ class PayRun:
         """All of it. Raises `Unreachable` when the network is gone, `CommandFailed` when the funding is rejected."""
         _ = self._journal  # read now: as it was before this run
         if self.settings.open_missing or self.settings.fund_from:
-            begin = time.perf_counter()
-            assets = {line.name: line.asset for line in await client.all_accounts()}
-            if self.settings.open_missing:
-                assets |= dict.fromkeys(await self._open(client, assets), self.settings.asset)
-            self.opening_s = time.perf_counter() - begin
-            if self.settings.fund_from:
-                await self._open_books(client)
-                await self._fund(client, self.settings.fund_from, assets)
+            await self.accounts.find(client)
+        if self.settings.fund_from:
+            await self._open_books(client)
+            await self._fund(client, self.settings.fund_from)
         await self._open_books(client)
         begin = time.perf_counter()
         try:
@@ -160,87 +111,18 @@ class PayRun:
             if isinstance(key := self._key(account), LocalMisuse):
                 raise LocalMisuse(f"{account} is in a pool and cannot pay: {key}")
 
-    # --- accounts ----------------------------------------------------------------------------------------------
-
-    async def _open(self, client: Client, existing: Container[str]) -> set[str]:
-        """Open the accounts that the file names, and those of the pools, that nobody has; the names that exist now."""
-        pools = {name: pool.accounts for name, pool in self._sources.pools.items()}
-        named = [name for p in self.rows if not p.fault for name in (*pools.get(p.sender, (p.sender,)), p.recipient)]
-        missing = [name for name in dict.fromkeys(named) if name not in existing]
-        self._progress.begin("opening accounts", len(missing))
-        opened = await open_accounts(
-            client,
-            self._wallet,
-            missing,
-            self.settings.asset,
-            timeout_s=self.settings.timeout_s,
-            progress=self._progress.advance,
-        )
-        done = {o.name for o in opened if answer_exit(o.answer) is Exit.DONE}
-        self.opened = len(done)
-        return done
-
     # --- funding -----------------------------------------------------------------------------------------------
 
-    async def _fund(self, client: Client, source: str, assets: dict[str, str]) -> None:
-        """`assets`: what the accounts hold that are known to exist."""
-        key = self._wallet.key(source)
-        payers = {self._payer(p) for p in self.rows if self._cannot(p) is None} - {source}
-        await self._find_assets(client, sorted({source, *payers} - assets.keys()), assets)
-        held = assets.get(source, self.settings.asset)
-        if held != self.settings.asset:
-            raise CommandFailed(
-                Exit.REJECTED,
-                "asset_mismatch",
-                f"{source} holds {held}, and this run pays {self.settings.asset}: fund the payers from an account of "
-                f"{self.settings.asset}. No row was paid in this run",
-            )
-        for payer in payers & assets.keys():
-            if assets[payer] != held:
-                self._unfit[payer] = RowResult(
-                    "asset_mismatch",
-                    f"{payer} holds {assets[payer]}, so {source} cannot fund it with {held}; not sent in this run",
-                )
-        remembered = FundedRows(self._wallet.directory, self.settings.label, source)
-        rows = {
-            payment_key(p): p
-            for p in self.rows
-            if self._cannot(p) is None and self._payer(p) != source and self._payer(p) in assets
-        }
-        paid = await self._paid_before(client, [p for key, p in rows.items() if key not in remembered.rows])
-        fresh = [key for key in rows if key not in remembered.rows and key not in paid]
-        if fresh:
-            sums: Counter[str] = Counter()
-            for row in fresh:
-                sums[self._payer(rows[row])] += rows[row].amount
-            remembered.add(fresh, sorted(sums.items()))
-        parts = [part for needs in remembered.batches for part in split(needs)]
-        self._progress.begin("funding payers", len(parts))
-        for number, part in enumerate(parts):
-            await self._fund_part(client, source, key, number, part)
-            self._progress.advance()
-
-    async def _paid_before(self, client: Client, rows: Sequence[Payment]) -> set[str]:
-        """Those of the rows, by key, that an earlier run paid without funding them, or may have: a node that may be behind the
-        others cannot tell. They need nothing."""
-        sent = self._sent_before_funding(client.network, rows)
-        paid: set[tuple[RequestId, str]] = set()
-
-        async def work(queue: Iterator[tuple[RequestId, str]]) -> None:
-            for target, sender in queue:
-                with suppress(CallRefused):
-                    answer = await client.outcome(target, sender)
-                    completed = isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED
-                    if not completed and not (isinstance(answer, NotFound) and answer.stale):
-                        continue
-                paid.add((target, sender))
-
-        asked = set(sent.values())
-        queue = iter(asked)
-        async with anyio.create_task_group() as tasks:
-            for _ in range(min(self.settings.concurrency, len(asked))):
-                tasks.start_soon(work, queue)
-        return {key for key, request in sent.items() if request in paid}
+    async def _fund(self, client: Client, source: str) -> None:
+        """Fund the payers of the rows that can be sent."""
+        await self.accounts.fund(
+            client,
+            source,
+            [(payment, self._payer(payment)) for payment in self.rows if self._cannot(payment) is None],
+            sent_before=partial(self._sent_before_funding, client.network),
+            journal=self._journal,
+            submit=partial(self._until_known, client),
+        )
 
     def _sent_before_funding(self, network: NetworkId, rows: Sequence[Payment]) -> dict[str, tuple[RequestId, str]]:
         """key -> the newest request, with its account, of those rows that an earlier run sent."""
@@ -252,50 +134,6 @@ class PayRun:
                     break
                 found[payment_key(payment)] = (made, payment.sender)
         return found
-
-    async def _find_assets(self, client: Client, names: Sequence[str], assets: dict[str, str]) -> None:
-        """What accounts hold that one node's list lacks: that node may be behind, so a majority says whether they exist."""
-
-        async def work(queue: Iterator[str]) -> None:
-            for name in queue:
-                answer = await client.balance(name, linearizable=True, timeout_s=self.settings.timeout_s)
-                if isinstance(answer, Balance):
-                    assets[name] = answer.asset
-                elif isinstance(answer, Unknown) or answer.stale:
-                    why = answer.reason if isinstance(answer, Unknown) else "who answered may be behind the others"
-                    self._unfit[name] = RowResult(
-                        NOT_SENT, f"whether {name} exists, to be funded, is not known: {why}. Run it again"
-                    )
-
-        queue = iter(names)
-        async with anyio.create_task_group() as tasks:
-            for _ in range(min(self.settings.concurrency, len(names))):
-                tasks.start_soon(work, queue)
-
-    async def _fund_part(self, client: Client, source: str, key: Ed25519PrivateKey, number: int, needs: Needs) -> None:
-        """One request for many payers. One that was rejected in an earlier run is made anew, once a run."""
-        postings = [Posting(payer, amount, "funding") for payer, amount in needs]
-        for attempt in range(MAX_ATTEMPTS):
-            nonce = funding_nonce(self.settings.label, source, number, attempt, needs)
-            signed = sign_request(transfer(client.network, source, postings, nonce), key)
-            self._wallet.record_new([(signed.request_id, source, "funding")])
-            answer = await self._until_known(client, signed)
-            if answer_exit(answer) is Exit.DONE:
-                assert isinstance(answer, Recorded)
-                self.funded += 0 if answer.repeated else sum(amount for _, amount in needs)
-                return
-            if not isinstance(answer, Recorded):
-                break
-            following = funding_nonce(self.settings.label, source, number, attempt + 1, needs)
-            known = request_id(encode_request(transfer(client.network, source, postings, following))) in self._journal
-            if not (known or answer.repeated):
-                break
-        raise CommandFailed(
-            answer_exit(answer),
-            answer_name(answer),
-            f"funding {len(needs)} payers from {source} did not work: {answer_name(answer)}: {row_text(answer, '')}. "
-            "No row was paid in this run",
-        )
 
     # --- rows --------------------------------------------------------------------------------------------------
 
@@ -429,7 +267,7 @@ class PayRun:
         key = self._key(payer) if payer else None
         if isinstance(key, LocalMisuse):
             return RowResult("no_key", str(key))
-        return self._unfit.get(payer)
+        return self.accounts.unfit.get(payer)
 
     def _payer(self, payment: Payment) -> str:
         """The account that a row is paid from; empty before one of its pool was chosen."""
@@ -457,16 +295,3 @@ def doubt(signed: SignedRequest, paid_from: str) -> RowResult:
     """The result of rows whose request leaves, until its answer is here."""
     why = "the run ended before the answer came: run it again"
     return RowResult("unknown", why, request_id=signed.request_id.hex(), paid_from=paid_from)
-
-
-def split(needs: Needs) -> list[Needs]:
-    """The needs in parts that one request can hold: at most MAX_POSTINGS, adding up to at most MAX_AMOUNT."""
-    parts: list[list[tuple[str, int]]] = [[]]
-    total = 0
-    for payer, amount in needs:
-        if parts[-1] and (len(parts[-1]) == MAX_POSTINGS or total + amount > MAX_AMOUNT):
-            parts.append([])
-            total = 0
-        parts[-1].append((payer, amount))
-        total += amount
-    return [tuple(part) for part in parts]

@@ -18,8 +18,9 @@ from chain.request import NetworkId, Posting, Request, RequestId, SignedRequest,
 from cli.funding import FundedRows
 from cli.money import format_amount
 from cli.payfile import Payment, payment_key, pooled_nonce
+from cli.payplan import MAX_ATTEMPTS, Plan
 from cli.payresult import RowResult, result_of
-from cli.payrun import MAX_ATTEMPTS, PayRun, Plan, doubt, row_request
+from cli.payrun import PayRun, doubt, row_request
 from cli.sources import FIXED, another, in_this_round
 from hopchain import Answer, Client, Recorded
 from hopchain.client import sign_request

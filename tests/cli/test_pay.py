@@ -16,8 +16,8 @@ from chain.request import MAX_POSTINGS, request_id
 from cli import payrun
 from cli.funding import FundedRows
 from cli.orders import make_orders
+from cli.payaccounts import split
 from cli.payfile import Columns, find_delimiter, payment_nonce, payments, read_table
-from cli.payrun import split
 from cli.runlock import only_run
 from hopchain import wire
 from tests.cli.conftest import World

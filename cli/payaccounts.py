@@ -1,0 +1,220 @@
+"""The accounts of a run, made ready before its rows are paid: those that are missing are opened, the payers are funded.
+
+Every step is a set of requests that are the same when made again. Funding is remembered row by row in the wallet
+(cli.funding), because rows that are added to a file later must add to what a payer got, not get it all a second time. A row
+that an earlier run paid without funding it, or may have, needs nothing.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
+from contextlib import suppress
+
+import anyio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chain.link import Outcome
+from chain.names import MAX_AMOUNT
+from chain.request import MAX_POSTINGS, Posting, RequestId, SignedRequest, encode_request, request_id, transfer
+from cli.funding import FundedRows, Needs
+from cli.opening import open_accounts
+from cli.output import CommandFailed, Exit
+from cli.payfile import Payment, funding_nonce, payment_key
+from cli.payplan import MAX_ATTEMPTS, Plan
+from cli.payresult import NOT_SENT, RowResult, row_text
+from cli.receipt import answer_exit, answer_name
+from hopchain import Answer, Balance, CallRefused, Client, NotFound, Recorded, Unknown
+from hopchain.client import sign_request
+
+SentBefore = Callable[[Sequence[Payment]], Mapping[str, tuple[RequestId, str]]]
+Submit = Callable[[SignedRequest], Awaitable[Answer]]
+
+
+class RunAccounts:
+    """What is known of the accounts of one run, and what was done to them. `unfit`: payers whose rows are not sent in this
+    run, and why."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.opened = 0
+        self.opening_s = 0.0
+        self.funded = 0
+        self.unfit: dict[str, RowResult] = {}
+        self._rows = plan.rows
+        self._settings = plan.settings
+        self._pools = plan.sources.pools
+        self._wallet = plan.wallet
+        self._progress = plan.progress
+        self._assets: dict[str, str] = {}  # what the accounts hold that are known to exist
+
+    async def find(self, client: Client) -> None:
+        """Learn which accounts exist, and open those that are missing when the command line asked for that."""
+        begin = time.perf_counter()
+        self._assets = {line.name: line.asset for line in await client.all_accounts()}
+        if self._settings.open_missing:
+            self._assets |= dict.fromkeys(await self._open(client), self._settings.asset)
+        self.opening_s = time.perf_counter() - begin
+
+    async def fund(
+        self,
+        client: Client,
+        source: str,
+        rows: Sequence[tuple[Payment, str]],
+        *,
+        sent_before: SentBefore,
+        journal: Container[bytes],
+        submit: Submit,
+    ) -> None:
+        """Give the payers of `rows`, each row with its payer, from `source` what their rows need; call `find` first. Payers that
+        cannot be funded become `unfit`. Raises `CommandFailed` when the source cannot fund, `LocalMisuse` without its key.
+
+        `sent_before` finds the newest request, with its account, of those rows that an earlier run sent, by key; `journal` has
+        the ids of all requests of earlier runs; `submit` gets the answer to a request."""
+        key = self._wallet.key(source)
+        await self._check_assets(client, source, {payer for _, payer in rows} - {source})
+        remembered = FundedRows(self._wallet.directory, self._settings.label, source)
+        needy = {
+            payment_key(payment): (payment, payer)
+            for payment, payer in rows
+            if payer not in self.unfit and payer != source and payer in self._assets
+        }
+        sent = sent_before([payment for row, (payment, _) in needy.items() if row not in remembered.rows])
+        paid = await self._paid(client, sent)
+        fresh = [row for row in needy if row not in remembered.rows and row not in paid]
+        if fresh:
+            sums: Counter[str] = Counter()
+            for row in fresh:
+                payment, payer = needy[row]
+                sums[payer] += payment.amount
+            remembered.add(fresh, sorted(sums.items()))
+        parts = [part for needs in remembered.batches for part in split(needs)]
+        self._progress.begin("funding payers", len(parts))
+        for number, part in enumerate(parts):
+            await self._fund_part(client, source, key, number, part, journal, submit)
+            self._progress.advance()
+
+    # --- which accounts exist ----------------------------------------------------------------------------------
+
+    async def _open(self, client: Client) -> set[str]:
+        """Open the accounts that the file names, and those of the pools, that nobody has; the names that exist now."""
+        pools = {name: pool.accounts for name, pool in self._pools.items()}
+        named = [name for p in self._rows if not p.fault for name in (*pools.get(p.sender, (p.sender,)), p.recipient)]
+        missing = [name for name in dict.fromkeys(named) if name not in self._assets]
+        self._progress.begin("opening accounts", len(missing))
+        opened = await open_accounts(
+            client,
+            self._wallet,
+            missing,
+            self._settings.asset,
+            timeout_s=self._settings.timeout_s,
+            progress=self._progress.advance,
+        )
+        done = {o.name for o in opened if answer_exit(o.answer) is Exit.DONE}
+        self.opened = len(done)
+        return done
+
+    async def _find_assets(self, client: Client, names: Sequence[str]) -> None:
+        """What accounts hold that one node's list lacks: that node may be behind, so a majority says whether they exist."""
+
+        async def work(queue: Iterator[str]) -> None:
+            for name in queue:
+                answer = await client.balance(name, linearizable=True, timeout_s=self._settings.timeout_s)
+                if isinstance(answer, Balance):
+                    self._assets[name] = answer.asset
+                elif isinstance(answer, Unknown) or answer.stale:
+                    why = answer.reason if isinstance(answer, Unknown) else "who answered may be behind the others"
+                    self.unfit[name] = RowResult(
+                        NOT_SENT, f"whether {name} exists, to be funded, is not known: {why}. Run it again"
+                    )
+
+        queue = iter(names)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(self._settings.concurrency, len(names))):
+                tasks.start_soon(work, queue)
+
+    # --- funding -----------------------------------------------------------------------------------------------
+
+    async def _check_assets(self, client: Client, source: str, payers: set[str]) -> None:
+        """Refuse a source of another asset than the run's; payers of another one are unfit."""
+        await self._find_assets(client, sorted({source, *payers} - self._assets.keys()))
+        held = self._assets.get(source, self._settings.asset)
+        if held != self._settings.asset:
+            raise CommandFailed(
+                Exit.REJECTED,
+                "asset_mismatch",
+                f"{source} holds {held}, and this run pays {self._settings.asset}: fund the payers from an account of "
+                f"{self._settings.asset}. No row was paid in this run",
+            )
+        for payer in payers & self._assets.keys():
+            if self._assets[payer] != held:
+                self.unfit[payer] = RowResult(
+                    "asset_mismatch",
+                    f"{payer} holds {self._assets[payer]}, so {source} cannot fund it with {held}; not sent in this run",
+                )
+
+    async def _paid(self, client: Client, sent: Mapping[str, tuple[RequestId, str]]) -> set[str]:
+        """Those of the rows, by key, whose requests are completed, or may be: a node that may be behind the others cannot
+        tell."""
+        paid: set[tuple[RequestId, str]] = set()
+
+        async def work(queue: Iterator[tuple[RequestId, str]]) -> None:
+            for target, sender in queue:
+                with suppress(CallRefused):
+                    answer = await client.outcome(target, sender)
+                    completed = isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED
+                    if not completed and not (isinstance(answer, NotFound) and answer.stale):
+                        continue
+                paid.add((target, sender))
+
+        asked = set(sent.values())
+        queue = iter(asked)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(self._settings.concurrency, len(asked))):
+                tasks.start_soon(work, queue)
+        return {row for row, request in sent.items() if request in paid}
+
+    async def _fund_part(
+        self,
+        client: Client,
+        source: str,
+        key: Ed25519PrivateKey,
+        number: int,
+        needs: Needs,
+        journal: Container[bytes],
+        submit: Submit,
+    ) -> None:
+        """One request for many payers. One that was rejected in an earlier run is made anew, once a run."""
+        postings = [Posting(payer, amount, "funding") for payer, amount in needs]
+        for attempt in range(MAX_ATTEMPTS):
+            nonce = funding_nonce(self._settings.label, source, number, attempt, needs)
+            signed = sign_request(transfer(client.network, source, postings, nonce), key)
+            self._wallet.record_new([(signed.request_id, source, "funding")])
+            answer = await submit(signed)
+            if answer_exit(answer) is Exit.DONE:
+                assert isinstance(answer, Recorded)
+                self.funded += 0 if answer.repeated else sum(amount for _, amount in needs)
+                return
+            if not isinstance(answer, Recorded):
+                break
+            following = funding_nonce(self._settings.label, source, number, attempt + 1, needs)
+            known = request_id(encode_request(transfer(client.network, source, postings, following))) in journal
+            if not (known or answer.repeated):
+                break
+        raise CommandFailed(
+            answer_exit(answer),
+            answer_name(answer),
+            f"funding {len(needs)} payers from {source} did not work: {answer_name(answer)}: {row_text(answer, '')}. "
+            "No row was paid in this run",
+        )
+
+
+def split(needs: Needs) -> list[Needs]:
+    """The needs in parts that one request can hold: at most MAX_POSTINGS, adding up to at most MAX_AMOUNT."""
+    parts: list[list[tuple[str, int]]] = [[]]
+    total = 0
+    for payer, amount in needs:
+        if parts[-1] and (len(parts[-1]) == MAX_POSTINGS or total + amount > MAX_AMOUNT):
+            parts.append([])
+            total = 0
+        parts[-1].append((payer, amount))
+        total += amount
+    return [tuple(part) for part in parts]
