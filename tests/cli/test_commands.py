@@ -121,9 +121,20 @@ def test_init_refuses_a_directory_with_files(cli: Cli) -> None:
     assert (cli.directory / "mine.txt").read_text() == "mine"
 
 
-def test_node_refuses_a_directory_that_is_none(cli: Cli, tmp_path: Path) -> None:
+def test_node_refuses_a_directory_that_is_none(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.process.settle_collector", lambda: None)
     assert "not a node's directory" in cli.run("node", str(tmp_path / "node-1"), code=2).stderr
     assert "config.toml" in cli.run("node", str(tmp_path), code=2).stderr
+
+
+def test_a_node_has_a_process_whose_collector_is_settled(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr("node.process.settle_collector", lambda: calls.append("settled"))
+    monkeypatch.setattr("node.process.run_node", calls.append)
+    cli.run("node", str(tmp_path))
+    assert calls == ["settled", tmp_path]
 
 
 # --- accounts ------------------------------------------------------------------------------------------------------
