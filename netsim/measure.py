@@ -30,8 +30,8 @@ from hopchain.wire import (
     Submit,
     Unknown,
 )
-from netsim.checks import Call
 from netsim.record import Recorder
+from netsim.told import Call
 from routing.view import majority
 
 GRACE_S: Final = 1.0  # an answer within this is no outage

@@ -14,7 +14,6 @@ from chain.link import Link
 from chain.request import Kind, Request
 from hopchain.change import Change, decode_change_untrusted
 from hopchain.wire import AskBalance, Recorded, SubmitChange
-from netsim.checks import Call
 from netsim.measure import (
     answer_name,
     bucket_width,
@@ -27,6 +26,7 @@ from netsim.measure import (
 )
 from netsim.record import Recorder
 from netsim.stage import Performance
+from netsim.told import Call
 from netsim.verdict import Verdict
 
 MARK: Final = "/*DATA*/"

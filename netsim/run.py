@@ -10,9 +10,10 @@ import msgspec
 from chain import needs, rules
 from chain.audit import audit
 from hopchain.wire import Recorded
-from netsim.checks import Violation, Watch
+from netsim.checks import Watch
 from netsim.load import Clients, open_and_fund
 from netsim.plan import Add, Plan
+from netsim.violation import Violation
 from netsim.world import World
 from routing.view import majority
 

@@ -23,7 +23,7 @@ from chain.request import (
     transfer,
 )
 from hopchain.wire import AskBalance, Recorded, ReplyBody, Submit
-from netsim.checks import Violation, Watch
+from netsim.checks import Watch
 from netsim.load import ISSUER, Clients, open_and_fund
 from netsim.names import key_of, public_key
 from netsim.plan import (
@@ -49,6 +49,7 @@ from netsim.record import Recorder, Shown
 from netsim.roles import Roles
 from netsim.run import bounds, check_rest, make_world, members_left, play
 from netsim.scenario import FaultStep, Moment, RequestStep, Scenario
+from netsim.violation import Violation
 from netsim.world import World
 
 TICK_S: Final = 0.25  # simulated seconds between two reports of progress

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 import msgspec
 
-from netsim.checks import Call
 from netsim.measure import (
     answer_name,
     asked_in_time,
@@ -16,6 +15,7 @@ from netsim.measure import (
 )
 from netsim.scenario import Expect, Scenario
 from netsim.stage import INVARIANTS, Performance
+from netsim.told import Call
 
 
 class Verdict(msgspec.Struct, frozen=True):

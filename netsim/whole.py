@@ -19,10 +19,10 @@ from trio._core import _run as trio_run  # its random generator is the seam that
 
 from chain.errors import HopchainError
 from hopchain import wire
-from netsim.checks import Violation
 from netsim.load import Clients
 from netsim.plan import Plan, Weather
 from netsim.run import Result
+from netsim.violation import Violation
 from netsim.whole_network import START_S, Steps, WholeNetwork
 
 T = TypeVar("T")

@@ -9,12 +9,13 @@ import pytest
 from chain.errors import Corruption
 from chain.request import Posting, sign, transfer
 from hopchain.wire import ReplyBody, Submit
-from netsim.checks import Violation, Watch
+from netsim.checks import Watch
 from netsim.load import Clients, open_and_fund
 from netsim.mutants import Edit, Mutant, switched_off
 from netsim.names import key_of
 from netsim.plan import Load, Plan
 from netsim.run import make_world
+from netsim.violation import Violation
 from netsim.world import World
 
 FUNDS = 1000
