@@ -1,7 +1,7 @@
 """What a transfer costs without any Python: the least that this design leaves to pay on this machine.
 
     python bench/floor.py                          measures `hopchain bench uniform` first: one minute
-    python bench/floor.py --profile hot-sender     another one: hot-recipient, hot-sender
+    python bench/floor.py --profile hot-sender     another one: hot-recipient, hot-sender, bulk
     python bench/floor.py uniform.json             with the counts of a run that was kept (`hopchain bench uniform --json`)
 
 A run of the nodes says how many commits, turns and bytes a transfer takes and how much CPU. Then the parts that no
@@ -12,7 +12,7 @@ language makes cheaper are measured alone, in C:
                 in the run; once with `synchronous=OFF`, which tells what fsync takes of the processor
     TLS         frames of the run's mean size through OpenSSL and a loopback connection, there and out again: one for each
                 peer and turn, the least there can be
-    signatures  one check a transfer, by libsodium
+    signatures  one check a request, by libsodium
 
 CPU is the thread's own, of the kernel's work for it too. What is left of the run's CPU is the interpreter: the state
 machine, trio, codecs, hops between threads. Left out, so that the sum stays a floor: codecs, scheduling, wake-ups, UDP,
@@ -47,9 +47,16 @@ from node.pki import node_contexts
 
 NODES: Final = 3
 WARM_UP: Final = 20  # groups that are replayed and not counted
+LEAST_GROUPS: Final = 5  # that are
 FRAMES: Final = 3_000
-PROFILES: Final = ("uniform", "hot-recipient", "hot-sender")
-COUNTS: Final = ("cpu_us_per_transfer", "commits_per_transfer", "turns_per_transfer", "member_bytes_per_transfer")
+PROFILES: Final = ("uniform", "hot-recipient", "hot-sender", "bulk")
+COUNTS: Final = (
+    "cpu_us_per_transfer",
+    "commits_per_transfer",
+    "turns_per_transfer",
+    "transfers_per_link",
+    "member_bytes_per_transfer",
+)
 Statement = tuple[str, str, Any]  # method, SQL, values
 
 
@@ -75,15 +82,20 @@ class Recorder:
         return self._conn.executemany(sql, rows)
 
 
-def draw(profile: str, names: Sequence[str], together: int, rng: random.Random) -> list[tuple[str, str]]:
-    """Who pays whom in the transfers of a commit: from the first account, to it, or from different ones to any other."""
+def draw(profile: str, names: Sequence[str], together: int, rng: random.Random) -> list[tuple[str, list[str]]]:
+    """The requests of a commit, which hold `together` transfers: who pays, and whom."""
     hot, others = names[0], names[1:]
-    if profile == "hot-sender":
-        return [(hot, rng.choice(others)) for _ in range(together)]
-    if profile == "hot-recipient":
-        return [(payer, hot) for payer in rng.sample(others, together)]
-    payers = rng.sample(range(len(names)), together)
-    return [(names[at], names[at - rng.randrange(1, len(names))]) for at in payers]
+    match profile:
+        case "hot-sender":
+            return [(hot, [rng.choice(others)]) for _ in range(together)]
+        case "hot-recipient":
+            return [(payer, [hot]) for payer in rng.sample(others, together)]
+        case "bulk":
+            payer = rng.choice(names)
+            return [(payer, rng.choices([name for name in names if name != payer], k=together))]
+        case _:
+            payers = rng.sample(range(len(names)), together)
+            return [(names[at], [names[at - rng.randrange(1, len(names))]]) for at in payers]
 
 
 def record(
@@ -101,7 +113,8 @@ def record(
         ledger.conn = cast(sqlite3.Connection, recorder)
         for _ in range(groups):
             recorder.statements = []
-            ledger.make([ledger.pay(a, [Posting(b, 1)]) for a, b in draw(profile, names, together, rng)])
+            drawn = draw(profile, names, together, rng)
+            ledger.make([ledger.pay(payer, [Posting(payee, 1) for payee in payees]) for payer, payees in drawn])
             found.append(recorder.statements)
     return found
 
@@ -198,18 +211,22 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def floor(run: dict[str, Any], asked: argparse.Namespace, place: Path) -> dict[str, Any]:
     """What each part takes of a transfer, in microseconds of CPU of all nodes together."""
-    cost = run["cost"]
-    together = max(1, round(2 * NODES / cost["commits_per_transfer"]))  # a transfer is in two commits of each node
-    rng, count = random.Random(asked.seed), WARM_UP + asked.transfers // together
-    groups = record(run["profile"], place, asked.accounts, count, together, rng)
+    cost, profile = run["cost"], run["profile"]
+    if profile == "bulk":  # one request, one link, and a frame for each standby
+        together = requested = max(1, round(cost["transfers_per_link"]))
+        frames = (NODES - 1) / together
+    else:  # a transfer is in two commits of each node
+        together, requested = max(1, round(2 * NODES / cost["commits_per_transfer"])), 1
+        frames = cost["turns_per_transfer"] * (NODES - 1)
+    rng, count = random.Random(asked.seed), WARM_UP + max(LEAST_GROUPS, asked.transfers // together)
+    groups = record(profile, place, asked.accounts, count, together, rng)
     full, unsafe = (replay(place / "start.db", groups, how) * NODES / together for how in ("FULL", "OFF"))
-    frames = cost["turns_per_transfer"] * (NODES - 1)
     size = max(1, round(cost["member_bytes_per_transfer"] / max(frames, 1e-9)))
     parts = {
         "database": unsafe,
         "fsync": max(0.0, full - unsafe),
         "tls": frames * frame_us(place, size),
-        "signatures": signature_us(),
+        "signatures": signature_us() / requested,
         "clients": run["client"]["cpu_us_per_transfer"],
     }
     total = sum(parts.values())
@@ -218,9 +235,9 @@ def floor(run: dict[str, Any], asked: argparse.Namespace, place: Path) -> dict[s
     return {
         "profile": run["profile"],
         "transfers_per_commit": together,
-        "frames_per_transfer": round(frames, 2),
+        "frames_per_transfer": round(frames, 5),
         "frame_bytes": size,
-        "parts_us": {name: round(us, 1) for name, us in parts.items()},
+        "parts_us": {name: round(us, 2) for name, us in parts.items()},
         "floor_us": round(total, 1),
         "measured_us": round(measured, 1),
         "interpreter_us": round(measured - total, 1),
@@ -235,14 +252,14 @@ def show(found: dict[str, Any]) -> str:
     words = {
         "database": f"SQLite, {found['transfers_per_commit']} transfers of {found['profile']} in two commits of a node",
         "fsync": "fsync of those commits",
-        "tls": f"TLS, {found['frames_per_transfer']} frames of {found['frame_bytes']} bytes",
-        "signatures": "one signature",
+        "tls": f"TLS, {found['frames_per_transfer']:.2g} frames of {found['frame_bytes']} bytes",
+        "signatures": "one signature a request",
         "clients": "the clients of the run",
     }
-    lines = [f"{words[name]:58} {us:>8,.0f} us" for name, us in found["parts_us"].items()]
-    lines.append(f"{'floor of a transfer, all nodes and clients':58} {found['floor_us']:>8,.0f} us")
-    lines.append(f"{'measured in the run':58} {found['measured_us']:>8,.0f} us")
-    lines.append(f"{'left: interpreter, trio, codecs, scheduling':58} {found['interpreter_us']:>8,.0f} us")
+    lines = [f"{words[name]:58} {us:>8,.1f} us" for name, us in found["parts_us"].items()]
+    lines.append(f"{'floor of a transfer, all nodes and clients':58} {found['floor_us']:>8,.1f} us")
+    lines.append(f"{'measured in the run':58} {found['measured_us']:>8,.1f} us")
+    lines.append(f"{'left: interpreter, trio, codecs, scheduling':58} {found['interpreter_us']:>8,.1f} us")
     lines.append(f"{'completed in the run':58} {found['completed_per_s']:>8,.0f} /s")
     lines.append(
         f"{'most that the floor leaves to ' + str(found['cores']) + ' cores':58} {found['most_per_s']:>8,.0f} /s"

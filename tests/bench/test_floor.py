@@ -16,6 +16,7 @@ RUN = {
         "cpu_us_per_transfer": 1e9,
         "commits_per_transfer": 1.2,
         "turns_per_transfer": 0.5,
+        "transfers_per_link": 1.0,
         "member_bytes_per_transfer": 3000.0,
     },
     "client": {"cpu_us_per_transfer": 70.0},
@@ -31,7 +32,7 @@ def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
     return found
 
 
-@pytest.mark.parametrize(("profile", "links"), [("uniform", 20), ("hot-recipient", 20), ("hot-sender", 4)])
+@pytest.mark.parametrize(("profile", "links"), [("uniform", 20), ("hot-recipient", 20), ("hot-sender", 4), ("bulk", 4)])
 def test_replayed_statements_make_the_database_that_was_recorded(
     profile: str, links: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,26 +66,43 @@ def test_the_floor_is_the_sum_of_its_parts(tmp_path: Path, monkeypatch: pytest.M
     assert found["interpreter_us"] == pytest.approx(found["measured_us"] - found["floor_us"], abs=0.2)
     assert found["most_per_s"] == pytest.approx(found["cores"] * 1e6 / found["floor_us"], rel=0.01)
     text = floor.show(found)
-    assert "5 transfers of uniform in two commits" in text and "1.0 frames of 3000 bytes" in text
+    assert "5 transfers of uniform in two commits" in text and "1 frames of 3000 bytes" in text
 
 
 @pytest.mark.parametrize(
-    ("profile", "payers", "payees"), [("uniform", 5, None), ("hot-recipient", 5, 1), ("hot-sender", 1, None)]
+    ("profile", "requests", "payers", "payees"),
+    [("uniform", 5, 5, None), ("hot-recipient", 5, 5, 1), ("hot-sender", 5, 1, None), ("bulk", 1, 1, None)],
 )
-def test_payers_of_a_commit_are_those_of_the_profile(profile: str, payers: int, payees: int | None) -> None:
+def test_payers_of_a_commit_are_those_of_the_profile(
+    profile: str, requests: int, payers: int, payees: int | None
+) -> None:
     names = [f"account-{number}" for number in range(6)]
     for seed in range(20):
         drawn = floor.draw(profile, names, 5, random.Random(seed))
+        assert len(drawn) == requests
         assert len({payer for payer, _ in drawn}) == payers
-        assert payees is None or {payee for _, payee in drawn} == {names[0]}
-        assert all(payer != payee for payer, payee in drawn)
+        assert sum(len(paid) for _, paid in drawn) == 5
+        assert payees is None or {name for _, paid in drawn for name in paid} == {names[0]}
+        assert all(payer not in paid for payer, paid in drawn)
+
+
+def test_the_floor_of_bulk_is_of_one_request_with_many_postings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floor, "FRAMES", 20)
+    cost = {**RUN["cost"], "commits_per_transfer": 0.0, "turns_per_transfer": 0.0, "transfers_per_link": 50.0}
+    found = floor.floor(
+        {**RUN, "profile": "bulk", "cost": cost}, Namespace(accounts=12, transfers=20, seed=1), tmp_path
+    )
+    assert (found["transfers_per_commit"], found["frames_per_transfer"], found["frame_bytes"]) == (50, 0.04, 75_000)
+    assert 0 < found["parts_us"]["signatures"] * 10 < floor.signature_us()
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
         ("", "Expecting value"),
-        ("[]", "`profile` is none of uniform, hot-recipient, hot-sender"),
+        ("[]", "`profile` is none of uniform, hot-recipient, hot-sender, bulk"),
         ('{"profile": "zipf"}', "`profile` is none of"),
         ('{"profile": "uniform", "cost": {"cpu_us_per_transfer": null}}', "the nodes must run on this machine"),
     ],
