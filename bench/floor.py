@@ -213,10 +213,10 @@ def floor(run: dict[str, Any], asked: argparse.Namespace, place: Path) -> dict[s
     """What each part takes of a transfer, in microseconds of CPU of all nodes together."""
     cost, profile = run["cost"], run["profile"]
     if profile == "bulk":  # one request, one link, and a frame for each standby
-        together = requested = max(1, round(cost["transfers_per_link"]))
+        together = per_request = max(1, round(cost["transfers_per_link"]))
         frames = (NODES - 1) / together
     else:  # a transfer is in two commits of each node
-        together, requested = max(1, round(2 * NODES / cost["commits_per_transfer"])), 1
+        together, per_request = max(1, round(2 * NODES / cost["commits_per_transfer"])), 1
         frames = cost["turns_per_transfer"] * (NODES - 1)
     rng, count = random.Random(asked.seed), WARM_UP + max(LEAST_GROUPS, asked.transfers // together)
     groups = record(profile, place, asked.accounts, count, together, rng)
@@ -226,7 +226,7 @@ def floor(run: dict[str, Any], asked: argparse.Namespace, place: Path) -> dict[s
         "database": unsafe,
         "fsync": max(0.0, full - unsafe),
         "tls": frames * frame_us(place, size),
-        "signatures": signature_us() / requested,
+        "signatures": signature_us() / per_request,
         "clients": run["client"]["cpu_us_per_transfer"],
     }
     total = sum(parts.values())

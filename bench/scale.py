@@ -47,6 +47,7 @@ STEPS: Final = 10
 FIRST_ACCOUNTS: Final = 1_000
 FIRST_POSTINGS: Final = 10_000  # and how many accounts there are then
 LEAST: Final = {"accounts": FIRST_ACCOUNTS, "postings": FIRST_POSTINGS, "transfers": TOGETHER}
+LEAST_BULK: Final = {"postings": BULK_ACCOUNTS + 1}  # each account is funded with one posting first
 RING: Final = tuple(f"ring-{number}" for number in range(16))
 NODE: Final = bytes(20)
 KEY: Final = bytes(range(32))
@@ -273,7 +274,7 @@ def main() -> None:
     parser.add_argument("--bulk", action="store_true", help="payments of 8,190 postings instead")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    for name, least in LEAST.items():
+    for name, least in (LEAST_BULK if asked.bulk else LEAST).items():
         if getattr(asked, name) < least:
             parser.error(f"--{name} {getattr(asked, name)} leaves nothing to measure: take {least:,} or more")
     with tempfile.TemporaryDirectory(prefix="hopchain-scale-", dir=asked.directory) as place:

@@ -27,8 +27,6 @@ from chain.replay import Replay
 from chain.schema import ID_BITS, SCHEMA_VERSION, STAGING_TABLES, schema_faults
 from chain.seal import check_version, row_checksum
 
-__all__ = ["AuditReport", "Fault", "audit"]
-
 _META_KEYS: Final = ("genesis", "log", "network_id", "node_id", "schema_version")
 _SEALED_TABLES: Final = ("meta", "views", "active", "votes", "cursors", "seen")
 _DAMAGED: Final = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
@@ -62,8 +60,8 @@ def audit(
     `genesis`: the file that the database must belong to (else: the copy in it). `progress(links done, links in all)`.
     Raises `StorageFailure` when the disk cannot be read, `LocalMisuse` for a database of another release; damage that SQLite itself notices is a fault like others.
     """
-    made = Replay(conn, progress or (lambda _done, _total: None))
-    run = _Audit(conn, genesis, made)
+    replay = Replay(conn, progress or (lambda _done, _total: None))
+    run = _Audit(conn, genesis, replay)
     fault = None
     texts, conn.text_factory = conn.text_factory, _text
     try:
@@ -77,7 +75,7 @@ def audit(
         fault = Fault("database", "file", "pages", "a sound SQLite file", str(error))
     finally:
         conn.text_factory = texts
-    return AuditReport(made.links, made.postings, made.confirmed, made.accounts, fault)
+    return AuditReport(replay.links, replay.postings, replay.confirmed, replay.accounts, fault)
 
 
 def _text(raw: bytes) -> str | bytes:
@@ -89,10 +87,10 @@ def _text(raw: bytes) -> str | bytes:
 
 
 class _Audit:
-    def __init__(self, conn: sqlite3.Connection, genesis: Genesis | None, made: Replay) -> None:
+    def __init__(self, conn: sqlite3.Connection, genesis: Genesis | None, replay: Replay) -> None:
         self._conn = conn
         self._given = genesis
-        self._made = made
+        self._replay = replay
 
     def everything(self) -> None:
         for (text,) in self._conn.execute("PRAGMA integrity_check(1)"):
@@ -109,7 +107,7 @@ class _Audit:
         self._view_rows()
         genesis = self._meta()
         self._votes()
-        self._made.all(genesis)
+        self._replay.all(genesis)
         self._nothing_else()
         self._threads()
         self._incoming()
@@ -178,10 +176,10 @@ class _Audit:
 
     def _nothing_else(self) -> None:
         for table, made in (
-            ("postings", self._made.postings),
-            ("confirmations", self._made.confirmed),
-            ("outcomes", self._made.outcomes),
-            ("accounts", self._made.accounts),
+            ("postings", self._replay.postings),
+            ("confirmations", self._replay.confirmed),
+            ("outcomes", self._replay.outcomes),
+            ("accounts", self._replay.accounts),
         ):
             (count,) = self._conn.execute(f"SELECT count(*) FROM {table}").fetchone()
             if count != made:
@@ -206,10 +204,10 @@ class _Audit:
                 require(row is not None and row[1:] == (recipient, sender), "threads", key, column, want, at)
                 at, column = row[0], "previous"
                 reached += 1
-        if reached == self._made.confirmed:
+        if reached == self._replay.confirmed:
             return
         self._name_lost()
-        require(False, "threads", "*", "count", f"{self._made.confirmed} confirmed postings", reached)
+        require(False, "threads", "*", "count", f"{self._replay.confirmed} confirmed postings", reached)
 
     def _name_lost(self) -> None:
         """Find where the thread of a stream misses a confirmed posting: it has no row, ends too early, or leaves one out."""
@@ -268,7 +266,7 @@ class _Audit:
                 f"after {last}, where its thread ends",
                 place,
             )
-        if count == self._made.postings - self._made.confirmed:
+        if count == self._replay.postings - self._replay.confirmed:
             return
         for place, recipient in self._conn.execute(
             "SELECT p.id, r.id FROM postings AS p CROSS JOIN links AS l ON l.seq = p.id >> 14 "
@@ -277,7 +275,7 @@ class _Audit:
             "(SELECT 1 FROM incoming AS i WHERE i.recipient = r.id AND i.sender = s.id AND i.posting = p.id)"
         ):
             require(False, "incoming", place, "recipient", recipient, "nothing")
-        require(False, "incoming", "*", "count", self._made.postings - self._made.confirmed, count)
+        require(False, "incoming", "*", "count", self._replay.postings - self._replay.confirmed, count)
 
     def _name_extra(self, table: str) -> None:
         """Find a row that no link makes. Slow, and only run when the counts have shown that there is one."""

@@ -34,7 +34,7 @@ def _ids_of(seq: int) -> tuple[int, int]:
 
 
 class Replay:
-    """`progress(links done, links in all)`. The counts are of what was found right so far."""
+    """`progress(links done, links in all)`. The counts are of what was looked at so far, what is wrong included."""
 
     def __init__(self, conn: sqlite3.Connection, progress: Callable[[int, int], None]) -> None:
         self._conn = conn

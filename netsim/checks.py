@@ -34,27 +34,27 @@ class Watch:
     def __init__(self, genesis: Genesis, view: View, spares: Sequence[NodeId] = ()) -> None:
         """`spares`: nodes that are in no view yet, numbered after the members of the genesis file."""
         self.ids = [*node_ids(genesis), *spares]
-        self._chosen = Chosen(genesis, view, self.ids)
-        self._durable = Durable(self._chosen)
-        self._said = Said(self._chosen, self._durable)
-        self._told = Told(genesis, self._chosen, self._durable)
-        self._chosen.on_link = self._told.check_rejections
+        self._decisions = Chosen(genesis, view, self.ids)
+        self._durable = Durable(self._decisions)
+        self._said = Said(self._decisions, self._durable)
+        self._told = Told(genesis, self._decisions, self._durable)
+        self._decisions.on_link = self._told.check_rejections
         # What was seen so far, for whoever steers a run or reports it: these grow with it.
-        self.views = self._chosen.views
-        self.links = self._chosen.links
-        self.chosen = self._chosen.successors
-        self.chosen_at = self._chosen.chosen_at
-        self.ledger = self._chosen.ledger
+        self.views = self._decisions.views
+        self.links = self._decisions.links
+        self.chosen = self._decisions.successors
+        self.chosen_at = self._decisions.chosen_at
+        self.ledger = self._decisions.ledger
         self.applied_at = self._durable.applied_at
         self.calls = self._told.calls
 
     def group_of(self, slot: bytes, epoch: int | None = None) -> tuple[int, ...]:
         """The nodes that decide a slot in an epoch (by default the newest that was chosen), owner first."""
-        return self._chosen.group_of(slot, epoch)
+        return self._decisions.group_of(slot, epoch)
 
     def is_member(self, node: int) -> bool:
         """True when the node is in the newest chosen view."""
-        return self._chosen.is_member(node)
+        return self._decisions.is_member(node)
 
     # --- nodes ---
 

@@ -61,7 +61,7 @@ class Durable:
         voted = row is not None and row.link is not None and self._chosen.read(row.link).hash == link.hash
         return voted or link.hash in disk.links
 
-    def active(self, node: NodeId, epoch: int) -> Ranges:
+    def active_in(self, node: NodeId, epoch: int) -> Ranges:
         """Where the node is ACTIVE in that epoch."""
         return self._disks[self._chosen.index[node]].active.get(epoch, ())
 
@@ -226,7 +226,9 @@ class Durable:
 
         for region in _regions(self._chosen.views):
             keys = ((region.first, region.last),)
-            if self._chosen.ids[node] in region.after and not covers(self.active(self._chosen.ids[node], epoch), keys):
+            if self._chosen.ids[node] in region.after and not covers(
+                self.active_in(self._chosen.ids[node], epoch), keys
+            ):
                 raise Violation("I13", f"at rest node {node} is not ACTIVE in all its regions of epoch {epoch}")
 
 

@@ -71,7 +71,7 @@ class Told:
         self._network = genesis.network_id
         self._chosen = chosen
         self._durable = durable
-        self._told = 0  # grows with every answer
+        self._answers = 0  # grows with every answer
         self._views_told = 1  # of how many views a client was told
         self._lives = [0 for _ in chosen.ids]
         self._healed_at = math.inf
@@ -84,7 +84,7 @@ class Told:
     # --- calls ---
 
     def submitted(self, call: int, node: int, submit: Submit | AskBalance | SubmitChange, now: float) -> None:
-        entry = Call(node, self._lives[node], now, submit, self._told, self._views_told)
+        entry = Call(node, self._lives[node], now, submit, self._answers, self._views_told)
         self.calls[call] = entry
         if isinstance(submit, SubmitChange):
             return
@@ -99,7 +99,7 @@ class Told:
         entry.account = entry.request.sender
         key = (entry.account, entry.request_id)
         self._copies[key] += 1
-        self._first.setdefault(key, _First(self._told, self._told_height[entry.account]))
+        self._first.setdefault(key, _First(self._answers, self._told_height[entry.account]))
 
     def answered(self, call: int, body: ReplyBody, now: float) -> None:
         entry = self.calls[call]
@@ -129,7 +129,7 @@ class Told:
                 self._check_changed(entry, body)
             case _:
                 raise Violation("I10", f"call {call} is answered with {type(body).__name__}")
-        self._told += 1
+        self._answers += 1
 
     def _check_recorded(self, call: Call, body: Recorded) -> None:
         key = (call.account, body.request_id)
@@ -154,10 +154,10 @@ class Told:
         if outcome is not Outcome.COMPLETED:
             return
         if link.height == 0:
-            self._told_opening.setdefault(call.account, self._told)
+            self._told_opening.setdefault(call.account, self._answers)
         for _, posting, _, request in link.postings():
             if request == body.request_id:
-                self._told_postings.setdefault(posting, self._told)
+                self._told_postings.setdefault(posting, self._answers)
 
     def _check_survives(self, link: Link) -> None:
         """I3: any (g-1)//2 disks of the group may be lost now, and the link is still known."""
@@ -192,7 +192,9 @@ class Told:
             return
         for region in regions(self._chosen.views[number - 2], view):
             active = [
-                n for n in region.after if covers(self._durable.active(n, body.epoch), ((region.first, region.last),))
+                n
+                for n in region.after
+                if covers(self._durable.active_in(n, body.epoch), ((region.first, region.last),))
             ]
             if region.before != region.after and len(active) < majority(len(region.after)):
                 raise Violation(

@@ -2,7 +2,7 @@
 
 The protocol is OpenSSL's, through `ssl.SSLObject`; here is only what carries its bytes. `trio.SSLStream` does that too, for any
 number of tasks and older TLS, and goes through the scheduler twice for each send: under load a node spent a quarter of its CPU
-there. On a socket this one asks the kernel first and waits only when it must (docs/performance.md has what it gave).
+there. On a socket this one asks the kernel first and waits only when it must (docs/performance-steps.md has what it gave).
 """
 
 import os

@@ -81,6 +81,7 @@ def test_payers_of_a_commit_are_those_of_the_profile(
         drawn = floor.draw(profile, names, 5, random.Random(seed))
         assert len(drawn) == requests
         assert len({payer for payer, _ in drawn}) == payers
+        assert profile != "hot-sender" or drawn[0][0] == names[0], "the same one in every commit"
         assert sum(len(paid) for _, paid in drawn) == 5
         assert payees is None or {name for _, paid in drawn for name in paid} == {names[0]}
         assert all(payer not in paid for payer, paid in drawn)

@@ -34,7 +34,7 @@ def test_the_first_size_of_each_kind_is_measured(tmp_path: Path, monkeypatch: py
     assert all(float(str(row["cpu_us"])) > 0 for row in rows)
 
 
-@pytest.mark.parametrize("words", ["--accounts 999", "--postings -5 --bulk", "--transfers 19"])
+@pytest.mark.parametrize("words", ["--accounts 999", "--postings -5", "--transfers 19", "--postings 10000 --bulk"])
 def test_sizes_that_leave_nothing_to_measure_are_refused(
     words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

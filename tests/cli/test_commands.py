@@ -127,9 +127,7 @@ def test_node_refuses_a_directory_that_is_none(cli: Cli, tmp_path: Path, monkeyp
     assert "config.toml" in cli.run("node", str(tmp_path), code=2).stderr
 
 
-def test_a_node_has_a_process_whose_collector_is_settled(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_process_of_a_node_settles_its_collector(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
     monkeypatch.setattr("node.process.settle_collector", lambda: calls.append("settled"))
     monkeypatch.setattr("node.process.run_node", calls.append)
