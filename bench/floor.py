@@ -48,6 +48,7 @@ from node.pki import node_contexts
 NODES: Final = 3
 WARM_UP: Final = 20  # groups that are replayed and not counted
 LEAST_GROUPS: Final = 5  # that are
+LEAST_ACCOUNTS: Final = 1_000
 FRAMES: Final = 3_000
 PROFILES: Final = ("uniform", "hot-recipient", "hot-sender", "bulk")
 COUNTS: Final = (
@@ -206,6 +207,10 @@ def read_run(path: Path) -> dict[str, Any]:
     cost = run.get("cost")
     if not isinstance(cost, dict) or not all(isinstance(cost.get(name), int | float) for name in COUNTS):
         raise ValueError("its `cost` lacks " + ", ".join(COUNTS) + ": the nodes must run on this machine")
+    if run["profile"] != "bulk" and cost["commits_per_transfer"] <= 0:
+        raise ValueError(
+            f"its `commits_per_transfer` is {cost['commits_per_transfer']}: too much in a commit to tell how many, take fewer clients"
+        )
     return run
 
 
@@ -271,7 +276,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path, help="the document of `hopchain bench PROFILE --json`")
-    parser.add_argument("--profile", choices=PROFILES, default="uniform", help="what to measure when there is no run")
+    parser.add_argument("--profile", choices=PROFILES, help="what to measure when there is no run (default uniform)")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--accounts", type=int, default=10_000)
     parser.add_argument("--warm-up", type=float, default=3.0)
@@ -283,8 +288,14 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
+    if asked.run and asked.profile:
+        parser.error(
+            f"--profile {asked.profile} beside {asked.run}: a run that was kept says itself of which profile it is"
+        )
+    if asked.accounts < LEAST_ACCOUNTS:
+        parser.error(f"--accounts {asked.accounts}: take {LEAST_ACCOUNTS} or more, for different payers in a commit")
     try:
-        run = read_run(asked.run) if asked.run else compare.measure_hopchain(asked.profile, asked)
+        run = read_run(asked.run) if asked.run else compare.measure_hopchain(asked.profile or PROFILES[0], asked)
     except (OSError, ValueError) as error:
         parser.error(f"{asked.run} is not what `hopchain bench PROFILE --json` printed: {error}")
     with tempfile.TemporaryDirectory(prefix="hopchain-floor-", dir=asked.directory) as place:

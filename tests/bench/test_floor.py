@@ -117,6 +117,25 @@ def test_a_file_that_is_no_run_is_refused(tmp_path: Path, text: str, why: str) -
     assert floor.read_run(path)["completed_per_s"] == 500.0
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("run.json --profile uniform", "says itself of which profile it is"),
+        ("--accounts 999", "--accounts 999: take 1000 or more"),
+        ("run.json", "too much in a commit to tell how many"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    words: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.json").write_text(json.dumps({**RUN, "cost": {**RUN["cost"], "commits_per_transfer": 0.0}}))
+    monkeypatch.setattr("sys.argv", ["floor.py", *words.split()])
+    with pytest.raises(SystemExit):
+        floor.main()
+    assert why in capsys.readouterr().err
+
+
 def test_a_recorder_asks_as_its_connection_does() -> None:
     recorder = floor.Recorder(sqlite3.connect(":memory:"))
     recorder.execute("CREATE TABLE t (n INTEGER)")
