@@ -7,6 +7,7 @@ there. On a socket this one asks the kernel first and waits only when it must (d
 
 import os
 import ssl
+import threading
 from contextlib import suppress
 from typing import Final, NoReturn
 
@@ -14,6 +15,18 @@ import trio
 
 RECEIVE_BYTES: Final = 64 * 1024  # four TLS records
 ALERT_S: Final = 0.5  # for a last word to who may not listen
+
+
+class _Received(threading.local):
+    """Through here passes what arrives, on all connections of a thread; nothing is awaited before it is copied. A `bytes` of
+    RECEIVE_BYTES that is cut to what came would leave holes among what is kept, and the heap would grow (docs/performance.md)."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(RECEIVE_BYTES)
+        self.view = memoryview(self.buffer)
+
+
+_received: Final = _Received()
 
 
 class TlsStream(trio.abc.Stream):
@@ -73,7 +86,9 @@ class TlsStream(trio.abc.Stream):
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             try:
-                return self._tls.read(max_bytes or RECEIVE_BYTES)
+                # with a buffer it returns how many bytes
+                size: int = self._tls.read(min(max_bytes or RECEIVE_BYTES, RECEIVE_BYTES), _received.buffer)  # type: ignore[assignment]
+                return bytes(_received.view[:size])
             except ssl.SSLWantReadError:
                 if self._outgoing.pending:  # an answer of TLS itself, to new keys
                     await self._flush()
@@ -136,10 +151,11 @@ class TlsStream(trio.abc.Stream):
 
     async def _fill(self) -> None:
         """Wait for more bytes of the other side."""
+        data: bytes | bytearray | memoryview
         if isinstance(self.transport, trio.SocketStream):
             data = await _read(self.transport.socket)
         else:
-            data = bytes(await self.transport.receive_some(RECEIVE_BYTES))
+            data = await self.transport.receive_some(RECEIVE_BYTES)
         if data:
             self._incoming.write(data)
         else:
@@ -167,12 +183,12 @@ async def _write(socket: trio.socket.SocketType, data: bytes) -> None:
             rest = rest[sent:]
 
 
-async def _read(socket: trio.socket.SocketType) -> bytes:
-    """What has arrived; b"" at the end."""
+async def _read(socket: trio.socket.SocketType) -> memoryview:
+    """What has arrived, nothing at the end. It stands in `_received`: take it before anything else is awaited."""
     while True:
         await trio.lowlevel.wait_readable(_number(socket))
         try:
-            return os.read(_number(socket), RECEIVE_BYTES)
+            return _received.view[: os.readv(_number(socket), [_received.buffer])]
         except BlockingIOError:
             continue
         except OSError as error:

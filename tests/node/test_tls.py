@@ -4,6 +4,7 @@ import os
 import random
 import socket
 import ssl
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import trio
 import trio.testing
 
 from node.pki import NodeContexts, node_contexts
-from node.tls import TlsStream, start_tls
+from node.tls import RECEIVE_BYTES, TlsStream, start_tls
 from tests.node.wires import new_layout
 
 LARGE = 3_000_000  # more than the kernel keeps for a socket
@@ -74,6 +75,21 @@ async def test_what_is_sent_arrives_in_both_directions_at_once(ends: tuple[TlsSt
             nursery.start_soon(take, number)
             nursery.start_soon(ends[1 - number].send_all, sent[number])
     assert [got[0], got[1]] == sent
+
+
+async def test_what_arrives_takes_no_more_memory_than_it_has_bytes(contexts: NodeContexts) -> None:
+    """A large block cut to each small piece would leave holes in the heap, which grows by them."""
+    dialled, accepted = await pair(contexts, *sockets())
+    await accepted.send_all(bytes(100))
+    await read(dialled, 100)  # with the tickets of the handshake, and the buffer of this thread
+    await accepted.send_all(bytes(100))
+    tracemalloc.start()
+    try:
+        assert len(await dialled.receive_some()) == 100
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < RECEIVE_BYTES // 4
 
 
 async def test_each_side_knows_the_certificate_of_the_other(ends: tuple[TlsStream, TlsStream]) -> None:
@@ -193,7 +209,7 @@ class TalkativeObject:
     def __init__(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
         self._incoming, self._outgoing = incoming, outgoing
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int, buffer: bytearray) -> int:
         self._outgoing.write(ANSWER * len(self._incoming.read()))
         raise ssl.SSLWantReadError
 
