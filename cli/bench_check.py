@@ -3,11 +3,9 @@
 Read from each node's database where it is on this machine (its node may run), otherwise asked of each node.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-
-import anyio
 
 from chain.disk import open_database
 from chain.reads import read_outcome
@@ -15,6 +13,7 @@ from chain.request import HASH_BYTES, RequestId
 from cli.bench_load import OUTCOME_BYTES
 from cli.home import KnownNode, Network
 from hopchain import Client, Recorded
+from hopchain.workers import work_on_each
 from node.layout import DATABASE
 
 MAX_ASKED: Final = 20_000  # answers that are asked again of each node whose database is elsewhere
@@ -76,14 +75,12 @@ async def ask_lost(client: Client, network: Network, answers: Sequence[Answered]
     """The same by asking every node."""
     lost: set[bytes] = set()
 
-    async def work(queue: Iterator[tuple[KnownNode, Answered]]) -> None:
-        for node, (request_id, link_hash, outcome) in queue:
-            found = await client.outcome(request_id, at=node.address)
-            if not isinstance(found, Recorded) or (found.link_hash, found.outcome) != (link_hash, outcome):
-                lost.add(request_id)
+    async def ask(question: tuple[KnownNode, Answered]) -> None:
+        node, (request_id, link_hash, outcome) = question
+        found = await client.outcome(request_id, at=node.address)
+        if not isinstance(found, Recorded) or (found.link_hash, found.outcome) != (link_hash, outcome):
+            lost.add(request_id)
 
-    queue = ((node, answer) for node in network.nodes for answer in answers[-MAX_ASKED:])
-    async with anyio.create_task_group() as tasks:
-        for _ in range(ASKED_AT_ONCE):
-            tasks.start_soon(work, queue)
+    questions = [(node, answer) for node in network.nodes for answer in answers[-MAX_ASKED:]]
+    await work_on_each(questions, ask, at_once=ASKED_AT_ONCE)
     return len(lost)

@@ -3,16 +3,16 @@
 The request of an account is a function of its name, asset and key, so opening again after a crash is the same request.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
-import anyio
 import msgspec
 
 from chain.request import opening
 from cli.wallet import Wallet
 from hopchain import Answer, Client, Refused, SignedRequest
 from hopchain.client import raw_public_key, sign_request
+from hopchain.workers import work_on_each
 
 CONCURRENCY: Final = 128  # openings in flight: enough to fill a node's turns, far below what one connection holds
 _NONCE: Final = bytes(32)
@@ -51,16 +51,13 @@ async def open_accounts(
     wallet.record((s.request_id, name, "open") for name, _, s in signed)
     found: dict[str, Opened] = {}
 
-    async def work(queue: Iterator[tuple[str, bytes, SignedRequest]]) -> None:
-        for name, public_key, request in queue:
-            answer = await client.submit(request, timeout_s, at=at)
-            if isinstance(answer, Refused) and answer.code == "name_taken" and name in new:
-                wallet.discard(name)
-            found[name] = Opened(name, request.request_id, public_key, answer)
-            progress()
+    async def submit(each: tuple[str, bytes, SignedRequest]) -> None:
+        name, public_key, request = each
+        answer = await client.submit(request, timeout_s, at=at)
+        if isinstance(answer, Refused) and answer.code == "name_taken" and name in new:
+            wallet.discard(name)
+        found[name] = Opened(name, request.request_id, public_key, answer)
+        progress()
 
-    queue = iter(signed)
-    async with anyio.create_task_group() as tasks:
-        for _ in range(min(CONCURRENCY, len(signed))):
-            tasks.start_soon(work, queue)
+    await work_on_each(signed, submit, at_once=CONCURRENCY)
     return [found[name] for name in names]

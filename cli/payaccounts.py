@@ -7,10 +7,9 @@ that an earlier run paid without funding it, or may have, needs nothing.
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import suppress
 
-import anyio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.link import Outcome
@@ -25,6 +24,7 @@ from cli.payresult import NOT_SENT, RowResult, row_text
 from cli.receipt import answer_exit, answer_name
 from hopchain import Answer, Balance, CallRefused, Client, NotFound, Recorded, Unknown
 from hopchain.client import sign_request
+from hopchain.workers import work_on_each
 
 SentBefore = Callable[[Sequence[Payment]], Mapping[str, tuple[RequestId, str]]]
 Submit = Callable[[SignedRequest], Awaitable[Answer]]
@@ -115,21 +115,17 @@ class RunAccounts:
     async def _find_assets(self, client: Client, names: Sequence[str]) -> None:
         """What accounts hold that one node's list lacks: that node may be behind, so a majority says whether they exist."""
 
-        async def work(queue: Iterator[str]) -> None:
-            for name in queue:
-                answer = await client.balance(name, linearizable=True, timeout_s=self._settings.timeout_s)
-                if isinstance(answer, Balance):
-                    self._assets[name] = answer.asset
-                elif isinstance(answer, Unknown) or answer.stale:
-                    why = answer.reason if isinstance(answer, Unknown) else "who answered may be behind the others"
-                    self.unfit[name] = RowResult(
-                        NOT_SENT, f"whether {name} exists, to be funded, is not known: {why}. Run it again"
-                    )
+        async def ask(name: str) -> None:
+            answer = await client.balance(name, linearizable=True, timeout_s=self._settings.timeout_s)
+            if isinstance(answer, Balance):
+                self._assets[name] = answer.asset
+            elif isinstance(answer, Unknown) or answer.stale:
+                why = answer.reason if isinstance(answer, Unknown) else "who answered may be behind the others"
+                self.unfit[name] = RowResult(
+                    NOT_SENT, f"whether {name} exists, to be funded, is not known: {why}. Run it again"
+                )
 
-        queue = iter(names)
-        async with anyio.create_task_group() as tasks:
-            for _ in range(min(self._settings.concurrency, len(names))):
-                tasks.start_soon(work, queue)
+        await work_on_each(names, ask, at_once=self._settings.concurrency)
 
     # --- funding -----------------------------------------------------------------------------------------------
 
@@ -156,20 +152,15 @@ class RunAccounts:
         tell."""
         paid: set[tuple[RequestId, str]] = set()
 
-        async def work(queue: Iterator[tuple[RequestId, str]]) -> None:
-            for target, sender in queue:
-                with suppress(CallRefused):
-                    answer = await client.outcome(target, sender)
-                    completed = isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED
-                    if not completed and not (isinstance(answer, NotFound) and answer.stale):
-                        continue
-                paid.add((target, sender))
+        async def ask(request: tuple[RequestId, str]) -> None:
+            with suppress(CallRefused):
+                answer = await client.outcome(*request)
+                completed = isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED
+                if not completed and not (isinstance(answer, NotFound) and answer.stale):
+                    return
+            paid.add(request)
 
-        asked = set(sent.values())
-        queue = iter(asked)
-        async with anyio.create_task_group() as tasks:
-            for _ in range(min(self._settings.concurrency, len(asked))):
-                tasks.start_soon(work, queue)
+        await work_on_each(set(sent.values()), ask, at_once=self._settings.concurrency)
         return {row for row, request in sent.items() if request in paid}
 
     async def _fund_part(

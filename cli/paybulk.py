@@ -19,7 +19,8 @@ When that has too little, which is a final answer, the rows make a new batch fro
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import anyio
@@ -49,6 +50,7 @@ from cli.receipt import answer_name
 from cli.sources import another, in_this_round
 from hopchain import Answer, Balance, Client, ClientError, NotFound, Recorded
 from hopchain.client import sign_request
+from hopchain.workers import work_on_each
 
 _OF_A_RECIPIENT: Final = frozenset({"unknown_recipient", "asset_mismatch"})
 _CAUSES_SHOWN: Final = 5  # in the reason of every row of a request, which may have thousands
@@ -127,10 +129,7 @@ class BulkRun(PayRun):
         parts = sorted([*parts, *made], key=lambda part: min(part.rows))
         self.requests = len(parts)
         self._record(parts)
-        queue = iter(parts)
-        async with anyio.create_task_group() as tasks:
-            for _ in range(min(self.settings.concurrency, len(parts))):
-                tasks.start_soon(self._send_parts, client, queue, sent)
+        await work_on_each(parts, partial(self._pay_part, client, sent), at_once=self.settings.concurrency)
 
     def _payable(self) -> dict[str, int]:
         """The rows that can be sent, by key; the others get their results."""
@@ -243,16 +242,15 @@ class BulkRun(PayRun):
 
     # --- sending -----------------------------------------------------------------------------------------------
 
-    async def _send_parts(self, client: Client, queue: Iterator[_Part], sent: SentBatches) -> None:
-        for part in queue:
-            await self._income_before(min(part.rows))
-            if why := self._too_many():
-                self.books.withdrawn(part.batch.sender)
-                self._end(part.rows, [self._stopped(index, why) for index in part.rows])
-                continue
-            answer, last = await self._send_part(client, part, sent)
-            result = result_of(answer, last.signed.request_id, last.batch.sender)
-            self._end(part.rows, await self._results(client, last, result))
+    async def _pay_part(self, client: Client, sent: SentBatches, part: _Part) -> None:
+        await self._income_before(min(part.rows))
+        if why := self._too_many():
+            self.books.withdrawn(part.batch.sender)
+            self._end(part.rows, [self._stopped(index, why) for index in part.rows])
+            return
+        answer, last = await self._send_part(client, part, sent)
+        result = result_of(answer, last.signed.request_id, last.batch.sender)
+        self._end(part.rows, await self._results(client, last, result))
 
     async def _send_part(self, client: Client, part: _Part, sent: SentBatches) -> tuple[Answer, _Part]:
         """Submit it; one that was rejected in an earlier run is made anew when that was asked for, one that the run itself
@@ -332,24 +330,20 @@ class BulkRun(PayRun):
         """What these accounts hold, asked once a run; None for one that a majority does not know. What cannot be found out
         stays out."""
 
-        async def work(queue: Iterator[str]) -> None:
-            for name in queue:
-                try:
-                    answer = await client.balance(name)
-                    if isinstance(answer, NotFound):
-                        answer = await client.balance(name, linearizable=True)
-                except (ClientError, RemoteFault):
-                    continue
-                if isinstance(answer, Balance):
-                    self._assets[name] = answer.asset
-                elif isinstance(answer, NotFound) and not answer.stale:
-                    self._assets[name] = None
+        async def ask(name: str) -> None:
+            try:
+                answer = await client.balance(name)
+                if isinstance(answer, NotFound):
+                    answer = await client.balance(name, linearizable=True)
+            except (ClientError, RemoteFault):
+                return
+            if isinstance(answer, Balance):
+                self._assets[name] = answer.asset
+            elif isinstance(answer, NotFound) and not answer.stale:
+                self._assets[name] = None
 
         fresh = [name for name in dict.fromkeys(names) if name not in self._assets]
-        queue = iter(fresh)
-        async with anyio.create_task_group() as tasks:
-            for _ in range(min(self.settings.concurrency, len(fresh))):
-                tasks.start_soon(work, queue)
+        await work_on_each(fresh, ask, at_once=self.settings.concurrency)
 
 
 class AtomicRun(BulkRun):

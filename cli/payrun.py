@@ -10,7 +10,7 @@ One process at a time makes a run (cli.runlock): whoever starts one holds its lo
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Final
 
@@ -30,6 +30,7 @@ from cli.poolbooks import PoolBooks
 from cli.sources import sent_elsewhere
 from hopchain import Answer, Client, NotStarted, Recorded, Refused, Unknown, Unreachable
 from hopchain.client import sign_request
+from hopchain.workers import work_on_each
 
 TRIES: Final = 4  # of one row without an outcome, before it is left for the next run
 PAUSE_S: Final = 0.5  # between them
@@ -149,27 +150,23 @@ class PayRun:
         for index, first in enumerate(signed):
             if isinstance(first, SignedRequest):
                 self._note_sent(index, first.request_id, self._payer(self.rows[index]))
-        queue = iter(range(len(self.rows)))
-        async with anyio.create_task_group() as tasks:
-            for _ in range(min(self.settings.concurrency, len(self.rows))):
-                tasks.start_soon(self._work, client, queue, signed)
+
+        async def work(index: int) -> None:
+            self._end([index], [await self._result(client, index, signed[index])])
+
+        await work_on_each(range(len(self.rows)), work, at_once=self.settings.concurrency)
 
     def _first(self, client: Client, payment: Payment) -> SignedRequest | RowResult | None:
         """The request that a row begins with, or its result when it cannot be sent. None: it is made when its turn comes."""
         return self._signed(client, payment, 0)
 
-    async def _work(
-        self, client: Client, queue: Iterator[int], signed: Sequence[SignedRequest | RowResult | None]
-    ) -> None:
-        for index in queue:
-            request = signed[index]
-            if isinstance(request, RowResult):
-                result = request
-            else:
-                await self._income_before(index)
-                why = self._too_many()
-                result = self._stopped(index, why) if why else await self._pay_row(client, index, request)
-            self._end([index], [result])
+    async def _result(self, client: Client, index: int, first: SignedRequest | RowResult | None) -> RowResult:
+        """Pay a row, whose turn it is: its result. `first`: what `_first` gave."""
+        if isinstance(first, RowResult):
+            return first
+        await self._income_before(index)
+        why = self._too_many()
+        return self._stopped(index, why) if why else await self._pay_row(client, index, first)
 
     def _end(self, rows: Sequence[int], results: Sequence[RowResult]) -> None:
         """These rows have ended so."""

@@ -5,9 +5,6 @@ this run when its link is higher than its account was at the first reading: a ro
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-
-import anyio
 
 from chain.errors import LocalMisuse, RemoteFault
 from chain.link import Outcome
@@ -27,6 +24,7 @@ from hopchain import (
     SourcePool,
     Unknown,
 )
+from hopchain.workers import work_on_each
 
 
 class PoolBooks:
@@ -174,15 +172,10 @@ class PoolBooks:
     async def _read(self, client: Client, at_once: int, timeout_s: float) -> dict[str, Balance | NotFound | Unknown]:
         found: dict[str, Balance | NotFound | Unknown] = {}
 
-        async def work(queue: Iterator[str]) -> None:
-            for account in queue:
-                found[account] = await client.balance(account, linearizable=True, timeout_s=timeout_s)
+        async def ask(account: str) -> None:
+            found[account] = await client.balance(account, linearizable=True, timeout_s=timeout_s)
 
-        accounts: Sequence[str] = self._sources.accounts
-        queue = iter(accounts)
-        async with anyio.create_task_group() as tasks:
-            for _ in range(min(at_once, len(accounts))):
-                tasks.start_soon(work, queue)
+        await work_on_each(self._sources.accounts, ask, at_once=at_once)
         return found
 
     def _outflow(self, pool: SourcePool) -> Outflow | None:

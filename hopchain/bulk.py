@@ -6,10 +6,9 @@ same request again, executed once.
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
-import anyio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import LocalMisuse
@@ -17,6 +16,7 @@ from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, Kind, Request, SignedRequest, transfer
 from hopchain.errors import ClientError
 from hopchain.signing import sign_request
+from hopchain.workers import work_on_each
 
 MANY_IN_FLIGHT: Final = 256  # requests of one bulk call: enough to fill the nodes' turns, a quarter of one connection
 _TAG: Final = b"hopchain:joined:1\0"
@@ -40,17 +40,13 @@ async def submit_each(
     """What became of each, in order, MANY_IN_FLIGHT at a time; one that cannot be sent stops no other."""
     answers: dict[int, T | ClientError] = {}
 
-    async def work(queue: Iterator[tuple[int, SignedRequest]]) -> None:
-        for number, each in queue:
-            try:
-                answers[number] = await submit(each)
-            except ClientError as error:
-                answers[number] = error
+    async def work(number: int) -> None:
+        try:
+            answers[number] = await submit(signed[number])
+        except ClientError as error:
+            answers[number] = error
 
-    queue = iter(enumerate(signed))
-    async with anyio.create_task_group() as tasks:
-        for _ in range(min(MANY_IN_FLIGHT, len(signed))):
-            tasks.start_soon(work, queue)
+    await work_on_each(range(len(signed)), work, at_once=MANY_IN_FLIGHT)
     return [answers[number] for number in range(len(signed))]
 
 
