@@ -1,4 +1,4 @@
-"""Which rows of a run travelled together: one file per run label in the wallet (cli.remembered). See cli.paybulk."""
+"""Which rows of a run travelled together: one file per run label in the wallet (cli.remembered). See cli.paybatches."""
 
 from collections import Counter
 from collections.abc import Sequence

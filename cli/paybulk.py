@@ -1,24 +1,14 @@
 """`hopchain pay --bulk`: many rows of one payer become one request, which is one link: by far the cheapest per row.
 
-The rows of each payer, in order, are cut into requests of at most MAX_POSTINGS rows. A request is paid all or not at all, and
-one that fails stops no other. With `--atomic` the whole file is one request.
+A request is paid all or not at all, and one that fails stops no other. With `--atomic` the whole file is one request. Which
+rows go together is said by cli.paybatches; this module sends them, and cancels the batches that are given up.
 
-Which rows went together must stay so, or a row could be paid in two requests. So the batches of a run are remembered in the
-wallet before they leave (cli.remembered), and made again as they were:
-
-* rows that are new in the file make new batches;
-* a batch whose rows are not all in the file any more (or, with `--atomic`, are not the whole file) cannot be made again. It
-  is given up: that is remembered too, then it is cancelled. When it was rejected, or now never executes, what is left of
-  its rows makes a new batch. So does a batch that is whole again and turns out cancelled after it was given up;
-* rows that were sent one by one are refused, as are rows of a bulk run that are to be sent one by one.
-
-Where nothing is remembered, the same file cuts into the same requests, so it is paid once from another wallet too.
+Rows that were sent one by one are refused, as are rows of a bulk run that are to be sent one by one.
 
 Rows of a pool (cli.sources) are cut as those of any payer, and each request gets an account of the pool, which its batch remembers.
 When that has too little, which is a final answer, the rows make a new batch from an account that they were not in a request of.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -29,20 +19,11 @@ import msgspec
 from chain.errors import LocalMisuse, RemoteFault
 from chain.link import Outcome
 from chain.names import MAX_AMOUNT
-from chain.request import (
-    MAX_POSTINGS,
-    NetworkId,
-    Posting,
-    RequestId,
-    SignedRequest,
-    cancellation,
-    encode_request,
-    request_id,
-    transfer,
-)
+from chain.request import MAX_POSTINGS, NetworkId, RequestId, cancellation, encode_request, request_id
 from cli.batches import Batch, SentBatches
 from cli.output import CommandFailed, Exit
-from cli.payfile import Payment, bulk_nonce, payment_key
+from cli.paybatches import Part, RunBatches, cut
+from cli.payfile import Payment, payment_key
 from cli.payplan import MAX_ATTEMPTS, Plan
 from cli.payresult import NOT_SENT, RowResult, result_of, row_text
 from cli.payrun import PAUSE_S, TRIES, PayRun, doubt, row_request
@@ -56,14 +37,6 @@ _OF_A_RECIPIENT: Final = frozenset({"unknown_recipient", "asset_mismatch"})
 _CAUSES_SHOWN: Final = 5  # in the reason of every row of a request, which may have thousands
 
 
-class _Part(msgspec.Struct):
-    """A batch that is to be sent, with its rows' places in the file."""
-
-    batch: Batch
-    rows: list[int]
-    signed: SignedRequest
-
-
 class BulkRun(PayRun):
     """The run of a payment file in as few requests as can be; `atomic`: in one."""
 
@@ -71,6 +44,7 @@ class BulkRun(PayRun):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
+        self._plan = plan
         self._assets: dict[str, str | None] = {}  # what recipients hold, None when they do not exist
         self._asking = anyio.Lock()
 
@@ -112,24 +86,20 @@ class BulkRun(PayRun):
 
     async def _pay(self, client: Client) -> None:
         self._progress.begin("paying", len(self.rows))
-        sent = SentBatches(self._wallet.directory, self.settings.label)
+        batches = RunBatches(self._plan, client.network, self._key)
         payable = self._payable()
         for key, index in payable.items():
-            if key in sent.of:
-                self._note_sent(index, bytes.fromhex(sent.of[key].request_id), sent.of[key].sender)
-        parts, fresh = await self._sent_before(client, sent, payable)
+            if batch := batches.sent.of.get(key):
+                self._note_sent(index, bytes.fromhex(batch.request_id), batch.sender)
+        parts, fresh = await self._sent_before(client, batches, payable)
         for index in fresh:
             self.results[index] = RowResult(NOT_SENT)
-        cuts = [[index for index, _ in part] for part in cut([(index, self.rows[index]) for index in fresh])]
-        made = [
-            self._made(client.network, rows, self._source(rows), sent.attempts(self._keys_of(rows))) for rows in cuts
-        ]
-        if made:
-            sent.add([part.batch for part in made])
-        parts = sorted([*parts, *made], key=lambda part: min(part.rows))
+        cuts = cut([(index, self.rows[index]) for index in fresh])
+        parts += batches.new([(rows, self._source(rows)) for rows in cuts])
+        parts.sort(key=lambda part: min(part.rows))
         self.requests = len(parts)
         self._record(parts)
-        await work_on_each(parts, partial(self._pay_part, client, sent), at_once=self.settings.concurrency)
+        await work_on_each(parts, partial(self._pay_part, client, batches), at_once=self.settings.concurrency)
 
     def _payable(self) -> dict[str, int]:
         """The rows that can be sent, by key; the others get their results."""
@@ -143,21 +113,18 @@ class BulkRun(PayRun):
         return found
 
     async def _sent_before(
-        self, client: Client, sent: SentBatches, payable: dict[str, int]
-    ) -> tuple[list[_Part], list[int]]:
+        self, client: Client, batches: RunBatches, payable: dict[str, int]
+    ) -> tuple[list[Part], list[int]]:
         """The batches of earlier runs that are made again, and the rows for new ones."""
-        parts: list[_Part] = []
-        fresh = [index for key, index in payable.items() if key not in sent.of]
-        batches = dict.fromkeys(id(sent.of[key]) for key in payable if key in sent.of)
-        by_id = {id(batch): batch for batch in sent.of.values()}
-        for batch in [by_id[number] for number in batches]:
-            left = [payable[key] for key in batch.rows if key in payable and sent.of[key] is batch]
+        parts: list[Part] = []
+        fresh = [index for key, index in payable.items() if key not in batches.sent.of]
+        for batch, left in batches.earlier(payable):
             if isinstance(key := self._key(batch.sender), LocalMisuse):
                 self._end(left, [RowResult("no_key", str(key))] * len(left))
             elif len(left) == len(batch.rows) and (not self.atomic or len(left) == len(self.rows)):
                 self.books.begin(batch.sender)
-                parts.append(self._made(client.network, left, batch.sender, batch.attempt, batch.request_id))
-            elif await self._is_void(client, sent, batch, left):
+                parts.append(batches.again(batch, left))
+            elif await self._is_void(client, batches.sent, batch, left):
                 fresh += left
         return parts, sorted(fresh)
 
@@ -175,25 +142,6 @@ class BulkRun(PayRun):
         of = SentBatches(self._wallet.directory, self.settings.label).of
         found = {key: of[key] for key in map(payment_key, rows) if key in of}
         return {key: (RequestId(bytes.fromhex(batch.request_id)), batch.sender) for key, batch in found.items()}
-
-    def _made(self, network: NetworkId, rows: list[int], sender: str, attempt: int, known: str | None = None) -> _Part:
-        """The request of these rows. `known`: the id that it had before."""
-        keys = self._keys_of(rows)
-        postings = [Posting(p.recipient, p.amount, p.reference) for p in (self.rows[index] for index in rows)]
-        key = self._key(sender)
-        assert not isinstance(key, LocalMisuse)
-        signed = sign_request(
-            transfer(network, sender, postings, bulk_nonce(self.settings.label, sender, attempt, keys)), key
-        )
-        if known not in (None, signed.request_id.hex()):
-            raise LocalMisuse(
-                f"the wallet remembers request {known} for {len(rows)} rows of run {self.settings.label!r}, and they make "
-                f"{signed.request_id.hex()}: restore {self._wallet.directory} from a copy"
-            )
-        return _Part(Batch(sender, attempt, signed.request_id.hex(), keys), rows, signed)
-
-    def _keys_of(self, rows: Sequence[int]) -> tuple[str, ...]:
-        return tuple(payment_key(self.rows[index]) for index in rows)
 
     async def _is_void(self, client: Client, sent: SentBatches, batch: Batch, left: Sequence[int]) -> bool:
         """Make sure that a batch never executes, or note that it has: `left` are those of its rows that the file has."""
@@ -237,32 +185,32 @@ class BulkRun(PayRun):
             await anyio.sleep(PAUSE_S)
         raise AssertionError("the last try returns")
 
-    def _record(self, parts: Sequence[_Part]) -> None:
+    def _record(self, parts: Sequence[Part]) -> None:
         self._wallet.record_new((part.signed.request_id, part.batch.sender, "pay") for part in parts)
 
     # --- sending -----------------------------------------------------------------------------------------------
 
-    async def _pay_part(self, client: Client, sent: SentBatches, part: _Part) -> None:
+    async def _pay_part(self, client: Client, batches: RunBatches, part: Part) -> None:
         await self._income_before(min(part.rows))
         if why := self._too_many():
             self.books.withdrawn(part.batch.sender)
             self._end(part.rows, [self._stopped(index, why) for index in part.rows])
             return
-        answer, last = await self._send_part(client, part, sent)
+        answer, last = await self._send_part(client, batches, part)
         result = result_of(answer, last.signed.request_id, last.batch.sender)
         self._end(part.rows, await self._results(client, last, result))
 
-    async def _send_part(self, client: Client, part: _Part, sent: SentBatches) -> tuple[Answer, _Part]:
+    async def _send_part(self, client: Client, batches: RunBatches, part: Part) -> tuple[Answer, Part]:
         """Submit it; one that was rejected in an earlier run is made anew when that was asked for, one that the run itself
         has cancelled in any case, and one whose account has too little from another account of its pool."""
         pool = self._sources.pool(self.rows[part.rows[0]])
-        tried = set() if pool is None else in_this_round(sent.senders(part.batch.rows[0]))
+        tried = set() if pool is None else in_this_round(batches.sent.senders(part.batch.rows[0]))
         answer = await self._ask(client, part)
         for _ in range(1, MAX_ATTEMPTS):
             if not isinstance(answer, Recorded) or answer.outcome == Outcome.COMPLETED:
                 break
             account: str | None = None
-            given_up = answer.outcome == Outcome.CANCELLED and part.batch.request_id in sent.void
+            given_up = answer.outcome == Outcome.CANCELLED and part.batch.request_id in batches.sent.void
             if pool is not None and answer.outcome == Outcome.INSUFFICIENT_FUNDS:
                 tried.add(part.batch.sender)
                 account = another(pool, part.batch.sender, tried)
@@ -270,14 +218,13 @@ class BulkRun(PayRun):
                 account, tried = part.batch.sender, set()
             if account is None:
                 break
-            part = self._made(client.network, part.rows, account, sent.attempts(part.batch.rows))
-            sent.add([part.batch])
+            (part,) = batches.new([(part.rows, account)])
             self._record([part])
             self.books.begin(account)
             answer = await self._ask(client, part)
         return answer, part
 
-    async def _ask(self, client: Client, part: _Part) -> Answer:
+    async def _ask(self, client: Client, part: Part) -> Answer:
         """Submit the request, whose rows are unknown until its answer is here."""
         waiting = doubt(part.signed, part.batch.sender)
         for index in part.rows:
@@ -289,7 +236,7 @@ class BulkRun(PayRun):
         finally:
             self.books.ended(part.batch.sender, sum(self.rows[index].amount for index in part.rows), answer)
 
-    async def _results(self, client: Client, part: _Part, result: RowResult) -> list[RowResult]:
+    async def _results(self, client: Client, part: Part, result: RowResult) -> list[RowResult]:
         """The results of the rows of one request. Rejected for a recipient, it names the rows that were the cause."""
         rows = part.rows
         if len(rows) == 1 or result.outcome == "completed":
@@ -306,7 +253,7 @@ class BulkRun(PayRun):
             for index in rows
         ]
 
-    async def _causes(self, client: Client, part: _Part) -> tuple[dict[int, str], str]:
+    async def _causes(self, client: Client, part: Part) -> tuple[dict[int, str], str]:
         """Rows whose recipients cannot be paid as things are now, each with why, and the same in short for all rows."""
         rows, sender = part.rows, part.batch.sender
         async with self._asking:
@@ -350,21 +297,3 @@ class AtomicRun(BulkRun):
     """The run of a payment file as one request."""
 
     atomic = True
-
-
-def cut(rows: Sequence[tuple[int, Payment]]) -> list[list[tuple[int, Payment]]]:
-    """The rows of each payer in parts that one request can hold, in order of their first rows. A payer's part ends where it
-    is paid itself, so that its later rows may spend that."""
-    parts: list[list[tuple[int, Payment]]] = []
-    open_: dict[str, list[tuple[int, Payment]]] = {}
-    totals: Counter[str] = Counter()
-    for index, payment in rows:
-        part = open_.get(payment.sender)
-        if part is None or len(part) == MAX_POSTINGS or totals[payment.sender] + payment.amount > MAX_AMOUNT:
-            part = open_[payment.sender] = []
-            totals[payment.sender] = 0
-            parts.append(part)
-        part.append((index, payment))
-        totals[payment.sender] += payment.amount
-        open_.pop(payment.recipient, None)
-    return parts

@@ -11,6 +11,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from click.testing import CliRunner, Result
 
 from chain.genesis import Asset
+from cli import paybatches
 from cli.main import main
 from cli.wallet import Wallet
 from hopchain import client
@@ -128,6 +129,12 @@ def world(home: Path, tmp_path: Path) -> Iterator[World]:
 def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who submits asks each node once, then waits for its deadline: no question is on its way when that comes."""
     monkeypatch.setattr(client, "FIRST_PAUSE_S", 60.0)
+
+
+@pytest.fixture
+def two_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request holds two rows."""
+    monkeypatch.setattr(paybatches, "MAX_POSTINGS", 2)
 
 
 @pytest.fixture

@@ -6,12 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, Kind, Request, decode_request_untrusted
-from cli import paybulk
-from cli.batches import Batch, SentBatches
-from cli.paybulk import BulkRun, cut
-from cli.payfile import Payment
+from cli.paybatches import RunBatches
 from hopchain import wire
 from tests.cli.conftest import World
 from tests.cli.test_commands import documented
@@ -36,12 +32,6 @@ def open_world(world: World) -> World:
     for node in world.nodes:
         node.calls.clear()
     return world
-
-
-@pytest.fixture
-def two_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request holds two rows."""
-    monkeypatch.setattr(paybulk, "MAX_POSTINGS", 2)
 
 
 def sent(world: World) -> list[Request]:
@@ -71,26 +61,6 @@ def never_arrives(world: World, file: Path) -> list[wire.Submit]:
     for node in world.nodes:
         node.fault = lambda call: None
     return late
-
-
-# --- cutting -------------------------------------------------------------------------------------------------------
-
-
-def parts(*rows: tuple[str, str, int]) -> list[list[int]]:
-    numbered = [(n, Payment(n, *row, "", 0)) for n, row in enumerate(rows)]
-    return [[index for index, _ in part] for part in cut(numbered)]
-
-
-def test_rows_of_a_payer_go_together_as_long_as_a_request_holds_them(two_rows: None) -> None:
-    assert parts() == []
-    assert parts(("a", "x", 1), ("b", "x", 1), ("a", "y", 1), ("a", "z", 1), ("b", "z", 1)) == [[0, 2], [1, 4], [3]]
-    assert parts(("a", "x", MAX_AMOUNT), ("a", "y", 1), ("a", "z", MAX_AMOUNT - 1)) == [[0], [1, 2]]
-
-
-def test_a_payer_that_is_paid_in_between_begins_a_new_request() -> None:
-    assert parts(("a", "b", 1), ("a", "c", 1), ("b", "d", 1), ("c", "b", 1), ("b", "d", 2), ("a", "d", 1)) == [
-        *([0, 1, 5], [2], [3], [4])
-    ]
 
 
 # --- the run -------------------------------------------------------------------------------------------------------
@@ -297,7 +267,7 @@ def test_a_run_that_dies_after_its_own_cancel_is_gone_on_with_whatever_the_file_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killed:
-        killed.setattr(BulkRun, "_made", dies)
+        killed.setattr(RunBatches, "new", dies)
         world.run("pay", str(file), *BULK, code=130)
     write(file, ROWS)
     found = world.json("pay", str(file), *BULK)
@@ -423,25 +393,3 @@ def test_the_funding_of_an_atomic_file_stays_when_the_file_is_rejected(world: Wo
     world.run("account", "open", "nobody")
     again = world.json("pay", str(file), *ATOMIC, "--fund-from", "mint", "--retry-rejected")
     assert (again["completed"], again["funded"]) == (2, 0) and available(world)["ann"] == 0
-
-
-# --- what is remembered --------------------------------------------------------------------------------------------
-
-
-def test_batches_are_remembered_in_order_with_their_attempts(tmp_path: Path) -> None:
-    first = SentBatches(tmp_path, "may")
-    old, new = Batch("ann", 0, "11", ("r1", "r2")), Batch("ann", 1, "22", ("r2", "r3"))
-    first.add([old])
-    first.add([new])
-    for known in (first, SentBatches(tmp_path, "may")):
-        assert known.of == {"r1": old, "r2": new, "r3": new}
-        assert [known.attempts([row]) for row in ("r1", "r2", "r3", "r4")] == [1, 2, 1, 0]
-        assert known.attempts(["r4", "r2"]) == 2
-    assert not SentBatches(tmp_path, "june").of
-    first.give_up(new)
-    first.give_up(new)
-    for known in (first, SentBatches(tmp_path, "may")):
-        assert known.void == {"22"} and known.of == {"r1": old, "r2": new, "r3": new}
-        assert known.attempts(["r2"]) == 2
-    (path,) = (tmp_path / "bulk").iterdir()
-    assert path.read_bytes().count(b"\n") == 3

@@ -9,7 +9,7 @@ import pytest
 
 from chain.errors import LocalMisuse
 from chain.request import Kind, Request, RequestId, decode_request_untrusted, request_id
-from cli import paybulk, payrun
+from cli import payrun
 from cli.poolrun import PoolRun
 from cli.sources import Sources, another, parse_pools
 from cli.wallet import Wallet
@@ -539,12 +539,6 @@ def test_a_pool_may_be_called_like_one_of_its_accounts(shop: World, file: Path) 
 
 
 # --- together ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def two_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request holds two rows."""
-    monkeypatch.setattr(paybulk, "MAX_POSTINGS", 2)
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -9,16 +9,16 @@ import msgspec
 import pytest
 
 from chain.request import decode_request_untrusted, request_id
-from cli import paybulk, payrun
+from cli import paybatches, payrun
 from cli.payrun import PayRun
 from cli.poolrun import PoolRun
 from hopchain import wire
 from tests.cli.conftest import World
 from tests.cli.test_pay import COLUMNS, available, results, write
-from tests.cli.test_pay_pool import ACCOUNTS, FUNDS, POOL, ROWS, faults, file, healthy, rich, shop, two_rows
+from tests.cli.test_pay_pool import ACCOUNTS, FUNDS, POOL, ROWS, faults, file, healthy, rich, shop
 from tests.hopchain.fake_node import Drop, Hang
 
-__all__ = ["file", "shop", "two_rows"]  # fixtures
+__all__ = ["file", "shop"]  # fixtures
 BULK = ("--bulk", *POOL)
 EARLIER = "an earlier run may have sent it; not asked in this one"
 
@@ -106,7 +106,7 @@ def test_funding_that_worked_the_second_time_is_followed_though_the_node_lags(sh
 def test_what_an_earlier_run_may_have_sent_is_not_called_not_started(
     shop: World, file: Path, one_round: None, monkeypatch: pytest.MonkeyPatch, kind: tuple[str, ...], refused: bool
 ) -> None:
-    monkeypatch.setattr(paybulk, "MAX_POSTINGS", 1)
+    monkeypatch.setattr(paybatches, "MAX_POSTINGS", 1)
     alone(shop)
     write(file, ROWS[:1])
     faults(shop, Drop(after=True))
