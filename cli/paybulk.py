@@ -1,7 +1,8 @@
 """`hopchain pay --bulk`: many rows of one payer become one request, which is one link: by far the cheapest per row.
 
 A request is paid all or not at all, and one that fails stops no other. With `--atomic` the whole file is one request. Which
-rows go together is said by cli.paybatches; this module sends them, and cancels the batches that are given up.
+rows go together is said by cli.paybatches; this module sends them, and cancels the batches that are given up. For which rows a
+request was rejected is found by cli.paycauses.
 
 Rows that were sent one by one are refused, as are rows of a bulk run that are to be sent one by one.
 
@@ -16,25 +17,25 @@ from typing import Final
 import anyio
 import msgspec
 
-from chain.errors import LocalMisuse, RemoteFault
+from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, NetworkId, RequestId, cancellation, encode_request, request_id
 from cli.batches import Batch, SentBatches
 from cli.output import CommandFailed, Exit
 from cli.paybatches import Part, RunBatches, cut
+from cli.paycauses import RecipientCauses
 from cli.payfile import Payment, payment_key
 from cli.payplan import MAX_ATTEMPTS, Plan
 from cli.payresult import NOT_SENT, RowResult, result_of, row_text
 from cli.payrun import PAUSE_S, TRIES, PayRun, doubt, row_request
 from cli.receipt import answer_name
 from cli.sources import another, in_this_round
-from hopchain import Answer, Balance, Client, ClientError, NotFound, Recorded
+from hopchain import Answer, Client, Recorded
 from hopchain.client import sign_request
 from hopchain.workers import work_on_each
 
 _OF_A_RECIPIENT: Final = frozenset({"unknown_recipient", "asset_mismatch"})
-_CAUSES_SHOWN: Final = 5  # in the reason of every row of a request, which may have thousands
 
 
 class BulkRun(PayRun):
@@ -45,8 +46,7 @@ class BulkRun(PayRun):
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
         self._plan = plan
-        self._assets: dict[str, str | None] = {}  # what recipients hold, None when they do not exist
-        self._asking = anyio.Lock()
+        self._causes = RecipientCauses(plan)
 
     def check(self, network: NetworkId) -> None:
         if self.atomic:
@@ -244,7 +244,7 @@ class BulkRun(PayRun):
         causes: dict[int, str] = {}
         hint = ""
         if result.outcome in _OF_A_RECIPIENT:
-            causes, hint = await self._causes(client, part)
+            causes, hint = await self._causes.find(client, part)
         result.reason += f" ({len(rows)} rows are one request: all or none of them{hint})"
         return [
             msgspec.structs.replace(result, reason=f"this row is a cause: {causes[index]}. {result.reason}")
@@ -252,45 +252,6 @@ class BulkRun(PayRun):
             else result
             for index in rows
         ]
-
-    async def _causes(self, client: Client, part: Part) -> tuple[dict[int, str], str]:
-        """Rows whose recipients cannot be paid as things are now, each with why, and the same in short for all rows."""
-        rows, sender = part.rows, part.batch.sender
-        async with self._asking:
-            await self._ask_assets(client, [sender, *(self.rows[index].recipient for index in rows)])
-        causes: dict[int, str] = {}
-        for index in rows:
-            recipient = self.rows[index].recipient
-            held = self._assets.get(recipient, "")
-            if held is None:
-                causes[index] = f"there is no account {recipient}"
-            elif held and self._assets.get(sender) not in (None, held):
-                causes[index] = f"{recipient} holds {held} and {sender} {self._assets[sender]}"
-        if not causes:
-            known = {sender, *(self.rows[index].recipient for index in rows)} <= self._assets.keys()
-            return {}, "; all recipients can be paid now: --retry-rejected sends them once more" if known else ""
-        shown = [f"line {self.rows[index].line}: {why}" for index, why in list(causes.items())[:_CAUSES_SHOWN]]
-        more = f"; and {len(causes) - len(shown)} more" if len(causes) > len(shown) else ""
-        return causes, f"; because of {'; '.join(shown)}{more}"
-
-    async def _ask_assets(self, client: Client, names: Sequence[str]) -> None:
-        """What these accounts hold, asked once a run; None for one that a majority does not know. What cannot be found out
-        stays out."""
-
-        async def ask(name: str) -> None:
-            try:
-                answer = await client.balance(name)
-                if isinstance(answer, NotFound):
-                    answer = await client.balance(name, linearizable=True)
-            except (ClientError, RemoteFault):
-                return
-            if isinstance(answer, Balance):
-                self._assets[name] = answer.asset
-            elif isinstance(answer, NotFound) and not answer.stale:
-                self._assets[name] = None
-
-        fresh = [name for name in dict.fromkeys(names) if name not in self._assets]
-        await work_on_each(fresh, ask, at_once=self.settings.concurrency)
 
 
 class AtomicRun(BulkRun):
