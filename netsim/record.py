@@ -7,7 +7,7 @@ proposed and voted, who was down, and what cuts swallowed. It changes nothing in
 import math
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -17,7 +17,6 @@ from chain.request import request_id
 from chain.rows import Applied, VoteRow
 from chain.store import Write
 from hopchain.wire import ReplyBody
-from netsim.checks import Watch
 from netsim.names import EPOCH_MS
 from netsim.plan import (
     Add,
@@ -41,7 +40,6 @@ from netsim.plan import (
 from netsim.world import Call, World
 from node.messages import Accept, Decided, Forward, Message, Prepare
 from routing.keyspace import NodeId
-from routing.view import View
 
 SETUP_STEP_S: Final = 0.02  # netsim.load looks this often whether a setup call was answered
 KINDS: Final[dict[type, str]] = {
@@ -141,12 +139,12 @@ def _names(nodes: tuple[int, ...]) -> str:
 
 
 class Recorder:
-    """Passes everything on to `watch`. `on_moment(what, account)` hears when a link is proposed, voted or decided."""
+    """Stands before the observer of a world and passes everything on to it. `on_moment(what, account)` hears when a link is proposed, voted or decided."""
 
-    def __init__(self, world: World, watch: Watch) -> None:
+    def __init__(self, world: World) -> None:
         world.observer = self
         self.world = world
-        self.watch = watch
+        self.watch = world.watch
         self.start = 0.0  # of the fault phase
         self.healed = 0.0
         self.hops: dict[bytes, list[Hop]] = defaultdict(list)
@@ -232,11 +230,6 @@ class Recorder:
             self.start = asked + SETUP_STEP_S * math.ceil((now - asked) / SETUP_STEP_S)
             self.healed = self.start + self.world.plan.fault_s
             self.faults = [show(fault, self.start) for fault in self.world.plan.faults]
-
-    @property
-    def views(self) -> Sequence[View]:
-        """The chosen views, oldest first."""
-        return self.watch.views
 
     def died(self, node: int) -> None:
         self.watch.died(node)

@@ -10,7 +10,6 @@ import msgspec
 from chain import needs, rules
 from chain.audit import audit
 from hopchain.wire import Recorded
-from netsim.checks import Watch
 from netsim.load import Clients, open_and_fund
 from netsim.plan import Add, Plan
 from netsim.violation import Violation
@@ -46,11 +45,12 @@ class Result(msgspec.Struct, frozen=True):
 
 def run_plan(plan: Plan) -> Result:
     """Follow the plan to its end, or to the first broken rule."""
-    world, watch = make_world(plan)
+    world = World(plan)
+    watch = world.watch
     rule = problem = ""
     with bounds(plan), world:
         try:
-            play(world, watch)
+            play(world)
         except Violation as violation:
             rule, problem = violation.rule, violation.text
         except Exception as error:  # noqa: BLE001  a node that raises, whatever it is, is what a run looks for
@@ -87,18 +87,9 @@ def bounds(plan: Plan) -> Iterator[None]:
         vars(rules)["MAX_CONFIRMED"], vars(needs)["MAX_CONFIRMED"] = before
 
 
-def make_world(plan: Plan) -> tuple[World, Watch]:
-    """The world and its observer, nothing started."""
-    watch = Watch.__new__(Watch)
-    world = World(plan, watch)
-    spares = [node.id for node in world.nodes[plan.nodes :]]
-    watch.__init__(world.genesis, world.view, spares)  # type: ignore[misc]
-    return world, watch
-
-
-def play(world: World, watch: Watch) -> None:
+def play(world: World) -> None:
     """All phases. Raises `Violation`, or what stops a node."""
-    plan = world.plan
+    plan, watch = world.plan, world.watch
     rng = random.Random(world.rng.random())
     clients = Clients(world, plan.load, rng, watch.ledger.spendable)
     calm, world.network.weather = world.network.weather, type(plan.weather)()
@@ -115,29 +106,29 @@ def play(world: World, watch: Watch) -> None:
     left = [index for index in members if not world.nodes[index].gone]
     core = sorted(rng.sample(left, min(len(left), majority(len(members)))))
     world.heal(core)
-    _run_until_rest(world, watch, plan.core_s, quiet_s=0.0)
+    _run_until_rest(world, plan.core_s, quiet_s=0.0)
     world.heal(list(plan.everybody))
     watch.healed(world.now)
     for ask_again in (False, True):  # votes and links must not wait for somebody to ask
         if ask_again:
-            clients.settle(members_left(world, watch))
-        _run_until_rest(world, watch, plan.heal_s, quiet_s=QUIET_S if ask_again else 0.0)
-        check_rest(world, watch)
+            clients.settle(members_left(world))
+        _run_until_rest(world, plan.heal_s, quiet_s=QUIET_S if ask_again else 0.0)
+        check_rest(world)
     if plan.seed % 5 == 0:
-        first = members_left(world, watch)[0]
+        first = members_left(world)[0]
         report = audit(world.nodes[first].disk.conn, genesis=world.genesis)
         if not report.ok:
             raise Violation("I2", f"the audit of node {first} says: {report}")
 
 
-def members_left(world: World, watch: Watch) -> list[int]:
+def members_left(world: World) -> list[int]:
     """The members that are not gone for ever, nor about to be."""
-    return [n.index for n in world.nodes if watch.is_member(n.index) and not n.gone and not n.must_go]
+    return [n.index for n in world.nodes if world.watch.is_member(n.index) and not n.gone and not n.must_go]
 
 
-def check_rest(world: World, watch: Watch) -> None:
+def check_rest(world: World) -> None:
     """I7, I13: everything has ended, everybody has everything. Raises `Violation`."""
-    watch.all_ended(world.now)
+    world.watch.all_ended(world.now)
     if not world.operator.idle:
         raise Violation("I13", f"a change is not made: {world.operator}")
     for node in world.nodes:
@@ -147,16 +138,16 @@ def check_rest(world: World, watch: Watch) -> None:
             raise Violation("I8", f"node {node.index} came back with less than others saw of it, and takes part")
         if node.core is None:
             raise Violation("I13", f"node {node.index} is down")
-        watch.at_rest(node.index, node.disk.conn, node.core.gauges())
+        world.watch.at_rest(node.index, node.disk.conn, node.core.gauges())
 
 
-def _run_until_rest(world: World, watch: Watch, seconds: float, quiet_s: float) -> None:
+def _run_until_rest(world: World, seconds: float, quiet_s: float) -> None:
     """Let `seconds` pass, or less when everything has ended: then `quiet_s` more, for what is late to disturb it."""
     end = world.now + seconds
     while world.now < end:
         world.run_for(min(LOOK_EVERY_S, end - world.now))
         try:
-            check_rest(world, watch)
+            check_rest(world)
         except Violation:
             continue
         world.run_for(max(0.0, min(quiet_s, end - world.now)))

@@ -47,7 +47,7 @@ from netsim.plan import (
 )
 from netsim.record import Recorder, Shown
 from netsim.roles import Roles
-from netsim.run import bounds, check_rest, make_world, members_left, play
+from netsim.run import bounds, check_rest, members_left, play
 from netsim.scenario import FaultStep, Moment, RequestStep, Scenario
 from netsim.violation import Violation
 from netsim.world import World
@@ -113,14 +113,14 @@ def planned_s(plan: Plan, *, scenario: bool) -> float:
 
 def perform_plan(plan: Plan, name: str, *, progress: Progress | None = None, until: float | None = None) -> Performance:
     """Run a plan as `netsim.run.run_plan` does, hash for hash."""
-    world, watch = make_world(plan)
-    record = Recorder(world, watch)
+    world = World(plan)
+    record = Recorder(world)
     record.follow_plan(plan)
     return _perform(
         name,
         "",
         record,
-        lambda: play(world, watch),
+        lambda: play(world),
         progress,
         until,
         Roles(plan.nodes, {}, record.group_of_account),
@@ -130,8 +130,7 @@ def perform_plan(plan: Plan, name: str, *, progress: Progress | None = None, unt
 
 def perform(scenario: Scenario, *, progress: Progress | None = None, until: float | None = None) -> Performance:
     """Run a scenario."""
-    world, watch = make_world(scenario.plan)
-    record = Recorder(world, watch)
+    record = Recorder(World(scenario.plan))
     stage = _Stage(scenario, record)
     return _perform(scenario.name, scenario.title, record, stage.play, progress, until, stage.roles, stage)
 
@@ -245,7 +244,7 @@ class _Stage:
         self.roles.settle()
         self._record.healed = world.now
         world.heal(list(plan.everybody))
-        everybody = members_left(world, self._watch)
+        everybody = members_left(world)
         if clients is not None:
             clients.settle(everybody)
         for signed in [s for many in self._signed.values() for s in many]:
@@ -254,9 +253,9 @@ class _Stage:
         self._rest()
 
     def _rest(self) -> None:
-        world, watch = self._world, self._watch
-        check_rest(world, watch)
-        first = members_left(world, watch)[0]
+        world = self._world
+        check_rest(world)
+        first = members_left(world)[0]
         report = audit(world.nodes[first].disk.conn, genesis=world.genesis)
         if not report.ok:
             raise Violation("I2", f"the audit of node {first} says: {report}")

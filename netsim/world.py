@@ -10,7 +10,7 @@ import hashlib
 import random
 import sqlite3
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from heapq import heappop, heappush
 from pathlib import Path
@@ -25,6 +25,7 @@ from chain.reads import read_balance
 from chain.store import Write, create_or_check, load_active, load_seen
 from hopchain.wire import AskBalance, Balance, NotFound, ReplyBody, Submit, SubmitChange
 from netsim.changes import Operator, Wish
+from netsim.checks import Watch
 from netsim.disk import Choose, Disk, cut_places
 from netsim.losses import can_lose
 from netsim.names import EPOCH_MS, make_genesis, node_name, public_key
@@ -84,8 +85,6 @@ Call = Submit | AskBalance | SubmitChange
 class Observer(Protocol):
     """Sees everything, changes nothing. Raises `Violation` when a rule is broken."""
 
-    @property
-    def views(self) -> Sequence[View]: ...
     def committed(self, node: int, writes: tuple[Write, ...], now: float) -> None: ...
     def sent(self, node: int, peer: NodeId, message: Message, now: float) -> None: ...
     def submitted(self, call: int, node: int, submit: Call, now: float) -> None: ...
@@ -125,9 +124,8 @@ class SimNode:
 class World:
     """A network of cores that follows a plan. `run_for` lets time pass; clients use `submit` and `read`."""
 
-    def __init__(self, plan: Plan, observer: Observer) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.observer = observer
         self.now = 0.0
         self.rng = random.Random(plan.seed)
         self.network = Network(random.Random(self.rng.random()), plan.weather)
@@ -147,6 +145,8 @@ class World:
         self.view: View = first_view(self.network_id, plan.k, [member_of(public_key(name)) for name in names])
         self.nodes = [self._make_node(i, node_id_of(public_key(node_name(i)))) for i in plan.everybody]
         self.index_of = {node.id: node.index for node in self.nodes}
+        self.watch = Watch(self.genesis, self.view, [node.id for node in self.nodes[plan.nodes :]])
+        self.observer: Observer = self.watch  # a recorder may stand in front of it
         self.operator = Operator(self, self.network_id, random.Random(f"operator {plan.seed}"))
 
     def __enter__(self) -> "World":
@@ -291,7 +291,7 @@ class World:
         self.operator.want(wish)
 
     def _can_lose(self, node: SimNode | None, wish: Wish | None = None) -> bool:
-        views = self.observer.views
+        views = self.watch.views
         lost = {other.id for other in self.nodes if other.gone or other.must_go or not other.begun or other is node}
         active = {other.id: self._active(other) for other in self.nodes}
         return can_lose(views, self.operator.possible(views[-1], wish), active, lost)
@@ -340,7 +340,7 @@ class World:
     def _roll_back_when_told(self, node: SimNode, copy: sqlite3.Connection | None, votes: int, until: float) -> None:
         """End the process when all others know of more than `votes` and the network can do without this disk, and start it again
         on the other one."""
-        others = [other.core for other in self.nodes if other is not node and self._is_member(other)]
+        others = [other.core for other in self.nodes if other is not node and self.watch.is_member(other.index)]
         if self.now > until or node.gone:
             return
         told = others and all(core is not None and core.identity.seen(node.id) > votes for core in others)
@@ -448,9 +448,6 @@ class World:
                 self._arrive(other, PeerDown(node.id))
                 self._arrive(node, PeerDown(other.id))
         self._reconnect()
-
-    def _is_member(self, node: SimNode) -> bool:
-        return self.observer.views[-1].is_member(node.id)
 
     # --- turns ---
 

@@ -10,7 +10,7 @@ from hopchain.wire import Changed, NotStarted, Refused, ReplyBody, SubmitChange,
 from netsim.changes import CALL_S, RETRY_S, Operator, Wish
 from netsim.names import node_name, public_key
 from netsim.plan import Add, Bury, Die, Fault, Load, Plan, Remove
-from netsim.run import Result, make_world, play, run_plan
+from netsim.run import Result, play, run_plan
 from netsim.world import World
 from routing.keyspace import NodeId, node_id_of
 from routing.view import first_view, member_of
@@ -201,9 +201,9 @@ def test_who_was_removed_does_not_come_back() -> None:
 
 
 def removed_world() -> World:
-    world, watch = make_world(Plan(1, 3, 3, load=LOAD, faults=(Remove(1.0, 2),)))
+    world = World(Plan(1, 3, 3, load=LOAD, faults=(Remove(1.0, 2),)))
     with world:
-        play(world, watch)
+        play(world)
     return world
 
 

@@ -9,12 +9,10 @@ import pytest
 from chain.errors import Corruption
 from chain.request import Posting, sign, transfer
 from hopchain.wire import ReplyBody, Submit
-from netsim.checks import Watch
 from netsim.load import Clients, open_and_fund
 from netsim.mutants import Edit, Mutant, switched_off
 from netsim.names import key_of
 from netsim.plan import Load, Plan
-from netsim.run import make_world
 from netsim.violation import Violation
 from netsim.world import World
 
@@ -28,9 +26,7 @@ class Bank:
 
     def __init__(self) -> None:
         plan = Plan(seed=5, nodes=1, k=1, load=Load(accounts=2, requests=0, funds=FUNDS))
-        self.world: World
-        self.watch: Watch
-        self.world, self.watch = make_world(plan)
+        self.world = World(plan)
 
     def __enter__(self) -> "Bank":
         self.world.__enter__()
