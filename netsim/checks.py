@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 from chain.genesis import Genesis
 from chain.store import Write
-from hopchain.wire import AskBalance, ReplyBody, Submit, SubmitChange
+from hopchain.wire import ReplyBody
+from netsim.calls import Asked
 from netsim.chosen import Chosen
 from netsim.durable import Durable
 from netsim.said import Said
@@ -81,7 +82,7 @@ class Watch:
 
     # --- clients ---
 
-    def submitted(self, call: int, node: int, submit: Submit | AskBalance | SubmitChange, now: float) -> None:
+    def submitted(self, call: int, node: int, submit: Asked, now: float) -> None:
         self._told.submitted(call, node, submit, now)
 
     def answered(self, call: int, body: ReplyBody, now: float) -> None:

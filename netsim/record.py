@@ -17,6 +17,7 @@ from chain.request import request_id
 from chain.rows import Applied, VoteRow
 from chain.store import Write
 from hopchain.wire import ReplyBody
+from netsim.calls import Asked
 from netsim.names import EPOCH_MS
 from netsim.plan import (
     Add,
@@ -37,7 +38,7 @@ from netsim.plan import (
     SlowDisk,
     WeatherChange,
 )
-from netsim.world import Call, World
+from netsim.world import World
 from node.messages import Accept, Decided, Forward, Message, Prepare
 from routing.keyspace import NodeId
 
@@ -215,7 +216,7 @@ class Recorder:
             case _:
                 pass
 
-    def submitted(self, call: int, node: int, submit: Call, now: float) -> None:
+    def submitted(self, call: int, node: int, submit: Asked, now: float) -> None:
         self.watch.submitted(call, node, submit, now)
         account = self.watch.calls[call].account
         if account:

@@ -22,10 +22,10 @@ from hopchain.wire import (
     Refused,
     ReplyBody,
     Stale,
-    Submit,
     SubmitChange,
     Unknown,
 )
+from netsim.calls import Asked
 from netsim.chosen import Chosen
 from netsim.durable import Durable
 from netsim.violation import Violation
@@ -43,7 +43,7 @@ class Call(msgspec.Struct):
     node: int
     life: int
     at: float
-    body: Submit | AskBalance | SubmitChange
+    body: Asked
     told: int
     views: int = 1
     account: str = ""
@@ -83,7 +83,7 @@ class Told:
 
     # --- calls ---
 
-    def submitted(self, call: int, node: int, submit: Submit | AskBalance | SubmitChange, now: float) -> None:
+    def submitted(self, call: int, node: int, submit: Asked, now: float) -> None:
         entry = Call(node, self._lives[node], now, submit, self._answers, self._views_told)
         self.calls[call] = entry
         if isinstance(submit, SubmitChange):

@@ -27,6 +27,7 @@ import trio_asyncio
 from chain.errors import LocalMisuse, StorageFailure
 from chain.store import Write, commit, create_or_check
 from hopchain import wire
+from netsim.calls import Calls, Done
 from netsim.checks import Watch
 from netsim.datagrams import DatagramNetwork, NodeDatagrams
 from netsim.disk import Disk
@@ -85,7 +86,7 @@ class WholeNode:
         self.datagrams: NodeDatagrams | None = None
         self.scope = trio.CancelScope()
         self.gone: trio.Event | None = None  # set when the last process has ended
-        self.calls: Channel | None = None  # the clients' connection
+        self.clients: Channel | None = None  # the connection over which all of them talk
         self.counters: Counter[str] = Counter()  # of processes that have ended
 
 
@@ -109,12 +110,11 @@ class WholeNetwork:
         self.genesis = make_genesis(names, plan.k)
         self.network_id = self.genesis.network_id
         self.view: View = first_view(self.network_id, plan.k, [member_of(public_key(name)) for name in names])
-        self.watch = Watch(self.genesis, self.view)
+        self.observer = self.watch = Watch(self.genesis, self.view)
         self.nodes: list[WholeNode] = [self._make_node(i, stack) for i in range(plan.nodes)]
         self._client = HostTcp(self.tcp, CLIENT)
         self._nursery: trio.Nursery | None = None
-        self._calls = 0
-        self._on_answer: dict[int, Callable[[wire.ReplyBody], None]] = {}
+        self.calls = Calls(self)
 
     def _make_node(self, index: int, stack: ExitStack) -> WholeNode:
         directory = None
@@ -238,7 +238,7 @@ class WholeNetwork:
         assert node.tcp is not None
         assert node.datagrams is not None
         self.note("kill", node.index)
-        node.core, node.calls, node.armed, node.frames_left = None, None, None, 0
+        node.core, node.clients, node.armed, node.frames_left = None, None, None, 0
         node.tcp.die()
         node.datagrams.die()
         self.watch.crashed(node.index, self.now)
@@ -353,44 +353,29 @@ class WholeNetwork:
         except (OSError, *HANDSHAKE_ERRORS):
             return
         assert hello is not None and isinstance(wire.decode_node_frame_untrusted(hello), wire.Hello)
-        node.calls = channel
+        node.clients = channel
 
         async def on_frame(payload: bytes) -> None:
             frame = wire.decode_node_frame_untrusted(payload)
             assert isinstance(frame, wire.Reply), frame
-            self._answered(frame.number, frame.body)
+            self.calls.end(frame.number, frame.body)
 
         await channel.run(on_frame)
 
-    def submit(self, node: int, submit: wire.Submit, done: Callable[[wire.ReplyBody], None] | None = None) -> int:
+    def submit(self, node: int, submit: wire.Submit, done: Done | None = None) -> int:
         """A client hands a request to a node; the number of the call. `done` gets the answer, if there is one."""
         return self._call(node, submit, done)
 
-    def read(self, node: int, ask: wire.AskBalance, done: Callable[[wire.ReplyBody], None] | None = None) -> int:
+    def read(self, node: int, ask: wire.AskBalance, done: Done | None = None) -> int:
         """A client asks a node for a balance."""
         return self._call(node, ask, done)
 
-    def _call(
-        self, node: int, body: wire.Submit | wire.AskBalance, done: Callable[[wire.ReplyBody], None] | None
-    ) -> int:
-        self._calls += 1
-        call = self._calls
-        channel = self.nodes[node].calls
-        if channel is None:  # the connection is refused: nothing was asked
-            return call
-        self.note("call", call, node)
-        self.watch.submitted(call, node, body, self.now)
-        if done is not None:
-            self._on_answer[call] = done
-        channel.send_nowait(wire.encode(wire.Call(call, body)))
+    def _call(self, node: int, asked: wire.Submit | wire.AskBalance, done: Done | None) -> int:
+        channel = self.nodes[node].clients
+        call = self.calls.begin(node, asked, done, refused=channel is None)
+        if channel is not None:
+            channel.send_nowait(wire.encode(wire.Call(call, asked)))
         return call
-
-    def _answered(self, call: int, body: wire.ReplyBody) -> None:
-        self.note("answer", call, body)
-        self.watch.answered(call, body, self.now)
-        done = self._on_answer.pop(call, None)
-        if done is not None:
-            done(body)
 
     async def ask(self, node: int, submit: wire.Submit) -> wire.ReplyBody:
         """Submit and wait for the answer; the node must live to give it."""

@@ -15,15 +15,15 @@ from contextlib import ExitStack
 from heapq import heappop, heappush
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from chain.errors import Quarantined, StorageFailure
 from chain.needs import Loaded, Needs, load
-from chain.reads import read_balance
 from chain.store import Write, create_or_check, load_active, load_seen
-from hopchain.wire import AskBalance, Balance, NotFound, ReplyBody, Submit, SubmitChange
+from hopchain.wire import AskBalance, Submit, SubmitChange
+from netsim.calls import CallObserver, Calls, Done, balance_of
 from netsim.changes import Operator, Wish
 from netsim.checks import Watch
 from netsim.disk import Choose, Disk, cut_places
@@ -62,7 +62,6 @@ from node.turn import (
     Now,
     PeerDown,
     PeerUp,
-    Read,
     Stage,
 )
 from routing.keyspace import NodeId, node_id_of
@@ -79,16 +78,14 @@ _NOTHING = Needs()
 FAST_RECOVERY_DIRECTORY = Path("/dev/shm")  # memory, where there is one: a simulated sync needs no real disk
 
 
-Call = Submit | AskBalance | SubmitChange
+AskedT = TypeVar("AskedT", Submit, AskBalance, SubmitChange)
 
 
-class Observer(Protocol):
+class Observer(CallObserver, Protocol):
     """Sees everything, changes nothing. Raises `Violation` when a rule is broken."""
 
     def committed(self, node: int, writes: tuple[Write, ...], now: float) -> None: ...
     def sent(self, node: int, peer: NodeId, message: Message, now: float) -> None: ...
-    def submitted(self, call: int, node: int, submit: Call, now: float) -> None: ...
-    def answered(self, call: int, body: ReplyBody, now: float) -> None: ...
     def crashed(self, node: int, now: float) -> None: ...
     def started(self, node: int, conn: sqlite3.Connection, now: float) -> None: ...
     def replaced(self, node: int, conn: sqlite3.Connection) -> None: ...
@@ -135,8 +132,7 @@ class World:
         self._trace = hashlib.sha256()
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = 0
-        self._calls = 0
-        self._on_answer: dict[int, Callable[[ReplyBody], None]] = {}
+        self.calls = Calls(self)
         self._connected: set[tuple[int, int]] = set()
         self._stack = ExitStack()
         names = [node_name(i) for i in range(plan.nodes)]
@@ -585,9 +581,10 @@ class World:
                 raw = encoded[id(send.message)] = encode_message(send.message)
             self._transmit(node, send.peer, raw, str(type(send.message).__struct_config__.tag))
         for answer in stage.answers:
-            self._answer(answer.caller, answer.body)
+            self.calls.end(answer.caller.number, answer.body)
         for read in stage.reads:
-            self._answer(read.caller, self._read(node, read))
+            assert node.core is not None
+            self.calls.end(read.caller.number, balance_of(node.disk.conn, node.core, read.ask, self._clock(node)))
 
     def _transmit(self, node: SimNode, peer: NodeId, raw: bytes, kind: str) -> None:
         target = self.nodes[self.index_of[peer]]
@@ -605,65 +602,23 @@ class World:
 
     # --- clients ---
 
-    def submit(self, node: int, submit: Submit, done: Callable[[ReplyBody], None] | None = None) -> int:
+    def submit(self, node: int, submit: Submit, done: Done | None = None) -> int:
         """A client hands a request to a node; the number of the call. `done` gets the answer, if there is one."""
-        return self._call(node, submit, lambda caller: ClientSubmit(caller, submit), done)
+        return self._call(node, submit, ClientSubmit, done)
 
-    def read(self, node: int, ask: AskBalance, done: Callable[[ReplyBody], None] | None = None) -> int:
+    def read(self, node: int, ask: AskBalance, done: Done | None = None) -> int:
         """A client asks a node for a balance."""
-        return self._call(node, ask, lambda caller: ClientBalance(caller, ask), done)
+        return self._call(node, ask, ClientBalance, done)
 
-    def change(self, node: int, submit: SubmitChange, done: Callable[[ReplyBody], None]) -> int:
+    def change(self, node: int, submit: SubmitChange, done: Done) -> int:
         """The operator asks a node to change the members."""
-        return self._call(node, submit, lambda caller: ClientChange(caller, submit), done)
+        return self._call(node, submit, ClientChange, done)
 
-    def _call(
-        self,
-        node: int,
-        body: Call,
-        event: Callable[[Caller], Event],
-        done: Callable[[ReplyBody], None] | None,
-    ) -> int:
-        self._calls += 1
-        call = self._calls
-        if self.nodes[node].core is None:  # the connection is refused: nothing was asked
-            return call
-        self.note("call", call, node)
-        self.observer.submitted(call, node, body, self.now)
-        if done is not None:
-            self._on_answer[call] = done
-        self._arrive(self.nodes[node], event(Caller(node, call)))
+    def _call(self, node: int, asked: AskedT, event: Callable[[Caller, AskedT], Event], done: Done | None) -> int:
+        to = self.nodes[node]
+        call = self.calls.begin(node, asked, done, refused=to.core is None)
+        self._arrive(to, event(Caller(node, call), asked))
         return call
-
-    def _read(self, node: SimNode, read: Read) -> Balance | NotFound:
-        assert node.core is not None
-        found = read_balance(node.disk.conn, read.ask.account)
-        if found is None:
-            return NotFound(f"account {read.ask.account}", not node.core.is_current(self._clock(node)))
-        return Balance(
-            account=found.name,
-            asset=found.asset,
-            scale=2,
-            issuer=found.issuer,
-            settled=found.settled,
-            incoming=found.incoming,
-            incoming_count=found.incoming_count,
-            tip=found.tip,
-            height=found.height,
-            link_epoch=found.epoch,
-            time_ms=found.time_ms,
-            epoch=node.core.view.epoch,
-            as_of_ms=self._clock(node).unix_ms,
-            linearizable=read.ask.linearizable,
-            stale=not node.core.is_current(self._clock(node)),
-        )
-
-    def _answer(self, caller: Caller, body: ReplyBody) -> None:
-        self.note("answer", caller.number, body)
-        self.observer.answered(caller.number, body, self.now)
-        done = self._on_answer.pop(caller.number, None)
-        if done is not None:
-            done(body)
 
 
 def _admit_each_other(a: SimNode, b: SimNode) -> bool:
