@@ -10,6 +10,7 @@ import msgspec
 from chain import needs, rules
 from chain.audit import audit
 from hopchain.wire import Recorded
+from netsim.faults import Faults
 from netsim.load import Clients, open_and_fund
 from netsim.plan import Add, Plan
 from netsim.violation import Violation
@@ -97,23 +98,23 @@ def play(world: World) -> None:
     open_and_fund(world, clients)
     world.network.weather = calm
     world.begin_guests({fault.node for fault in plan.faults if isinstance(fault, Add) and fault.fresh})
-    start = world.now
+    faults, start = Faults(world), world.now
     for fault in plan.faults:
-        world.schedule(fault, start)
+        faults.schedule(fault, start)
     clients.begin(plan.fault_s)
     world.run_for(plan.fault_s)
     members = [n.index for n in world.nodes if watch.is_member(n.index)]
     left = [index for index in members if not world.nodes[index].gone]
     core = sorted(rng.sample(left, min(len(left), majority(len(members)))))
-    world.heal(core)
-    _run_until_rest(world, plan.core_s, quiet_s=0.0)
-    world.heal(list(plan.everybody))
+    faults.heal(core)
+    _run_until_rest(world, faults, plan.core_s, quiet_s=0.0)
+    faults.heal(plan.everybody)
     watch.healed(world.now)
     for ask_again in (False, True):  # votes and links must not wait for somebody to ask
         if ask_again:
             clients.settle(members_left(world))
-        _run_until_rest(world, plan.heal_s, quiet_s=QUIET_S if ask_again else 0.0)
-        check_rest(world)
+        _run_until_rest(world, faults, plan.heal_s, quiet_s=QUIET_S if ask_again else 0.0)
+        check_rest(world, faults)
     if plan.seed % 5 == 0:
         first = members_left(world)[0]
         report = audit(world.nodes[first].disk.conn, genesis=world.genesis)
@@ -126,11 +127,11 @@ def members_left(world: World) -> list[int]:
     return [n.index for n in world.nodes if world.watch.is_member(n.index) and not n.gone and not n.must_go]
 
 
-def check_rest(world: World) -> None:
+def check_rest(world: World, faults: Faults) -> None:
     """I7, I13: everything has ended, everybody has everything. Raises `Violation`."""
     world.watch.all_ended(world.now)
-    if not world.operator.idle:
-        raise Violation("I13", f"a change is not made: {world.operator}")
+    if not faults.operator.idle:
+        raise Violation("I13", f"a change is not made: {faults.operator}")
     for node in world.nodes:
         if node.gone or not node.begun:
             continue
@@ -141,13 +142,13 @@ def check_rest(world: World) -> None:
         world.watch.at_rest(node.index, node.disk.conn, node.core.gauges())
 
 
-def _run_until_rest(world: World, seconds: float, quiet_s: float) -> None:
+def _run_until_rest(world: World, faults: Faults, seconds: float, quiet_s: float) -> None:
     """Let `seconds` pass, or less when everything has ended: then `quiet_s` more, for what is late to disturb it."""
     end = world.now + seconds
     while world.now < end:
         world.run_for(min(LOOK_EVERY_S, end - world.now))
         try:
-            check_rest(world)
+            check_rest(world, faults)
         except Violation:
             continue
         world.run_for(max(0.0, min(quiet_s, end - world.now)))

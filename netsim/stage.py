@@ -24,6 +24,7 @@ from chain.request import (
 )
 from hopchain.wire import AskBalance, Recorded, ReplyBody, Submit
 from netsim.checks import Watch
+from netsim.faults import Faults
 from netsim.load import ISSUER, Clients, open_and_fund
 from netsim.names import key_of, public_key
 from netsim.plan import (
@@ -203,6 +204,7 @@ class _Stage:
         self._record = record
         self._world = record.world
         self._watch = record.watch
+        self._faults = Faults(self._world)
         self.roles = Roles(
             scenario.plan.nodes, scenario.sides, record.group_of_account, scenario.plan.spares, record.members
         )
@@ -243,7 +245,7 @@ class _Stage:
         self._waiting.clear()
         self.roles.settle()
         self._record.healed = world.now
-        world.heal(list(plan.everybody))
+        self._faults.heal(plan.everybody)
         everybody = members_left(world)
         if clients is not None:
             clients.settle(everybody)
@@ -254,7 +256,7 @@ class _Stage:
 
     def _rest(self) -> None:
         world = self._world
-        check_rest(world)
+        check_rest(world, self._faults)
         first = members_left(world)[0]
         report = audit(world.nodes[first].disk.conn, genesis=world.genesis)
         if not report.ok:
@@ -314,7 +316,7 @@ class _Stage:
         parts = tuple(self.roles.nodes_of(words) for words in step.groups)
         for fault in _faults(step, now, until, parts, self._scenario.plan.nodes):
             if fault.at < self._scenario.plan.fault_s:  # what is staggered beyond it would fall into the healed network
-                self._world.schedule(fault, self._start)
+                self._faults.schedule(fault, self._start)
         shown = parts
         last_s = step.last_s
         if step.kind == "ring":

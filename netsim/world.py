@@ -21,34 +21,14 @@ import msgspec
 
 from chain.errors import Quarantined, StorageFailure
 from chain.needs import Loaded, Needs, load
-from chain.store import Write, create_or_check, load_active, load_seen
+from chain.store import Write, create_or_check
 from hopchain.wire import AskBalance, Submit, SubmitChange
 from netsim.calls import CallObserver, Calls, Done, balance_of
-from netsim.changes import Operator, Wish
 from netsim.checks import Watch
 from netsim.disk import Choose, Disk, cut_places
-from netsim.losses import can_lose
 from netsim.names import EPOCH_MS, make_genesis, node_name, public_key
 from netsim.network import Network
-from netsim.plan import (
-    Add,
-    Bury,
-    ClockJump,
-    Clog,
-    Cut,
-    Die,
-    DiskError,
-    Fault,
-    Hold,
-    Kill,
-    KillAtCommit,
-    Pause,
-    Plan,
-    Remove,
-    Rollback,
-    SlowDisk,
-    WeatherChange,
-)
+from netsim.plan import DiskError, Kill, KillAtCommit, Plan
 from node.core import Core
 from node.messages import Message, decode_frame_untrusted, encode_frames, encode_message
 from node.start import read_start
@@ -65,11 +45,9 @@ from node.turn import (
     Stage,
 )
 from routing.keyspace import NodeId, node_id_of
-from routing.regions import RING, Ranges, decode_ranges
 from routing.view import View, encode_view, first_view, member_of
 
 COMMIT_S = (0.0002, 0.001)  # a commit on a healthy disk
-LOOK_S = 0.2  # how often a fault that waits for something looks
 RECONNECT_S = (0.01, 0.2)  # a connection stands again
 MAX_ACTIONS_PER_S = (
     100_000  # simulated second, for each ten nodes; hundreds are usual, so above it messages breed messages
@@ -127,7 +105,7 @@ class World:
         self.rng = random.Random(plan.seed)
         self.network = Network(random.Random(self.rng.random()), plan.weather)
         self.events = 0
-        self._happened: Counter[str] = Counter()
+        self.happened: Counter[str] = Counter()  # faults, by kind
         self._this_second = 0
         self._trace = hashlib.sha256()
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -143,25 +121,25 @@ class World:
         self.index_of = {node.id: node.index for node in self.nodes}
         self.watch = Watch(self.genesis, self.view, [node.id for node in self.nodes[plan.nodes :]])
         self.observer: Observer = self.watch  # a recorder may stand in front of it
-        self.operator = Operator(self, self.network_id, random.Random(f"operator {plan.seed}"))
 
     def __enter__(self) -> "World":
         for node in self.nodes:
             node.begun = node.index < self.plan.nodes
             if node.begun:
-                self._start(node)
+                self.start(node)
         return self
 
     def begin_guests(self, fresh: Collection[int]) -> None:
         """The faults begin: spares run from now on, but the `fresh` ones, whose processes start later."""
         for node in self.nodes[self.plan.nodes :]:
             if node.index not in fresh:
-                self._begin_guest(node)
+                self.begin_guest(node)
 
-    def _begin_guest(self, node: SimNode) -> None:
+    def begin_guest(self, node: SimNode) -> None:
+        """A spare runs from now on, if it does not yet."""
         if not node.begun:
             node.begun = True
-            self._start(node)
+            self.start(node)
 
     def __exit__(self, *_: object) -> None:
         for node in self.nodes:
@@ -201,7 +179,7 @@ class World:
     @property
     def injected(self) -> Counter[str]:
         """The faults that happened, by kind; what was planned and found nothing to break does not count."""
-        return self._happened + Counter(Loss=self.network.lost, Repeat=self.network.repeated)
+        return self.happened + Counter(Loss=self.network.lost, Repeat=self.network.repeated)
 
     @property
     def trace_hash(self) -> str:
@@ -212,168 +190,7 @@ class World:
         """Add something to the trace: its repr is deterministic."""
         self._trace.update(repr((round(self.now, 9), *fields)).encode())
 
-    # --- faults ---
-
-    def schedule(self, fault: Fault, start: float) -> None:
-        """Let a fault happen; its times count from `start`."""
-        self.at(start + fault.at, lambda: self._begin(fault, start))
-
-    def _begin(self, fault: Fault, start: float) -> None:
-        self.note("fault", repr(fault))
-        if not isinstance(fault, Kill | KillAtCommit | DiskError | Rollback | Add | Remove | Die | Bury):
-            self._happened[type(fault).__name__] += 1
-        match fault:
-            case Cut():
-                self.network.cut(fault)
-                self.at(start + fault.until, lambda: self._heal(fault))
-            case Clog():
-                self.network.clog(msgspec.structs.replace(fault, until=start + fault.until))
-            case Hold():
-                self.network.hold(msgspec.structs.replace(fault, until=start + fault.until))
-            case Kill():
-                node = self.nodes[fault.node]
-                if fault.point == "idle":
-                    self._happened["Kill.idle"] += node.core is not None
-                    self.crash(node, start + fault.until)
-                elif node.core is not None:
-                    node.armed = msgspec.structs.replace(fault, until=start + fault.until)
-            case KillAtCommit():
-                node = self.nodes[fault.node]
-                node.counted.append(msgspec.structs.replace(fault, number=node.commits + fault.number))
-            case Pause():
-                node = self.nodes[fault.node]
-                node.paused_until = start + fault.until
-                self.at(node.paused_until, lambda: self._wake(node))
-            case ClockJump():
-                self.nodes[fault.node].skew_ms += fault.ms
-            case Rollback():
-                node = self.nodes[fault.node]
-                copy = node.disk.copy() if fault.disk == "old" else None
-                seen = load_seen(copy) if copy is not None else ()  # also of a node that is down
-                votes = next((row.votes for row in seen if row.node == node.id), 0)
-                self._roll_back_when_told(node, copy, votes, start + fault.until)
-            case SlowDisk():
-                node = self.nodes[fault.node]
-                node.commit_s, node.slow_until = (fault.commit_s, fault.commit_s), start + fault.until
-            case DiskError():
-                self.nodes[fault.node].armed = msgspec.structs.replace(fault, until=start + fault.until)
-            case WeatherChange():
-                before = self.network.weather
-                self.network.weather = fault.weather
-                self.at(start + fault.until, lambda: setattr(self.network, "weather", before))
-
-            case Add():
-                if fault.fresh:
-                    self._begin_guest(self.nodes[fault.node])
-                self._wish(fault.node, add=True)
-            case Remove():
-                node = self.nodes[fault.node]
-                self._wish(
-                    fault.node, add=False, force=fault.force, then=(lambda: self._stop(node)) if fault.stop else None
-                )
-            case Die():
-                self._die_for_ever(self.nodes[fault.node])
-            case Bury():
-                self._bury(fault)
-
-    # --- changes and losses ---
-
-    def _wish(self, index: int, *, add: bool, force: bool = True, then: Callable[[], None] | None = None) -> None:
-        """Let the operator want it, unless the network could never bear it."""
-        wish = Wish(index, self.nodes[index].id, add, force, then)
-        if (add and self.nodes[index].gone) or not self._can_lose(None, wish):
-            return
-        self._happened["Add" if add else "Remove"] += 1
-        self.operator.want(wish)
-
-    def _can_lose(self, node: SimNode | None, wish: Wish | None = None) -> bool:
-        views = self.watch.views
-        lost = {other.id for other in self.nodes if other.gone or other.must_go or not other.begun or other is node}
-        active = {other.id: self._active(other) for other in self.nodes}
-        return can_lose(views, self.operator.possible(views[-1], wish), active, lost)
-
-    def _active(self, node: SimNode) -> dict[int, Ranges]:
-        """Where a node is ACTIVE in each epoch, by its disk; in the first all its members are, everywhere."""
-        if node.gone:
-            return {}
-        first = {self.view.epoch: RING} if self.view.is_member(node.id) else {}
-        return {**first, **{epoch: decode_ranges(raw) for epoch, raw in load_active(node.disk.conn).items()}}
-
-    def _stop(self, node: SimNode) -> None:
-        """Its change was answered: the process may end for good."""
-        if not node.gone and self._can_lose(node):
-            self._happened["Stop"] += 1
-            self._lose(node)
-
-    def _die_for_ever(self, node: SimNode) -> bool:
-        """False when the network could not bear it, and nothing happened."""
-        if node.gone or not node.begun or not self._can_lose(node):
-            return False
-        self._happened["Die"] += 1
-        self._lose(node)
-        return True
-
-    def _lose(self, node: SimNode) -> None:
-        node.gone = True
-        self.crash(node, float("inf"))
-        self.observer.died(node.index)
-        self.operator.give_up(node.index)
-
-    def _bury(self, fault: Bury) -> None:
-        node = self.nodes[fault.node]
-        if not self._die_for_ever(node):
-            return
-        self._happened["Bury"] += 1
-        self._begin_guest(self.nodes[fault.spare])
-        steps = [(fault.spare, True), (fault.node, False)]
-        (first, adds), (second, then_adds) = reversed(steps) if fault.remove_first else steps
-
-        def then() -> None:
-            self._wish(second, add=then_adds)
-
-        self._wish(first, add=adds, then=then)
-
-    def _roll_back_when_told(self, node: SimNode, copy: sqlite3.Connection | None, votes: int, until: float) -> None:
-        """End the process when all others know of more than `votes` and the network can do without this disk, and start it again
-        on the other one."""
-        others = [other.core for other in self.nodes if other is not node and self.watch.is_member(other.index)]
-        if self.now > until or node.gone:
-            return
-        told = others and all(core is not None and core.identity.seen(node.id) > votes for core in others)
-        if node.core is None or not told or not self._can_lose(node):
-            self.at(self.now + LOOK_S, lambda: self._roll_back_when_told(node, copy, votes, until))
-            return
-        self._happened["Rollback"] += 1
-        self.crash(node, float("inf"))
-        node.disk.replace(copy)
-        node.must_go = True
-        self.observer.replaced(node.index, node.disk.conn)
-        self.at(self.now + LOOK_S, lambda: self._start(node))
-
-    def _quarantine(self, node: SimNode) -> None:
-        """The process ended by itself, for good."""
-        self._happened["Quarantined"] += 1
-        node.gone = True
-        self.crash(node, float("inf"))
-
-    def _heal(self, fault: Cut) -> None:
-        self.network.heal(fault)
-        self._reconnect()
-
-    def heal(self, nodes: list[int]) -> None:
-        """These nodes work from now on, and every path between them."""
-        if len(nodes) == len(self.nodes):
-            self.network.heal_all()
-        else:
-            self.network.heal_among(nodes)
-        for index in nodes:
-            node = self.nodes[index]
-            node.armed, node.commit_s, node.paused_until = None, COMMIT_S, self.now
-            node.counted.clear()
-            if node.core is None and node.begun and not node.gone and not node.must_go:
-                self._start(node)
-            self._wake(node)
-        self._reconnect()
+    # --- processes ---
 
     def crash(self, node: SimNode, until: float) -> None:
         """The process ends now and starts again at `until`."""
@@ -393,9 +210,10 @@ class World:
 
     def _restart(self, node: SimNode, life: int) -> None:
         if node.core is None and node.life == life and not node.gone:
-            self._start(node)
+            self.start(node)
 
-    def _start(self, node: SimNode) -> None:
+    def start(self, node: SimNode) -> None:
+        """A process starts on the node's disk; none runs there."""
         self.note("start", node.index)
         node.life += 1
         if node.life > 1:
@@ -407,10 +225,16 @@ class World:
         node.core.introduce(b"", seeds=node.must_go)  # whatever its disk forgot, its config names the others
         node.contacts = frozenset()
         self.observer.started(node.index, conn, self.now)
-        self._reconnect()
-        self._wake(node)
+        self.reconnect()
+        self.wake(node)
 
-    def _reconnect(self) -> None:
+    def _quarantine(self, node: SimNode) -> None:
+        """The process ended by itself, for good."""
+        self.happened["Quarantined"] += 1
+        node.gone = True
+        self.crash(node, float("inf"))
+
+    def reconnect(self) -> None:
         """Connections that could stand and do not are made, a little later."""
         for a in self.nodes:
             for b in self.nodes[a.index + 1 :]:
@@ -443,7 +267,7 @@ class World:
                 self._connected.discard(pair)
                 self._arrive(other, PeerDown(node.id))
                 self._arrive(node, PeerDown(other.id))
-        self._reconnect()
+        self.reconnect()
 
     # --- turns ---
 
@@ -453,9 +277,10 @@ class World:
     def _arrive(self, node: SimNode, event: Event) -> None:
         if node.core is not None:
             node.inbox.append(event)
-            self._wake(node)
+            self.wake(node)
 
-    def _wake(self, node: SimNode, when: float | None = None) -> None:
+    def wake(self, node: SimNode, when: float | None = None) -> None:
+        """Let it have a turn, now or at `when`; not before its pause ends, and one at a time."""
         if node.core is None or node.busy:
             return
         at = max(self.now if when is None else when, self.now, node.paused_until)
@@ -470,7 +295,7 @@ class World:
             return
         node.wake_at = None
         if node.paused_until > self.now:
-            self._wake(node)
+            self.wake(node)
             return
         events, node.inbox = node.inbox, []
         clock = self._clock(node)
@@ -532,10 +357,10 @@ class World:
             return places[min(kill.cut, len(places) - 1)]
 
         self._die(node, stage, kill.point, self.now + kill.down_s, choose)
-        self._happened[f"Kill.{kill.point}"] -= beyond
+        self.happened[f"Kill.{kill.point}"] -= beyond
 
     def _die(self, node: SimNode, stage: Stage, point: str, until: float, choose: Choose) -> None:
-        self._happened[f"Kill.{point}"] += 1
+        self.happened[f"Kill.{point}"] += 1
         match point:
             case "before_commit":
                 pass
@@ -557,7 +382,7 @@ class World:
             else:
                 node.disk.fail_sync(stage.persist, self.rng)
         except StorageFailure:
-            self._happened[f"DiskError.{fault.error}"] += 1
+            self.happened[f"DiskError.{fault.error}"] += 1
             self.crash(node, fault.until)
             return True
         return False
@@ -566,11 +391,11 @@ class World:
         assert node.core is not None
         self._look_at_view(node)
         if node.inbox:
-            self._wake(node)
+            self.wake(node)
             return
         deadline = node.core.deadline()
         if deadline is not None:
-            self._wake(node, deadline)
+            self.wake(node, deadline)
 
     def _emit(self, node: SimNode, stage: Stage) -> None:
         encoded: dict[int, bytes] = {}

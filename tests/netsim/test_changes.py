@@ -1,4 +1,4 @@
-"""The operator asks until it is done; what a network cannot bear does not happen to it; who leaves, stops."""
+"""The operator asks until it is done, and knows what may come of it."""
 
 import random
 from collections.abc import Callable
@@ -9,15 +9,11 @@ from hopchain.change import ChangeAction, decode_change_untrusted
 from hopchain.wire import Changed, NotStarted, Refused, ReplyBody, SubmitChange, Unknown
 from netsim.changes import CALL_S, RETRY_S, Operator, Wish
 from netsim.names import node_name, public_key
-from netsim.plan import Add, Bury, Die, Fault, Load, Plan, Remove
-from netsim.run import Result, play, run_plan
-from netsim.world import World
 from routing.keyspace import NodeId, node_id_of
 from routing.view import first_view, member_of
 
 IDS = [node_id_of(public_key(node_name(i))) for i in range(4)]
 VIEW = first_view(bytes(32), 3, [member_of(public_key(node_name(i))) for i in range(3)])
-LOAD = Load(requests=30)
 
 
 class _Core:
@@ -151,62 +147,3 @@ def test_possible_views_are_all_sets_of_open_wishes() -> None:
         for gone in (set(), {IDS[0]}, {IDS[1]}, {IDS[0], IDS[1]})
         if added or gone
     }
-
-
-# --- in the simulated network ---
-
-
-def run(*faults: Fault, nodes: int = 3, spares: int = 1, k: int = 3) -> Result:
-    result = run_plan(Plan(1, nodes, k, load=LOAD, faults=faults, spares=spares))
-    assert result.ok, (result.rule, result.problem)
-    return result
-
-
-@pytest.mark.parametrize("fresh", [True, False])
-def test_add(fresh: bool) -> None:
-    result = run(Add(1.0, 3, fresh))
-    assert (result.changes, result.faults["Add"]) == (1, 1)
-
-
-def test_remove() -> None:
-    assert (lambda r: (r.changes, r.faults["Remove"], r.faults["Stop"]))(run(Remove(1.0, 2))) == (1, 1, 0)
-    assert (lambda r: (r.changes, r.faults["Remove"], r.faults["Stop"]))(run(Remove(1.0, 2, stop=True))) == (1, 1, 1)
-
-
-@pytest.mark.parametrize("remove_first", [True, False])
-def test_bury(remove_first: bool) -> None:
-    result = run(Bury(1.0, 2, 3, remove_first))
-    assert (result.changes, result.faults["Die"], result.faults["Bury"]) == (2, 1, 1)
-
-
-def test_a_second_death_that_the_network_cannot_bear_does_not_happen() -> None:
-    result = run(Die(1.0, 0), Die(2.0, 1))
-    assert result.faults["Die"] == 1
-    result = run(Die(1.0, 0), Add(2.0, 3), Remove(4.0, 0), Die(8.0, 1))
-    assert (result.faults["Die"], result.changes) == (2, 2)
-
-
-def test_a_change_after_which_the_network_would_stand_still_is_not_asked_for() -> None:
-    result = run(Die(1.0, 0), Remove(2.0, 1))  # it would leave one of two
-    assert (result.faults["Remove"], result.changes) == (0, 0)
-
-
-def test_the_last_member_cannot_be_removed() -> None:
-    result = run(Remove(1.0, 0), nodes=1, k=1)
-    assert (result.faults["Remove"], result.changes) == (1, 0)
-
-
-def test_who_was_removed_does_not_come_back() -> None:
-    assert run(Remove(1.0, 2), Add(5.0, 2)).changes == 1
-
-
-def removed_world() -> World:
-    world = World(Plan(1, 3, 3, load=LOAD, faults=(Remove(1.0, 2),)))
-    with world:
-        play(world)
-    return world
-
-
-def test_the_removed_are_connected_with_nobody_in_the_end() -> None:
-    world = removed_world()
-    assert world._connected == {(0, 1)}
