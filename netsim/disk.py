@@ -8,7 +8,9 @@ start is SQLite's own recovery. A full disk is SQLite's own too (`max_page_count
 import random
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from chain.disk import open_database
@@ -18,8 +20,16 @@ from chain.store import Write, commit
 Check = Callable[[sqlite3.Connection], None]
 Choose = Callable[[int, int], int]  # (first byte that a commit changes in the log, its end) -> where it is cut
 
+COMMIT_S: Final = (0.0002, 0.001)  # a commit on a healthy disk takes as long as this, at least and at most
+FAST_DIRECTORY: Final = Path("/dev/shm")  # memory, where there is one: a simulated sync needs no real disk
 WAL_HEADER_BYTES: Final = 32
 FRAME_BYTES: Final = 24 + 4096  # a frame's header and its page
+
+
+def make_directory(stack: ExitStack) -> Path:
+    """A new directory for the files of one disk; it is gone when `stack` is closed."""
+    where = FAST_DIRECTORY if FAST_DIRECTORY.is_dir() else None
+    return Path(stack.enter_context(TemporaryDirectory(dir=where)))
 
 
 def cut_places(first: int, end: int) -> list[int]:

@@ -14,6 +14,7 @@ import msgspec
 
 from chain.store import load_active, load_seen
 from netsim.changes import Operator, Wish
+from netsim.disk import COMMIT_S
 from netsim.losses import can_lose
 from netsim.plan import (
     Add,
@@ -33,7 +34,8 @@ from netsim.plan import (
     SlowDisk,
     WeatherChange,
 )
-from netsim.world import COMMIT_S, SimNode, World
+from netsim.sim_node import SimNode
+from netsim.world import World
 from routing.regions import RING, Ranges, decode_ranges
 
 LOOK_S: Final = 0.2  # how often a fault that waits for something looks
@@ -88,7 +90,7 @@ class Faults:
 
     def _end_cut(self, fault: Cut) -> None:
         self._world.network.heal(fault)
-        self._world.reconnect()
+        self._world.connections.make()
 
     def _hit_node(
         self,
@@ -224,4 +226,4 @@ class Faults:
             if node.core is None and node.begun and not node.gone and not node.must_go:
                 world.start(node)
             world.wake(node)
-        world.reconnect()
+        world.connections.make()

@@ -15,9 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
-from pathlib import Path
 from sqlite3 import Connection
-from tempfile import TemporaryDirectory
 from typing import Concatenate, Final, ParamSpec, TypeVar, cast
 
 import msgspec
@@ -30,14 +28,13 @@ from hopchain import wire
 from netsim.calls import Calls, Done
 from netsim.checks import Watch
 from netsim.datagrams import DatagramNetwork, NodeDatagrams
-from netsim.disk import Disk
+from netsim.disk import COMMIT_S, Disk, make_directory
 from netsim.names import EPOCH_MS, key_of, make_genesis, public_key
 from netsim.network import Network
 from netsim.plain import plain_context, plain_contexts
 from netsim.plan import ClockJump, Clog, Cut, DiskError, Fault, Kill, Plan, SlowDisk, WeatherChange
 from netsim.streams import CLIENT, HostTcp, StreamNetwork
 from netsim.timeline import Timeline
-from netsim.world import COMMIT_S, FAST_RECOVERY_DIRECTORY
 from node.channel import HANDSHAKE_ERRORS, Channel
 from node.config import NodeConfig, Peer
 from node.core import Core
@@ -117,10 +114,7 @@ class WholeNetwork:
         self.calls = Calls(self)
 
     def _make_node(self, index: int, stack: ExitStack) -> WholeNode:
-        directory = None
-        if self.plan.files:
-            where = FAST_RECOVERY_DIRECTORY if FAST_RECOVERY_DIRECTORY.is_dir() else None
-            directory = Path(stack.enter_context(TemporaryDirectory(dir=where)))
+        directory = make_directory(stack) if self.plan.files else None
         view = (self.view.hash, encode_view(self.view))
         node_id = node_id_of(public_key(f"node {index}"))
         disk = Disk(lambda conn: create_or_check(conn, self.genesis, node_id, view), directory)

@@ -1,9 +1,11 @@
-"""The simulated world: whole cores, real SQLite, simulated time, network and disks, from one seed.
+"""The simulated world: the processes of nodes and their turns. Whole cores, real SQLite, simulated time, network and disks.
 
 The loop is a heap of (time, number, action). A node's turn is what the driver does: take what has arrived, load,
 step, commit, send; it takes the time of the commit, and a crash may fall before, within or after that. Nothing here
 or below reads a real clock or real randomness, so a plan has one trace: `trace_hash` is over every event that a node
 handles and every answer that a client gets, with its time.
+
+Beside it: what breaks (`netsim.faults`), who is connected (`netsim.connections`), who waits for an answer (`netsim.calls`).
 """
 
 import hashlib
@@ -13,8 +15,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from heapq import heappop, heappush
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -25,10 +25,12 @@ from chain.store import Write, create_or_check
 from hopchain.wire import AskBalance, Submit, SubmitChange
 from netsim.calls import CallObserver, Calls, Done, balance_of
 from netsim.checks import Watch
-from netsim.disk import Choose, Disk, cut_places
+from netsim.connections import Connections
+from netsim.disk import COMMIT_S, Choose, Disk, cut_places, make_directory
 from netsim.names import EPOCH_MS, make_genesis, node_name, public_key
 from netsim.network import Network
 from netsim.plan import DiskError, Kill, KillAtCommit, Plan
+from netsim.sim_node import SimNode
 from node.core import Core
 from node.messages import Message, decode_frame_untrusted, encode_frames, encode_message
 from node.start import read_start
@@ -40,21 +42,14 @@ from node.turn import (
     Event,
     FromPeer,
     Now,
-    PeerDown,
-    PeerUp,
     Stage,
 )
 from routing.keyspace import NodeId, node_id_of
 from routing.view import View, encode_view, first_view, member_of
 
-COMMIT_S = (0.0002, 0.001)  # a commit on a healthy disk
-RECONNECT_S = (0.01, 0.2)  # a connection stands again
-MAX_ACTIONS_PER_S = (
-    100_000  # simulated second, for each ten nodes; hundreds are usual, so above it messages breed messages
-)
+# In a simulated second, for each ten nodes. Hundreds are usual, so above it messages breed messages.
+MAX_ACTIONS_PER_S = 100_000
 _NOTHING = Needs()
-FAST_RECOVERY_DIRECTORY = Path("/dev/shm")  # memory, where there is one: a simulated sync needs no real disk
-
 
 AskedT = TypeVar("AskedT", Submit, AskBalance, SubmitChange)
 
@@ -70,34 +65,8 @@ class Observer(CallObserver, Protocol):
     def died(self, node: int) -> None: ...
 
 
-class SimNode:
-    """One node: its disk outlives its cores."""
-
-    def __init__(self, index: int, node_id: NodeId, disk: Disk) -> None:
-        self.index = index
-        self.id = node_id
-        self.disk = disk
-        self.core: Core | None = None
-        self.life = 0
-        self.inbox: list[Event] = []
-        self.busy = False
-        self.wake_at: float | None = None
-        self.paused_until = 0.0
-        self.skew_ms = 0
-        self.commit_s: tuple[float, float] = COMMIT_S
-        self.slow_until = 0.0
-        self.armed: Kill | DiskError | None = None
-        self.counted: list[KillAtCommit] = []  # of these, `number` is the commit of this node that they wait for
-        self.commits = 0
-        self.turns = 0
-        self.must_go = False  # its disk was replaced by one that remembers less: it must be quarantined
-        self.gone = False  # it runs no more, for ever: it was quarantined, it left, or its disk died
-        self.begun = True  # a spare may not be there yet
-        self.contacts: frozenset[NodeId] = frozenset()  # by which its connections were last looked at
-
-
 class World:
-    """A network of cores that follows a plan. `run_for` lets time pass; clients use `submit` and `read`."""
+    """A network of cores of the size, weather and seed of a plan. `run_for` lets time pass; clients use `submit` and `read`."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -111,7 +80,7 @@ class World:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = 0
         self.calls = Calls(self)
-        self._connected: set[tuple[int, int]] = set()
+        self.connections = Connections(self)
         self._stack = ExitStack()
         names = [node_name(i) for i in range(plan.nodes)]
         self.genesis = make_genesis(names, plan.k)
@@ -129,28 +98,13 @@ class World:
                 self.start(node)
         return self
 
-    def begin_guests(self, fresh: Collection[int]) -> None:
-        """The faults begin: spares run from now on, but the `fresh` ones, whose processes start later."""
-        for node in self.nodes[self.plan.nodes :]:
-            if node.index not in fresh:
-                self.begin_guest(node)
-
-    def begin_guest(self, node: SimNode) -> None:
-        """A spare runs from now on, if it does not yet."""
-        if not node.begun:
-            node.begun = True
-            self.start(node)
-
     def __exit__(self, *_: object) -> None:
         for node in self.nodes:
             node.disk.close()
         self._stack.close()
 
     def _make_node(self, index: int, node_id: NodeId) -> SimNode:
-        directory = None
-        if self.plan.files:
-            where = FAST_RECOVERY_DIRECTORY if FAST_RECOVERY_DIRECTORY.is_dir() else None
-            directory = Path(self._stack.enter_context(TemporaryDirectory(dir=where)))
+        directory = make_directory(self._stack) if self.plan.files else None
         view = (self.view.hash, encode_view(self.view))
         return SimNode(index, node_id, Disk(lambda conn: create_or_check(conn, self.genesis, node_id, view), directory))
 
@@ -192,6 +146,18 @@ class World:
 
     # --- processes ---
 
+    def begin_guests(self, fresh: Collection[int]) -> None:
+        """The faults begin: spares run from now on, but the `fresh` ones, whose processes start later."""
+        for node in self.nodes[self.plan.nodes :]:
+            if node.index not in fresh:
+                self.begin_guest(node)
+
+    def begin_guest(self, node: SimNode) -> None:
+        """A spare runs from now on, if it does not yet."""
+        if not node.begun:
+            node.begun = True
+            self.start(node)
+
     def crash(self, node: SimNode, until: float) -> None:
         """The process ends now and starts again at `until`."""
         if node.core is None:
@@ -201,11 +167,7 @@ class World:
         node.life += 1
         life = node.life
         self.observer.crashed(node.index, self.now)
-        for other in self.nodes:
-            pair = _pair(node.index, other.index)
-            if pair in self._connected:
-                self._connected.discard(pair)
-                self._arrive(other, PeerDown(node.id))
+        self.connections.drop(node)
         self.at(until, lambda: self._restart(node, life))
 
     def _restart(self, node: SimNode, life: int) -> None:
@@ -225,7 +187,7 @@ class World:
         node.core.introduce(b"", seeds=node.must_go)  # whatever its disk forgot, its config names the others
         node.contacts = frozenset()
         self.observer.started(node.index, conn, self.now)
-        self.reconnect()
+        self.connections.make()
         self.wake(node)
 
     def _quarantine(self, node: SimNode) -> None:
@@ -234,47 +196,13 @@ class World:
         node.gone = True
         self.crash(node, float("inf"))
 
-    def reconnect(self) -> None:
-        """Connections that could stand and do not are made, a little later."""
-        for a in self.nodes:
-            for b in self.nodes[a.index + 1 :]:
-                if self._can_connect(a, b) and (a.index, b.index) not in self._connected:
-                    delay = self.rng.uniform(*RECONNECT_S)
-                    self.at(self.now + delay, lambda a=a, b=b: self._connect(a, b))  # type: ignore[misc]
-
-    def _can_connect(self, a: SimNode, b: SimNode) -> bool:
-        if a.core is None or b.core is None:
-            return False
-        cut = self.network.is_cut(a.index, b.index) or self.network.is_cut(b.index, a.index)
-        return not cut and _admit_each_other(a, b)
-
-    def _connect(self, a: SimNode, b: SimNode) -> None:
-        if self._can_connect(a, b) and (a.index, b.index) not in self._connected:
-            self._connected.add((a.index, b.index))
-            self._arrive(a, PeerUp(b.id))
-            self._arrive(b, PeerUp(a.id))
-
-    def _look_at_view(self, node: SimNode) -> None:
-        """What its connections should be changes with the view, and again when that has been ACTIVE everywhere for a while."""
-        assert node.core is not None
-        contacts = node.core.membership.contacts()
-        if contacts == node.contacts:
-            return
-        node.contacts = contacts
-        for other in self.nodes:
-            pair = _pair(node.index, other.index)
-            if pair in self._connected and not _admit_each_other(node, other):
-                self._connected.discard(pair)
-                self._arrive(other, PeerDown(node.id))
-                self._arrive(node, PeerDown(other.id))
-        self.reconnect()
-
     # --- turns ---
 
     def _clock(self, node: SimNode) -> Now:
         return Now(self.now, EPOCH_MS + int(self.now * 1000) + node.skew_ms)
 
-    def _arrive(self, node: SimNode, event: Event) -> None:
+    def arrive(self, node: SimNode, event: Event) -> None:
+        """An event waits for the next turn of a node; for one that is down it is lost."""
         if node.core is not None:
             node.inbox.append(event)
             self.wake(node)
@@ -389,7 +317,7 @@ class World:
 
     def _next(self, node: SimNode) -> None:
         assert node.core is not None
-        self._look_at_view(node)
+        self.connections.look(node)
         if node.inbox:
             self.wake(node)
             return
@@ -423,7 +351,7 @@ class World:
         self._trace.update(raw)
         (frame,) = encode_frames([raw])
         for message in decode_frame_untrusted(frame):
-            self._arrive(target, FromPeer(source, message))
+            self.arrive(target, FromPeer(source, message))
 
     # --- clients ---
 
@@ -442,20 +370,5 @@ class World:
     def _call(self, node: int, asked: AskedT, event: Callable[[Caller, AskedT], Event], done: Done | None) -> int:
         to = self.nodes[node]
         call = self.calls.begin(node, asked, done, refused=to.core is None)
-        self._arrive(to, event(Caller(node, call), asked))
+        self.arrive(to, event(Caller(node, call), asked))
         return call
-
-
-def _admit_each_other(a: SimNode, b: SimNode) -> bool:
-    """One of them looks for the other, and neither says that it was removed. A guest's invitation names members, whatever has
-    become of those of the first view."""
-    assert a.core is not None
-    assert b.core is not None
-    one, other = a.core.membership, b.core.membership
-    invited = a.core.view.is_member(a.id) != b.core.view.is_member(b.id)
-    wanted = invited or b.id in one.contacts() or a.id in other.contacts()
-    return wanted and not one.is_refused(b.id) and not other.is_refused(a.id)
-
-
-def _pair(a: int, b: int) -> tuple[int, int]:
-    return (min(a, b), max(a, b))

@@ -20,7 +20,7 @@ from netsim.plan import (
     Weather,
     WeatherChange,
 )
-from netsim.run import Result, play, run_plan
+from netsim.run import Result, run_plan
 from netsim.world import World
 
 LOAD = Load(requests=30)
@@ -139,15 +139,3 @@ def test_the_last_member_cannot_be_removed() -> None:
 
 def test_who_was_removed_does_not_come_back() -> None:
     assert run(Remove(1.0, 2), Add(5.0, 2)).changes == 1
-
-
-def removed_world() -> World:
-    world = World(Plan(1, 3, 3, load=LOAD, faults=(Remove(1.0, 2),)))
-    with world:
-        play(world)
-    return world
-
-
-def test_the_removed_are_connected_with_nobody_in_the_end() -> None:
-    world = removed_world()
-    assert world._connected == {(0, 1)}
