@@ -21,13 +21,14 @@ from chain.request import (
     transfer,
 )
 from hopchain.wire import AskBalance, Balance, Recorded, ReplyBody, Submit
-from netsim.names import key_of, public_key
+from netsim.names import ISSUER, key_of, public_key
 from netsim.plan import Load
 from netsim.world import World
 from node.core import Core
 
-ISSUER = "mint"
 SETUP_TIMEOUT_MS = 10_000
+SETUP_STEP_S = 0.02  # how often it is looked whether a call of the set-up was answered
+SETUP_STEPS = 1000
 SETTLE_TIMEOUT_MS = 20_000
 
 
@@ -71,7 +72,6 @@ class Clients:
         self._senders: list[str] = []
         self._tips: dict[str, list[bytes]] = {}
         self._heights: dict[str, int] = {}
-        self._unsettled: set[int] = set()
         self._opened = 0
 
     # --- before the faults ---
@@ -228,12 +228,17 @@ def _submit(signed: SignedRequest, timeout_ms: int) -> Submit:
 def open_and_fund(world: World, clients: Clients) -> None:
     """Open every account and give it its funds."""
     for submit in clients.setup():
-        answers: list[ReplyBody] = []
-        world.submit(clients.any_node(), submit, answers.append)
-        for _ in range(1000):
-            if answers:
-                break
-            world.run_for(0.02)
-        assert answers, "the network did not start"
-        assert isinstance(answers[0], Recorded), answers
-        assert answers[0].outcome == 0, answers
+        must_complete(world, clients.any_node(), submit)
+
+
+def must_complete(world: World, node: int, submit: Submit) -> None:
+    """Submit, and let time pass until it is completed. Nothing fails yet, so it must be."""
+    answers: list[ReplyBody] = []
+    world.submit(node, submit, answers.append)
+    for _ in range(SETUP_STEPS):
+        if answers:
+            break
+        world.run_for(SETUP_STEP_S)
+    assert answers, "the network did not start"
+    assert isinstance(answers[0], Recorded), answers
+    assert answers[0].outcome == 0, answers

@@ -10,6 +10,7 @@ from chain.genesis import Asset, Genesis, GenesisMember, Issuer
 
 EPOCH_MS: Final = 1_700_000_000_000  # the wall clock at simulated time 0
 OPERATOR: Final = "operator"
+ISSUER: Final = "mint"
 
 
 def key_of(name: str) -> Ed25519PrivateKey:
@@ -33,7 +34,7 @@ def make_genesis(names: Sequence[str], k: int) -> Genesis:
         version=1,
         name="simulated",
         assets=(Asset("CZK", 2),),
-        issuers=(Issuer("mint", "CZK", public_key("mint").hex()),),
+        issuers=(Issuer(ISSUER, "CZK", public_key(ISSUER).hex()),),
         k=k,
         ca="",
         members=tuple(GenesisMember(public_key(name).hex()) for name in names),

@@ -18,6 +18,7 @@ from chain.rows import Applied, VoteRow
 from chain.store import Write
 from hopchain.wire import ReplyBody
 from netsim.calls import Asked
+from netsim.load import SETUP_STEP_S
 from netsim.names import EPOCH_MS
 from netsim.plan import (
     Add,
@@ -42,7 +43,6 @@ from netsim.world import World
 from node.messages import Accept, Decided, Forward, Message, Prepare
 from routing.keyspace import NodeId
 
-SETUP_STEP_S: Final = 0.02  # netsim.load looks this often whether a setup call was answered
 KINDS: Final[dict[type, str]] = {
     Cut: "cut",
     Clog: "clog",

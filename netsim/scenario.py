@@ -23,6 +23,7 @@ from chain.errors import LocalMisuse, RemoteFault
 from chain.link import Outcome
 from chain.names import check_name_untrusted
 from netsim.draw_parts import POINTS
+from netsim.names import ISSUER
 from netsim.plan import Load, Plan, Weather
 from netsim.roles import REST, check_word
 from netsim.strict import Table
@@ -418,7 +419,7 @@ def _check_names(scenario: Scenario) -> None:
     """Every word names something: sides, nodes, accounts, requests."""
     where = f"scenario {scenario.name}"
     count, sides = len(scenario.plan.everybody), scenario.sides
-    accounts = {*scenario.accounts, "mint", *(r.account for r in scenario.requests if r.kind == "open")}
+    accounts = {*scenario.accounts, ISSUER, *(r.account for r in scenario.requests if r.kind == "open")}
     if scenario.has_load:
         accounts |= {f"acct-{i}" for i in range(scenario.plan.load.accounts)}
     for side, words in sides.items():

@@ -1,4 +1,4 @@
-"""Runs a plan or a scenario under a recorder, and judges what came of it.
+"""Runs a plan or a scenario under a recorder (`netsim.verdict` judges what came of it).
 
 A plan runs exactly as in `netsim.run` (same trace). A scenario has one phase of faults and requests, written by a person
 in words that are resolved while it runs; then everything heals, every request is sent once more, and all must end.
@@ -22,30 +22,13 @@ from chain.request import (
     sign,
     transfer,
 )
-from hopchain.wire import AskBalance, Recorded, ReplyBody, Submit
+from hopchain.wire import AskBalance, Submit
 from netsim.checks import Watch
+from netsim.fault_steps import describe_step, planned_faults
 from netsim.faults import Faults
-from netsim.load import ISSUER, Clients, open_and_fund
-from netsim.names import key_of, public_key
-from netsim.plan import (
-    Add,
-    Bury,
-    ClockJump,
-    Clog,
-    Cut,
-    Die,
-    DiskError,
-    Fault,
-    Hold,
-    Kill,
-    Pause,
-    Plan,
-    Remove,
-    Rollback,
-    SlowDisk,
-    Weather,
-    WeatherChange,
-)
+from netsim.load import SETUP_TIMEOUT_MS, Clients, must_complete, open_and_fund
+from netsim.names import ISSUER, key_of, public_key
+from netsim.plan import Plan, Weather
 from netsim.record import Recorder, Shown
 from netsim.roles import Roles
 from netsim.run import bounds, check_rest, members_left, play
@@ -54,23 +37,7 @@ from netsim.violation import Violation
 from netsim.world import World
 
 TICK_S: Final = 0.25  # simulated seconds between two reports of progress
-SETUP_TIMEOUT_MS: Final = 10_000
 SETTLE_TIMEOUT_MS: Final = 15_000
-INVARIANTS: Final = {
-    "I1": "one successor for every link",
-    "I2": "money constant, never negative",
-    "I3": "what was answered completed stays",
-    "I4": "incoming money is used once",
-    "I5": "a request executes at most once",
-    "I6": "every account is linearizable",
-    "I7": "equal replicas at rest",
-    "I8": "nobody goes back on a vote",
-    "I9": "only decided links are served",
-    "I10": "every answer was true",
-    "I11": "linearizable reads are",
-    "I12": "one chain of views, one member at a time",
-    "I13": "after healing every request ends",
-}
 
 Progress = Callable[[float], None]
 
@@ -273,17 +240,9 @@ class _Stage:
             self._must(transfer(self._world.network_id, ISSUER, postings, self._nonce()))
 
     def _must(self, request: Request) -> None:
-        answers: list[ReplyBody] = []
         signed = sign(request, key_of(request.sender))
         node = self._rng.randrange(self._scenario.plan.nodes)
-        self._world.submit(node, Submit(signed.raw, signed.signature, SETUP_TIMEOUT_MS), answers.append)
-        for _ in range(1000):
-            if answers:
-                break
-            self._world.run_for(0.02)
-        assert answers, "the network did not start"
-        assert isinstance(answers[0], Recorded), answers
-        assert answers[0].outcome == 0, answers
+        must_complete(self._world, node, Submit(signed.raw, signed.signature, SETUP_TIMEOUT_MS))
 
     def _nonce(self) -> bytes:
         return self._rng.randbytes(32)
@@ -314,7 +273,7 @@ class _Stage:
         now = self._world.now - self._start
         until = now + step.last_s
         parts = tuple(self.roles.nodes_of(words) for words in step.groups)
-        for fault in _faults(step, now, until, parts, self._scenario.plan.nodes):
+        for fault in planned_faults(step, now, until, parts, self._scenario.plan.nodes):
             if fault.at < self._scenario.plan.fault_s:  # what is staggered beyond it would fall into the healed network
                 self._faults.schedule(fault, self._start)
         shown = parts
@@ -325,7 +284,7 @@ class _Stage:
             last_s += step.stagger_s * max(0, len(parts[0]) - 1)
         names = ["+".join(words) for words in step.groups]
         self._record.faults.append(
-            Shown(step.kind, _text(step, names), self._world.now, self._world.now + last_s, shown, step.one_way)
+            Shown(step.kind, describe_step(step, names), self._world.now, self._world.now + last_s, shown, step.one_way)
         )
 
     # --- requests ---
@@ -379,90 +338,3 @@ class _Stage:
         if step.expect_tip == "any" or not chain:
             return ANY_TIP
         return chain[-2 if step.expect_tip == "old" and len(chain) > 1 else -1].hash
-
-
-def _faults(step: FaultStep, at: float, until: float, parts: tuple[tuple[int, ...], ...], nodes: int) -> list[Fault]:
-    match step.kind:
-        case "cut":
-            pairs = [(a, b) for i, a in enumerate(parts) for b in parts[i + 1 :]]
-            return [Cut(at, a, b, until, step.one_way) for a, b in pairs]
-        case "ring":
-            return [
-                Cut(at, (i,), tuple(n for n in range(i) if (i - n) % nodes not in (1, nodes - 1)), until)
-                for i in range(nodes)
-            ]
-        case "clog":
-            return [Clog(at, source, target, until) for source in parts[0] for target in parts[1] if source != target]
-        case "hold":
-            return [Hold(at, step.messages, parts[0], parts[1], until, step.drop)]
-        case "weather":
-            return [WeatherChange(at, step.weather, until)]
-        case "bury":
-            return [Bury(at, node, spare) for node, spare in zip(*parts, strict=True)]
-        case _:
-            return [
-                _one_fault(step, node, at + i * step.stagger_s, until + i * step.stagger_s)
-                for i, node in enumerate(parts[0])
-            ]
-
-
-def _one_fault(step: FaultStep, node: int, at: float, until: float) -> Fault:
-    match step.kind:
-        case "kill":
-            return Kill(at, node, until, step.point)
-        case "pause":
-            return Pause(at, node, until)
-        case "clock_jump":
-            return ClockJump(at, node, step.ms)
-        case "slow_disk":
-            return SlowDisk(at, node, step.commit_s, until)
-        case "rollback":
-            return Rollback(at, node, step.disk, until)
-        case "add":
-            return Add(at, node, step.fresh)
-        case "remove":
-            return Remove(at, node, step.stop, step.force)
-        case "die":
-            return Die(at, node)
-        case _:
-            return DiskError(at, node, step.error, until)
-
-
-def _text(step: FaultStep, names: list[str]) -> str:
-    """A fault for people."""
-    match step.kind:
-        case "cut" if step.one_way:
-            return f"{names[0]} cannot reach {' or '.join(names[1:])}"
-        case "cut":
-            return f"cut between {' | '.join(names)}"
-        case "ring":
-            return "ring: each node reaches its two neighbours only"
-        case "clog":
-            return f"what {names[0]} sends to {names[1]} is held up"
-        case "hold":
-            end = "lost" if step.drop else "held up"
-            return f"{', '.join(step.messages)} from {names[0]} to {names[1]}: {end}"
-        case "kill":
-            where = "" if step.point == "idle" else f" ({step.point.replace('_', ' ')})"
-            return f"kill {names[0]}{where}" + (", one after the other" if step.stagger_s else "")
-        case "pause":
-            return f"{names[0]} stands still"
-        case "clock_jump":
-            return f"clock of {names[0]} jumps by {step.ms / 1000:+g} s"
-        case "slow_disk":
-            return f"{names[0]} takes {step.commit_s:g} s for each commit"
-        case "rollback":
-            return f"{names[0]} comes back with an {step.disk} disk"
-        case "add":
-            return f"the operator adds {names[0]}" + (", one after the other" if step.stagger_s else "")
-        case "remove":
-            return f"the operator removes {names[0]}" + (", which stops then" if step.stop else "")
-        case "die":
-            return f"{names[0]} and its disk are gone"
-        case "bury":
-            return f"{names[0]} and its disk are gone; {names[1]} replaces it"
-        case "disk_error":
-            return f"disk of {names[0]}: {step.error}"
-        case _:
-            weather = step.weather
-            return f"weather: loss {weather.loss:.0%}, repeated {weather.repeat:.0%}, delay {weather.delay_mean_s:g} s"

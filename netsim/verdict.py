@@ -1,6 +1,7 @@
 """Verdicts: every invariant, and everything that a scenario expects, with what was found."""
 
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
@@ -14,8 +15,24 @@ from netsim.measure import (
     windows,
 )
 from netsim.scenario import Expect, Scenario
-from netsim.stage import INVARIANTS, Performance
+from netsim.stage import Performance
 from netsim.told import Call
+
+INVARIANTS: Final = {
+    "I1": "one successor for every link",
+    "I2": "money constant, never negative",
+    "I3": "what was answered completed stays",
+    "I4": "incoming money is used once",
+    "I5": "a request executes at most once",
+    "I6": "every account is linearizable",
+    "I7": "equal replicas at rest",
+    "I8": "nobody goes back on a vote",
+    "I9": "only decided links are served",
+    "I10": "every answer was true",
+    "I11": "linearizable reads are",
+    "I12": "one chain of views, one member at a time",
+    "I13": "after healing every request ends",
+}
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -16,8 +16,7 @@ from chain.rows import ActiveRow, Applied, ViewRow, VoteRow
 from hopchain.change import Change, ChangeAction, sign_change
 from hopchain.wire import AskBalance, Balance, Recorded, ReplyBody, Submit, SubmitChange
 from netsim.checks import Watch, node_ids
-from netsim.load import ISSUER
-from netsim.names import EPOCH_MS, OPERATOR, key_of, make_genesis, public_key
+from netsim.names import EPOCH_MS, ISSUER, OPERATOR, key_of, make_genesis, public_key
 from routing.keyspace import node_id_of
 from routing.regions import RING, encode_ranges
 from routing.view import View, encode_view, first_view, member_of, with_member, without_member

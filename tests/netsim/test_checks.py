@@ -12,7 +12,7 @@ from chain.request import cancellation
 from chain.rows import Applied
 from chain.store import commit, create_or_check
 from hopchain.wire import NotFound, NotStarted, Refused, ReplyBody, Stale, Unknown
-from netsim.load import ISSUER
+from netsim.names import ISSUER
 from netsim.violation import Violation
 from node.core import Gauges
 from node.messages import Accept, Accepted, Decided, Links, Moved, Promise, SlotAnswer, SlotName

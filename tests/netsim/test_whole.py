@@ -18,8 +18,7 @@ import trio
 from chain.link import opening_slot
 from chain.request import Posting, opening, sign, transfer
 from hopchain.wire import Recorded, Submit
-from netsim.load import ISSUER
-from netsim.names import key_of, public_key
+from netsim.names import ISSUER, key_of, public_key
 from netsim.plan import ClockJump, Clog, Cut, DiskError, Kill, Load, Pause, Plan, SlowDisk, Weather, WeatherChange
 from netsim.whole import run_whole
 from netsim.whole_network import WholeNetwork
