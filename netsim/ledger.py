@@ -11,8 +11,6 @@ import msgspec
 from chain.link import Entry, Link, Outcome
 from chain.request import ANY_TIP, Kind, is_signed_by
 
-ZERO = bytes(32)
-
 
 class Credit(msgspec.Struct):
     """A posting of a chosen link."""

@@ -153,7 +153,7 @@ def stand_stills(record: Recorder, nodes: Iterable[int], end: float) -> list[Spe
     for call in record.watch.calls.values():
         if call.node not in among or not is_request(call) or not asked_in_time(record, call):
             continue
-        marks += [(call.at, 1), (min(_over(call, lost, end), end), -1)]
+        marks += [(call.at, 1), (min(_ended_at(call, lost, end), end), -1)]
         if call.answered_at is not None and is_final(call):
             answers.append(call.answered_at)
     answers.sort()
@@ -180,19 +180,19 @@ def _busy(marks: list[tuple[float, int]]) -> list[Spell]:
 
 def ended_at(record: Recorder, call: Call, end: float) -> float:
     """When the client stopped waiting: at the answer, or when its node died, or at `end`."""
-    return _over(call, deaths(record), end)
+    return _ended_at(call, deaths(record), end)
 
 
-def _over(call: Call, lost: dict[int, list[float]], end: float) -> float:
+def _ended_at(call: Call, lost: dict[int, list[float]], end: float) -> float:
     return call.answered_at if call.answered_at is not None else _first_after(lost.get(call.node, []), call.at, end)
 
 
 def deaths(record: Recorder) -> dict[int, list[float]]:
     """When each node went down, ascending: whoever waited there waits no more."""
-    deaths: dict[int, list[float]] = {}
+    found: dict[int, list[float]] = {}
     for node, since, _ in sorted(record.down_until(math.inf), key=lambda outage: outage[1]):
-        deaths.setdefault(node, []).append(since)
-    return deaths
+        found.setdefault(node, []).append(since)
+    return found
 
 
 def _first_after(times: list[float], at: float, default: float) -> float:

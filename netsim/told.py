@@ -301,9 +301,9 @@ class Told:
                         f"{funds} and {seen} that a client had been told of",
                     )
             elif entry.outcome is Outcome.UNKNOWN_RECIPIENT and first is not None:
-                for posting in entry.request.postings:
-                    if all(self._known(p.recipient, first.told) for p in entry.request.postings):
-                        raise Violation("I10", f"unknown_recipient {posting.recipient}, whose opening was answered")
+                recipients = [posting.recipient for posting in entry.request.postings]
+                if all(self._known(recipient, first.told) for recipient in recipients):
+                    raise Violation("I10", f"unknown_recipient {recipients[0]}, whose opening was answered")
 
     def _known(self, account: str, told: int) -> bool:
         return self._told_opening.get(account, told) < told
