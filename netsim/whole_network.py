@@ -27,14 +27,15 @@ from chain.store import Write, commit, create_or_check
 from hopchain import wire
 from netsim.calls import Calls, Done
 from netsim.checks import Watch
-from netsim.datagrams import DatagramNetwork, NodeDatagrams
+from netsim.datagrams import DatagramNetwork
 from netsim.disk import COMMIT_S, Disk, make_directory
-from netsim.names import EPOCH_MS, key_of, make_genesis, public_key
+from netsim.names import EPOCH_MS, make_genesis, node_name, public_key
 from netsim.network import Network
-from netsim.plain import plain_context, plain_contexts
+from netsim.plain import plain_context
 from netsim.plan import ClockJump, Clog, Cut, DiskError, Fault, Kill, Plan, SlowDisk, WeatherChange
 from netsim.streams import CLIENT, HostTcp, StreamNetwork
 from netsim.timeline import Timeline
+from netsim.whole_node import WholeNode
 from node.channel import HANDSHAKE_ERRORS, Channel
 from node.config import NodeConfig, Peer
 from node.core import Core
@@ -59,34 +60,6 @@ _NETWORK_KEY: Final = hashlib.sha256(b"netsim network key").digest()
 _running_node: ContextVar[int] = ContextVar("running_node")
 
 
-class WholeNode:
-    """One node: its disk outlives its processes."""
-
-    def __init__(self, index: int, disk: Disk) -> None:
-        self.index = index
-        self.key = key_of(f"node {index}")
-        self.id: NodeId = node_id_of(public_key(f"node {index}"))
-        self.disk = disk
-        self.host = f"10.{index >> 16 & 255}.{index >> 8 & 255}.{index & 255}"
-        self.peers: tuple[int, ...] | None = None  # whose addresses its next process is given; None: all
-        self.contexts = plain_contexts(self.key)
-        self.core: Core | None = None  # None: no process
-        self.running: RunningNode | None = None  # also while it dies
-        self.life = 0
-        self.skew_ms = 0
-        self.commit_s: tuple[float, float] = COMMIT_S
-        self.slow_until = 0.0
-        self.armed: Kill | DiskError | None = None
-        self.frames_left: int | None = None  # it may still send; None: any number
-        self.back_at = 0.0  # when it has sent them, it dies until then
-        self.tcp: HostTcp | None = None
-        self.datagrams: NodeDatagrams | None = None
-        self.scope = trio.CancelScope()
-        self.gone: trio.Event | None = None  # set when the last process has ended
-        self.clients: Channel | None = None  # the connection over which all of them talk
-        self.counters: Counter[str] = Counter()  # of processes that have ended
-
-
 class WholeNetwork:
     """A network of whole nodes that follows a plan, inside `simulate`. Clients use `submit` and `read`.
 
@@ -103,7 +76,7 @@ class WholeNetwork:
         self.datagrams = DatagramNetwork(self.timeline, self.network, self._arrived)
         self.after_step: Callable[[int, int], None] | None = None
         self.steps: Counter[int] = Counter()
-        names = [f"node {i}" for i in range(plan.nodes)]
+        names = [node_name(i) for i in range(plan.nodes)]
         self.genesis = make_genesis(names, plan.k)
         self.network_id = self.genesis.network_id
         self.view: View = first_view(self.network_id, plan.k, [member_of(public_key(name)) for name in names])
@@ -116,7 +89,7 @@ class WholeNetwork:
     def _make_node(self, index: int, stack: ExitStack) -> WholeNode:
         directory = make_directory(stack) if self.plan.files else None
         view = (self.view.hash, encode_view(self.view))
-        node_id = node_id_of(public_key(f"node {index}"))
+        node_id = node_id_of(public_key(node_name(index)))
         disk = Disk(lambda conn: create_or_check(conn, self.genesis, node_id, view), directory)
         stack.callback(disk.close)
         return WholeNode(index, disk)
@@ -166,12 +139,12 @@ class WholeNetwork:
 
     async def _live(self, node: WholeNode, life: int) -> None:
         """One process, from its start to its end."""
-        if node.gone is not None:
-            await node.gone.wait()
+        if node.ended is not None:
+            await node.ended.wait()
         if node.life != life:
             return
         _running_node.set(node.index)
-        gone = node.gone = trio.Event()
+        ended = node.ended = trio.Event()
         node.scope = trio.CancelScope()
         node.frames_left = None
         if life > 1:
@@ -195,7 +168,7 @@ class WholeNetwork:
         finally:
             node.running = None
             node.counters.update(running.driver.counters)
-            gone.set()
+            ended.set()
 
     def _rng(self) -> random.Random:
         return random.Random(self.rng.random())

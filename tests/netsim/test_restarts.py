@@ -13,7 +13,8 @@ from chain.errors import Removed
 from hopchain.wire import AskBalance, Refused
 from netsim.plan import Cut, Plan
 from netsim.whole import simulate
-from netsim.whole_network import START_S, WholeNetwork, WholeNode
+from netsim.whole_network import START_S, WholeNetwork
+from netsim.whole_node import WholeNode
 from node.config import NodeConfig, Peer
 from node.doubles import SUSPECT_S
 from node.identity import ALONE_S
