@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 from typing import Final
 
-from chain.errors import RemoteFault
+from chain.errors import LocalMisuse, RemoteFault
 
 NAME_BYTES: Final = 64
 ASSET_BYTES: Final = 16
@@ -54,9 +54,11 @@ def check_amount_untrusted(amount: int) -> int:
 
 
 def pad(text: str, size: int) -> bytes:
-    """`text` as ASCII or UTF-8 bytes, padded with zero bytes to `size`; the caller has checked that it fits."""
+    """`text` as ASCII or UTF-8 bytes, padded with zero bytes to `size`. `LocalMisuse` when it does not fit: cut off, or with a
+    zero byte in it, it would be read as another text."""
     raw = text.encode()
-    assert len(raw) <= size and b"\0" not in raw, (text, size)
+    if len(raw) > size or b"\0" in raw:
+        raise LocalMisuse(f"{text[:80]!r} has {len(raw)} bytes: a text field takes at most {size}, and no zero byte")
     return raw.ljust(size, b"\0")
 
 

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 
-from chain.errors import RemoteFault
+from chain.errors import LocalMisuse, RemoteFault
 from chain.names import (
     ASSET_BYTES,
     MAX_AMOUNT,
@@ -205,23 +205,32 @@ def cancellation(network: NetworkId, sender: str, target: RequestId, nonce: byte
 
 
 def encode_request(request: Request) -> bytes:
-    """Canonical bytes of a well-formed request (AssertionError otherwise: check input before)."""
+    """Canonical bytes of a well-formed request.
+
+    Text that is too long and hashes of any other size than theirs raise `LocalMisuse`, also under `python -O`: cut off or padded
+    they would make another request, or two payments one. An integer that does not fit raises `struct.error`. What else makes a
+    request well formed, `decode_request_untrusted` checks.
+    """
     head = _HEAD.pack(
         request.kind,
-        request.network,
+        _of_hash_size("network", request.network),
         pad(request.sender, NAME_BYTES),
-        request.nonce,
-        request.expect_tip,
+        _of_hash_size("nonce", request.nonce),
+        _of_hash_size("expect_tip", request.expect_tip),
         request.valid_until_height,
         len(request.postings),
     )
-    assert len(request.network) == len(request.nonce) == len(request.expect_tip) == HASH_BYTES
     if request.kind is Kind.TRANSFER:
         return head + b"".join(encode_posting(p) for p in request.postings)
     if request.kind is Kind.OPEN:
-        return head + _OPEN.pack(pad(request.asset, ASSET_BYTES), request.public_key)
-    assert len(request.target) == HASH_BYTES
-    return head + request.target
+        return head + _OPEN.pack(pad(request.asset, ASSET_BYTES), _of_hash_size("public_key", request.public_key))
+    return head + _of_hash_size("target", request.target)
+
+
+def _of_hash_size(field: str, raw: bytes) -> bytes:
+    if len(raw) != HASH_BYTES:
+        raise LocalMisuse(f"{field} has {len(raw)} bytes; it must have {HASH_BYTES}")
+    return raw
 
 
 def encode_posting(posting: Posting) -> bytes:
@@ -312,8 +321,13 @@ def _posting_untrusted(fields: tuple[bytes, int, bytes], sender: str) -> Posting
 
 
 def sign(request: Request, key: Ed25519PrivateKey) -> SignedRequest:
-    """The request with the owner's signature."""
-    raw = encode_request(request)
+    """The request with the owner's signature. For what a person or another program made use `hopchain.sign_request`, which
+    checks every field first."""
+    return sign_bytes(encode_request(request), key)
+
+
+def sign_bytes(raw: bytes, key: Ed25519PrivateKey) -> SignedRequest:
+    """The request with these canonical bytes, and the owner's signature."""
     return SignedRequest(raw, key.sign(_SIGN_TAG + request_id(raw)))
 
 

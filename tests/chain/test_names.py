@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chain.errors import RemoteFault
+from chain.errors import LocalMisuse, RemoteFault
 from chain.names import (
     MAX_AMOUNT,
     check_amount_untrusted,
@@ -71,5 +71,5 @@ def test_hidden_bytes_and_broken_text_are_refused(raw: bytes) -> None:
 
 @pytest.mark.parametrize(("text", "size"), [("abc", 2), ("a\0", 4)])
 def test_padding_takes_only_what_fits(text: str, size: int) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises(LocalMisuse, match=f"at most {size}, and no zero byte"):
         pad(text, size)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from chain.errors import RemoteFault
+from chain.errors import LocalMisuse, RemoteFault
 from chain.names import MAX_AMOUNT
 from chain.request import (
     ANY_HEIGHT,
@@ -139,14 +139,16 @@ def test_many_postings_are_refused_for_one(place: int, field: int, wrong: bytes,
 
 
 @pytest.mark.parametrize("field", ["network", "nonce", "expect_tip"])
-def test_fields_of_another_length_are_our_own_bug(field: str) -> None:
-    with pytest.raises(AssertionError):
+def test_fields_of_another_length_have_no_bytes(field: str) -> None:
+    with pytest.raises(LocalMisuse, match=f"{field} has 5 bytes; it must have 32"):
         encode_request(msgspec.structs.replace(TRANSFER, **{field: b"short"}))
 
 
-def test_a_short_target_is_our_own_bug() -> None:
-    with pytest.raises(AssertionError):
+def test_a_short_target_or_key_has_no_bytes() -> None:
+    with pytest.raises(LocalMisuse, match="target has 5 bytes"):
         encode_request(cancellation(NETWORK, "alice", RequestId(b"short"), NONCE))
+    with pytest.raises(LocalMisuse, match="public_key has 5 bytes"):
+        encode_request(opening(NETWORK, "alice", "CZK", b"short", NONCE))
 
 
 def test_signatures() -> None:
