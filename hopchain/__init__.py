@@ -1,50 +1,112 @@
-"""hopchain, the Python client: `from hopchain import Client`. Works on trio and on asyncio."""
+"""hopchain, the Python client: `from hopchain import Client`. Works on trio and on asyncio.
 
+Everything that a public method takes, gives or raises is here; other modules are not for callers.
+"""
+
+from chain.errors import LocalMisuse
+from chain.genesis import Asset, Genesis, GenesisMember, Issuer, decode_genesis
 from chain.link import Outcome
-from chain.request import Posting, SignedRequest
+from chain.request import (
+    ANY_HEIGHT,
+    ANY_TIP,
+    MAX_POSTINGS,
+    Kind,
+    NetworkId,
+    Posting,
+    Request,
+    RequestId,
+    SignedRequest,
+    cancellation,
+    opening,
+    transfer,
+)
+from hopchain.bulk import NotSent
 from hopchain.calls import Timing
+from hopchain.change import Change, ChangeAction, SignedChange, sign_change
 from hopchain.client import Answer, Client
 from hopchain.errors import CallRefused, ClientError, HopchainError, RemoteFault, Unreachable
 from hopchain.pools import Choice, Ended, Outflow, PooledSender, SourcePool, TooManyFailures
+from hopchain.signing import raw_public_key, sign_request
 from hopchain.wire import (
     AccountLine,
     Accounts,
+    AssetTotal,
     Balance,
     Chain,
+    ChainEntry,
+    ChainIncome,
+    ChainLink,
+    ChainPosting,
+    Changed,
     Digest,
+    Health,
+    MemberLine,
+    Members,
     NotFound,
     NotStarted,
+    PeerHealth,
+    PeerStatus,
     Recorded,
     Refused,
     Route,
+    RouteNode,
     Stale,
     Status,
     Unknown,
+    ViewLine,
 )
 
 __all__ = [
+    "ANY_HEIGHT",
+    "ANY_TIP",
+    "MAX_POSTINGS",
     "AccountLine",
     "Accounts",
     "Answer",
+    "Asset",
+    "AssetTotal",
     "Balance",
     "CallRefused",
     "Chain",
+    "ChainEntry",
+    "ChainIncome",
+    "ChainLink",
+    "ChainPosting",
+    "Change",
+    "ChangeAction",
+    "Changed",
     "Choice",
     "Client",
     "ClientError",
     "Digest",
     "Ended",
+    "Genesis",
+    "GenesisMember",
+    "Health",
     "HopchainError",
+    "Issuer",
+    "Kind",
+    "LocalMisuse",
+    "MemberLine",
+    "Members",
+    "NetworkId",
     "NotFound",
+    "NotSent",
     "NotStarted",
     "Outcome",
     "Outflow",
+    "PeerHealth",
+    "PeerStatus",
     "PooledSender",
     "Posting",
     "Recorded",
     "Refused",
     "RemoteFault",
+    "Request",
+    "RequestId",
     "Route",
+    "RouteNode",
+    "SignedChange",
     "SignedRequest",
     "SourcePool",
     "Stale",
@@ -53,4 +115,12 @@ __all__ = [
     "TooManyFailures",
     "Unknown",
     "Unreachable",
+    "ViewLine",
+    "cancellation",
+    "decode_genesis",
+    "opening",
+    "raw_public_key",
+    "sign_change",
+    "sign_request",
+    "transfer",
 ]

@@ -20,7 +20,16 @@ from hopchain.workers import work_on_each
 
 MANY_IN_FLIGHT: Final = 256  # requests of one bulk call: enough to fill the nodes' turns, a quarter of one connection
 _TAG: Final = b"hopchain:joined:1\0"
+S = TypeVar("S")
 T = TypeVar("T")
+
+
+class NotSent(ClientError):
+    """In place of an answer: this request was not sent, as the caller's own doing, such as closing the client, came before its
+    turn. Nothing happened to it."""
+
+    def __init__(self, misuse: LocalMisuse) -> None:
+        super().__init__(f"this request was not sent: {misuse}")
 
 
 def signed_requests(
@@ -35,19 +44,22 @@ def signed_requests(
 
 
 async def submit_each(
-    submit: Callable[[SignedRequest], Awaitable[T]], signed: Sequence[SignedRequest]
+    submit: Callable[[S], Awaitable[T]], items: Sequence[S], *, at_once: int = MANY_IN_FLIGHT
 ) -> list[T | ClientError]:
-    """What became of each, in order, MANY_IN_FLIGHT at a time; one that cannot be sent stops no other."""
+    """What became of each, in order, `at_once` at a time. What `submit` raises for one stands in its place and stops no other:
+    the answers of those that were paid are never lost with it."""
     answers: dict[int, T | ClientError] = {}
 
     async def work(number: int) -> None:
         try:
-            answers[number] = await submit(signed[number])
+            answers[number] = await submit(items[number])
         except ClientError as error:
             answers[number] = error
+        except LocalMisuse as error:
+            answers[number] = NotSent(error)
 
-    await work_on_each(range(len(signed)), work, at_once=MANY_IN_FLIGHT)
-    return [answers[number] for number in range(len(signed))]
+    await work_on_each(range(len(items)), work, at_once=at_once)
+    return [answers[number] for number in range(len(items))]
 
 
 def joined(requests: Sequence[Request]) -> Request:

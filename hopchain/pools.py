@@ -25,19 +25,20 @@ import hashlib
 import random
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-import anyio
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.request import MAX_POSTINGS, Posting, SignedRequest, transfer
-from hopchain.client import NONCE_BYTES, Answer, Client, sign_request
+from hopchain.bulk import submit_each
+from hopchain.client import NONCE_BYTES, Answer, Client
 from hopchain.errors import ClientError, Unreachable
+from hopchain.signing import sign_request
 from hopchain.wire import Balance, NotStarted, Recorded, Unknown
 
 DEFAULT_TIMEOUT_S: Final = 10.0
@@ -124,20 +125,35 @@ class SourcePool:
     def take(self, worker: int = 0, nonce: bytes | None = None) -> str:
         """The account of the next payment, counted as in flight until `ended`. `worker` matters for DEDICATED only; a
         payment that has a nonce of its own goes where that says. Raises `TooManyFailures`."""
+        self.check_failures()
+        account = self.choose(worker, nonce)
+        self.begin(account)
+        return account
+
+    def check_failures(self) -> None:
+        """Raises `TooManyFailures` when more payments have ended without success than `max_failures`."""
         failures = self.failed + self.unknown
         if self._max_failures is not None and failures > self._max_failures:
             raise TooManyFailures(
                 f"{failures} payments failed ({self.unknown} without an outcome), more than {self._max_failures}: "
                 "look at their answers, then go on with a new pool"
             )
-        account = self.choose(worker, nonce)
-        self.begin(account)
-        return account
 
     def choose(self, worker: int = 0, nonce: bytes | None = None) -> str:
         """The account that `take` would give now; counts nothing. For who must remember the choice before it pays: `begin`
         follows."""
-        return self._choose(worker) if nonce is None else self._named_by(nonce)
+        return self._choose(worker, self._in_flight) if nonce is None else self._named_by(nonce)
+
+    def choose_each(self, nonces: Sequence[bytes | None]) -> list[str]:
+        """The account of each of these payments, the i-th by worker i, spread as if all were in flight together; counts
+        nothing. `begin` follows for each when it is sent."""
+        load = dict(self._in_flight)
+        chosen = []
+        for worker, nonce in enumerate(nonces):
+            account = self._choose(worker, load) if nonce is None else self._named_by(nonce)
+            load[account] += 1
+            chosen.append(account)
+        return chosen
 
     def begin(self, account: str) -> None:
         """A payment of this account of the pool is in flight until `ended`."""
@@ -177,23 +193,32 @@ class SourcePool:
         left = sum(before[account] - after[account] for account in self.accounts)
         return Outflow(self._paid.total(), left, self.unknown, self._unknown_amount)
 
-    def _choose(self, worker: int) -> str:
+    def _choose(self, worker: int, load: Mapping[str, int]) -> str:
         count = len(self.accounts)
         match self.choice:
             case Choice.DEDICATED:
                 return self.accounts[worker % count]
             case Choice.LEAST_ACTIVE:
-                return min(self.accounts, key=self._in_flight.__getitem__)
+                return min(self.accounts, key=load.__getitem__)
             case Choice.TWO_CHOICES:
                 one, other = self._rng.choices(self.accounts, k=2)
-                return one if self._in_flight[one] <= self._in_flight[other] else other
+                return one if load[one] <= load[other] else other
             case Choice.ROUND_ROBIN:
                 account = self.accounts[self._turn]
                 self._turn = (self._turn + 1) % count
                 return account
 
     def _named_by(self, nonce: bytes) -> str:
+        _check_nonce(nonce)
         return self.accounts[int.from_bytes(hashlib.sha256(nonce).digest()[:8], "big") % len(self.accounts)]
+
+
+class _Payment(msgspec.Struct, frozen=True):
+    """A signed transfer of `amount` minor units from an account of the pool."""
+
+    account: str
+    amount: int
+    signed: SignedRequest
 
 
 class PooledSender:
@@ -214,81 +239,89 @@ class PooledSender:
         self._pool = pool
         self._keys = keys
         self._timeout_s = timeout_s
-        self._unknown: list[tuple[str, int, SignedRequest]] = []
+        self._unknown: list[_Payment] = []
 
     async def pay(self, postings: Sequence[Posting], *, worker: int = 0, nonce: bytes | None = None) -> Answer:
         """Pay all `postings` from one account of the pool, or none. `nonce` as in `Client.transfer`; the same nonce
-        again is the same account again. Raises `TooManyFailures` and, counted as a failure, `Unreachable`."""
-        account = self._pool.take(worker, nonce)
-        amount = sum(posting.amount for posting in postings)
-        how = Ended.FAILED
-        signed: SignedRequest | None = None
-        try:
-            request = transfer(
-                self._client.network, account, postings, secrets.token_bytes(NONCE_BYTES) if nonce is None else nonce
-            )
-            signed = sign_request(request, self._keys[account])
-            how = Ended.UNKNOWN  # from here on, also when this call is cancelled
-            answer = await self._client.submit(signed, self._timeout_s)
-            how = _ended(answer)
-            return answer
-        except Unreachable:
-            how = Ended.FAILED
-            raise
-        finally:
-            if how is Ended.UNKNOWN and signed is not None:
-                self._unknown.append((account, amount, signed))
-            self._pool.ended(account, amount, how)
+        again is the same account again. Raises `TooManyFailures`, `LocalMisuse` for a payment that cannot be made, and, counted
+        as a failure, `Unreachable`."""
+        return await self._send(self._make(self._pool.choose(worker, nonce), postings, nonce))
 
     async def pay_bulk(
         self, postings: Sequence[Posting], *, size: int = MAX_POSTINGS, nonce: bytes | None = None
     ) -> list[Answer | ClientError]:
         """Pay any number of postings in requests of at most `size`, as many at once as the pool has accounts. What
-        became of each request, in order of its postings; one that fails does not stop the others.
+        became of each request, in order of its postings; one that fails does not stop the others. All are signed before the
+        first is sent: `LocalMisuse`, and nothing is paid, when one of them cannot be made.
 
         `nonce` (32 bytes) makes these payments these and no others: the same postings, `size` and `nonce` again, also after
         a crash, are the same requests and pay once. None takes random ones."""
-        if nonce is not None and len(nonce) != NONCE_BYTES:
-            raise LocalMisuse(f"a nonce of {len(nonce)} bytes: it has {NONCE_BYTES}")
+        if nonce is not None:
+            _check_nonce(nonce)
         if not 1 <= size <= MAX_POSTINGS:
             raise LocalMisuse(f"a request of {size} postings: it holds 1 to {MAX_POSTINGS}")
         parts = [postings[at : at + size] for at in range(0, len(postings), size)]
-        answers: dict[int, Answer | ClientError] = {}
+        nonces = [None if nonce is None else _nonce_of_part(nonce, number) for number in range(len(parts))]
+        made = list(map(self._make, self._pool.choose_each(nonces), parts, nonces))
+        return await submit_each(self._send, made, at_once=len(self._pool.accounts))
 
-        async def work(worker: int, queue: Iterator[tuple[int, Sequence[Posting]]]) -> None:
-            for number, part in queue:
-                try:
-                    own = None if nonce is None else hashlib.sha256(_TAG + nonce + number.to_bytes(8, "big")).digest()
-                    answers[number] = await self.pay(part, worker=worker, nonce=own)
-                except ClientError as error:
-                    answers[number] = error
+    def _make(self, account: str, postings: Sequence[Posting], nonce: bytes | None) -> _Payment:
+        """Raises `LocalMisuse`; nothing is counted."""
+        own = secrets.token_bytes(NONCE_BYTES) if nonce is None else nonce
+        request = transfer(self._client.network, account, postings, own)
+        signed = sign_request(request, self._keys[account])
+        return _Payment(account, request.total, signed)
 
-        queue = iter(enumerate(parts))
-        async with anyio.create_task_group() as tasks:
-            for worker in range(min(len(self._pool.accounts), len(parts))):
-                tasks.start_soon(work, worker, queue)
-        return [answers[number] for number in range(len(parts))]
+    async def _send(self, payment: _Payment) -> Answer:
+        """Raises `TooManyFailures` and, counted as a failure, what says that no node has the request."""
+        self._pool.check_failures()
+        self._pool.begin(payment.account)
+        how = Ended.UNKNOWN  # also when this call is cancelled
+        try:
+            answer = await self._client.submit(payment.signed, timeout_s=self._timeout_s)
+            how = _ended(answer)
+            return answer
+        except (Unreachable, LocalMisuse):
+            how = Ended.FAILED
+            raise
+        finally:
+            if how is Ended.UNKNOWN:
+                self._unknown.append(payment)
+            self._pool.ended(payment.account, payment.amount, how)
 
     async def settle(self) -> int:
         """Send every payment without an outcome once more, which executes none twice. How many remain without one.
         One task at a time. Raises `Unreachable`."""
         for payment in list(self._unknown):
-            account, amount, signed = payment
-            answer = await self._client.submit(signed, self._timeout_s)
+            answer = await self._client.submit(payment.signed, timeout_s=self._timeout_s)
             if not isinstance(answer, Unknown | NotStarted):  # not started here: an earlier node may still have it
                 self._unknown.remove(payment)
-                self._pool.settled(account, amount, _ended(answer))
+                self._pool.settled(payment.account, payment.amount, _ended(answer))
         return len(self._unknown)
 
     async def balances(self) -> dict[str, int]:
-        """What each account of the pool can spend (settled + incoming), as a majority of the nodes knows it."""
+        """What each account of the pool can spend (settled + incoming), as a majority of the nodes knows it. Raises
+        `ClientError` when one of them is not told in time, `LocalMisuse` for an account that is not open."""
         found = {}
         for account in self._pool.accounts:
             answer = await self._client.balance(account, linearizable=True)
+            if isinstance(answer, Unknown):
+                raise ClientError(f"the balance of {account} is not known: {answer.reason}; ask again")
             if not isinstance(answer, Balance):
                 raise LocalMisuse(f"the balance of {account} is not known: {answer}")
             found[account] = answer.settled + answer.incoming
         return found
+
+
+def _check_nonce(nonce: bytes) -> None:
+    if not isinstance(nonce, bytes) or len(nonce) != NONCE_BYTES:
+        raise LocalMisuse(
+            f"a nonce of {len(nonce)} {'bytes' if isinstance(nonce, bytes) else type(nonce).__name__}: it has {NONCE_BYTES} bytes"
+        )
+
+
+def _nonce_of_part(nonce: bytes, number: int) -> bytes:
+    return hashlib.sha256(_TAG + nonce + number.to_bytes(8, "big")).digest()
 
 
 def _ended(answer: Answer) -> Ended:

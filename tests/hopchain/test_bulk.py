@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 
+import anyio
 import msgspec
 import pytest
 
@@ -9,8 +10,8 @@ from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, NetworkId, Posting, Request, cancellation, transfer
-from hopchain import Client, Recorded, Unreachable, wire
-from hopchain.bulk import MANY_IN_FLIGHT, joined
+from hopchain import Client, ClientError, NotSent, Recorded, Unreachable, wire
+from hopchain.bulk import MANY_IN_FLIGHT, joined, submit_each
 from hopchain.client import raw_public_key, sign_request
 from tests.hopchain.fake_node import ISSUER_KEY, Drop, key_number
 from tests.hopchain.test_client import BACKENDS, World, once, run
@@ -168,6 +169,49 @@ def test_no_node_is_the_answer_of_each(backend: str) -> None:
         assert [type(a) for a in answers] == [Unreachable] * 4
 
     with_client(test, backend)
+
+
+def test_what_was_paid_is_told_when_the_client_is_closed_meanwhile(backend: str) -> None:
+    async def test(world: World, _: Client) -> None:
+        network, node = world.genesis.network_id, world.nodes[0]
+        numbers = range(MANY_IN_FLIGHT + 3)
+        made = [transfer(network, "mint", [Posting("bob", 1)], n.to_bytes(32, "big")) for n in numbers]
+        answers: list[object] = []
+        closing = world.client()
+        async with anyio.create_task_group() as tasks:
+
+            async def send() -> None:
+                answers.extend(await closing.submit_many(made, KEYS, timeout_s=0.5))
+
+            async with closing:
+                assert isinstance(await closing.submit(sign_request(made[0], ISSUER_KEY)), Recorded)
+                node.hold_until = MANY_IN_FLIGHT + 1  # more than are in flight at once: no answer comes
+                tasks.start_soon(send)
+                await anyio.wait_all_tasks_blocked()
+        told = [type(answer) for answer in answers]
+        assert len(told) == len(made) and told[-3:] == [NotSent] * 3, "the last three had no turn"
+        assert isinstance(answers[-1], ClientError) and "the client is not open" in str(answers[-1])
+        assert NotSent not in told[:MANY_IN_FLIGHT], "what may have been sent is never called not sent"
+
+    with_client(test, backend)
+
+
+def test_what_happens_to_one_stands_in_its_place(backend: str) -> None:
+    async def submit(number: int) -> int:
+        match number:
+            case 1:
+                raise Unreachable([])
+            case 2:
+                raise LocalMisuse("the client is not open")
+        return number * 10
+
+    async def main() -> None:
+        first, second, third, fourth = await submit_each(submit, range(4), at_once=2)
+        assert (first, fourth) == (0, 30)
+        assert isinstance(second, Unreachable)
+        assert isinstance(third, NotSent) and str(third) == "this request was not sent: the client is not open"
+
+    anyio.run(main, backend=backend)
 
 
 def test_what_cannot_be_made_is_refused_before_anything_is_sent(backend: str) -> None:

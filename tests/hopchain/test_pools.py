@@ -17,7 +17,9 @@ from chain.request import MAX_POSTINGS, Posting, request_id
 from hopchain import (
     Choice,
     Client,
+    ClientError,
     Ended,
+    NotSent,
     NotStarted,
     Outflow,
     PooledSender,
@@ -377,6 +379,72 @@ def test_a_bulk_run_ends_with_the_pool_and_says_so_for_each_request(backend: str
         told = Counter(type(answer).__name__ for answer in answers)
         assert set(told) == {"Recorded", "TooManyFailures"} and told.total() == 40
         assert told["Recorded"] == pool.failed == world.ledger.submits <= len(ACCOUNTS)
+
+    run(test, backend)
+
+
+def test_a_bulk_run_of_which_a_part_cannot_be_made_pays_nothing(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        pool = make_pool()
+        sender = sender_of(client, pool)
+        postings = [*[Posting("bob", 1)] * 4, Posting("bob", 1, "x" * 57), *[Posting("bob", 1)] * 5]
+        with pytest.raises(LocalMisuse, match=r"memo of posting 0 is 'x+' .*at most 56 bytes"):
+            await sender.pay_bulk(postings, size=2)
+        with pytest.raises(LocalMisuse, match="at most 56 bytes"):
+            await sender.pay(postings[4:5])
+        assert (pool.completed, pool.failed, pool.unknown, sum(pool.in_flight.values())) == (0, 0, 0, 0)
+        assert world.ledger.submits == 0
+
+    run(test, backend)
+
+
+def test_a_bulk_run_tells_what_was_paid_when_the_client_is_closed_meanwhile(backend: str) -> None:
+    async def test(world: World, _: Client) -> None:
+        pool = make_pool()
+        node = world.nodes[0]
+        answers: list[object] = []
+        closing = world.client()
+        sender = sender_of(closing, pool, timeout_s=0.5)
+
+        async def send() -> None:
+            answers.extend(await sender.pay_bulk([Posting("bob", 1)] * 12, size=1))
+
+        async with anyio.create_task_group() as tasks, closing:
+            await closing.status()
+            node.hold_until = 6  # the first four wait for it
+            tasks.start_soon(send)
+            await anyio.wait_all_tasks_blocked()
+        assert len(answers) == 12 and [type(a) for a in answers[4:]] == [NotSent] * 8
+        assert NotSent not in [type(a) for a in answers[:4]]
+        assert pool.unknown + pool.failed == 12 and sum(pool.in_flight.values()) == 0
+
+    run(test, backend)
+
+
+@pytest.mark.parametrize("choice", list(Choice))
+def test_a_bulk_run_is_spread_over_the_accounts(choice: Choice) -> None:
+    pool = make_pool(choice)
+    chosen = pool.choose_each([None] * 40)
+    assert sum(pool.in_flight.values()) == 0, "nothing is in flight yet"
+    most = max(Counter(chosen).values())
+    assert most <= 13 if choice is Choice.TWO_CHOICES else most == 10
+    if choice is Choice.LEAST_ACTIVE:
+        pool.begin(ACCOUNTS[0])
+        assert pool.choose_each([None] * 4) == [*ACCOUNTS[1:], ACCOUNTS[0]]
+    nonces = [bytes([n]) * 32 for n in range(9)]
+    assert pool.choose_each(nonces) == [pool.choose(nonce=nonce) for nonce in nonces]
+    for nonce in ("order 1", b"order 1"):
+        with pytest.raises(LocalMisuse, match=r"a nonce of 7 (str|bytes): it has 32 bytes"):
+            pool.choose(nonce=nonce)  # type: ignore[arg-type]
+
+
+def test_a_balance_that_nobody_tells_in_time_is_no_misuse(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        world.nodes[0].fault = lambda call: (
+            wire.Unknown(b"", "no majority") if isinstance(call, wire.AskBalance) else None
+        )
+        with pytest.raises(ClientError, match="the balance of payer-1 is not known: no majority"):
+            await sender_of(client, make_pool()).balances()
 
     run(test, backend)
 
