@@ -25,6 +25,7 @@ from hopchain.calls import Timing
 from hopchain.change import Change, ChangeAction, SignedChange, sign_change
 from hopchain.client import Answer, Client
 from hopchain.errors import CallRefused, ClientError, HopchainError, RemoteFault, Unreachable
+from hopchain.places import load_key, open_network, wallet_file
 from hopchain.pools import Choice, Ended, Outflow, PooledSender, SourcePool, TooManyFailures
 from hopchain.signing import raw_public_key, sign_request
 from hopchain.wire import (
@@ -118,9 +119,12 @@ __all__ = [
     "ViewLine",
     "cancellation",
     "decode_genesis",
+    "load_key",
+    "open_network",
     "opening",
     "raw_public_key",
     "sign_change",
     "sign_request",
     "transfer",
+    "wallet_file",
 ]

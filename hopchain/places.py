@@ -1,0 +1,90 @@
+"""What a program needs to begin: a client from a network's directory, and keys from their files.
+
+    DIR/genesis.json   the network's id and CA
+    DIR/network.toml   where its nodes are
+    HOPCHAIN_HOME/wallet/<first 16 hex digits of the network id>/<account>.key   Ed25519, PKCS #8 PEM, mode 0600
+
+`hopchain init` makes all of them, `hopchain account open` a key for each account. A program on another machine needs the two files
+of DIR, which are public, and the keys of its own accounts. Only reading is done here, once; `LocalMisuse` says what is wrong.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chain.errors import LocalMisuse
+from chain.genesis import decode_genesis
+from chain.names import is_name
+from chain.request import NetworkId
+from hopchain.calls import Timing
+from hopchain.client import Client
+
+_HOME_VARIABLE: Final = "HOPCHAIN_HOME"
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+
+class _Place(msgspec.Struct, frozen=True):
+    host: str
+    client_port: int
+
+
+class _Network(msgspec.Struct, frozen=True):
+    """What a client needs of network.toml."""
+
+    network_id: str
+    nodes: tuple[_Place, ...]
+
+
+def open_network(directory: str | os.PathLike[str], *, spread: bool = False, timing: Timing | None = None) -> Client:
+    """A client of all nodes that `directory` names, for `async with`; `spread` and `timing` as in `Client`. The directory is
+    what `hopchain init` made, or that of one node."""
+    place = Path(directory)
+    genesis = decode_genesis(_read(place / "genesis.json"))
+    try:
+        network = msgspec.toml.decode(_read(place / "network.toml"), type=_Network)
+    except msgspec.MsgspecError as error:
+        raise LocalMisuse(f"{place / 'network.toml'} cannot be read: {error}") from None
+    if network.network_id != genesis.network_id.hex():
+        raise LocalMisuse(
+            f"{place / 'network.toml'} is of network {network.network_id[:16]}, genesis.json of "
+            f"{genesis.network_id.hex()[:16]}: copy both from one directory"
+        )
+    addresses = [(node.host, node.client_port) for node in network.nodes]
+    return Client(addresses, genesis.ca, genesis.network_id, spread=spread, timing=timing)
+
+
+def wallet_file(network: NetworkId, account: str) -> Path:
+    """Where the command line keeps the key of `account` of this network (`client.network`)."""
+    if not is_name(account):
+        raise LocalMisuse(f"{account[:80]!r} is not an account name, so it has no key")
+    named = os.environ.get(_HOME_VARIABLE)
+    home = Path(named) if named else Path.home() / ".hopchain"
+    return home / "wallet" / network.hex()[:16] / f"{account}.key"
+
+
+def load_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
+    """The private key in this file, which nobody but its owner may read."""
+    file = Path(path)
+    raw = _read(file)
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if mode & _OTHERS:
+        raise LocalMisuse(f"{file} has mode {mode:04o}: others can read this key. Run: chmod 600 {file}")
+    try:
+        key = serialization.load_pem_private_key(raw, None)
+    except (ValueError, TypeError):  # no PEM; one with a password
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise LocalMisuse(f"{file} does not hold an Ed25519 private key in PEM without a password")
+    return key
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise LocalMisuse(f"{file} cannot be read: {error.strerror}") from None

@@ -1,0 +1,102 @@
+"""A client from a network's directory, keys from their files; each file that is wrong is named."""
+
+import random
+from pathlib import Path
+
+import anyio
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+
+from chain.errors import LocalMisuse
+from chain.genesis import encode_genesis
+from chain.request import NetworkId
+from cli.wallet import Wallet
+from hopchain import Status, load_key, open_network, wallet_file
+from tests.hopchain.fake_node import key_number
+from tests.hopchain.test_client import BACKENDS, World, running
+
+NETWORK = NetworkId(random.Random(1).randbytes(32))
+
+
+def directory_of(world: World, tmp_path: Path) -> Path:
+    nodes = "".join(
+        f'[[nodes]]\nname = "node-{n}"\nid = "{node.id.hex()}"\nhost = "{node.address[0]}"\nport = 1\nclient_port = {node.address[1]}\n'
+        for n, node in enumerate(world.nodes, 1)
+    )
+    (tmp_path / "genesis.json").write_bytes(encode_genesis(world.genesis))
+    (tmp_path / "network.toml").write_text(f'name = "test"\nnetwork_id = "{world.genesis.network_id.hex()}"\n{nodes}')
+    return tmp_path
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_directory_gives_a_client_of_all_its_nodes(backend: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(World(2)) as world, open_network(directory_of(world, tmp_path), spread=True) as client:
+            assert client.network == world.genesis.network_id
+            seen = [await client.status() for _ in range(2)]
+            assert all(isinstance(status, Status) for status in seen)
+            assert all(node.calls for node in world.nodes), "each was asked"
+            for node in world.nodes:
+                node.stop()
+
+    with_limit(main, backend)
+
+
+def with_limit(main: object, backend: str) -> None:
+    async def limited() -> None:
+        with anyio.fail_after(20):
+            await main()  # type: ignore[operator]
+
+    anyio.run(limited, backend=backend)
+
+
+def test_a_directory_that_is_none_says_which_file(tmp_path: Path) -> None:
+    world = World(0)
+    with pytest.raises(LocalMisuse, match=r"nowhere/genesis.json cannot be read: No such file"):
+        open_network(tmp_path / "nowhere")
+    directory_of(world, tmp_path)
+    (tmp_path / "network.toml").write_text("nodes = 5")
+    with pytest.raises(LocalMisuse, match=r"network.toml cannot be read: .*"):
+        open_network(str(tmp_path))
+    (tmp_path / "network.toml").write_text(f'network_id = "{NETWORK.hex()}"\nnodes = []')
+    with pytest.raises(LocalMisuse, match=f"is of network {NETWORK.hex()[:16]}, genesis.json of"):
+        open_network(tmp_path)
+    directory_of(world, tmp_path).joinpath("network.toml").unlink()
+    with pytest.raises(LocalMisuse, match=r"network.toml cannot be read: No such file"):
+        open_network(tmp_path)
+
+
+def test_a_key_is_where_the_command_line_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOPCHAIN_HOME", str(tmp_path))
+    key = key_number(1)
+    Wallet(NETWORK).add("alice", key)
+    file = wallet_file(NETWORK, "alice")
+    assert file == Wallet(NETWORK).path("alice")
+    assert load_key(str(file)).private_bytes_raw() == key.private_bytes_raw()
+    with pytest.raises(LocalMisuse, match=r"'../alice' is not an account name"):
+        wallet_file(NETWORK, "../alice")
+    monkeypatch.delenv("HOPCHAIN_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    assert wallet_file(NETWORK, "alice") == Wallet(NETWORK).path("alice")
+
+
+def test_what_is_no_key_of_ones_own_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "alice.key"
+    with pytest.raises(LocalMisuse, match=r"alice.key cannot be read: No such file"):
+        load_key(file)
+    form = Encoding.PEM, PrivateFormat.PKCS8
+    file.write_bytes(key_number(1).private_bytes(*form, NoEncryption()))
+    file.chmod(0o644)
+    with pytest.raises(LocalMisuse, match=r"has mode 0644: others can read this key. Run: chmod 600"):
+        load_key(file)
+    file.chmod(0o600)
+    assert load_key(file).private_bytes_raw() == key_number(1).private_bytes_raw()
+    for wrong in (
+        b"junk",
+        generate_private_key(SECP256R1()).private_bytes(*form, NoEncryption()),
+        key_number(1).private_bytes(*form, BestAvailableEncryption(b"password")),
+    ):
+        file.write_bytes(wrong)
+        with pytest.raises(LocalMisuse, match="does not hold an Ed25519 private key in PEM without a password"):
+            load_key(file)
