@@ -22,6 +22,7 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+	$(BIN)/mypy examples/*.py
 
 layers: $(STAMP)
 	$(BIN)/lint-imports

@@ -1,0 +1,46 @@
+"""docs/client.md: its programs are parts of those in examples/, which other tests run; its names exist."""
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import hopchain
+from hopchain import ClientError, HopchainError, LocalMisuse
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "client.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+EXAMPLES = sorted((ROOT / "examples").glob("pay*.py"))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_program_is_part_of_an_example(block: str) -> None:
+    indented = [without_blank_lines(textwrap.indent(block, " " * width)) for width in (0, 4, 8, 12)]
+    programs = [without_blank_lines(example.read_text()) for example in EXAMPLES]
+    assert any(text in program for program in programs for text in indented), block
+
+
+def without_blank_lines(text: str) -> str:
+    """The formatter puts other ones into a page."""
+    return "".join(line for line in text.splitlines(keepends=True) if line.strip())
+
+
+def test_every_example_is_named_and_every_link_leads_somewhere() -> None:
+    for example in EXAMPLES:
+        assert f"](../examples/{example.name})" in TEXT
+    for target in re.findall(r"\]\(([^)#]+)", TEXT):
+        assert (ROOT / "docs" / target).exists(), target
+    readme = (ROOT / "README.md").read_text()
+    assert "](examples/pay.py)" in readme
+
+
+def test_the_table_of_exceptions_has_them_all() -> None:
+    section = TEXT.split("\n## Exceptions\n")[1].split("\n## ")[0]
+    named = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+    exported = {getattr(hopchain, name) for name in hopchain.__all__}
+    errors = {kind for kind in exported if isinstance(kind, type) and issubclass(kind, ClientError | LocalMisuse)}
+    assert named == {kind.__name__ for kind in errors}
+    assert not issubclass(LocalMisuse, ClientError)
+    assert all(issubclass(kind, HopchainError) for kind in errors)
