@@ -18,7 +18,7 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from chain.errors import RemoteFault
+from chain.errors import LocalMisuse, RemoteFault
 from chain.genesis import Genesis
 from chain.request import NetworkId
 from routing.keyspace import NodeId, node_id_of
@@ -72,11 +72,17 @@ def change_id(raw: bytes) -> bytes:
 
 
 def encode_change(change: Change) -> bytes:
-    """The canonical bytes (AssertionError for fields that have none: check input before)."""
-    assert len(change.network) == len(change.public_key) == _HASH_BYTES
-    assert FIRST_INCARNATION <= change.incarnation <= _U64
-    assert 0 <= change.expires_ms <= _U64
-    assert change.action is ChangeAction.REMOVE or not change.force
+    """The canonical bytes. `LocalMisuse`, also under `python -O`, for a change that has none: cut off or padded it would be another."""
+    for field, raw in (("network", change.network), ("public_key", change.public_key)):
+        if len(raw) != _HASH_BYTES:
+            raise LocalMisuse(f"{field} of a change has {len(raw)} bytes; it must have {_HASH_BYTES}")
+    if not FIRST_INCARNATION <= change.incarnation <= _U64 or not 0 <= change.expires_ms <= _U64:
+        raise LocalMisuse(
+            f"a change with incarnation {change.incarnation} and expires_ms {change.expires_ms}: the first is at least "
+            f"{FIRST_INCARNATION}, the other at least 0, both at most {_U64}"
+        )
+    if change.force and change.action is not ChangeAction.REMOVE:
+        raise LocalMisuse("force is for a removal only")
     return _FORM.pack(
         _TAG,
         change.network,

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chain.errors import RemoteFault
+from chain.errors import LocalMisuse, RemoteFault
 from chain.genesis import Genesis
 from hopchain.change import (
     CHANGE_BYTES,
@@ -80,6 +80,23 @@ def test_wrong_bytes_are_refused(place: int, value: bytes, text: str) -> None:
     raw = encode_change(ADD)
     with pytest.raises(RemoteFault, match=text):
         decode_change_untrusted(raw[:place] + value + raw[place + len(value) :])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("network", bytes(40), "network of a change has 40 bytes; it must have 32"),
+        ("public_key", bytes(40), "public_key of a change has 40 bytes"),
+        ("public_key", bytes(31), "public_key of a change has 31 bytes"),
+        ("incarnation", 0, "incarnation 0"),
+        ("expires_ms", -1, "expires_ms -1"),
+        ("expires_ms", 2**64, "both at most"),
+        ("force", True, "force is for a removal only"),
+    ],
+)
+def test_what_would_be_another_change_is_not_signed(field: str, value: object, text: str) -> None:
+    with pytest.raises(LocalMisuse, match=text):
+        sign_change(msgspec.structs.replace(ADD, **{field: value}), OPERATOR)
 
 
 @given(st.binary(max_size=CHANGE_BYTES + 2) | st.tuples(st.integers(0, CHANGE_BYTES - 1), st.integers(0, 255)))
