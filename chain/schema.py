@@ -10,7 +10,7 @@ Money is written where the disk is written anyway (ADR 21): `postings` and `conf
 order of the log, and are never changed. What is looked for by account is small and apart: `incoming`, the postings to an
 account that it has not taken up, and `threads`, the last posting from a sender that it has. Their rows are integers only (ADR 24): an
 account stands in them as its number, `accounts.id`, which is the `seq` of the link that opened it. The view `transfers`
-puts the rows together as the design has them, `waiting` shows `incoming` under names.
+puts the rows together as design section 2 has them, `waiting` shows `incoming` under names.
 
 While `links_apply` runs, the one row of `applying` names its link; every other trigger asks for it and so refuses
 all rows that are written by hand (and a staged row deleted by hand is just gone). The row can be written only for a link
