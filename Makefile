@@ -1,4 +1,4 @@
-# Two commands for everybody: `make demo` and `make test`. Both need only python3 (3.11 or later) and make.
+# Two commands for everybody: `make demo` and `make test`. Both need python3 (3.11 or later), make and, the first time, a package index.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
