@@ -1,11 +1,11 @@
 """The rules of money (design section 2), as functions of what is given: no disk, no clock, no network.
 
-`form_link` makes the next link of an account on the node that owns its slot:
+`form_link` makes the next link of an account on the node that owns its slot, by the design's steps 2 to 5:
 
-1. the income of the tip is what the tip's checksum says (`check_tip_income`);
-2. the second thread of every posting that is about to be taken up is unbroken (`check_second_thread`);
-3. the oldest unconfirmed postings, at most MAX_CONFIRMED, are taken up: available = balance + taken;
-4. requests are judged one after the other; each gets exactly one outcome.
+2. the income of the tip is what the tip's checksum says (`check_tip_income`);
+3. the second thread of every posting that is about to be taken up is unbroken (`check_second_thread`);
+4. the oldest unconfirmed postings, at most MAX_CONFIRMED, are taken up: available = balance + taken;
+5. requests are judged one after the other; each gets exactly one outcome.
 
 **What a client could see, it can spend**: `unknown_recipient` and `insufficient_funds` are recorded only when the
 caller says that the network was asked (`absent`, `income_complete`). Otherwise `form_link` names what to ask, and
@@ -73,7 +73,7 @@ class Formed(msgspec.Struct, frozen=True, gc=False):
 
 
 def check_tip_income(forming: Forming) -> None:
-    """Step 1: raise `Corruption` unless the postings confirmed by the tip hash to the tip's checksum."""
+    """Step 2: raise `Corruption` unless the postings confirmed by the tip hash to the tip's checksum."""
     found = income_checksum(forming.tip_income)
     if forming.head is not None and found != forming.tip_checksum:
         raise Corruption(
@@ -84,7 +84,7 @@ def check_tip_income(forming: Forming) -> None:
 
 
 def check_second_thread(forming: Forming) -> None:
-    """Step 2: raise `Corruption` for a posting whose link does not re-hash to its hash, or that does not go on where the
+    """Step 3: raise `Corruption` for a posting whose link does not re-hash to its hash, or that does not go on where the
     thread of confirmed postings of its stream ends (an earlier one unconfirmed, or this or a later one used before)."""
     waiting: set[PostingHash] = set()
     headers_checked: set[LinkHash] = set()
@@ -109,7 +109,7 @@ def check_second_thread(forming: Forming) -> None:
 
 
 def take_up(forming: Forming) -> tuple[int, tuple[PostingHash, ...]]:
-    """Step 3: (available after it, postings taken up), oldest first, while the balance stays within MAX_AMOUNT."""
+    """Step 4: (available after it, postings taken up), oldest first, while the balance stays within MAX_AMOUNT."""
     funds = forming.head.balance if forming.head else 0
     taken: list[PostingHash] = []
     for incoming in forming.incoming[:MAX_CONFIRMED]:
@@ -191,7 +191,7 @@ def _form_opening(network: NetworkId, queue: Sequence[Queued], epoch: int, now_m
 
 
 class _Judge:
-    """Step 4: hears requests one after the other against the funds that are left."""
+    """Step 5: hears requests one after the other against the funds that are left."""
 
     def __init__(
         self,

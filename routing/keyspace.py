@@ -1,7 +1,7 @@
 """Kademlia's key space: 160-bit ids and keys, and the XOR distance between them (Kademlia 2.1).
 
 A node's id is the first 160 bits of SHA-256(raw public key); the route key of a slot is the first 160 bits of the slot,
-which is a SHA-256 hash already (design sections 1 and 4). So ids and keys are spread evenly and nobody chooses them freely.
+which is a SHA-256 hash already (design section 1). So ids and keys are spread evenly and nobody chooses them freely.
 """
 
 import hashlib
