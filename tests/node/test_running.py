@@ -4,9 +4,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import trio
+import trio.testing
 
-from hopchain.wire import AskBalance, AskDigest, AskStatus, Call, CallBody, NotFound
+from hopchain.wire import AskBalance, AskDigest, AskStatus, Call, CallBody, NotFound, Submit
+from node import driver as driver_module
 from node.running import RunningNode
+from tests.node.test_driver import Rig
 
 JUST_READ = ["read", "reply"]
 
@@ -46,3 +50,22 @@ async def test_the_replica_is_read_when_it_has_what_clients_were_told(question: 
     node = SimpleNamespace(driver=driver, _serving=SimpleNamespace(answer=answer))
     await RunningNode._on_call(cast(Any, node), cast(Any, SimpleNamespace(number=1)), Call(1, question), 10)
     assert journal == expected
+
+
+async def test_a_request_counts_with_its_bytes_in_the_inbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients are not read while the requests that wait for a turn are as large as the inbox may be, however few they are."""
+    monkeypatch.setattr(driver_module, "INBOX_BYTES", 1000)
+    driver = Rig().driver
+    node = cast(Any, SimpleNamespace(driver=driver))
+
+    async def call(number: int) -> None:
+        session = cast(Any, SimpleNamespace(number=number))
+        await RunningNode._on_call(node, session, Call(1, Submit(bytes(600), bytes(64), 1000)), 700)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(call, number)
+        for waiting in (2, 2, 0):
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(driver._inbox) == waiting
+            await driver.turn()
