@@ -1,0 +1,116 @@
+"""What is kept for others has a bound, and giving up what is above it costs a message or a wait, never an outcome."""
+
+import pytest
+
+from hopchain.wire import NotStarted, Recorded
+from node import owner
+from node.messages import Declined, Forward, Item, SlotName
+from node.turn import FromPeer
+from routing.keyspace import NodeId
+from tests.node.watch import Call
+from tests.node.world import World
+
+
+def codes(calls: list[Call]) -> list[str]:
+    """Of the requests that were not started."""
+    return [call.answer.code for call in calls if isinstance(call.answer, NotStarted)]
+
+
+# --- the queues of an owner -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bound", ["MAX_QUEUED", "MAX_QUEUE_BYTES", "MAX_QUEUED_BYTES"])
+def test_a_full_queue_says_busy_and_is_empty_again_when_they_are_decided(
+    bound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there is room for, three, are executed each time; those of all accounts count together."""
+    world = World(1, 1, 1)
+    world.open_funded(alice=1000, bob=1000)
+    of_all = bound != "MAX_QUEUE_BYTES"
+    for _ in range(3):
+        payers = ("alice", "bob") * 4 if of_all else ("alice",) * 8
+        requests = [world.pay_request(payer, "mint", 1) for payer in payers]
+        size = max(len(signed.raw) for signed in requests)
+        monkeypatch.setattr(owner, bound, 3 * size if bound.endswith("BYTES") else 3)
+        calls = [world.submit(world.ids[0], signed) for signed in requests]
+        assert world.run_until_answered(calls, 10)
+        assert codes(calls) == ["busy"] * 5
+        assert sum(isinstance(call.answer, Recorded) for call in calls) == 3
+
+
+# --- requests that come too late ------------------------------------------------------------------------------------
+
+
+def late(world: World) -> tuple[NodeId, NodeId, SlotName]:
+    """A node that does not make alice's next link, another one, and a slot of alice that is taken."""
+    old = world.watch.accounts["alice"].links[-1]
+    world.settle(world.ids[0], world.pay_request("alice", "bob", 1))
+    world.run(1)
+    node, other = [n for n in world.ids if n != world.group("alice")[0]][:2]
+    return node, other, SlotName(old.hash, "alice", old.height + 1)
+
+
+def chased(world: World, node: NodeId, other: NodeId, at: SlotName, signed: list) -> list[bytes]:  # type: ignore[type-arg]
+    """Which of these requests, one after the other handed to `node` for a slot that is taken, it sends after the tail."""
+    sent: list[bytes] = []
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if source == node and isinstance(message, Forward):
+            sent.extend(item.raw for item in message.items)
+        return isinstance(message, Forward)
+
+    world.lose = lose
+    for one in signed:
+        world.deliver(node, FromPeer(other, Forward(at, (Item(one.raw, one.signature, other),), takeover=False)))
+        world.run(0.01)
+    world.lose = lambda source, target, message: False
+    return sent
+
+
+def test_a_request_that_comes_too_late_follows_each_tail_once() -> None:
+    """However many copies of it come: two nodes that each send it after the other would never end."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    node, other, at = late(world)
+    signed = world.pay_request("alice", "bob", 5)
+    assert chased(world, node, other, at, [signed] * 3) == [signed.raw]
+    node, other, _ = late(world)
+    assert len(chased(world, node, other, at, [signed] * 3)) <= 1
+
+
+def test_what_is_remembered_of_late_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest is forgotten, and would be sent after the tail once more."""
+    monkeypatch.setattr(owner, "MAX_CHASED", 2)
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    node, other, at = late(world)
+    first, second, third = (world.pay_request("alice", "bob", 5) for _ in range(3))
+    late_ones = [first, second, third, second, third, first]
+    expected = [one.raw for one in (first, second, third, first)]
+    assert chased(world, node, other, at, late_ones) == expected
+
+
+def test_of_two_nodes_that_hold_a_request_neither_says_that_it_dropped_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway would tell its client that nothing happened, and the other one may still execute it (design R13). Who is the only
+    one that holds it says so."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    maker, standby, gateway = world.group("alice")
+    link = world.watch.accounts["alice"].links[-1]
+    signed = world.pay_request("alice", "bob", 1)
+    said: list[tuple[NodeId, NodeId]] = []
+
+    def note(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, Declined):
+            said.append((source, target))
+        return False
+
+    world.lose = note
+    monkeypatch.setattr(owner, "MAX_QUEUE", 0)
+    at, items = SlotName(link.hash, "alice", link.height + 1), (Item(signed.raw, signed.signature, gateway),)
+    world.deliver(standby, FromPeer(gateway, Forward(at, items, takeover=True)))  # the gateway does not reach the owner
+    world.run(1)
+    assert said == []
+    world.deliver(maker, FromPeer(gateway, Forward(at, items, takeover=False)))
+    world.run(1)
+    assert said == [(maker, gateway)]
