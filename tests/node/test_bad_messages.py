@@ -16,11 +16,12 @@ from node.messages import (
     Moved,
     Prepare,
     Promise,
+    Refuse,
     SlotAnswer,
     SlotName,
     ViewPrepare,
 )
-from node.paxos import MAX_BALLOT, Ballot
+from node.paxos import MAX_BALLOT, MAX_ROUND, Ballot
 from node.turn import FromPeer
 from routing.keyspace import NodeId
 from tests.node.world import World
@@ -135,7 +136,7 @@ def test_a_bad_message_is_counted_and_changes_nothing(world: World, name: str) -
     assert isinstance(world.pay("alice", "bob", 1, at=target), Recorded)
 
 
-def test_a_bad_promise_does_not_end_the_ballot(world: World) -> None:
+def test_a_bad_promise_or_refusal_does_not_end_the_ballot(world: World) -> None:
     group = world.group("alice")
     world.crash(group[0])
     call = world.submit(group[1], world.pay_request("alice", "bob", 1))
@@ -149,15 +150,21 @@ def test_a_bad_promise_does_not_end_the_ballot(world: World) -> None:
     world.lose = keep
     assert world.run_until(lambda: bool(asked), 5)
     slot, ballot = asked[0].at.slot, asked[0].ballot
-    bad = [
+    bad: list[Message] = [
         Promise(slot, ballot, ballot, GARBAGE),
         Promise(slot, ballot, ballot, None),
         Promise(slot, ballot, None, b"x"),
+        Promise(slot, ballot, Ballot(1, 0, group[0]), misplaced_link(world)),
+        Promise(slot, ballot, Ballot(1, 0, group[0]), next_link(world).raw),
+        Refuse(slot, ballot, Ballot(1, MAX_ROUND, group[2])),
     ]
-    for promise in bad:
-        world.deliver(group[1], FromPeer(group[2], promise))
+    not_of_this_ballot = Refuse(slot, Ballot(1, ballot.round + 1, group[1]), Ballot(1, ballot.round + 2, group[2]))
+    world.deliver(group[1], FromPeer(group[2], not_of_this_ballot))
+    for message in bad:
+        world.deliver(group[1], FromPeer(group[2], message))
     world.run(0.01)
     assert faults(world, group[1]) == len(bad)
+    assert world.core(group[1]).counters["ballots_refused"] == 0
     world.heal()
     assert world.run_until_answered([call], 10)
     assert isinstance(call.answer, Recorded)
