@@ -1,10 +1,12 @@
 """Messages that break the rules, from a member: counted, and without effect on the chain, the votes and the queues."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from chain.link import Link, Slot, build_link
+from chain.request import NetworkId
 from hopchain.wire import Recorded
 from node.messages import (
     Accept,
@@ -78,6 +80,15 @@ def next_link(world: World) -> Link:
     return build_link(world.network, "alice", at(world).height, Slot(bytes(32)), 0, 1, 1, [], [])
 
 
+def almost_next(world: World, **other: Any) -> bytes:
+    """A link for alice's next slot, but for one field."""
+    there = at(world)
+    fields = {"network": world.network, "account": "alice", "height": there.height, "prev_hash": there.slot} | other
+    return build_link(
+        fields["network"], fields["account"], fields["height"], fields["prev_hash"], 1000, 1, 1, [], []
+    ).raw
+
+
 def opening_link(world: World) -> Link:
     """Link 0 of an account, in a slot that is no account's."""
     return build_link(world.network, "zed", 0, Slot(bytes(32)), 0, 1, 1, [], [])
@@ -97,6 +108,16 @@ BAD: dict[str, Callable[[World, NodeId], Message]] = {
     "accept: garbage": lambda w, n: Accept(at(w), ballot(w, n), GARBAGE),
     "accept: link of another slot": lambda w, n: Accept(at(w), ballot(w, n), misplaced_link(w)),
     "accept: link of another account": lambda w, n: Accept(at(w, "bob"), ballot(w, n), misplaced_link(w)),
+    "accept: only the network is another one": lambda w, n: Accept(
+        at(w), ballot(w, n), almost_next(w, network=NetworkId(bytes(32)))
+    ),
+    "accept: only the account is another one": lambda w, n: Accept(at(w), ballot(w, n), almost_next(w, account="bob")),
+    "accept: only the height is another one": lambda w, n: Accept(
+        at(w), ballot(w, n), almost_next(w, height=at(w).height + 1)
+    ),
+    "accept: only the slot is another one": lambda w, n: Accept(
+        at(w), ballot(w, n), almost_next(w, prev_hash=Slot(bytes(32)))
+    ),
     "accept: a slot that is not the account's next": lambda w, n: Accept(
         SlotName(bytes(32), "alice", at(w).height), ballot(w, n), next_link(w).raw
     ),
