@@ -1,12 +1,18 @@
 """What is kept for others has a bound, and giving up what is above it costs a message or a wait, never an outcome."""
 
+from collections import Counter
+
 import pytest
 
+from chain.link import Outcome
+from chain.request import MAX_REQUEST_BYTES, Posting
 from hopchain.wire import NotStarted, Recorded
 from node import owner
-from node.messages import Declined, Forward, Item, SlotName
+from node.messages import AskSlot, Declined, Forward, Item, SlotName
+from node.owner import NO_GATEWAY, LookedUp, item_batches
 from node.turn import FromPeer
 from routing.keyspace import NodeId
+from tests.node.test_same_turn import payment
 from tests.node.watch import Call
 from tests.node.world import World
 
@@ -114,3 +120,50 @@ def test_of_two_nodes_that_hold_a_request_neither_says_that_it_dropped_it(monkey
     world.deliver(maker, FromPeer(gateway, Forward(at, items, takeover=False)))
     world.run(1)
     assert said == [(maker, gateway)]
+
+
+# --- what is asked of others ----------------------------------------------------------------------------------------
+
+
+def test_a_payment_to_many_unknown_names_asks_for_a_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the next ones when the answers are here; all of them are asked for in the end."""
+    monkeypatch.setattr(owner, "MAX_NAMES_ASKED", 2)
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    maker, other, _ = world.group("alice")
+    names = [f"nobody-{number}" for number in range(5)]
+    asked: list[tuple[float, str]] = []
+
+    def note(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, AskSlot) and (source, target) == (maker, other):
+            asked.append((world.now, message.at.account))
+        return False
+
+    world.lose = note
+    answer = world.ask(maker, world.pay_many_request("alice", [Posting(name, 1) for name in names]))
+    assert isinstance(answer, Recorded) and answer.outcome == Outcome.UNKNOWN_RECIPIENT
+    assert [name for _, name in asked] == names
+    assert sorted(Counter(when for when, _ in asked).values()) == [1, 2, 2]
+
+
+def test_requests_are_handed_over_in_messages_of_a_mebibyte() -> None:
+    """And what is larger than that by itself in one of its own; nothing is left out, and the order is kept."""
+    items = tuple(Item(bytes(size), bytes(64), NO_GATEWAY) for size in (300_000, 400_000, 400_000, 2_000_000, 1, 1))
+    batches = list(item_batches(items))
+    assert [[len(item.raw) for item in batch] for batch in batches] == [
+        [300_000, 400_000],
+        [400_000],
+        [2_000_000],
+        [1, 1],
+    ]
+    assert list(item_batches(())) == []
+
+
+def test_what_is_looked_up_for_one_link_fits_into_it() -> None:
+    """Thousands of small requests are as many as their bytes allow."""
+    looked_up = LookedUp()
+    number = 0
+    while looked_up.add(queued := payment(number)):
+        number += 1
+    assert queued.request_id not in looked_up.ids
+    assert len(looked_up.ids) == number == MAX_REQUEST_BYTES // len(queued.signed.raw)
