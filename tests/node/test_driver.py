@@ -582,3 +582,12 @@ async def test_a_client_with_many_unanswered_calls_is_not_read(
     rig.driver.remove_session(rig.session)
     await trio.testing.wait_all_tasks_blocked()
     assert len(done) == 2
+
+
+async def test_a_call_that_is_larger_than_all_of_one_client_may_be_has_room_when_it_is_the_only_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Else it would wait for ever."""
+    rig = Rig()
+    with trio.fail_after(1):
+        await rig.driver.wait_for_room(Caller(1, 1), CLIENT_BYTES + 1)
