@@ -393,3 +393,25 @@ def test_openings_are_applied_to_names_that_are_free() -> None:
         wrong = build_link(NETWORK, "zoe", 0, values["prev_hash"], values["balance"], 1, 9, link.entries, ())  # type: ignore[arg-type]
         with pytest.raises(Corruption, match=text):
             check_successor(wrong, None, [])
+
+
+def test_an_opening_stands_at_the_beginning_takes_nothing_up_and_pays_nothing() -> None:
+    """Each is wrong in this alone; the balance of the last one is what it was, and less than what it pays."""
+    slot = opening_slot(NETWORK, "zoe")
+    first = form(
+        Forming(None, b"", (), (), 0, 0), opening(NETWORK, "zoe", "CZK", public_key_of("zoe"), nonce_of(1))
+    ).link
+    assert first is not None
+    income = postings(5)[0].posting
+    paid = form(forming(), pay(("bob", 5))).link
+    assert paid is not None and paid.debit == 5
+    later = build_link(NETWORK, "zoe", 1, slot, 0, 1, 9, first.entries, ())
+    richer = build_link(NETWORK, "zoe", 0, slot, 0, 1, 9, first.entries, (income.hash,))
+    payer = build_link(NETWORK, "zoe", 0, slot, 0, 1, 9, paid.entries, ())
+    for link, confirmed, text in (
+        (later, [], "nothing is before it"),
+        (richer, [income], "nothing is before it"),
+        (payer, [], "opens with"),
+    ):
+        with pytest.raises(Corruption, match=text):
+            check_successor(link, None, confirmed)
