@@ -1,0 +1,133 @@
+"""What others said is an answer to the question of then: nothing that was asked for later is judged by it."""
+
+import pytest
+
+from chain.link import Outcome
+from hopchain.wire import NotStarted, Recorded, Refused
+from node import gateway, inquiry
+from node.messages import Accept, AskIncome, AskSlot, Decided, IncomeAnswer, Links, Message, Offer, SlotAnswer
+from node.turn import FromPeer
+from routing.keyspace import NodeId
+from tests.node.world import World
+
+
+def keep_answers(
+    world: World, asker: NodeId, kind: type, others: type | tuple[type, ...] = ()
+) -> dict[NodeId, Message]:
+    """The first answer of each node to `asker`, which does not arrive, nor do later ones and messages of `others` for it."""
+    kept: dict[NodeId, Message] = {}
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        if target == asker and isinstance(message, kind):
+            kept.setdefault(source, message)
+            return True
+        return target == asker and isinstance(message, others)
+
+    world.lose = lose  # type: ignore[assignment]
+    return kept
+
+
+def all_answer(world: World, kept: dict[NodeId, Message]) -> bool:
+    return world.run_until(lambda: len(kept) == 2, 0.5)
+
+
+def test_money_that_came_after_the_question_is_not_missed_by_who_asks_to_spend_it() -> None:
+    """carol's owner asks what she has. The answers are on their way, she is paid elsewhere, sees it and spends it: her second request
+    must not be called insufficient because of what the others said before."""
+    for seed in range(1, 50):
+        world = World(3, 3, seed)
+        world.open_funded(carol=0, bob=0)
+        asker = world.group("carol")[0]
+        if world.group("mint")[0] != asker:
+            break
+    other = world.group("mint")[0]
+    kept = keep_answers(world, asker, IncomeAnswer, (Decided, Offer, Links, Accept))
+    early = world.submit(asker, world.pay_request("carol", "bob", 50))
+    assert all_answer(world, kept)
+    assert isinstance(world.pay("mint", "carol", 100, at=other), Recorded)
+    late = world.submit(asker, world.pay_request("carol", "bob", 60))
+    world.run(0.01)
+    for node, answer in kept.items():
+        world.deliver(asker, FromPeer(node, answer))
+    world.lose = lambda source, target, message: target == asker and isinstance(message, Decided | Offer)
+    assert world.run_until_answered([early, late], 5)
+    assert isinstance(early.answer, Recorded) and early.answer.outcome == Outcome.INSUFFICIENT_FUNDS
+    assert isinstance(late.answer, Recorded) and late.answer.outcome == Outcome.COMPLETED
+
+
+def test_a_name_that_was_absent_is_asked_for_again_for_the_next_link() -> None:
+    """It may have been opened since. Who cannot ask does not know."""
+    for seed in range(1, 50):
+        world = World(3, 3, seed)
+        world.open_funded(alice=100)
+        asker = world.group("alice")[0]
+        kept = keep_answers(world, asker, SlotAnswer)
+        early = world.submit(asker, world.pay_request("alice", "dave", 1))
+        assert all_answer(world, kept)
+        late = world.submit(asker, world.pay_request("alice", "dave", 1))
+        world.run(0.01)
+        for node, answer in kept.items():
+            world.deliver(asker, FromPeer(node, answer))
+        assert world.run_until_answered([early], 1)
+        assert isinstance(early.answer, Recorded) and early.answer.outcome == Outcome.UNKNOWN_RECIPIENT
+        if world.group("alice")[0] == asker:  # it goes on with the same queue
+            break
+    assert world.run_until_answered([late], 10)
+    assert isinstance(late.answer, NotStarted) and late.answer.code == "not_askable"
+
+
+def test_who_is_not_of_the_group_of_a_slot_does_not_count_for_it() -> None:
+    """Nobody has opened zed as far as two other nodes know: they would not know if somebody had."""
+    world = World(5, 3, 1)
+    world.open_funded(bob=0)
+    asker, *_ = group = world.opening_group("zed")
+    others = [node for node in world.ids if node not in group]
+    asked: list[AskSlot] = []
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, AskSlot):
+            asked.append(message)
+        return isinstance(message, AskSlot)
+
+    world.lose = lose
+    call = world.submit(asker, world.pay_request("zed", "bob", 1))
+    world.run(0.01)
+    for node in others:
+        world.deliver(asker, FromPeer(node, SlotAnswer(asked[0].number, False, (), 1)))
+    world.run(1)
+    assert call.answer is None
+    world.heal()
+    assert world.run_until_answered([call], 1)
+    assert isinstance(call.answer, Refused) and call.answer.code == "unknown_sender"
+
+
+def test_income_of_more_senders_than_an_answer_holds_is_not_answered_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it would be taken for all of it."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=10, bob=10, carol=0)
+    for payer in ("alice", "bob"):
+        world.settle(world.ids[0], world.pay_request(payer, "carol", 1))
+    world.run(1)
+    asked, asker = world.ids[:2]
+    answers: list[IncomeAnswer] = []
+
+    def note(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, IncomeAnswer):
+            answers.append(message)
+        return False
+
+    world.lose = note
+    for most, told in ((2, []), (3, [("alice", 1), ("bob", 1), ("carol", 0)])):
+        monkeypatch.setattr(inquiry, "MAX_SENDERS", most)
+        world.deliver(asked, FromPeer(asker, AskIncome(1, "carol", bytes(32), 1)))
+        world.run(0.01)
+        assert [list(answer.senders) for answer in answers] == ([told] if told else [])
+    assert world.core(asked).counters["income_too_wide"] == 1
+
+
+def test_a_slot_of_an_epoch_that_is_not_installed_here_is_not_called_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its group is of a view that this node does not know, and only that group has a say (design R3)."""
+    monkeypatch.setattr(gateway, "birth_epoch", lambda head: 2)
+    world = World(3, 3, 1)
+    answer = world.ask(world.ids[0], world.pay_request("zed", "mint", 1))
+    assert isinstance(answer, NotStarted) and answer.code == "no_majority"
