@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from chain.errors import Corruption
 from chain.link import Link, Slot, build_link
 from chain.request import NetworkId
 from hopchain.wire import Recorded
@@ -83,7 +84,12 @@ def next_link(world: World) -> Link:
 def almost_next(world: World, **other: Any) -> bytes:
     """A link for alice's next slot, but for one field."""
     there = at(world)
-    fields = {"network": world.network, "account": "alice", "height": there.height, "prev_hash": there.slot} | other
+    fields: dict[str, Any] = {
+        "network": world.network,
+        "account": "alice",
+        "height": there.height,
+        "prev_hash": there.slot,
+    } | other
     return build_link(
         fields["network"], fields["account"], fields["height"], fields["prev_hash"], 1000, 1, 1, [], []
     ).raw
@@ -189,3 +195,20 @@ def test_a_bad_promise_or_refusal_does_not_end_the_ballot(world: World) -> None:
     world.heal()
     assert world.run_until_answered([call], 10)
     assert isinstance(call.answer, Recorded)
+
+
+def test_a_second_successor_of_a_link_stops_the_node_and_the_first_one_again_does_not(world: World) -> None:
+    """It must not come to that. If it does, nothing more is built on either of them here."""
+    last = world.watch.accounts["alice"].links[-1]
+    world.settle(world.ids[0], world.pay_request("alice", "bob", 1))
+    world.run(1)
+    first = world.watch.accounts["alice"].links[-1]
+    second = build_link(world.network, "alice", first.height, Slot(last.hash), last.balance, 1, first.time_ms, [], [])
+    node, peer, _ = world.ids
+    before = world.digest(node)
+    world.deliver(node, FromPeer(peer, Decided(first.raw, peer, 160)))
+    world.run(0.01)
+    world.deliver(node, FromPeer(peer, Decided(second.raw, peer, 160)))
+    with pytest.raises(Corruption, match=f"two successors: link {first.height} of alice is {first.hash.hex()} here"):
+        world.run(0.01)
+    assert world.digest(node) == before
