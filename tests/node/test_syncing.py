@@ -27,7 +27,7 @@ from node.messages import (
     SyncPart,
     SyncVote,
 )
-from node.paxos import Ballot
+from node.paxos import MAX_BALLOT, Ballot
 from node.syncing import PART_BYTES
 from node.turn import Effects, FinishSync, FromPeer
 from routing.broadcast import LEAF
@@ -902,6 +902,19 @@ def garbage(world: World) -> SyncVote:
     return SyncVote(SlotName(bytes(32), "alice", 1), Ballot(1, 1, world.ids[0]), b"\x00" * 50)
 
 
+def with_the_last_ballot(world: World) -> SyncVote:
+    """A vote in alice's next slot; nobody could ever propose above it."""
+    last = world.watch.accounts["alice"].links[-1]
+    link = build_link(world.network, "alice", last.height + 1, Slot(last.hash), last.balance, 1, 1, [], [])
+    return SyncVote(SlotName(last.hash, "alice", link.height), Ballot(1, MAX_BALLOT, world.ids[0]), link.raw)
+
+
+def opening_elsewhere(world: World) -> SyncVote:
+    """A vote on link 0 of an account, in a slot that is no account's."""
+    link = build_link(world.network, "zed", 0, Slot(bytes(32)), 0, 1, 1, [], [])
+    return SyncVote(SlotName(bytes(32), "zed", 0), Ballot(1, 1, world.ids[0]), link.raw)
+
+
 FAULTS: dict[str, Callable[[World], dict[str, object]]] = {
     "a part beyond the last": lambda w: {"part": 1},
     "no parts": lambda w: {"parts": 0},
@@ -911,6 +924,8 @@ FAULTS: dict[str, Callable[[World], dict[str, object]]] = {
     "ranges now that are none": lambda w: {"active_now": b"\x01" * 41},
     "a link that is none": lambda w: {"votes": (garbage(w),)},
     "a link of another slot": lambda w: {"votes": (foreign(w),)},
+    "an opening in the slot of another name": lambda w: {"votes": (opening_elsewhere(w),)},
+    "the last ballot": lambda w: {"votes": (with_the_last_ballot(w),)},
 }
 IGNORED: dict[str, Callable[[World], dict[str, object]]] = {
     "never asked for": lambda w: {"number": 12345},
