@@ -591,3 +591,14 @@ async def test_a_call_that_is_larger_than_all_of_one_client_may_be_has_room_when
     rig = Rig()
     with trio.fail_after(1):
         await rig.driver.wait_for_room(Caller(1, 1), CLIENT_BYTES + 1)
+
+
+async def test_the_next_call_of_a_session_does_not_make_its_unanswered_ones_forgotten(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    rig = Rig()
+    await rig.driver.wait_for_room(Caller(1, 1), CLIENT_BYTES)
+    rig.driver.add_session(rig.session)
+    nursery.start_soon(rig.driver.wait_for_room, Caller(1, 2), 1)
+    await trio.testing.wait_all_tasks_blocked()
+    assert list(rig.driver._unanswered[1]) == [1]

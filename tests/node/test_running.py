@@ -9,7 +9,7 @@ import trio.testing
 
 from hopchain.wire import AskBalance, AskDigest, AskStatus, Call, CallBody, NotFound, Submit
 from node import driver as driver_module
-from node.running import RunningNode
+from node.running import MAX_LOOKUPS, RunningNode
 from tests.node.test_driver import Rig
 
 JUST_READ = ["read", "reply"]
@@ -69,3 +69,27 @@ async def test_a_request_counts_with_its_bytes_in_the_inbox(monkeypatch: pytest.
             await trio.testing.wait_all_tasks_blocked()
             assert len(driver._inbox) == waiting
             await driver.turn()
+
+
+async def test_so_many_lookups_are_under_way_and_no_two_of_one_key(nursery: trio.Nursery) -> None:
+    """More would find the same addresses; what was left out is asked for again when it is still not reached."""
+    looked_up: list[bytes] = []
+    found = trio.Event()
+
+    async def look_up(key: bytes) -> None:
+        looked_up.append(key)
+        await found.wait()
+
+    node = cast(Any, SimpleNamespace(driver=Rig().driver, _lookups=set(), _nursery=nursery))
+    node._dht = SimpleNamespace(lookup=look_up)
+    node._lookup = lambda key: RunningNode._lookup(node, key)
+    keys = [bytes([number]) * 20 for number in range(MAX_LOOKUPS + 3)]
+    for key in [keys[0], *keys]:
+        RunningNode._look_up(node, key)
+    await trio.testing.wait_all_tasks_blocked()
+    assert sorted(looked_up) == keys[:MAX_LOOKUPS]
+    found.set()
+    await trio.testing.wait_all_tasks_blocked()
+    RunningNode._look_up(node, keys[-1])
+    await trio.testing.wait_all_tasks_blocked()
+    assert looked_up[-1] == keys[-1]
