@@ -1,5 +1,7 @@
 """Which rows of a file go together in one request: cut in order, remembered, and made again as they were."""
 
+import errno
+import os
 import random
 import shutil
 from pathlib import Path
@@ -10,7 +12,7 @@ from chain.errors import LocalMisuse
 from chain.names import MAX_AMOUNT
 from chain.request import NetworkId
 from cli.batches import Batch, SentBatches
-from cli.output import Output
+from cli.output import CommandFailed, Output
 from cli.paybatches import RunBatches, cut
 from cli.payfile import Payment, payment_key
 from cli.payplan import Plan, Settings
@@ -123,3 +125,22 @@ def test_batches_are_remembered_in_order_with_their_attempts(tmp_path: Path) -> 
         assert known.attempts(["r2"]) == 2
     (path,) = (tmp_path / "bulk").iterdir()
     assert path.read_bytes().count(b"\n") == 3
+
+
+def test_a_batch_that_could_not_be_made_durable_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is one given up whose line was not written: its request could be sent, and its rows be paid by another one later."""
+    batches = SentBatches(tmp_path, "may")
+    sent = Batch("ann", 0, "11", ("r1",))
+    batches.add([sent])
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for act in (lambda: batches.add([Batch("ann", 1, "22", ("r1", "r2"))]), lambda: batches.give_up(sent)):
+        with pytest.raises(CommandFailed, match="make room"):
+            act()
+    assert batches.of == {"r1": sent} and not batches.void
+    assert batches.attempts(["r1"]) == 1

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -26,8 +26,8 @@ from hopchain import (
     wire,
 )
 from hopchain import client as client_module
-from hopchain.calls import Calls, dial
-from hopchain.client import raw_public_key
+from hopchain.calls import Calls, ConnectionLost, dial
+from hopchain.client import _Effort, raw_public_key
 from hopchain.framing import frame
 from tests.hopchain.fake_node import (
     ISSUER_KEY,
@@ -444,6 +444,39 @@ def test_an_answer_about_another_request_is_never_taken_for_this_one(backend: st
         assert len(world.nodes[1].calls) == 1
 
     run(test, backend, 2)
+
+
+def test_that_another_request_was_not_started_says_nothing_of_this_one(backend: str) -> None:
+    async def test(world: World) -> None:
+        other = world.payment(nonce=b"m" * 32)
+        world.nodes[0].fault = only(wire.Submit, NotStarted(other.request_id, "busy", "the queue is full"))
+        async with world.client() as client:
+            await connect(world, client)
+            answer = await client.submit(world.payment(), 0.3)
+        assert isinstance(answer, Unknown) and answer.request_id == world.payment().request_id
+
+    run(test, backend)
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_only_what_was_handed_over_is_in_doubt(backend: str, sent: bool) -> None:
+    """A connection that ended before the request was sent leaves the next node's refusal an answer."""
+
+    class Lost:
+        address = "127.0.0.1:1"
+
+        async def call(self, body: wire.CallBody) -> wire.ReplyBody:
+            raise ConnectionLost("it was closed", sent=sent)
+
+    async def test(world: World) -> None:
+        client, request = world.client(), world.payment()
+        effort = _Effort(request.request_id)
+        deadline = anyio.current_time() + 1
+        assert await client._attempt(cast(Any, Lost()), request, effort, deadline) is None
+        assert (effort.doubt is not None) is sent
+        assert effort.tried == ([] if sent else [("127.0.0.1:1", "it was closed")])
+
+    run(test, backend)
 
 
 def test_nobody_there_is_unreachable_with_what_was_tried(backend: str) -> None:

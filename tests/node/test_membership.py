@@ -695,6 +695,26 @@ def test_only_members_propose_and_only_in_this_epoch(what: str) -> None:
     assert sent == answers.get(what, views)
 
 
+def test_a_guest_does_not_vote_on_a_view() -> None:
+    world = grown(4, 3)
+    (guest,) = world.guests
+    source = world.view.ids[0]
+    sent: list[Message] = []
+
+    def note(sender: NodeId, _: NodeId, message: object) -> bool:
+        if sender == guest and isinstance(message, ViewPromise | ViewAccepted):
+            sent.append(message)
+        return False
+
+    world.lose = note
+    raw = encode_view(next_view(world.watch.views[-1], source))
+    for message in (ViewPrepare(Ballot(1, 9, source)), ViewAccept(Ballot(1, 9, source), raw)):
+        world.deliver(guest, FromPeer(source, message))
+    world.run(0.01)
+    assert sent == []
+    assert world.nodes[guest].conn.execute("SELECT count(*) FROM votes").fetchone() == (0,)
+
+
 def test_who_proposes_a_link_in_an_epoch_that_is_over_gets_the_views_at_once() -> None:
     """R2. Once for all that it sent before it had them."""
     world = grown(4, 3)
