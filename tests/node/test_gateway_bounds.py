@@ -1,0 +1,96 @@
+"""What a gateway keeps for its clients is bounded, and what it says is never more than it knows (design R13)."""
+
+import pytest
+
+from hopchain.wire import NotStarted, Recorded, Refused, Unknown
+from node import gateway
+from node.messages import Declined, Forward
+from node.turn import FromPeer
+from routing.keyspace import NodeId
+from tests.node.watch import Call
+from tests.node.world import World
+
+
+@pytest.fixture
+def world() -> World:
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    return world
+
+
+def handed_to_nobody(world: World, timeout_s: float) -> tuple[NodeId, NodeId, Call]:
+    """A request whose hand-overs are lost: its gateway, the owner, and the call."""
+    owner, gate, _ = world.group("alice")
+    world.lose = lambda source, target, message: isinstance(message, Forward)
+    return gate, owner, world.submit(gate, world.pay_request("alice", "bob", 1), timeout_s)
+
+
+def declined(world: World, gate: NodeId, owner: NodeId, call: Call) -> None:
+    assert call.signed is not None
+    dropped = Declined("alice", (call.signed.request_id,), "busy", "20000 requests wait here")
+    world.deliver(gate, FromPeer(owner, dropped))
+    world.run(0.01)
+
+
+def test_who_dropped_a_request_that_nobody_else_had_is_believed(world: World) -> None:
+    gate, owner, call = handed_to_nobody(world, 10.0)
+    world.run(0.1)
+    declined(world, gate, owner, call)
+    assert isinstance(call.answer, NotStarted) and call.answer.code == "busy"
+
+
+def test_that_one_of_two_dropped_a_request_ends_nothing(world: World) -> None:
+    gate, owner, call = handed_to_nobody(world, 10.0)
+    assert world.run_until(lambda: world.core(gate).counters["jobs_handed_again"] > 0, 8)
+    declined(world, gate, owner, call)
+    assert call.answer is None
+    world.heal()
+    assert world.run_until_answered([call], 10)
+    assert isinstance(call.answer, Recorded)
+
+
+def test_a_request_that_ended_in_doubt_is_not_called_not_started_when_it_comes_again(world: World) -> None:
+    gate, owner, call = handed_to_nobody(world, 0.3)
+    assert world.run_until_answered([call], 1)
+    assert isinstance(call.answer, Unknown)
+    assert call.signed is not None
+    again = world.submit(gate, call.signed, 0.3)
+    world.run(0.1)
+    declined(world, gate, owner, again)
+    assert again.answer is None
+    assert world.run_until_answered([again], 1)
+    assert isinstance(again.answer, Unknown)
+
+
+def test_what_is_in_doubt_is_remembered_within_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest are."""
+    monkeypatch.setattr(gateway, "MAX_DOUBTFUL", 2)
+    calls = []
+    for _ in range(4):
+        gate, _, call = handed_to_nobody(world, 0.1)
+        assert world.run_until_answered([call], 1)
+        calls.append(call)
+    newest = [call.signed.request_id for call in calls[2:] if call.signed is not None]
+    assert list(world.core(gate).gateway._doubtful) == newest
+
+
+def test_so_many_calls_wait_for_one_request(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more is told so, and not that nothing happened."""
+    monkeypatch.setattr(gateway, "MAX_CALLERS", 2)
+    signed = world.pay_request("alice", "bob", 1)
+    calls = [world.submit(world.ids[0], signed) for _ in range(4)]
+    assert world.run_until_answered(calls, 10)
+    assert [type(call.answer) for call in calls] == [Recorded, Recorded, Unknown, Unknown]
+
+
+def test_no_client_waits_for_longer_than_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "MAX_TIMEOUT_MS", 500)
+    _, _, call = handed_to_nobody(world, 10_000.0)
+    world.run(0.4)
+    assert call.answer is None
+    assert world.run_until_answered([call], 0.2)
+
+
+def test_a_request_that_is_pinned_to_a_tip_of_another_account_is_refused_and_not_called_stale(world: World) -> None:
+    answer = world.pay("alice", "bob", 1, at=world.ids[0], tip=world.tip(world.ids[0], "bob"))
+    assert isinstance(answer, Refused) and answer.code == "unknown_tip"
