@@ -26,8 +26,8 @@ from hopchain import (
     wire,
 )
 from hopchain import client as client_module
-from hopchain.calls import Calls, ConnectionLost, dial
-from hopchain.client import _Effort, raw_public_key
+from hopchain.calls import Address, Calls, ConnectionLost, dial
+from hopchain.client import _Effort, _Node, raw_public_key
 from hopchain.framing import frame
 from tests.hopchain.fake_node import (
     ISSUER_KEY,
@@ -454,6 +454,97 @@ def test_that_another_request_was_not_started_says_nothing_of_this_one(backend: 
             await connect(world, client)
             answer = await client.submit(world.payment(), 0.3)
         assert isinstance(answer, Unknown) and answer.request_id == world.payment().request_id
+
+    run(test, backend)
+
+
+def test_a_node_that_says_the_same_page_for_ever_does_not_hold_its_client_for_ever(backend: str) -> None:
+    async def test(world: World) -> None:
+        page = replaced(world.ledger.list_accounts(wire.AskAccounts("", 10), 10), more=True)
+        views = wire.Members(9, tuple(wire.ViewLine(epoch, bytes(32), 0, b"", ()) for epoch in (1, 2)))
+        answers = {wire.AskAccounts: page, wire.AskMembers: views}
+        world.nodes[0].fault = lambda call: answers.get(type(call))
+        async with world.client() as client:
+            with anyio.fail_after(5):
+                assert {line.name for line in await client.all_accounts()} == {line.name for line in page.accounts}
+                assert await client.all_views() == list(views.views)
+
+    run(test, backend)
+
+
+def test_a_node_that_failed_rests_before_it_is_dialled_beside_the_requests(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            await connect(world, client)
+            down = client._nodes[client._addresses[1]]
+            assert down.connection is not None
+            down.connection.lose("its cable is cut")
+            await anyio.wait_all_tasks_blocked()
+            assert down.failing
+            dials, down.rest_until = down.dials, anyio.current_time() + 60
+            assert isinstance(await client.submit(world.payment()), Recorded)
+            await anyio.wait_all_tasks_blocked()
+            assert down.dials == dials and not down.reviving
+            down.rest_until = anyio.current_time()
+            assert isinstance(await client.submit(world.payment()), Recorded)
+            with anyio.fail_after(5):
+                while down.failing:
+                    await anyio.wait_all_tasks_blocked()
+            assert down.dials == dials + 1
+            assert down.failures == 0, "the next rest is short again"
+
+    run(test, backend, 2)
+
+
+def test_a_node_that_fails_again_and_again_is_still_tried_every_two_seconds(backend: str) -> None:
+    async def test(world: World) -> None:
+        node = _Node(Address("127.0.0.1", 1))
+        rests = []
+        for _ in range(30):
+            node.failed()
+            rests.append(node.rest_until - anyio.current_time())
+        assert rests[0] < rests[1] < rests[2] and max(rests) <= client_module.LONGEST_REST_S
+
+    run(test, backend)
+
+
+def test_a_node_is_given_less_time_than_there_is_so_that_its_own_answer_arrives(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            assert isinstance(await client.submit(world.payment(), 10.0), Recorded)
+        (call,) = world.nodes[0].calls
+        assert isinstance(call, wire.Submit) and 1000 < call.timeout_ms <= 9000
+
+    run(test, backend)
+
+
+def test_the_pauses_between_rounds_over_all_nodes_do_not_grow_without_an_end(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, last = 0.013, 0.026  # which nothing else sleeps
+    monkeypatch.setattr(client_module, "FIRST_PAUSE_S", first)
+    monkeypatch.setattr(client_module, "LAST_PAUSE_S", last)
+    slept: list[float] = []
+    sleep = anyio.sleep
+
+    async def note(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(seconds)
+
+    monkeypatch.setattr(anyio, "sleep", note)
+
+    async def test(world: World) -> None:
+        request = world.payment()
+        world.nodes[0].fault = only(wire.Submit, NotStarted(request.request_id, "busy", "the queue is full"))
+        async with world.client() as client:
+            await connect(world, client)
+            with anyio.move_on_after(5):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(client.submit, request, 60.0)
+                    while slept.count(last) < 3 and 2 * last not in slept:
+                        await sleep(0.01)
+                    tasks.cancel_scope.cancel()
+        assert [slept.count(first), slept.count(2 * last)] == [1, 0] and slept.count(last) >= 3
 
     run(test, backend)
 
