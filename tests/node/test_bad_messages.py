@@ -17,6 +17,7 @@ from node.messages import (
     Links,
     Message,
     Moved,
+    NotOwner,
     Prepare,
     Promise,
     Refuse,
@@ -140,6 +141,7 @@ BAD: dict[str, Callable[[World, NodeId], Message]] = {
     "accept: the ballot of another node": lambda w, n: Accept(at(w), ballot(w, other(w, n)), next_link(w).raw),
     "view prepare: the ballot of another node": lambda w, n: ViewPrepare(ballot(w, other(w, n))),
     "prepare: the last round": lambda w, n: Prepare(at(w), Ballot(1, MAX_BALLOT, n)),
+    "not owner: nobody is named": lambda w, n: NotOwner(at(w), (), 1, ()),
     "forward: garbage": lambda w, n: Forward(at(w), (Item(GARBAGE, bytes(64), n),), True),
     "forward: a request of another account": lambda w, n: Forward(
         at(w), (Item(w.pay_request("bob", "alice", 1).raw, bytes(64), n),), True

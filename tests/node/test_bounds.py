@@ -1,6 +1,7 @@
 """What is kept for others has a bound, and giving up what is above it costs a message or a wait, never an outcome."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -8,8 +9,9 @@ from chain.link import Outcome
 from chain.request import MAX_REQUEST_BYTES, Posting
 from hopchain.wire import NotStarted, Recorded
 from node import owner
-from node.messages import AskSlot, Declined, Forward, Item, SlotName
+from node.messages import Accept, AskSlot, Declined, Forward, Item, Prepare, Refuse, SlotName
 from node.owner import NO_GATEWAY, LookedUp, item_batches
+from node.paxos import Ballot
 from node.turn import FromPeer
 from routing.keyspace import NodeId
 from tests.node.test_same_turn import payment
@@ -167,3 +169,30 @@ def test_what_is_looked_up_for_one_link_fits_into_it() -> None:
         number += 1
     assert queued.request_id not in looked_up.ids
     assert len(looked_up.ids) == number == MAX_REQUEST_BYTES // len(queued.signed.raw)
+
+
+# --- pauses ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_pauses_of_a_proposer_do_not_grow_without_an_end(refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither when nobody answers nor when all refuse: an account must not wait for long after the network is well again."""
+    monkeypatch.setattr(owner, "MAX_BACKOFF_S", 0.2)
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    maker, other, _ = world.group("alice")
+    tries: list[float] = []
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, Accept | Prepare) and (source, target) == (maker, other):
+            tries.append(world.now)
+            if refused:
+                higher = Ballot(1, message.ballot.round + 1, other)
+                world.deliver(maker, FromPeer(other, Refuse(message.at.slot, message.ballot, higher)))
+        return isinstance(message, Accept | Prepare)
+
+    world.lose = lose
+    world.submit(maker, world.pay_request("alice", "bob", 1), 60.0)
+    world.run(20)
+    pauses = [after - before for before, after in pairwise(tries)]
+    assert pauses[0] < max(pauses) <= 0.22

@@ -41,7 +41,7 @@ from routing.errors import RoutingFault
 from routing.keyspace import NodeId
 from routing.regions import group_ranges
 from routing.view import View, encode_view, member_of, with_member, without_member
-from tests.node.world import AT_VOTE, Doom, Faults, World, key_of, public
+from tests.node.world import AT_VOTE, Asked, Doom, Faults, World, key_of, public
 
 ADD, REMOVE = ChangeAction.ADD, ChangeAction.REMOVE
 
@@ -768,6 +768,47 @@ def test_a_bad_promise_does_not_end_the_ballot_or_the_node(name: str) -> None:
     assert sum(n for c, n in world.core(target).counters.items() if c.startswith("peer_fault")) == 1
     world.heal()
     changed(world.answer_of(change), 2, member=True)
+
+
+def asking(world: World, target: NodeId) -> tuple[Asked, ViewPrepare]:
+    """A change that was asked of `target`, and the ballot for it, which nobody hears of."""
+    asked: list[ViewPrepare] = []
+
+    def keep(_: NodeId, __: NodeId, message: object) -> bool:
+        if isinstance(message, ViewPrepare):
+            asked.append(message)
+        return isinstance(message, ViewPrepare)
+
+    world.lose = keep
+    change = world.change(target, ADD, world.guests[0])
+    assert world.run_until(lambda: bool(asked), 5)
+    return change, asked[0]
+
+
+def test_a_refusal_of_another_ballot_does_not_end_this_one() -> None:
+    world = grown(4, 3)
+    target, source, _ = world.view.ids
+    change, prepare = asking(world, target)
+    ballots = world.core(target).counters["view_ballots"]
+    other = Ballot(1, prepare.ballot.round + 1, target)
+    world.deliver(target, FromPeer(source, ViewRefuse(other, Ballot(1, other.round, source))))
+    world.run(1.0)
+    assert world.core(target).counters["view_ballots"] == ballots == 1
+    world.heal()
+    changed(world.answer_of(change), 2, member=True)
+
+
+def test_the_view_of_now_is_no_next_view_though_it_was_found_good_before() -> None:
+    world = grown(4, 3)
+    target, source, _ = world.view.ids
+    changed(world.add(source, world.guests[0]), 2, member=True)
+    world.run(1.0)
+    raw = encode_view(world.watch.views[-1])
+    before = world.nodes[target].conn.execute("SELECT * FROM votes WHERE account = ''").fetchall()
+    world.deliver(target, FromPeer(source, ViewAccept(Ballot(2, 9, source), raw)))
+    world.run(0.01)
+    assert world.nodes[target].conn.execute("SELECT * FROM votes WHERE account = ''").fetchall() == before
+    assert sum(n for c, n in world.core(target).counters.items() if c.startswith("peer_fault")) == 1
 
 
 @pytest.mark.parametrize("kind", [ViewPrepare, ViewRefuse])
