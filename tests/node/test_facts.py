@@ -163,3 +163,30 @@ def test_the_number_of_the_own_log_is_durable_before_it_is_told() -> None:
     named = {node: [e for n, e in world.first if n == node and CursorRow in map(type, e.writes)] for node in world.ids}
     for node, (effects, *_) in named.items():
         assert [write.peer for write in effects.persist if isinstance(write, CursorRow)] == [node]
+
+
+def test_a_log_counts_as_read_no_earlier_than_its_links_are_durable() -> None:
+    """Who dies between the two commits of the turn that reads to the end of a log has read less, and says so (R8)."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging = next(node for node in world.ids if node != world.group("alice")[0])
+    other = next(node for node in world.ids if node != lagging)
+    conn = world.nodes[lagging].conn
+    world.run(8)
+    (before,) = conn.execute("SELECT count(*) FROM links").fetchone()
+    assert (before,) == conn.execute("SELECT max(seq) FROM cursors WHERE peer <> ?", (lagging,)).fetchone()
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        puller = world.core(lagging).replica._puller if target == lagging else None
+        if isinstance(message, Links) and puller is not None and puller.peer == source and puller.asked:
+            world.doom(lagging, Doom.BEFORE_LINKS)
+        return target == lagging and isinstance(message, Decided | Accept | Prepare)
+
+    world.lose = lambda source, target, message: target == lagging
+    for _ in range(3):
+        world.settle(other, world.pay_request("alice", "bob", 1))
+    world.lose = lose
+    assert world.run_until(lambda: world.nodes[lagging].core is None, 10)
+    (links,) = conn.execute("SELECT count(*) FROM links").fetchone()
+    (read,) = conn.execute("SELECT max(seq) FROM cursors WHERE peer <> ?", (lagging,)).fetchone()
+    assert read <= links < before + 3
