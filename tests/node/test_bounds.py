@@ -8,10 +8,11 @@ import pytest
 from chain.link import Outcome
 from chain.request import MAX_REQUEST_BYTES, Posting
 from hopchain.wire import NotStarted, Recorded
-from node import owner
-from node.messages import Accept, AskSlot, Declined, Forward, Item, Prepare, Refuse, SlotName
+from node import owner, replica
+from node.messages import Accept, AskSlot, Decided, Declined, Forward, Item, Offer, Prepare, Refuse, SlotName, Want
 from node.owner import NO_GATEWAY, LookedUp, item_batches
 from node.paxos import Ballot
+from node.replica import batches
 from node.turn import FromPeer
 from routing.keyspace import NodeId
 from tests.node.test_same_turn import payment
@@ -151,8 +152,7 @@ def test_a_payment_to_many_unknown_names_asks_for_a_few_at_once(monkeypatch: pyt
 def test_requests_are_handed_over_in_messages_of_a_mebibyte() -> None:
     """And what is larger than that by itself in one of its own; nothing is left out, and the order is kept."""
     items = tuple(Item(bytes(size), bytes(64), NO_GATEWAY) for size in (300_000, 400_000, 400_000, 2_000_000, 1, 1))
-    batches = list(item_batches(items))
-    assert [[len(item.raw) for item in batch] for batch in batches] == [
+    assert [[len(item.raw) for item in batch] for batch in item_batches(items)] == [
         [300_000, 400_000],
         [400_000],
         [2_000_000],
@@ -196,3 +196,70 @@ def test_the_pauses_of_a_proposer_do_not_grow_without_an_end(refused: bool, monk
     world.run(20)
     pauses = [after - before for before, after in pairwise(tries)]
     assert pauses[0] < max(pauses) <= 0.22
+
+
+# --- messages that come before what they stand on -------------------------------------------------------------------
+
+
+def test_messages_that_wait_for_a_chain_are_bounded_and_make_room_when_it_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica, "MAX_EARLY", 2)
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging = next(node for node in world.ids if node != world.group("alice")[0])
+    other = next(node for node in world.ids if node != lagging)
+    for _ in range(3):
+        world.lose = lambda source, target, message: target == lagging
+        world.settle(other, world.pay_request("alice", "bob", 1))
+        world.run(0.5)
+        dropped = world.core(lagging).counters["messages_dropped"]
+        last = world.watch.accounts["alice"].links[-1]
+        at = SlotName(last.hash, "alice", last.height + 1)
+        for number in range(5):
+            world.deliver(lagging, FromPeer(other, Prepare(at, Ballot(1, number + 1, other))))
+        world.run(0.01)
+        assert world.core(lagging).counters["messages_dropped"] == dropped + 3
+        world.heal()
+        assert world.run_until(lambda last=last: world.tip(lagging, "alice") == last.hash, 5)
+        world.run(3)
+
+
+def test_no_message_asks_for_more_postings_than_its_bound_and_all_come_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A link that confirms thousands of them waits for as many."""
+    monkeypatch.setattr(replica, "WANT_BATCH", 2)
+    world = World(3, 3, 1)
+    world.open_funded(alice=0, bob=0, carol=100)
+    lagging = next(node for node in world.ids if node != world.group("alice")[0])
+    other = next(node for node in world.ids if node != lagging)
+    wanted: list[int] = []
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if source == lagging and isinstance(message, Want) and message.postings:
+            wanted.append(len(message.postings))
+        return target == lagging and (isinstance(message, Offer) or not told)
+
+    world.lose, told = lose, False
+    for payer in ("mint", "carol") * 3:
+        world.settle(other, world.pay_request(payer, "alice", 1))
+    world.settle(other, world.pay_request("alice", "bob", 6))
+    last = world.watch.accounts["alice"].links[-1]
+    assert len(last.confirmed) == 6
+    told = True
+    world.deliver(lagging, FromPeer(other, Decided(last.raw, other, 160)))
+    assert world.run_until(lambda: world.tip(lagging, "alice") == last.hash, 10)
+    assert wanted and max(wanted) == 2
+
+
+def test_links_are_sent_in_messages_of_a_mebibyte() -> None:
+    """And what is larger than that by itself in one of its own; nothing is left out, and the order is kept."""
+    links = [bytes(size) for size in (400_000, 600_000, 100_000, 2_000_000, 1, 1)]
+    assert [[len(raw) for raw in batch] for batch in batches(links)] == [
+        [400_000, 600_000],
+        [100_000],
+        [2_000_000],
+        [1, 1],
+    ]
+    assert list(batches([])) == []

@@ -293,6 +293,7 @@ def test_what_a_log_holds_and_this_node_voted_for_is_decided_and_need_not_be_sen
     world.lose = lambda source, target, message: False
     world.run(5.0)
     world.assert_equal_replicas()
+    assert not world.core(lagging).replica._offered, "what a log was found to hold is kept for its turn"
 
 
 def test_a_vote_of_the_turn_that_brings_the_log_is_not_taken_from_it_because_its_rows_are_not_loaded() -> None:
