@@ -214,3 +214,19 @@ def test_a_second_successor_of_a_link_stops_the_node_and_the_first_one_again_doe
     with pytest.raises(Corruption, match=f"two successors: link {first.height} of alice is {first.hash.hex()} here"):
         world.run(0.01)
     assert world.digest(node) == before
+
+
+@pytest.mark.parametrize("field", ["balance", "time"])
+def test_a_decided_link_that_does_not_follow_from_what_is_here_stops_the_node(world: World, field: str) -> None:
+    """This replica is damaged, or the one that decided it: nothing of it is kept (design R11)."""
+    last = world.watch.accounts["alice"].links[-1]
+    wrong = {"balance": 1001, "time": last.time_ms + 1} if field == "balance" else {"balance": 0, "time": 1}
+    link = build_link(
+        world.network, "alice", last.height + 1, Slot(last.hash), wrong["balance"], 1, wrong["time"], [], []
+    )
+    node, peer, _ = world.ids
+    before = world.digest(node)
+    world.deliver(node, FromPeer(peer, Decided(link.raw, peer, 160)))
+    with pytest.raises(Corruption, match="cannot be applied: its"):
+        world.run(0.01)
+    assert world.digest(node) == before

@@ -2,10 +2,11 @@
 
 import pytest
 
-from hopchain.wire import NotStarted, Recorded, Refused, Unknown
+from chain.needs import load
+from hopchain.wire import NotStarted, Recorded, Refused, Submit, Unknown
 from node import gateway
 from node.messages import Declined, Forward
-from node.turn import FromPeer
+from node.turn import Caller, ClientSubmit, FromPeer
 from routing.keyspace import NodeId
 from tests.node.watch import Call
 from tests.node.world import World
@@ -94,3 +95,12 @@ def test_no_client_waits_for_longer_than_a_bound(world: World, monkeypatch: pyte
 def test_a_request_that_is_pinned_to_a_tip_of_another_account_is_refused_and_not_called_stale(world: World) -> None:
     answer = world.pay("alice", "bob", 1, at=world.ids[0], tip=world.tip(world.ids[0], "bob"))
     assert isinstance(answer, Refused) and answer.code == "unknown_tip"
+
+
+def test_a_request_that_comes_again_after_its_time_is_not_asked_about_once_more(world: World) -> None:
+    """A chain that grows as fast as it is read would keep its client waiting for ever."""
+    node, submit = world.nodes[world.ids[0]], world.pay_request("zed", "bob", 1)
+    core, now = world.core(node.id), world._clock(node)
+    event = ClientSubmit(Caller(7, 1), Submit(submit.raw, submit.signature, 1000), until=now.mono)
+    (answer,) = core.step(load(node.conn, core.needs([event], now)), now).answers
+    assert isinstance(answer.body, NotStarted) and answer.body.code == "too_busy"
