@@ -4,10 +4,11 @@ import pytest
 
 from chain.link import Outcome
 from chain.rows import Applied, ViewRow, VoteRow
-from chain.store import CursorRow
+from chain.store import CursorRow, commit
 from hopchain.change import ChangeAction
 from hopchain.wire import Recorded
 from node.messages import Accept, Accepted, Decided, Forward, Links, Offer, Ping, Pong, Prepare, Promise, Views
+from node.replica import log_name
 from node.turn import Effects, FromPeer
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId
@@ -190,3 +191,24 @@ def test_a_log_counts_as_read_no_earlier_than_its_links_are_durable() -> None:
     (links,) = conn.execute("SELECT count(*) FROM links").fetchone()
     (read,) = conn.execute("SELECT max(seq) FROM cursors WHERE peer <> ?", (lagging,)).fetchone()
     assert read <= links < before + 3
+
+
+def test_a_log_that_was_taken_for_read_and_is_not_is_compared_from_its_start() -> None:
+    """Nothing is offered after the cursor, and yet the other log is longer."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging = next(node for node in world.ids if node != world.group("alice")[0])
+    others = [node for node in world.ids if node != lagging]
+    world.run(3)
+    world.lose = lambda source, target, message: target == lagging
+    for _ in range(3):
+        world.settle(others[0], world.pay_request("alice", "bob", 1))
+    world.crash(lagging)
+    conn = world.nodes[lagging].conn
+    for node in others:
+        read = CursorRow(log_name(node, world.core(node).replica.log_id), world.core(node).replica.count)
+        commit(conn, [read])
+    world.start(lagging)
+    world.lose = lambda source, target, message: target == lagging and isinstance(message, Decided | Accept | Prepare)
+    tip = world.tip(others[0], "alice")
+    assert world.run_until(lambda: world.tip(lagging, "alice") == tip, 20)
