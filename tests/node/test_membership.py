@@ -874,3 +874,24 @@ def test_a_proposer_whose_second_copy_was_seen_casts_no_vote_on_a_view() -> None
     world.heal()
     assert world.run_until_answered([call], 30)
     at_rest(world, 2)
+
+
+def test_a_dead_member_is_not_removed_while_a_group_of_now_has_lost_its_majority() -> None:
+    """The next view would be well, and what only the dead know would be forgotten: not without force."""
+    world = grown(5, 5)
+    dead = next(
+        pair
+        for pair in combinations(world.ids, 2)
+        if without_majority({group for _, group in group_ranges(world.view)}, set(world.ids) - set(pair))
+        and not without_majority(
+            {group for _, group in group_ranges(without_member(world.view, pair[0], 1, world.ids[0]))},
+            set(world.ids) - set(pair),
+        )
+    )
+    for node in dead:
+        world.crash(node)
+    world.run(5)
+    answer = world.remove(world.alive[0], dead[0])
+    assert isinstance(answer, Refused) and answer.code == "unsafe"
+    assert "0 groups of the next view" in answer.reason
+    assert set(world.epochs()) == {1}
