@@ -279,7 +279,7 @@ class RunningNode:
             await self.driver.put(ClientSubmit(caller, body), size)
             return
         if isinstance(body, SubmitChange):
-            await self.driver.put(ClientChange(caller, body))
+            await self.driver.put(ClientChange(caller, body), size)
             return
         try:
             check_question_untrusted(body)

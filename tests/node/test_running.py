@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from hopchain.wire import AskBalance, AskDigest, AskStatus, Call, CallBody, NotFound, Submit
+from hopchain.wire import AskBalance, AskDigest, AskStatus, Call, CallBody, NotFound, Submit, SubmitChange
 from node import driver as driver_module
 from node.running import MAX_LOOKUPS, RunningNode
 from tests.node.test_driver import Rig
@@ -52,7 +52,12 @@ async def test_the_replica_is_read_when_it_has_what_clients_were_told(question: 
     assert journal == expected
 
 
-async def test_a_request_counts_with_its_bytes_in_the_inbox(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [Submit(bytes(600), bytes(64), 1000), SubmitChange(bytes(600), bytes(64), 1000)],
+    ids=lambda body: type(body).__name__,
+)
+async def test_a_request_counts_with_its_bytes_in_the_inbox(body: CallBody, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients are not read while the requests that wait for a turn are as large as the inbox may be, however few they are."""
     monkeypatch.setattr(driver_module, "INBOX_BYTES", 1000)
     driver = Rig().driver
@@ -60,7 +65,7 @@ async def test_a_request_counts_with_its_bytes_in_the_inbox(monkeypatch: pytest.
 
     async def call(number: int) -> None:
         session = cast(Any, SimpleNamespace(number=number))
-        await RunningNode._on_call(node, session, Call(1, Submit(bytes(600), bytes(64), 1000)), 700)
+        await RunningNode._on_call(node, session, Call(1, body), 700)
 
     async with trio.open_nursery() as nursery:
         for number in range(4):
