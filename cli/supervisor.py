@@ -3,6 +3,8 @@
 Each node runs as `python -m cli.main node DIR --supervised` in a session of its own, so that Ctrl-C in the terminal
 reaches only this process, which then stops the nodes in order. `--supervised` makes a node end when its standard input
 closes: also `kill -9` of the supervisor leaves no process behind. What a node prints goes to `node.log` in its directory.
+
+Which ends a node is started again after is the table of exit codes in docs/operations.md; the systemd unit keeps to the same.
 """
 
 import enum
@@ -18,10 +20,15 @@ import anyio.abc
 import msgspec
 
 from cli.output import Exit
+from node.lock import lock_holder
 
 FIRST_DELAY_S: Final = 0.2  # before a node that died is started again; doubles with each early death
 LONGEST_DELAY_S: Final = 5.0
-STEADY_S: Final = 10.0  # a node that lived this long starts afresh with the delays
+STEADY_S: Final = 10.0  # a node that lived this long starts afresh with the delays, and with what it may fail
+QUICK_FAILURES: Final = (
+    5  # in a row, before one stays down: a sixth start would end like them; as StartLimitBurst of the unit
+)
+STAYS_DOWN: Final = frozenset({Exit.USAGE, Exit.OUT_FOR_GOOD})  # started again it would say the same, or do harm
 STOP_S: Final = 10.0  # for a node to end by itself before it is killed
 LOG_NAME: Final = "node.log"
 _TAIL_BYTES: Final = 2000
@@ -48,7 +55,9 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Supervisor:
-    """Runs the nodes in these directories until it is cancelled. One that was removed or quarantined stays down."""
+    """Runs the nodes in these directories until it is cancelled. One stays down when its files or ports are wrong, when it was
+    removed or quarantined, and when it failed QUICK_FAILURES times in a row within STEADY_S of its start. What a signal ended,
+    SIGTERM too, did not fail."""
 
     def __init__(
         self,
@@ -57,11 +66,13 @@ class Supervisor:
         *,
         command: Callable[[Path], list[str]] | None = None,
         stop_s: float = STOP_S,
+        steady_s: float = STEADY_S,
     ) -> None:
         self._directories = directories
         self._on_event = on_event
         self._command = command or node_command
         self._stop_s = stop_s
+        self._steady_s = steady_s
 
     async def run(self) -> None:
         """Keep all nodes running. When cancelled, stop them all and wait until the last has ended."""
@@ -71,6 +82,7 @@ class Supervisor:
 
     async def _keep(self, directory: Path) -> None:
         delay_s = FIRST_DELAY_S
+        failures = 0
         while True:
             begin = anyio.current_time()
             process = await self._start(directory)
@@ -82,10 +94,11 @@ class Supervisor:
                     code = await stop(process, self._stop_s)
                 self._on_event(Event(directory.name, Change.STOPPED, process.pid, code))
                 raise
-            if anyio.current_time() - begin >= STEADY_S:
-                delay_s = FIRST_DELAY_S
+            if anyio.current_time() - begin >= self._steady_s:
+                delay_s, failures = FIRST_DELAY_S, 0
+            failures += code > 0
             words = last_words(directory / LOG_NAME)
-            if code == Exit.OUT_FOR_GOOD:
+            if _stays_down(code, directory) or failures == QUICK_FAILURES:
                 self._on_event(Event(directory.name, Change.ENDED, process.pid, code, None, words))
                 return
             self._on_event(Event(directory.name, Change.ENDED, process.pid, code, delay_s, words))
@@ -101,6 +114,12 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+
+def _stays_down(code: int, directory: Path) -> bool:
+    """True when a node that ended so is not started again at all. A directory that another process holds may be free soon: the
+    node of a supervisor that was killed just now is still ending."""
+    return code in STAYS_DOWN and not (code == Exit.USAGE and lock_holder(directory) is not None)
 
 
 def node_command(directory: Path) -> list[str]:

@@ -3,15 +3,16 @@
 import json
 import signal
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
 import click
 
 from cli.home import KnownNode, Network
-from cli.output import JsonValue, Output
+from cli.output import Exit, JsonValue, Output
 from cli.session import open_client
-from cli.supervisor import LOG_NAME, Change, Event, Supervisor
+from cli.supervisor import LOG_NAME, QUICK_FAILURES, Change, Event, Supervisor
 from hopchain import CallRefused, Client, RemoteFault, Status, Unreachable
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ class _View:
             case Change.ENDED:
                 line.pid = None
                 line.state = "down"
-                line.note = f"exit code {event.code}: {event.last_words}"
-                log = str(self.network.directory / event.node / LOG_NAME)
+                directory = self.network.directory / event.node
+                do = None if event.delay_s is not None else what_to_do(event.code, directory)
+                line.note = f"exit code {event.code}: {event.last_words}" + (f"; {do}" if do else "")
                 self.tell(
                     line,
                     "ended",
@@ -62,7 +64,8 @@ class _View:
                     code=event.code,
                     restart_in_s=event.delay_s,
                     last=event.last_words,
-                    log=log,
+                    log=str(directory / LOG_NAME),
+                    do=do,
                 )
             case Change.STOPPED:
                 line.pid = None
@@ -84,7 +87,21 @@ class _View:
         if self.out.as_json:
             click.echo(json.dumps({"event": what, "node": line.node.name, **more}))
         elif not self.out.fancy:
-            self.out.say(f"{line.node.name} {what} " + " ".join(f"{k}={v}" for k, v in more.items() if v != ""))
+            self.out.say(
+                f"{line.node.name} {what} " + " ".join(f"{k}={v}" for k, v in more.items() if v not in ("", None))
+            )
+
+
+def what_to_do(code: int | None, directory: Path) -> str:
+    """What people do about a node that stays down after this exit code."""
+    again = f"then run `hopchain node {directory}`, or stop `hopchain up` and start it again"
+    match code:
+        case Exit.USAGE:
+            return f"it stays down: correct that, {again}"
+        case Exit.OUT_FOR_GOOD:
+            return "it stays down: it was removed or quarantined and must not be started again"
+        case _:
+            return f"it stays down: it failed {QUICK_FAILURES} times in a row. See to that, {again}"
 
 
 async def watch(out: Output, network: Network) -> None:

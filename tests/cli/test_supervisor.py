@@ -8,27 +8,32 @@ from pathlib import Path
 import anyio
 import pytest
 
+from cli import supervisor
 from cli.output import Exit
-from cli.supervisor import LOG_NAME, Change, Event, Supervisor, last_words, node_command
+from cli.supervisor import LOG_NAME, QUICK_FAILURES, Change, Event, Supervisor, last_words, node_command
+from cli.upview import what_to_do
+from node.lock import DataLock
 
 PATIENT = "import sys; print('here', flush=True); sys.stdin.read()"  # ends with its supervisor
 DEAF = f"import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); {PATIENT}"
 BROKEN = "print('no such thing'); raise SystemExit(3)"
+DAMAGED = "print('this database is damaged'); raise SystemExit(1)"
 REMOVED = "print('it was removed'); raise SystemExit(4)"
+WRONG = "print('node.key: chmod 600'); raise SystemExit(2)"
 WAIT_S = 60.0  # for an interpreter on a busy machine
 
 
 class Watcher:
     """Runs a supervisor over directories and waits for events."""
 
-    def __init__(self, tmp_path: Path, scripts: dict[str, str], stop_s: float = 10.0) -> None:
+    def __init__(self, tmp_path: Path, scripts: dict[str, str], **limits: float) -> None:
         self.events: list[Event] = []
         self.directories = [tmp_path / name for name in scripts]
         for directory in self.directories:
             directory.mkdir()
         self._news = anyio.Event()
         self.supervisor = Supervisor(
-            self.directories, self._hear, command=lambda d: [sys.executable, "-c", scripts[d.name]], stop_s=stop_s
+            self.directories, self._hear, command=lambda d: [sys.executable, "-c", scripts[d.name]], **limits
         )
 
     def _hear(self, event: Event) -> None:
@@ -90,15 +95,84 @@ def test_one_that_dies_is_started_again_later_each_time(tmp_path: Path, backend:
     anyio.run(main, backend=backend)
 
 
-def test_one_that_is_out_for_good_is_not_started_again(tmp_path: Path, backend: str) -> None:
+@pytest.mark.parametrize(("script", "code"), [(REMOVED, Exit.OUT_FOR_GOOD), (WRONG, Exit.USAGE)])
+def test_one_that_would_say_the_same_again_is_not_started_again(
+    tmp_path: Path, backend: str, script: str, code: Exit
+) -> None:
     async def main() -> None:
-        watcher = Watcher(tmp_path, {"node-1": REMOVED})
-        await watcher.supervisor.run()  # it returns: there is nothing left to keep running
+        watcher = Watcher(tmp_path, {"node-1": script})
+        with anyio.fail_after(WAIT_S):
+            await watcher.supervisor.run()  # it returns: there is nothing left to keep running
         (ended,) = watcher.of(Change.ENDED)
-        assert (ended.code, ended.delay_s) == (Exit.OUT_FOR_GOOD, None)
+        assert (ended.code, ended.delay_s) == (code, None)
         assert len(watcher.of(Change.STARTED)) == 1
 
     anyio.run(main, backend=backend)
+
+
+def test_one_that_fails_at_once_is_given_up(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.001)
+
+    async def main() -> None:
+        watcher = Watcher(tmp_path, {"node-1": DAMAGED})
+        with anyio.fail_after(WAIT_S):
+            await watcher.supervisor.run()
+        ended = watcher.of(Change.ENDED)
+        assert [(e.code, e.delay_s is None) for e in ended] == [(1, False)] * (QUICK_FAILURES - 1) + [(1, True)]
+
+    anyio.run(main, backend=backend)
+
+
+def test_one_whose_directory_another_process_still_holds_is_tried_again(
+    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.001)
+
+    async def main() -> None:
+        watcher = Watcher(tmp_path, {"node-1": WRONG})
+        with anyio.fail_after(WAIT_S), DataLock(tmp_path / "node-1"):
+            await watcher.supervisor.run()
+        assert [e.code for e in watcher.of(Change.ENDED)] == [Exit.USAGE] * QUICK_FAILURES
+
+    anyio.run(main, backend=backend)
+
+
+def test_one_that_ran_for_a_while_may_fail_as_often_again(
+    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.001)
+
+    async def main() -> None:
+        watcher = Watcher(tmp_path, {"node-1": DAMAGED}, steady_s=0.0)  # any time is a while
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watcher.supervisor.run)
+            ended = await watcher.wait(Change.ENDED, QUICK_FAILURES + 1)
+            tasks.cancel_scope.cancel()
+        assert all(e.delay_s is not None for e in ended)
+
+    anyio.run(main, backend=backend)
+
+
+def test_one_that_signals_end_did_not_fail(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.001)
+
+    async def main() -> None:
+        watcher = Watcher(tmp_path, {"node-1": "import os; os.kill(os.getpid(), 9)"})
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watcher.supervisor.run)
+            ended = await watcher.wait(Change.ENDED, QUICK_FAILURES + 1)
+            tasks.cancel_scope.cancel()
+        assert all((e.code, e.delay_s is None) == (-9, False) for e in ended)
+
+    anyio.run(main, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [(2, "correct that, then run `hopchain node net/node-1`"), (4, "must not be started again"), (1, "failed 5 times")],
+)
+def test_what_to_do_about_one_that_stays_down(code: int, says: str) -> None:
+    assert says in what_to_do(code, Path("net/node-1"))
 
 
 def test_one_that_is_killed_is_told_with_its_signal(tmp_path: Path, backend: str) -> None:

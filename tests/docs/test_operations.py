@@ -16,6 +16,7 @@ import yaml
 
 from cli.main import main
 from cli.output import Exit
+from cli.supervisor import QUICK_FAILURES, STAYS_DOWN
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "docs" / "deploy"
@@ -111,7 +112,10 @@ def test_the_exit_codes_are_those_of_the_program_and_of_the_unit() -> None:
     assert said == {Exit.DONE, Exit.REJECTED, Exit.USAGE, Exit.OUT_FOR_GOOD}
     prevented = re.search(r"^RestartPreventExitStatus=(.*)$", SERVICE.read_text(), re.MULTILINE)
     assert prevented is not None
-    assert {int(code) for code in prevented[1].split()} == {Exit.USAGE, Exit.OUT_FOR_GOOD}
+    assert {int(code) for code in prevented[1].split()} == STAYS_DOWN == {Exit.USAGE, Exit.OUT_FOR_GOOD}
+    unit = SERVICE.read_text().splitlines()
+    assert "Restart=always" in unit, "after code 0 too, as the table says"
+    assert f"StartLimitBurst={QUICK_FAILURES}" in unit
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
