@@ -37,10 +37,12 @@ class Part(msgspec.Struct):
 
 
 class RunBatches:
-    """Makes the batches of one run. `sent`: what is remembered of it; `key`: the key of an account, or why there is none."""
+    """Makes the batches of one run. `key`: the key of an account, which must have one; `sent`: what is remembered of the run."""
 
-    def __init__(self, plan: Plan, network: NetworkId, key: Callable[[str], Ed25519PrivateKey | LocalMisuse]) -> None:
-        self.sent = SentBatches(plan.wallet.directory, plan.settings.label)
+    def __init__(
+        self, plan: Plan, network: NetworkId, key: Callable[[str], Ed25519PrivateKey], sent: SentBatches
+    ) -> None:
+        self._sent = sent
         self._rows = plan.rows
         self._label = plan.settings.label
         self._directory = plan.wallet.directory
@@ -52,17 +54,17 @@ class RunBatches:
         are in no newer batch."""
         left: dict[int, tuple[Batch, list[int]]] = {}
         for key in payable:
-            batch = self.sent.of.get(key)
+            batch = self._sent.of.get(key)
             if batch is not None and id(batch) not in left:
-                here = [payable[row] for row in batch.rows if row in payable and self.sent.of[row] is batch]
+                here = [payable[row] for row in batch.rows if row in payable and self._sent.of[row] is batch]
                 left[id(batch)] = (batch, here)
         return list(left.values())
 
     def new(self, cuts: Sequence[tuple[list[int], str]]) -> list[Part]:
         """New batches, each of these rows from this account; remembered when this returns."""
-        made = [self._made(rows, sender, self.sent.attempts(self._keys_of(rows))) for rows, sender in cuts]
+        made = [self._made(rows, sender, self._sent.attempts(self._keys_of(rows))) for rows, sender in cuts]
         if made:
-            self.sent.add([part.batch for part in made])
+            self._sent.add([part.batch for part in made])
         return made
 
     def again(self, batch: Batch, rows: list[int]) -> Part:
@@ -78,10 +80,8 @@ class RunBatches:
     def _made(self, rows: list[int], sender: str, attempt: int) -> Part:
         keys = self._keys_of(rows)
         postings = [Posting(p.recipient, p.amount, p.reference) for p in (self._rows[index] for index in rows)]
-        key = self._key(sender)
-        assert not isinstance(key, LocalMisuse)
         nonce = bulk_nonce(self._label, sender, attempt, keys)
-        signed = sign_request(transfer(self._network, sender, postings, nonce), key)
+        signed = sign_request(transfer(self._network, sender, postings, nonce), self._key(sender))
         return Part(Batch(sender, attempt, signed.request_id.hex(), keys), rows, signed)
 
     def _keys_of(self, rows: Sequence[int]) -> tuple[str, ...]:

@@ -21,14 +21,15 @@ from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, NetworkId, RequestId, cancellation, encode_request, request_id
-from cli.batches import Batch, SentBatches
+from cli.batches import Batch
 from cli.output import CommandFailed, Exit
 from cli.paybatches import Part, RunBatches, cut
 from cli.paycauses import RecipientCauses
-from cli.payfile import Payment, payment_key
+from cli.payfile import payment_key
 from cli.payplan import MAX_ATTEMPTS, Plan
+from cli.payrequests import row_request
 from cli.payresult import NOT_SENT, RowResult, result_of, row_text
-from cli.payrun import PAUSE_S, TRIES, PayRun, doubt, row_request
+from cli.payrun import PAUSE_S, TRIES, PayRun, doubt
 from cli.receipt import answer_name
 from cli.sources import another, in_this_round
 from hopchain import Answer, Client, Recorded
@@ -56,11 +57,10 @@ class BulkRun(PayRun):
             raise LocalMisuse(
                 "--fund-from does not know which account of a pool will pay which rows of --bulk: transfer to them first"
             )
-        sent = SentBatches(self._wallet.directory, self.settings.label)
         alone_now = [p for p in self.rows if not p.fault and self._sources.pool(p) is None]
-        batches = [(p.sender, sent.of.get(payment_key(p))) for p in alone_now]
+        batches = [(p.sender, self._sent.of.get(payment_key(p))) for p in alone_now]
         self._refuse_sent_from_pool(sum(batch is not None and batch.sender != payer for payer, batch in batches))
-        fresh = [p for p in self.rows if not p.fault and payment_key(p) not in sent.of]
+        fresh = [p for p in self.rows if not p.fault and payment_key(p) not in self._sent.of]
         alone = {request_id(encode_request(row_request(network, self.settings.label, p, 0))).hex() for p in fresh}
         moved = sum(bool(self._sources.tried(payment_key(p))) for p in fresh)
         if known := len(self._wallet.recorded(alone)) + moved:
@@ -86,10 +86,10 @@ class BulkRun(PayRun):
 
     async def _pay(self, client: Client) -> None:
         self._progress.begin("paying", len(self.rows))
-        batches = RunBatches(self._plan, client.network, self._key)
+        batches = RunBatches(self._plan, client.network, self._keys.key, self._sent)
         payable = self._payable()
         for key, index in payable.items():
-            if batch := batches.sent.of.get(key):
+            if batch := self._sent.of.get(key):
                 self._note_sent(index, bytes.fromhex(batch.request_id), batch.sender)
         parts, fresh = await self._sent_before(client, batches, payable)
         for index in fresh:
@@ -117,14 +117,14 @@ class BulkRun(PayRun):
     ) -> tuple[list[Part], list[int]]:
         """The batches of earlier runs that are made again, and the rows for new ones."""
         parts: list[Part] = []
-        fresh = [index for key, index in payable.items() if key not in batches.sent.of]
+        fresh = [index for key, index in payable.items() if key not in self._sent.of]
         for batch, left in batches.earlier(payable):
-            if isinstance(key := self._key(batch.sender), LocalMisuse):
-                self._end(left, [RowResult("no_key", str(key))] * len(left))
+            if why := self._keys.why_none(batch.sender):
+                self._end(left, [RowResult("no_key", why)] * len(left))
             elif len(left) == len(batch.rows) and (not self.atomic or len(left) == len(self.rows)):
                 self.books.begin(batch.sender)
                 parts.append(batches.again(batch, left))
-            elif await self._is_void(client, batches.sent, batch, left):
+            elif await self._is_void(client, batch, left):
                 fresh += left
         return parts, sorted(fresh)
 
@@ -138,18 +138,11 @@ class BulkRun(PayRun):
         self.books.begin(account)
         return account
 
-    def _sent_before_funding(self, network: NetworkId, rows: Sequence[Payment]) -> dict[str, tuple[RequestId, str]]:
-        of = SentBatches(self._wallet.directory, self.settings.label).of
-        found = {key: of[key] for key in map(payment_key, rows) if key in of}
-        return {key: (RequestId(bytes.fromhex(batch.request_id)), batch.sender) for key, batch in found.items()}
-
-    async def _is_void(self, client: Client, sent: SentBatches, batch: Batch, left: Sequence[int]) -> bool:
+    async def _is_void(self, client: Client, batch: Batch, left: Sequence[int]) -> bool:
         """Make sure that a batch never executes, or note that it has: `left` are those of its rows that the file has."""
-        key = self._key(batch.sender)
-        assert not isinstance(key, LocalMisuse)
         target = RequestId(bytes.fromhex(batch.request_id))
-        signed = sign_request(cancellation(client.network, batch.sender, target, target), key)
-        sent.give_up(batch)
+        signed = sign_request(cancellation(client.network, batch.sender, target, target), self._keys.key(batch.sender))
+        self._sent.give_up(batch)
         self._wallet.record([(signed.request_id, batch.sender, "cancel")])
         answer = await self._until_known(client, signed)
         if isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED:
@@ -204,13 +197,13 @@ class BulkRun(PayRun):
         """Submit it; one that was rejected in an earlier run is made anew when that was asked for, one that the run itself
         has cancelled in any case, and one whose account has too little from another account of its pool."""
         pool = self._sources.pool(self.rows[part.rows[0]])
-        tried = set() if pool is None else in_this_round(batches.sent.senders(part.batch.rows[0]))
+        tried = set() if pool is None else in_this_round(self._sent.senders(part.batch.rows[0]))
         answer = await self._ask(client, part)
         for _ in range(1, MAX_ATTEMPTS):
             if not isinstance(answer, Recorded) or answer.outcome == Outcome.COMPLETED:
                 break
             account: str | None = None
-            given_up = answer.outcome == Outcome.CANCELLED and part.batch.request_id in batches.sent.void
+            given_up = answer.outcome == Outcome.CANCELLED and part.batch.request_id in self._sent.void
             if pool is not None and answer.outcome == Outcome.INSUFFICIENT_FUNDS:
                 tried.add(part.batch.sender)
                 account = another(pool, part.batch.sender, tried)

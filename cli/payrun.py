@@ -16,15 +16,16 @@ from typing import Final
 
 import anyio
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import LocalMisuse
 from chain.link import Outcome
-from chain.request import NetworkId, Posting, Request, RequestId, SignedRequest, encode_request, request_id, transfer
+from chain.request import NetworkId, RequestId, SignedRequest
 from cli.batches import SentBatches
 from cli.payaccounts import RunAccounts
-from cli.payfile import Payment, payment_key, payment_nonce
+from cli.payfile import Payment, payment_key
+from cli.paykeys import RunKeys
 from cli.payplan import MAX_ATTEMPTS, Plan
+from cli.payrequests import newest_requests, row_request
 from cli.payresult import NOT_SENT, RowResult, not_asked, result_of, row_text
 from cli.poolbooks import PoolBooks
 from cli.sources import sent_elsewhere
@@ -52,7 +53,8 @@ class PayRun:
         self._wallet = plan.wallet
         self._sources = plan.sources
         self._progress = plan.progress
-        self._keys: dict[str, Ed25519PrivateKey | LocalMisuse] = {}
+        self._sent = SentBatches(plan.wallet.directory, plan.settings.label)
+        self._keys = RunKeys(plan.wallet)
         self._failures = 0  # rows that ended and are not completed
         self._done = [anyio.Event() for _ in self.rows]
         self._pays: dict[str, list[int]] = defaultdict(list)  # account -> rows that pay it, in order
@@ -62,8 +64,7 @@ class PayRun:
     def check(self, network: NetworkId) -> None:
         """Refuse what must not be sent so, before anything is. Raises `LocalMisuse`."""
         self._check_pools()
-        sent = SentBatches(self._wallet.directory, self.settings.label)
-        together = sum(not p.fault and payment_key(p) in sent.of for p in self.rows)
+        together = sum(not p.fault and payment_key(p) in self._sent.of for p in self.rows)
         if together:
             raise LocalMisuse(
                 f"{together} rows of run {self.settings.label!r} were sent with --bulk before: run it again with --bulk, which "
@@ -73,10 +74,10 @@ class PayRun:
     def _check_pools(self) -> None:
         self._refuse_sent_from_pool(sent_elsewhere(self._sources, self.rows))
         for account in self._sources.accounts:
-            key = self._key(account)
-            if isinstance(key, LocalMisuse) and not (self.settings.open_missing and not self._wallet.has(account)):
-                raise LocalMisuse(f"{account} is in a pool and cannot pay: {key}")
-        self._keys.clear()  # keys are made when accounts are opened
+            why = self._keys.why_none(account)
+            if why and not (self.settings.open_missing and not self._wallet.has(account)):
+                raise LocalMisuse(f"{account} is in a pool and cannot pay: {why}")
+        self._keys.forget()  # --open-missing may make them
 
     def _refuse_sent_from_pool(self, rows: int) -> None:
         if rows:
@@ -109,8 +110,8 @@ class PayRun:
         """Refuse pools that cannot pay, before anything is paid; read what their accounts have."""
         await self.books.open(client, self.settings.concurrency, self.settings.timeout_s)
         for account in self._sources.accounts:
-            if isinstance(key := self._key(account), LocalMisuse):
-                raise LocalMisuse(f"{account} is in a pool and cannot pay: {key}")
+            if why := self._keys.why_none(account):
+                raise LocalMisuse(f"{account} is in a pool and cannot pay: {why}")
 
     # --- funding -----------------------------------------------------------------------------------------------
 
@@ -120,21 +121,14 @@ class PayRun:
             client,
             source,
             [(payment, self._payer(payment)) for payment in self.rows if self._cannot(payment) is None],
-            sent_before=partial(self._sent_before_funding, client.network),
+            sent_before=partial(self._requests_before, client.network),
             journal=self._journal,
             submit=partial(self._until_known, client),
         )
 
-    def _sent_before_funding(self, network: NetworkId, rows: Sequence[Payment]) -> dict[str, tuple[RequestId, str]]:
+    def _requests_before(self, network: NetworkId, rows: Sequence[Payment]) -> dict[str, tuple[RequestId, str]]:
         """key -> the newest request, with its account, of those rows that an earlier run sent."""
-        found: dict[str, tuple[RequestId, str]] = {}
-        for payment in rows:
-            for attempt in range(MAX_ATTEMPTS):
-                made = request_id(encode_request(row_request(network, self.settings.label, payment, attempt)))
-                if made not in self._journal:
-                    break
-                found[payment_key(payment)] = (made, payment.sender)
-        return found
+        return newest_requests(network, self.settings.label, rows, self._sent, self._sources, self._journal)
 
     # --- rows --------------------------------------------------------------------------------------------------
 
@@ -252,18 +246,16 @@ class PayRun:
         cannot = self._cannot(payment)
         if cannot is not None:
             return cannot
-        key = self._key(payment.sender)
-        assert not isinstance(key, LocalMisuse)
-        return sign_request(row_request(client.network, self.settings.label, payment, attempt), key)
+        request = row_request(client.network, self.settings.label, payment, attempt)
+        return sign_request(request, self._keys.key(payment.sender))
 
     def _cannot(self, payment: Payment) -> RowResult | None:
         """The result of a row that cannot be sent in this run."""
         if payment.fault:
             return RowResult("invalid", payment.fault)
         payer = self._payer(payment)
-        key = self._key(payer) if payer else None
-        if isinstance(key, LocalMisuse):
-            return RowResult("no_key", str(key))
+        if payer and (why := self._keys.why_none(payer)):
+            return RowResult("no_key", why)
         return self.accounts.unfit.get(payer)
 
     def _payer(self, payment: Payment) -> str:
@@ -272,20 +264,6 @@ class PayRun:
             return payment.sender
         tried = self._sources.tried(payment_key(payment))
         return tried[-1] if tried else ""
-
-    def _key(self, account: str) -> Ed25519PrivateKey | LocalMisuse:
-        if account not in self._keys:
-            try:
-                self._keys[account] = self._wallet.key(account)
-            except LocalMisuse as error:
-                self._keys[account] = error
-        return self._keys[account]
-
-
-def row_request(network: NetworkId, run: str, payment: Payment, attempt: int) -> Request:
-    """The request of one row alone. `attempt` above 0: once more after a rejection."""
-    posting = Posting(payment.recipient, payment.amount, payment.reference)
-    return transfer(network, payment.sender, [posting], payment_nonce(run, payment, attempt))
 
 
 def doubt(signed: SignedRequest, paid_from: str) -> RowResult:

@@ -8,19 +8,18 @@
 * `--retry-rejected` begins with the account that the row was sent from last, and then goes round again.
 """
 
-from collections.abc import Sequence
-
 import anyio.lowlevel
 
 from chain.errors import LocalMisuse
 from chain.link import Outcome
-from chain.request import NetworkId, Posting, Request, RequestId, SignedRequest, encode_request, request_id, transfer
+from chain.request import NetworkId, SignedRequest, encode_request, request_id
 from cli.funding import FundedRows
 from cli.money import format_amount
-from cli.payfile import Payment, payment_key, pooled_nonce
+from cli.payfile import Payment, payment_key
 from cli.payplan import MAX_ATTEMPTS, Plan
+from cli.payrequests import pooled_request, row_request
 from cli.payresult import RowResult, result_of
-from cli.payrun import PayRun, doubt, row_request
+from cli.payrun import PayRun, doubt
 from cli.sources import FIXED, another, in_this_round
 from hopchain import Answer, Client, Recorded
 from hopchain.client import sign_request
@@ -63,16 +62,6 @@ class PoolRun(PayRun):
                     chosen.append((row, self._sources.choose(pool, row)))
             self._sources.remember(chosen)
 
-    def _sent_before_funding(self, network: NetworkId, rows: Sequence[Payment]) -> dict[str, tuple[RequestId, str]]:
-        found = super()._sent_before_funding(network, [p for p in rows if self._sources.pool(p) is None])
-        for payment in rows:
-            accounts = self._sources.tried(payment_key(payment))
-            if accounts:
-                made = pooled_request(network, self.settings.label, payment, accounts)
-                if (known := request_id(encode_request(made))) in self._journal:
-                    found[payment_key(payment)] = (known, accounts[-1])
-        return found
-
     def _first(self, client: Client, payment: Payment) -> SignedRequest | RowResult | None:
         if self._sources.pool(payment) is None:
             return super()._first(client, payment)
@@ -84,9 +73,8 @@ class PoolRun(PayRun):
     def _newest(self, client: Client, payment: Payment) -> SignedRequest:
         """The request that the newest line of this row makes."""
         accounts = self._sources.tried(payment_key(payment))
-        key = self._key(accounts[-1])
-        assert not isinstance(key, LocalMisuse)
-        return sign_request(pooled_request(client.network, self.settings.label, payment, accounts), key)
+        request = pooled_request(client.network, self.settings.label, payment, accounts)
+        return sign_request(request, self._keys.key(accounts[-1]))
 
     async def _pay_row(self, client: Client, index: int, signed: SignedRequest | None) -> RowResult:
         payment = self.rows[index]
@@ -158,9 +146,3 @@ class PoolRun(PayRun):
 
     def _money(self, amount: int) -> str:
         return format_amount(amount, self.settings.scale, self.settings.asset)
-
-
-def pooled_request(network: NetworkId, run: str, payment: Payment, accounts: Sequence[str]) -> Request:
-    """The request of a row that was to be sent from all of `accounts`, one after the other: that of the last one."""
-    posting = Posting(payment.recipient, payment.amount, payment.reference)
-    return transfer(network, accounts[-1], [posting], pooled_nonce(run, payment, len(accounts) - 1))

@@ -59,7 +59,7 @@ def run_of(wallet: Wallet) -> RunBatches:
     settings = Settings("may", "CZK", 2, False, None, False, 1, 1.0)
     sources = Sources(wallet.directory, "may", {}, Choice.ROUND_ROBIN, random.Random(1))
     plan = Plan(wallet, ROWS, settings, sources, Progress(Output(True)))
-    return RunBatches(plan, NETWORK, lambda account: key_number(1))
+    return RunBatches(plan, NETWORK, lambda account: key_number(1), SentBatches(wallet.directory, "may"))
 
 
 def test_a_remembered_batch_is_the_same_request_again(wallet: Wallet) -> None:
