@@ -94,6 +94,11 @@ def remember(directory: Path) -> None:
     fresh.replace(remembered)
 
 
+def is_named(option: Path | None) -> bool:
+    """True when the user said which network: with the option, or the variable."""
+    return option is not None or bool(os.environ.get(NETWORK_VARIABLE))
+
+
 def find_directory(option: Path | None) -> Path:
     """The directory of the network to talk to; `LocalMisuse` when there is none."""
     if option is not None:

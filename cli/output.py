@@ -17,6 +17,11 @@ from chain.errors import Corruption, HopchainError, LocalMisuse, Quarantined, Re
 JsonValue = str | int | float | bool | None | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
 
 
+def counted(count: int, what: str) -> str:
+    """`1 row`, `2 rows`, `1,000 rows`: of a word that takes an s."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
 class Exit(enum.IntEnum):
     """What a shell sees."""
 

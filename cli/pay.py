@@ -1,7 +1,7 @@
 """`hopchain pay`: execute a payment file, through all nodes, as often as needed and each payment once."""
 
 import time
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -10,22 +10,20 @@ from chain.errors import LocalMisuse
 from chain.request import MAX_POSTINGS
 from cli.command import HopCommand, checked_name, fresh_random, network_option, run
 from cli.home import Network, find_network
-from cli.money import format_amount
-from cli.output import CommandFailed, Exit, JsonValue, Output
+from cli.output import CommandFailed, Output, counted
 from cli.paybulk import AtomicRun, BulkRun
-from cli.payfile import Columns, payments, read_table
+from cli.payfile import Columns, Payment, payments, read_table
 from cli.payplan import Plan, Settings
+from cli.payreport import Ended, left_the_file, report
 from cli.payresult import is_worse, write_results
 from cli.payrun import PayRun
 from cli.poolrun import PoolRun
 from cli.progress import Progress
 from cli.runlock import only_run
-from cli.session import default_asset, open_client
+from cli.session import default_asset, open_client, say_remembered
 from cli.sources import FIXED, Sources, check_pools, parse_pools
 from cli.wallet import Wallet
 from hopchain import Choice
-
-_FAILURES_SHOWN = 10
 
 
 @click.command(
@@ -59,7 +57,10 @@ _FAILURES_SHOWN = 10
     "without this option needs nothing.",
 )
 @click.option(
-    "--run", "run_label", metavar="LABEL", help="Names this run. Default: the file's name. Same label, same payments."
+    "--run",
+    "run_label",
+    metavar="LABEL",
+    help="Names this run. Default: the file's name without its directory. Same label and same rows: the same payments, paid once.",
 )
 @click.option("--retry-rejected", is_flag=True, help="Send rows that were rejected in an earlier run once more.")
 @click.option(
@@ -138,6 +139,10 @@ def pay(
 ) -> None:
     """Execute a payment file: one payment a row, all or none of each. Run again it pays nothing twice.
 
+    A payment is label + from + to + amount + reference (+ its number among equal rows). The label is --run, else the file's
+    name without its directory. So an edited row is another payment, paid besides the first one, and a file whose rows were all
+    paid pays nothing: one that comes every month needs a label each time, such as --run 2026-02.
+
     Stopped half way, it goes on where it was; with rows added, it pays those. A row that fails does not stop the
     others. The result file tells the outcome of every row. With --bulk the rows of a payer travel together and fail
     together; a run that began so is continued so.
@@ -146,31 +151,8 @@ def pay(
     asset = default_asset(network, asset_code)
     columns = Columns(from_columns, to_columns, amount_column, reference_column, from_prefix, to_prefix)
     rows = payments(read_table(file, delimiter, columns.all), columns, asset.scale, asset.code)
-    if not rows:
-        raise LocalMisuse(f"{file} has no rows below its header")
-    if fund_from is not None:
-        checked_name(fund_from)
-    chosen = Choice(choice or Choice.DEDICATED)
-    named = parse_pools(pools)
-    check_pools(named, rows, fund_from)
-    if choice is not None and not named:
-        raise LocalMisuse("--choice is how a pool chooses, and there is none: name one with --pool")
-    if named and fund_from is not None and chosen not in FIXED:
-        raise LocalMisuse(
-            f"--fund-from gives each account what its rows need, and --choice {chosen} chooses while it pays: use --choice "
-            f"{' or '.join(sorted(FIXED))}, or transfer to the accounts first"
-        )
-    if run_label == "":
-        raise LocalMisuse("--run '' names no run: leave it out, which takes the file's name, or give a name")
-    target = result or file.with_suffix(".result.csv")
-    if target.is_dir() or not target.parent.is_dir():
-        raise LocalMisuse(
-            f"{target} cannot hold the outcomes: it is a directory, or in one that does not exist. Name a file with --result"
-        )
-    if target.exists() and target.samefile(file):
-        raise LocalMisuse(f"the result file {target} is the payment file itself: name another with --result")
     settings = Settings(
-        run_label or file.name,
+        file.name if run_label is None else run_label,
         asset.code,
         asset.scale,
         open_missing,
@@ -179,107 +161,92 @@ def pay(
         concurrency,
         timeout_s,
         max_failures,
+        parse_pools(pools),
+        None if choice is None else Choice(choice),
     )
+    _check(settings, file, rows)
+    target = _result_file(file, result)
+    say_remembered(out, network, network_dir)
     wallet = Wallet(network.id)
     begin = time.perf_counter()
     with only_run(wallet, settings.label), Progress(out) as progress:
-        kind = AtomicRun if atomic else BulkRun if bulk else PoolRun if named else PayRun
-        sources = Sources(wallet.directory, settings.label, named, chosen, fresh_random())
+        kind = AtomicRun if atomic else BulkRun if bulk else PoolRun if settings.pools else PayRun
+        chosen = settings.choice or Choice.DEDICATED
+        sources = Sources(wallet.directory, settings.label, settings.pools, chosen, fresh_random())
         work = kind(Plan(wallet, rows, settings, sources, progress))
-        work.check(network.id)
-
-        async def main() -> None:
-            async with open_client(network, spread=True) as client:
-                await work.run(client)
-
-        try:
-            run(main)
-        except BaseException:
-            try:
-                _write(out, target, work, asset.scale)
-            except CommandFailed as error:
-                out.note(str(error))  # what ended the run says more
-            for text in work.books.mismatches():
-                click.echo(text, err=True)  # nobody would ever tell: the next run compares what leaves then
-            raise
-        unwritten: CommandFailed | None = None
-        try:
-            _write(out, target, work, asset.scale)
-        except CommandFailed as error:
-            unwritten = error
+        gone, unwritten = _execute(out, network, work, target)
     took_s = time.perf_counter() - begin
-    raise SystemExit(_report(out, network, work, bulk or atomic, target, asset.scale, took_s, unwritten))
+    raise SystemExit(report(out, Ended(network, work, bulk or atomic, target, took_s, gone, unwritten)))
 
 
-def _write(out: Output, target: Path, work: PayRun, scale: int) -> None:
+def _check(settings: Settings, file: Path, rows: Sequence[Payment]) -> None:
+    """Refuse options that contradict each other or the rows. Raises `LocalMisuse`."""
+    if not rows:
+        raise LocalMisuse(f"{file} has no rows below its header")
+    if settings.fund_from is not None:
+        checked_name(settings.fund_from)
+    check_pools(settings.pools, rows, settings.fund_from)
+    if settings.choice is not None and not settings.pools:
+        raise LocalMisuse("--choice is how a pool chooses, and there is none: name one with --pool")
+    if settings.fund_from is not None and settings.choice is not None and settings.choice not in FIXED:
+        raise LocalMisuse(
+            f"--fund-from gives each account what its rows need, and --choice {settings.choice} chooses while it pays: use "
+            f"--choice {' or '.join(sorted(FIXED))}, or transfer to the accounts first"
+        )
+    if settings.label == "":
+        raise LocalMisuse("--run '' names no run: leave it out, which takes the file's name, or give a name")
+
+
+def _result_file(file: Path, result: Path | None) -> Path:
+    """Where the outcomes go. `LocalMisuse` when they cannot, or would replace the payment file."""
+    target = result or file.with_suffix(".result.csv")
+    if target.is_dir() or not target.parent.is_dir():
+        raise LocalMisuse(
+            f"{target} cannot hold the outcomes: it is a directory, or in one that does not exist. Name a file with --result"
+        )
+    if target.exists() and target.samefile(file):
+        raise LocalMisuse(f"the result file {target} is the payment file itself: name another with --result")
+    return target
+
+
+def _execute(out: Output, network: Network, work: PayRun, target: Path) -> tuple[list[Payment], CommandFailed | None]:
+    """Pay, and write the result file however that ends: the payments of earlier runs that the file has no more, and why the
+    result file could not be written."""
+    work.check(network.id)
+    gone: list[Payment] = []
+
+    async def main() -> None:
+        async with open_client(network, spread=True) as client:
+            gone.extend(await work.look_back(client))
+            if gone:
+                out.note(f"warning: {left_the_file(work, gone)}")  # while Ctrl-C still helps
+            await work.run(client)
+
+    try:
+        run(main)
+    except BaseException:
+        try:
+            _write(out, target, work)
+        except CommandFailed as error:
+            out.note(str(error))  # what ended the run says more
+        for text in work.books.mismatches():
+            click.echo(text, err=True)  # nobody would ever tell: the next run compares what leaves then
+        raise
+    try:
+        _write(out, target, work)
+    except CommandFailed as error:
+        return gone, error
+    return gone, None
+
+
+def _write(out: Output, target: Path, work: PayRun) -> None:
     """Write the result file, unless it would replace what an earlier run knew by nothing."""
+    scale = work.settings.scale
     if target.exists() and is_worse(target, work.rows, work.results, scale):
         out.note(
             f"no row got an answer that is new: {target} is left as an earlier run wrote it. Run the same command again"
         )
         return
     write_results(target, work.rows, work.results, scale)
-    out.note(f"outcomes of {len(work.rows)} rows: {target}. The same command again goes on and pays nothing twice")
-
-
-def _report(
-    out: Output,
-    network: Network,
-    work: PayRun,
-    bulk: bool,
-    target: Path,
-    scale: int,
-    took_s: float,
-    unwritten: CommandFailed | None,
-) -> Exit:
-    """Print the sums; the exit code to leave with. `unwritten`: why the result file could not be written."""
-    outcomes = Counter(r.outcome for r in work.results)
-    completed = [(p, r) for p, r in zip(work.rows, work.results, strict=True) if r.outcome == "completed"]
-    repeated = sum(r.repeated for _, r in completed)
-    paid = sum(p.amount for p, _ in completed)
-    failed = len(work.rows) - len(completed)
-    document: dict[str, JsonValue] = {
-        "run": work.settings.label,
-        "network": network.id.hex(),
-        "rows": len(work.rows),
-        "requests": work.requests,
-        "completed": len(completed),
-        "repeated": repeated,
-        "failed": failed,
-        "amount_completed": paid,
-        "asset": work.settings.asset,
-        "scale": scale,
-        "outcomes": dict(outcomes),
-        "opened": work.accounts.opened,
-        "funded": work.accounts.funded,
-        "seconds": round(took_s, 3),
-        "rows_seconds": round(work.rows_s, 3),
-        "result_file": str(target),
-        "pools": work.books.document(),
-    }
-    if unwritten is not None:
-        document |= {"error": unwritten.code, "message": str(unwritten)}
-    out.data(document)
-    if work.accounts.opened:
-        out.say(f"opened {work.accounts.opened} accounts in {work.accounts.opening_s:.1f} s")
-    if work.accounts.funded:
-        out.say(f"funded payers with {format_amount(work.accounts.funded, scale, work.settings.asset, grouped=True)}")
-    out.say(
-        f"{len(completed)} of {len(work.rows)} payments completed ({repeated} of them before), "
-        f"{format_amount(paid, scale, work.settings.asset, grouped=True)}, "
-        + (f"in {work.requests} requests, " if bulk else "")
-        + f"in {work.rows_s:.1f} s",
-        colour="red" if failed else "green",
-        bold=True,
-    )
-    if failed:
-        out.table(["outcome", "rows"], [[name, str(count)] for name, count in outcomes.most_common()], right=["rows"])
-        bad = [(p, r) for p, r in zip(work.rows, work.results, strict=True) if r.outcome != "completed"]
-        for payment, row in bad[:_FAILURES_SHOWN]:
-            out.say(f"  line {payment.line}: {payment.sender} -> {payment.recipient}: {row.outcome}: {row.reason}")
-        if len(bad) > _FAILURES_SHOWN:
-            out.say(f"  and {len(bad) - _FAILURES_SHOWN} more" + ("" if unwritten else f" in {target}"))
-    work.books.show(out)
-    if unwritten is not None:
-        return unwritten.exit_code if out.as_json else out.fail(unwritten)
-    return Exit.REJECTED if failed or work.books.mismatch else Exit.DONE
+    rows = counted(len(work.rows), "row")
+    out.note(f"outcomes of {rows}: {target}. The same command again goes on and pays nothing twice")

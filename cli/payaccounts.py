@@ -22,7 +22,7 @@ from cli.payfile import Payment, funding_nonce, payment_key
 from cli.payplan import MAX_ATTEMPTS, Plan
 from cli.payresult import NOT_SENT, RowResult, row_text
 from cli.receipt import answer_exit, answer_name
-from hopchain import Answer, Balance, CallRefused, Client, NotFound, Recorded, Unknown
+from hopchain import Answer, Balance, CallRefused, Client, NotFound, Recorded, Unknown, Unreachable
 from hopchain.client import sign_request
 from hopchain.workers import work_on_each
 
@@ -126,6 +126,19 @@ class RunAccounts:
                 )
 
         await work_on_each(names, ask, at_once=self._settings.concurrency)
+
+    async def completed(self, client: Client, sent: Mapping[str, tuple[RequestId, str]]) -> set[str]:
+        """Those of the rows, by key, whose requests are known to be completed; what cannot be found out is not."""
+        found: set[tuple[RequestId, str]] = set()
+
+        async def ask(request: tuple[RequestId, str]) -> None:
+            with suppress(CallRefused, Unreachable):
+                answer = await client.outcome(*request)
+                if isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED:
+                    found.add(request)
+
+        await work_on_each(set(sent.values()), ask, at_once=self._settings.concurrency)
+        return {row for row, request in sent.items() if request in found}
 
     # --- funding -----------------------------------------------------------------------------------------------
 

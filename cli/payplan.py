@@ -7,14 +7,15 @@ import msgspec
 
 from cli.payfile import Payment
 from cli.progress import Progress
-from cli.sources import Sources
+from cli.sources import Pools, Sources
 from cli.wallet import Wallet
+from hopchain import Choice
 
 MAX_ATTEMPTS: Final = 1000  # of one request that was rejected, over all runs
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What the command line asked for."""
+    """What the command line asked for. `choice`: how pools choose, None when it does not say."""
 
     label: str
     asset: str
@@ -25,6 +26,8 @@ class Settings(msgspec.Struct, frozen=True):
     concurrency: int
     timeout_s: float
     max_failures: int | None = None
+    pools: Pools = {}
+    choice: Choice | None = None
 
 
 class Plan(msgspec.Struct, frozen=True):

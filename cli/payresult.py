@@ -38,7 +38,8 @@ _ASKED_FOR: Final = " with --retry-rejected"
 
 
 class RowResult(msgspec.Struct):
-    """What became of one row. `answered`: a node said so in this run; `paid_from`: the account whose request it is."""
+    """What became of one row. `answered`: a node said so in this run; `paid_from`: the account whose request it is;
+    `time_ms`: of the link that has its outcome, Unix time."""
 
     outcome: str
     reason: str = ""
@@ -48,6 +49,7 @@ class RowResult(msgspec.Struct):
     link_hash: str = ""
     height: int | None = None
     paid_from: str = ""
+    time_ms: int | None = None
 
 
 def result_of(answer: Answer, request_id: bytes, paid_from: str) -> RowResult:
@@ -58,6 +60,7 @@ def result_of(answer: Answer, request_id: bytes, paid_from: str) -> RowResult:
         result.repeated = answer.repeated
         result.link_hash = answer.link_hash.hex()
         result.height = answer.height
+        result.time_ms = answer.time_ms
     return result
 
 

@@ -27,6 +27,7 @@ from cli.paykeys import RunKeys
 from cli.payplan import MAX_ATTEMPTS, Plan
 from cli.payrequests import newest_requests, row_request
 from cli.payresult import NOT_SENT, RowResult, not_asked, result_of, row_text
+from cli.payrows import SeenRows
 from cli.poolbooks import PoolBooks
 from cli.sources import sent_elsewhere
 from hopchain import Answer, Client, NotStarted, Recorded, Refused, Unknown, Unreachable
@@ -86,8 +87,28 @@ class PayRun:
                 "--pool, which pays nothing twice"
             )
 
+    @property
+    def paid_before(self) -> bool:
+        """True when every row is paid, and was sent and paid before this run. What another wallet paid does not count: an
+        answer that was lost on the way in this run looks the same."""
+        return all(
+            r.outcome == "completed" and r.repeated and bytes.fromhex(r.request_id) in self._journal
+            for r in self.results
+        )
+
+    async def look_back(self, client: Client) -> list[Payment]:
+        """Remember the rows, before any is sent. Returns the payments that earlier runs of this label made and whose rows are
+        not in the file any more; what no node could say of now is not among them."""
+        seen = SeenRows(self._wallet.directory, self.settings.label)
+        here = {payment_key(payment) for payment in self.rows if not payment.fault}
+        gone = {key: payment for key, payment in seen.rows.items() if key not in here}
+        asked = [payment for key, payment in gone.items() if key not in seen.paid]
+        paid = await self.accounts.completed(client, self._requests_before(client.network, asked))
+        seen.add((payment for payment in self.rows if not payment.fault), paid)
+        return [payment for key, payment in gone.items() if key in seen.paid]
+
     async def run(self, client: Client) -> None:
-        """All of it. Raises `Unreachable` when the network is gone, `CommandFailed` when the funding is rejected."""
+        """All of it, after `look_back`. Raises `Unreachable` when the network is gone, `CommandFailed` when the funding is rejected."""
         _ = self._journal  # read now: as it was before this run
         if self.settings.open_missing or self.settings.fund_from:
             await self.accounts.find(client)

@@ -1,11 +1,12 @@
 """What commands do with a network: open a client, ask node after node, find an account's asset."""
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Final, TypeVar
 
 from chain.errors import LocalMisuse
 from chain.genesis import Asset
-from cli.home import Network
+from cli.home import Network, is_named
 from cli.output import CommandFailed, Exit, Output
 from hopchain import Accounts, Balance, Chain, Client, NotFound, Route, Unreachable
 
@@ -58,6 +59,14 @@ def say_stale(out: Output, answer: object) -> None:
     """Tell people that others may know more; nothing for an answer that is not stale."""
     if is_stale(answer):
         out.say(f"stale: {_BEHIND}; others may know more", colour="yellow")
+
+
+def say_remembered(out: Output, network: Network, option: Path | None) -> None:
+    """Tell people where their money goes when they did not say which network."""
+    if not is_named(option):
+        out.say(
+            f"network {network.genesis.name} ({network.directory}), the last one made or used: --network names another"
+        )
 
 
 async def asset_of(client: Client, network: Network, account: str, at: NodeAddress | None) -> Asset:
