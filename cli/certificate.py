@@ -8,9 +8,9 @@ import click
 import msgspec
 
 from chain.errors import LocalMisuse
-from cli.command import HopCommand
+from cli.command import HopCommand, network_option
 from cli.diagnosis import CERTIFICATE_MS
-from cli.home import SHORT_ID, find_directory
+from cli.home import SHORT_ID, find_network
 from cli.members import now_ms
 from cli.output import Exit, JsonValue, Output
 
@@ -34,10 +34,10 @@ def certificate() -> None:
 
 
 @certificate.command(
-    "list", cls=HopCommand, examples=["hopchain certificate list net", "hopchain certificate list net --json"]
+    "list", cls=HopCommand, examples=["hopchain certificate list", "hopchain certificate list --network net --json"]
 )
-@click.argument("directory", type=click.Path(path_type=Path), metavar="[DIR]", required=False)
-def list_command(out: Output, directory: Path | None) -> None:
+@network_option
+def list_command(out: Output, network_dir: Path | None) -> None:
     """Show when the certificates in a network's directory end. Exit code 1 when one ends within 30 days.
 
     Nodes whose files are on other machines are not here: `hopchain doctor` asks them.
@@ -45,7 +45,7 @@ def list_command(out: Output, directory: Path | None) -> None:
     from node.layout import read_network
     from node.pki import NODE_CERTIFICATE, ca_until_ms, certificate_until_ms
 
-    network = read_network(find_directory(directory))
+    network = read_network(find_network(network_dir).directory)
     now = now_ms()
     lines = []
     for node in network.nodes:
@@ -69,7 +69,7 @@ def list_command(out: Output, directory: Path | None) -> None:
     )
     out.say(f"the network's CA ends in {_days(ca_ms, now):.0f} days")
     for line in soon:
-        out.say(f"renew: hopchain certificate renew {network.directory} {line.name}", colour="red")
+        out.say(f"renew: hopchain certificate renew {line.name} --network {network.directory}", colour="red")
     raise SystemExit(Exit.REJECTED if soon else Exit.DONE)
 
 
@@ -77,12 +77,11 @@ def list_command(out: Output, directory: Path | None) -> None:
     "renew",
     cls=HopCommand,
     examples=[
-        "hopchain certificate renew net node-3",
-        "hopchain certificate renew net /srv/node/node.crt --days 90",
-        "hopchain certificate renew net 5f0c...e1 --out node.crt    # a public key; carry the file to its node",
+        "hopchain certificate renew node-3",
+        "hopchain certificate renew /srv/node/node.crt --network net --days 90",
+        "hopchain certificate renew 5f0c...e1 --out node.crt    # a public key; carry the file to its node",
     ],
 )
-@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
 @click.argument("node", metavar="NODE")
 @click.option(
     "--days", type=click.IntRange(1, 36_525), default=DEFAULT_DAYS, show_default=True, help="How long it is valid."
@@ -94,7 +93,8 @@ def list_command(out: Output, directory: Path | None) -> None:
     metavar="FILE",
     help="Write it there. Default: in place of the node's node.crt.",
 )
-def renew_command(out: Output, directory: Path, node: str, days: int, out_file: Path | None) -> None:
+@network_option
+def renew_command(out: Output, node: str, days: int, out_file: Path | None, network_dir: Path | None) -> None:
     """Make a new certificate for the same key. A running node takes the new node.crt up within seconds.
 
     NODE: a name of the network's directory, a node's directory or its node.crt, or a public key in hex (with --out).
@@ -104,6 +104,7 @@ def renew_command(out: Output, directory: Path, node: str, days: int, out_file: 
     from node.pki import certificate_until_ms, make_node_certificate, read_secret
     from routing.keyspace import node_id_of
 
+    directory = find_network(network_dir).directory
     network = read_network(directory)
     public_key, place = _find(directory, node)
     target = out_file or place

@@ -1,6 +1,7 @@
 """What all commands share: `--json`, examples in `--help`, errors turned into exit codes, the options that many take."""
 
 import random
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from cli.output import Output
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_NEGATIVE: Final = re.compile(r"-[0-9.]")  # how click names an option in -1.50
 INTERRUPTED: Final = 130  # what shells use for Ctrl-C
 
 network_option = click.option(
@@ -20,7 +22,7 @@ network_option = click.option(
     "network_dir",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="The network to talk to: the directory that `init` made. Default: HOPCHAIN_NETWORK, else the last one used.",
+    help="The network: the directory that `init` made. Default: HOPCHAIN_NETWORK, else the last one made or used.",
 )
 at_option = click.option(
     "--at", metavar="HOST:PORT", help="Ask this node only: its client port, or a name like node-3."
@@ -32,7 +34,7 @@ timeout_option = click.option(
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait for the outcome.",
+    help="How long to wait for an answer.",
 )
 
 
@@ -53,6 +55,23 @@ class HopCommand(click.Command):
         )
         super().__init__(name, callback=callback, params=[*params, json_option], help=help)
         self.examples = tuple(examples)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the command line apart; where click's words for a mistake help nobody, say what to do."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if _NEGATIVE.fullmatch(error.option_name) and "amount" in self._names:
+                raise click.UsageError("an amount is above zero: a payment goes from FROM to TO", ctx) from None
+            raise
+        except click.UsageError as error:
+            if "unexpected extra argument" in error.message and "network_dir" in self._names:
+                error.message += " A network is named with --network DIR."
+            raise
+
+    @property
+    def _names(self) -> set[str | None]:
+        return {param.name for param in self.params}
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Put the examples at the end of `--help`."""

@@ -29,7 +29,7 @@ from cli.command import HopCommand, run
 from cli.home import HOME_VARIABLE, NETWORK_VARIABLE, load_network
 from cli.money import format_amount
 from cli.orders import make_orders
-from cli.output import CommandFailed, Exit, JsonValue, Output
+from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.ports import port_range
 from cli.session import open_client
 from cli.supervisor import stop
@@ -153,9 +153,9 @@ class _Demo:
         await self._make()
         async with AsyncExitStack() as stack:
             self._chapter(2, "Five processes")
-            self._show("up net")
+            self._show("up")
             process = await anyio.open_process(
-                [*_CLI, "up", str(self._network), "--json", "--supervised"],
+                [*_CLI, "up", "--json", "--supervised"],
                 env=self._env,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -285,7 +285,9 @@ class _Demo:
         cluster = await self._command(_Cluster, "verify", "--cluster", "--settle", "30", ok=False)
         self._claim("five replicas are equal, also the one that was killed; no money was made or lost", cluster.ok)
         audit = await self._command(_Audit, "verify", str(self._network / VICTIM), ok=False)
-        self._claim(f"{VICTIM}'s database holds up when derived again from its {audit.links} links", audit.ok)
+        self._claim(
+            f"{VICTIM}'s database holds up when derived again from its {counted(audit.links, 'link')}", audit.ok
+        )
 
     # --- telling -----------------------------------------------------------------------------------------------
 
@@ -300,7 +302,7 @@ class _Demo:
         self._out.say(f"     {text}")
 
     def _receipt(self, what: str, receipt: _Receipt) -> None:
-        where = f"by {receipt.decided_by_name}, link {receipt.height}, {receipt.hops} hops, {receipt.milliseconds} ms"
+        where = f"by {receipt.decided_by_name}, link {receipt.height}, {counted(receipt.hops, 'hop')}, {receipt.milliseconds} ms"
         self._tell(f"{what}: {receipt.outcome} {where}")
 
     def _claim(self, text: str, holds: bool) -> None:

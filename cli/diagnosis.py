@@ -229,7 +229,7 @@ def _certificate(node: Known, said: Health, now_ms: int) -> list[Finding]:
             "certificate",
             node.name,
             f"the certificate of {node.name} {when}; without one no other node and no client talks to it",
-            f"`hopchain certificate renew DIR {node.name}` where ca.key is, then put node.crt into the node's directory: it "
+            f"`hopchain certificate renew {node.name}` where ca.key is, then put node.crt into the node's directory: it "
             "is taken up without a restart",
             {"until_ms": said.certificate_until_ms, "days": round(left_ms / _DAY_MS, 1)},
         )

@@ -8,7 +8,7 @@ from cli.command import HopCommand, network_option, run
 from cli.diagnosis import Finding, Known, diagnose
 from cli.home import Network, find_network
 from cli.members import Picture, look, now_ms, open_patiently, reason_of
-from cli.output import Exit, JsonValue, Output
+from cli.output import Exit, JsonValue, Output, counted
 from hopchain import Unreachable
 
 
@@ -66,7 +66,7 @@ def nobody(network: Network, error: Unreachable) -> Finding:
         "nobody",
         "",
         f"none of {len(network.nodes)} nodes answers ({tried})",
-        f"start them (`hopchain up {network.directory}`, or `hopchain node` on their machines), or run this where their "
+        f"start them (`hopchain up --network {network.directory}`, or `hopchain node` on their machines), or run this where their "
         "client ports can be reached",
         {"nodes": len(network.nodes)},
     )
@@ -85,8 +85,8 @@ def _report(out: Output, network: Network, picture: Picture | None, findings: li
     )
     if picture is not None:
         out.say(
-            f"network {network.genesis.name}: epoch {picture.newest.epoch}, {len(picture.members)} members, "
-            f"{len(picture.health)} nodes answer",
+            f"network {network.genesis.name}: epoch {picture.newest.epoch}, {counted(len(picture.members), 'member')}, "
+            f"{counted(len(picture.health), 'node')} answered",
             bold=True,
         )
     for finding in findings:

@@ -81,17 +81,19 @@ def home() -> Path:
     return Path(named) if named else Path.home() / ".hopchain"
 
 
-def remember(directory: Path) -> None:
-    """Make this the network that commands talk to when none is named."""
+def remember(directory: Path) -> Path | None:
+    """Make this the network that commands talk to when none is named; the other one that it was until now, if any."""
     place = home()
     text = str(directory.resolve()) + "\n"
     remembered = place / _REMEMBERED
-    if remembered.exists() and remembered.read_text() == text:
-        return
+    before = remembered.read_text() if remembered.exists() else ""
+    if before == text:
+        return None
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     fresh = place / f"{_REMEMBERED}.{os.getpid()}"
     fresh.write_text(text)
     fresh.replace(remembered)
+    return Path(before.strip()) if before.strip() else None
 
 
 def is_named(option: Path | None) -> bool:

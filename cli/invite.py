@@ -9,8 +9,8 @@ from typing import Final
 import click
 
 from chain.errors import HopchainError, LocalMisuse
-from cli.command import HopCommand, run
-from cli.home import load_network
+from cli.command import HopCommand, network_option, run
+from cli.home import find_network, load_network
 from cli.members import Picture, look, now_ms, open_patiently, operator_key
 from cli.output import Output
 from node.layout import NodePlace
@@ -23,12 +23,11 @@ _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
 @click.command(
     cls=HopCommand,
     examples=[
-        "hopchain invite net",
-        "hopchain invite net --name node-6 --expires 2h --out node-6.invite",
-        "hopchain invite net --observer --json",
+        "hopchain invite",
+        "hopchain invite --network net --name node-6 --expires 2h --out node-6.invite",
+        "hopchain invite --observer --json",
     ],
 )
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--name", help="What the node is called here. Default: node- and four random digits.")
 @click.option(
     "--expires", default="24h", show_default=True, metavar="SPAN", help="Until when it may be used: 30m, 24h, 7d."
@@ -46,26 +45,28 @@ _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
     "out_file",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The file to make. Default: NAME.invite in DIR.",
+    help="The file to make. Default: NAME.invite in the network's directory.",
 )
+@network_option
 def invite(
     out: Output,
-    directory: Path,
     name: str | None,
     expires: str,
     observer: bool,
     days: int,
     out_file: Path | None,
+    network_dir: Path | None,
 ) -> None:
     """Make an invitation: a secret file for one new node, to be carried to its machine.
 
-    It holds the node's key and certificate, and the operator's word that it becomes a member. DIR is the directory that
-    `init` made, with ca.key and operator.key. There: hopchain join FILE --data D
+    It holds the node's key and certificate, and the operator's word that it becomes a member. The network's directory must be
+    the one that `init` made, with ca.key and operator.key. There: hopchain join FILE --data D
     """
     from node.invite import make_invite, write_invite
     from node.layout import CA_KEY, read_network
     from node.pki import read_secret
 
+    directory = find_network(network_dir).directory
     network = read_network(directory)
     now = now_ms()
     operator = operator_key(network.genesis, directory)

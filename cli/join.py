@@ -25,7 +25,7 @@ from cli.command import HopCommand, run
 from cli.home import SHORT_ID, KnownNode, Network, load_network, remember
 from cli.leave import local_address
 from cli.members import LOOK_AGAIN_S, now_ms, open_patiently, reason_of, submit_change
-from cli.output import CommandFailed, Exit, JsonValue, Output
+from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.ports import choose_ports
 from cli.supervisor import LOG_NAME, last_words, node_command, stop
 from hopchain import CallRefused, Client, RemoteFault, Status, Timing, Unreachable
@@ -282,7 +282,7 @@ class _Join:
                 f"the copy in {self.data} does not hold up after {links} links: {fault}. It does not become a member; move "
                 "the directory away and join again with this invitation",
             )
-        self._tell("verified", f"{links} links verified", links=links)
+        self._tell("verified", f"{counted(links, 'link')} verified", links=links)
 
     async def _add(self, client: Client) -> Health:
         """Send the invitation's change to a member, and wait until the node itself knows that it is one."""

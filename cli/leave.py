@@ -25,7 +25,7 @@ from cli.members import (
     submit_change,
     wait_active,
 )
-from cli.output import CommandFailed, Exit, Output
+from cli.output import CommandFailed, Exit, Output, counted
 from hopchain.change import Change, ChangeAction, sign_change
 from node.config import NodeConfig
 
@@ -101,7 +101,7 @@ def leave(out: Output, data: Path, force: str | None, wait_s: float, network_dir
     )
     stopped = f"process {pid} has ended" if pid is not None else "no process of it runs on this machine"
     out.say(
-        f"node {key.id.hex()[:SHORT_ID]} is no member: epoch {picture.newest.epoch} with {len(picture.members)} members is "
+        f"node {key.id.hex()[:SHORT_ID]} is no member: epoch {picture.newest.epoch} with {counted(len(picture.members), 'member')} is "
         f"active everywhere; {stopped}",
         colour="green",
         bold=True,

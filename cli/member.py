@@ -29,7 +29,7 @@ from cli.members import (
     submit_change,
     wait_active,
 )
-from cli.output import CommandFailed, Exit, JsonValue, Output
+from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.session import NodeAddress, open_client, pinned
 from hopchain import Client
 from hopchain.change import FIRST_INCARNATION, Change, ChangeAction, SignedChange, sign_change
@@ -418,7 +418,7 @@ def _report(out: Output, done: Done, *, added: bytes | None, removed: bytes | No
     parts += [f"node {removed.hex()[:SHORT_ID]} is none any more"] if removed else []
     before = "" if done.changed else " (it was so already)"
     out.say(
-        f"{' and '.join(parts)}: epoch {picture.newest.epoch}, {len(picture.members)} members, active everywhere{before}",
+        f"{' and '.join(parts)}: epoch {picture.newest.epoch}, {counted(len(picture.members), 'member')}, active everywhere{before}",
         colour="green",
         bold=True,
     )

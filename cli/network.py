@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,13 +15,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chain.errors import LocalMisuse
 from chain.genesis import Asset
 from chain.names import MAX_SCALE, is_asset
-from cli.command import HopCommand, checked_name, run
-from cli.home import find_directory, find_network, remember
-from cli.output import Output
+from cli.command import HopCommand, checked_name, network_option, run
+from cli.home import NETWORK_VARIABLE, find_network, remember
+from cli.output import JsonValue, Output
 from cli.ports import choose_ports
 from cli.wallet import Wallet
 from hopchain.client import raw_public_key
 from node.layout import LOOPBACK, make_network
+from node.layout import Network as NetworkFiles
 
 FIRST_PORT: Final = 7400
 DEFAULT_NODES: Final = 5
@@ -85,20 +87,10 @@ def init(
     """Make a new network: genesis, CA, one directory per node, operator key; the issuers' keys go into the wallet."""
     parsed = [parse_asset(text) for text in assets]
     keys = {issuer: (code, Ed25519PrivateKey.generate()) for issuer, code in (_issuer(t, parsed) for t in issuers)}
-    count = nodes or len(places) or DEFAULT_NODES
-    if places:
-        if count != len(places):
-            raise LocalMisuse(f"{count} nodes, and --node-at says where {len(places)} are: leave --nodes away")
-        advertise, ports = _unzip([parse_place(text, port) for text in places])
-    else:
-        if port == 0:
-            flat = choose_ports(2 * count, host or LOOPBACK)
-        else:
-            flat = list(range(port, port + 2 * count))
-        advertise, ports = None, list(zip(flat[::2], flat[1::2], strict=True))
+    advertise, ports = _addresses(nodes, places, host, port)
     made = make_network(
         directory,
-        nodes=count,
+        nodes=len(ports),
         assets=parsed,
         issuers={issuer: (code, raw_public_key(key)) for issuer, (code, key) in keys.items()},
         ports=ports,
@@ -112,33 +104,56 @@ def init(
     wallet = Wallet(made.network_id)
     for issuer, (_, key) in keys.items():
         wallet.add(issuer, key)
-    remember(directory)
-    out.data(
-        {
-            "directory": str(directory.resolve()),
-            "network": made.network_id.hex(),
-            "name": made.genesis.name,
-            "k": k,
-            "assets": [{"code": a.code, "scale": a.scale} for a in parsed],
-            "issuers": [{"name": issuer, "asset": code} for issuer, (code, _) in keys.items()],
-            "nodes": [
-                {"name": n.name, "id": n.id, "host": n.host, "port": n.port, "client_port": n.client_port}
-                for n in made.nodes
-            ],
-            "wallet": str(wallet.directory),
-        }
-    )
+    before = remember(directory)
+    out.data(_document(made, wallet))
+    _say_made(out, made, wallet)
+    if before is not None:
+        out.say(f"commands talk to it from now on, no more to {before}: --network or {NETWORK_VARIABLE} names another")
+    if places:
+        out.say("next: copy each node's directory to its machine and run it there: hopchain node node-1")
+    else:
+        out.say(f"next: hopchain up --network {directory}")
+
+
+def _addresses(
+    nodes: int | None, places: Sequence[str], host: str | None, port: int
+) -> tuple[list[str] | None, list[tuple[int, int]]]:
+    """Where the nodes are told to be (None: on this machine), and the two ports of each. `LocalMisuse` when the options
+    contradict each other."""
+    if places:
+        if nodes not in (None, len(places)):
+            raise LocalMisuse(f"{nodes} nodes, and --node-at says where {len(places)} are: leave --nodes away")
+        return _unzip([parse_place(text, port) for text in places])
+    count = nodes or DEFAULT_NODES
+    flat = choose_ports(2 * count, host or LOOPBACK) if port == 0 else list(range(port, port + 2 * count))
+    return None, list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _document(made: NetworkFiles, wallet: Wallet) -> JsonValue:
+    genesis = made.genesis
+    return {
+        "directory": str(made.directory.resolve()),
+        "network": made.network_id.hex(),
+        "name": genesis.name,
+        "k": genesis.k,
+        "assets": [{"code": a.code, "scale": a.scale} for a in genesis.assets],
+        "issuers": [{"name": issuer.name, "asset": issuer.asset} for issuer in genesis.issuers],
+        "nodes": [
+            {"name": n.name, "id": n.id, "host": n.host, "port": n.port, "client_port": n.client_port}
+            for n in made.nodes
+        ],
+        "wallet": str(wallet.directory),
+    }
+
+
+def _say_made(out: Output, made: NetworkFiles, wallet: Wallet) -> None:
     out.say(f"network {made.genesis.name}: {made.network_id.hex()[:16]}", bold=True)
     out.table(
         ["node", "id", "members", "clients"],
         [[n.name, n.id[:8], f"{n.host}:{n.port}", f"{n.host}:{n.client_port}"] for n in made.nodes],
     )
-    for issuer, (code, _) in keys.items():
-        out.say(f"issuer {issuer} of {code}: key in {wallet.path(issuer)}")
-    if places:
-        out.say("next: copy each node's directory to its machine and run it there: hopchain node node-1")
-    else:
-        out.say(f"next: hopchain up {directory}")
+    for issuer in made.genesis.issuers:
+        out.say(f"issuer {issuer.name} of {issuer.asset}: key in {wallet.path(issuer.name)}")
 
 
 def parse_place(text: str, default_port: int) -> tuple[str, int, int]:
@@ -183,18 +198,20 @@ def _issuer(text: str, assets: list[Asset]) -> tuple[str, str]:
 
 @click.command(
     cls=HopCommand,
-    examples=["hopchain up net", "hopchain up net --json | jq -c .", "hopchain up    # the last network"],
+    examples=["hopchain up", "hopchain up --network net", "hopchain up --json | jq -c ."],
 )
-@click.argument("directory", type=click.Path(path_type=Path), metavar="[DIR]", required=False)
 @click.option("--supervised", is_flag=True, hidden=True, help="End when standard input closes.")
-def up(out: Output, directory: Path | None, supervised: bool) -> None:
+@network_option
+def up(out: Output, supervised: bool, network_dir: Path | None) -> None:
     """Run all nodes of a network on this machine, restart those that die, show one status line each.
+
+    One whose files or ports are wrong, that was removed or quarantined, or that failed five times in a row, stays down.
 
     Ctrl-C or SIGTERM stops all of them. With --json: one JSON document a line for every change.
     """
     from cli.upview import watch
 
-    network = find_network(find_directory(directory))
+    network = find_network(network_dir)
     if supervised:
         _end_with_parent()
     run(lambda: watch(out, network))

@@ -17,7 +17,7 @@ from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, Posting, RequestId, SignedRequest, encode_request, request_id, transfer
 from cli.funding import FundedRows, Needs
 from cli.opening import open_accounts
-from cli.output import CommandFailed, Exit
+from cli.output import CommandFailed, Exit, counted
 from cli.payfile import Payment, funding_nonce, payment_key
 from cli.payplan import MAX_ATTEMPTS, Plan
 from cli.payresult import NOT_SENT, RowResult, row_text
@@ -206,7 +206,7 @@ class RunAccounts:
         raise CommandFailed(
             answer_exit(answer),
             answer_name(answer),
-            f"funding {len(needs)} payers from {source} did not work: {answer_name(answer)}: {row_text(answer, '')}. "
+            f"funding {counted(len(needs), 'payer')} from {source} did not work: {answer_name(answer)}: {row_text(answer, '')}. "
             "No row was paid in this run",
         )
 

@@ -9,7 +9,7 @@ from collections import Counter
 from chain.errors import LocalMisuse, RemoteFault
 from chain.link import Outcome
 from cli.money import format_amount
-from cli.output import CommandFailed, Exit, JsonValue, Output
+from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.sources import Sources
 from hopchain import (
     Answer,
@@ -142,7 +142,7 @@ class PoolBooks:
             elif outflow.ok:
                 out.say(
                     f"  {self._money(outflow.left)} left it, {self._money(outflow.paid)} were paid, and the outcome of "
-                    f"{outflow.unknown} requests of {self._money(outflow.unknown_amount)} is not known: run it again",
+                    f"{counted(outflow.unknown, 'request')} of {self._money(outflow.unknown_amount)} is not known: run it again",
                     colour="yellow",
                 )
             else:

@@ -11,7 +11,7 @@ from chain.request import Kind
 from cli.command import HopCommand, at_option, checked_name, network_option, run, timeout_option
 from cli.home import find_network
 from cli.money import format_amount
-from cli.output import CommandFailed, Exit, JsonValue, Output
+from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.receipt import outcome_name
 from cli.session import NodeAddress, ask_until_found, not_found, open_client, pinned, say_stale
 from hopchain import Balance, Chain, Client, NotFound, Unknown
@@ -79,7 +79,7 @@ def balance(
         }
     )
     out.say(found.account + (" (issuer)" if found.issuer else ""), bold=True)
-    postings = f"  ({found.incoming_count} postings)" if found.incoming_count else ""
+    postings = f"  ({counted(found.incoming_count, 'posting')})" if found.incoming_count else ""
     out.fields(
         [
             ("settled", format_amount(found.settled, found.scale, found.asset)),
@@ -142,7 +142,7 @@ def chain(
             "stale": found.stale,
         }
     )
-    out.say(f"{found.account}: height {found.height}, {len(found.links)} links shown", bold=True)
+    out.say(f"{found.account}: height {found.height}, {counted(len(found.links), 'link')} shown", bold=True)
     say_stale(out, found)
     for link in found.links:
         _say_link(out, link, found)

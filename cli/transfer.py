@@ -26,7 +26,7 @@ from cli.home import find_network
 from cli.money import format_amount, parse_amount
 from cli.output import Exit, JsonValue, Output
 from cli.receipt import print_answer
-from cli.session import ask_until_found, asset_of, not_found, open_client, pinned
+from cli.session import ask_until_found, asset_of, not_found, open_client, pinned, say_remembered
 from cli.wallet import Wallet
 from hopchain import NotFound, Recorded
 from hopchain.client import sign_request
@@ -77,6 +77,7 @@ def transfer(
     checked_reference(reference)
     tip = ANY_TIP if expect_tip is None else checked_hash(expect_tip, "link hash")
     network = find_network(network_dir)
+    say_remembered(out, network, network_dir)
     wallet = Wallet(network.id)
     key = wallet.key(sender)
     node = pinned(network, at)
@@ -93,7 +94,13 @@ def transfer(
             begin = time.perf_counter()
             answer = await client.submit(signed, timeout_s, at=node)
             took_ms = (time.perf_counter() - begin) * 1000
-        paid: dict[str, JsonValue] = {"from": sender, "to": recipient, "amount": minor, "reference": reference}
+        paid: dict[str, JsonValue] = {
+            "from": sender,
+            "to": recipient,
+            "amount": minor,
+            "reference": reference,
+            "network": network.id.hex(),
+        }
         out.say(f"{sender} -> {recipient}  {format_amount(minor, asset.scale, asset.code)}")
         return print_answer(
             out,

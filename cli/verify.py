@@ -15,7 +15,7 @@ from chain.errors import LocalMisuse
 from cli.command import HopCommand, network_option, run
 from cli.home import KnownNode, Network, find_network
 from cli.members import look, open_patiently
-from cli.output import Exit, JsonValue, Output
+from cli.output import Exit, JsonValue, Output, counted
 from cli.session import open_client
 from hopchain import AccountLine, CallRefused, Client, Digest, RemoteFault, Unreachable
 
@@ -103,7 +103,8 @@ def _verify_database(out: Output, directory: Path) -> Exit:
         }
     )
     counts = (
-        f"{report.links} links, {report.postings} postings ({report.confirmed} confirmed), {report.accounts} accounts"
+        f"{counted(report.links, 'link')}, {counted(report.postings, 'posting')} ({report.confirmed:,} confirmed), "
+        f"{counted(report.accounts, 'account')}"
     )
     if fault is None:
         out.say(f"{path}: sound: {counts}", colour="green", bold=True)

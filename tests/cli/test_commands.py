@@ -404,7 +404,7 @@ def test_balance(world: World) -> None:
     call = world.nodes[0].calls[-1]
     assert call == wire.AskBalance("alice", True, 1, 10_000)
     shown = world.run("balance", "alice").stdout
-    for what in ("settled    70.00 CZK", "incoming   0.05 CZK  (1 postings)", "available  70.05 CZK", "one replica"):
+    for what in ("settled    70.00 CZK", "incoming   0.05 CZK  (1 posting)", "available  70.05 CZK", "one replica"):
         assert what in shown
     assert "(issuer)" in world.run("balance", "mint").stdout
     assert not found["stale"] and "stale" not in shown

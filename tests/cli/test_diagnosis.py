@@ -167,7 +167,7 @@ def test_a_certificate_that_ends(left_ms: int, text: str) -> None:
     finding = only(found(known(1, certificate_until_ms=NOW_MS + left_ms)))
     assert (finding.code, finding.node) == ("certificate", "node-1")
     assert text in finding.what
-    assert "hopchain certificate renew DIR node-1" in finding.do
+    assert "hopchain certificate renew node-1" in finding.do
     assert found(known(1, certificate_until_ms=NOW_MS + CERTIFICATE_MS + 1)) == []
 
 

@@ -36,6 +36,33 @@ def test_every_command_explains_itself_with_an_example(path: tuple[str, ...], co
     assert undocumented == []
 
 
+def test_a_network_is_named_in_the_same_way_everywhere() -> None:
+    """What takes a directory as an argument makes, runs or audits what is in it."""
+    takes = {path: {p.name for p in command.params} for path, command in all_commands(main)}
+    argued = {
+        path
+        for path, command in all_commands(main)
+        if any(isinstance(p, click.Argument) and "DIR" in str(p.metavar) for p in command.params)
+    }
+    assert argued == {("init",), ("node",), ("verify",)}
+    without = {path[0] for path, names in takes.items() if "network_dir" not in names and "network" not in names}
+    assert without == {"init", "node", "join", "sim", "demo", "completion"}
+
+
+def test_a_directory_where_none_is_taken_says_how_a_network_is_named() -> None:
+    for words in (["up", "net"], ["invite", "net"], ["certificate", "list", "net"]):
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 2 and "A network is named with --network DIR" in result.stderr
+
+
+@pytest.mark.parametrize("amount", ["-1", "-1.50", "-.5"])
+def test_an_amount_below_zero_is_not_an_unknown_option(amount: str) -> None:
+    result = CliRunner().invoke(main, ["transfer", "alice", "bob", amount])
+    assert result.exit_code == 2 and "an amount is above zero" in result.stderr
+    assert "No such option" in CliRunner().invoke(main, ["transfer", "alice", "bob", "1", "-x"]).stderr
+    assert "No such option" in CliRunner().invoke(main, ["balance", "alice", amount]).stderr
+
+
 def test_the_help_of_pay_says_what_each_choice_does_and_what_goes_together() -> None:
     shown = " ".join(CliRunner().invoke(main, ["pay", "--help"]).stdout.split())
     for choice in ("dedicated (the default):", "round-robin:", "least-active:", "two-choices:"):

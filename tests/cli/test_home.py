@@ -35,6 +35,29 @@ def test_the_network_last_used_is_remembered_wherever_it_is_used_from(
     assert (home / "network").read_text() == f"{world.directory}\n"
 
 
+def test_a_payment_says_where_it_goes_when_nobody_said(world: World, tmp_path: Path) -> None:
+    """Another network that is made, or looked at, is from then on the one that commands talk to."""
+    world.run("account", "open", "alice")
+    file = tmp_path / "may.csv"
+    file.write_text("from,to,amount\nmint,alice,1\n")
+    pays = (
+        ("transfer", "mint", "alice", "1"),
+        ("pay", str(file), "--from-column", "from", "--to-column", "to", "--amount-column", "amount"),
+    )
+    says = f"network test ({world.directory}), the last one made or used: --network names another\n"
+    for words in pays:
+        assert says not in world.run(*words).stdout, "the variable names it"
+    del world.env["HOPCHAIN_NETWORK"]
+    for words in pays:
+        assert world.run(*words).stdout.startswith(says)
+        assert says not in world.run(*words, "--network", str(world.directory)).stdout
+    shown = world.run("init", str(tmp_path / "second"), "--asset", "CZK:2", "--port", "0").stdout
+    assert f"commands talk to it from now on, no more to {world.directory}: --network or HOPCHAIN_NETWORK" in shown
+    assert "no key for mint" in world.run(*pays[0], code=2).stderr
+    shown = world.run("init", str(tmp_path / "third"), "--asset", "CZK:2", "--port", "0", "--json").stdout
+    assert "from now on" not in shown
+
+
 def test_home_is_hidden_in_the_users_directory_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HOPCHAIN_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -75,6 +98,11 @@ def test_every_command_that_needs_a_network_says_so(cli: Cli) -> None:
         ("cancel", "00" * 32),
         ("verify", "--cluster"),
         ("up",),
+        ("invite",),
+        ("certificate", "list"),
+        ("certificate", "renew", "node-1"),
+        ("member", "list"),
+        ("doctor",),
     ):
         assert cli.json(*words, code=2)["error"] == "usage"
         assert "hopchain init DIR" in cli.run(*words, code=2).stderr

@@ -30,7 +30,7 @@ DAY_MS = 86_400_000
 
 def invited(world: World, *words: str) -> Path:
     """An invitation of the world's network."""
-    return Path(world.json("invite", str(world.directory), *words)["invite"])
+    return Path(world.json("invite", *words)["invite"])
 
 
 def ids(world: World) -> list[bytes]:
@@ -41,7 +41,7 @@ def ids(world: World) -> list[bytes]:
 
 
 def test_invite_makes_a_secret_file_for_one_new_node(world: World) -> None:
-    made = world.json("invite", str(world.directory), "--name", "node-9")
+    made = world.json("invite", "--name", "node-9")
     assert set(made) == documented("invite")
     path = Path(made["invite"])
     assert path == (world.directory / "node-9.invite").resolve()
@@ -51,7 +51,7 @@ def test_invite_makes_a_secret_file_for_one_new_node(world: World) -> None:
     assert [seed.node_id for seed in found.seeds] == ids(world)
     assert made["expires_ms"] == found.expires_ms
     text = path.read_text()
-    shown = world.run("invite", str(world.directory), "--out", str(world.home.parent / "b.invite"), "--observer").output
+    shown = world.run("invite", "--out", str(world.home.parent / "b.invite"), "--observer").output
     assert "hopchain join b.invite --data" in shown and "--observer" in shown
     assert "PRIVATE" not in shown and "PRIVATE" in text
     assert load_invite(world.home.parent / "b.invite").observer
@@ -87,14 +87,14 @@ def test_invite_names_the_members_of_now(world: World) -> None:
     ],
 )
 def test_invite_refuses_what_makes_no_sense(world: World, words: tuple[str, ...], says: str) -> None:
-    assert says in world.run("invite", str(world.directory), *words, code=2).stderr
+    assert says in world.run("invite", *words, code=2).stderr
     assert list(world.directory.glob("*.invite")) == []
 
 
 @pytest.mark.parametrize("name", ["ca.key", "operator.key"])
 def test_invite_needs_the_keys_and_says_which(world: World, name: str) -> None:
     (world.directory / name).rename(world.directory / "gone")
-    assert name in world.run("invite", str(world.directory), code=2).stderr
+    assert name in world.run("invite", code=2).stderr
 
 
 def test_the_default_life_of_a_certificate_is_that_of_init(world: World) -> None:
@@ -322,7 +322,7 @@ def test_an_invitation_that_cannot_be_used_is_told(world: World, kind: str, monk
     elif kind == "foreign":
         other = Cli(world.home, world.home.parent / "other")
         other.run("init", str(other.directory), "--asset", "CZK:2", "--port", "0")
-        path, says = Path(other.json("invite", str(other.directory))["invite"]), "is for network other"
+        path, says = Path(other.json("invite")["invite"]), "is for network other"
     elif kind == "expired":
         path, says = invited(world, "--expires", "1s"), "has expired"
         late_ms = load_invite(path).expires_ms + 1
@@ -507,36 +507,35 @@ def test_doctor_on_a_network_that_is_down(world: World) -> None:
 
 def test_certificates_are_listed_and_renewed_in_place(cli: Cli) -> None:
     cli.run("init", str(cli.directory), "--nodes", "2", "--asset", "CZK:2", "--port", "0", "--days", "20")
-    listed = cli.json("certificate", "list", str(cli.directory), code=1)
+    listed = cli.json("certificate", "list", code=1)
     assert set(listed) == documented("certificate list")
     assert [(n["name"], round(n["days"])) for n in listed["nodes"]] == [("node-1", 20), ("node-2", 20)]
     assert round(listed["ca_days"]) == 3653
     node = cli.directory / "node-2"
     before = node_contexts(node, read_genesis(node).ca)
-    made = cli.json("certificate", "renew", str(cli.directory), "node-2", "--days", "90")
+    made = cli.json("certificate", "renew", "node-2", "--days", "90")
     assert set(made) == documented("certificate renew")
     assert made["node"] == read_node_key(node).id.hex()
     assert certificate_until_ms(node / "node.crt") == made["until_ms"]
     node_contexts(node, before.ca_pem)
     assert sorted(p.name for p in node.iterdir() if "crt" in p.name) == ["node.crt"]
-    assert "renew node-1" not in cli.run("certificate", "list", str(cli.directory), code=1).stdout.replace(
-        f"renew {cli.directory} ", "renew  "
-    )
-    cli.run("certificate", "renew", str(cli.directory), str(cli.directory / "node-1"))
-    assert "CA ends in" in cli.run("certificate", "list", str(cli.directory)).stdout
+    shown = cli.run("certificate", "list", code=1).stdout
+    assert f"renew node-1 --network {cli.directory}" in shown and "renew node-2" not in shown
+    cli.run("certificate", "renew", str(cli.directory / "node-1"))
+    assert "CA ends in" in cli.run("certificate", "list").stdout
 
 
 def test_a_certificate_for_a_key_elsewhere(cli: Cli, tmp_path: Path) -> None:
     cli.run("init", str(cli.directory), "--nodes", "1", "--asset", "CZK:2", "--port", "0")
     key = read_node_key(cli.directory / "node-1")
     fresh = tmp_path / "fresh.crt"
-    assert "say with --out" in cli.run("certificate", "renew", str(cli.directory), key.public_key.hex(), code=2).stderr
-    cli.run("certificate", "renew", str(cli.directory), key.public_key.hex(), "--out", str(fresh))
+    assert "say with --out" in cli.run("certificate", "renew", key.public_key.hex(), code=2).stderr
+    cli.run("certificate", "renew", key.public_key.hex(), "--out", str(fresh))
     (cli.directory / "node-1/node.crt").write_bytes(fresh.read_bytes())
     node_contexts(cli.directory / "node-1", read_network(cli.directory).genesis.ca)
-    assert "is no node of" in cli.run("certificate", "renew", str(cli.directory), "node-4", code=2).stderr
+    assert "is no node of" in cli.run("certificate", "renew", "node-4", code=2).stderr
     (cli.directory / "ca.key").unlink()
-    assert "ca.key" in cli.run("certificate", "renew", str(cli.directory), "node-1", code=2).stderr
+    assert "ca.key" in cli.run("certificate", "renew", "node-1", code=2).stderr
 
 
 def test_a_directory_that_joined_is_a_network_for_commands(world: World, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_a_sound_database(cli: Cli, node_directory: Path) -> None:
         found = cli.json("verify", str(place))
         assert set(found) == documented("verify DIR")
         assert (found["ok"], found["links"], found["accounts"], found["fault"]) == (True, 1, 1, None)
-    assert "sound: 1 links" in cli.run("verify", str(node_directory)).stdout
+    assert "sound: 1 link, " in cli.run("verify", str(node_directory)).stdout
 
 
 def test_a_damaged_database_names_the_first_bad_row(cli: Cli, node_directory: Path) -> None:

@@ -110,7 +110,9 @@ class Operator:
         """A new invitation's file."""
         number = next(_numbers)
         path = self.home / f"{number}.invite"
-        await self.run("invite", str(self.network), "--name", f"guest-{number}", "--out", str(path), *words)
+        await self.run(
+            "invite", "--network", str(self.network), "--name", f"guest-{number}", "--out", str(path), *words
+        )
         return path
 
     def join(self, invite: Path, data: Path, *words: str) -> Command:

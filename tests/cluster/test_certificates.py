@@ -42,7 +42,13 @@ async def test_a_new_certificate_is_taken_up_under_load(cluster: Cluster, tmp_pa
             await load.more(20)
             connections = (await cluster.clients[RENEWED].status()).counters["mesh.up"]
             await operator.run(
-                "certificate", "renew", str(cluster.network.directory), node.place.name, "--days", str(DAYS)
+                "certificate",
+                "renew",
+                node.place.name,
+                "--network",
+                str(cluster.network.directory),
+                "--days",
+                str(DAYS),
             )
             new = x509.load_pem_x509_certificate((node.directory / NODE_CERTIFICATE).read_bytes())
 
