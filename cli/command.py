@@ -66,7 +66,7 @@ class HopCommand(click.Command):
             raise
         except click.UsageError as error:
             if "unexpected extra argument" in error.message and "network_dir" in self._names:
-                error.message += ". A network is named with --network DIR."
+                raise click.UsageError(f"{error.message}. A network is named with --network DIR.", ctx) from None
             raise
 
     @property

@@ -302,7 +302,7 @@ class _Demo:
         self._out.say(f"     {text}")
 
     def _receipt(self, what: str, receipt: _Receipt) -> None:
-        where = f"by {receipt.decided_by_name}, link {receipt.height}, {counted(receipt.hops, 'hop')}, {receipt.milliseconds} ms"
+        where = f"by {receipt.decided_by_name}, link {receipt.height}, {counted(receipt.hops or 0, 'hop')}, {receipt.milliseconds} ms"
         self._tell(f"{what}: {receipt.outcome} {where}")
 
     def _claim(self, text: str, holds: bool) -> None:
