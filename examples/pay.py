@@ -1,6 +1,6 @@
 """One payment from Python, made once however often this is run: the order makes the payment this one and no other.
 
-    hopchain init net --asset CZK:2 --issuer mint && hopchain up net       # then, in a second terminal:
+    hopchain init net --asset CZK:2 --issuer mint && hopchain up       # then, in a second terminal:
     hopchain account open alice
     python examples/pay.py net mint alice 1250 order-1                     # 12.50 CZK: amounts are in minor units
 
