@@ -24,6 +24,9 @@ network_option = click.option(
     metavar="DIR",
     help="The network: the directory that `init` made. Default: HOPCHAIN_NETWORK, else the last one made or used.",
 )
+network_argument = click.argument(
+    "directory", type=click.Path(path_type=Path), metavar="[DIR]", required=False
+)  # the same, for commands that people begin with: `hopchain up net`
 at_option = click.option(
     "--at", metavar="HOST:PORT", help="Ask this node only: its client port, or a name like node-3."
 )
@@ -116,6 +119,13 @@ def run(main: Callable[[], Awaitable[_T]]) -> _T:
 def fresh_random() -> random.Random:
     """Randomness that differs on every run, for what is not secret (port numbers)."""
     return random.Random(secrets.randbits(64))
+
+
+def one_directory(argument: Path | None, option: Path | None) -> Path | None:
+    """Of a command that takes the network's directory as an argument, too: the one that was named, if any."""
+    if argument is not None and option is not None and argument.resolve() != option.resolve():
+        usage(f"two networks are named, {argument} and --network {option}: leave one of them away")
+    return argument or option
 
 
 def checked_name(text: str) -> str:

@@ -66,7 +66,7 @@ def nobody(network: Network, error: Unreachable) -> Finding:
         "nobody",
         "",
         f"none of {len(network.nodes)} nodes answers ({tried})",
-        f"start them (`hopchain up --network {network.directory}`, or `hopchain node` on their machines), or run this where their "
+        f"start them (`hopchain up {network.directory}`, or `hopchain node` on their machines), or run this where their "
         "client ports can be reached",
         {"nodes": len(network.nodes)},
     )

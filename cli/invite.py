@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from chain.errors import HopchainError, LocalMisuse
-from cli.command import HopCommand, network_option, run
+from cli.command import HopCommand, network_argument, network_option, one_directory, run
 from cli.home import find_network, load_network
 from cli.members import Picture, look, now_ms, open_patiently, operator_key
 from cli.output import Output
@@ -23,11 +23,12 @@ _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
 @click.command(
     cls=HopCommand,
     examples=[
-        "hopchain invite",
-        "hopchain invite --network net --name node-6 --expires 2h --out node-6.invite",
+        "hopchain invite net",
+        "hopchain invite net --name node-6 --expires 2h --out node-6.invite",
         "hopchain invite --observer --json",
     ],
 )
+@network_argument
 @click.option("--name", help="What the node is called here. Default: node- and four random digits.")
 @click.option(
     "--expires", default="24h", show_default=True, metavar="SPAN", help="Until when it may be used: 30m, 24h, 7d."
@@ -50,6 +51,7 @@ _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
 @network_option
 def invite(
     out: Output,
+    directory: Path | None,
     name: str | None,
     expires: str,
     observer: bool,
@@ -60,13 +62,13 @@ def invite(
     """Make an invitation: a secret file for one new node, to be carried to its machine.
 
     It holds the node's key and certificate, and the operator's word that it becomes a member. The network's directory must be
-    the one that `init` made, with ca.key and operator.key. There: hopchain join FILE --data D
+    the one that `init` made, with ca.key and operator.key; DIR is the same as --network DIR. There: hopchain join FILE --data D
     """
     from node.invite import make_invite, write_invite
     from node.layout import CA_KEY, read_network
     from node.pki import read_secret
 
-    directory = find_network(network_dir).directory
+    directory = find_network(one_directory(directory, network_dir)).directory
     network = read_network(directory)
     now = now_ms()
     operator = operator_key(network.genesis, directory)

@@ -58,7 +58,7 @@ class LazyGroup(click.Group):
 @click.command(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-    epilog="Example: hopchain init net --asset CZK:2 --issuer mint && hopchain up",
+    epilog="Example: hopchain init net --asset CZK:2 --issuer mint && hopchain up net",
 )
 @click.version_option(package_name="hopchain")
 def main() -> None:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chain.errors import LocalMisuse
 from chain.genesis import Asset
 from chain.names import MAX_SCALE, is_asset
-from cli.command import HopCommand, checked_name, network_option, run
+from cli.command import HopCommand, checked_name, network_argument, network_option, one_directory, run
 from cli.home import NETWORK_VARIABLE, find_network, remember
 from cli.output import JsonValue, Output
 from cli.ports import choose_ports
@@ -112,7 +112,7 @@ def init(
     if places:
         out.say("next: copy each node's directory to its machine and run it there: hopchain node node-1")
     else:
-        out.say(f"next: hopchain up --network {directory}")
+        out.say(f"next: hopchain up {directory}")
 
 
 def _addresses(
@@ -198,12 +198,13 @@ def _issuer(text: str, assets: list[Asset]) -> tuple[str, str]:
 
 @click.command(
     cls=HopCommand,
-    examples=["hopchain up", "hopchain up --network net", "hopchain up --json | jq -c ."],
+    examples=["hopchain up net", "hopchain up    # the last network", "hopchain up net --json | jq -c ."],
 )
+@network_argument
 @click.option("--supervised", is_flag=True, hidden=True, help="End when standard input closes.")
 @network_option
-def up(out: Output, supervised: bool, network_dir: Path | None) -> None:
-    """Run all nodes of a network on this machine, restart those that die, show one status line each.
+def up(out: Output, directory: Path | None, supervised: bool, network_dir: Path | None) -> None:
+    """Run all nodes of a network on this machine, restart those that die, show one status line each. DIR is the same as --network DIR.
 
     One whose files or ports are wrong, that was removed or quarantined, or that failed five times in a row, stays down.
 
@@ -211,7 +212,7 @@ def up(out: Output, supervised: bool, network_dir: Path | None) -> None:
     """
     from cli.upview import watch
 
-    network = find_network(network_dir)
+    network = find_network(one_directory(directory, network_dir))
     if supervised:
         _end_with_parent()
     run(lambda: watch(out, network))

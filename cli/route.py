@@ -124,7 +124,7 @@ def status(out: Output, at: str | None, network_dir: Path | None) -> None:
         right=["epoch", "log", "lag", "accounts", "undecided", "waiting", "queued"],
     )
     if not answers:
-        out.note(f"no node answers: start them with `hopchain up --network {network.directory}`")
+        out.note(f"no node answers: start them with `hopchain up {network.directory}`")
         raise SystemExit(Exit.UNREACHABLE)
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -37,22 +38,35 @@ def test_every_command_explains_itself_with_an_example(path: tuple[str, ...], co
 
 
 def test_a_network_is_named_in_the_same_way_everywhere() -> None:
-    """What takes a directory as an argument makes, runs or audits what is in it."""
+    """What takes a directory as an argument makes, runs, invites into or audits what is in it."""
     takes = {path: {p.name for p in command.params} for path, command in all_commands(main)}
     argued = {
         path
         for path, command in all_commands(main)
         if any(isinstance(p, click.Argument) and "DIR" in str(p.metavar) for p in command.params)
     }
-    assert argued == {("init",), ("node",), ("verify",)}
+    assert argued == {("init",), ("up",), ("invite",), ("node",), ("verify",)}
     without = {path[0] for path, names in takes.items() if "network_dir" not in names and "network" not in names}
     assert without == {"init", "node", "join", "sim", "demo", "completion"}
 
 
 def test_a_directory_where_none_is_taken_says_how_a_network_is_named() -> None:
-    for words in (["up", "net"], ["invite", "net"], ["certificate", "list", "net"]):
+    for words in (["status", "net"], ["doctor", "net"], ["certificate", "list", "net"]):
         result = CliRunner().invoke(main, words)
         assert result.exit_code == 2 and "A network is named with --network DIR" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["up", "invite"])
+def test_a_directory_is_the_same_as_the_option(command: str, tmp_path: Path) -> None:
+    """Each finds that there is no network; two that differ are one too many."""
+    here = str(tmp_path)
+    said = {
+        CliRunner().invoke(main, [command, *words]).stderr
+        for words in ([here], ["--network", here], [here, "--network", here])
+    }
+    assert len(said) == 1 and here in said.pop()
+    result = CliRunner().invoke(main, [command, here, "--network", str(tmp_path / "other")])
+    assert result.exit_code == 2 and "two networks are named" in result.stderr
 
 
 @pytest.mark.parametrize("amount", ["-1", "-1.50", "-.5"])
