@@ -15,7 +15,7 @@ from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.receipt import outcome_name
 from cli.session import NodeAddress, ask_until_found, not_found, open_client, pinned, say_stale
 from hopchain import Balance, Chain, Client, NotFound, Unknown
-from hopchain.wire import MAX_PAGE, ChainLink
+from hopchain.wire import AT_ONCE, MAX_PAGE, ChainLink
 
 DEFAULT_LINKS: Final = 20
 SHORT: Final = 16  # hex digits of a hash that people see in lists
@@ -24,7 +24,7 @@ SHORT: Final = 16  # hex digits of a hash that people see in lists
 @click.command(cls=HopCommand, examples=["hopchain balance alice", "hopchain balance alice --linearizable --json"])
 @click.argument("name")
 @click.option("--linearizable", is_flag=True, help="Ask a majority: as new as anything that anyone was told.")
-@click.option("--min-height", type=click.IntRange(0), default=0, metavar="N", help="Wait until link N is there.")
+@click.option("--min-height", type=click.IntRange(0), metavar="N", help="Wait until link N is there; the first is 0.")
 @at_option
 @timeout_option
 @network_option
@@ -32,7 +32,7 @@ def balance(
     out: Output,
     name: str,
     linearizable: bool,
-    min_height: int,
+    min_height: int | None,
     at: str | None,
     timeout_s: float,
     network_dir: Path | None,
@@ -41,6 +41,7 @@ def balance(
     checked_name(name)
     network = find_network(network_dir)
     node = pinned(network, at)
+    least = AT_ONCE if min_height is None else min_height
 
     async def ask() -> Balance | NotFound | Unknown:
         async with open_client(network) as client:
@@ -48,7 +49,7 @@ def balance(
                 network,
                 node,
                 lambda address: client.balance(
-                    name, linearizable=linearizable, min_height=min_height, timeout_s=timeout_s, at=address
+                    name, linearizable=linearizable, min_height=least, timeout_s=timeout_s, at=address
                 ),
             )
 

@@ -8,6 +8,7 @@ client knows. Then the request takes the hop that it would have taken from any o
 
 from typing import Final
 
+from hopchain.wire import AT_ONCE
 from routing.keyspace import ID_BYTES, Key, route_key
 
 MAX_ACCOUNTS: Final = 10_000  # remembered by one client: some 2 MB
@@ -37,9 +38,10 @@ class Tails:
             self._known[account] = (known[0], None)
 
     def height(self, account: str) -> int:
-        """Of the newest link of `account` that was heard of; 0 when none was."""
-        return self._known.get(account, (0, None))[0]
+        """Of the newest link of `account` that was heard of; AT_ONCE when none was. The first link is 0: who was told that an
+        account is open asks for it."""
+        return self._known.get(account, (AT_ONCE, None))[0]
 
     def key(self, account: str) -> Key | None:
         """The node closest to this makes the next link of `account`; None when nothing is known, or it is in doubt."""
-        return self._known.get(account, (0, None))[1]
+        return self._known.get(account, (AT_ONCE, None))[1]

@@ -19,6 +19,7 @@ PROTOCOL_VERSION: Final = 1
 MAX_CLIENT_FRAME_BYTES: Final = 4 * 1024 * 1024  # twice the largest link
 MAX_PAGE: Final = 1000  # rows of one list answer
 MAX_VIEWS_PAGE: Final = 100  # views of one `Members`
+AT_ONCE: Final = -1  # a balance that waits for no link: every link is newer
 
 
 class _Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -55,11 +56,12 @@ class AskOutcome(_Message, frozen=True, tag="outcome"):
 
 class AskBalance(_Message, frozen=True, tag="balance"):
     """Balance of an account. `linearizable` asks a majority; otherwise this node's replica answers, once it has at
-    least link `min_height` of the account (0: at once). Answers: Balance, NotFound, Unknown."""
+    least link `min_height` of the account; the first link is 0, and AT_ONCE waits for none. Answers: Balance, NotFound,
+    Unknown (its `request_id` is empty: no request is in doubt)."""
 
     account: str
     linearizable: bool = False
-    min_height: int = 0
+    min_height: int = AT_ONCE
     timeout_ms: int = 5000
 
 

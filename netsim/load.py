@@ -20,7 +20,7 @@ from chain.request import (
     sign,
     transfer,
 )
-from hopchain.wire import AskBalance, Balance, Recorded, ReplyBody, Submit
+from hopchain.wire import AT_ONCE, AskBalance, Balance, Recorded, ReplyBody, Submit
 from netsim.names import ISSUER, key_of, public_key
 from netsim.plan import Load
 from netsim.world import World
@@ -163,7 +163,7 @@ class Clients:
     def _read(self) -> None:
         linearizable = self._rng.random() < 0.5
         name = self._rng.choice(self.names)
-        height = self._heights.get(name, 0) if self._rng.random() < self._load.session else 0
+        height = self._heights.get(name, AT_ONCE) if self._rng.random() < self._load.session else AT_ONCE
         self._world.read(self.any_node(), AskBalance(name, linearizable, height, 5000), self._note_tip)
 
     def _note_tip(self, body: ReplyBody) -> None:
@@ -201,7 +201,7 @@ class Clients:
         for signed in list(self.sent):
             self._world.submit(self._rng.choice(nodes), _submit(signed, SETTLE_TIMEOUT_MS))
         for name in self.names:
-            self._world.read(self._rng.choice(nodes), AskBalance(name, True, 0, SETTLE_TIMEOUT_MS))
+            self._world.read(self._rng.choice(nodes), AskBalance(name, True, AT_ONCE, SETTLE_TIMEOUT_MS))
 
     # --- chance ---
 

@@ -22,7 +22,7 @@ from chain.request import (
     sign,
     transfer,
 )
-from hopchain.wire import AskBalance, Submit
+from hopchain.wire import AT_ONCE, AskBalance, Submit
 from netsim.checks import Watch
 from netsim.fault_steps import describe_step, planned_faults
 from netsim.faults import Faults
@@ -298,7 +298,7 @@ class _Stage:
             return
         via = gateways[number % len(gateways)]
         if step.kind == "read":
-            ask = AskBalance(step.account, step.linearizable, 0, int(step.timeout_s * 1000))
+            ask = AskBalance(step.account, step.linearizable, AT_ONCE, int(step.timeout_s * 1000))
             self.calls[step.name].append(self._world.read(via, ask))
             return
         signed = self._sign(step, number)

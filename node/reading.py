@@ -1,6 +1,6 @@
 """Balance reads that must be made certain before this replica may answer.
 
-`min_height` (session): the read waits until the account's chain here is at least that high, so that a client sees
+`min_height` (session): the read waits until the account has that link here (the first is 0), so that a client sees
 its own writes at any node. `linearizable`: the tip's slot is asked until a majority knows no successor, then all
 income that was decided before is fetched. In both cases the answer itself is an ordinary local read, done by the
 driver in the same turn's effects, after everything that the turn applied is durable.
@@ -48,7 +48,7 @@ class Reading:
         """Answer now, wait for the height, or ask the network."""
         ask = event.ask
         head = turn.loaded.heads.get(ask.account)
-        if ask.min_height > 0 and height_of(head) < ask.min_height:
+        if height_of(head) < ask.min_height:
             self._wait(turn, event)
         elif ask.linearizable:
             self._ask_tip(turn, event)

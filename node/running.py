@@ -18,6 +18,7 @@ import trio
 from chain.errors import RemoteFault, Removed
 from chain.genesis import Genesis
 from hopchain.wire import (
+    AT_ONCE,
     AskBalance,
     Call,
     Hello,
@@ -286,7 +287,7 @@ class RunningNode:
         except RemoteFault as fault:
             self.driver.reply(caller, Refused(fault.code, fault.text))
             return
-        if isinstance(body, AskBalance) and (body.linearizable or body.min_height > 0):
+        if isinstance(body, AskBalance) and (body.linearizable or body.min_height > AT_ONCE):
             await self.driver.put(ClientBalance(caller, body))
         else:
             account = account_asked(body)

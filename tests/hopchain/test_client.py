@@ -229,9 +229,12 @@ def test_reads_show_at_least_what_this_client_was_told(backend: str) -> None:
             done = await client.submit(world.payment())
             assert isinstance(done, Recorded)
             await client.balance("mint")
-            await client.balance("mint", min_height=0)
+            await client.balance("mint", min_height=wire.AT_ONCE)
+            await client.balance("alice")
+            assert isinstance(await client.open_account("bob", "CZK", key_number(2)), Recorded)
+            await client.balance("bob")
         asked = [c.min_height for c in world.nodes[0].calls if isinstance(c, wire.AskBalance)]
-        assert asked == [done.height, 0]
+        assert asked == [done.height, wire.AT_ONCE, wire.AT_ONCE, 0]
 
     run(test, backend)
 

@@ -14,7 +14,7 @@ from chain.request import (
 )
 from chain.rows import ActiveRow, Applied, ViewRow, VoteRow
 from hopchain.change import Change, ChangeAction, sign_change
-from hopchain.wire import AskBalance, Balance, Recorded, ReplyBody, Submit, SubmitChange
+from hopchain.wire import AT_ONCE, AskBalance, Balance, Recorded, ReplyBody, Submit, SubmitChange
 from netsim.checks import Watch, node_ids
 from netsim.names import EPOCH_MS, ISSUER, OPERATOR, key_of, make_genesis, public_key
 from routing.keyspace import node_id_of
@@ -167,7 +167,7 @@ class Bench:
         self.watch.submitted(self._calls, node, Submit(signed.raw, signed.signature, 1000), 1.0)
         return self._calls
 
-    def ask(self, account: str, *, linearizable: bool = False, min_height: int = 0) -> int:
+    def ask(self, account: str, *, linearizable: bool = False, min_height: int = AT_ONCE) -> int:
         self._calls += 1
         self.watch.submitted(self._calls, 0, AskBalance(account, linearizable, min_height, 1000), 1.0)
         return self._calls

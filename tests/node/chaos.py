@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from chain.audit import audit
 from chain.link import Outcome
 from chain.request import Kind, Posting, SignedRequest, decode_request_untrusted, transfer
-from hopchain.wire import NotStarted, Recorded, Refused, Stale
+from hopchain.wire import AT_ONCE, NotStarted, Recorded, Refused, Stale
 from node.core import Gauges
 from routing.keyspace import NodeId
 from tests.node.watch import Broken, Call
@@ -199,7 +199,7 @@ class Chaos:
 
     def _read(self) -> None:
         name = self.rng.choice(self.names)
-        height = self.rng.choice([0, len(self.world.watch.accounts[name].links) - 1])
+        height = self.rng.choice([AT_ONCE, len(self.world.watch.accounts[name].links) - 1])
         self.world.read(self._any_node(), name, linearizable=self.rng.random() < 0.7, min_height=height)
 
     def _answered(self, call: Call) -> None:

@@ -22,6 +22,7 @@ JUST_READ = ["read", "reply"]
         (AskBalance("alice"), ["wait for alice", *JUST_READ]),
         (AskStatus(), JUST_READ),
         (AskBalance("alice", True), ["hand to the core"]),
+        (AskBalance("alice", min_height=0), ["hand to the core"]),
     ],
 )
 async def test_the_replica_is_read_when_it_has_what_clients_were_told(question: CallBody, expected: list[str]) -> None:

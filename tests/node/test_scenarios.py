@@ -249,6 +249,18 @@ def test_a_session_read_waits_for_its_height(world: World) -> None:
     assert read.answer.height == 1
 
 
+def test_a_session_read_of_link_0_waits_until_the_account_is_open_here(world: World) -> None:
+    group = world.opening_group("carol")
+    dark = next(n for n in world.ids if n not in group)
+    world.keep_in_the_dark(dark)
+    assert isinstance(world.settle(group[0], world.open_request("carol")), Recorded)
+    read = world.read(dark, "carol", min_height=0)
+    assert not world.run_until_answered([read], 0.5)
+    world.heal()
+    assert world.run_until_answered([read], 4.5)
+    assert isinstance(read.answer, Balance) and read.answer.height == 0
+
+
 def test_a_session_read_gives_up_in_time(world: World) -> None:
     read = world.read(world.ids[0], "alice", min_height=99)
     assert world.run_until_answered([read], 6)

@@ -34,7 +34,7 @@ from chain.request import (
 )
 from chain.store import commit, create_or_check
 from hopchain.change import Change, ChangeAction, sign_change
-from hopchain.wire import AskBalance, NotFound, NotStarted, Recorded, ReplyBody, Submit, SubmitChange, Unknown
+from hopchain.wire import AT_ONCE, AskBalance, NotFound, NotStarted, Recorded, ReplyBody, Submit, SubmitChange, Unknown
 from node.core import Core
 from node.messages import Decided, Offer
 from node.start import read_start
@@ -323,7 +323,13 @@ class World:
         return call
 
     def read(
-        self, node_id: NodeId, account: str, *, linearizable: bool = False, min_height: int = 0, timeout_s: float = 5.0
+        self,
+        node_id: NodeId,
+        account: str,
+        *,
+        linearizable: bool = False,
+        min_height: int = AT_ONCE,
+        timeout_s: float = 5.0,
     ) -> Call:
         """Ask a node for a balance."""
         ask = AskBalance(account, linearizable, min_height, int(timeout_s * 1000))
