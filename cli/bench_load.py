@@ -25,7 +25,6 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import HopchainError
-from chain.link import Outcome
 from chain.request import HASH_BYTES, NetworkId, Posting, SignedRequest, sign, transfer
 from cli.bench_prepare import Preparation
 from cli.bench_profiles import Draw, Profile, make_pool
@@ -292,8 +291,8 @@ class Measurement:
         self._outcomes += body.request_id + body.link_hash + bytes([body.outcome])
         if self._tails and body.height > self._heights[flight.sender]:  # answers of two nodes come in any order
             self._tails[flight.sender], self._heights[flight.sender] = body.link_hash, body.height
-        if body.outcome != Outcome.COMPLETED:
-            self._rejected[Outcome(body.outcome).name.lower()] += 1
+        if not body.completed:
+            self._rejected[body.outcome.name.lower()] += 1
             self._end_pooled(flight, Ended.FAILED)
             return 0
         self._end_pooled(flight, Ended.COMPLETED)

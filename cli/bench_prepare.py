@@ -12,7 +12,6 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from chain.link import Outcome
 from chain.request import MAX_POSTINGS, NetworkId, Posting, opening, sign, transfer
 from cli.bench_spec import PROGRESS_S, TAILS_FILE, News, Ports, Spec, account_key, account_name, submit_call
 from cli.bench_wire import Lines
@@ -108,7 +107,7 @@ class Preparation:
 
     def _check(self, answers: dict[int, wire.ReplyBody]) -> None:
         for answer in answers.values():
-            if not isinstance(answer, wire.Recorded) or answer.outcome != Outcome.COMPLETED:
+            if not isinstance(answer, wire.Recorded) or not answer.completed:
                 raise CommandFailed(Exit.REJECTED, "not_prepared", f"the accounts could not be prepared: {answer}")
 
 

@@ -12,7 +12,6 @@ from contextlib import suppress
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from chain.link import Outcome
 from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, Posting, RequestId, SignedRequest, encode_request, request_id, transfer
 from cli.funding import FundedRows, Needs
@@ -168,7 +167,7 @@ class RunAccounts:
         async def ask(request: tuple[RequestId, str]) -> None:
             with suppress(CallRefused):
                 answer = await client.outcome(*request)
-                completed = isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED
+                completed = isinstance(answer, Recorded) and answer.completed
                 if not completed and not (isinstance(answer, NotFound) and answer.stale):
                     return
             paid.add(request)

@@ -145,10 +145,10 @@ class BulkRun(PayRun):
         self._sent.give_up(batch)
         self._wallet.record([(signed.request_id, batch.sender, "cancel")])
         answer = await self._until_known(client, signed)
-        if isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED:
+        if isinstance(answer, Recorded) and answer.completed:
             return True
         decided = await self._outcome(client, target, batch.sender)
-        if isinstance(answer, Recorded) and decided is not None and decided.outcome != Outcome.COMPLETED:
+        if isinstance(answer, Recorded) and decided is not None and not decided.completed:
             return True
         if decided is None:
             why = f"an earlier request of {len(batch.rows)} rows is not settled: {answer_name(answer)}: {row_text(answer)}"
@@ -200,7 +200,7 @@ class BulkRun(PayRun):
         tried = set() if pool is None else in_this_round(self._sent.senders(part.batch.rows[0]))
         answer = await self._ask(client, part)
         for _ in range(1, MAX_ATTEMPTS):
-            if not isinstance(answer, Recorded) or answer.outcome == Outcome.COMPLETED:
+            if not isinstance(answer, Recorded) or answer.completed:
                 break
             account: str | None = None
             given_up = answer.outcome == Outcome.CANCELLED and part.batch.request_id in self._sent.void

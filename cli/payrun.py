@@ -18,7 +18,6 @@ import anyio
 import msgspec
 
 from chain.errors import LocalMisuse
-from chain.link import Outcome
 from chain.request import NetworkId, RequestId, SignedRequest
 from cli.batches import SentBatches
 from cli.payaccounts import RunAccounts
@@ -223,7 +222,7 @@ class PayRun:
         self.results[index] = doubt(signed, payment.sender)
         answer = await self._until_known(client, signed)
         for attempt in range(1, MAX_ATTEMPTS):
-            if not isinstance(answer, Recorded) or answer.outcome == Outcome.COMPLETED:
+            if not isinstance(answer, Recorded) or answer.completed:
                 break
             again = self._signed(client, payment, attempt)
             assert isinstance(again, SignedRequest)

@@ -54,7 +54,7 @@ class PoolBooks:
         how = Ended.FAILED
         if answer is None or isinstance(answer, Unknown | NotStarted):  # an earlier try of it may still execute
             how = Ended.UNKNOWN
-        elif isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED:
+        elif isinstance(answer, Recorded) and answer.completed:
             how = Ended.COMPLETED
             fresh = answer.height > self._before[account].height
             self._completed[account] += fresh

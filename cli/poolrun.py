@@ -91,7 +91,7 @@ class PoolRun(PayRun):
         for number in range(MAX_ATTEMPTS):
             account = self._sources.tried(row)[-1]
             answer = await self._ask(client, index, account, signed)
-            if not isinstance(answer, Recorded) or answer.outcome == Outcome.COMPLETED or number == MAX_ATTEMPTS - 1:
+            if not isinstance(answer, Recorded) or answer.completed or number == MAX_ATTEMPTS - 1:
                 break
             following: str | None = None
             if answer.outcome == Outcome.INSUFFICIENT_FUNDS:

@@ -46,7 +46,7 @@ def answer_exit(answer: Answer) -> Exit:
     """The exit code that an answer means."""
     match answer:
         case Recorded():
-            return Exit.DONE if answer.outcome == Outcome.COMPLETED else Exit.REJECTED
+            return Exit.DONE if answer.completed else Exit.REJECTED
         case Stale() | Refused():
             return Exit.REJECTED
         case NotStarted() | Unknown():
@@ -59,7 +59,7 @@ def answer_text(answer: Answer) -> str:
     """What happened and what to do, for everything but `completed`."""
     match answer:
         case Recorded():
-            return WHAT_TO_DO.get(Outcome(answer.outcome), "")
+            return WHAT_TO_DO.get(answer.outcome, "")
         case Stale():
             return (
                 f"the expected tip has a successor: the tip is {answer.tip.hex()} at height {answer.height}. "

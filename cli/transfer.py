@@ -196,7 +196,7 @@ def cancel(
 def _target_outcome(answer: object, already: int | None) -> str | None:
     if already is not None:
         return Outcome(already).name.lower()
-    if isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED:
+    if isinstance(answer, Recorded) and answer.completed:
         return Outcome.CANCELLED.name.lower()
     return None
 

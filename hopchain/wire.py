@@ -15,6 +15,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from chain.link import Outcome
+
 PROTOCOL_VERSION: Final = 1
 MAX_CLIENT_FRAME_BYTES: Final = 4 * 1024 * 1024  # twice the largest link
 MAX_PAGE: Final = 1000  # rows of one list answer
@@ -141,7 +143,9 @@ class Call(_Message, frozen=True, tag="call"):
 
 
 class Recorded(_Message, frozen=True, tag="recorded"):
-    """The request's one outcome, final. `outcome`: 0 completed, else a rejection (chain.link.Outcome).
+    """The request's one outcome, final, and perhaps a rejection: money moved only when it is `completed`.
+
+    `outcome`: chain.link.Outcome, a number on the wire; 0 is completed, everything else says why it was rejected.
 
     `balance` is the account's after link `link_hash` of `height`, made at `time_ms`. `decided_by` is the node that
     made it (empty when this node learned of it otherwise); `hops`: 1 when the node that was asked handed the request to
@@ -151,7 +155,7 @@ class Recorded(_Message, frozen=True, tag="recorded"):
 
     request_id: bytes
     account: str
-    outcome: int
+    outcome: Outcome
     link_hash: bytes
     height: int
     balance: int
@@ -159,6 +163,11 @@ class Recorded(_Message, frozen=True, tag="recorded"):
     decided_by: bytes
     hops: int
     repeated: bool
+
+    @property
+    def completed(self) -> bool:
+        """It was executed; otherwise it was rejected, and nothing moved."""
+        return self.outcome == Outcome.COMPLETED
 
 
 class Stale(_Message, frozen=True, tag="stale"):

@@ -405,7 +405,7 @@ def recorded(row: OutcomeRow, by: bytes, hops: int, *, repeated: bool) -> Record
     return Recorded(
         row.request_id,
         row.account,
-        int(row.outcome),
+        row.outcome,
         row.link_hash,
         row.height,
         row.balance,

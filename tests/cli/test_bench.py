@@ -483,7 +483,18 @@ def test_an_older_answer_does_not_take_a_tail_back(bench: Bench) -> None:
     measurement = Measurement(spec, lines, Ports(lambda: 0.0, lambda: 0.0, bench.news.append, lambda: None))
     flight = Flight(0, 2, wire.Submit(b"", b"", 1), bytes(32), 0.0)
     for height, newest in ((1, 1), (4, 4), (3, 4), (4, 4), (2, 4), (5, 5)):
-        body = wire.Recorded(bytes(32), account_name("bench-", 2), 1, bytes([height]) * 32, height, 0, 0, b"", 1, False)
+        body = wire.Recorded(
+            bytes(32),
+            account_name("bench-", 2),
+            Outcome.INSUFFICIENT_FUNDS,
+            bytes([height]) * 32,
+            height,
+            0,
+            0,
+            b"",
+            1,
+            False,
+        )
         measurement._recorded(flight, 0, body, 0.0)
         assert measurement._tails[2] == bytes([newest]) * 32
     assert measurement._tails[1] == bench.world.ledger.accounts[account_name("bench-", 1)].tip

@@ -108,7 +108,7 @@ class Ledger:
         done = self._append(account, account.tip, outcome, request_id, decided_by, (entry,), tuple(postings), taken)
         if request.kind is Kind.CANCEL and outcome is Outcome.COMPLETED:
             self.recorded[request.target] = msgspec.structs.replace(
-                done, request_id=request.target, outcome=int(Outcome.CANCELLED)
+                done, request_id=request.target, outcome=Outcome.CANCELLED
             )
         return done
 

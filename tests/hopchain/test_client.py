@@ -121,8 +121,19 @@ def test_a_transfer_is_recorded_and_repeating_it_changes_nothing(backend: str) -
             second = await client.submit(world.payment())
         assert isinstance(first, Recorded) and isinstance(second, Recorded)
         assert (first.outcome, first.repeated, second.repeated) == (Outcome.COMPLETED, False, True)
+        assert first.completed and first.outcome is second.outcome is Outcome.COMPLETED
         assert first.request_id == second.request_id == world.payment().request_id
         assert world.ledger.accounts["alice"].incoming == 100
+
+    run(test, backend)
+
+
+def test_a_rejection_is_recorded_and_not_completed(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            answer = await client.transfer("alice", ALICE_KEY, [Posting("mint", 1)])
+        assert isinstance(answer, Recorded) and not answer.completed
+        assert answer.outcome is Outcome.INSUFFICIENT_FUNDS
 
     run(test, backend)
 
