@@ -28,7 +28,7 @@ from cli.members import LOOK_AGAIN_S, now_ms, open_patiently, reason_of, submit_
 from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.ports import choose_ports
 from cli.supervisor import LOG_NAME, last_words, node_command, stop
-from hopchain import CallRefused, Client, RemoteFault, Status, Timing, Unreachable
+from hopchain import Client, ClientError, Status, Timing, Unreachable
 from hopchain.wire import Health
 from node.config import CONFIG_FILE, read_config
 from node.invite import Invitation, check_expiry, is_begun, load_invite, make_node_directory
@@ -329,7 +329,7 @@ class _Join:
             return await client.status(at=self.address), await client.health(at=self.address)
         except Unreachable:
             return None
-        except (CallRefused, RemoteFault) as error:
+        except ClientError as error:
             raise CommandFailed(Exit.REJECTED, "fault", f"the node answers strangely: {reason_of(error)}") from None
 
     def network_seeds(self) -> tuple[KnownNode, ...]:

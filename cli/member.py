@@ -30,8 +30,9 @@ from cli.members import (
     wait_active,
 )
 from cli.output import CommandFailed, Exit, JsonValue, Output, counted
-from cli.session import NodeAddress, open_client, pinned
+from cli.session import open_client, pinned
 from hopchain import Client
+from hopchain.addresses import NodeAddress
 from hopchain.change import FIRST_INCARNATION, Change, ChangeAction, SignedChange, sign_change
 from hopchain.wire import MemberLine, ViewLine
 from routing.keyspace import node_id_of

@@ -16,7 +16,7 @@ from chain.errors import LocalMisuse
 from chain.genesis import Genesis
 from cli.home import SHORT_ID, KnownNode, Network
 from cli.output import CommandFailed, Exit
-from hopchain import CallRefused, Client, Refused, RemoteFault, Timing, Unreachable
+from hopchain import Client, ClientError, Refused, RemoteFault, Timing, Unreachable
 from hopchain.change import SignedChange
 from hopchain.wire import Changed, Health, MemberLine, ViewLine
 from routing.regions import group_ranges
@@ -105,7 +105,7 @@ async def look(client: Client, network: Network) -> Picture:
     async def ask(node: KnownNode) -> None:
         try:
             found = await client.health(at=node.address)
-        except (Unreachable, CallRefused, RemoteFault) as error:
+        except ClientError as error:
             silent[node.id] = reason_of(error)
             return
         if found.node != node.id:
@@ -248,8 +248,9 @@ async def submit_change(
         for host, port in addresses():
             left_s = deadline - anyio.current_time()
             try:
-                answer = await client.change(signed, max(0.1, min(left_s, CHANGE_TRY_S)), at=(host, port))
-            except (Unreachable, RemoteFault) as error:
+                patience_s = max(0.1, min(left_s, CHANGE_TRY_S))
+                answer = await client.change(signed, timeout_s=patience_s, at=(host, port))
+            except ClientError as error:
                 why = f"{host}:{port}: {reason_of(error)}"
                 continue
             if isinstance(answer, Changed):
@@ -284,7 +285,7 @@ async def wait_active(
     while True:
         try:
             picture = await look(client, network)
-        except (Unreachable, RemoteFault) as error:
+        except (ClientError, RemoteFault) as error:
             why = reason_of(error)
         else:
             why = _not_active(picture, epoch, without)

@@ -53,7 +53,7 @@ async def open_accounts(
 
     async def submit(each: tuple[str, bytes, SignedRequest]) -> None:
         name, public_key, request = each
-        answer = await client.submit(request, timeout_s, at=at)
+        answer = await client.submit(request, timeout_s=timeout_s, at=at)
         if isinstance(answer, Refused) and answer.code == "name_taken" and name in new:
             wallet.discard(name)
         found[name] = Opened(name, request.request_id, public_key, answer)

@@ -133,7 +133,7 @@ class RunAccounts:
         async def ask(request: tuple[RequestId, str]) -> None:
             with suppress(CallRefused, Unreachable):
                 answer = await client.outcome(*request)
-                if isinstance(answer, Recorded) and answer.outcome == Outcome.COMPLETED:
+                if isinstance(answer, Recorded) and answer.completed:
                     found.add(request)
 
         await work_on_each(set(sent.values()), ask, at_once=self._settings.concurrency)

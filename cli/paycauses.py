@@ -9,7 +9,6 @@ from typing import Final
 
 import anyio
 
-from chain.errors import RemoteFault
 from cli.paybatches import Part
 from cli.payplan import Plan
 from hopchain import Balance, Client, ClientError, NotFound
@@ -56,7 +55,7 @@ class RecipientCauses:
                 answer = await client.balance(name)
                 if isinstance(answer, NotFound):
                     answer = await client.balance(name, linearizable=True)
-            except (ClientError, RemoteFault):
+            except ClientError:
                 return
             if isinstance(answer, Balance):
                 self._assets[name] = answer.asset

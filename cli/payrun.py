@@ -245,7 +245,7 @@ class PayRun:
         unknown: Unknown | None = None
         for left in reversed(range(TRIES)):
             try:
-                answer = await client.submit(signed, self.settings.timeout_s)
+                answer = await client.submit(signed, timeout_s=self.settings.timeout_s)
             except Unreachable:
                 if not left:
                     raise

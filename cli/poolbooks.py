@@ -6,7 +6,7 @@ this run when its link is higher than its account was at the first reading: a ro
 
 from collections import Counter
 
-from chain.errors import LocalMisuse, RemoteFault
+from chain.errors import LocalMisuse
 from chain.link import Outcome
 from cli.money import format_amount
 from cli.output import CommandFailed, Exit, JsonValue, Output, counted
@@ -107,7 +107,7 @@ class PoolBooks:
         found: dict[str, Balance | NotFound | Unknown] = {}
         try:
             found = await self._read(client, at_once, timeout_s)
-        except* (ClientError, RemoteFault):
+        except* ClientError:
             pass  # the payments have their answers; `ok` is then null
         self._after = {account: answer for account, answer in found.items() if isinstance(answer, Balance)}
 

@@ -13,8 +13,9 @@ from cli.home import find_network
 from cli.money import format_amount
 from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.receipt import outcome_name
-from cli.session import NodeAddress, ask_until_found, not_found, open_client, pinned, say_stale
+from cli.session import ask_until_found, not_found, open_client, pinned, say_stale
 from hopchain import Balance, Chain, Client, NotFound, Unknown
+from hopchain.addresses import NodeAddress
 from hopchain.wire import AT_ONCE, MAX_PAGE, ChainLink
 
 DEFAULT_LINKS: Final = 20

@@ -9,7 +9,7 @@ from cli.command import HopCommand, at_option, checked_name, network_option, run
 from cli.home import SHORT_ID, KnownNode, Network, find_network
 from cli.output import Exit, JsonValue, Output
 from cli.session import ask_until_found, not_found, open_client, pinned, say_stale
-from hopchain import CallRefused, Client, NotFound, RemoteFault, Route, Status, Unreachable
+from hopchain import Client, ClientError, NotFound, Route, Status, Unreachable
 from hopchain.wire import RouteNode
 
 KEY_BYTES = 20
@@ -137,7 +137,7 @@ async def _ask_all(network: Network, nodes: list[KnownNode]) -> dict[str, Status
             found[node.name] = await client.status(at=node.address)
         except Unreachable as error:
             found[node.name] = error.tried[-1][1] if error.tried else str(error)
-        except (CallRefused, RemoteFault) as error:
+        except ClientError as error:
             found[node.name] = str(error)
 
     async with open_client(network) as client, anyio.create_task_group() as tasks:

@@ -9,8 +9,8 @@ from chain.genesis import Asset
 from cli.home import Network, is_named
 from cli.output import CommandFailed, Exit, Output
 from hopchain import Accounts, Balance, Chain, Client, NotFound, Route, Unreachable
+from hopchain.addresses import NodeAddress
 
-NodeAddress = tuple[str, int]
 _T = TypeVar("_T")
 _BEHIND: Final = "who answered was removed, reaches no majority of the members, or has not caught up"
 
@@ -35,18 +35,20 @@ async def ask_until_found(
     Raises `Unreachable` when none could be asked.
     """
     tried: list[tuple[str, str]] = []
+    reached = False
     answers: list[_T | NotFound] = []
     for address in [at] if at is not None else [n.address for n in network.nodes]:
         try:
             answer = await ask(address)
         except Unreachable as error:
             tried += error.tried
+            reached = reached or error.reached
             continue
         if not isinstance(answer, NotFound) and not is_stale(answer):
             return answer
         answers.append(answer)
     if not answers:
-        raise Unreachable(tried)
+        raise Unreachable(tried, reached=reached)
     return min(answers, key=lambda answer: (isinstance(answer, NotFound), is_stale(answer)))
 
 

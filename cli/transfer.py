@@ -92,7 +92,7 @@ def transfer(
             signed = sign_request(request, key)
             wallet.record([(signed.request_id, sender, "transfer")])
             begin = time.perf_counter()
-            answer = await client.submit(signed, timeout_s, at=node)
+            answer = await client.submit(signed, timeout_s=timeout_s, at=node)
             took_ms = (time.perf_counter() - begin) * 1000
         paid: dict[str, JsonValue] = {
             "from": sender,
@@ -169,7 +169,7 @@ def cancel(
         async with open_client(network) as client:
             asset = await asset_of(client, network, sender, node)
             begin = time.perf_counter()
-            answer = await client.submit(signed, timeout_s, at=node)
+            answer = await client.submit(signed, timeout_s=timeout_s, at=node)
             took_ms = (time.perf_counter() - begin) * 1000
             decided = None
             if isinstance(answer, Recorded) and answer.outcome == Outcome.ALREADY_DECIDED:

@@ -13,7 +13,7 @@ from cli.home import KnownNode, Network
 from cli.output import Exit, JsonValue, Output
 from cli.session import open_client
 from cli.supervisor import LOG_NAME, QUICK_FAILURES, Change, Event, Supervisor
-from hopchain import CallRefused, Client, RemoteFault, Status, Unreachable
+from hopchain import Client, ClientError, Status
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -132,7 +132,7 @@ async def _ask_again(view: _View, client: Client, line: _Line) -> None:
     while True:
         try:
             status = await client.status(at=line.node.address)
-        except (Unreachable, CallRefused, RemoteFault):
+        except ClientError:
             status = None
         view.on_status(line, status)
         await anyio.sleep(REFRESH_S if status is not None else FIRST_REFRESH_S)

@@ -17,7 +17,7 @@ from cli.home import KnownNode, Network, find_network
 from cli.members import look, open_patiently
 from cli.output import Exit, JsonValue, Output, counted
 from cli.session import open_client
-from hopchain import AccountLine, CallRefused, Client, Digest, RemoteFault, Unreachable
+from hopchain import AccountLine, Client, ClientError, Digest, Unreachable
 
 DATABASE: Final = "node.db"
 SETTLE_S: Final = 10.0  # for replicas to become equal; links travel in milliseconds, pulls repeat every few seconds
@@ -168,7 +168,7 @@ async def _digests(client: Client, nodes: Sequence[KnownNode]) -> tuple[dict[str
             digests[node.name] = await client.digest(at=node.address)
         except Unreachable as error:
             missing[node.name] = error.tried[-1][1] if error.tried else str(error)
-        except (CallRefused, RemoteFault) as error:
+        except ClientError as error:
             missing[node.name] = str(error)
 
     async with anyio.create_task_group() as tasks:

@@ -1,6 +1,6 @@
 """Calls over one connection: many in flight, replies in any order.
 
-* `dial` connects and exchanges hellos (`hopchain.connection`).
+* `dial` connects and exchanges hellos (`hopchain.connection`); `ConnectionFailed` says why it cannot.
 * `run` reads, writes and watches until the connection ends; then every waiting call raises `ConnectionLost`.
 * `call` may be used by any number of tasks. A call that is cancelled leaves its number behind; its late reply is dropped.
 * Calls that are made before the writer comes to them leave together in one write, without anything waiting for more to
@@ -17,8 +17,9 @@ from typing import Final
 import anyio
 import msgspec
 
-from chain.errors import HopchainError, RemoteFault
+from chain.errors import LocalMisuse, RemoteFault
 from hopchain import connection
+from hopchain.addresses import Address
 from hopchain.wire import (
     AskStatus,
     Call,
@@ -31,39 +32,39 @@ from hopchain.wire import (
     encode,
 )
 
+LONGEST_S: Final = 86_400.0  # that a call may wait: a day; nodes answer much earlier
 WRITE_BYTES: Final = 256 * 1024  # of calls that leave together; past this, one write more no longer shows
+_WAS_CLOSED: Final = "had its connection closed by this client"
 MAX_IN_FLIGHT: Final = 1024  # calls waiting on one connection: more would only wait longer in the node's inbox
+
+
+def checked_seconds(name: str, given: object) -> float:
+    """A time to wait; `LocalMisuse` names it when it is none. 0 is no time, which is not the same as no limit."""
+    if isinstance(given, int | float) and 0 <= given <= LONGEST_S:
+        return given
+    raise LocalMisuse(f"{name}={given!r}: give seconds, 0 to {LONGEST_S:g}; there is no call without a limit")
 
 
 class Timing(msgspec.Struct, frozen=True):
     """How patient a client is, in seconds."""
 
-    dial_s: float = 3.0  # TCP, TLS and hello together
+    dial_s: float = connection.DIAL_S  # TCP, TLS and hello together
     ping_after_s: float = 1.0  # silence, while calls wait, before a sign of life is asked for
     dead_after_s: float = 4.0  # silence before the connection is given up
-    read_s: float = 10.0  # one question, over all nodes tried
+    read_s: float = 10.0  # one question over all nodes tried, unless the call has a `timeout_s` of its own
+
+    def checked(self) -> "Timing":
+        """Itself; `LocalMisuse` names a value that is no time to wait."""
+        for name in self.__struct_fields__:
+            checked_seconds(f"Timing.{name}", getattr(self, name))
+        return self
 
 
-class Address(msgspec.Struct, frozen=True, order=True):
-    """A node's client port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-class DialFailed(HopchainError):
-    """The node could not be reached, or is not of this network; the text says which."""
-
-
-class ConnectionLost(HopchainError):
+class ConnectionLost(connection.ConnectionFailed):
     """The connection ended before the reply. `sent` is False when the call was certainly never handed over."""
 
-    def __init__(self, why: str, *, sent: bool) -> None:
-        super().__init__(why)
-        self.why = why
+    def __init__(self, address: Address, cause: str, *, sent: bool) -> None:
+        super().__init__(str(address), cause)
         self.sent = sent
 
 
@@ -78,19 +79,11 @@ class _Waiter:
 
 
 async def dial(address: Address, context: ssl.SSLContext, network: bytes, timing: Timing) -> "Calls":
-    """Connect to a node; the caller runs `Calls.run` next. Raises `DialFailed`."""
-    try:
-        stream = await connection.connect(
-            address.host, address.port, context=context, network=network, timeout_s=timing.dial_s
-        )
-    except (connection.ConnectionFailed, RemoteFault) as error:
-        raise DialFailed(_brief(str(error), address)) from None
+    """Connect to a node; the caller runs `Calls.run` next. Raises `ConnectionFailed`."""
+    stream = await connection.connect(
+        address.host, address.port, context=context, network=network, timeout_s=timing.dial_s
+    )
     return Calls(address, stream, timing)
-
-
-def _brief(text: str, address: Address) -> str:
-    """The cause alone: the address and the advice stand beside it in the client's own message."""
-    return text.removeprefix(f"{address} ").partition(";")[0]
 
 
 class Calls:
@@ -120,7 +113,7 @@ class Calls:
         """Send one call and wait for its reply, however long that takes. Raises `ConnectionLost`."""
         async with self._room:
             if self.lost is not None:
-                raise ConnectionLost(self.lost, sent=False)
+                raise ConnectionLost(self.address, self.lost, sent=False)
             waiter = _Waiter()
             if not self._waiting:
                 self._busy_since = anyio.current_time()
@@ -132,7 +125,7 @@ class Calls:
             finally:
                 self._waiting.pop(number, None)
             if waiter.reply is None:
-                raise ConnectionLost(self.lost or "the connection was closed", sent=True)
+                raise ConnectionLost(self.address, self.lost or _WAS_CLOSED, sent=True)
             return waiter.reply
 
     async def run(self) -> None:
@@ -146,11 +139,12 @@ class Calls:
 
     async def aclose(self) -> None:
         """Close a connection that does not run."""
-        self.lose(f"the connection to {self.address} was closed")
+        self.lose(_WAS_CLOSED)
         await self._stream.aclose()
 
     def lose(self, why: str) -> None:
-        """Give the connection up: no more calls, and those that wait are told. The first reason stays."""
+        """Give the connection up: no more calls, and those that wait are told. The first reason stays; it follows the
+        node's address."""
         if self.lost is None:
             self.lost = why
             self._wake.set()
@@ -167,9 +161,9 @@ class Calls:
         try:
             await part()
         except connection.ConnectionFailed as error:
-            self.lose(str(error))
+            self.lose(error.cause)
         except (RemoteFault, msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            self.lose(f"{self.address} broke the protocol: {error}")
+            self.lose(f"broke the protocol: {error}")
         scope.cancel()
 
     async def _read(self) -> None:
@@ -180,7 +174,7 @@ class Calls:
 
     def _hear(self, message: NodeFrame) -> None:
         if isinstance(message, Refused):
-            self.lose(f"{self.address} closed the connection: {message.reason} [{message.code}]")
+            self.lose(f"closed the connection: {message.reason} [{message.code}]")
         elif not isinstance(message, Reply) or not 0 < message.number <= self._number:
             raise RemoteFault("unexpected", f"a {type(message).__name__} that answers no call")
         elif (waiter := self._waiting.pop(message.number, None)) is not None:
@@ -205,7 +199,7 @@ class Calls:
             now = anyio.current_time()
             quiet_since = max(self._heard_at, self._busy_since)
             if pinged_since == quiet_since and now >= quiet_since + timing.dead_after_s:
-                self.lose(f"{self.address} has been silent for {timing.dead_after_s:g} s")
+                self.lose(f"has been silent for {timing.dead_after_s:g} s")
             elif pinged_since != quiet_since and now >= quiet_since + timing.ping_after_s:
                 self._post(AskStatus())
                 pinged_since = quiet_since

@@ -1,6 +1,7 @@
 """What the client raises. Everything that a node *answers* is a value, not an exception: see `hopchain.client`.
 
-`RemoteFault` (a node broke the protocol) comes from `chain.errors` and is the same everywhere.
+`ClientError` is the base of all that is nobody's mistake in the calling program. What is one is a `LocalMisuse`
+(chain.errors), whose text names the value: it is raised before anything is sent.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from chain.request import RequestId
 
 __all__ = ["CallRefused", "ClientError", "HopchainError", "RemoteFault", "Unreachable"]
 
-_NO_REQUEST: Final = RequestId(b"")
+NO_REQUEST: Final = RequestId(b"")
+_SHOWN: Final = 5  # nodes in a text
 
 
 class ClientError(HopchainError):
@@ -19,19 +21,28 @@ class ClientError(HopchainError):
 
 
 class Unreachable(ClientError):
-    """No node could be asked. For a submitted request: nothing was handed to any node, so nothing will happen.
+    """No node could be asked, or none answered the question. For a submitted request: nothing was handed to any node, so
+    nothing will happen.
 
-    `tried`: (node, what went wrong) in order; `request_id` is the request's, empty for a question.
+    `tried`: (node, what went wrong) in order; `reached`: some node listens, but did not answer or refused this client;
+    `request_id` is the request's, empty for a question.
     """
 
-    def __init__(self, tried: Sequence[tuple[str, str]], request_id: RequestId = _NO_REQUEST) -> None:
+    def __init__(
+        self, tried: Sequence[tuple[str, str]], request_id: RequestId = NO_REQUEST, *, reached: bool = False
+    ) -> None:
         self.tried = tuple(tried)
         self.request_id = request_id
-        told = "; ".join(f"{node}: {why}" for node, why in self.tried[-5:]) or "there was no time to try any"
-        count = len({node for node, _ in self.tried})
-        super().__init__(
-            f"no node could be reached ({count} tried): {told}. Is the network up? `hopchain up` starts it"
-        )
+        self.reached = reached
+        last = dict(self.tried)  # what went wrong last with each node
+        told = "; ".join(f"{node}: {why}" for node, why in list(last.items())[-_SHOWN:])
+        if not last:
+            text = "no node was asked: there was no time to try any"
+        elif reached:
+            text = f"no node answered ({len(last)} tried): {told}. `hopchain doctor` says what is wrong"
+        else:
+            text = f"no node could be reached ({len(last)} tried): {told}. Is the network up? `hopchain up` starts it"
+        super().__init__(text)
 
 
 class CallRefused(ClientError):

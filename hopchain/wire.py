@@ -30,7 +30,7 @@ class _Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 class Hello(_Message, frozen=True, tag="hello"):
     """First frame each way. A node of another network answers `Refused` and closes. `node`: in a node's own, its id; it is
-    empty in a client's, and a node of an earlier release leaves it away."""
+    empty in a client's, and may be left away."""
 
     version: int
     network: bytes

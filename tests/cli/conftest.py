@@ -14,7 +14,7 @@ from chain.genesis import Asset
 from cli import paybatches
 from cli.main import main
 from cli.wallet import Wallet
-from hopchain import client
+from hopchain import submitting
 from hopchain.client import raw_public_key
 from node.layout import make_network, read_network
 from tests.hopchain.fake_node import ISSUER_KEY, FakeNode
@@ -128,7 +128,7 @@ def world(home: Path, tmp_path: Path) -> Iterator[World]:
 @pytest.fixture
 def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who submits asks each node once, then waits for its deadline: no question is on its way when that comes."""
-    monkeypatch.setattr(client, "FIRST_PAUSE_S", 60.0)
+    monkeypatch.setattr(submitting, "FIRST_PAUSE_S", 60.0)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ class Load:
             request = self._cluster.pay_request(*self._rng.sample(self._names, 2), 1)
             self.sent[request.request_id] = request
             try:
-                answer = await self._cluster.client.submit(request, 5.0)
+                answer = await self._cluster.client.submit(request, timeout_s=5.0)
             except Unreachable:
                 await trio.sleep(0.05)  # nobody is there to be asked
                 continue

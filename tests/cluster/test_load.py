@@ -21,7 +21,7 @@ async def test_a_thousand_transfers_of_twenty_clients_end_in_one_state(cluster: 
 
     async def pay(client: Client) -> None:
         for request in queue:
-            answer = await client.submit(request, START_S)
+            answer = await client.submit(request, timeout_s=START_S)
             assert isinstance(answer, Recorded), answer
             assert answer.request_id == request.request_id
             answers.append(answer)
@@ -51,7 +51,7 @@ async def test_money_just_received_at_one_node_is_spent_at_once_through_another(
         sender, recipient = pair
         while next(hops) <= 500:
             at = (at + 1) % 5
-            answer = await cluster.clients[at].submit(cluster.pay_request(sender, recipient, 1), START_S)
+            answer = await cluster.clients[at].submit(cluster.pay_request(sender, recipient, 1), timeout_s=START_S)
             assert isinstance(answer, Recorded), answer
             assert answer.outcome == Outcome.COMPLETED, answer
             sender, recipient = recipient, sender

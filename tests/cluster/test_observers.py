@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import hopchain.client
+import hopchain.submitting
 from hopchain import Balance, Client, NotStarted, Unreachable
 from hopchain.wire import Chain
 from tests.cluster.cluster import SETTLE_S, Cluster, rows_of, until
@@ -54,8 +54,10 @@ async def test_an_observer_has_all_links_and_current_answers_and_takes_no_paymen
             await until("the observer reads what the members read, and says it is current", look, SETTLE_S)
             health = await client.health()
             assert (health.role, health.active) == ("guest", False)
-            monkeypatch.setattr(hopchain.client, "FIRST_PAUSE_S", 60.0)  # no question is on its way when the time is up
-            refused = await client.submit(cluster.pay_request(*names[:2], 1), 5.0)
+            monkeypatch.setattr(
+                hopchain.submitting, "FIRST_PAUSE_S", 60.0
+            )  # no question is on its way when the time is up
+            refused = await client.submit(cluster.pay_request(*names[:2], 1), timeout_s=5.0)
             assert isinstance(refused, NotStarted) and refused.code == "not_member", refused
         assert "member" not in [line["event"] for line in joining.told()]
         await joining.stop()

@@ -47,7 +47,9 @@ async def test_a_gateway_that_lags_routes_again_or_says_stale(cluster: Cluster) 
     old = await settled_balance(cluster, payer)
     cluster.kill(0)
     rest = [1, 2, 3, 4]
-    answers = [await cluster.clients[1].submit(cluster.pay_request(payer, payee, 1), START_S) for _ in range(8)]
+    answers = [
+        await cluster.clients[1].submit(cluster.pay_request(payer, payee, 1), timeout_s=START_S) for _ in range(8)
+    ]
     assert all(isinstance(a, Recorded) and a.outcome == Outcome.COMPLETED for a in answers), answers
     newest = await balance_at(cluster.clients[1], payer, min_height=old.height + 8)
     for number in rest:
@@ -62,7 +64,7 @@ async def test_a_gateway_that_lags_routes_again_or_says_stale(cluster: Cluster) 
 
         async def submit(name: str, tip: bytes | None) -> None:
             request = cluster.pay_request(payer, payee, 2, **({} if tip is None else {"tip": tip}))
-            got[name] = await client.submit(request, START_S)
+            got[name] = await client.submit(request, timeout_s=START_S)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(submit, "unpinned", None)
@@ -90,7 +92,7 @@ async def test_the_same_request_through_all_nodes_at_once_has_one_outcome(cluste
     answers: list[Answer] = []
 
     async def submit(client: Client) -> None:
-        answers.append(await client.submit(request, START_S))
+        answers.append(await client.submit(request, timeout_s=START_S))
 
     async with trio.open_nursery() as nursery:
         for client in cluster.clients * 4:
@@ -126,7 +128,7 @@ async def test_a_client_of_all_nodes_hands_a_request_to_the_node_that_makes_its_
         await balance_at(client, payer)
         monkeypatch.setattr(Calls, "call", noted)
         requests = [cluster.pay_request(payer, payee, 1) for _ in range(20)]
-        answers = [(request, await client.submit(request, START_S)) for request in requests]
+        answers = [(request, await client.submit(request, timeout_s=START_S)) for request in requests]
     made = {node.place.node_id: node.client_address for node in cluster.nodes}
     hits = [a for r, a in answers if isinstance(a, Recorded) and made[a.decided_by] == asked[r.raw]]
     assert len(hits) >= 15, "one in five by chance; a slow node's link is made by another one"
@@ -137,7 +139,7 @@ async def test_of_a_double_spend_through_two_nodes_at_once_one_completes(cluster
     payer, first, second = await cluster.accounts("double", 3, funds=0)
 
     async def submit(number: int, payee: str, answers: list[Answer]) -> None:
-        answers.append(await cluster.clients[number].submit(cluster.pay_request(payer, payee, 10), START_S))
+        answers.append(await cluster.clients[number].submit(cluster.pay_request(payer, payee, 10), timeout_s=START_S))
 
     for attempt in range(10):
         await cluster.completed([cluster.pay_request("mint", payer, 10)])

@@ -8,9 +8,8 @@ import msgspec
 import pytest
 
 from chain.request import Posting, SignedRequest, sign, transfer
-from hopchain import Client, Recorded, Refused, Stale, Unknown, Unreachable, wire
+from hopchain import Client, Recorded, Refused, Stale, Unknown, Unreachable, submitting, wire
 from hopchain import calls as calls_module
-from hopchain import client as client_module
 from hopchain.framing import frame
 from routing.keyspace import NodeId, closest, distance, route_key
 from tests.hopchain.fake_node import ISSUER_KEY, FakeNode, Fault, Hang, key_number
@@ -146,7 +145,7 @@ def test_requests_that_a_full_connection_has_no_room_for_go_to_the_next_node(
 
             async def submit(request: SignedRequest) -> None:
                 with anyio.CancelScope() as waiting[request.raw]:
-                    await client.submit(request, PATIENCE_S * 2)
+                    await client.submit(request, timeout_s=PATIENCE_S * 2)
 
             async def arrived(count: int) -> None:
                 with anyio.fail_after(PATIENCE_S):
@@ -229,17 +228,17 @@ def test_after_a_request_without_an_outcome_the_next_ones_go_in_turn(
             await connect(world, client)
             await client.balance("mint")
             if end == "unknown":
-                monkeypatch.setattr(client_module, "NODE_SHARE", 0.0)  # a node says so when the time is nearly up
+                monkeypatch.setattr(submitting, "NODE_SHARE", 0.0)  # a node says so when the time is nearly up
                 everywhere(world, lambda call: Unknown(sent.request_id, "no outcome in time"))
                 sent = payment(world)
                 assert await client.submit(sent) == Unknown(sent.request_id, "no outcome in time")
             elif end == "not_started":
                 everywhere(world, lambda call: wire.NotStarted(sent.request_id, "no_majority", "alone"))
                 sent = payment(world)
-                assert isinstance(await client.submit(sent, 0.02), wire.NotStarted | Unknown)
+                assert isinstance(await client.submit(sent, timeout_s=0.02), wire.NotStarted | Unknown)
             elif end == "deadline":
                 everywhere(world, lambda call: Hang())
-                assert isinstance(await client.submit(payment(world), 0.02), Unknown)
+                assert isinstance(await client.submit(payment(world), timeout_s=0.02), Unknown)
             else:
                 await hand_over(world, client)
             await anothers_turn(world, client)
@@ -271,7 +270,7 @@ def test_a_refused_request_tells_nothing_of_the_tail(backend: str) -> None:
 
 async def anothers_turn(world: World, client: Client) -> None:
     """By turns the next request would not go to the node that makes the link."""
-    while world.nodes[client._turn] is by_distance(world)[0]:
+    while world.nodes[client._nodes._turn] is by_distance(world)[0]:
         await client.status()
 
 

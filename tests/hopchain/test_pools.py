@@ -10,7 +10,7 @@ import anyio
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-import hopchain.client
+import hopchain.submitting
 from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.request import MAX_POSTINGS, Posting, request_id
@@ -275,7 +275,7 @@ def test_an_unknown_payment_is_settled_by_sending_the_same_request(backend: str)
 def test_what_did_not_start_or_was_refused_is_a_failure_and_nothing_left(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hopchain.client, "FIRST_PAUSE_S", 60.0)  # no question is on its way when the time is up
+    monkeypatch.setattr(hopchain.submitting, "FIRST_PAUSE_S", 60.0)  # no question is on its way when the time is up
 
     async def test(world: World, client: Client) -> None:
         node = world.nodes[0]

@@ -125,13 +125,13 @@ async def converse(port: int, tls: ssl.SSLContext, network_id: bytes, node_id: b
     with pytest.raises(RemoteFault, match="a frame of 4194305 bytes"):
         await conn.send(large + b"x")
     await conn.aclose()
-    with pytest.raises(ConnectionFailed, match="is lost; try another node"):
+    with pytest.raises(ConnectionFailed, match="lost the connection; try another node"):
         await conn.send(b"x")
     with pytest.raises(ConnectionFailed, match="closed the connection; try another node"):
         await conn.receive()
-    with pytest.raises(RemoteFault, match="refused the connection: the client wants network 01010101") as caught:
+    with pytest.raises(ConnectionFailed, match="refused the connection: the client wants network 01010101") as caught:
         await connect("127.0.0.1", port, context=tls, network=b"\x01" * 32)
-    assert caught.value.code == "network"
+    assert caught.value.reached and "[network]" in caught.value.cause
 
 
 async def test_a_client_on_trio(node: Certified, tls: ssl.SSLContext) -> None:
@@ -180,20 +180,20 @@ async def test_nobody_there_is_unreachable(node: Certified, tls: ssl.SSLContext)
 )
 def test_a_wrong_hello_of_the_node_is_a_remote_fault(answer: bytes, says: str) -> None:
     with pytest.raises(RemoteFault, match=says):
-        connection._check_hello_untrusted(answer, bytes(32), "node")
+        connection._check_hello_untrusted(answer, bytes(32))
 
 
 @pytest.mark.parametrize("said", [b"", b"i" * 19, b"i" * 20, b"i" * 21])
 def test_a_hello_names_the_node_or_nobody(said: bytes) -> None:
     answer = wire.encode(wire.Hello(1, bytes(32), said))
-    assert connection._check_hello_untrusted(answer, bytes(32), "node") == (said if len(said) == 20 else b"")
+    assert connection._check_hello_untrusted(answer, bytes(32)) == (said if len(said) == 20 else b"")
 
 
 async def test_hellos_without_an_id_are_those_of_an_earlier_release(
     node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
 ) -> None:
     earlier = msgspec.msgpack.encode(["hello", 1, node.network])
-    assert connection._check_hello_untrusted(earlier, node.network, "node") == b""
+    assert connection._check_hello_untrusted(earlier, node.network) == b""
     async with serving(Echo(node, network)):
         channel = await dial(network, tls)
         await channel.send(earlier)

@@ -1,0 +1,130 @@
+"""Questions, which any node may answer, and changes of the members, which one node is handed.
+
+A question that gets no answer from one node is asked of the next: asking twice does no harm. A change may be sent twice, too,
+but what another node says of it does not tell what became of it at the first one. So it goes on to the next node only while it
+was certainly not handed over, and then the answer is that node's, or `Unknown`.
+"""
+
+from typing import TypeVar
+
+import anyio
+import msgspec
+
+from chain.errors import LocalMisuse
+from chain.request import RequestId
+from hopchain.addresses import Address
+from hopchain.calls import Calls, ConnectionLost
+from hopchain.change import SignedChange
+from hopchain.connection import ConnectionFailed
+from hopchain.errors import CallRefused
+from hopchain.nodes import Node, Nodes, Tried, share_s
+from hopchain.submitting import ms_for_node
+from hopchain.wire import (
+    MAX_CLIENT_FRAME_BYTES,
+    AskBalance,
+    Call,
+    CallBody,
+    Changed,
+    NotStarted,
+    Refused,
+    ReplyBody,
+    SubmitChange,
+    Unknown,
+    decode_client_frame_untrusted,
+    encode,
+)
+
+_T = TypeVar("_T")
+_HEAD_BYTES = 16  # more than a call's number and tags
+
+
+async def ask_for(
+    kinds: tuple[type[_T], ...], question: CallBody, nodes: Nodes, at: Address | None, timeout_s: float
+) -> _T:
+    """The first answer of one of `kinds` that a node gives within `timeout_s`.
+
+    Raises `Unreachable` when none does, `CallRefused` with the words of a node, `LocalMisuse` for what cannot be sent.
+    """
+    check_can_be_sent(question)
+    tried = Tried()
+    deadline = anyio.current_time() + timeout_s
+    turn = nodes.take_turn(at)
+    for number, node in enumerate(turn):
+        if anyio.current_time() >= deadline:
+            break
+        try:
+            connection = await nodes.connect(node, share_s(deadline, len(turn) - number))
+            answer = await _call(connection, question, deadline)
+        except ConnectionFailed as error:
+            tried.failed(node, error)
+            continue
+        if answer is None:
+            tried.add(node, f"no answer within {timeout_s:g} s")
+            break
+        if isinstance(answer, Refused):
+            raise CallRefused(str(node.address), answer.code, answer.reason)
+        if isinstance(answer, kinds):
+            nodes.answered(node, at)
+            return answer
+        _lose(node, connection, question, answer, tried)
+    raise tried.unreachable()
+
+
+async def propose(
+    signed: SignedChange, nodes: Nodes, at: Address | None, timeout_s: float
+) -> Changed | Refused | NotStarted | Unknown:
+    """What the node says that the change is handed to. `Unknown` when it says nothing within `timeout_s`.
+    Raises `Unreachable` when it could be handed to none, so nothing will happen; `LocalMisuse` for what cannot be sent."""
+    change = SubmitChange(signed.raw, signed.signature, 0)
+    check_can_be_sent(change)
+    tried = Tried()
+    deadline = anyio.current_time() + timeout_s
+    turn = nodes.take_turn(at)
+    for number, node in enumerate(turn):
+        if anyio.current_time() >= deadline:
+            break
+        why = f"did not answer within {timeout_s:g} s"
+        try:
+            connection = await nodes.connect(node, share_s(deadline, len(turn) - number))
+            answer = await _call(connection, change, deadline)
+        except ConnectionFailed as error:
+            if not isinstance(error, ConnectionLost) or not error.sent:
+                tried.failed(node, error)
+                continue
+            answer, why = None, error.cause
+        if isinstance(answer, Changed | Refused | NotStarted | Unknown):
+            nodes.answered(node, at)
+            return answer
+        if answer is not None:
+            why = _lose(node, connection, change, answer, tried)
+        return Unknown(signed.id, f"{node.address} had the change and {why}")
+    raise tried.unreachable(RequestId(signed.id))
+
+
+def check_can_be_sent(body: CallBody) -> None:
+    """Raise `LocalMisuse` for values of another type than the call has, which would end the connection that others share."""
+    name = type(body).__name__
+    try:
+        raw = encode(Call(1, body))
+        decode_client_frame_untrusted(raw)
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
+        raise LocalMisuse(f"{name} cannot be sent with these values: {str(error).partition(' - at ')[0]}") from None
+    if len(raw) + _HEAD_BYTES > MAX_CLIENT_FRAME_BYTES:
+        raise LocalMisuse(f"{name} of {len(raw)} bytes cannot be sent: at most {MAX_CLIENT_FRAME_BYTES}")
+
+
+async def _call(connection: Calls, body: CallBody, deadline: float) -> ReplyBody | None:
+    """The reply; None at the deadline. A call that the node limits itself is told a little less than what is left."""
+    if isinstance(body, AskBalance | SubmitChange):
+        body = msgspec.structs.replace(body, timeout_ms=ms_for_node(deadline - anyio.current_time()))
+    with anyio.CancelScope(deadline=deadline):
+        return await connection.call(body)
+    return None
+
+
+def _lose(node: Node, connection: Calls, body: CallBody, answer: ReplyBody, tried: Tried) -> str:
+    """Give up a node that answers something else, as one that breaks the protocol in any other way: why."""
+    why = f"broke the protocol: it answered {type(answer).__name__} to {type(body).__name__}"
+    connection.lose(why)
+    tried.add(node, why)
+    return why

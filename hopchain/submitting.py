@@ -1,0 +1,125 @@
+"""One request on its way: handed to node after node until one has its outcome, or the time is up.
+
+Once any node may have taken the request, "it did not happen" is never concluded from another node's refusal.
+"""
+
+from typing import Final
+
+import anyio
+
+from chain.request import SignedRequest
+from hopchain.addresses import Address
+from hopchain.calls import Calls, ConnectionLost
+from hopchain.connection import ConnectionFailed
+from hopchain.nodes import Node, Nodes, Tried, share_s
+from hopchain.tails import Tails
+from hopchain.wire import NotStarted, Recorded, Refused, Stale, Submit, Unknown
+
+Answer = Recorded | Stale | NotStarted | Unknown | Refused
+
+NODE_SHARE: Final = 0.9  # of the time that is left is given to a node, so that its own answer arrives in time
+FIRST_PAUSE_S: Final = 0.05  # between rounds over all nodes; doubles
+LAST_PAUSE_S: Final = 0.5
+
+
+def ms_for_node(left_s: float) -> int:
+    """The `timeout_ms` of a call that must be answered within `left_s`."""
+    return max(1, int(left_s * NODE_SHARE * 1000))
+
+
+class Submission:
+    """One request while it is being submitted, and what is known about it."""
+
+    def __init__(self, nodes: Nodes, tails: Tails, signed: SignedRequest, sender: str, at: Address | None) -> None:
+        self._nodes = nodes
+        self._tails = tails
+        self._signed = signed
+        self._sender = sender
+        self._at = at
+        self._timeout_s = 0.0
+        self._deadline = 0.0
+        self._doubt: str | None = None  # why an earlier attempt may still execute
+        self._refusal = ""  # of another node, after that
+        self._not_started: NotStarted | None = None
+        self._tried = Tried()
+
+    @property
+    def _left_s(self) -> float:
+        return self._deadline - anyio.current_time()
+
+    async def run(self, timeout_s: float) -> Answer:
+        """The answer, within `timeout_s`. Raises `Unreachable` when no node was handed the request."""
+        self._timeout_s = timeout_s
+        self._deadline = anyio.current_time() + timeout_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            asked = False
+            nodes = self._nodes.take_turn(self._at, self._tails.key(self._sender))
+            for number, node in enumerate(nodes):
+                if self._left_s <= 0:
+                    return self._at_the_end()
+                try:
+                    connection = await self._nodes.connect(node, share_s(self._deadline, len(nodes) - number))
+                except ConnectionFailed as error:
+                    self._tried.failed(node, error)
+                    continue
+                asked = True
+                answer = await self._attempt(node, connection)
+                if answer is not None and not self._may_be_asked_again(answer):
+                    self._nodes.answered(node, self._at)
+                    return answer
+            if not asked and not self._worth_waiting():
+                return self._at_the_end()
+            await anyio.sleep(max(0.0, min(pause_s, self._left_s)))
+            pause_s = min(2 * pause_s, LAST_PAUSE_S)
+
+    def _may_be_asked_again(self, answer: Answer) -> bool:
+        """A node that stops says Unknown at once, and others may know more. At the end of the time its words are the answer."""
+        return isinstance(answer, Unknown) and self._left_s >= self._timeout_s * (1 - NODE_SHARE)
+
+    def _worth_waiting(self) -> bool:
+        """When no node can be reached: a request that some node had, or was too busy for, may still be settled. One that
+        none had is not held back until the deadline: the caller learns at once that the network is down."""
+        return self._nodes.open and (self._doubt is not None or self._not_started is not None)
+
+    def _at_the_end(self) -> Answer:
+        """The answer when no node is asked any more."""
+        if self._doubt is not None:
+            why = f"no answer within {self._timeout_s:g} s: {self._doubt}{self._refusal}"
+            return Unknown(self._signed.request_id, why)
+        if self._not_started is not None:
+            return self._not_started
+        raise self._tried.unreachable(self._signed.request_id)
+
+    async def _attempt(self, node: Node, connection: Calls) -> Answer | None:
+        """Hand the request to one node: its answer, or None when another node should be asked."""
+        where = node.address
+        call = Submit(self._signed.raw, self._signed.signature, ms_for_node(self._left_s))
+        answer = None
+        try:
+            with anyio.CancelScope(deadline=self._deadline):
+                answer = await connection.call(call)
+        except ConnectionLost as error:
+            if error.sent:
+                self._doubt = f"{where} had it when the connection was lost ({error.cause})"
+            else:
+                self._tried.failed(node, error)
+            return None
+        match answer:
+            case None:
+                self._doubt = self._doubt or f"{where} had it and did not answer"
+            case Recorded(request_id=about) | Stale(request_id=about) if about == self._signed.request_id:
+                return answer
+            case NotStarted(request_id=about) if about == self._signed.request_id:
+                self._not_started = answer
+            case Unknown(request_id=about) if about == self._signed.request_id:
+                self._doubt = answer.reason
+                return answer
+            case Refused():
+                if self._doubt is None:
+                    return answer
+                self._refusal = f"; then {where} refused it: {answer.reason} [{answer.code}]"
+            case _:
+                self._doubt = self._doubt or f"{where} had it and answered something else"
+                connection.lose(f"broke the protocol: {type(answer).__name__} to a request")
+        return None
