@@ -15,7 +15,7 @@ from chain.request import RequestId
 from hopchain.addresses import Address
 from hopchain.calls import Calls, ConnectionLost
 from hopchain.change import SignedChange
-from hopchain.connection import ConnectionFailed
+from hopchain.connection import ConnectionFailed, shown_s
 from hopchain.errors import CallRefused
 from hopchain.nodes import Node, Nodes, Tried, share_s
 from hopchain.submitting import ms_for_node
@@ -59,7 +59,7 @@ async def ask_for(
             tried.failed(node, error)
             continue
         if answer is None:
-            tried.add(node, f"no answer within {timeout_s:g} s")
+            tried.add(node, f"no answer within {shown_s(timeout_s)}")
             break
         if isinstance(answer, Refused):
             raise CallRefused(str(node.address), answer.code, answer.reason)
@@ -83,7 +83,7 @@ async def propose(
     for number, node in enumerate(turn):
         if anyio.current_time() >= deadline:
             break
-        why = f"did not answer within {timeout_s:g} s"
+        why = f"did not answer within {shown_s(timeout_s)}"
         try:
             connection = await nodes.connect(node, share_s(deadline, len(turn) - number))
             answer = await _call(connection, change, deadline)

@@ -26,6 +26,11 @@ _TRY_ANOTHER: Final = "try another node"
 _OUT_OF_TIME: Final = frozenset({9, 10})  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 
 
+def shown_s(seconds: float) -> str:
+    """A time to wait, as people read it."""
+    return f"{round(seconds, 2):g} s"
+
+
 class ConnectionFailed(HopchainError):
     """The node cannot be reached, is not of this network, or went away; another node of the network may answer.
 
@@ -117,9 +122,7 @@ async def connect(
                 await connection.aclose()
                 raise
     except TimeoutError:
-        raise ConnectionFailed(
-            node, f"did not answer in {round(timeout_s, 2):g} s", _TRY_ANOTHER, reached=reached
-        ) from None
+        raise ConnectionFailed(node, f"did not answer in {shown_s(timeout_s)}", _TRY_ANOTHER, reached=reached) from None
     except ssl.SSLError as error:
         if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _OUT_OF_TIME:
             raise ConnectionFailed(

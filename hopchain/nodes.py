@@ -20,7 +20,7 @@ from anyio.abc import TaskGroup
 from chain.request import RequestId
 from hopchain.addresses import Address
 from hopchain.calls import Calls, Timing, dial
-from hopchain.connection import ConnectionFailed
+from hopchain.connection import ConnectionFailed, shown_s
 from hopchain.errors import NO_REQUEST, Unreachable
 from routing.keyspace import Key, distance
 
@@ -167,7 +167,7 @@ class Nodes:
             return node.connection
         if not dial.done.is_set():
             node.failed()
-            raise ConnectionFailed(str(node.address), f"did not answer in {round(patience_s, 2):g} s")
+            raise ConnectionFailed(str(node.address), f"did not answer in {shown_s(patience_s)}")
         raise dial.failure
 
     def _start_dial(self, node: Node) -> _Dial:

@@ -10,7 +10,7 @@ import anyio
 from chain.request import SignedRequest
 from hopchain.addresses import Address
 from hopchain.calls import Calls, ConnectionLost
-from hopchain.connection import ConnectionFailed
+from hopchain.connection import ConnectionFailed, shown_s
 from hopchain.nodes import Node, Nodes, Tried, share_s
 from hopchain.tails import Tails
 from hopchain.wire import NotStarted, Recorded, Refused, Stale, Submit, Unknown
@@ -85,7 +85,7 @@ class Submission:
     def _at_the_end(self) -> Answer:
         """The answer when no node is asked any more."""
         if self._doubt is not None:
-            why = f"no answer within {self._timeout_s:g} s: {self._doubt}{self._refusal}"
+            why = f"no answer within {shown_s(self._timeout_s)}: {self._doubt}{self._refusal}"
             return Unknown(self._signed.request_id, why)
         if self._not_started is not None:
             return self._not_started

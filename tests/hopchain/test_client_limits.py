@@ -1,0 +1,233 @@
+"""How long a call takes: never longer than its `timeout_s`, and one silent host does not use up what others need."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from chain.errors import LocalMisuse
+from chain.request import Posting
+from hopchain import Client, NotFound, Recorded, Status, Timing, Unknown, Unreachable, wire
+from hopchain.addresses import NodeAddress, checked_address
+from hopchain.change import SignedChange, change_id
+from hopchain.nodes import LONGEST_REST_S, Node
+from tests.hopchain.fake_node import ISSUER_KEY, Drop, Hang, shared_ca
+from tests.hopchain.test_client import BACKENDS, World, connect, only, run
+
+SLACK_S = 3.0  # of a busy machine; what is tested took seconds more
+
+Call = Callable[[Client, float], Awaitable[object]]
+
+CALLS: dict[str, Call] = {
+    "transfer": lambda c, s: c.transfer("mint", ISSUER_KEY, [Posting("alice", 1)], timeout_s=s),
+    "submit_many": lambda c, s: c.submit_many([], {}, timeout_s=s),
+    "open_account": lambda c, s: c.open_account("bob", "CZK", ISSUER_KEY, timeout_s=s),
+    "cancel": lambda c, s: c.cancel("mint", ISSUER_KEY, bytes(32), timeout_s=s),
+    "balance": lambda c, s: c.balance("alice", timeout_s=s),
+    "linearizable balance": lambda c, s: c.balance("alice", linearizable=True, timeout_s=s),
+    "chain": lambda c, s: c.chain("alice", timeout_s=s),
+    "accounts": lambda c, s: c.accounts(timeout_s=s),
+    "all_accounts": lambda c, s: c.all_accounts(timeout_s=s),
+    "account_list": lambda c, s: c.account_list(timeout_s=s),
+    "outcome": lambda c, s: c.outcome(bytes(32), timeout_s=s),
+    "route": lambda c, s: c.route(account="alice", timeout_s=s),
+    "status": lambda c, s: c.status(timeout_s=s),
+    "digest": lambda c, s: c.digest(timeout_s=s),
+    "members": lambda c, s: c.members(timeout_s=s),
+    "all_views": lambda c, s: c.all_views(timeout_s=s),
+    "health": lambda c, s: c.health(timeout_s=s),
+    "change": lambda c, s: c.change(SignedChange(b"change", b"signature"), timeout_s=s),
+}
+ASKING = {name: call for name, call in CALLS.items() if name != "submit_many"}  # which has nothing to send
+
+MAY_HAPPEN = ("transfer", "open_account", "cancel", "change")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@asynccontextmanager
+async def silent_host() -> AsyncIterator[NodeAddress]:
+    """Takes connections and says nothing."""
+
+    async def take(stream: anyio.abc.SocketStream) -> None:
+        await anyio.sleep_forever()
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, take)
+        yield "127.0.0.1", listener.extra(anyio.abc.SocketAttribute.local_port)
+        tasks.cancel_scope.cancel()
+    await listener.aclose()
+
+
+def client_of(world: World, *addresses: NodeAddress, timing: Timing | None = None, spread: bool = False) -> Client:
+    return Client(addresses, shared_ca().pem, world.genesis.network_id, timing=timing, spread=spread)
+
+
+# --- a silent host -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["transfer", "balance", "status"])
+def test_a_silent_host_does_not_hide_a_healthy_one(backend: str, name: str) -> None:
+    """The call has less time than a dial may take."""
+
+    async def test(world: World) -> None:
+        async with silent_host() as silent, client_of(world, silent, world.nodes[0].address) as client:
+            answer = await CALLS[name](client, 1.5)
+            assert isinstance(answer, Recorded | wire.Balance | Status)
+            began = time.monotonic()
+            await CALLS[name](client, 1.5)
+            assert time.monotonic() - began < 0.7, "who answered is kept, the other is not waited for again"
+
+    run(test, backend)
+
+
+@pytest.mark.parametrize("name", ["transfer", "balance", "change"])
+def test_the_host_that_was_dialled_when_the_time_was_up_is_named(backend: str, name: str) -> None:
+    async def test(world: World) -> None:
+        async with silent_host() as silent, client_of(world, silent) as client:
+            with pytest.raises(Unreachable, match=r"no node answered \(1 tried\).*did not answer in 0\.2 s") as caught:
+                await CALLS[name](client, 0.2)
+            assert caught.value.reached
+            assert [node for node, _ in caught.value.tried] == [f"127.0.0.1:{silent[1]}"]
+
+    run(test, backend)
+
+
+def test_who_gives_up_waiting_for_a_dial_does_not_end_it_for_the_others(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with silent_host() as silent, client_of(world, silent, timing=Timing(dial_s=0.6)) as client:
+            why: list[str] = []
+
+            async def ask(timeout_s: float) -> None:
+                with pytest.raises(Unreachable) as caught:
+                    await client.status(timeout_s=timeout_s)
+                why.append(caught.value.tried[-1][1])
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask, 0.2)
+                tasks.start_soon(ask, 5.0)
+            assert why == ["did not answer in 0.2 s", "did not answer in 0.6 s"]
+
+    run(test, backend)
+
+
+def test_a_node_that_fails_for_hours_rests_no_longer_than_it_should() -> None:
+    async def main() -> None:
+        node = Node(checked_address(("127.0.0.1", 1)))
+        for _ in range(3000):
+            node.failed()
+        assert node.failing and node.rest_s == LONGEST_REST_S
+
+    anyio.run(main)
+
+
+# --- the total of a call -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_a_call_to_nodes_that_are_frozen_ends_in_time(backend: str, name: str) -> None:
+    """They are connected, and answer nothing."""
+
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            await connect(world, client)
+            for node in world.nodes:
+                node.fault = lambda call: Hang()
+            began = time.monotonic()
+            if name in MAY_HAPPEN:
+                assert isinstance(await ASKING[name](client, 0.3), Unknown)
+            else:
+                with pytest.raises(Unreachable, match=r"no answer within 0\.3 s"):
+                    await ASKING[name](client, 0.3)
+            assert time.monotonic() - began < SLACK_S
+
+    run(test, backend, 2)
+
+
+def test_pages_share_the_time_of_their_call(backend: str) -> None:
+    async def test(world: World) -> None:
+        pages = 0
+
+        def page(call: wire.CallBody) -> wire.ReplyBody | None:
+            nonlocal pages
+            pages += 1
+            time.sleep(0.1)  # it blocks this test's loop, so the page takes as long whoever is faster
+            line = wire.AccountLine(f"a{pages:05}", "CZK", 2, False, bytes(32), 0, bytes(32), 0, 0)
+            return wire.Accounts((line,), True)
+
+        world.nodes[0].fault = page
+        async with world.client() as client:
+            with pytest.raises(Unreachable):
+                await client.all_accounts(timeout_s=0.5)
+        assert 1 < pages <= 6
+
+    run(test, backend)
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("timeout_s", [-1, float("inf"), float("nan"), 1e9, "1"], ids=str)
+def test_what_is_no_time_is_named_and_nothing_is_sent(backend: str, name: str, timeout_s: float) -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            with pytest.raises(LocalMisuse, match=f"timeout_s='?{timeout_s}'?: give seconds, 0 to 86400"):
+                await CALLS[name](client, timeout_s)
+        assert world.nodes[0].connections == 0
+
+    run(test, backend)
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_no_time_is_no_call(backend: str, name: str) -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            await connect(world, client)
+            with pytest.raises(Unreachable, match="there was no time to try any"):
+                await ASKING[name](client, 0)
+            assert world.nodes[0].calls == []
+
+    run(test, backend)
+
+
+# --- changes of the members ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("second", ["refuses", "is down"])
+def test_a_change_whose_node_is_lost_is_unknown_whatever_another_would_say(backend: str, second: str) -> None:
+    async def test(world: World) -> None:
+        change = SignedChange(b"change", b"signature")
+        world.nodes[0].fault = only(wire.SubmitChange, Drop())
+        if second == "is down":
+            world.nodes[1].stop()
+        async with world.client() as client:
+            answer = await client.change(change)
+        assert isinstance(answer, Unknown) and answer.request_id == change_id(change.raw)
+        assert "had the change and closed the connection" in answer.reason
+        assert world.nodes[1].calls == []
+
+    run(test, backend, 2)
+
+
+def test_a_change_goes_on_while_it_was_not_handed_over(backend: str) -> None:
+    async def test(world: World) -> None:
+        world.nodes[0].stop()
+        async with world.client() as client:
+            answer = await client.change(SignedChange(b"change", b"signature"))
+        assert isinstance(answer, wire.Refused) and answer.code == "bad_change"
+
+    run(test, backend, 2)
+
+
+def test_a_change_that_is_answered_with_something_else_is_unknown(backend: str) -> None:
+    async def test(world: World) -> None:
+        world.nodes[0].fault = only(wire.SubmitChange, NotFound("?"))
+        async with world.client() as client:
+            answer = await client.change(SignedChange(b"change", b"signature"))
+        assert isinstance(answer, Unknown) and "it answered NotFound to SubmitChange" in answer.reason
+
+    run(test, backend)
