@@ -125,7 +125,7 @@ class Nodes:
         rotated = self._listed[self._turn :] + self._listed[: self._turn]
         if self._spread:
             self._turn = (self._turn + 1) % len(self._listed)
-        if any(node.open for node in rotated):  # otherwise the call itself dials them
+        if self.open and any(node.open for node in rotated):  # otherwise the call itself dials them
             self._dial_rested(rotated)
         working = [node for node in rotated if not node.failing]
         if self._spread and key is not None and all(node.id for node in working):
@@ -181,6 +181,7 @@ class Nodes:
         try:
             connection = await dial(node.address, self._context, self._network, self._timing)
             node.opened(connection)
+            attempt.failure = ConnectionFailed(str(node.address), "closed the connection at once")
         except ConnectionFailed as error:
             attempt.failure = error
             node.failed()
@@ -190,8 +191,9 @@ class Nodes:
             node.dial = None
             attempt.done.set()
         await connection.run()
-        node.failed()
-        self._forget(node)
+        if node.connection is connection and node.dial is None:  # nobody has dialled it again meanwhile
+            node.failed()
+            self._forget(node)
 
     def _forget(self, node: Node) -> None:
         """Only those of the list are kept: calls may be pinned to ever new addresses."""

@@ -232,3 +232,26 @@ def test_pinned_nodes_are_kept_only_while_they_are_connected(backend: str) -> No
             assert wire.AskStatus() in other.calls
 
     run(test, backend, 2)
+
+
+def test_a_call_that_goes_on_after_the_client_closed_dials_nobody(backend: str) -> None:
+    """Its connections may end later than it is closed."""
+
+    async def test(world: World) -> None:
+        client = world.client()
+        async with client:
+            for node in world.nodes:
+                await client.status(at=node.address)
+            one, other = client._nodes.take_turn()
+            assert other.connection is not None
+            other.connection.lose("was lost")
+            other.failed()
+            other.rest_until = 0.0
+            tasks, client._nodes._tasks = client._nodes._tasks, None
+            try:
+                assert client._nodes.take_turn() == [one, other]
+                assert other.dial is None
+            finally:
+                client._nodes._tasks = tasks
+
+    run(test, backend, 2)
