@@ -87,6 +87,21 @@ def test_a_silent_host_does_not_hide_a_healthy_one(backend: str, name: str) -> N
     run(test, backend)
 
 
+def test_a_host_that_was_waited_for_in_vain_is_asked_last_while_it_is_still_dialled(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with (
+            silent_host() as silent,
+            client_of(world, silent, world.nodes[0].address, spread=True) as client,
+        ):
+            await client.status(timeout_s=1.0)
+            began = time.monotonic()
+            for _ in range(4):
+                await client.status(timeout_s=1.0)
+            assert time.monotonic() - began < 0.45
+
+    run(test, backend)
+
+
 @pytest.mark.parametrize("name", ["transfer", "balance", "change"])
 def test_the_host_that_was_dialled_when_the_time_was_up_is_named(backend: str, name: str) -> None:
     async def test(world: World) -> None:
