@@ -5,7 +5,7 @@ but what another node says of it does not tell what became of it at the first on
 was certainly not handed over, and then the answer is that node's, or `Unknown`.
 """
 
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import anyio
 import msgspec
@@ -35,7 +35,7 @@ from hopchain.wire import (
 )
 
 _T = TypeVar("_T")
-_HEAD_BYTES = 16  # more than a call's number and tags
+_HEAD_BYTES: Final = 16  # more than a call's number and tags
 
 
 async def ask_for(

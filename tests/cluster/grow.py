@@ -126,7 +126,7 @@ class Growing(Cluster):
             nonlocal seen
             for number in order:
                 try:
-                    seen = await self.clients[number].change(signed, TRY_S)
+                    seen = await self.clients[number].change(signed, timeout_s=TRY_S)
                 except Unreachable as error:
                     seen = error
                     continue

@@ -61,7 +61,7 @@ async def test_a_removed_node_that_starts_where_nobody_tells_it_answers_stale(tm
         assert isinstance(missing, NotFound) and missing.stale, missing
         assert (await client.digest()).stale
         payment = cluster.pay_request(payer, payee, 2)
-        answer = await client.submit(payment, WORTH_S)
+        answer = await client.submit(payment, timeout_s=WORTH_S)
         assert isinstance(answer, NotStarted | Unknown), answer
         for number in OTHERS:
             cluster.nodes[number].signal(signal.SIGCONT)
@@ -149,7 +149,7 @@ async def keep_reading(client: Client, name: str, read: list[Balance]) -> None:
 
 async def pay_once(client: Client, payment: SignedRequest, paid: list[object]) -> None:
     try:
-        paid.append(await client.submit(payment, WORTH_S))
+        paid.append(await client.submit(payment, timeout_s=WORTH_S))
     except Unreachable as error:
         paid.append(error)
 
