@@ -230,6 +230,7 @@ def test_a_refused_question_and_a_wrong_kind_of_answer_are_errors(backend: str) 
                 with pytest.raises(Unreachable, match="it answered Accounts to Ask") as caught:
                     await ask
                 assert caught.value.reached
+        assert world.nodes[0].connections == 9, "a node that answers so is dialled anew, by whoever asks it next"
 
     run(test, backend)
 

@@ -185,6 +185,53 @@ def test_pages_share_the_time_of_their_call(backend: str) -> None:
     run(test, backend)
 
 
+def test_a_node_is_given_a_little_less_than_what_is_left(backend: str) -> None:
+    """So that its own answer arrives in time."""
+
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            for name in ("balance", "transfer", "change"):
+                await CALLS[name](client, 2.0)
+        for call in world.nodes[0].calls:
+            assert isinstance(call, wire.AskBalance | wire.Submit | wire.SubmitChange)
+            assert 0 < call.timeout_ms <= 1800
+
+    run(test, backend)
+
+
+def test_a_request_in_doubt_is_followed_when_its_node_is_back(backend: str) -> None:
+    """No other node can be reached meanwhile; one that was handed to nobody would be `Unreachable` at once."""
+
+    async def test(world: World) -> None:
+        (node,) = world.nodes
+        lost = anyio.Event()
+
+        def fault(call: wire.CallBody) -> Drop | None:
+            if lost.is_set() or not isinstance(call, wire.Submit):
+                return None
+            lost.set()
+            return Drop(after=True)
+
+        node.fault = fault
+        answers: list[object] = []
+
+        async def pay(client: Client) -> None:
+            answers.append(await client.submit(world.payment(), timeout_s=15))
+
+        async with anyio.create_task_group() as tasks, world.client() as client:
+            async with anyio.create_task_group() as payer:
+                payer.start_soon(pay, client)
+                await lost.wait()
+                node.stop()
+                await anyio.sleep(0.3)  # some rounds in which nobody is there
+                assert not answers
+                await tasks.start(node.serve)
+            tasks.cancel_scope.cancel()
+        assert isinstance(answers[0], Recorded) and answers[0].repeated
+
+    run(test, backend)
+
+
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("timeout_s", [-1, float("inf"), float("nan"), 1e9, "1"], ids=str)
 def test_what_is_no_time_is_named_and_nothing_is_sent(backend: str, name: str, timeout_s: float) -> None:
