@@ -1,7 +1,9 @@
 """The client on trio and on asyncio: many calls at once, other nodes when one fails, deadlines, nothing twice."""
 
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, cast
 
 import anyio
@@ -22,12 +24,17 @@ from hopchain import (
     Timing,
     Unknown,
     Unreachable,
+    submitting,
     wire,
 )
 from hopchain import nodes as nodes_module
-from hopchain.calls import Calls, dial
+from hopchain.addresses import Address
+from hopchain.calls import Calls, ConnectionLost, dial
 from hopchain.client import raw_public_key
 from hopchain.framing import frame
+from hopchain.nodes import Node, Nodes
+from hopchain.submitting import Submission
+from hopchain.tails import Tails
 from tests.hopchain.fake_node import (
     ISSUER_KEY,
     CertificateAuthority,
@@ -467,7 +474,7 @@ def test_that_another_request_was_not_started_says_nothing_of_this_one(backend: 
         world.nodes[0].fault = only(wire.Submit, NotStarted(other.request_id, "busy", "the queue is full"))
         async with world.client() as client:
             await connect(world, client)
-            answer = await client.submit(world.payment(), 0.3)
+            answer = await client.submit(world.payment(), timeout_s=0.3)
         assert isinstance(answer, Unknown) and answer.request_id == world.payment().request_id
 
     run(test, backend)
@@ -491,54 +498,31 @@ def test_a_node_that_failed_rests_before_it_is_dialled_beside_the_requests(backe
     async def test(world: World) -> None:
         async with world.client() as client:
             await connect(world, client)
-            down = client._nodes[client._addresses[1]]
+            down = client._nodes._listed[1]
             assert down.connection is not None
             down.connection.lose("its cable is cut")
             await anyio.wait_all_tasks_blocked()
             assert down.failing
-            dials, down.rest_until = down.dials, anyio.current_time() + 60
+            down.rest_until = anyio.current_time() + 60
             assert isinstance(await client.submit(world.payment()), Recorded)
             await anyio.wait_all_tasks_blocked()
-            assert down.dials == dials and not down.reviving
+            assert down.failing and down.dial is None
             down.rest_until = anyio.current_time()
             assert isinstance(await client.submit(world.payment()), Recorded)
             with anyio.fail_after(5):
                 while down.failing:
                     await anyio.wait_all_tasks_blocked()
-            assert down.dials == dials + 1
-            assert down.failures == 0, "the next rest is short again"
+            assert down.rest_s == 0, "the next rest is short again"
 
     run(test, backend, 2)
-
-
-def test_a_node_that_fails_again_and_again_is_still_tried_every_two_seconds(backend: str) -> None:
-    async def test(world: World) -> None:
-        node = _Node(Address("127.0.0.1", 1))
-        rests = []
-        for _ in range(30):
-            node.failed()
-            rests.append(node.rest_until - anyio.current_time())
-        assert rests[0] < rests[1] < rests[2] and max(rests) <= client_module.LONGEST_REST_S
-
-    run(test, backend)
-
-
-def test_a_node_is_given_less_time_than_there_is_so_that_its_own_answer_arrives(backend: str) -> None:
-    async def test(world: World) -> None:
-        async with world.client() as client:
-            assert isinstance(await client.submit(world.payment(), 10.0), Recorded)
-        (call,) = world.nodes[0].calls
-        assert isinstance(call, wire.Submit) and 1000 < call.timeout_ms <= 9000
-
-    run(test, backend)
 
 
 def test_the_pauses_between_rounds_over_all_nodes_do_not_grow_without_an_end(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, last = 0.013, 0.026  # which nothing else sleeps
-    monkeypatch.setattr(client_module, "FIRST_PAUSE_S", first)
-    monkeypatch.setattr(client_module, "LAST_PAUSE_S", last)
+    monkeypatch.setattr(submitting, "FIRST_PAUSE_S", first)
+    monkeypatch.setattr(submitting, "LAST_PAUSE_S", last)
     slept: list[float] = []
     sleep = anyio.sleep
 
@@ -555,7 +539,7 @@ def test_the_pauses_between_rounds_over_all_nodes_do_not_grow_without_an_end(
             await connect(world, client)
             with anyio.move_on_after(5):
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(client.submit, request, 60.0)
+                    tasks.start_soon(partial(client.submit, request, timeout_s=60.0))
                     while slept.count(last) < 3 and 2 * last not in slept:
                         await sleep(0.01)
                     tasks.cancel_scope.cancel()
@@ -568,19 +552,24 @@ def test_the_pauses_between_rounds_over_all_nodes_do_not_grow_without_an_end(
 def test_only_what_was_handed_over_is_in_doubt(backend: str, sent: bool) -> None:
     """A connection that ended before the request was sent leaves the next node's refusal an answer."""
 
-    class Lost:
-        address = "127.0.0.1:1"
+    node = Node(Address("127.0.0.1", 1))
 
+    class Lost:
         async def call(self, body: wire.CallBody) -> wire.ReplyBody:
-            raise ConnectionLost("it was closed", sent=sent)
+            raise ConnectionLost(node.address, "it was closed", sent=sent)
 
     async def test(world: World) -> None:
-        client, request = world.client(), world.payment()
-        effort = _Effort(request.request_id)
-        deadline = anyio.current_time() + 1
-        assert await client._attempt(cast(Any, Lost()), request, effort, deadline) is None
-        assert (effort.doubt is not None) is sent
-        assert effort.tried == ([] if sent else [("127.0.0.1:1", "it was closed")])
+        nodes = Nodes(
+            [node.address], ssl.create_default_context(), world.genesis.network_id, spread=False, timing=QUICK
+        )
+        submission = Submission(nodes, Tails(), world.payment(), "mint", None)
+        submission._deadline = anyio.current_time() + 1
+        assert await submission._attempt(node, cast(Any, Lost())) is None
+        if sent:
+            assert isinstance(submission._at_the_end(), Unknown)
+        else:
+            with pytest.raises(Unreachable, match="it was closed"):
+                submission._at_the_end()
 
     run(test, backend)
 
