@@ -88,7 +88,9 @@ def _names_in(path: Path, columns: Sequence[str], prefix: str, delimiter: str | 
     if not columns:
         raise LocalMisuse("--from-file needs --column: the name of the column that holds the names")
     table = read_table(path, delimiter, columns)
-    return [checked_name(account_name(row, columns, prefix)) for _, row in table]
+    if bad := next((row for row in table if row.fault), None):
+        raise LocalMisuse(f"{path}, line {bad.line}: {bad.fault}")
+    return [checked_name(account_name(row.cells, columns, prefix)) for row in table]
 
 
 def _report(out: Output, network: Network, wallet: Wallet, asset: Asset, opened: list[Opened]) -> None:

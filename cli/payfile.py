@@ -51,24 +51,57 @@ class Payment(msgspec.Struct, frozen=True):
     fault: str = ""
 
 
-def read_table(path: Path, delimiter: str | None, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """(line number, column -> value) of every row. `LocalMisuse` when the file cannot be read or lacks a column."""
+class Row(msgspec.Struct, frozen=True):
+    """One row of a table: `line` of the file, column -> value. `fault` says why it may be another row than was meant, else empty."""
+
+    line: int
+    cells: Mapping[str, str]
+    fault: str = ""
+
+
+def read_table(path: Path, delimiter: str | None, columns: Sequence[str]) -> list[Row]:
+    """Every row with the values of `columns`. `LocalMisuse` when the file cannot be read, or lacks a column or has it twice."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             head = file.readline()
             file.seek(0)
-            reader = csv.DictReader(file, delimiter=delimiter or find_delimiter(head), strict=True)
-            names = list(reader.fieldnames or [])
-            missing = [c for c in columns if c not in names]
-            if missing:
+            delimiter = delimiter or find_delimiter(head)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            names = next(reader, [])
+            if missing := [c for c in columns if c not in names]:
                 raise LocalMisuse(f"{path} has no column {', '.join(missing)}; it has: {', '.join(names)}")
-            return [(reader.line_num, {k: (row[k] or "").strip() for k in columns}) for row in reader]
+            if twice := [c for c in dict.fromkeys(columns) if names.count(c) > 1]:
+                raise LocalMisuse(
+                    f"{path} has more than one column {', '.join(twice)}: which one is meant is not known. Give each a name "
+                    "of its own"
+                )
+            places = {column: names.index(column) for column in columns}
+            return [
+                Row(
+                    reader.line_num,
+                    {column: cells[place].strip() if place < len(cells) else "" for column, place in places.items()},
+                    _wrong_length(len(cells), len(names), delimiter),
+                )
+                for cells in reader
+                if cells
+            ]
     except UnicodeDecodeError as error:
         raise LocalMisuse(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from None
     except csv.Error as error:
         raise LocalMisuse(f"{path} is not a CSV file: {error}; is --delimiter right?") from None
     except (OSError, TypeError) as error:
         raise LocalMisuse(f"{path} cannot be read: {error}") from None
+
+
+def _wrong_length(cells: int, columns: int, delimiter: str) -> str:
+    """Why a row of so many cells is not taken as it is; empty when it has one for each column. One more may be an amount that was
+    torn apart at its thousands, also when the cell that is too many is empty; one less, the end of a file that was cut off."""
+    if cells == columns:
+        return ""
+    told = f"the row has {cells} {'cell' if cells == 1 else 'cells'} and the header {columns}"
+    if cells > columns:
+        return f"{told}: quote a cell that holds the separator {delimiter!r}"
+    return f"{told}: it may be cut off. Write a separator {delimiter!r} for each cell that is empty, too"
 
 
 def find_delimiter(head: str) -> str:
@@ -82,15 +115,18 @@ def account_name(row: Mapping[str, str], columns: Sequence[str], prefix: str) ->
     return prefix + "-".join(row[c] for c in columns).lower()
 
 
-def payments(rows: Sequence[tuple[int, Mapping[str, str]]], columns: Columns, scale: int, asset: str) -> list[Payment]:
+def payments(rows: Sequence[Row], columns: Columns, scale: int, asset: str) -> list[Payment]:
     """The rows as payments; a row that cannot be one carries its fault, and the others go on."""
     seen: Counter[tuple[str, str, int, str]] = Counter()
     found: list[Payment] = []
-    for line, row in rows:
+    for table_row in rows:
+        line, row = table_row.line, table_row.cells
         sender = account_name(row, columns.sender, columns.sender_prefix)
         recipient = account_name(row, columns.recipient, columns.recipient_prefix)
         reference = row[columns.reference] if columns.reference else ""
         try:
+            if table_row.fault:
+                raise LocalMisuse(table_row.fault)
             amount = _checked(sender, recipient, row[columns.amount], reference, scale, asset)
         except LocalMisuse as error:
             found.append(Payment(line, sender, recipient, 0, reference, 0, str(error)))

@@ -172,6 +172,9 @@ def test_account_open_takes_many_names_and_files(world: World, tmp_path: Path) -
     assert [a["account"] for a in found["accounts"]] == ["zoe", "p-ab-1", "p-cd-2"]
     assert set(world.ledger.accounts) >= {"zoe", "p-ab-1", "p-cd-2"}
     assert "p-ab-1" in world.run("account", "open", "zoe", "p-ab-1").stdout
+    people.write_text("bank,number\nef,3\ngh,1,000\n")
+    words = ("account", "open", "--from-file", str(people), "--column", "bank", "--column", "number")
+    assert "people.csv, line 3: the row has 3 cells and the header 2" in world.run(*words, code=2).stderr
 
 
 def test_a_taken_name_is_told_and_its_useless_key_removed(world: World) -> None:

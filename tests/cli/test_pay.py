@@ -91,7 +91,15 @@ def test_a_delimiter_inside_quotes_does_not_count() -> None:
 def test_bad_rows_carry_their_fault_and_the_others_go_on(file: Path) -> None:
     write(
         file,
-        ["ann;bob;1", "Ann Lee;bob;1;", "ann;ann;1;", "ann;bob;1.005;", "ann;bob;0;", f"ann;bob;1;{'ž' * 29}", ";b;1;"],
+        [
+            "ann;bob;1;",
+            "Ann Lee;bob;1;",
+            "ann;ann;1;",
+            "ann;bob;1.005;",
+            "ann;bob;0;",
+            f"ann;bob;1;{'ž' * 29}",
+            ";b;1;",
+        ],
     )
     found = read(file)
     assert [bool(p.fault) for p in found] == [False, True, True, True, True, True, True]
@@ -117,6 +125,41 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, content: bytes, what: st
         read(path)
     with pytest.raises(LocalMisuse):
         read(path, delimiter=";;")
+
+
+@pytest.mark.parametrize("how", ["", "--bulk", "--atomic"])
+def test_an_amount_torn_apart_at_its_thousands_is_not_paid(world: World, file: Path, how: str) -> None:
+    world.run("account", "open", "dora")
+    words = ("--from-column", "from", "--to-column", "to", "--amount-column", "amount", *([how] if how else []))
+    for row in ("mint,dora,1,500.00,rent", "mint,dora,1,500.00,"):  # with an empty reference the last cell is empty
+        file.write_text(f"from,to,amount,ref\n{row}\n")
+        what = "the row has 5 cells and the header 4: quote a cell that holds the separator ','"
+        if how == "--atomic":
+            assert f"line 2 cannot be paid: {what}" in world.json("pay", str(file), *words, code=2)["message"]
+            continue
+        assert world.json("pay", str(file), *words, code=1)["outcomes"] == {"invalid": 1}
+        assert [(r["line"], r["reason"]) for r in results(file)] == [("2", what)]
+    assert available(world)["dora"] == 0
+    file.write_text('from,to,amount,ref\nmint,dora,"1500.00",rent\n')
+    assert world.json("pay", str(file), *words)["amount_completed"] == 150_000
+
+
+def test_a_row_that_lacks_cells_is_not_paid(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("payer;payee;amount;for\nann;bob;1500.00;rent\n\nann;bob;15")  # a copy that was cut off
+    (whole, cut) = read(path)
+    assert not whole.fault and (cut.line, cut.amount) == (4, 0)
+    assert cut.fault.startswith("the row has 3 cells and the header 4: it may be cut off")
+
+
+def test_a_column_that_is_there_twice_is_refused_when_it_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("payer;payee;amount;amount;for;note;note\nann;bob;1;2;rent;x;y\n")
+    with pytest.raises(LocalMisuse, match="more than one column amount: which one is meant"):
+        read(path)
+    path.write_text("payer;payee;amount;for;note;note\nann;bob;1;rent;x;y\n")
+    (row,) = read(path)
+    assert (row.amount, row.reference, row.fault) == (100, "rent", "")
 
 
 def test_nonces_do_not_depend_on_the_place_of_a_row(tmp_path: Path, rng: random.Random) -> None:
