@@ -87,7 +87,7 @@ class BulkRun(PayRun):
     async def _pay(self, client: Client) -> None:
         self._progress.begin("paying", len(self.rows))
         batches = RunBatches(self._plan, client.network, self._keys.key, self._sent)
-        payable = self._payable()
+        payable = self._payable(client.network)
         for key, index in payable.items():
             if batch := self._sent.of.get(key):
                 self._note_sent(index, bytes.fromhex(batch.request_id), batch.sender)
@@ -101,7 +101,7 @@ class BulkRun(PayRun):
         self._record(parts)
         await work_on_each(parts, partial(self._pay_part, client, batches), at_once=self.settings.concurrency)
 
-    def _payable(self) -> dict[str, int]:
+    def _payable(self, network: NetworkId) -> dict[str, int]:
         """The rows that can be sent, by key; the others get their results."""
         found: dict[str, int] = {}
         for index, payment in enumerate(self.rows):
@@ -109,7 +109,7 @@ class BulkRun(PayRun):
             if cannot is None:
                 found[payment_key(payment)] = index
             else:
-                self._end([index], [cannot])
+                self._end([index], [self._not_now(network, payment, cannot)])
         return found
 
     async def _sent_before(
@@ -120,7 +120,8 @@ class BulkRun(PayRun):
         fresh = [index for key, index in payable.items() if key not in self._sent.of]
         for batch, left in batches.earlier(payable):
             if why := self._keys.why_none(batch.sender):
-                self._end(left, [RowResult("no_key", why)] * len(left))
+                none = RowResult("no_key", why)
+                self._end(left, [self._not_now(client.network, self.rows[index], none) for index in left])
             elif len(left) == len(batch.rows) and (not self.atomic or len(left) == len(self.rows)):
                 self.books.begin(batch.sender)
                 parts.append(batches.again(batch, left))

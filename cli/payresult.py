@@ -16,7 +16,7 @@ from cli.receipt import answer_name, answer_text
 from hopchain import Answer, NotStarted, Recorded, Unknown
 
 NOT_SENT: Final = "not_sent"
-_NO_ANSWER: Final = frozenset({NOT_SENT, "unknown", "not_started"})
+_NO_ANSWER: Final = frozenset({NOT_SENT, "unknown", "not_started", "no_key"})  # of no node
 _NOT_ASKED: Final = "an earlier run may have sent it; not asked in this one"
 _COLUMNS: Final = (
     "line",
@@ -76,9 +76,10 @@ def row_text(answer: Answer, asked_for: str = _ASKED_FOR) -> str:
             return answer_text(answer)
 
 
-def not_asked(request_id: bytes, paid_from: str) -> RowResult:
-    """The result of a row that an earlier run may have sent, until this run asks what became of it."""
-    return RowResult("unknown", _NOT_ASKED, request_id=request_id.hex(), paid_from=paid_from)
+def not_asked(request_id: bytes, paid_from: str, why: str = "") -> RowResult:
+    """The result of a row that an earlier run may have sent, until this run asks what became of it. `why`: this run cannot."""
+    reason = f"{_NOT_ASKED}: {why}" if why else _NOT_ASKED
+    return RowResult("unknown", reason, request_id=request_id.hex(), paid_from=paid_from)
 
 
 def write_results(path: Path, rows: Sequence[Payment], results: Sequence[RowResult], scale: int) -> None:

@@ -150,6 +150,13 @@ class PayRun:
         """key -> the newest request, with its account, of those rows that an earlier run sent."""
         return newest_requests(network, self.settings.label, rows, self._sent, self._sources, self._journal)
 
+    def _not_now(self, network: NetworkId, payment: Payment, cannot: RowResult) -> RowResult:
+        """The result of a row that this run cannot send: one that an earlier run may have sent is unknown, for nobody asks."""
+        if payment.fault:
+            return cannot
+        sent = self._requests_before(network, [payment]).get(payment_key(payment))
+        return cannot if sent is None or sent[0] not in self._journal else not_asked(*sent, cannot.reason)
+
     # --- rows --------------------------------------------------------------------------------------------------
 
     async def _pay(self, client: Client) -> None:
@@ -265,7 +272,7 @@ class PayRun:
         """The row's request, or its result when it cannot be one."""
         cannot = self._cannot(payment)
         if cannot is not None:
-            return cannot
+            return self._not_now(client.network, payment, cannot)
         request = row_request(client.network, self.settings.label, payment, attempt)
         return sign_request(request, self._keys.key(payment.sender))
 

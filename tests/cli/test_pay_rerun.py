@@ -180,6 +180,43 @@ def test_a_rerun_that_is_killed_says_of_paid_rows_what_it_knows(
     assert results(file)[-1]["reason"] == EARLIER
 
 
+@pytest.mark.parametrize("kind", [POOL, (), BULK, ("--bulk",)], ids=["pool", "alone", "pooled bulk", "bulk"])
+def test_rows_that_were_sent_are_not_called_no_key(
+    shop: World, file: Path, two_rows: None, kind: tuple[str, ...]
+) -> None:
+    rich(shop)
+    alone(shop)
+    words = (*COLUMNS, *kind)
+    shop.run("pay", str(file), *words)
+    before = results(file)
+    account = "shop" if "--pool" not in kind else before[0]["paid_from"]
+    key = shop.wallet.path(account)
+    left_pool = [
+        w.replace(f"{account},", "").replace(f",{account}", "") for w in words
+    ]  # its key is needed all the same
+    key.chmod(0o644)
+    shown = shop.run("pay", str(file), *left_pool, "--max-failures", "0", "--concurrency", "1", code=1)
+    assert "no_key" not in shown.stdout
+    file.with_suffix(".result.csv").unlink()
+    write(file, [*ROWS, "dan;bob;9;new"])
+    shop.run("pay", str(file), *left_pool, code=1)
+    rows = results(file)
+    assert [r["outcome"] for r in rows[6:]] == ["no_key"]
+    for row, known in zip(rows[:6], before, strict=True):
+        theirs = row["paid_from"] == account
+        assert (row["outcome"], row["request_id"]) == ("unknown" if theirs else "completed", known["request_id"])
+        assert not theirs or (row["reason"].startswith(f"{EARLIER}: ") and "chmod 600" in row["reason"])
+    if "--pool" not in kind:
+        shop.run("pay", str(file), *words, code=1)
+        key.chmod(0o600)
+        write(file, ROWS)
+        shop.run("pay", str(file), *words)
+        before = results(file)
+        key.chmod(0o644)
+        shown = shop.run("pay", str(file), *words, code=1)
+        assert "no row got an answer that is new" in shown.stderr and results(file) == before
+
+
 # --- what to do ----------------------------------------------------------------------------------------------------
 
 
