@@ -15,7 +15,7 @@ from cli.paybulk import AtomicRun, BulkRun
 from cli.payfile import Columns, Payment, payments, read_table
 from cli.payplan import Plan, Settings
 from cli.payreport import Ended, left_the_file, report
-from cli.payresult import is_worse, write_results
+from cli.payresult import Run, is_worse, other_runs, result_path, write_results
 from cli.payrun import PayRun
 from cli.poolrun import PoolRun
 from cli.progress import Progress
@@ -199,7 +199,7 @@ def _check(settings: Settings, file: Path, rows: Sequence[Payment]) -> None:
 
 def _result_file(file: Path, result: Path | None) -> Path:
     """Where the outcomes go. `LocalMisuse` when they cannot, or would replace the payment file."""
-    target = result or file.with_suffix(".result.csv")
+    target = result or result_path(file)
     if target.is_dir() or not target.parent.is_dir():
         raise LocalMisuse(
             f"{target} cannot hold the outcomes: it is a directory, or in one that does not exist. Name a file with --result"
@@ -226,27 +226,34 @@ def _execute(out: Output, network: Network, work: PayRun, target: Path) -> tuple
         run(main)
     except BaseException:
         try:
-            _write(out, target, work)
+            _write(out, network, target, work)
         except CommandFailed as error:
             out.note(str(error))  # what ended the run says more
         for text in work.books.mismatches():
             click.echo(text, err=True)  # nobody would ever tell: the next run compares what leaves then
         raise
     try:
-        _write(out, target, work)
+        _write(out, network, target, work)
     except CommandFailed as error:
         return gone, error
     return gone, None
 
 
-def _write(out: Output, target: Path, work: PayRun) -> None:
-    """Write the result file, unless it would replace what an earlier run knew by nothing."""
+def _write(out: Output, network: Network, target: Path, work: PayRun) -> None:
+    """Write the result file, unless it would replace what an earlier go at the same run knew by nothing."""
     scale = work.settings.scale
-    if target.exists() and is_worse(target, work.rows, work.results, scale):
+    this = Run(work.settings.label, network.id.hex())
+    if is_worse(target, this, work.rows, work.results, scale):
         out.note(
             f"no row got an answer that is new: {target} is left as an earlier run wrote it. Run the same command again"
         )
         return
-    write_results(target, work.rows, work.results, scale)
+    others = other_runs(target, this)
+    write_results(target, this, work.rows, work.results, scale)
+    for other in others:
+        out.note(
+            f"{target} held the outcomes of run {other.label!r} in network {other.network[:16]}, which it holds no more: that "
+            "run tells them again when it is run again. --result names another file"
+        )
     rows = counted(len(work.rows), "row")
     out.note(f"outcomes of {rows}: {target}. The same command again goes on and pays nothing twice")

@@ -2,9 +2,9 @@
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -31,10 +31,20 @@ _COLUMNS: Final = (
     "height",
     "reason",
     "paid_from",
+    "run",
+    "network",
 )
 _SAID: Final = ("line", "from", "to", "amount", "reference", "outcome", "request_id")  # of a row that got an answer
 _SHORT: Final = "the account had less than that; nothing moved. Send money to it, then run this again"
+_NO_RUN: Final = ("", "")  # of a file that names none
 _ASKED_FOR: Final = " with --retry-rejected"
+
+
+class Run(NamedTuple):
+    """Whose outcomes a file holds: the run's label, and the network's id in hex."""
+
+    label: str
+    network: str
 
 
 class RowResult(msgspec.Struct):
@@ -82,7 +92,12 @@ def not_asked(request_id: bytes, paid_from: str, why: str = "") -> RowResult:
     return RowResult("unknown", reason, request_id=request_id.hex(), paid_from=paid_from)
 
 
-def write_results(path: Path, rows: Sequence[Payment], results: Sequence[RowResult], scale: int) -> None:
+def result_path(file: Path) -> Path:
+    """Where the outcomes of a payment file go when nobody says it: may.result.csv for may.csv, may.txt.result.csv for may.txt."""
+    return file.with_name(f"{file.name.removesuffix('.csv')}.result.csv")
+
+
+def write_results(path: Path, run: Run, rows: Sequence[Payment], results: Sequence[RowResult], scale: int) -> None:
     """Write the result file whole, or leave the old one. Raises `CommandFailed` when the disk refuses it."""
     in_place = path.exists() and not path.is_file()  # /dev/null, a pipe: nothing to be kept whole
     fresh = path if in_place else path.with_name(f".{path.name}.{os.getpid()}")
@@ -95,7 +110,7 @@ def write_results(path: Path, rows: Sequence[Payment], results: Sequence[RowResu
             with fresh.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 writer.writerow(_COLUMNS)
-                writer.writerows(_cells(p, r, scale) for p, r in zip(rows, results, strict=True))
+                writer.writerows(_cells(run, p, r, scale) for p, r in zip(rows, results, strict=True))
             if not in_place:
                 fresh.replace(path)
         finally:
@@ -103,30 +118,43 @@ def write_results(path: Path, rows: Sequence[Payment], results: Sequence[RowResu
                 fresh.unlink(missing_ok=True)
 
 
-def is_worse(path: Path, rows: Sequence[Payment], results: Sequence[RowResult], scale: int) -> bool:
-    """True when some rows got no answer in this run, and the file at `path` knows all answers that others got: it says more."""
+def other_runs(path: Path, run: Run) -> list[Run]:
+    """The runs, but for `run`, whose outcomes the file at `path` holds."""
+    return sorted({_run_of(row) for row in _read(path)} - {run, _NO_RUN})
+
+
+def is_worse(path: Path, run: Run, rows: Sequence[Payment], results: Sequence[RowResult], scale: int) -> bool:
+    """True when some rows got no answer now, and the file at `path` is of the same run and knows all answers that others got: it
+    says more."""
     if not any(r.outcome in _NO_ANSWER for r in results):
         return False
+    before = _read(path)
+    if {_run_of(row) for row in before} != {run}:
+        return False
     learned = {
-        tuple(dict(zip(_COLUMNS, _cells(payment, result, scale), strict=True))[column] for column in _SAID)
+        tuple(dict(zip(_COLUMNS, _cells(run, payment, result, scale), strict=True))[column] for column in _SAID)
         for payment, result in zip(rows, results, strict=True)
         if result.answered
     }
-    return not learned or learned <= _said(path)
+    return learned <= {tuple(row.get(column) or "" for column in _SAID) for row in before}
 
 
-def _said(path: Path) -> set[tuple[str, ...]]:
-    """What the file of an earlier run says of its rows; nothing when it is not such a file."""
+def _read(path: Path) -> list[dict[str, str]]:
+    """The rows of the file of an earlier run; none when it is not such a file."""
     if not path.is_file():
-        return set()
+        return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return {tuple(row.get(column) or "" for column in _SAID) for row in csv.DictReader(file)}
+            return list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error):
-        return set()
+        return []
 
 
-def _cells(payment: Payment, result: RowResult, scale: int) -> tuple[str, ...]:
+def _run_of(row: Mapping[str, str]) -> Run:
+    return Run(row.get("run") or "", row.get("network") or "")
+
+
+def _cells(run: Run, payment: Payment, result: RowResult, scale: int) -> tuple[str, ...]:
     """One line of the file."""
     return (
         str(payment.line),
@@ -141,4 +169,6 @@ def _cells(payment: Payment, result: RowResult, scale: int) -> tuple[str, ...]:
         "" if result.height is None else str(result.height),
         result.reason,
         result.paid_from,
+        run.label,
+        run.network,
     )

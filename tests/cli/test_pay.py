@@ -17,7 +17,8 @@ from cli import payrun
 from cli.funding import FundedRows
 from cli.orders import make_orders
 from cli.payaccounts import split
-from cli.payfile import Columns, find_delimiter, payment_nonce, payments, read_table
+from cli.payfile import Columns, Payment, find_delimiter, payment_nonce, payments, read_table
+from cli.payresult import RowResult, Run, is_worse, other_runs, result_path, write_results
 from cli.runlock import only_run
 from hopchain import wire
 from tests.cli.conftest import World
@@ -464,6 +465,37 @@ def test_a_rerun_that_gets_no_answer_keeps_what_is_known(world: World, file: Pat
     file.with_suffix(".result.csv").unlink()
     world.run("pay", str(file), *words, "--timeout", "0.3", code=3)
     assert {r["outcome"] for r in results(file)} <= {"unknown", "not_sent"}, "better than none"
+
+
+def test_the_result_file_names_its_run_and_that_of_another_run_is_not_left_as_its_own(world: World, file: Path) -> None:
+    world.run("pay", str(file), *FULL, "--run", "nov")
+    network = world.ledger.genesis.network_id.hex()
+    assert {(r["outcome"], r["run"], r["network"]) for r in results(file)} == {("completed", "nov", network)}
+    world.stop()
+    shown = world.run("pay", str(file), *COLUMNS, "--run", "feb", "--timeout", "0.3", code=3)
+    assert "is left" not in shown.stderr
+    assert f"held the outcomes of run 'nov' in network {network[:16]}, which it holds no more" in shown.stderr
+    assert not {r["outcome"] for r in results(file)} & {"completed"}
+    assert {(r["run"], r["network"]) for r in results(file)} == {("feb", network)}
+    before = results(file)
+    shown = world.run("pay", str(file), *COLUMNS, "--run", "feb", "--timeout", "0.3", code=3)
+    assert "is left as an earlier run wrote it" in shown.stderr and results(file) == before
+
+
+def test_the_result_file_of_a_network_is_not_left_as_that_of_another(tmp_path: Path) -> None:
+    path, rows = tmp_path / "may.result.csv", [Payment(2, "ann", "bob", 100, "", 0)]
+    here, there = Run("may.csv", "aa" * 32), Run("may.csv", "bb" * 32)
+    unknown = [RowResult("unknown")]
+    write_results(path, here, rows, [RowResult("completed", answered=True, request_id="cc" * 32)], 2)
+    assert is_worse(path, here, rows, unknown, 2) and not other_runs(path, here)
+    assert not is_worse(path, there, rows, unknown, 2) and other_runs(path, there) == [here]
+    path.write_text("line,from,to\n2,ann,bob\n")  # of no run
+    assert not is_worse(path, here, rows, unknown, 2) and not other_runs(path, here)
+
+
+def test_files_that_differ_in_their_endings_do_not_share_a_result_file() -> None:
+    names = [result_path(Path("x") / name).name for name in ("sal.csv", "sal.txt", "sal.2.csv", ".csv")]
+    assert names == ["sal.result.csv", "sal.txt.result.csv", "sal.2.result.csv", ".result.csv"]
 
 
 def test_a_file_of_rows_that_are_none_is_told_whatever_was_there(world: World, file: Path) -> None:
