@@ -108,7 +108,20 @@ class Preparation:
     def _check(self, answers: dict[int, wire.ReplyBody]) -> None:
         for answer in answers.values():
             if not isinstance(answer, wire.Recorded) or not answer.completed:
-                raise CommandFailed(Exit.REJECTED, "not_prepared", f"the accounts could not be prepared: {answer}")
+                raise CommandFailed(
+                    Exit.REJECTED, "not_prepared", f"the accounts could not be prepared: {_why_not(answer)}"
+                )
+
+
+def _why_not(answer: wire.ReplyBody) -> str:
+    """What an answer that is not `completed` says."""
+    match answer:
+        case wire.Recorded():
+            return f"a request was rejected: {answer.outcome.name.lower()}"
+        case wire.NotStarted() | wire.Unknown() | wire.Refused():
+            return answer.reason
+        case _:
+            return f"a node answered {type(answer).__name__}, which is no answer to a request"
 
 
 def _tail(answer: wire.ReplyBody) -> bytes:

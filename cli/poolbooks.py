@@ -91,10 +91,11 @@ class PoolBooks:
             if isinstance(answer, NotFound) and not answer.stale:
                 raise LocalMisuse(f"there is no account {account}, which is in a pool: open it, or use --open-missing")
             if not isinstance(answer, Balance):
+                why = answer.reason if isinstance(answer, Unknown) else "who answered may be behind the others"
                 raise CommandFailed(
                     Exit.UNREACHABLE,
                     "unknown",
-                    f"whether {account}, which is in a pool, exists is not known: {answer}. No row was paid in this run",
+                    f"whether {account}, which is in a pool, exists is not known: {why}. No row was paid in this run: run it again",
                 )
             if answer.asset != self._asset:
                 raise LocalMisuse(

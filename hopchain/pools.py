@@ -308,7 +308,11 @@ class PooledSender:
             if isinstance(answer, Unknown):
                 raise ClientError(f"the balance of {account} is not known: {answer.reason}; ask again")
             if not isinstance(answer, Balance):
-                raise LocalMisuse(f"the balance of {account} is not known: {answer}")
+                if isinstance(answer, Unknown):
+                    why = answer.reason
+                else:
+                    why = "who answered may be behind the others" if answer.stale else "there is no such account"
+                raise LocalMisuse(f"the balance of {account} is not known: {why}")
             found[account] = answer.settled + answer.incoming
         return found
 

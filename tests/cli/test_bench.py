@@ -213,7 +213,7 @@ def test_preparing_sends_again_what_did_not_start_and_tells_what_is_rejected(ben
     assert left == [0] and bench.total() == HOT_FUNDS + 5 * FUNDS
     for node in bench.world.nodes:
         node.fault = lambda call: wire.Refused("no", "not here") if isinstance(call, wire.Submit) else None
-    with pytest.raises(CommandFailed, match=r"could not be prepared.*not here"):
+    with pytest.raises(CommandFailed, match=r"could not be prepared: not here$"):
         bench.prepare(accounts=8)
 
 

@@ -504,7 +504,13 @@ def test_accounts_that_do_not_exist_or_hold_another_asset_are_refused(
     for node in shop.nodes:
         node.fault = lambda call: wire.NotFound("account", True) if isinstance(call, wire.AskBalance) else None
     refused = shop.json("pay", str(file), *words, "shop=shop-1", code=3)
-    assert "whether shop-1, which is in a pool, exists is not known" in refused["message"]
+    assert "shop-1, which is in a pool, exists is not known: who answered may be behind" in refused["message"]
+    for node in shop.nodes:
+        node.fault = lambda call: (
+            wire.Unknown(b"", "no majority answered") if isinstance(call, wire.AskBalance) else None
+        )
+    refused = shop.json("pay", str(file), *words, "shop=shop-1", code=3)
+    assert "exists is not known: no majority answered. No row was paid" in refused["message"]
     healthy(shop)
     assert not sent(shop)
     assert shop.json("pay", str(file), *words, "shop=shop-1,shop-2,shop-3")["completed"] == 6, "no row was bound"

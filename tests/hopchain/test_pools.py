@@ -455,7 +455,7 @@ def test_an_account_without_a_key_is_told_at_once(backend: str) -> None:
             PooledSender(client, make_pool(), {"payer-1": key_number(1)})
         missing = SourcePool(["payer-1", "ghost"], Choice.DEDICATED, random.Random(1))
         ghost = PooledSender(client, missing, {"payer-1": key_number(1), "ghost": key_number(2)})
-        with pytest.raises(LocalMisuse, match="the balance of ghost is not known"):
+        with pytest.raises(LocalMisuse, match="the balance of ghost is not known: there is no such account"):
             await ghost.balances()
 
     run(test, backend)
