@@ -87,6 +87,7 @@ class HopCommand(click.Command):
         out = Output(bool(ctx.params.pop("as_json")))
         ctx.params["out"] = out
         try:
+            _refuse_no_text(list(ctx.params.values()))
             return super().invoke(ctx)
         except HopchainError as error:
             ctx.exit(out.fail(error))
@@ -95,6 +96,22 @@ class HopCommand(click.Command):
         except KeyboardInterrupt:
             out.note("interrupted")
             ctx.exit(INTERRUPTED)
+
+
+def _refuse_no_text(value: object) -> None:
+    """Refuse a value of the command line, alone or in a list, that holds bytes which are not UTF-8: Python makes surrogates of
+    them, which can be neither hashed nor written. `LocalMisuse` names it."""
+    if isinstance(value, list | tuple):
+        for one in value:
+            _refuse_no_text(one)
+    elif isinstance(value, str | Path):
+        text = str(value)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise LocalMisuse(
+                f"{text[:80]!r} is not UTF-8 text (character {error.start + 1}): give it in UTF-8; a file or a directory, rename it"
+            ) from None
 
 
 def _single(group: BaseExceptionGroup[BaseException]) -> HopchainError:

@@ -573,3 +573,29 @@ def test_keys_made_by_commands_are_secret(cli: Cli) -> None:
     keys = [*cli.home.rglob("*.key"), *cli.directory.rglob("*.key")]
     assert len(keys) == 1 + 3 + 5 * 2
     assert {stat.S_IMODE(k.stat().st_mode) for k in keys} == {0o600}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("transfer", "mint", "alice", "1", "--reference", "\udcff"),  # bytes that are not UTF-8, as Python reads them
+        ("transfer", "mint", "alice", "1", "--nonce", "caf\udce9"),
+        ("pay", "FILE", "--run", "r\udcff"),
+        ("pay", "FILE", "--from-prefix", "\udcff"),
+        ("pay", "FILE", "--pool", "shop=\udcff"),
+        ("pay", "FILE", "--result", "\udcff.csv"),
+        ("pay", "n\udcff.csv"),
+        ("account", "open", "\udcff"),
+        ("balance", "mint", "--network", "\udcff"),
+    ],
+)
+def test_what_is_no_text_is_refused_before_anything_is_sent(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("FILE", "n\udcff.csv"):
+        (tmp_path / name).write_text("payer,payee,amount\nmint,mint2,1\n")
+    columns = ("--from-column", "payer", "--to-column", "payee", "--amount-column", "amount")
+    refused = world.json(*words, *(columns if words[0] == "pay" else ()), code=2)
+    assert refused["error"] == "usage" and "is not UTF-8 text" in refused["message"]
+    assert not world.nodes[0].calls and not (world.wallet.directory / "runs").exists()
