@@ -63,6 +63,7 @@ class PayRun:
 
     def check(self, network: NetworkId) -> None:
         """Refuse what must not be sent so, before anything is. Raises `LocalMisuse`."""
+        _ = self._journal  # without it no row may be called not sent
         self._check_pools()
         together = sum(not p.fault and payment_key(p) in self._sent.of for p in self.rows)
         if together:

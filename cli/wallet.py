@@ -31,6 +31,7 @@ _SUFFIX: Final = ".key"
 _JOURNAL: Final = "journal"
 _UNNAMED: Final = ".new-"  # begins the file of a key that is being stored
 _ID: Final = re.compile("[0-9a-f]{64}")
+_MAX_KEY_BYTES: Final = 65_536  # a key has some 120; more is none
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -60,17 +61,28 @@ class Wallet:
         """The key of `account`; `LocalMisuse` when it is not here, open to others or damaged."""
         path = self.path(account)
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            handle = os.open(
+                path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            )  # a pipe without a writer is not waited for
         except FileNotFoundError:
             raise LocalMisuse(
                 f"the wallet has no key for {account}: {path} does not exist. Only who opened an account can spend "
                 f"from it; copy the key file there, or open an account of your own"
             ) from None
-        with os.fdopen(handle, "rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        except OSError as error:
+            raise LocalMisuse(f"{path} cannot be read ({error.strerror}): restore the key from a copy") from None
+        try:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise LocalMisuse(f"{path} is not a file: put the key file of {account} there, from a copy")
+            mode = stat.S_IMODE(status.st_mode)
             if mode & _OTHERS:
                 raise LocalMisuse(f"{path} has mode {mode:04o}: others can read this key. Run: chmod 600 {path}")
-            raw = file.read()
+            raw = os.read(handle, _MAX_KEY_BYTES)
+        except OSError as error:
+            raise LocalMisuse(f"{path} cannot be read ({error.strerror}): restore the key from a copy") from None
+        finally:
+            os.close(handle)
         try:
             key = serialization.load_pem_private_key(raw, None)
         except ValueError:
@@ -122,30 +134,52 @@ class Wallet:
         self.record(line for line in asked if line[0].hex() not in known)
 
     def sender_of(self, request_id: bytes) -> str | None:
-        """The account that sent a request, when it was sent from here."""
-        journal = self.directory / _JOURNAL
-        if not journal.exists():
-            return None
-        wanted = request_id.hex()
-        with journal.open() as lines:
-            found = (line.split() for line in lines if line.startswith(wanted))
-            return next((fields[1] for fields in found if len(fields) == 3), None)
+        """The account that sent a request, when it was sent from here. Lines of other requests may be damaged."""
+        wanted = request_id.hex().encode()
+        with self._journal_lines() as lines:
+            found = (line.decode(errors="replace").split() for line in lines if line.startswith(wanted))
+            return next((fields[1] for fields in found if len(fields) == 3 and is_name(fields[1])), None)
 
     def all_recorded(self) -> frozenset[bytes]:
-        """The ids of all requests that were sent from here; a line that was cut is none."""
-        journal = self.directory / _JOURNAL
-        if not journal.exists():
-            return frozenset()
-        with journal.open() as lines:
-            return frozenset(bytes.fromhex(one) for one in _whole(lines) if _ID.fullmatch(one))
+        """The ids of all requests that were sent from here; a line that was cut is none. `LocalMisuse` when one is damaged."""
+        with self._journal_lines() as lines:
+            return frozenset(bytes.fromhex(one) for one in self._whole(lines) if _ID.fullmatch(one))
 
     def recorded(self, request_ids: Collection[str]) -> set[str]:
-        """Those of the requests (ids in hex) that were sent from here."""
-        journal = self.directory / _JOURNAL
-        if not request_ids or not journal.exists():
+        """Those of the requests (ids in hex) that were sent from here. `LocalMisuse` when a line is damaged."""
+        if not request_ids:
             return set()
-        with journal.open() as lines:
-            return set(request_ids).intersection(_whole(lines))
+        with self._journal_lines() as lines:
+            return set(request_ids).intersection(self._whole(lines))
+
+    @contextmanager
+    def _journal_lines(self) -> Iterator[Iterable[bytes]]:
+        """The lines of the journal; none before there is one. `LocalMisuse` when it cannot be read."""
+        journal = self.directory / _JOURNAL
+        try:
+            if not journal.exists():
+                yield ()
+                return
+            with journal.open("rb") as lines:
+                yield lines
+        except OSError as error:
+            raise LocalMisuse(
+                f"{journal} cannot be read ({error.strerror}), so what was sent before is not known: restore it from a copy"
+            ) from None
+
+    def _whole(self, lines: Iterable[bytes]) -> Iterator[str]:
+        """The ids of the journal's lines that have all their fields."""
+        for number, line in enumerate(lines, start=1):
+            try:
+                fields = line.decode().split()
+            except UnicodeDecodeError:
+                raise LocalMisuse(
+                    f"{self.directory / _JOURNAL}, line {number}, is damaged: it is not text, and may be of a payment that was "
+                    "sent. Restore the journal from a copy; without one, take the line out, and look with `chain` at what the "
+                    "accounts paid before you pay again"
+                ) from None
+            if len(fields) == 3:
+                yield fields[0]
 
     def make_directory(self) -> None:
         """Make the wallet's directory, for this user only."""
@@ -201,14 +235,6 @@ def _held(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _whole(lines: Iterable[str]) -> Iterator[str]:
-    """The ids of the journal's lines that have all their fields."""
-    for line in lines:
-        fields = line.split()
-        if len(fields) == 3:
-            yield fields[0]
 
 
 def _pem(key: Ed25519PrivateKey) -> bytes:

@@ -12,6 +12,7 @@ from chain.errors import LocalMisuse
 from chain.request import NetworkId, RequestId
 from cli.output import CommandFailed, Exit
 from cli.wallet import Wallet
+from tests.cli.conftest import World
 from tests.cli.test_remembered import no_space
 from tests.hopchain.fake_node import key_number
 
@@ -216,3 +217,65 @@ def test_a_key_that_a_killed_process_named_is_durable_before_its_account_is_open
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
     wallet.create(["alice"])
     assert synced == [wallet.directory.stat().st_ino, wallet.directory.parent.stat().st_ino]
+
+
+# --- a wallet that is damaged --------------------------------------------------------------------------------------
+
+
+def test_a_key_that_is_no_file_is_told(wallet: Wallet) -> None:
+    wallet.make_directory()
+    wallet.path("alice").mkdir()
+    os.mkfifo(wallet.path("bob"), 0o600)
+    wallet.path("carol").symlink_to("carol.key")
+    for account, what in (("alice", "is not a file"), ("bob", "is not a file"), ("carol", "cannot be read")):
+        with pytest.raises(LocalMisuse, match=rf"{account}\.key {what}.*from a copy"):
+            wallet.key(account)
+
+
+def test_a_journal_with_bytes_that_are_no_text_is_refused_where_all_of_it_counts(wallet: Wallet) -> None:
+    first, second = RequestId(b"\x01" * 32), RequestId(b"\x02" * 32)
+    wallet.record([(first, "alice", "transfer"), (second, "bob", "pay")])
+    journal = wallet.directory / "journal"
+    whole = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(whole[0] + b"\xff\xfe\n" + whole[1])
+    assert (wallet.sender_of(first), wallet.sender_of(second)) == ("alice", "bob"), "its own line is whole"
+    for ask in (
+        wallet.all_recorded,
+        lambda: wallet.recorded({second.hex()}),
+        lambda: wallet.record_new([(second, "bob", "pay")]),
+    ):
+        with pytest.raises(LocalMisuse, match=r"journal, line 2, is damaged: it is not text.*from a copy"):
+            ask()
+    journal.write_bytes(whole[0].replace(b"alice", b"al\xffce"))
+    assert wallet.sender_of(first) is None
+
+
+def test_a_journal_that_is_no_file_is_told(wallet: Wallet) -> None:
+    (wallet.directory / "journal").mkdir(parents=True)
+    for ask in (wallet.all_recorded, lambda: wallet.recorded({"00" * 32}), lambda: wallet.sender_of(bytes(32))):
+        with pytest.raises(LocalMisuse, match=r"journal cannot be read \(Is a directory\)"):
+            ask()
+    with pytest.raises(CommandFailed, match="journal could not be written"):
+        wallet.record([(RequestId(bytes(32)), "alice", "transfer")])
+
+
+@pytest.mark.parametrize("damage", [b"\xff\n", None], ids=["bytes", "directory"])
+def test_commands_say_that_the_journal_is_damaged(world: World, tmp_path: Path, damage: bytes | None) -> None:
+    file = tmp_path / "may.csv"
+    file.write_text("payer,payee,amount\nmint,bob,1\n")
+    world.run("account", "open", "bob")
+    journal = world.wallet.directory / "journal"
+    journal.unlink()
+    if damage is None:
+        journal.mkdir()
+    else:
+        journal.write_bytes(damage)
+    columns = ("--from-column", "payer", "--to-column", "payee", "--amount-column", "amount")
+    for how in ((), ("--bulk",)):
+        refused = world.json("pay", str(file), *columns, *how, code=2)
+        assert refused["error"] == "usage" and str(journal) in refused["message"]
+        assert not file.with_suffix(".result.csv").exists(), "nothing is said of rows that may have been sent"
+    for command in ("outcome", "cancel"):
+        refused = world.json(command, "00" * 32, code=1 if damage and command == "outcome" else 2)
+        assert refused["error"] == ("not_found" if damage and command == "outcome" else "usage")
+    assert world.ledger.accounts["bob"].incoming == 0
