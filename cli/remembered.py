@@ -27,9 +27,14 @@ class Remembered(Generic[T]):
         self._path = directory / f"{name}.jsonl"
         self.lines: list[T] = []
         self._size = 0  # of the whole lines, in bytes
-        if not self._path.exists():
+        try:
+            found = self._path.read_bytes()
+        except FileNotFoundError:
             return
-        found = self._path.read_bytes()
+        except OSError as error:
+            raise LocalMisuse(
+                f"{self._path} cannot be read ({error.strerror}), so what was sent before is not known: restore it from a copy"
+            ) from None
         make_durable(self._path)  # what is known from here on may send requests
         for number, raw in enumerate(found.splitlines(keepends=True), start=1):
             if not raw.endswith(b"\n"):
@@ -37,7 +42,7 @@ class Remembered(Generic[T]):
             self._size += len(raw)
             try:
                 self.lines.append(msgspec.json.decode(raw, type=line_type))
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise LocalMisuse(
                     f"{self._path}, line {number}, is damaged ({error}): restore it from a copy"
                 ) from None

@@ -48,6 +48,18 @@ def test_a_reader_leaves_a_line_alone_that_is_being_written(tmp_path: Path) -> N
     assert texts(tmp_path) == ["one", "two", "three"]
 
 
+def test_a_file_that_is_none_or_not_text_is_told(tmp_path: Path) -> None:
+    lines(tmp_path).add(Line("one"))
+    path = only_file(tmp_path)
+    path.write_bytes(path.read_bytes() + b'{"text":"\xff"}\n')
+    with pytest.raises(LocalMisuse, match=r"line 2, is damaged.*from a copy"):
+        lines(tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(LocalMisuse, match=r"cannot be read \(Is a directory\), so what was sent before is not known"):
+        lines(tmp_path)
+
+
 def test_who_adds_cuts_an_unfinished_line_away(tmp_path: Path) -> None:
     lines(tmp_path).add(Line("one"))
     with only_file(tmp_path).open("ab") as unfinished:
