@@ -77,7 +77,18 @@ def open_command(
 
     async def main() -> list[Opened]:
         async with open_client(network, spread=node is None) as client:
-            return await open_accounts(client, wallet, wanted, asset.code, timeout_s=timeout_s, at=node)
+            return await open_accounts(
+                client,
+                wallet,
+                wanted,
+                asset.code,
+                timeout_s=timeout_s,
+                at=node,
+                sending=lambda so_far: out.sending(
+                    "The openings were sent: the same command again tells what became of them",
+                    lambda: _report(out, network, wallet, asset, so_far()),
+                ),
+            )
 
     opened = run(main)
     _report(out, network, wallet, asset, opened)

@@ -10,7 +10,7 @@ from typing import Final, NoReturn, ParamSpec, TypeVar
 import click
 
 from chain.errors import HopchainError, LocalMisuse, RemoteFault
-from cli.output import Output
+from cli.output import Output, write_any_text
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -86,16 +86,14 @@ class HopCommand(click.Command):
         """Run it; errors raised on purpose become a message and an exit code."""
         out = Output(bool(ctx.params.pop("as_json")))
         ctx.params["out"] = out
+        write_any_text()
         try:
             _refuse_no_text(list(ctx.params.values()))
             return super().invoke(ctx)
-        except HopchainError as error:
-            ctx.exit(out.fail(error))
-        except BaseExceptionGroup as group:
-            ctx.exit(out.fail(_single(group)))
-        except KeyboardInterrupt:
-            out.note("interrupted")
-            ctx.exit(INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - the outermost place: it becomes a message and an exit code
+            ctx.exit(end_with(out, error))
 
 
 def _refuse_no_text(value: object) -> None:
@@ -114,16 +112,21 @@ def _refuse_no_text(value: object) -> None:
             ) from None
 
 
-def _single(group: BaseExceptionGroup[BaseException]) -> HopchainError:
-    """The first error raised on purpose when there is nothing else in the group; otherwise the group is raised."""
+def end_with(out: Output, error: BaseException) -> int:
+    """Print what ended a command; the exit code to leave with. Only what was raised on purpose may end with a code that says
+    something about the network: a script that takes a fault of ours for a rejection pays twice."""
+    group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
+    if group.subgroup(KeyboardInterrupt) is not None:
+        out.interrupted()
+        return INTERRUPTED
     errors, others = group.split(HopchainError)
     if others is not None or errors is None:
-        raise group
+        return out.bug(error)
     first: BaseException = errors
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     assert isinstance(first, HopchainError)
-    return first
+    return out.fail(first)
 
 
 def run(main: Callable[[], Awaitable[_T]]) -> _T:

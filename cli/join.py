@@ -7,7 +7,6 @@ files that are there stay, links that are there are not copied again, and the ch
 """
 
 import ipaddress
-import json
 import signal
 import subprocess
 from collections import deque
@@ -347,7 +346,7 @@ class _Join:
 
     def _tell(self, event: str, text: str, **more: JsonValue) -> None:
         if self.out.as_json:
-            click.echo(json.dumps({"event": event, "node": self.id.hex(), **more}))
+            self.out.event({"event": event, "node": self.id.hex(), **more})
         elif text:
             self.out.say(text, bold=event in ("active", "observing"))
 

@@ -1,9 +1,16 @@
 """`hopchain`: the command line. Commands are loaded when they are used, so that `--help` and completion are quick."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Final
 
-import click
+try:
+    import click
+except KeyboardInterrupt:
+    raise SystemExit(130) from None  # as everywhere (cli.command); nothing has begun
+
+_WORDS: Final = "hopchain.words"  # of the command line, as a context keeps them
 
 # command -> (module, what it does, as `--help` lists it)
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -34,8 +41,39 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 }
 
 
+@contextmanager
+def _ended_well(words: Sequence[str]) -> Iterator[None]:
+    """What ends a command before it runs becomes an exit code that says so, as it does later (cli.command)."""
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the outermost place: it becomes a message and an exit code
+        from cli.command import end_with
+        from cli.output import Output, lost
+
+        if isinstance(error, OSError):
+            error = lost(error)  # of a help text: nothing else is written before a command runs
+        raise click.exceptions.Exit(end_with(Output("--json" in words), error)) from None
+
+
 class LazyGroup(click.Group):
     """The top-level group: knows the names of its commands and imports one only to run it."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
+    ) -> click.Context:
+        """Read the command line up to the command's name."""
+        words = tuple(args)
+        with _ended_well(words):
+            made = super().make_context(info_name, args, parent, **extra)
+            made.meta[_WORDS] = words
+            return made
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Import the command, read its part of the command line, run it."""
+        with _ended_well(ctx.meta[_WORDS]):
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All commands, in the order of use."""
@@ -65,7 +103,8 @@ def main() -> None:
     """A peer-to-peer payment network: account chains whose next link is made by the node nearest to the last one.
 
     Exit codes: 0 done, 1 rejected or audit failed, 2 usage, 3 unreachable or no answer in time,
-    4 this node was removed or quarantined and must not be started again, 5 a file could not be written here.
+    4 this node was removed or quarantined and must not be started again, 5 a file or standard output could not be
+    written here, 70 a fault of this program, 130 interrupted.
     """
 
 

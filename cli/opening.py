@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from chain.request import opening
+from cli.receipt import interrupted
 from cli.wallet import Wallet
 from hopchain import Answer, Client, Refused, SignedRequest
 from hopchain.client import raw_public_key, sign_request
@@ -36,8 +37,10 @@ async def open_accounts(
     timeout_s: float,
     at: tuple[str, int] | None = None,
     progress: Callable[[], None] = lambda: None,
+    sending: Callable[[Callable[[], list[Opened]]], None] = lambda so_far: None,
 ) -> list[Opened]:
-    """Open all `names` in `asset`; the answers in the same order. `progress` is called after each.
+    """Open all `names` in `asset`; the answers in the same order. `progress` is called after each, `sending`
+    before the first leaves, with what gives the answers so far: `unknown` for those that have none.
 
     A new key whose name turns out to be taken is removed again. Raises `Unreachable` when no node could be asked.
     """
@@ -59,5 +62,11 @@ async def open_accounts(
         found[name] = Opened(name, request.request_id, public_key, answer)
         progress()
 
+    def so_far() -> list[Opened]:
+        return [
+            found.get(name) or Opened(name, s.request_id, key, interrupted(s.request_id)) for name, key, s in signed
+        ]
+
+    sending(so_far)
     await work_on_each(signed, submit, at_once=CONCURRENCY)
-    return [found[name] for name in names]
+    return so_far()

@@ -5,10 +5,16 @@ one JSON document on standard output and nothing else (keys: docs/cli-json.md). 
 `--json` also as a document `{"error": code, "message": text}`.
 """
 
+import codecs
 import enum
+import io
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Final
 
 import click
 
@@ -30,7 +36,8 @@ class Exit(enum.IntEnum):
     USAGE = 2
     UNREACHABLE = 3  # or no answer in time
     OUT_FOR_GOOD = 4  # this node was removed or quarantined: it must not be started again
-    DISK = 5  # a file of this user could not be written
+    DISK = 5  # a file of this user could not be written, or standard output
+    BUG = 70  # of this program, as sysexits.h has it: nothing that a script should take for an answer
 
 
 class CommandFailed(HopchainError):
@@ -40,6 +47,18 @@ class CommandFailed(HopchainError):
         super().__init__(text)
         self.exit_code = exit_code
         self.code = code
+
+
+class OutputLost(CommandFailed):
+    """Standard output takes no more, so that what was to be said there is lost. `quiet`: whoever read it has gone."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(
+            Exit.DISK,
+            "output",
+            f"standard output could not be written ({error.strerror or error}), so the result is lost",
+        )
+        self.quiet = isinstance(error, BrokenPipeError)
 
 
 def describe(error: HopchainError) -> tuple[Exit, str, str]:
@@ -66,25 +85,44 @@ class Output:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
+        self._printed = False
+        self._sent = ""  # how to learn what became of what was sent
+        self._tell: Callable[[], object] | None = None  # prints what is known of it
 
     @property
     def fancy(self) -> bool:
         """True on a terminal that a person looks at."""
-        return not self.as_json and sys.stdout.isatty()
+        return not self.as_json and sys.stdout is not None and sys.stdout.isatty()  # None: it was closed from the start
+
+    def sending(self, what: str, tell: Callable[[], object]) -> None:
+        """A request leaves now. `what` says how to learn what became of it, in case its answer cannot be told; `tell` prints
+        what is known of it as the command would at its end, in case it is interrupted."""
+        self._sent, self._tell = what, tell
+        self._printed = False  # what was printed before is not its result
 
     def data(self, document: JsonValue) -> None:
-        """The result as JSON; nothing without `--json`."""
+        """The result as JSON; nothing without `--json`. Raises `OutputLost`, as everything that prints."""
         if self.as_json:
-            click.echo(json.dumps(document, indent=2))
+            self._print(json.dumps(document, indent=2))
+
+    def event(self, document: JsonValue) -> None:
+        """One of many documents, on one line; nothing without `--json`."""
+        if self.as_json:
+            self._print(json.dumps(document))
 
     def say(self, text: str = "", *, colour: str | None = None, bold: bool = False) -> None:
         """A line for people; nothing with `--json`. Colours vanish when piped."""
         if not self.as_json:
-            click.secho(text, fg=colour, bold=bold)
+            self._print(click.style(text, fg=colour, bold=bold))
 
     def note(self, text: str) -> None:
         """A remark on standard error, for people."""
         if not self.as_json:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """A line on standard error, also with `--json`. Where that takes none, nobody can be told."""
+        with suppress(OSError):
             click.echo(text, err=True)
 
     def fields(self, rows: Sequence[tuple[str, str]]) -> None:
@@ -98,6 +136,7 @@ class Output:
         if self.as_json:
             return
         if self.fancy:
+            self._printed = True
             _draw(columns, rows, right)
             return
         widths = [max(len(c), *(len(r[i]) for r in rows)) if rows else len(c) for i, c in enumerate(columns)]
@@ -110,12 +149,81 @@ class Output:
     def fail(self, error: HopchainError) -> Exit:
         """Print an error; the exit code to leave with."""
         exit_code, code, text = describe(error)
+        if isinstance(error, OutputLost):
+            if self._sent or not error.quiet:
+                self._error(f"{text}. {self._sent}" if self._sent else text)
+            return exit_code
         if self.as_json:
-            self.data({"error": code, "message": text})
+            with suppress(OutputLost):
+                self.data({"error": code, "message": text})
         else:
-            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-            click.echo(text, err=True)
+            self._error(text)
         return exit_code
+
+    def bug(self, error: BaseException) -> Exit:
+        """Print an error that nobody foresaw, with where it happened; the exit code to leave with."""
+        self.warn("".join(traceback.format_exception(error)).rstrip())
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        text = f"this is a fault of this program, please report it: {type(error).__name__}: {error}"
+        text = f"{text}. {self._sent}" if self._sent else text
+        if self.as_json and not self._printed:
+            with suppress(OutputLost):
+                self.data({"error": "internal", "message": text})
+        self._error(text)
+        return Exit.BUG
+
+    def interrupted(self) -> None:
+        """Print what is known when Ctrl-C ends the command."""
+        self.note("interrupted")
+        try:
+            if self._printed:
+                return  # it has a result
+            if self._tell is not None:
+                self._tell()
+            elif self.as_json:
+                self.data({"error": "interrupted", "message": "interrupted before there was a result"})
+        except OutputLost as error:
+            self.fail(error)
+
+    def _print(self, text: str) -> None:
+        self._printed = True
+        try:
+            click.echo(text)
+        except OSError as error:
+            raise lost(error) from None
+
+    def _error(self, text: str) -> None:
+        self.warn(click.style("error: ", fg="red", bold=True) + text)
+
+
+def write_any_text() -> None:
+    """Standard output and error take every text from here on: what their encoding does not have is written as what it has."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors=_PLAIN_TEXT)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Of a character that an encoding does not have, the nearest that all have."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(c, "?") for c in error.object[error.start : error.end]), error.end
+
+
+_PLAIN: Final = {"✓": "ok:", "✗": "wrong:"}
+_PLAIN_TEXT: Final = "hopchain.plain"
+codecs.register_error(_PLAIN_TEXT, _plain)
+
+
+def lost(error: OSError) -> OutputLost:
+    """The error of a print that failed. Standard output leads nowhere from here on: what waits in its buffer would be tried
+    again, and fail again, when the interpreter ends, which then takes an exit code of its own."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    return OutputLost(error)
 
 
 def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:

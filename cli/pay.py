@@ -1,7 +1,7 @@
 """`hopchain pay`: execute a payment file, through all nodes, as often as needed and each payment once."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -10,7 +10,7 @@ from chain.errors import LocalMisuse
 from chain.request import MAX_POSTINGS
 from cli.command import HopCommand, checked_name, fresh_random, network_option, run
 from cli.home import Network, find_network
-from cli.output import CommandFailed, Output, counted
+from cli.output import CommandFailed, Exit, Output, counted
 from cli.paybulk import AtomicRun, BulkRun
 from cli.payfile import Columns, Payment, payments, read_table
 from cli.payplan import Plan, Settings
@@ -174,9 +174,13 @@ def pay(
         chosen = settings.choice or Choice.DEDICATED
         sources = Sources(wallet.directory, settings.label, settings.pools, chosen, fresh_random())
         work = kind(Plan(wallet, rows, settings, sources, progress))
-        gone, unwritten = _execute(out, network, work, target)
-    took_s = time.perf_counter() - begin
-    raise SystemExit(report(out, Ended(network, work, bulk or atomic, target, took_s, gone, unwritten)))
+
+        def tell(gone: list[Payment], unwritten: CommandFailed | None) -> Exit:
+            took_s = time.perf_counter() - begin
+            return report(out, Ended(network, work, bulk or atomic, target, took_s, gone, unwritten))
+
+        gone, unwritten = _execute(out, network, work, target, tell)
+    raise SystemExit(tell(gone, unwritten))
 
 
 def _check(settings: Settings, file: Path, rows: Sequence[Payment]) -> None:
@@ -209,11 +213,22 @@ def _result_file(file: Path, result: Path | None) -> Path:
     return target
 
 
-def _execute(out: Output, network: Network, work: PayRun, target: Path) -> tuple[list[Payment], CommandFailed | None]:
+def _execute(
+    out: Output,
+    network: Network,
+    work: PayRun,
+    target: Path,
+    tell: Callable[[list[Payment], CommandFailed | None], Exit],
+) -> tuple[list[Payment], CommandFailed | None]:
     """Pay, and write the result file however that ends: the payments of earlier runs that the file has no more, and why the
-    result file could not be written."""
+    result file could not be written. `tell` prints the end also of a run that is interrupted."""
     work.check(network.id)
     gone: list[Payment] = []
+    unwritten: CommandFailed | None = None
+    out.sending(
+        f"Payments may have been sent: see {target}; the same command again tells what became of each and pays none twice",
+        lambda: tell(gone, unwritten),
+    )
 
     async def main() -> None:
         async with open_client(network, spread=True) as client:
@@ -229,8 +244,9 @@ def _execute(out: Output, network: Network, work: PayRun, target: Path) -> tuple
             _write(out, network, target, work)
         except CommandFailed as error:
             out.note(str(error))  # what ended the run says more
+            unwritten = error
         for text in work.books.mismatches():
-            click.echo(text, err=True)  # nobody would ever tell: the next run compares what leaves then
+            out.warn(text)  # nobody would ever tell: the next run compares what leaves then
         raise
     try:
         _write(out, network, target, work)

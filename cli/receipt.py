@@ -20,6 +20,16 @@ WHAT_TO_DO = {
 }
 
 
+def interrupted(request_id: bytes) -> Unknown:
+    """What is known of a request whose answer was not waited for."""
+    return Unknown(request_id, "interrupted before the answer came")
+
+
+def sent_text(request_id: bytes) -> str:
+    """How to learn what became of a request whose answer cannot be told."""
+    return f"Request {request_id.hex()} was sent: `hopchain outcome {request_id.hex()}` tells what became of it"
+
+
 def outcome_name(outcome: int) -> str:
     """The stable word for an outcome: `completed`, `insufficient_funds`, ..."""
     return Outcome(outcome).name.lower()

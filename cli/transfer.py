@@ -25,10 +25,10 @@ from cli.command import (
 from cli.home import find_network
 from cli.money import format_amount, parse_amount
 from cli.output import Exit, JsonValue, Output
-from cli.receipt import print_answer
+from cli.receipt import interrupted, print_answer, sent_text
 from cli.session import ask_until_found, asset_of, not_found, open_client, pinned, say_remembered
 from cli.wallet import Wallet
-from hopchain import NotFound, Recorded
+from hopchain import Answer, NotFound, Recorded
 from hopchain.client import sign_request
 
 _NONCE_TAG: Final = b"hopchain:nonce:1\0"
@@ -92,26 +92,31 @@ def transfer(
             signed = sign_request(request, key)
             wallet.record([(signed.request_id, sender, "transfer")])
             begin = time.perf_counter()
+
+            def tell(answer: Answer) -> Exit:
+                took_ms = (time.perf_counter() - begin) * 1000
+                paid: dict[str, JsonValue] = {
+                    "from": sender,
+                    "to": recipient,
+                    "amount": minor,
+                    "reference": reference,
+                    "network": network.id.hex(),
+                }
+                out.say(f"{sender} -> {recipient}  {format_amount(minor, asset.scale, asset.code)}")
+                return print_answer(
+                    out,
+                    network,
+                    answer,
+                    request_id=signed.request_id,
+                    account=sender,
+                    asset=asset,
+                    milliseconds=took_ms,
+                    more=paid,
+                )
+
+            out.sending(sent_text(signed.request_id), lambda: tell(interrupted(signed.request_id)))
             answer = await client.submit(signed, timeout_s=timeout_s, at=node)
-            took_ms = (time.perf_counter() - begin) * 1000
-        paid: dict[str, JsonValue] = {
-            "from": sender,
-            "to": recipient,
-            "amount": minor,
-            "reference": reference,
-            "network": network.id.hex(),
-        }
-        out.say(f"{sender} -> {recipient}  {format_amount(minor, asset.scale, asset.code)}")
-        return print_answer(
-            out,
-            network,
-            answer,
-            request_id=signed.request_id,
-            account=sender,
-            asset=asset,
-            milliseconds=took_ms,
-            more=paid,
-        )
+            return tell(answer)
 
     raise SystemExit(run(main))
 
@@ -169,26 +174,33 @@ def cancel(
         async with open_client(network) as client:
             asset = await asset_of(client, network, sender, node)
             begin = time.perf_counter()
+
+            def tell(answer: Answer, took_s: float, already: int | None = None) -> Exit:
+                more: dict[str, JsonValue] = {
+                    "target": target.hex(),
+                    "target_outcome": _target_outcome(answer, already),
+                }
+                out.say(f"cancel {target.hex()}: target {more['target_outcome'] or 'not settled'}")
+                return print_answer(
+                    out,
+                    network,
+                    answer,
+                    request_id=signed.request_id,
+                    account=sender,
+                    asset=asset,
+                    milliseconds=took_s * 1000,
+                    more=more,
+                )
+
+            out.sending(sent_text(target), lambda: tell(interrupted(signed.request_id), time.perf_counter() - begin))
             answer = await client.submit(signed, timeout_s=timeout_s, at=node)
-            took_ms = (time.perf_counter() - begin) * 1000
+            took_s = time.perf_counter() - begin
             decided = None
             if isinstance(answer, Recorded) and answer.outcome == Outcome.ALREADY_DECIDED:
                 decided = await ask_until_found(
                     network, node, lambda address: client.outcome(target, sender, at=address)
                 )
-        already = decided.outcome if isinstance(decided, Recorded) else None
-        more: dict[str, JsonValue] = {"target": target.hex(), "target_outcome": _target_outcome(answer, already)}
-        out.say(f"cancel {target.hex()}: target {more['target_outcome'] or 'not settled'}")
-        return print_answer(
-            out,
-            network,
-            answer,
-            request_id=signed.request_id,
-            account=sender,
-            asset=asset,
-            milliseconds=took_ms,
-            more=more,
-        )
+        return tell(answer, took_s, decided.outcome if isinstance(decided, Recorded) else None)
 
     raise SystemExit(run(main))
 

@@ -109,7 +109,7 @@ def test_every_error_that_ends_a_node_is_explained() -> None:
 
 def test_the_exit_codes_are_those_of_the_program_and_of_the_unit() -> None:
     said = {int(row) for row in rows("Exit codes")}
-    assert said == {Exit.DONE, Exit.REJECTED, Exit.USAGE, Exit.OUT_FOR_GOOD}
+    assert said == {Exit.DONE, Exit.REJECTED, Exit.USAGE, Exit.OUT_FOR_GOOD, Exit.BUG}
     prevented = re.search(r"^RestartPreventExitStatus=(.*)$", SERVICE.read_text(), re.MULTILINE)
     assert prevented is not None
     assert {int(code) for code in prevented[1].split()} == STAYS_DOWN == {Exit.USAGE, Exit.OUT_FOR_GOOD}

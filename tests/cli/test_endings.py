@@ -1,0 +1,191 @@
+"""How commands end when something else than an answer ends them: what is said, and the exit code.
+
+Exit code 1 says that the network rejected it: a script that sees it pays again. So nothing else ends with it.
+"""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from cli import main as command_line
+from cli import transfer
+from cli.output import Exit, Output, write_any_text
+from hopchain import wire
+from tests.cli.conftest import Cli, World
+from tests.hopchain.fake_node import Hang
+
+ROOT = Path(__file__).parents[2]
+INTERRUPTED = 130
+
+
+class Process:
+    """A command in a process of its own: real signals, real files."""
+
+    def __init__(self, cli: Cli, words: Sequence[str], stdout: int = subprocess.PIPE) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", *words],
+            env=os.environ | cli.env | {"PYTHONPATH": str(ROOT)},
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def interrupt(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+
+    def end(self) -> tuple[int, str, str]:
+        """(exit code, standard output, standard error)."""
+        out, err = self._process.communicate(timeout=60)
+        return self._process.returncode, out or "", err
+
+
+def paid(world: World) -> int:
+    return int(world.json("balance", "alice")["incoming"]) + int(world.json("balance", "alice")["settled"])
+
+
+def sent_id(world: World) -> str:
+    """The request that the journal has as its last."""
+    return (world.wallet.directory / "journal").read_text().split()[-3]
+
+
+# --- standard output that takes nothing ------------------------------------------------------------------------------
+
+
+def full() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+def unread() -> int:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.parametrize("stdout", [full, unread])
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_payment_whose_receipt_is_lost_was_not_rejected(
+    world: World, stdout: Callable[[], int], more: tuple[str, ...]
+) -> None:
+    world.run("account", "open", "alice")
+    handle = stdout()
+    code, _, err = Process(world, ["transfer", "mint", "alice", "1", *more], handle).end()
+    os.close(handle)
+    assert code == Exit.DISK and paid(world) == 100
+    assert f"hopchain outcome {sent_id(world)}" in err and err.count("\n") == 1, err
+
+
+def test_who_stops_reading_a_list_is_told_nothing(world: World) -> None:
+    handle = unread()
+    assert Process(world, ["account", "list"], handle).end() == (Exit.DISK, "", "")
+    assert Process(world, ["transfer", "--help"], handle).end() == (Exit.DISK, "", "")
+    os.close(handle)
+
+
+def test_standard_output_that_was_closed_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    out = Output(as_json=False)
+    assert not out.fancy
+    out.table(["node"], [["node-1"]])
+
+
+def test_text_that_the_encoding_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
+    write_any_text()
+    Output(as_json=False).say("✓ č \udcff é")
+    assert raw.getvalue() == b"ok: ? ? \xe9\n"
+
+
+# --- faults of this program ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after_sending", [False, True])
+def test_a_fault_of_ours_is_not_taken_for_a_rejection(
+    world: World, monkeypatch: pytest.MonkeyPatch, after_sending: bool
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("by nothing")
+
+    world.run("account", "open", "alice")
+    monkeypatch.setattr(transfer, "print_answer" if after_sending else "sign_request", broken)
+    result = world.run("transfer", "mint", "alice", "1", code=Exit.BUG)
+    assert "Traceback" in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert "a fault of this program" in last and "ZeroDivisionError: by nothing" in last
+    assert ("hopchain outcome" in last) is after_sending
+    found = world.json("transfer", "mint", "alice", "1", code=Exit.BUG)
+    assert found["error"] == "internal" and ("hopchain outcome" in found["message"]) is after_sending
+
+
+def test_a_fault_before_the_command_runs(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(command_line, "import_module", broken)
+    assert cli.json("status", code=Exit.BUG)["error"] == "internal"
+
+
+# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
+
+
+def interrupted(world: World, *words: str) -> tuple[str, str]:
+    """Ctrl-C as soon as the request has left: standard output and error."""
+    processes: list[Process] = []
+
+    def on_call(call: wire.CallBody) -> Hang | None:
+        if not isinstance(call, wire.Submit):
+            return None
+        processes[0].interrupt()
+        return Hang()
+
+    for node in world.nodes:
+        node.fault = on_call
+    processes.append(Process(world, words))
+    code, out, err = processes[0].end()
+    assert code == INTERRUPTED, err
+    for node in world.nodes:
+        node.fault = lambda call: None
+    return out, err
+
+
+def test_an_interrupted_transfer_says_how_to_settle_it(world: World) -> None:
+    world.run("account", "open", "alice")
+    said = json.loads(interrupted(world, "transfer", "mint", "alice", "1", "--json")[0])
+    assert said["outcome"] == "unknown" and said["request_id"] == sent_id(world)
+    assert set(said) == set(world.json("transfer", "mint", "alice", "1"))
+    out, err = interrupted(world, "transfer", "mint", "alice", "1")
+    assert f"hopchain cancel {sent_id(world)}" in out and err == "interrupted\n"
+    cancelled = json.loads(interrupted(world, "cancel", said["request_id"], "--json")[0])
+    assert cancelled["outcome"] == "unknown" and cancelled["target"] == said["request_id"]
+
+
+def test_an_interrupted_opening_says_how_to_settle_it(world: World) -> None:
+    found = json.loads(interrupted(world, "account", "open", "alice", "bob", "--json")[0])["accounts"]
+    assert [(a["account"], a["outcome"]) for a in found] == [("alice", "unknown"), ("bob", "unknown")]
+    assert world.wallet.has("alice")
+
+
+def test_an_interrupted_run_has_its_document(world: World, tmp_path: Path) -> None:
+    world.run("account", "open", "alice")
+    file = tmp_path / "pay.csv"
+    file.write_text("f,t,a\nmint,alice,1\nmint,alice,2\n")
+    columns = ("--from-column", "f", "--to-column", "t", "--amount-column", "a")
+    said = json.loads(interrupted(world, "pay", str(file), *columns, "--json")[0])
+    assert said["outcomes"] == {"unknown": 2} and said["rows"] == 2
+    assert set(said) == set(world.json("pay", str(file), *columns))
+
+
+def test_ctrl_c_before_the_command_runs(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "import_module", interrupt)
+    assert cli.run("status", code=INTERRUPTED).stderr == "interrupted\n"
+    assert cli.json("status", code=INTERRUPTED)["error"] == "interrupted"
