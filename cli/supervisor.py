@@ -48,7 +48,7 @@ class Event(msgspec.Struct, frozen=True):
 
     node: str
     change: Change
-    pid: int
+    pid: int | None  # None: it could not be started
     code: int | None = None
     delay_s: float | None = None
     last_words: str = ""
@@ -85,7 +85,13 @@ class Supervisor:
         failures = 0
         while True:
             begin = anyio.current_time()
-            process = await self._start(directory)
+            try:
+                process = await self._start(directory)
+            except OSError as error:  # its directory has gone, no process or file can be made: the others run on
+                self._on_event(Event(directory.name, Change.ENDED, None, None, delay_s, f"not started: {error}"))
+                await anyio.sleep(delay_s)
+                delay_s = min(delay_s * 2, LONGEST_DELAY_S)
+                continue
             self._on_event(Event(directory.name, Change.STARTED, process.pid))
             try:
                 code = await process.wait()

@@ -1,16 +1,16 @@
 """What `hopchain up` shows: one status line per node, alive on a terminal, lines of changes when piped."""
 
-import json
 import signal
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
-import click
 
+from chain.errors import LocalMisuse
 from cli.home import KnownNode, Network
-from cli.output import Exit, JsonValue, Output
+from cli.output import Exit, JsonValue, Output, OutputLost
 from cli.session import open_client
 from cli.supervisor import LOG_NAME, QUICK_FAILURES, Change, Event, Supervisor
 from hopchain import Client, ClientError, Status
@@ -34,12 +34,16 @@ class _Line:
         self.note = ""
 
 
-class _View:
+class View:
+    """The nodes whose directories are here, as people see them."""
+
     def __init__(self, out: Output, network: Network) -> None:
         self.out = out
         self.network = network
-        self.lines = {n.name: _Line(n) for n in network.nodes}
+        self.lines = {n.name: _Line(n) for n in network.nodes if (network.directory / n.name).is_dir()}
         self.changed = anyio.Event()
+        self._faults: set[str] = set()  # that were told
+        self._lost = False  # what is said reaches nobody
 
     def on_event(self, event: Event) -> None:
         """A process started or ended."""
@@ -56,7 +60,8 @@ class _View:
                 line.state = "down"
                 directory = self.network.directory / event.node
                 do = None if event.delay_s is not None else what_to_do(event.code, directory)
-                line.note = f"exit code {event.code}: {event.last_words}" + (f"; {do}" if do else "")
+                ended = "" if event.pid is None else f"exit code {event.code}: "
+                line.note = f"{ended}{event.last_words}" + (f"; {do}" if do else "")
                 self.tell(
                     line,
                     "ended",
@@ -84,12 +89,38 @@ class _View:
     def tell(self, line: _Line, what: str, **more: JsonValue) -> None:
         """Say a change: a line when piped, a JSON document with --json; the terminal is drawn anew."""
         self.changed.set()
-        if self.out.as_json:
-            click.echo(json.dumps({"event": what, "node": line.node.name, **more}))
-        elif not self.out.fancy:
-            self.out.say(
-                f"{line.node.name} {what} " + " ".join(f"{k}={v}" for k, v in more.items() if v not in ("", None))
-            )
+        text = f"{line.node.name} {what} " + " ".join(f"{k}={v}" for k, v in more.items() if v not in ("", None))
+        self._say({"event": what, "node": line.node.name, **more}, "" if self.out.fancy else text)
+
+    def tell_elsewhere(self, names: Sequence[str]) -> None:
+        """Say which members are not run here."""
+        for name in names:
+            self._say({"event": "elsewhere", "node": name}, "")
+        if names:
+            text = f"run elsewhere, for there is no directory of theirs in {self.network.directory}: {', '.join(names)}"
+            self._say({}, text)
+
+    def tell_fault(self, error: BaseException) -> None:
+        """Say once why nodes could not be asked, when nobody foresaw it."""
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        text = f"asking the nodes failed, they run on; please report it: {type(error).__name__}: {error}"
+        if text not in self._faults:
+            self._faults.add(text)
+            self.out.warn(text)
+
+    def _say(self, document: Mapping[str, JsonValue], text: str) -> None:
+        """Where output takes no more, a full disk or a pipe that nobody reads, the nodes run on."""
+        if self._lost:
+            return
+        try:
+            if document:
+                self.out.event(document)
+            if text:
+                self.out.say(text)
+        except OutputLost as error:
+            self._lost = True
+            self.out.warn(f"{error}; the nodes run on")
 
 
 def what_to_do(code: int | None, directory: Path) -> str:
@@ -105,9 +136,15 @@ def what_to_do(code: int | None, directory: Path) -> str:
 
 
 async def watch(out: Output, network: Network) -> None:
-    """Run all nodes and show them until SIGINT or SIGTERM."""
-    view = _View(out, network)
-    directories = [network.directory / n.name for n in network.nodes]
+    """Run all nodes whose directories are here and show them until SIGINT or SIGTERM. `LocalMisuse` when there are none."""
+    view = View(out, network)
+    if not view.lines:
+        raise LocalMisuse(
+            f"none of the {len(network.nodes)} nodes of network {network.genesis.name} has its directory in "
+            f"{network.directory}: run each where its directory is, with `hopchain node DIR`"
+        )
+    view.tell_elsewhere([n.name for n in network.nodes if n.name not in view.lines])
+    directories = [network.directory / name for name in view.lines]
     supervisor = Supervisor(directories, view.on_event)
     async with AsyncExitStack() as stack:
         if out.fancy:
@@ -115,20 +152,25 @@ async def watch(out: Output, network: Network) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(supervisor.run)
-                tasks.start_soon(_ask_all, view)
+                tasks.start_soon(ask_all, view)
                 async for _ in signals:
                     break
                 tasks.cancel_scope.cancel()
 
 
-async def _ask_all(view: _View) -> None:
-    """Ask every node how it is, again and again: this is only for the eye."""
-    async with open_client(view.network) as client, anyio.create_task_group() as tasks:
-        for line in view.lines.values():
-            tasks.start_soon(_ask_again, view, client, line)
+async def ask_all(view: View) -> None:
+    """Ask every node how it is, again and again. This is only for the eye: no error of it may end the nodes."""
+    while True:
+        try:
+            async with open_client(view.network) as client, anyio.create_task_group() as tasks:
+                for line in view.lines.values():
+                    tasks.start_soon(_ask_again, view, client, line)
+        except Exception as error:  # noqa: BLE001 - whatever it is, a fresh client begins anew
+            view.tell_fault(error)
+        await anyio.sleep(REFRESH_S)
 
 
-async def _ask_again(view: _View, client: Client, line: _Line) -> None:
+async def _ask_again(view: View, client: Client, line: _Line) -> None:
     while True:
         try:
             status = await client.status(at=line.node.address)
@@ -141,7 +183,7 @@ async def _ask_again(view: _View, client: Client, line: _Line) -> None:
 class _Drawing:
     """The table on the terminal, drawn anew four times a second by rich."""
 
-    def __init__(self, view: _View) -> None:
+    def __init__(self, view: View) -> None:
         from rich.live import Live
 
         self._view = view

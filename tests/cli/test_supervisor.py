@@ -95,6 +95,22 @@ def test_one_that_dies_is_started_again_later_each_time(tmp_path: Path, backend:
     anyio.run(main, backend=backend)
 
 
+def test_one_that_cannot_be_started_does_not_end_the_others(tmp_path: Path, backend: str) -> None:
+    async def main() -> None:
+        watcher = Watcher(tmp_path, {"node-1": PATIENT, "node-2": PATIENT})
+        (tmp_path / "node-1").rmdir()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watcher.supervisor.run)
+            first, second = await watcher.wait(Change.ENDED, 2)
+            (started,) = await watcher.wait(Change.STARTED, 1)
+            assert (first.node, first.pid, first.delay_s, second.delay_s) == ("node-1", None, 0.2, 0.4)
+            assert "No such file" in first.last_words
+            assert is_running(started.pid)
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main, backend=backend)
+
+
 @pytest.mark.parametrize(("script", "code"), [(REMOVED, Exit.OUT_FOR_GOOD), (WRONG, Exit.USAGE)])
 def test_one_that_would_say_the_same_again_is_not_started_again(
     tmp_path: Path, backend: str, script: str, code: Exit

@@ -1,0 +1,111 @@
+"""What `hopchain up` shows, and that nothing of it ends the nodes."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+import anyio
+import pytest
+import trio.testing
+
+from cli import upview
+from cli.home import Network, load_network
+from cli.output import Output
+from cli.supervisor import Change, Event
+from cli.upview import ask_all, watch
+from tests.cli.conftest import Cli
+
+
+class Broken:
+    """A client of which everything fails in a way that nobody foresaw; `at_once`: already when it is opened."""
+
+    def __init__(self, at_once: bool) -> None:
+        self.at_once = at_once
+        self.opened = 0
+        self.asked = 0
+
+    async def __aenter__(self) -> Self:
+        self.opened += 1
+        if self.at_once:
+            raise OverflowError("int too large to convert to float")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    async def status(self, *, at: tuple[str, int]) -> None:
+        self.asked += 1
+        raise OverflowError("int too large to convert to float")
+
+
+class Supervisor:
+    """In place of that which starts processes: remembers what it would run; then Ctrl-C comes."""
+
+    ran: Sequence[Path] = ()
+
+    def __init__(self, directories: Sequence[Path], on_event: Callable[[Event], None]) -> None:
+        Supervisor.ran = directories
+
+    async def run(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture
+def network(cli: Cli) -> Network:
+    """Of three nodes; the third runs elsewhere."""
+    cli.run("init", str(cli.directory), "--nodes", "3", "--asset", "CZK:2", "--issuer", "mint", "--port", "0")
+    shutil.rmtree(cli.directory / "node-3")
+    return load_network(cli.directory)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_no_error_of_the_view_ends_the_nodes(
+    network: Network, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at_once: bool
+) -> None:
+    client = Broken(at_once)
+    monkeypatch.setattr(upview, "open_client", lambda network: client)
+
+    async def main() -> None:
+        with anyio.move_on_after(10) as patience:
+            await ask_all(upview.View(Output(as_json=False), network))
+        assert patience.cancelled_caught  # by itself it never ends
+
+    anyio.run(main, backend="trio", backend_options={"clock": trio.testing.MockClock(autojump_threshold=0)})
+    assert client.opened > 3 and (at_once or client.asked > 3)
+    said = capsys.readouterr().err
+    assert "OverflowError: int too large" in said and said.count("\n") == 1  # once
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_members_that_are_here_run(
+    network: Network, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    monkeypatch.setattr(upview, "Supervisor", Supervisor)
+    capsys.readouterr()
+    anyio.run(watch, Output(as_json), network)
+    assert [path.name for path in Supervisor.ran] == ["node-1", "node-2"]
+    (line,) = capsys.readouterr().out.splitlines()
+    if as_json:
+        assert json.loads(line) == {"event": "elsewhere", "node": "node-3"}
+    else:
+        assert line.startswith("run elsewhere") and line.endswith(": node-3")
+
+
+def test_without_any_node_here_there_is_nothing_to_run(cli: Cli, network: Network) -> None:
+    for name in ("node-1", "node-2"):
+        shutil.rmtree(cli.directory / name)
+    assert "none of the 3 nodes" in cli.run("up", str(cli.directory), code=2).stderr
+
+
+def test_the_nodes_run_on_when_nobody_can_be_told(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = upview.View(Output(as_json=True), network)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        view.on_event(Event("node-1", Change.STARTED, 1))
+        view.on_event(Event("node-2", Change.STARTED, 2))
+    assert [line.pid for line in view.lines.values()] == [1, 2]
