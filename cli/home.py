@@ -5,6 +5,7 @@ The network: `--network DIR`, else `HOPCHAIN_NETWORK`, else the one last made or
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from chain.request import NetworkId
 HOME_VARIABLE: Final = "HOPCHAIN_HOME"
 NETWORK_VARIABLE: Final = "HOPCHAIN_NETWORK"
 _REMEMBERED: Final = "network"
+_NAME_ONE: Final = f"remove it, or name a network with --network DIR or {NETWORK_VARIABLE}"
 SHORT_ID: Final = 8  # hex digits of a node id that people see
 
 
@@ -82,23 +84,37 @@ def home() -> Path:
 
 
 def remember(directory: Path) -> Path | None:
-    """Make this the network that commands talk to when none is named; the other one that it was until now, if any."""
+    """Make this the network that commands talk to when none is named; the other one that it was until now, if any. Where
+    nothing can be written it is not remembered: who only reads needs no directory of this user."""
     place = home()
-    text = str(directory.resolve()) + "\n"
+    raw = os.fsencode(directory.resolve()) + b"\n"
     remembered = place / _REMEMBERED
-    before = remembered.read_text() if remembered.exists() else ""
-    if before == text:
+    before = b""
+    with suppress(OSError):
+        before = remembered.read_bytes()
+    if before == raw:
         return None
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)
     fresh = place / f"{_REMEMBERED}.{os.getpid()}"
-    fresh.write_text(text)
-    fresh.replace(remembered)
-    return Path(before.strip()) if before.strip() else None
+    try:
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh.write_bytes(raw)
+        fresh.replace(remembered)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        return None
+    return _path_in(before)
 
 
 def is_named(option: Path | None) -> bool:
     """True when the user said which network: with the option, or the variable."""
     return option is not None or bool(os.environ.get(NETWORK_VARIABLE))
+
+
+def _path_in(raw: bytes) -> Path | None:
+    """The directory that was remembered so; None when it is none."""
+    text = os.fsdecode(raw).removesuffix("\n")
+    return Path(text) if text.startswith("/") and "\0" not in text else None
 
 
 def find_directory(option: Path | None) -> Path:
@@ -109,11 +125,22 @@ def find_directory(option: Path | None) -> Path:
     if named:
         return Path(named)
     remembered = home() / _REMEMBERED
-    if remembered.exists():
-        return Path(remembered.read_text().strip())
-    raise LocalMisuse(
-        f"no network is known: make one with `hopchain init DIR`, or name one with --network DIR or {NETWORK_VARIABLE}"
-    )
+    try:
+        raw = remembered.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise LocalMisuse(
+            f"no network is known: make one with `hopchain init DIR`, or name one with --network DIR or {NETWORK_VARIABLE}"
+        ) from None
+    except OSError as error:
+        raise LocalMisuse(
+            f"{remembered}, which remembers the network last used, cannot be read ({error.strerror}): {_NAME_ONE}"
+        ) from None
+    directory = _path_in(raw)
+    if directory is None:
+        raise LocalMisuse(
+            f"{remembered}, which remembers the network last used, holds no path in its {len(raw)} bytes: {_NAME_ONE}"
+        )
+    return directory
 
 
 def load_network(directory: Path) -> Network:

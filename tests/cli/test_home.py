@@ -106,3 +106,38 @@ def test_every_command_that_needs_a_network_says_so(cli: Cli) -> None:
     ):
         assert cli.json(*words, code=2)["error"] == "usage"
         assert "hopchain init DIR" in cli.run(*words, code=2).stderr
+
+
+def test_who_only_reads_needs_no_directory_of_its_own(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    locked = tmp_path / "locked"
+    (locked / "network").mkdir(parents=True)
+    for place in (file, file / "below", locked, Path("/proc/1")):
+        monkeypatch.setenv("HOPCHAIN_HOME", str(place))
+        world.env["HOPCHAIN_HOME"] = str(place)
+        assert world.json("balance", "mint")["account"] == "mint"
+    assert [p.name for p in locked.iterdir()] == ["network"]
+
+
+@pytest.mark.parametrize("raw", [b"", b"\n", b"\0\0", b"/net\0", b"net\n", b"\xff\xfe"])
+def test_a_memory_that_holds_no_path_is_told(cli: Cli, raw: bytes) -> None:
+    cli.home.mkdir()
+    (cli.home / "network").write_bytes(raw)
+    cli.env.pop("HOPCHAIN_NETWORK")
+    said = cli.json("status", code=2)["message"]
+    assert f"holds no path in its {len(raw)} bytes" in said and "--network DIR" in said
+
+
+def test_a_memory_that_is_a_directory_is_told(cli: Cli) -> None:
+    (cli.home / "network").mkdir(parents=True)
+    cli.env.pop("HOPCHAIN_NETWORK")
+    assert "cannot be read (Is a directory): remove it" in cli.json("status", code=2)["message"]
+
+
+def test_a_name_that_is_not_text_is_remembered(home: Path, tmp_path: Path) -> None:
+    place = tmp_path / "n\udcff"
+    remember(place)
+    assert find_directory(None) == place
