@@ -24,7 +24,7 @@ _ADVICE: Final = {
     "SQLITE_READONLY": "the database is read-only: correct owner and mode of the file and its directory, or use a writer",
     "SQLITE_CANTOPEN": "the file cannot be opened: check that its directory exists and may be written to",
     "SQLITE_NOTADB": "the file is no SQLite database: put the right one back, or join the network anew under a new node id",
-    "SQLITE_CORRUPT": "the file is damaged: run `hopchain verify`, then join the network anew under a new node id",
+    "SQLITE_CORRUPT": "the file is damaged: if it is a copy, make another; if it is the node's own, join the network anew under a new node id",
 }
 _OTHER_ADVICE: Final = "stop the node, run `hopchain verify` on its directory, then start it again"
 

@@ -129,3 +129,11 @@ def test_a_node_that_does_not_answer_is_no_agreement(world: World) -> None:
     found = world.json("verify", "--cluster", "--settle", "0", code=3)
     assert list(found["missing"]) == ["node-2"] and found["equal"] is False
     assert "not all nodes answered: node-2" in world.run("verify", "--cluster", "--settle", "0", code=3).stdout
+
+
+def test_a_file_that_was_cut_is_not_to_be_verified_again(cli: Cli, node_directory: Path, tmp_path: Path) -> None:
+    whole = (node_directory / "node.db").read_bytes()
+    cut = tmp_path / "cut.db"
+    cut.write_bytes(whole[: len(whole) // 8192 * 4096])
+    said = cli.run("verify", str(cut), code=1).stderr
+    assert "[SQLITE_CORRUPT]" in said and "make another" in said and "run `hopchain verify`" not in said
