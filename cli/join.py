@@ -19,7 +19,7 @@ import anyio.abc
 import click
 import msgspec
 
-from chain.errors import LocalMisuse
+from chain.errors import HopchainError, LocalMisuse
 from cli.command import HopCommand, run
 from cli.home import SHORT_ID, KnownNode, Network, load_network, remember
 from cli.leave import local_address
@@ -38,6 +38,7 @@ CLOSE_LINKS: Final = 64  # that may still be on their way when the node asks to 
 RATE_S: Final = 10.0  # over which the speed is measured
 SAMPLES: Final = 200
 ADD_S: Final = 15.0  # to look again at what the node itself knows, while its change is being made
+UNUSED_S: Final = 3.0  # for a process that was ended to let go of the directory
 TELL_S: Final = 2.0  # between two lines of progress when nobody looks at a terminal
 
 
@@ -177,11 +178,12 @@ class _Join:
         self.meter = CopyMeter()
 
     def run(self) -> None:
-        """Start the node and see it through."""
+        """Start the node and see it through. `LocalMisuse` when its directory is in use: what answers then is another process."""
         remember_if_none(self.data)
         run(self._main)
 
     async def _main(self) -> None:
+        await wait_unused(self.data)
         with (self.data / LOG_NAME).open("ab") as log:
             process = await anyio.open_process(
                 node_command(self.data),
@@ -204,13 +206,19 @@ class _Join:
         finally:
             with anyio.CancelScope(shield=True):
                 code = await stop(process)
-        self._tell("ended", f"node {self.short} has ended; `hopchain node {self.data}` runs it", code=code)
+        epoch = removed_in(self.data, self.id)
+        after = (
+            f"it was removed in epoch {epoch} and must not be started again; {self.data} may be kept or deleted"
+            if epoch
+            else f"`hopchain node {self.data}` runs it"
+        )
+        self._tell("ended", f"node {self.short} has ended; {after}", code=code, epoch=epoch or None)
 
     async def _until_ended(self, process: anyio.abc.Process, scope: anyio.CancelScope) -> None:
         code = await process.wait()
         if code != 0:
             raise CommandFailed(
-                Exit.OUT_FOR_GOOD if code == Exit.OUT_FOR_GOOD else Exit.REJECTED,
+                Exit(code) if code in (Exit.USAGE, Exit.OUT_FOR_GOOD, Exit.BUG) else Exit.REJECTED,
                 "node_ended",
                 f"the node ended with exit code {code}: {last_words(self.data / LOG_NAME)} (log: {self.data / LOG_NAME})",
             )
@@ -349,6 +357,40 @@ class _Join:
             self.out.event({"event": event, "node": self.id.hex(), **more})
         elif text:
             self.out.say(text, bold=event in ("active", "observing"))
+
+
+async def wait_unused(data: Path) -> None:
+    """Wait until no process holds a node's directory: one that was ended may take a moment. `LocalMisuse` when one goes on."""
+    from node.lock import lock_holder
+
+    deadline = anyio.current_time() + UNUSED_S
+    while (pid := lock_holder(data)) is not None:
+        if anyio.current_time() >= deadline:
+            raise LocalMisuse(f"{data} is in use by process {pid}: the node runs already; stop that process first")
+        await anyio.sleep(LOOK_AGAIN_S)
+
+
+def removed_in(data: Path, node: bytes) -> int:
+    """The epoch in which a node that has ended was removed, as far as its own database knows; else 0."""
+    import sqlite3
+
+    from chain.disk import open_database
+    from chain.store import load_views
+    from node.layout import DATABASE
+    from routing.errors import RoutingError
+    from routing.keyspace import NodeId
+    from routing.view import decode_view
+
+    try:
+        conn = open_database(data / DATABASE, writer=False)
+        try:
+            views = [decode_view(raw) for _, _, raw in load_views(conn)]
+        finally:
+            conn.close()
+    except (HopchainError, RoutingError, sqlite3.Error):
+        return 0  # this is for a remark only
+    last = max((view.epoch for view in views if view.is_member(NodeId(node))), default=None)
+    return 0 if last is None or last == views[-1].epoch else last + 1
 
 
 def remember_if_none(data: Path) -> None:

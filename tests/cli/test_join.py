@@ -1,11 +1,23 @@
 """Joining, as far as it can be judged without a node: progress, addresses, what is printed."""
 
+from hashlib import sha256
+from pathlib import Path
+
 import msgspec
 import pytest
 
+from chain.disk import open_database
 from chain.errors import LocalMisuse
-from cli.join import CLOSE_LINKS, CopyMeter, default_host, progress_line
+from chain.rows import ViewRow
+from chain.store import commit, create_or_check
+from cli import join
+from cli.join import CLOSE_LINKS, CopyMeter, default_host, progress_line, removed_in
 from hopchain.wire import PeerStatus, Status
+from node.invite import load_invite, make_node_directory
+from node.lock import DataLock
+from node.process import view_of
+from routing.view import encode_view, without_member
+from tests.cli.conftest import World
 from tests.cli.test_diagnosis import IDS, health
 
 EMPTY = Status(IDS[0], 1, 5, 0, 0, 0, 0, 0, 0, 0, 0.0, (), {})
@@ -53,3 +65,32 @@ def test_a_network_on_this_machine_needs_no_host(seeds: list[str]) -> None:
 def test_a_network_elsewhere_needs_one(host: str) -> None:
     with pytest.raises(LocalMisuse, match=f"a node at {host}, .*--advertise-host"):
         default_host(["127.0.0.1", host])
+
+
+def test_a_directory_in_use_is_refused_before_anything_is_said_of_its_node(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invite = Path(world.json("invite", str(world.directory))["invite"])
+    data = tmp_path / "new"
+    make_node_directory(load_invite(invite), data, "127.0.0.1", 7400, 7401)
+    monkeypatch.setattr(join, "UNUSED_S", 0.0)
+    with DataLock(data):
+        shown = world.run("join", str(invite), "--data", str(data), code=2)
+    assert shown.stdout == "" and "is in use by process" in shown.stderr
+
+
+def test_a_node_that_was_removed_is_not_to_be_started_again(world: World, tmp_path: Path) -> None:
+    genesis, node = world.ledger.genesis, world.nodes[0].id
+    first = view_of(genesis)
+    conn = open_database(tmp_path / "node.db", writer=True)
+    create_or_check(conn, genesis, node, (first.hash, encode_view(first)))
+    assert removed_in(tmp_path, node) == 0
+    second = without_member(first, node, first.time_ms + 1, world.nodes[1].id)
+    commit(conn, [ViewRow(second.epoch, second.hash, first.hash, encode_view(second))])
+    conn.close()
+    assert removed_in(tmp_path, node) == second.epoch == 2
+    assert removed_in(tmp_path, world.nodes[1].id) == 0
+    assert removed_in(tmp_path, sha256(b"a guest").digest()[:20]) == 0
+    assert removed_in(tmp_path / "none", node) == 0
+    (tmp_path / "node.db").write_bytes(b"x" * 10_000)
+    assert removed_in(tmp_path, node) == 0
