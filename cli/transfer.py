@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,7 @@ from cli.output import Exit, JsonValue, Output
 from cli.receipt import interrupted, print_answer, sent_text
 from cli.session import ask_until_found, asset_of, not_found, open_client, pinned, say_remembered
 from cli.wallet import Wallet
-from hopchain import Answer, NotFound, Recorded
+from hopchain import Answer, ClientError, NotFound, Recorded
 from hopchain.client import sign_request
 
 _NONCE_TAG: Final = b"hopchain:nonce:1\0"
@@ -180,7 +181,9 @@ def cancel(
                     "target": target.hex(),
                     "target_outcome": _target_outcome(answer, already),
                 }
-                out.say(f"cancel {target.hex()}: target {more['target_outcome'] or 'not settled'}")
+                before = isinstance(answer, Recorded) and answer.outcome == Outcome.ALREADY_DECIDED
+                settled = more["target_outcome"] or ("decided before; ask `outcome` how" if before else "not settled")
+                out.say(f"cancel {target.hex()}: target {settled}")
                 return print_answer(
                     out,
                     network,
@@ -197,9 +200,10 @@ def cancel(
             took_s = time.perf_counter() - begin
             decided = None
             if isinstance(answer, Recorded) and answer.outcome == Outcome.ALREADY_DECIDED:
-                decided = await ask_until_found(
-                    network, node, lambda address: client.outcome(target, sender, at=address)
-                )
+                with suppress(ClientError):  # the cancellation has its answer, whatever becomes of this question
+                    decided = await ask_until_found(
+                        network, node, lambda address: client.outcome(target, sender, at=address)
+                    )
         return tell(answer, took_s, decided.outcome if isinstance(decided, Recorded) else None)
 
     raise SystemExit(run(main))

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -85,10 +86,12 @@ class Wallet:
             os.close(handle)
         try:
             key = serialization.load_pem_private_key(raw, None)
-        except ValueError:
+        except (ValueError, TypeError, UnsupportedAlgorithm):  # no PEM; one with a password; a kind that is not known
             key = None
         if not isinstance(key, Ed25519PrivateKey):
-            raise LocalMisuse(f"{path} does not hold an Ed25519 private key in PEM: restore it from a copy")
+            raise LocalMisuse(
+                f"{path} does not hold an Ed25519 private key in PEM without a password: restore it from a copy"
+            )
         return key
 
     def add(self, account: str, key: Ed25519PrivateKey) -> None:

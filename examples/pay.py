@@ -4,7 +4,8 @@
     hopchain account open alice
     python examples/pay.py net mint alice 1250 order-1                     # 12.50 CZK: amounts are in minor units
 
-Exit code 0: paid. 1: it never will be, and why. 2: not known, or not started; run the same again.
+Exit code 0: paid. 1: it never will be, and why. 2: this run sent nothing, or what became of it is not known (an earlier run may have
+paid it, too): run the same again.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def told(answer: Answer) -> tuple[int, str]:
         case Stale():
             return 1, "it expected another tip and will never be paid"
         case Refused():
-            return 1, f"refused, nothing happened: {answer.reason}"
+            return 2, f"refused, so this run paid nothing: {answer.reason}"
         case NotStarted():
             return 2, f"not started: {answer.reason}; run the same again"
         case Unknown():
@@ -71,9 +72,7 @@ async def main() -> int:
     try:
         async with open_network(words.directory) as client:
             code, text = told(await pay(client, words.sender, words.recipient, words.amount, words.order))
-    except LocalMisuse as error:  # the arguments or the files: nothing was sent
-        code, text = 1, str(error)
-    except ClientError as error:  # no node could be asked: nothing was sent
+    except (LocalMisuse, ClientError) as error:  # the arguments or files; no node could be asked: this run sent nothing
         code, text = 2, str(error)
     print(text)
     return code

@@ -2,7 +2,7 @@
 
     python examples/pay_from_pool.py net payer-1,payer-2,payer-3 bob 1000
 
-pays bob 1,000 times one minor unit. Run again it pays nothing and says what became of each: the orders are the same. The
+pays bob 1,000 times one minor unit. Run again with the same payers it pays nothing and says what became of each: the orders are the same. The
 wallet has the keys of the payers (`hopchain account open payer-1 payer-2 payer-3`).
 """
 

@@ -54,9 +54,10 @@ class Timing(msgspec.Struct, frozen=True):
     read_s: float = 10.0  # one question over all nodes tried, unless the call has a `timeout_s` of its own
 
     def checked(self) -> "Timing":
-        """Itself; `LocalMisuse` names a value that is no time to wait."""
+        """Itself; `LocalMisuse` names a value that is no time to wait. Only a question may have none."""
         for name in self.__struct_fields__:
-            checked_seconds(f"Timing.{name}", getattr(self, name))
+            if checked_seconds(f"Timing.{name}", getattr(self, name)) == 0 and name != "read_s":
+                raise LocalMisuse(f"Timing.{name}=0: give more than 0 seconds; no node answers in no time")
         return self
 
 

@@ -211,7 +211,8 @@ class Client:
         at: NodeAddress | None = None,
     ) -> list[Answer | ClientError]:
         """Sign (`keys`: account -> key) and submit many requests; what became of each, in order. Make them with
-        `chain.request.transfer`; with nonces of your own the same call again executes nothing twice.
+        `chain.request.transfer`; with nonces of your own the same call again executes nothing twice. The same
+        requests with and without `atomic` are different ones, as are those of an atomic list that another was added to.
 
         Each is independent of the others, and one that fails stops none; `timeout_s` is for each. `atomic`: transfers of one
         account, all or nothing (hopchain.bulk): one request, whose one answer is that of each.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -47,7 +48,7 @@ def open_network(directory: str | os.PathLike[str], *, spread: bool = False, tim
     genesis = decode_genesis(_read(place / "genesis.json"))
     try:
         network = msgspec.toml.decode(_read(place / "network.toml"), type=_Network)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise LocalMisuse(f"{place / 'network.toml'} cannot be read: {error}") from None
     if network.network_id != genesis.network_id.hex():
         raise LocalMisuse(
@@ -76,7 +77,7 @@ def load_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
         raise LocalMisuse(f"{file} has mode {mode:04o}: others can read this key. Run: chmod 600 {file}")
     try:
         key = serialization.load_pem_private_key(raw, None)
-    except (ValueError, TypeError):  # no PEM; one with a password
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # no PEM; one with a password; a kind that is not known
         key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise LocalMisuse(f"{file} does not hold an Ed25519 private key in PEM without a password")

@@ -39,7 +39,7 @@ from hopchain.bulk import submit_each
 from hopchain.client import NONCE_BYTES, Answer, Client
 from hopchain.errors import ClientError, Unreachable
 from hopchain.signing import sign_request
-from hopchain.wire import Balance, NotStarted, Recorded, Unknown
+from hopchain.wire import Balance, Recorded, Stale, Unknown
 
 DEFAULT_TIMEOUT_S: Final = 10.0
 _TAG: Final = b"hopchain:bulk:1\0"
@@ -58,7 +58,7 @@ class Ended(enum.Enum):
     """How one payment ended, as far as is known."""
 
     COMPLETED = enum.auto()
-    FAILED = enum.auto()  # no money moved and none will
+    FAILED = enum.auto()  # no money moved by this call, and none will
     UNKNOWN = enum.auto()  # the deadline passed: it may have been executed
 
 
@@ -294,7 +294,7 @@ class PooledSender:
         One task at a time. Raises `Unreachable`."""
         for payment in list(self._unknown):
             answer = await self._client.submit(payment.signed, timeout_s=self._timeout_s)
-            if not isinstance(answer, Unknown | NotStarted):  # not started here: an earlier node may still have it
+            if isinstance(answer, Recorded | Stale):  # not started or refused here: an earlier node may still have it
                 self._unknown.remove(payment)
                 self._pool.settled(payment.account, payment.amount, _ended(answer))
         return len(self._unknown)
@@ -308,11 +308,7 @@ class PooledSender:
             if isinstance(answer, Unknown):
                 raise ClientError(f"the balance of {account} is not known: {answer.reason}; ask again")
             if not isinstance(answer, Balance):
-                if isinstance(answer, Unknown):
-                    why = answer.reason
-                else:
-                    why = "who answered may be behind the others" if answer.stale else "there is no such account"
-                raise LocalMisuse(f"the balance of {account} is not known: {why}")
+                raise LocalMisuse(f"the balance of {account} is not known: there is no such account")
             found[account] = answer.settled + answer.incoming
         return found
 

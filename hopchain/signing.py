@@ -49,7 +49,9 @@ def sign_request(request: Request, key: Ed25519PrivateKey) -> SignedRequest:
     is wrong, with its value and the limit, and says what to do."""
     _check(request)
     if not isinstance(key, Ed25519PrivateKey):
-        raise _wrong("key", key, "it must be an Ed25519PrivateKey: hopchain.load_key reads one")
+        raise LocalMisuse(  # its value may be the secret
+            f"{_CANNOT}: key is of type {type(key).__name__}; it must be an Ed25519PrivateKey: hopchain.load_key reads one"
+        )
     raw = encode_request(request)
     try:
         read = decode_request_untrusted(raw)

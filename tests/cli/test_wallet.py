@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
 from chain.errors import LocalMisuse
 from chain.request import NetworkId, RequestId
@@ -71,7 +72,13 @@ def test_a_key_that_others_can_read_is_refused(wallet: Wallet, bits: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not a key", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"]
+    "content",
+    [
+        b"",
+        b"not a key",
+        b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+        key_number(1).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password")),
+    ],
 )
 def test_a_damaged_key_is_named(wallet: Wallet, content: bytes) -> None:
     wallet.add("alice", key_number(1))

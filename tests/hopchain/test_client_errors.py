@@ -86,8 +86,11 @@ def test_what_is_no_certificate_says_what_to_give(ca: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dial_s", "ping_after_s", "dead_after_s", "read_s"])
-@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan"), 0])
 def test_what_is_no_patience_is_named(name: str, value: float) -> None:
+    if (name, value) == ("read_s", 0):  # a question that nobody has time for is a question
+        Client([NODE], shared_ca().pem, NETWORK, timing=Timing(read_s=0))
+        return
     with pytest.raises(LocalMisuse, match=f"Timing.{name}={value}"):
         Client([NODE], shared_ca().pem, NETWORK, timing=Timing(**{name: value}))
 

@@ -56,6 +56,9 @@ def test_a_directory_that_is_none_says_which_file(tmp_path: Path) -> None:
     with pytest.raises(LocalMisuse, match=r"nowhere/genesis.json cannot be read: No such file"):
         open_network(tmp_path / "nowhere")
     directory_of(world, tmp_path)
+    (tmp_path / "network.toml").write_bytes(b"\xff")
+    with pytest.raises(LocalMisuse, match=r"network.toml cannot be read: .*"):
+        open_network(tmp_path)
     (tmp_path / "network.toml").write_text("nodes = 5")
     with pytest.raises(LocalMisuse, match=r"network.toml cannot be read: .*"):
         open_network(str(tmp_path))

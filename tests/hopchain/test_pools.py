@@ -263,6 +263,11 @@ def test_an_unknown_payment_is_settled_by_sending_the_same_request(backend: str)
         assert (pool.completed, pool.unknown, sum(pool.in_flight.values())) == (0, 1, 0)
         assert await sender.settle() == 1, "still unknown"
         assert pool.check_outflow(before, await sender.balances()) == Outflow(0, 8, 1, 8)
+        refused = wire.Refused("busy", "the queue is full")
+        node.fault = lambda call: refused if isinstance(call, wire.Submit) else None
+        assert await sender.settle() == 1, (
+            "that it did not happen is not concluded from a refusal of the same request later"
+        )
         node.fault = lambda call: None
         assert await sender.settle() == 0
         assert await sender.settle() == 0, "nothing is left to settle"

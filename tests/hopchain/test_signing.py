@@ -111,8 +111,11 @@ def test_what_is_not_is_refused_with_field_value_and_limit(request_: Request, to
 
 
 def test_a_key_of_another_kind_is_refused() -> None:
-    with pytest.raises(LocalMisuse, match=r"key is None .*Ed25519PrivateKey"):
-        sign_request(pay(), None)  # type: ignore[arg-type]
+    """Its value may be the secret: only the type is told."""
+    for key in (None, KEY.private_bytes_raw(), KEY.private_bytes_raw().hex()):
+        with pytest.raises(LocalMisuse, match=rf"key is of type {type(key).__name__}; .*Ed25519PrivateKey") as error:
+            sign_request(pay(), key)  # type: ignore[arg-type]
+        assert KEY.private_bytes_raw().hex()[:8] not in str(error.value) and "\\x" not in str(error.value)
 
 
 def test_without_assertions_too_nothing_else_is_signed() -> None:
