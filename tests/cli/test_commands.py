@@ -385,6 +385,15 @@ def test_cancel_of_a_decided_request_shows_what_it_decided(world: World) -> None
     assert set(late) == documented("cancel")
     assert (late["outcome"], late["target_outcome"]) == ("already_decided", "completed")
     assert "target completed" in world.run("cancel", done["request_id"], code=1).stdout
+    for node in world.nodes:  # the question afterwards is refused: the cancellation has its answer all the same
+        node.fault = lambda call: (
+            wire.Refused("too_large", "asked for less") if isinstance(call, wire.AskOutcome) else None
+        )
+    later = world.json("cancel", done["request_id"], code=1)
+    assert (later["outcome"], later["target_outcome"]) == ("already_decided", None)
+    assert "target decided before; ask `outcome` how" in world.run("cancel", done["request_id"], code=1).stdout
+    for node in world.nodes:
+        node.fault = lambda call: None
     unknown = world.json("cancel", "99" * 32, code=2)
     assert "--account" in unknown["message"]
     early = world.json("cancel", "99" * 32, "--account", "mint")
