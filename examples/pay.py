@@ -1,11 +1,11 @@
-"""One payment from Python, made once however often this is run: the order makes the payment this one and no other.
+"""One payment from Python, made once however often this is run with the same words; with another amount it is another payment.
 
     hopchain init net --asset CZK:2 --issuer mint && hopchain up       # then, in a second terminal:
     hopchain account open alice
     python examples/pay.py net mint alice 1250 order-1                     # 12.50 CZK: amounts are in minor units
 
-Exit code 0: paid. 1: it never will be, and why. 2: this run sent nothing, or what became of it is not known (an earlier run may have
-paid it, too): run the same again.
+Exit code 0: paid. 1: it never will be, and why. 2: wrong arguments. 3: this run sent nothing, or what became of it is not known (an
+earlier run may have paid it, too): mend what it says, run the same again.
 """
 
 import argparse
@@ -53,11 +53,11 @@ def told(answer: Answer) -> tuple[int, str]:
         case Stale():
             return 1, "it expected another tip and will never be paid"
         case Refused():
-            return 2, f"refused, so this run paid nothing: {answer.reason}"
+            return 3, f"refused, so this run paid nothing: {answer.reason}"
         case NotStarted():
-            return 2, f"not started: {answer.reason}; run the same again"
+            return 3, f"not started: {answer.reason}; run the same again"
         case Unknown():
-            return 2, f"not known: {answer.reason}; run the same again"
+            return 3, f"not known: {answer.reason}; run the same again"
 
 
 async def main() -> int:
@@ -73,7 +73,7 @@ async def main() -> int:
         async with open_network(words.directory) as client:
             code, text = told(await pay(client, words.sender, words.recipient, words.amount, words.order))
     except (LocalMisuse, ClientError) as error:  # the arguments or files; no node could be asked: this run sent nothing
-        code, text = 2, str(error)
+        code, text = 3, str(error)
     print(text)
     return code
 

@@ -62,6 +62,8 @@ def order_of(text: str, number: int) -> Order:
     """The order that PAYER=PAYEE:AMOUNT stands for."""
     payer, _, rest = text.partition("=")
     payee, _, amount = rest.partition(":")
+    if not amount.isdecimal():
+        raise LocalMisuse(f"{text!r} is no PAYER=PAYEE:AMOUNT with an amount in minor units")
     return Order(f"{number} {text}", payer, payee, int(amount))
 
 
@@ -72,8 +74,8 @@ async def main() -> int:
     parser.add_argument("orders", nargs="+", metavar="PAYER=PAYEE:AMOUNT")
     parser.add_argument("--atomic", action="store_true", help="all or none; they are of one payer")
     words = parser.parse_args()
-    orders = [order_of(text, number) for number, text in enumerate(words.orders)]
     try:
+        orders = [order_of(text, number) for number, text in enumerate(words.orders)]
         async with open_network(words.directory, spread=True) as client:
             keys = {order.payer: load_key(wallet_file(client.network, order.payer)) for order in orders}
             answers = await pay_many(client, orders, keys, atomic=words.atomic)

@@ -60,8 +60,8 @@ async def test_pay_pays_once_and_tells_every_end(cluster: Cluster, tmp_path: Pat
     assert await spendable(cluster, payee) == 3250, "paid once"
     for words, code, told in (
         ((payer, payee, "1250", "order-2"), 1, "rejected for ever: insufficient_funds"),
-        ((payee, payer, "1", "order-3"), 1, f"{payee}.key cannot be read: No such file"),
-        ((payer, payee, "-1", "order-4"), 1, "amount of posting 0 is -1 (int); it must be an int from 1"),
+        ((payee, payer, "1", "order-3"), 3, f"{payee}.key cannot be read: No such file"),
+        ((payer, payee, "-1", "order-4"), 3, "amount of posting 0 is -1 (int); it must be an int from 1"),
     ):
         assert (got := await pay(*words))[0] == code and told in got[1], got
 
@@ -75,6 +75,8 @@ async def test_many_and_pooled_payments(cluster: Cluster, tmp_path: Path) -> Non
     assert (code, text.count(" completed\n")) == (0, 3), text
     code, text = await ran("pay_many.py", tmp_path, [net, f"{one}={payee}:6", f"{one}={payee}:600", "--atomic"])
     assert (code, text.count(" insufficient_funds\n")) == (1, 2), text
+    code, text = await ran("pay_many.py", tmp_path, [net, f"{one}={payee}:x"])
+    assert code == 2 and "is no PAYER=PAYEE:AMOUNT" in text, text
     assert await spendable(cluster, payee) == 121
     pool = [net, f"{one},{other}", payee, "40"]
     code, text = await ran("pay_from_pool.py", tmp_path, pool)
