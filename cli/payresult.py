@@ -34,7 +34,8 @@ _COLUMNS: Final = (
     "run",
     "network",
 )
-_SAID: Final = ("line", "from", "to", "amount", "reference", "outcome", "request_id")  # of a row that got an answer
+_ROW: Final = ("line", "from", "to", "amount", "reference")
+_SAID: Final = (*_ROW, "outcome", "request_id")  # of a row that got an answer
 _SHORT: Final = "the account had less than that; nothing moved. Send money to it, then run this again"
 _NO_RUN: Final = ("", "")  # of a file that names none
 _ASKED_FOR: Final = " with --retry-rejected"
@@ -125,12 +126,20 @@ def other_runs(path: Path, run: Run) -> list[Run]:
 
 def is_worse(path: Path, run: Run, rows: Sequence[Payment], results: Sequence[RowResult], scale: int) -> bool:
     """True when some rows got no answer now, and the file at `path` is of the same run and knows all answers that others got: it
-    says more."""
+    says more. Not when a row may have been paid by a request that the file does not name: what it says of that row is no longer
+    so, unless it says `completed`, which is final."""
     if not any(r.outcome in _NO_ANSWER for r in results):
         return False
     before = _read(path)
     if {_run_of(row) for row in before} != {run}:
         return False
+    named = {row.get("request_id") for row in before}
+    paid = {tuple(row.get(c) or "" for c in _ROW) for row in before if row.get("outcome") == "completed"}
+    for payment, result in zip(rows, results, strict=True):
+        if result.outcome == "unknown" and result.request_id and result.request_id not in named:
+            cells = dict(zip(_COLUMNS, _cells(run, payment, result, scale), strict=True))
+            if tuple(cells[c] for c in _ROW) not in paid:
+                return False
     learned = {
         tuple(dict(zip(_COLUMNS, _cells(run, payment, result, scale), strict=True))[column] for column in _SAID)
         for payment, result in zip(rows, results, strict=True)

@@ -239,6 +239,7 @@ class PayRun:
             signed = again
             if signed.request_id not in self._journal:
                 self._wallet.record([(signed.request_id, payment.sender, "pay")])
+            self.results[index] = doubt(signed, payment.sender)
             answer = await self._until_known(client, signed)
         return result_of(answer, signed.request_id, payment.sender)
 

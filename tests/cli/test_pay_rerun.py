@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from chain.request import decode_request_untrusted, request_id
+from chain.link import Outcome
+from chain.request import SignedRequest, decode_request_untrusted, request_id
 from cli import paybatches, payrun
 from cli.payrun import PayRun
 from cli.poolrun import PoolRun
@@ -87,6 +88,48 @@ def test_a_retry_that_was_paid_is_followed_though_the_node_lags(
     lagging(shop)
     assert shop.json("pay", str(file), *COLUMNS, *retry)["completed"] == 1
     assert available(shop)["bob"] == 100
+
+
+@pytest.mark.parametrize("how", ["timeout", "killed"])
+def test_a_retry_whose_answer_is_not_seen_is_not_called_rejected(
+    shop: World, file: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    shop.run("account", "open", "shop")
+    write(file, ROWS[:1])
+    shop.run("pay", str(file), *COLUMNS, code=1)
+    (rejected,) = results(file)
+    shop.ledger.accounts["shop"].settled = FUNDS
+
+    def lose(call: wire.Submit) -> object:
+        answer = shop.ledger.submit(call, b"")
+        return Hang() if isinstance(answer, wire.Recorded) and answer.outcome == Outcome.COMPLETED else answer
+
+    until_known = PayRun._until_known
+
+    async def dying(self: PayRun, client: object, signed: SignedRequest) -> object:
+        answer = await until_known(self, client, signed)  # type: ignore[arg-type]
+        if signed.request_id.hex() != rejected["request_id"]:
+            raise KeyboardInterrupt
+        return answer
+
+    words = (*COLUMNS, "--retry-rejected", "--timeout", "0.3")
+    with monkeypatch.context() as patched:
+        if how == "killed":
+            patched.setattr(PayRun, "_until_known", dying)
+            shop.run("pay", str(file), *words, code=130)
+        else:
+            fault_of_submits(shop, lose)
+            shop.run_any("pay", str(file), *words)
+    assert available(shop)["bob"] == 100
+    (row,) = results(file)
+    assert row["outcome"] == "unknown" and row["request_id"] != rejected["request_id"]
+    healthy(shop)
+    shop.run("pay", str(file), *COLUMNS)
+    (paid,) = results(file)
+    assert (paid["outcome"], paid["request_id"]) == ("completed", row["request_id"])
+    faults(shop, Hang())
+    shop.run_any("pay", str(file), *COLUMNS, "--timeout", "0.1")
+    assert results(file) == [paid], "what was paid stays so, though the first request of the row was asked for now"
 
 
 def test_funding_that_worked_the_second_time_is_followed_though_the_node_lags(shop: World, file: Path) -> None:
