@@ -146,6 +146,9 @@ def pay(
     Stopped half way, it goes on where it was; with rows added, it pays those. A row that fails does not stop the
     others. The result file tells the outcome of every row. With --bulk the rows of a payer travel together and fail
     together; a run that began so is continued so.
+
+    Exit code 0: all rows are paid. 1: some are not, and what became of each is known. 3: of some it is not, or they were not
+    sent: run it again.
     """
     network = find_network(network_dir)
     asset = default_asset(network, asset_code)

@@ -11,11 +11,12 @@ from cli.home import Network
 from cli.money import format_amount
 from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.payfile import Payment
-from cli.payresult import RowResult
+from cli.payresult import NOT_SENT, RowResult
 from cli.payrun import PayRun
 from cli.read import time_text
 
 _FAILURES_SHOWN: Final = 10
+_OPEN: Final = frozenset({"unknown", NOT_SENT, "not_started"})  # of rows that are to be asked for, or run, again
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -56,6 +57,8 @@ def report(out: Output, ended: Ended) -> Exit:
         out.note(f"warning: {all_paid_before(ended.work)}")
     if ended.unwritten is not None:
         return ended.unwritten.exit_code if out.as_json else out.fail(ended.unwritten)
+    if any(result.outcome in _OPEN for _, result in ended.failed):
+        return Exit.UNREACHABLE  # whoever concluded now that these were rejected would pay them twice
     return Exit.REJECTED if ended.failed or ended.work.books.mismatch else Exit.DONE
 
 

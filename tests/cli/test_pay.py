@@ -323,7 +323,7 @@ def test_rows_without_an_answer_are_left_for_the_next_run(world: World, file: Pa
     write(file, ["mint;bob;1;"])
     for node in world.nodes:
         node.fault = lambda call: Hang() if isinstance(call, wire.Submit) else None
-    found = world.json("pay", str(file), *COLUMNS, "--timeout", "0.1", code=1)
+    found = world.json("pay", str(file), *COLUMNS, "--timeout", "0.1", code=3)
     assert found["outcomes"] == {"unknown": 1}
     assert "hopchain outcome" in results(file)[0]["reason"]
     for node in world.nodes:
@@ -352,7 +352,7 @@ def test_after_a_try_without_an_outcome_nothing_happened_is_not_concluded(
 
     for node in world.nodes:
         node.fault = fault
-    found = world.json("pay", str(file), *COLUMNS, "--timeout", "0.1", code=1)
+    found = world.json("pay", str(file), *COLUMNS, "--timeout", "0.1", code=3)
     assert found["outcomes"] == {"unknown": 1} and len(set(seen)) == 1 < len(seen)
 
 
@@ -457,7 +457,7 @@ def test_a_rerun_that_gets_no_answer_keeps_what_is_known(world: World, file: Pat
     before = results(file)
     for node in world.nodes:
         node.fault = lambda call: Hang() if isinstance(call, wire.Submit) else None
-    shown = world.run("pay", str(file), *words, "--timeout", "0.1", code=1)
+    shown = world.run("pay", str(file), *words, "--timeout", "0.1", code=3)
     assert "no row got an answer" in shown.stderr and results(file) == before
     world.stop()
     shown = world.run("pay", str(file), *words, "--timeout", "0.3", code=3)
@@ -533,7 +533,7 @@ def test_a_run_with_too_many_failures_sends_no_more(world: World, file: Path) ->
     rows = [f"mint;nobody;{n};" for n in range(1, 4)]
     write(file, ["mint;bob;1.005;", *rows, "mint;bob;1;", "bob;cid;1;", "bob;cid;2;"])
     words = (*COLUMNS, "--concurrency", "1", "--max-failures")
-    found = world.json("pay", str(file), *words, "2", code=1)
+    found = world.json("pay", str(file), *words, "2", code=3)
     assert found["outcomes"] == {"invalid": 1, "unknown_recipient": 2, "not_sent": 4}
     assert "more than 2 rows failed before it" in results(file)[3]["reason"]
     assert available(world)["bob"] == 0
@@ -582,7 +582,7 @@ def test_a_payer_of_which_nothing_is_known_waits_for_the_next_run(
 
     for node in world.nodes:
         node.fault = lagging
-    found = world.json("pay", str(file), *COLUMNS, "--fund-from", "mint", code=1)
+    found = world.json("pay", str(file), *COLUMNS, "--fund-from", "mint", code=3)
     assert found["outcomes"] == {"completed": 3, "not_sent": 1} and found["funded"] == 2550
     assert "whether dan exists, to be funded, is not known" in results(file)[2]["reason"]
     for node in world.nodes:

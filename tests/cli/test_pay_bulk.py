@@ -56,7 +56,7 @@ def never_arrives(world: World, file: Path) -> list[wire.Submit]:
 
     for node in world.nodes:
         node.fault = hang
-    found = world.json("pay", str(file), *BULK, "--timeout", "0.1", code=1)
+    found = world.json("pay", str(file), *BULK, "--timeout", "0.1", code=3)
     assert found["outcomes"] == {"unknown": found["rows"]}
     for node in world.nodes:
         node.fault = lambda call: None
@@ -195,7 +195,7 @@ def test_what_cannot_be_asked_is_not_blamed(open_world: World, file: Path, answe
 
 def test_a_run_with_too_many_failures_sends_no_more_requests(open_world: World, file: Path, two_rows: None) -> None:
     write(file, ["mint;nobody;1;", *ROWS])
-    found = open_world.json("pay", str(file), *BULK, "--concurrency", "1", "--max-failures", "1", code=1)
+    found = open_world.json("pay", str(file), *BULK, "--concurrency", "1", "--max-failures", "1", code=3)
     assert found["outcomes"] == {"unknown_recipient": 2, "not_sent": 4}
     found = open_world.json("pay", str(file), *BULK, "--concurrency", "1", "--max-failures", "2", code=1)
     assert found["outcomes"] == {"unknown_recipient": 2, "completed": 4}
@@ -308,7 +308,7 @@ def test_rows_of_a_request_that_cannot_be_settled_are_unknown(open_world: World,
     write(file, ROWS[1:])
     for node in world.nodes:
         node.fault = lambda call: wire.NotFound("?", True) if isinstance(call, wire.AskOutcome) else None
-    found = world.json("pay", str(file), *BULK, code=1)
+    found = world.json("pay", str(file), *BULK, code=3)
     assert found["outcomes"] == {"unknown": 4}
     assert "an earlier request of 5 rows is not settled" in results(file)[0]["reason"]
     assert sum(available(world).values()) == 1500

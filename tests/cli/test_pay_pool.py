@@ -194,7 +194,7 @@ def test_a_row_without_an_answer_stays_with_its_account(shop: World, file: Path,
     rich(shop)
     faults(shop, Hang())
     words = (*COLUMNS, *POOL, "--choice", choice)
-    found = shop.json("pay", str(file), *words, "--timeout", "0.1", code=1)
+    found = shop.json("pay", str(file), *words, "--timeout", "0.1", code=3)
     assert found["outcomes"] == {"unknown": 6}
     (pool,) = found["pools"]
     assert [pool[k] for k in ("paid", "left", "unknown", "unknown_amount", "ok")] == [0, 0, 6, 2100, True]
@@ -210,10 +210,10 @@ def test_a_row_without_an_answer_stays_with_its_account(shop: World, file: Path,
 def test_an_account_that_left_the_pool_still_settles_its_rows(shop: World, file: Path) -> None:
     write(file, ["shop;bob;1;x"])
     faults(shop, Hang())
-    shop.run("pay", str(file), *COLUMNS, "--pool", "shop=shop-1", "--timeout", "0.1", code=1)
+    shop.run("pay", str(file), *COLUMNS, "--pool", "shop=shop-1", "--timeout", "0.1", code=3)
     healthy(shop)
     shop.wallet.path("shop-1").rename(shop.home / "shop-1.key")
-    found = shop.json("pay", str(file), *COLUMNS, "--pool", "shop=shop-2", code=1)
+    found = shop.json("pay", str(file), *COLUMNS, "--pool", "shop=shop-2", code=3)
     assert found["outcomes"] == {"unknown": 1} and available(shop)["bob"] == 0, (
         "its key is elsewhere: not paid by shop-2"
     )
@@ -409,7 +409,7 @@ def test_what_did_not_start_now_may_be_what_an_earlier_run_sent(shop: World, fil
 
     for node in shop.nodes:
         node.fault = late
-    found = shop.json("pay", str(file), *COLUMNS, *POOL, "--timeout", "0.5", code=1)
+    found = shop.json("pay", str(file), *COLUMNS, *POOL, "--timeout", "0.5", code=3)
     assert found["outcomes"] == {"not_started": 1}
     assert [found["pools"][0][k] for k in ("paid", "left", "unknown", "unknown_amount", "ok")] == [0, 100, 1, 100, True]
 
@@ -439,7 +439,7 @@ def test_people_see_the_books(shop: World, file: Path) -> None:
     assert "21.00 CZK left it: what was paid" in shown
     write(file, [*ROWS, "shop;bob;1;late"])
     faults(shop, Hang())
-    shown = shop.run("pay", str(file), *COLUMNS, *POOL, "--timeout", "0.1", code=1).stdout
+    shown = shop.run("pay", str(file), *COLUMNS, *POOL, "--timeout", "0.1", code=3).stdout
     assert "the outcome of 7 requests of 22.00 CZK is not known: run it again" in shown
 
 
@@ -554,7 +554,7 @@ def test_bulk_requests_are_spread_over_the_pool_and_stay_where_they_are(
     rich(shop)
     bulk = (*COLUMNS, "--bulk")
     faults(shop, Hang())
-    found = shop.json("pay", str(file), *bulk, *POOL, "--choice", choice, "--timeout", "0.1", code=1)
+    found = shop.json("pay", str(file), *bulk, *POOL, "--choice", choice, "--timeout", "0.1", code=3)
     assert found["outcomes"] == {"unknown": 6}
     assert [found["pools"][0][k] for k in ("unknown", "unknown_amount", "ok")] == [3, 2100, True]
     first = senders_of_rows(shop)
@@ -601,10 +601,10 @@ def test_a_bulk_request_whose_account_is_gone_from_the_wallet_is_not_made_from_a
     write(file, ROWS[:2])
     faults(shop, Hang())
     words = (*COLUMNS, "--bulk", "--pool")
-    shop.run("pay", str(file), *words, "shop=shop-1", "--timeout", "0.1", code=1)
+    shop.run("pay", str(file), *words, "shop=shop-1", "--timeout", "0.1", code=3)
     healthy(shop)
     shop.wallet.path("shop-1").rename(shop.home / "shop-1.key")
-    found = shop.json("pay", str(file), *words, "shop=shop-2", code=1)
+    found = shop.json("pay", str(file), *words, "shop=shop-2", code=3)
     assert found["outcomes"] == {"unknown": 2} and available(shop)["bob"] == 0
 
 

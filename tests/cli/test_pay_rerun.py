@@ -57,7 +57,7 @@ def never_arrives(world: World, file: Path, *words: str) -> list[wire.Submit]:
         return Hang()
 
     fault_of_submits(world, hang)
-    world.run("pay", str(file), *COLUMNS, *words, "--timeout", "0.1", code=1)
+    world.run("pay", str(file), *COLUMNS, *words, "--timeout", "0.1", code=3)
     healthy(world)
     return late
 
@@ -161,7 +161,7 @@ def test_what_an_earlier_run_may_have_sent_is_not_called_not_started(
 
     fault_of_submits(shop, busy)
     file.with_suffix(".result.csv").unlink(missing_ok=True)
-    found = shop.json("pay", str(file), *COLUMNS, *kind, "--timeout", "0.5", code=1)
+    found = shop.json("pay", str(file), *COLUMNS, *kind, "--timeout", "0.5", code=3)
     assert found["outcomes"] == {"unknown": 1}
     reason = results(file)[0]["reason"]
     assert reason.startswith("an earlier run may have sent it, and this one was told: ") and "later" in reason
@@ -181,11 +181,11 @@ def test_rows_that_are_not_asked_for_again_are_unknown_and_the_old_file_stays(
     shop.run("pay", str(file), *words, code=1)
     before = results(file)
     stopped = (*words, "--max-failures", "0")
-    shown = shop.run("pay", str(file), *stopped, code=1)
+    shown = shop.run("pay", str(file), *stopped, code=3)
     assert "no row got an answer that is new" in shown.stderr and results(file) == before
     write(file, ["shop;nobody;1;z", *ROWS, "shop;bob;9;new"])
     file.with_suffix(".result.csv").unlink()
-    shop.run("pay", str(file), *stopped, code=1)
+    shop.run("pay", str(file), *stopped, code=3)
     rows = results(file)
     asked = 2 if kind == BULK else 1
     assert [r["outcome"] for r in rows] == ["unknown_recipient"] * asked + ["unknown"] * (7 - asked) + ["not_sent"]
@@ -238,11 +238,11 @@ def test_rows_that_were_sent_are_not_called_no_key(
         w.replace(f"{account},", "").replace(f",{account}", "") for w in words
     ]  # its key is needed all the same
     key.chmod(0o644)
-    shown = shop.run("pay", str(file), *left_pool, "--max-failures", "0", "--concurrency", "1", code=1)
+    shown = shop.run("pay", str(file), *left_pool, "--max-failures", "0", "--concurrency", "1", code=3)
     assert "no_key" not in shown.stdout
     file.with_suffix(".result.csv").unlink()
     write(file, [*ROWS, "dan;bob;9;new"])
-    shop.run("pay", str(file), *left_pool, code=1)
+    shop.run("pay", str(file), *left_pool, code=3)
     rows = results(file)
     assert [r["outcome"] for r in rows[6:]] == ["no_key"]
     for row, known in zip(rows[:6], before, strict=True):
@@ -250,13 +250,13 @@ def test_rows_that_were_sent_are_not_called_no_key(
         assert (row["outcome"], row["request_id"]) == ("unknown" if theirs else "completed", known["request_id"])
         assert not theirs or (row["reason"].startswith(f"{EARLIER}: ") and "chmod 600" in row["reason"])
     if "--pool" not in kind:
-        shop.run("pay", str(file), *words, code=1)
+        shop.run("pay", str(file), *words, code=3)
         key.chmod(0o600)
         write(file, ROWS)
         shop.run("pay", str(file), *words)
         before = results(file)
         key.chmod(0o644)
-        shown = shop.run("pay", str(file), *words, code=1)
+        shown = shop.run("pay", str(file), *words, code=3)
         assert "no row got an answer that is new" in shown.stderr and results(file) == before
 
 
@@ -272,7 +272,7 @@ def test_the_advice_for_a_row_without_money_is_to_run_it_again(shop: World, file
         assert "Send money to it, then run this again with --retry-rejected" in reason and "nonce" not in reason
     fault_of_submits(shop, lambda call: wire.NotStarted(request_id(call.raw), "busy", "later"))
     file.with_suffix(".result.csv").unlink()
-    shop.run("pay", str(file), *COLUMNS, "--run", "july", "--timeout", "0.5", code=1)
+    shop.run("pay", str(file), *COLUMNS, "--run", "july", "--timeout", "0.5", code=3)
     assert results(file)[0]["reason"] == "nothing is recorded: later. Run this again"
 
 
@@ -318,7 +318,7 @@ def test_another_wallet_follows_the_rounds_of_a_retry(shop: World, file: Path, k
         return Hang()
 
     fault_of_submits(shop, lost)
-    shop.run("pay", str(file), *words, "--retry-rejected", "--timeout", "0.1", code=1)
+    shop.run("pay", str(file), *words, "--retry-rejected", "--timeout", "0.1", code=3)
     healthy(shop)
     rich(shop)
     assert shop.json("pay", str(file), *words, "--retry-rejected")["completed"] == 1
@@ -350,7 +350,7 @@ def test_a_request_of_rows_that_are_gone_and_may_yet_pay_blurs_it_too(shop: Worl
     never_arrives(shop, file, *BULK)
     write(file, ROWS[:5])
     faults(shop, Hang())
-    shown = shop.run("pay", str(file), *COLUMNS, *BULK, "--timeout", "0.1", code=1)
+    shown = shop.run("pay", str(file), *COLUMNS, *BULK, "--timeout", "0.1", code=3)
     assert "paid in this run, or may yet, and its rows are not all in this file" in shown.stdout
 
 
