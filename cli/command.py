@@ -115,18 +115,27 @@ def _refuse_no_text(value: object) -> None:
 def end_with(out: Output, error: BaseException) -> int:
     """Print what ended a command; the exit code to leave with. Only what was raised on purpose may end with a code that says
     something about the network: a script that takes a fault of ours for a rejection pays twice."""
-    group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
-    if group.subgroup(KeyboardInterrupt) is not None:
+    if _group(error).subgroup(KeyboardInterrupt) is not None:
         out.interrupted()
         return INTERRUPTED
-    errors, others = group.split(HopchainError)
+    meant = raised_on_purpose(error)
+    return out.bug(error) if meant is None else out.fail(meant)
+
+
+def raised_on_purpose(error: BaseException) -> HopchainError | None:
+    """The error to tell when all that is in `error`, alone or a group, was raised on purpose; else None."""
+    errors, others = _group(error).split(HopchainError)
     if others is not None or errors is None:
-        return out.bug(error)
+        return None
     first: BaseException = errors
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     assert isinstance(first, HopchainError)
-    return out.fail(first)
+    return first
+
+
+def _group(error: BaseException) -> BaseExceptionGroup[BaseException]:
+    return error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
 
 
 def run(main: Callable[[], Awaitable[_T]]) -> _T:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from chain.errors import LocalMisuse
+from chain.errors import HopchainError, LocalMisuse
 from chain.request import MAX_POSTINGS
-from cli.command import HopCommand, checked_name, fresh_random, network_option, run
+from cli.command import HopCommand, checked_name, fresh_random, network_option, raised_on_purpose, run
 from cli.home import Network, find_network
 from cli.output import CommandFailed, Exit, Output, counted
 from cli.paybulk import AtomicRun, BulkRun
@@ -178,12 +178,12 @@ def pay(
         sources = Sources(wallet.directory, settings.label, settings.pools, chosen, fresh_random())
         work = kind(Plan(wallet, rows, settings, sources, progress))
 
-        def tell(gone: list[Payment], unwritten: CommandFailed | None) -> Exit:
+        def tell(gone: list[Payment], unwritten: CommandFailed | None, error: HopchainError | None = None) -> Exit:
             took_s = time.perf_counter() - begin
-            return report(out, Ended(network, work, bulk or atomic, target, took_s, gone, unwritten))
+            return report(out, Ended(network, work, bulk or atomic, target, took_s, gone, unwritten, error))
 
-        gone, unwritten = _execute(out, network, work, target, tell)
-    raise SystemExit(tell(gone, unwritten))
+        gone, unwritten, error = _execute(out, network, work, target, tell)
+    raise SystemExit(tell(gone, unwritten, error))
 
 
 def _check(settings: Settings, file: Path, rows: Sequence[Payment]) -> None:
@@ -222,9 +222,10 @@ def _execute(
     work: PayRun,
     target: Path,
     tell: Callable[[list[Payment], CommandFailed | None], Exit],
-) -> tuple[list[Payment], CommandFailed | None]:
-    """Pay, and write the result file however that ends: the payments of earlier runs that the file has no more, and why the
-    result file could not be written. `tell` prints the end also of a run that is interrupted."""
+) -> tuple[list[Payment], CommandFailed | None, HopchainError | None]:
+    """Pay, and write the result file however that ends: the payments of earlier runs that the file has no more, why the result
+    file could not be written, and what ended the run after a request left. `tell` prints the end also of a run that is
+    interrupted. Raises what ended it before any left."""
     work.check(network.id)
     gone: list[Payment] = []
     unwritten: CommandFailed | None = None
@@ -242,20 +243,23 @@ def _execute(
 
     try:
         run(main)
-    except BaseException:
+    except BaseException as ended:
         try:
             _write(out, network, target, work)
-        except CommandFailed as error:
-            out.note(str(error))  # what ended the run says more
-            unwritten = error
+        except CommandFailed as failed:
+            out.note(str(failed))  # what ended the run says more
+            unwritten = failed
         for text in work.books.mismatches():
             out.warn(text)  # nobody would ever tell: the next run compares what leaves then
-        raise
+        error = raised_on_purpose(ended)
+        if error is None or not work.began:
+            raise
+        return gone, unwritten, error
     try:
         _write(out, network, target, work)
-    except CommandFailed as error:
-        return gone, error
-    return gone, None
+    except CommandFailed as failed:
+        return gone, failed, None
+    return gone, None, None
 
 
 def _write(out: Output, network: Network, target: Path, work: PayRun) -> None:

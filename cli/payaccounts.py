@@ -31,10 +31,11 @@ Submit = Callable[[SignedRequest], Awaitable[Answer]]
 
 class RunAccounts:
     """What is known of the accounts of one run, and what was done to them. `unfit`: payers whose rows are not sent in this
-    run, and why."""
+    run, and why; `opening`: requests that open accounts may have left."""
 
     def __init__(self, plan: Plan) -> None:
         self.opened = 0
+        self.opening = False
         self.opening_s = 0.0
         self.funded = 0
         self.unfit: dict[str, RowResult] = {}
@@ -99,6 +100,7 @@ class RunAccounts:
         named = [name for p in self._rows if not p.fault for name in (*pools.get(p.sender, (p.sender,)), p.recipient)]
         missing = [name for name in dict.fromkeys(named) if name not in self._assets]
         self._progress.begin("opening accounts", len(missing))
+        self.opening = bool(missing)
         opened = await open_accounts(
             client,
             self._wallet,

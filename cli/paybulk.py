@@ -54,6 +54,7 @@ class BulkRun(PayRun):
             self._check_atomic()
         _ = self._journal  # without it no row may be called not sent
         self._check_pools()
+        self._check_funder()
         if self._sources.pools and self.settings.fund_from:
             raise LocalMisuse(
                 "--fund-from does not know which account of a pool will pay which rows of --bulk: transfer to them first"

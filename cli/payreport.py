@@ -7,9 +7,10 @@ from typing import Final
 
 import msgspec
 
+from chain.errors import HopchainError
 from cli.home import Network
 from cli.money import format_amount
-from cli.output import CommandFailed, Exit, JsonValue, Output, counted
+from cli.output import CommandFailed, Exit, JsonValue, Output, counted, describe
 from cli.payfile import Payment
 from cli.payresult import NOT_SENT, RowResult
 from cli.payrun import PayRun
@@ -21,7 +22,7 @@ _OPEN: Final = frozenset({"unknown", NOT_SENT, "not_started"})  # of rows that a
 
 class Ended(msgspec.Struct, frozen=True):
     """A run that came to its end. `bulk`: its rows went together; `gone`: payments of earlier runs that the file has no more;
-    `unwritten`: why the result file `target` could not be written."""
+    `unwritten`: why the result file `target` could not be written; `error`: what ended it before its end, after requests left."""
 
     network: Network
     work: PayRun
@@ -30,6 +31,12 @@ class Ended(msgspec.Struct, frozen=True):
     seconds: float
     gone: Sequence[Payment]
     unwritten: CommandFailed | None
+    error: HopchainError | None = None
+
+    @property
+    def trouble(self) -> HopchainError | None:
+        """What to tell besides the rows: what ended the run says more than what that did to the file."""
+        return self.error or self.unwritten
 
     @property
     def pairs(self) -> list[tuple[Payment, RowResult]]:
@@ -55,8 +62,8 @@ def report(out: Output, ended: Ended) -> Exit:
     ended.work.books.show(out)
     if ended.work.paid_before:
         out.note(f"warning: {all_paid_before(ended.work)}")
-    if ended.unwritten is not None:
-        return ended.unwritten.exit_code if out.as_json else out.fail(ended.unwritten)
+    if ended.trouble is not None:
+        return describe(ended.trouble)[0] if out.as_json else out.fail(ended.trouble)
     if any(result.outcome in _OPEN for _, result in ended.failed):
         return Exit.UNREACHABLE  # whoever concluded now that these were rejected would pay them twice
     return Exit.REJECTED if ended.failed or ended.work.books.mismatch else Exit.DONE
@@ -102,8 +109,9 @@ def _document(ended: Ended) -> dict[str, JsonValue]:
         "pools": work.books.document(),
         "warnings": _warnings(ended),
     }
-    if ended.unwritten is not None:
-        document |= {"error": ended.unwritten.code, "message": str(ended.unwritten)}
+    if ended.trouble is not None:
+        _, code, text = describe(ended.trouble)
+        document |= {"error": code, "message": text}
     return document
 
 

@@ -55,6 +55,7 @@ class PayRun:
         self._progress = plan.progress
         self._sent = SentBatches(plan.wallet.directory, plan.settings.label)
         self._keys = RunKeys(plan.wallet)
+        self._submitted = False
         self._failures = 0  # rows that ended and are not completed
         self._done = [anyio.Event() for _ in self.rows]
         self._pays: dict[str, list[int]] = defaultdict(list)  # account -> rows that pay it, in order
@@ -65,6 +66,7 @@ class PayRun:
         """Refuse what must not be sent so, before anything is. Raises `LocalMisuse`."""
         _ = self._journal  # without it no row may be called not sent
         self._check_pools()
+        self._check_funder()
         together = sum(not p.fault and payment_key(p) in self._sent.of for p in self.rows)
         if together:
             raise LocalMisuse(
@@ -79,6 +81,11 @@ class PayRun:
             if why and not (self.settings.open_missing and not self._wallet.has(account)):
                 raise LocalMisuse(f"{account} is in a pool and cannot pay: {why}")
         self._keys.forget()  # --open-missing may make them
+
+    def _check_funder(self) -> None:
+        """Without the key of `--fund-from`, accounts would be opened before that is found out."""
+        if self.settings.fund_from is not None:
+            self._wallet.key(self.settings.fund_from)
 
     def _refuse_sent_from_pool(self, rows: int) -> None:
         if rows:
@@ -95,6 +102,11 @@ class PayRun:
             r.outcome == "completed" and r.repeated and bytes.fromhex(r.request_id) in self._journal
             for r in self.results
         )
+
+    @property
+    def began(self) -> bool:
+        """True once a request may have left: an account that is opened, a funding, a row, a cancellation."""
+        return self._submitted or self.accounts.opening
 
     async def look_back(self, client: Client) -> list[Payment]:
         """Remember the rows, before any is sent. Returns the payments that earlier runs of this label made and whose rows are
@@ -251,6 +263,7 @@ class PayRun:
     async def _until_known(self, client: Client, signed: SignedRequest) -> Answer:
         """Submit until there is an outcome, at most TRIES times; once one try had none, or an earlier run may have sent it, that
         nothing happened is not concluded from a later one. Raises `Unreachable` when there is no network."""
+        self._submitted = True
         unknown: Unknown | None = None
         for left in reversed(range(TRIES)):
             try:

@@ -13,12 +13,13 @@ import pytest
 from chain.errors import LocalMisuse
 from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, request_id
-from cli import payrun
+from cli import paybatches, payrun
 from cli.funding import FundedRows
 from cli.orders import make_orders
 from cli.payaccounts import split
 from cli.payfile import Columns, Payment, find_delimiter, payment_nonce, payments, read_table
 from cli.payresult import RowResult, Run, is_worse, other_runs, result_path, write_results
+from cli.payrun import PayRun
 from cli.runlock import only_run
 from hopchain import wire
 from tests.cli.conftest import World
@@ -541,6 +542,34 @@ def test_a_run_with_too_many_failures_sends_no_more(world: World, file: Path) ->
     assert found["outcomes"] == {"invalid": 1, "unknown_recipient": 3, "completed": 2, "insufficient_funds": 1}
 
 
+@pytest.mark.parametrize("how", [(), ("--bulk",)])
+def test_a_run_that_an_error_ends_after_requests_left_tells_its_rows_and_where(
+    world: World, file: Path, monkeypatch: pytest.MonkeyPatch, how: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(paybatches, "MAX_POSTINGS", 1)
+    world.run("account", "open", "ann", "bob")
+    write(file, ["mint;ann;1;", "mint;bob;2;"])
+    until_known, sent = PayRun._until_known, list[object]()
+
+    async def fails(self: PayRun, client: object, signed: object) -> object:
+        sent.append(answer := await until_known(self, client, signed))  # type: ignore[arg-type]
+        if len(sent) == 2:
+            raise payrun.Unreachable([("node", "gone")])
+        return answer
+
+    monkeypatch.setattr(PayRun, "_until_known", fails)
+    words = (*COLUMNS, *how, "--concurrency", "1")
+    found = world.json("pay", str(file), *words, code=3)
+    assert found["error"] == "unreachable" and "gone" in found["message"]
+    assert found["outcomes"] == {"completed": 1, "unknown": 1} and found["result_file"] == str(result_path(file))
+    sent.clear()
+    shown = world.run("pay", str(file), *words, "--run", "june", code=3)
+    assert "1 of 2 payments completed" in shown.stdout and "gone" in shown.stderr
+    world.stop()
+    none_left = world.json("pay", str(file), *words, "--fund-from", "mint", "--timeout", "0.3", code=3)
+    assert set(none_left) == {"error", "message"}
+
+
 # --- funding -------------------------------------------------------------------------------------------------------
 
 
@@ -554,6 +583,15 @@ def test_funding_that_cannot_work_is_told_and_works_later(world: World, file: Pa
     world.run("transfer", "mint", "purse", "100")
     assert world.json("pay", str(file), *options)["completed"] == 4
     assert available(world)["purse"] == 10_000 - 2551
+
+
+@pytest.mark.parametrize("how", [(), ("--bulk",)])
+def test_a_source_without_a_key_is_refused_before_accounts_are_opened(
+    world: World, file: Path, how: tuple[str, ...]
+) -> None:
+    words = (*COLUMNS, "--open-missing", "--fund-from", "ghost", *how)
+    assert "ghost" in world.json("pay", str(file), *words, code=2)["message"]
+    assert not any(node.calls for node in world.nodes) and not file.with_suffix(".result.csv").exists()
 
 
 def test_payers_that_a_lagging_node_does_not_list_are_funded(world: World, file: Path) -> None:
