@@ -70,12 +70,13 @@ class _PlainObject:
         """The other's certificate, DER."""
         return self._peer
 
-    def read(self, size: int) -> bytes:
-        """What has come; empty at the end."""
+    def read(self, size: int, buffer: bytearray) -> int:
+        """Put what has come, at most `size` bytes, into `buffer`: how many; 0 at the end."""
         data = self._incoming.read(size)
         if not data and not self._incoming.eof:
             raise ssl.SSLWantReadError
-        return data
+        buffer[: len(data)] = data
+        return len(data)
 
     def write(self, data: bytes) -> int:
         """Pass on."""

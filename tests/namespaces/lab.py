@@ -130,7 +130,7 @@ class Lab:
 
     def _join(self) -> None:
         self._chapter("A sixth machine joins by invitation")
-        self._run(0, "hopchain invite --name node-6")
+        self._run(0, "hopchain invite net --name node-6")
         self._run(0, "scp -p net/node-6.invite 10.74.0.6:")
         self._start(SIXTH, JOIN.format(SIXTH))
         self._until_joined(SIXTH)
@@ -195,7 +195,7 @@ class Lab:
         until("doctor names the dead node", lambda: ("unreachable", "node-2") in self._findings(), UP_S)
         self._run(0, "hopchain doctor", code=1)
         self._claim("`hopchain doctor` names the dead node, and exits with 1", self._last_code == 1)
-        self._run(0, "hopchain invite --name node-7")
+        self._run(0, "hopchain invite net --name node-7")
         self._run(0, "scp -p net/node-7.invite 10.74.0.7:")
         self._start(SEVENTH, JOIN.format(SEVENTH))
         self._until_joined(SEVENTH)

@@ -2,13 +2,13 @@
 
 import pytest
 
-from hopchain.wire import AskBalance, Balance, NotFound, NotStarted, ReplyBody
+from hopchain.wire import AT_ONCE, AskBalance, Balance, NotFound, NotStarted, ReplyBody
 from netsim.calls import Asked, Calls
 from netsim.plan import Plan
 from netsim.violation import Violation
 from netsim.world import World
 
-ASK = AskBalance("mint", False, 0, 1000)
+ASK = AskBalance("mint", False, AT_ONCE, 1000)
 ANSWER = NotStarted(b"", "busy", "")
 
 
@@ -77,7 +77,7 @@ def test_a_node_answers_reads_and_one_that_is_down_does_not() -> None:
     with World(Plan(1, 3, 3)) as world:
         world.run_for(1.0)
         world.read(0, ASK, answers.append)
-        world.read(0, AskBalance("nobody", False, 0, 1000), answers.append)
+        world.read(0, AskBalance("nobody", False, AT_ONCE, 1000), answers.append)
         world.run_for(0.1)
         world.crash(world.nodes[1], world.now + 5.0)
         refused = world.read(1, ASK, answers.append)
