@@ -16,7 +16,7 @@ from chain.errors import LocalMisuse
 from chain.genesis import Asset
 from chain.names import MAX_SCALE, is_asset
 from cli.command import HopCommand, checked_name, network_argument, network_option, one_directory, run
-from cli.home import NETWORK_VARIABLE, find_network, remember
+from cli.home import NETWORK_VARIABLE, find_directory, load_network, remember
 from cli.output import JsonValue, Output
 from cli.ports import choose_ports
 from cli.wallet import Wallet
@@ -212,7 +212,7 @@ def up(out: Output, directory: Path | None, supervised: bool, network_dir: Path 
     """
     from cli.upview import watch
 
-    network = find_network(one_directory(directory, network_dir))
+    network = load_network(find_directory(one_directory(directory, network_dir)))
     if supervised:
         _end_with_parent()
     run(lambda: watch(out, network))

@@ -63,14 +63,14 @@ class OutputLost(CommandFailed):
 
 def describe(error: HopchainError) -> tuple[Exit, str, str]:
     """(exit code, stable code, text) of an error."""
-    from hopchain.errors import CallRefused, Unreachable
+    from hopchain.errors import CallRefused, ClientError
 
     if isinstance(error, CommandFailed):
         return error.exit_code, error.code, str(error)
-    if isinstance(error, Unreachable):
-        return Exit.UNREACHABLE, "unreachable", str(error)
     if isinstance(error, CallRefused):
         return Exit.REJECTED, error.code, str(error)
+    if isinstance(error, ClientError):  # Unreachable and its like: no rejection
+        return Exit.UNREACHABLE, "unreachable", str(error)
     if isinstance(error, LocalMisuse):
         return Exit.USAGE, "usage", str(error)
     if isinstance(error, Corruption):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from chain.errors import LocalMisuse
-from cli.home import KnownNode, Network
+from cli.home import KnownNode, Network, remember
 from cli.output import Exit, JsonValue, Output, OutputLost
 from cli.session import open_client
 from cli.supervisor import LOG_NAME, QUICK_FAILURES, Change, Event, Supervisor
@@ -143,6 +143,7 @@ async def watch(out: Output, network: Network) -> None:
             f"none of the {len(network.nodes)} nodes of network {network.genesis.name} has its directory in "
             f"{network.directory}: run each where its directory is, with `hopchain node DIR`"
         )
+    remember(network.directory)  # not before: a directory that `up` refuses must not be where the next payment goes
     view.tell_elsewhere([n.name for n in network.nodes if n.name not in view.lines])
     directories = [network.directory / name for name in view.lines]
     supervisor = Supervisor(directories, view.on_event)

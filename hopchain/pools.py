@@ -315,9 +315,10 @@ class PooledSender:
 
 def _check_nonce(nonce: bytes) -> None:
     if not isinstance(nonce, bytes) or len(nonce) != NONCE_BYTES:
-        raise LocalMisuse(
-            f"a nonce of {len(nonce)} {'bytes' if isinstance(nonce, bytes) else type(nonce).__name__}: it has {NONCE_BYTES} bytes"
+        given = (
+            f"a nonce of {len(nonce)} bytes" if isinstance(nonce, bytes) else f"a nonce that is {type(nonce).__name__}"
         )
+        raise LocalMisuse(f"{given}: it has {NONCE_BYTES} bytes")
 
 
 def _nonce_of_part(nonce: bytes, number: int) -> bytes:

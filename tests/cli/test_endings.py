@@ -6,6 +6,7 @@ Exit code 1 says that the network rejected it: a script that sees it pays again.
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,8 @@ import pytest
 
 from cli import main as command_line
 from cli import transfer
-from cli.output import Exit, Output, write_any_text
-from hopchain import wire
+from cli.output import Exit, Output, describe, write_any_text
+from hopchain import CallRefused, ClientError, Unreachable, wire
 from tests.cli.conftest import Cli, World
 from tests.hopchain.fake_node import Hang
 
@@ -180,6 +181,24 @@ def test_an_interrupted_run_has_its_document(world: World, tmp_path: Path) -> No
     said = json.loads(interrupted(world, "pay", str(file), *columns, "--json")[0])
     assert said["outcomes"] == {"unknown": 2} and said["rows"] == 2
     assert set(said) == set(world.json("pay", str(file), *columns))
+
+
+def test_exit_codes_are_those_that_scripts_were_told() -> None:
+    """Above all: a fault of the program, or an error of which nothing is known, is no rejection."""
+    page = (ROOT / "docs/cli-json.md").read_text()
+    told = {int(code): text for code, text in re.findall(r"^\| (\d+) \| (.+) \|$", page, re.M)}
+    assert set(told) == {int(code) for code in Exit} | {INTERRUPTED}
+    for code, says in (
+        (Exit.REJECTED, "rejected"),
+        (Exit.USAGE, "usage"),
+        (Exit.UNREACHABLE, "no node could be reached"),
+        (Exit.OUT_FOR_GOOD, "removed or quarantined"),
+        (Exit.DISK, "could not be written"),
+        (Exit.BUG, "a fault of this program"),
+    ):
+        assert says in told[code]
+    assert describe(ClientError("not known"))[:2] == describe(Unreachable([]))[:2] == (Exit.UNREACHABLE, "unreachable")
+    assert describe(CallRefused("node-1", "busy", "full"))[:2] == (Exit.REJECTED, "busy")
 
 
 def test_ctrl_c_before_the_command_runs(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 import trio.testing
 
 from cli import upview
-from cli.home import Network, load_network
+from cli.home import NETWORK_VARIABLE, Network, find_directory, load_network
 from cli.output import Output
 from cli.supervisor import Change, Event
 from cli.upview import ask_all, watch
@@ -86,9 +86,11 @@ def test_the_members_that_are_here_run(
     network: Network, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
     monkeypatch.setattr(upview, "Supervisor", Supervisor)
+    monkeypatch.delenv(NETWORK_VARIABLE, raising=False)
     capsys.readouterr()
     anyio.run(watch, Output(as_json), network)
     assert [path.name for path in Supervisor.ran] == ["node-1", "node-2"]
+    assert find_directory(None).resolve() == network.directory.resolve()
     (line,) = capsys.readouterr().out.splitlines()
     if as_json:
         assert json.loads(line) == {"event": "elsewhere", "node": "node-3"}
@@ -99,7 +101,11 @@ def test_the_members_that_are_here_run(
 def test_without_any_node_here_there_is_nothing_to_run(cli: Cli, network: Network) -> None:
     for name in ("node-1", "node-2"):
         shutil.rmtree(cli.directory / name)
+    remembered = cli.home / "network"
+    remembered.parent.mkdir(exist_ok=True)
+    remembered.write_text("/another/network\n")
     assert "none of the 3 nodes" in cli.run("up", str(cli.directory), code=2).stderr
+    assert remembered.read_text() == "/another/network\n", "the next payment goes where it would have gone before"
 
 
 def test_the_nodes_run_on_when_nobody_can_be_told(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
