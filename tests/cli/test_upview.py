@@ -14,7 +14,7 @@ import pytest
 import trio.testing
 
 from cli import upview
-from cli.home import NETWORK_VARIABLE, Network, find_directory, load_network
+from cli.home import NETWORK_VARIABLE, Network, find_directory, load_network, remember
 from cli.output import Output
 from cli.supervisor import Change, Event
 from cli.upview import ask_all, watch
@@ -87,6 +87,7 @@ def test_the_members_that_are_here_run(
 ) -> None:
     monkeypatch.setattr(upview, "Supervisor", Supervisor)
     monkeypatch.delenv(NETWORK_VARIABLE, raising=False)
+    remember(network.directory.parent)
     capsys.readouterr()
     anyio.run(watch, Output(as_json), network)
     assert [path.name for path in Supervisor.ran] == ["node-1", "node-2"]
