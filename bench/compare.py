@@ -2,6 +2,7 @@
 
     python bench/compare.py                        everything: about twelve minutes
     python bench/compare.py --duration 5 --profile uniform --json > result.json
+    python bench/compare.py --keep docs/performance/compare.json     and then bench/tables.py
 
 Run it with the interpreter of the environment that hopchain is installed in. Both have three servers on loopback, answer
 when a transfer is on two disks, get the same number of clients and accounts and the same distribution of payers and payees.
@@ -14,7 +15,10 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
+import kept
 import postgres
 
 GOALS = {  # profile -> (least ratio, beside which variants: the best of them counts)
@@ -24,13 +28,24 @@ GOALS = {  # profile -> (least ratio, beside which variants: the best of them co
     "hot-sender": (4.0, tuple(postgres.VARIANTS)),
 }
 BULK_PER_S = 82_000  # postings: TigerBeetle's rate with 8,189 transfers a request
+COSTS = (  # of `hopchain bench`, kept
+    "cpu_us_per_transfer",
+    "main_thread_us_per_transfer",
+    "commits_per_transfer",
+    "disk_bytes_per_transfer",
+    "transfers_per_link",
+    "read_p99_us_at_node",
+)
 P99_MS = 50.0  # of every profile of one transfer a request, at
 P99_CLIENTS = 32
+NODES = 3  # of which all hold every link
+RUNS_BEFORE = 2  # whose ratios stay in a kept result
 
 
 def measure_hopchain(profile: str, asked: argparse.Namespace, batch: int | None = None) -> dict[str, object]:
     """The document of `hopchain bench`; ends this script when it fails."""
-    words = [profile, "--nodes", "3", "--k", "3", "--clients", str(asked.clients), "--accounts", str(asked.accounts)]
+    words = [profile, "--nodes", str(NODES), "--k", str(NODES)]
+    words += ["--clients", str(asked.clients), "--accounts", str(asked.accounts)]
     words += ["--warm-up", str(asked.warm_up), "--duration", str(asked.duration), "--json"]
     words += [] if batch is None else ["--batch", str(batch)]
     done = subprocess.run(
@@ -128,11 +143,53 @@ def _cell(row: dict[str, object] | None) -> str:
     return f"{number(row, 'completed_per_s'):,.0f}" + (f" ({share:.0%} aborted)" if share >= 0.005 else "")
 
 
+def kept_before(path: Path | None, commit: str) -> list[dict[str, Any]]:
+    """Ratios of the last runs of other commits, latest first: that of the result which is kept so far, and of those before it."""
+    if path is None or not path.exists():
+        return []
+    last = json.loads(path.read_text())
+    ratios = {row["profile"]: row["ratio"] for row in last["ratios"]}
+    latest = [] if last["commit"] == commit else [{"commit": last["commit"], "ratios": ratios}]
+    return [*latest, *last["before"]][:RUNS_BEFORE]
+
+
+def to_keep(found: dict[str, Any], asked: argparse.Namespace, before: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the document of `--json`, what docs/performance.md shows."""
+    return {
+        "machine": {**kept.machine(), "postgresql": postgres.version()},
+        "settings": {
+            "nodes": NODES,
+            "k": NODES,
+            "clients": asked.clients,
+            "accounts": asked.accounts,
+            "warm_up_s": asked.warm_up,
+            "duration_s": asked.duration,
+        },
+        "postgres": [
+            kept.picked(row, "variant", "profile", "completed_per_s", "aborted_share") for row in found["postgres"]
+        ],
+        "hopchain": {
+            profile: {
+                **kept.picked(doc, "completed_per_s", "p50_ms", "p99_ms", "rejected", "unknown"),
+                **kept.picked(doc["settings"], "batch", "sources"),
+                "cost": kept.picked(doc["cost"], *COSTS),
+            }
+            for profile, doc in found["hopchain"].items()
+        },
+        "ratios": found["ratios"],
+        "goals": found["goals"],
+        "before": before,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     postgres.options(parser)
     parser.add_argument("--no-bulk", action="store_true", help="leave hopchain's pool, bulk and read out")
+    kept.options(parser)
     asked = parser.parse_args()
+    kept.prepare(parser, asked)
+    before = kept_before(asked.keep, asked.commit)
     load = {"before_postgres": os.getloadavg()[0]}
     rows = postgres.measure_all(asked)
     unsound = [f"{row['variant']} {row['profile']}" for row in rows if not row["ok"]]
@@ -144,11 +201,11 @@ def main() -> None:
         ours |= {profile: measure_hopchain(profile, asked) for profile in ("pool", "bulk", "read")}
     ratios = compare(rows, ours)
     reached = goals(ratios, ours, asked.clients)
+    found = {"load": load, "postgres": rows, "hopchain": ours, "ratios": ratios, "goals": reached}
+    if asked.keep:
+        kept.write(asked, to_keep(found, asked, before))
     if asked.json:
-        sys.stdout.write(
-            json.dumps({"load": load, "postgres": rows, "hopchain": ours, "ratios": ratios, "goals": reached}, indent=2)
-            + "\n"
-        )
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return
     lines = [table(rows, ours), "", goals_table(reached), ""]
     for profile in ("pool", "bulk", "read"):

@@ -2,6 +2,7 @@
 
     python bench/floor.py                          measures `hopchain bench uniform` first: one minute
     python bench/floor.py --profile hot-sender     another one: hot-recipient, hot-sender, bulk
+    python bench/floor.py --profile all --runs 3 --keep docs/performance/floor.json      and then bench/tables.py
     python bench/floor.py uniform.json             with the counts of a run that was kept (`hopchain bench uniform --json`)
 
 A run of the nodes says how many commits, turns and bytes a transfer takes and how much CPU. Then the parts that no
@@ -37,6 +38,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import compare
+import kept
 import scale
 from nacl.signing import SigningKey, VerifyKey
 
@@ -51,6 +53,7 @@ LEAST_GROUPS: Final = 5  # that are
 LEAST_ACCOUNTS: Final = 1_000
 FRAMES: Final = 3_000
 PROFILES: Final = ("uniform", "hot-recipient", "hot-sender", "bulk")
+ALL: Final = "all"
 COUNTS: Final = (
     "cpu_us_per_transfer",
     "commits_per_transfer",
@@ -252,6 +255,15 @@ def floor(run: dict[str, Any], asked: argparse.Namespace, place: Path) -> dict[s
     }
 
 
+def to_keep(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of all runs, what docs/performance.md shows: profile -> its runs."""
+    keys = ("parts_us", "floor_us", "measured_us", "interpreter_us", "completed_per_s", "most_per_s")
+    profiles: dict[str, list[dict[str, Any]]] = {}
+    for run in found:
+        profiles.setdefault(run["profile"], []).append(kept.picked(run, *keys))
+    return {"cores": found[0]["cores"], "profiles": profiles}
+
+
 def show(found: dict[str, Any]) -> str:
     """The table."""
     words = {
@@ -276,7 +288,10 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path, help="the document of `hopchain bench PROFILE --json`")
-    parser.add_argument("--profile", choices=PROFILES, help="what to measure when there is no run (default uniform)")
+    parser.add_argument(
+        "--profile", choices=(*PROFILES, ALL), help="what to measure when there is no run (default uniform)"
+    )
+    parser.add_argument("--runs", type=int, default=1, help="of each profile (default 1)")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--accounts", type=int, default=10_000)
     parser.add_argument("--warm-up", type=float, default=3.0)
@@ -287,6 +302,7 @@ def main() -> None:
         "--directory", type=Path, help="where the databases are made (default: the temporary directory)"
     )
     parser.add_argument("--json", action="store_true")
+    kept.options(parser)
     asked = parser.parse_args()
     if asked.run and asked.profile:
         parser.error(
@@ -294,13 +310,24 @@ def main() -> None:
         )
     if asked.accounts < LEAST_ACCOUNTS:
         parser.error(f"--accounts {asked.accounts}: take {LEAST_ACCOUNTS} or more, for different payers in a commit")
-    try:
-        run = read_run(asked.run) if asked.run else compare.measure_hopchain(asked.profile or PROFILES[0], asked)
-    except (OSError, ValueError) as error:
-        parser.error(f"{asked.run} is not what `hopchain bench PROFILE --json` printed: {error}")
-    with tempfile.TemporaryDirectory(prefix="hopchain-floor-", dir=asked.directory) as place:
-        found = floor(run, asked, Path(place))
-    sys.stdout.write(f"{json.dumps(found, indent=2) if asked.json else show(found)}\n")
+    if asked.runs < 1:
+        parser.error(f"--runs {asked.runs}: take 1 or more")
+    kept.prepare(parser, asked)
+    profiles = PROFILES if asked.profile == ALL else [asked.profile or PROFILES[0]]
+    found = []
+    for profile in [*profiles] * asked.runs:  # one round after the other: the machine's speed changes from hour to hour
+        try:
+            run = read_run(asked.run) if asked.run else compare.measure_hopchain(profile, asked)
+        except (OSError, ValueError) as error:
+            parser.error(f"{asked.run} is not what `hopchain bench PROFILE --json` printed: {error}")
+        with tempfile.TemporaryDirectory(prefix="hopchain-floor-", dir=asked.directory) as place:
+            found.append(floor(run, asked, Path(place)))
+        if not asked.json:
+            sys.stdout.write(f"{show(found[-1])}\n")
+            sys.stdout.flush()
+    kept.write(asked, to_keep(found))
+    if asked.json:
+        sys.stdout.write(f"{json.dumps(found if len(found) > 1 else found[0], indent=2)}\n")
 
 
 if __name__ == "__main__":

@@ -104,6 +104,11 @@ def find_bin(version: str = "15") -> Path:
     return Path(path).resolve().parent
 
 
+def version() -> str:
+    """Of the servers: "15.9"."""
+    return run([find_bin() / "postgres", "--version"]).split()[2]
+
+
 def owner() -> pwd.struct_passwd | None:
     """Who runs the servers, when this runs as root."""
     if os.geteuid() != 0:

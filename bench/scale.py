@@ -3,6 +3,8 @@
     python bench/scale.py                                  1,000 to 1,000,000 accounts, 10,000 to 10,000,000 postings
     python bench/scale.py --accounts 100000 --postings 1000000 --json
     python bench/scale.py --bulk --postings 1000000        payments of 8,190 postings to 10,000 accounts instead
+    python bench/scale.py --postings 1000000 --keep docs/performance/scale.json            and then bench/tables.py
+    python bench/scale.py --bulk --postings 800000 --keep docs/performance/scale-bulk.json
 
 One node's part of a transfer, without the network: read what the link depends on, form it, vote for it (one commit), decode
 and check it as the others do, apply it (one commit). Payers and payees are drawn from all accounts; 20 links share a
@@ -30,7 +32,9 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import kept
 
 from chain.genesis import Asset, Genesis, GenesisMember, Issuer
 from chain.link import Link, Outcome, decode_link_untrusted
@@ -231,7 +235,15 @@ def run(asked: argparse.Namespace, place: Path) -> list[dict[str, object]]:
     def row(ledger: Ledger, path: Path) -> None:
         found = measure(ledger, names, asked.transfers, rng)
         size_mb = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) / 1e6
-        rows.append({"accounts": len(names), "postings": ledger.postings, **found, "disk_mb": round(size_mb)})
+        rows.append(
+            {
+                "grows": path.stem,
+                "accounts": len(names),
+                "postings": ledger.postings,
+                **found,
+                "disk_mb": round(size_mb),
+            }
+        )
         if not asked.json:
             sys.stdout.write(
                 f"{len(names):>12,} {ledger.postings:>14,} {found['cpu_us']:>9} {found['cpu_mean_us']:>9} {found['wall_us']:>9} {size_mb:>9,.0f}\n"
@@ -261,6 +273,12 @@ def run(asked: argparse.Namespace, place: Path) -> list[dict[str, object]]:
     return rows
 
 
+def to_keep(rows: Sequence[dict[str, object]]) -> dict[str, Any]:
+    """Of the rows, what docs/performance.md shows."""
+    keys = ("grows", "accounts", "postings", "cpu_us", "disk_mb")
+    return {"rows": [{key: row[key] for key in keys if key in row} for row in rows]}  # with --bulk two of them
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -273,12 +291,15 @@ def main() -> None:
     )
     parser.add_argument("--bulk", action="store_true", help="payments of 8,190 postings instead")
     parser.add_argument("--json", action="store_true")
+    kept.options(parser)
     asked = parser.parse_args()
     for name, least in (LEAST_BULK if asked.bulk else LEAST).items():
         if getattr(asked, name) < least:
             parser.error(f"--{name} {getattr(asked, name)} leaves nothing to measure: take {least:,} or more")
+    kept.prepare(parser, asked)
     with tempfile.TemporaryDirectory(prefix="hopchain-scale-", dir=asked.directory) as place:
         rows = (run_bulk if asked.bulk else run)(asked, Path(place))
+    kept.write(asked, to_keep(rows))
     if asked.json:
         sys.stdout.write(
             f"{json.dumps({'cores': os.cpu_count(), 'sqlite': sqlite3.sqlite_version, 'rows': rows}, indent=2)}\n"

@@ -1,6 +1,7 @@
 """How long do payments take while nodes die? Five nodes, k = 5; one is killed, then a second one.
 
     python bench/takeover.py            about a minute; --json for the numbers alone
+    python bench/takeover.py --runs 2 --keep docs/performance/takeover.json      and then bench/tables.py
 
 Eight clients pay from sixty accounts, spread over all nodes. Each phase begins ten seconds after the kill, so that what is measured is
 life without the node and not the moment of its death. `ratio` is the phase's p99 over that of the healthy phase.
@@ -17,9 +18,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import anyio
+import kept
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cli.bench_cluster import ASSET, ISSUER, until_up
@@ -139,12 +141,8 @@ async def run(
     return phases
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each phase (default 10)")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+def measure_once(seconds: float) -> list[dict[str, object]]:
+    """The phases of a network that is made for it and gone at the end."""
     with tempfile.TemporaryDirectory(prefix="hopchain-takeover-") as place:
         key = Ed25519PrivateKey.generate()
         network = make(Path(place), key)
@@ -154,16 +152,45 @@ def main() -> None:
             for node in network.nodes
         ]
         try:
-            phases = anyio.run(run, network, key, nodes, asked.seconds)
+            return anyio.run(run, network, key, nodes, seconds)
         finally:
             for node in nodes:
                 node.terminate()
             for node in nodes:
                 node.wait()
+
+
+def to_keep(runs: Sequence[Sequence[dict[str, object]]]) -> dict[str, Any]:
+    """Of all runs, what docs/performance.md shows."""
+    keys = ("phase", "p99_ms", "accounts_that_paid")
+    return {
+        "nodes": NODES,
+        "clients": CLIENTS,
+        "accounts": ACCOUNTS,
+        "runs": [[kept.picked(row, *keys) for row in phases] for phases in runs],
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each phase (default 10)")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--runs", type=int, default=1, help="one after the other (default 1)")
+    kept.options(parser)
+    asked = parser.parse_args()
+    if asked.runs < 1:
+        parser.error(f"--runs {asked.runs}: take 1 or more")
+    kept.prepare(parser, asked)
+    runs = []
+    for _ in range(asked.runs):
+        runs.append(measure_once(asked.seconds))
+        if not asked.json:
+            sys.stdout.write(table(runs[-1]) + "\n")
+            sys.stdout.flush()
+    kept.write(asked, to_keep(runs))
     if asked.json:
-        sys.stdout.write(json.dumps(phases, indent=2) + "\n")
-        return
-    sys.stdout.write(table(phases) + "\n")
+        sys.stdout.write(json.dumps(runs if len(runs) > 1 else runs[0], indent=2) + "\n")
 
 
 if __name__ == "__main__":
