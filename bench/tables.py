@@ -1,0 +1,402 @@
+"""The tables of docs/performance.md, made from the results that are kept in docs/performance.
+
+    python bench/tables.py              writes what differs into the page
+    python bench/tables.py --check      says what differs, and ends with 1 when anything does
+
+The page is written by hand but for what stands between `<!-- table: NAME -->` and `<!-- end -->`. To measure again, with
+nothing else running and everything but docs/ committed:
+
+    python bench/compare.py --keep docs/performance/compare.json
+    python bench/floor.py --profile all --runs 3 --keep docs/performance/floor.json
+    python bench/takeover.py --runs 2 --keep docs/performance/takeover.json
+    python bench/scale.py --postings 1000000 --keep docs/performance/scale.json
+    python bench/scale.py --bulk --postings 800000 --keep docs/performance/scale-bulk.json
+    python bench/tables.py
+
+Then commit the page together with the results.
+"""
+
+import argparse
+import json
+import math
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import compare
+import kept
+
+PAGE: Final = kept.ROOT / "docs" / "performance.md"
+RESULTS: Final = kept.ROOT / "docs" / "performance"
+FILES: Final = ("compare", "floor", "takeover", "scale", "scale-bulk")
+PLACE: Final = re.compile(r"(<!-- table: ([a-z-]+) -->)(\n?)(.*?)(\n?)(<!-- end -->)", re.DOTALL)
+Kept = dict[str, Any]  # name of a file -> its document
+
+VARIANTS: Final = {
+    "nowait": "NOWAIT, checks in triggers",
+    "waiting": "waiting, checks in triggers",
+    "function": "the same in one server-side function",
+    "plain": "plain function",
+}
+PROFILES: Final = {
+    "uniform": "uniform",
+    "zipf": "zipf 1.0",
+    "hot-recipient": "hot recipient",
+    "hot-sender": "hot sender",
+}
+PARTS: Final = {
+    "database": "SQLite: reads, votes, links with all triggers",
+    "fsync": "fsync of two commits a link or turn",
+    "tls": "TLS and loopback",
+    "signatures": "one signature a request",
+    "clients": "the clients of the run",
+}
+FLOORS: Final = {
+    "uniform": "uniform",
+    "hot-recipient": "hot recipient",
+    "hot-sender": "hot sender",
+    "bulk": "bulk, a posting",
+}
+NUMBERS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+OWN_LOG_US: Final = 350  # estimated, of uniform: see the table of what would be needed
+COMPILED_US: Final = 90  # measured once, not kept
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"|{'|'.join(cells)}|" if cells[0] == "---" else f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def whole(value: float) -> str:
+    """1,234"""
+    return f"{value:,.0f}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """a, b and c"""
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+def in_words(number: int) -> str:
+    """Up to ten as a word."""
+    return NUMBERS[number] if number < len(NUMBERS) else str(number)
+
+
+def release(version: str) -> str:
+    """3.40 of 3.40.1"""
+    return ".".join(version.split(".")[:2])
+
+
+# --- bench/compare.py ------------------------------------------------------------------------------------------------
+
+
+def compare_run(results: Kept) -> str:
+    """What was measured, and on what."""
+    found = results["compare"]
+    machine, asked = found["machine"], found["settings"]
+    lost = {profile: row["rejected"] + row["unknown"] for profile, row in found["hopchain"].items()}
+    told = ", ".join(f"{profile} {count}" for profile, count in lost.items() if count)
+    return (
+        f"`{found['commit']}`: {machine['cores']} cores, {machine['file_system']}, SQLite {release(machine['sqlite'])}, "
+        f"Python {release(machine['python'])}, PostgreSQL {machine['postgresql'].split('.')[0]}; {asked['nodes']} nodes,\n"
+        f"k = {asked['k']}, {asked['clients']} clients, {asked['accounts']:,} accounts, "
+        f"{asked['duration_s']} s after {asked['warm_up_s']} s of warm-up. "
+        + (
+            f"Rejected or without an outcome at hopchain: {told}."
+            if told
+            else "No run of hopchain rejected, aborted or lost anything."
+        )
+    )
+
+
+def compare_table(results: Kept) -> str:
+    """Completed a second, and the ratios."""
+    found = results["compare"]
+    peers = {(row["variant"], row["profile"]): row for row in found["postgres"]}
+    ours, ratios = found["hopchain"], {row["profile"]: row for row in found["ratios"]}
+
+    def peer(row: dict[str, Any]) -> str:
+        share = row["aborted_share"]
+        return whole(row["completed_per_s"]) + (f" ({share * 100:.0f} % aborted)" if share >= 0.005 else "")
+
+    rows = [
+        [f"PostgreSQL x3, {words}", *(peer(peers[variant, profile]) for profile in PROFILES)]
+        for variant, words in VARIANTS.items()
+    ]
+    rows.append(["hopchain x3", *(whole(ours[profile]["completed_per_s"]) for profile in PROFILES)])
+    rows.append(["p50, p99 of hopchain, ms", *(f"{ours[p]['p50_ms']:.0f}, {ours[p]['p99_ms']:.0f}" for p in PROFILES)])
+    beside = [f"{ratios[p]['ratio']:.2f} x (goal {ratios[p]['goal']:g})" for p in PROFILES]
+    rows.append(["hopchain, beside the row that the goal names", *beside])
+    before = [run["ratios"] for run in found["before"]]
+    if before:
+        runs = "run" if len(before) == 1 else f"{in_words(len(before))} runs"
+        rows.append(
+            [
+                f"the same in the {runs} before, of earlier commits",
+                *(f"{span([run[p] for run in before], '.2f')} x" for p in PROFILES),
+            ]
+        )
+    return grid(["completed/s", *PROFILES.values()], rows)
+
+
+def span(values: Sequence[float], digits: str) -> str:
+    """From the least to the most."""
+    least, most = f"{min(values):{digits}}", f"{max(values):{digits}}"
+    return least if least == most else f"{least} to {most}"
+
+
+def others(results: Kept) -> str:
+    """The profiles that PostgreSQL has no row for."""
+    ours = results["compare"]["hopchain"]
+    again = median(results, "bulk", "completed_per_s")
+    return (
+        f"Pool of {ours['pool']['sources']}: {whole(ours['pool']['completed_per_s'])}/s, p99 {ours['pool']['p99_ms']:.0f} ms. "
+        f"Bulk: {whole(ours['bulk']['completed_per_s'])} postings/s ({whole(again)} in the runs for "
+        f"[the floor](#what-the-floor-is-made-of)). Read: {whole(ours['read']['completed_per_s'])}/s."
+    )
+
+
+def goals(results: Kept) -> str:
+    """Which of them the run reached."""
+    rows = results["compare"]["goals"]
+    reached = [f"{r['goal']} {r['wanted']}".removesuffix(" 0") for r in rows if r["reached"]]
+    count = f"**{len(reached)} of {len(rows)} are reached**"
+    return f"{count}: {'; '.join(reached)}" if reached else count
+
+
+def costs(results: Kept) -> str:
+    """What a transfer costs the nodes."""
+    ours = results["compare"]["hopchain"]
+    pool, bulk = f"pool of {ours['pool']['sources']}", f"bulk, {ours['bulk']['batch']:,} a request"
+    names = {**PROFILES, "zipf": "zipf", "pool": pool, "bulk": bulk, "read": "read"}
+    rows = []
+    for profile, name in names.items():
+        cost = ours[profile]["cost"]
+        commits, together = cost["commits_per_transfer"], cost["transfers_per_link"]
+        disk = cost["disk_bytes_per_transfer"]
+        rows.append(
+            [
+                name,
+                whole(cost["cpu_us_per_transfer"]),
+                whole(cost["main_thread_us_per_transfer"]),
+                str(commits) if commits else "-" if together else "0",  # of a link with many: too few to tell
+                whole(round(disk, -3 if disk >= 10_000 else -2)),
+                "-" if together is None else whole(together) if together >= 10 else str(together),
+            ]
+        )
+    head = [
+        "CPU us, all nodes",
+        "of it main threads",
+        "commits, all nodes",
+        "disk bytes, all nodes",
+        "transfers a link",
+    ]
+    return grid(["hopchain, per transfer, same run", *head], rows)
+
+
+def balance(results: Kept) -> str:
+    """How long a node takes to answer a read."""
+    took = {p: row["cost"]["read_p99_us_at_node"] / 1000 for p, row in results["compare"]["hopchain"].items()}
+    alone = took.pop("read")
+    return f"{alone:.1f} ms (p99) when nothing else is asked, and {span(list(took.values()), '.0f')} ms"
+
+
+# --- bench/scale.py --------------------------------------------------------------------------------------------------
+
+
+def scale_table(results: Kept) -> str:
+    """CPU with more accounts and with more postings."""
+    rows = [
+        [f"{row['accounts']:,}", whole(round(row["postings"], -3)), whole(row["cpu_us"]), f"{row['disk_mb']:,}"]
+        for row in results["scale"]["rows"]
+    ]
+    return grid(["accounts", "postings stored", "CPU us", "database MB"], rows)
+
+
+def growth(results: Kept) -> str:
+    """How many times the CPU of the smallest the largest takes."""
+    found = []
+    for grows in ("accounts", "postings"):
+        rows = [row for row in results["scale"]["rows"] if row["grows"] == grows]
+        first, last = (round(math.log10(row[grows])) for row in (rows[0], rows[-1]))
+        found.append(f"{rows[-1]['cpu_us'] / rows[0]['cpu_us']:.1f} times from 10^{first} to 10^{last} {grows}")
+    return listed(found)
+
+
+def bulk_table(results: Kept) -> str:
+    """CPU of a posting while the ledger grows."""
+    rows = results["scale-bulk"]["rows"]
+    return grid(
+        ["postings stored", *(f"{row['postings']:,}" for row in rows)],
+        [["CPU us a posting", *(f"{row['cpu_us']:.1f}" for row in rows)]],
+    )
+
+
+# --- bench/takeover.py -----------------------------------------------------------------------------------------------
+
+
+def takeover(results: Kept) -> str:
+    """p99 before and after the kills."""
+    found = results["takeover"]
+    alive, one, two = (listed([f"{row['p99_ms']:.0f}" for row in phase]) for phase in zip(*found["runs"], strict=True))
+    runs = len(found["runs"])
+    paid = min(row["accounts_that_paid"] for phases in found["runs"] for row in phases)
+    return (
+        f"p99 {alive} ms with all alive, {one} ms from ten seconds after one was\nkilled, {two} ms from ten seconds after "
+        f"a second one, in {in_words(runs)} {'run' if runs == 1 else 'runs'}; "
+        + (f"all {paid} accounts pay" if paid == found["accounts"] else f"{paid} of {found['accounts']} accounts pay")
+    )
+
+
+# --- bench/floor.py --------------------------------------------------------------------------------------------------
+
+
+def median(results: Kept, profile: str, *keys: str) -> float:
+    """Of the runs of a profile."""
+    values: list[float] = []
+    for run in results["floor"]["profiles"][profile]:
+        for key in keys:
+            run = run[key]
+        values.append(run)
+    return statistics.median(values)
+
+
+def floor_table(results: Kept) -> str:
+    """The parts that no language makes cheaper, and what is left."""
+
+    def us(*keys: str) -> list[str]:
+        return [f"{median(results, profile, *keys):,.{int(profile == 'bulk')}f}" for profile in FLOORS]
+
+    def per_s(key: str) -> list[str]:
+        return [whole(median(results, profile, key)) for profile in FLOORS]
+
+    profiles = results["floor"]["profiles"]
+    spans = [
+        span([run["parts_us"]["fsync"] for profile in together for run in profiles[profile]], ".0f")
+        for together in (("uniform", "hot-recipient"), ("hot-sender",), ("bulk",))
+    ]
+    fsync = f"{PARTS['fsync']} ({', '.join(spans)} in the {in_words(len(profiles['uniform']))} runs)"
+    rows = [[{**PARTS, "fsync": fsync}[part], *us("parts_us", part)] for part in PARTS]
+    rows.append(["**floor**", *(f"**{cell}**" for cell in us("floor_us"))])
+    rows.append(["measured", *us("measured_us")])
+    rows.append(
+        [
+            "left: the interpreter (state machine, trio, codecs, hops between threads), scheduling, wake-ups",
+            *us("interpreter_us"),
+        ]
+    )
+    rows.append(["completed a second", *per_s("completed_per_s")])
+    rows.append([f"most that the floor leaves to {in_words(results['floor']['cores'])} cores", *per_s("most_per_s")])
+    beside = {row["profile"]: row["goal"] * row["peer_per_s"] for row in results["compare"]["ratios"]}
+    beside["bulk"] = compare.BULK_PER_S
+    rows.append(["the goal in the run [above](#numbers)", *(whole(beside[profile]) for profile in FLOORS)])
+    return grid(["part", *FLOORS.values()], rows)
+
+
+def needed(results: Kept) -> str:
+    """What each step would give of the CPU of a transfer, in tens of microseconds."""
+    rows = [
+        ["the state machine compiled by mypyc (measured: not kept)", str(COMPILED_US)],
+        [
+            "node and driver in a language without an interpreter, with its own records, sockets and threads: two thirds "
+            "of the interpreter's share",
+            whole(driver_us(results)),
+        ],
+        [
+            "a log of our own instead of SQLite for votes, the tables behind it, written in the background",
+            str(OWN_LOG_US),
+        ],
+    ]
+    return grid(["step", f"CPU us, of {whole(round(median(results, 'uniform', 'measured_us'), -1))}"], rows)
+
+
+def driver_us(results: Kept) -> float:
+    """Two thirds of the interpreter's share."""
+    return round(median(results, "uniform", "interpreter_us") * 2 / 3, -1)
+
+
+def leave(results: Kept) -> str:
+    """What the last two steps would leave."""
+    measured = round(median(results, "uniform", "measured_us"), -1)
+    left = measured - driver_us(results) - OWN_LOG_US
+    return f"{whole(left)}: {measured / left:.1f} times as many transfers"
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+TABLES: Final[dict[str, Callable[[Kept], str]]] = {
+    "compare-run": compare_run,
+    "compare": compare_table,
+    "others": others,
+    "goals": goals,
+    "costs": costs,
+    "balance": balance,
+    "scale": scale_table,
+    "growth": growth,
+    "scale-bulk": bulk_table,
+    "takeover": takeover,
+    "floor": floor_table,
+    "needed": needed,
+    "leave": leave,
+}
+
+
+def read(directory: Path = RESULTS) -> Kept:
+    """All kept results. Raises `OSError` and `ValueError`."""
+    return {name: json.loads((directory / f"{name}.json").read_text(encoding="utf-8")) for name in FILES}
+
+
+def render(name: str, results: Kept) -> str:
+    """One of TABLES. Raises `ValueError` when a result lacks what it shows."""
+    try:
+        return TABLES[name](results)
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"the kept results lack what `{name}` shows: {error!r}") from error
+
+
+def rendered(page: str, results: Kept) -> tuple[str, list[str]]:
+    """The page with all tables as the results say, and the names of those that differed. Raises `ValueError`."""
+    opened = re.findall(r"<!-- table: ([^ ]*) -->", page)
+    if opened != [found[1] for found in PLACE.findall(page)] or len(opened) != page.count("<!-- end -->"):
+        raise ValueError("a `<!-- table: NAME -->` of the page has no `<!-- end -->`, or the other way round")
+    if sorted(opened) != sorted(TABLES):
+        raise ValueError(
+            f"tables that the page has twice or lacks, or that there are none of: {sorted({*opened} ^ {*TABLES}) or opened}"
+        )
+    differ: list[str] = []
+    return PLACE.sub(partial(_renewed, results, differ), page), differ
+
+
+def _renewed(results: Kept, differ: list[str], found: re.Match[str]) -> str:
+    begin, name, before, old, after, end = found.groups()
+    new = render(name, results)
+    if new != old:
+        differ.append(name)
+    return f"{begin}{before}{new}{after}{end}"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 when a table differs")
+    asked = parser.parse_args()
+    try:
+        page, differ = rendered(PAGE.read_text(encoding="utf-8"), read())
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    if asked.check:
+        sys.exit(f"differ from {RESULTS.relative_to(kept.ROOT)}: {', '.join(differ)}" if differ else 0)
+    PAGE.write_text(page, encoding="utf-8")
+    sys.stdout.write(f"renewed: {', '.join(differ)}\n" if differ else "nothing differs\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""bench/tables.py: what the programs keep has what the tables read; a page is changed between its marks and nowhere else.
+
+The results are of canned runs, in the shape that each program makes them; none is measured.
+"""
+
+import json
+import re
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+import compare
+import floor
+import kept
+import postgres
+import pytest
+import scale
+import tables
+import takeover
+
+from cli.bench_report import document
+from tests.cli.test_bench import make_run
+
+PAGE = "# Numbers\n\n" + "\n".join(f"{name} <!-- table: {name} -->old<!-- end -->." for name in tables.TABLES)
+
+
+def bench(profile: str, per_s: float) -> dict[str, Any]:
+    """A document of `hopchain bench`, made as it makes them."""
+    found: dict[str, Any] = document(make_run())
+    sizes = {"batch": 8190 if profile == "bulk" else 1, "sources": 16 if profile == "pool" else 0}
+    found |= {"profile": profile, "completed_per_s": per_s, "rejected": 0, "unknown": 0}
+    found["settings"] |= {"profile": profile, **sizes}
+    if profile in ("bulk", "read"):
+        found["cost"] |= {"commits_per_transfer": 0.0, "transfers_per_link": 7226.5 if profile == "bulk" else None}
+    return found
+
+
+def keep_all(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each program would keep of such runs, in its file."""
+    monkeypatch.setattr(postgres, "version", lambda: "15.9")
+    ours = {profile: bench(profile, 100.0) for profile in (*postgres.PROFILES, "pool", "bulk", "read")}
+    peers = [
+        {"variant": variant, "profile": profile, **postgres.numbers(1000, 1, ["0 0 900 0 0 0"] * 2000)}
+        for variant in postgres.VARIANTS
+        for profile in postgres.PROFILES
+    ]
+    ratios = compare.compare(peers, ours)
+    found = {"postgres": peers, "hopchain": ours, "ratios": ratios, "goals": compare.goals(ratios, ours, 32)}
+    asked = Namespace(clients=32, accounts=10_000, warm_up=3, duration=10)
+    floors = [
+        floor.floor(bench(profile, 100.0), Namespace(accounts=12, transfers=20, seed=1), place)
+        for profile in floor.PROFILES
+        for _ in range(3)
+    ]
+    phases: list[dict[str, object]] = []
+    for phase in ("all alive", "one dead", "two dead"):
+        phases.append(takeover.compared(phase, takeover.numbers([1.0, 2.0], 1, takeover.ACCOUNTS, 0), phases))
+    for name in ("scale", "bulk"):
+        (place / name).mkdir()
+    sizes = Namespace(accounts=300, postings=1000, transfers=20, seed=1, json=True)
+    results = {
+        "compare": compare.to_keep(found, asked, compare.kept_before(place / "none.json", "1234567")),
+        "floor": floor.to_keep(floors),
+        "takeover": takeover.to_keep([phases, phases]),
+        "scale": scale.to_keep(scale.run(sizes, place / "scale")),
+        "scale-bulk": scale.to_keep(scale.run_bulk(sizes, place / "bulk")),
+    }
+    assert set(results) == set(tables.FILES)
+    for name, result in results.items():
+        kept.write(Namespace(keep=place / f"{name}.json", commit="1234567"), result)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files, made once."""
+    place = tmp_path_factory.mktemp("kept")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(floor, "WARM_UP", 1)
+        monkeypatch.setattr(floor, "record", lambda *_: [])
+        monkeypatch.setattr(floor, "replay", lambda _, groups, how: 100.0 if how == "FULL" else 80.0)
+        monkeypatch.setattr(floor, "frame_us", lambda _, size: 5.0)
+        monkeypatch.setattr(floor, "signature_us", lambda: 50.0)
+        small = {"FIRST_ACCOUNTS": 30, "FIRST_POSTINGS": 100, "BULK_ACCOUNTS": 40, "MAX_POSTINGS": 20}
+        for name, number in small.items():
+            monkeypatch.setattr(scale, name, number)
+        keep_all(place, monkeypatch)
+    return place
+
+
+@pytest.fixture
+def results(place: Path) -> tables.Kept:
+    return tables.read(place)
+
+
+def test_what_the_programs_keep_has_what_each_table_shows(results: tables.Kept) -> None:
+    shown = {name: tables.render(name, results) for name in tables.TABLES}
+    assert shown["compare-run"].startswith("`1234567`: ")
+    assert "PostgreSQL 15; 3 nodes,\nk = 3, 32 clients, 10,000 accounts, 10 s after 3 s" in shown["compare-run"]
+    assert "| PostgreSQL x3, plain function | 1,000 (50 % aborted) |" in shown["compare"]
+    assert "| hopchain x3 | 100 | 100 | 100 | 100 |" in shown["compare"] and "runs before" not in shown["compare"]
+    assert "0.10 x (goal 1) | 0.10 x (goal 3) | 0.10 x (goal 4)" in shown["compare"]
+    assert shown["others"].startswith("Pool of 16: 100/s, p99 198 ms. Bulk: 100 postings/s (100 in the runs for")
+    assert shown["goals"] == "**1 of 10 are reached**: no aborts in any profile"
+    assert "| bulk, 8,190 a request | 1,000 | 500 | - | 2,000 | 7,226 |" in shown["costs"]
+    assert "| read | 1,000 | 500 | 0 | 2,000 | - |" in shown["costs"]
+    assert shown["balance"] == "0.7 ms (p99) when nothing else is asked, and 1 ms"
+    assert re.fullmatch(r"[\d.]+ times from 10\^1 to 10\^2 accounts and [\d.]+ times from 10\^2 to 10\^3 postings", shown["growth"])  # fmt: skip
+    assert "p99 2 and 2 ms with all alive" in shown["takeover"] and "all 60 accounts pay" in shown["takeover"]
+    assert "| TLS and loopback | 10 | 10 | 10 | 0.0 |" in shown["floor"] and "in the three runs)" in shown["floor"]
+    assert "| the goal in the run [above](#numbers) | 1,000 | 4,000 | 4,000 | 82,000 |" in shown["floor"]
+    assert " times as many transfers" in shown["leave"]
+
+
+@pytest.mark.parametrize("name", tables.FILES)
+def test_a_result_that_lacks_something_is_named_with_its_table(name: str, results: tables.Kept) -> None:
+    results[name] = {"commit": "1234567"}
+    with pytest.raises(ValueError, match=r"^the kept results lack what `[a-z-]+` shows: KeyError"):
+        tables.rendered(PAGE, results)
+
+
+def test_a_page_changes_between_its_marks_and_nowhere_else(results: tables.Kept) -> None:
+    page, differ = tables.rendered(PAGE, results)
+    assert differ == list(tables.TABLES)
+    assert tables.PLACE.sub(r"\1old\6", page) == PAGE
+    assert tables.rendered(page, results) == (page, [])
+    last = page.replace(tables.render("leave", results), "850: 3 times")
+    assert tables.rendered(last, results) == (page, ["leave"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("<!-- table: leave -->", "", "has no `<!-- end -->`"),
+        ("<!-- table: leave -->old<!-- end -->", "", r"lacks.*: \['leave'\]"),
+        ("<!-- table: leave -->", "<!-- table: other -->", r"there are none of: \['leave', 'other'\]"),
+        ("<!-- table: leave -->", "<!-- table: goals -->", r"twice or lacks.*: \['leave'\]"),
+        ("<!-- end -->", "", "has no `<!-- end -->`"),
+    ],
+)
+def test_marks_that_do_not_fit_are_refused(old: str, new: str, why: str, results: tables.Kept) -> None:
+    with pytest.raises(ValueError, match=why):
+        tables.rendered(PAGE.replace(old, new), results)
+
+
+def test_lost_payments_stand_where_it_says_that_there_are_none(results: tables.Kept) -> None:
+    results["compare"]["hopchain"]["pool"] |= {"rejected": 1, "unknown": 2}
+    assert tables.compare_run(results).endswith("Rejected or without an outcome at hopchain: pool 3.")
+
+
+def test_the_row_of_runs_before_is_of_other_commits(results: tables.Kept, tmp_path: Path) -> None:
+    path = tmp_path / "compare.json"
+    kept.write(Namespace(keep=path, commit="1234567"), results["compare"])
+    first = compare.kept_before(path, "abcdef0")
+    ratios = {row["profile"]: row["ratio"] for row in results["compare"]["ratios"]}
+    assert first == [{"commit": "1234567", "ratios": ratios}]
+    older = [{"commit": name, "ratios": {**ratios, "zipf": 0.3}} for name in ("a", "b")]
+    kept.write(Namespace(keep=path, commit="1234567"), {**results["compare"], "before": older})
+    assert compare.kept_before(path, "1234567") == older, "the same commit once more takes its own place"
+    assert compare.kept_before(path, "abcdef0") == [*first, older[0]]
+    results["compare"]["before"] = [*first, older[0]]
+    assert "| the same in the two runs before, of earlier commits | 0.10 x | 0.10 to 0.30 x |" in tables.compare_table(results)  # fmt: skip
+    results["compare"]["before"] = first
+    assert "| the same in the run before, of earlier commits | 0.10 x |" in tables.compare_table(results)
+
+
+def test_check_writes_nothing_and_says_which_differ(
+    results: tables.Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    for name, value in (("PAGE", page), ("RESULTS", tmp_path), ("read", lambda: results)):
+        monkeypatch.setattr(tables, name, value)
+    monkeypatch.setattr(kept, "ROOT", tmp_path.parent)
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    with pytest.raises(SystemExit, match=f"differ from {tmp_path.name}: {', '.join(tables.TABLES)}"):
+        tables.main()
+    assert page.read_text() == PAGE
+    monkeypatch.setattr(sys, "argv", ["tables.py"])
+    tables.main()
+    tables.main()
+    assert capsys.readouterr().out == f"renewed: {', '.join(tables.TABLES)}\nnothing differs\n"
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    with pytest.raises(SystemExit) as ended:
+        tables.main()
+    assert ended.value.code == 0
+
+
+PROGRAMS = {"compare": compare, "floor": floor, "takeover": takeover, "scale": scale}
+
+
+@pytest.mark.parametrize("line", re.findall(r"python bench/(\w+\.py .*--keep .*)", tables.__doc__ or ""))
+def test_the_commands_that_redo_it_are_taken(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the first measurement; each writes a file that the tables read."""
+    program, *words = line.split()
+    file = Path(words[words.index("--keep") + 1])
+    assert file.parent.resolve().samefile(tables.RESULTS) or file.parts[:2] == ("docs", "performance")
+    assert file.stem in tables.FILES
+
+    class Ready(Exception):
+        pass
+
+    def stop(_: ArgumentParser, asked: Namespace) -> None:
+        assert asked.keep == file
+        raise Ready
+
+    monkeypatch.setattr(kept, "prepare", stop)
+    monkeypatch.setattr(sys, "argv", [program, *words])
+    with pytest.raises(Ready):
+        PROGRAMS[program.removesuffix(".py")].main()
+
+
+def test_there_is_a_command_for_each_file() -> None:
+    named = re.findall(r"--keep docs/performance/([\w-]+)\.json", tables.__doc__ or "")
+    assert sorted(named) == sorted(tables.FILES)
+
+
+def test_kept_results_are_small() -> None:
+    for name in tables.FILES:
+        text = (tables.RESULTS / f"{name}.json").read_text()
+        assert len(text) < 10_000, name
+        assert text == kept.dumps(json.loads(text)), f"{name} was not written by a program"

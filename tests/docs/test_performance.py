@@ -1,0 +1,67 @@
+"""docs/performance.md shows the results that are kept beside it, and its sentences say nothing else."""
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "performance.md").read_text()
+
+
+def result(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "docs" / "performance" / f"{name}.json").read_text())
+    return found
+
+
+def test_the_tables_are_what_the_kept_results_say() -> None:
+    """If not: `python bench/tables.py`."""
+    done = subprocess.run(
+        [sys.executable, "bench/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_mark_leaves_the_text_after_it_markdown() -> None:
+    """A line that begins with a comment is HTML up to its end, so a mark there stands alone."""
+    for line in PAGE.splitlines():
+        assert not line.startswith("<!--") or re.fullmatch(r"<!-- (table: [a-z-]+|end) -->", line), line
+
+
+def test_what_sentences_say_of_the_tables_without_numbers_holds() -> None:
+    """If not, the sentence is to be written anew."""
+    found, floors = result("compare"), result("floor")["profiles"]
+    ours, ratios = found["hopchain"], {row["profile"]: row for row in found["ratios"]}
+
+    def median(profile: str, key: str) -> float:
+        return statistics.median(run[key] for run in floors[profile])
+
+    goal = {profile: row["goal"] * row["peer_per_s"] for profile, row in ratios.items()} | {"bulk": 82_000}
+    for sentence, holds in (
+        ("A hot sender is faster than each of PostgreSQL's variants", ratios["hot-sender"]["ratio"] > 1),
+        (
+            "and than hopchain's own uniform load",
+            ours["hot-sender"]["completed_per_s"] > ours["uniform"]["completed_per_s"],
+        ),
+        ("**Uniform**: out of reach", median("uniform", "most_per_s") < goal["uniform"]),
+        (
+            "**Hot recipient** and **zipf** are further",
+            max(median(p, "most_per_s") / goal[g] for p, g in (("hot-recipient", "hot-recipient"), ("uniform", "zipf")))
+            < median("uniform", "most_per_s") / goal["uniform"],
+        ),
+        ("**Bulk**: out of reach", median("bulk", "most_per_s") < goal["bulk"]),
+        ("Python is the smaller part", median("bulk", "interpreter_us") < median("bulk", "measured_us") / 2),
+        ("**Hot sender**: the floor leaves it", median("hot-sender", "most_per_s") > goal["hot-sender"]),
+        (
+            "and so would what is measured",
+            result("floor")["cores"] * 1e6 / median("hot-sender", "measured_us") > goal["hot-sender"],
+        ),
+        (
+            "still fewer than a PostgreSQL",
+            ratios["uniform"]["ratio"] * float(re.findall(r"([\d.]+) times as many transfers", PAGE)[0]) < 1,
+        ),
+    ):
+        assert sentence in PAGE and holds, sentence
