@@ -11,7 +11,10 @@ nothing else running and everything but docs/ committed:
     python bench/takeover.py --runs 2 --keep docs/performance/takeover.json
     python bench/scale.py --postings 1000000 --keep docs/performance/scale.json
     python bench/scale.py --bulk --postings 800000 --keep docs/performance/scale-bulk.json
+    python bench/shares.py uniform.txt uniform-512.txt hot-sender.txt --keep docs/performance/shares.json
     python bench/tables.py
+
+bench/shares.py says where its three files come from.
 
 Then commit the page together with the results.
 """
@@ -32,7 +35,7 @@ import kept
 
 PAGE: Final = kept.ROOT / "docs" / "performance.md"
 RESULTS: Final = kept.ROOT / "docs" / "performance"
-FILES: Final = ("compare", "floor", "takeover", "scale", "scale-bulk")
+FILES: Final = ("compare", "floor", "takeover", "scale", "scale-bulk", "shares")
 PLACE: Final = re.compile(r"(<!-- table: ([a-z-]+) -->)(\n?)(.*?)(\n?)(<!-- end -->)", re.DOTALL)
 Kept = dict[str, Any]  # name of a file -> its document
 
@@ -61,6 +64,17 @@ FLOORS: Final = {
     "hot-sender": "hot sender",
     "bulk": "bulk, a posting",
 }
+SHARES: Final = {
+    "commit": "`store.commit`: SQLite's writes with their triggers, fsync",
+    "step": "`core.step` without signatures",
+    "wire": "TLS and sockets, frames",
+    "hops": "hops to the database thread and back (aiosqlite, trio-asyncio, wake-up pipe)",
+    "needs": "`core.needs` without signatures: decoding links and requests",
+    "signatures": "signature check (once a request, at its gateway)",
+    "load": "`store.load`",
+    "rest": "trio's scheduler, encoding, DHT, the rest",
+}
+PROFILED: Final = {"uniform": "uniform, 32 clients", "uniform-512": "uniform, 512", "hot-sender": "hot sender"}
 NUMBERS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 OWN_LOG_US: Final = 350  # estimated, of uniform: see the table of what would be needed
 COMPILED_US: Final = 90  # measured once, not kept
@@ -330,6 +344,16 @@ def leave(results: Kept) -> str:
     return f"{whole(left)}: {measured / left:.1f} times as many transfers"
 
 
+# --- bench/shares.py -------------------------------------------------------------------------------------------------
+
+
+def shares_table(results: Kept) -> str:
+    """Where a node's CPU goes."""
+    found = results["shares"]["shares"]
+    rows = [[words, *(f"{found[run][part]:.0f} %" for run in PROFILED)] for part, words in SHARES.items()]
+    return grid(["share of a node's CPU", *PROFILED.values()], rows)
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 TABLES: Final[dict[str, Callable[[Kept], str]]] = {
@@ -343,6 +367,7 @@ TABLES: Final[dict[str, Callable[[Kept], str]]] = {
     "growth": growth,
     "scale-bulk": bulk_table,
     "takeover": takeover,
+    "shares": shares_table,
     "floor": floor_table,
     "needed": needed,
     "leave": leave,

@@ -16,6 +16,7 @@ import kept
 import postgres
 import pytest
 import scale
+import shares
 import tables
 import takeover
 
@@ -65,6 +66,7 @@ def keep_all(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "takeover": takeover.to_keep([phases, phases]),
         "scale": scale.to_keep(scale.run(sizes, place / "scale")),
         "scale-bulk": scale.to_keep(scale.run_bulk(sizes, place / "bulk")),
+        "shares": {"shares": dict.fromkeys(tables.PROFILED, shares.shares(["main;process.run_node;core.Core.step 9"]))},
     }
     assert set(results) == set(tables.FILES)
     for name, result in results.items():
@@ -109,6 +111,7 @@ def test_what_the_programs_keep_has_what_each_table_shows(results: tables.Kept) 
     assert "p99 2 and 2 ms with all alive" in shown["takeover"] and "all 60 accounts pay" in shown["takeover"]
     assert "| TLS and loopback | 10 | 10 | 10 | 0.0 |" in shown["floor"] and "in the three runs)" in shown["floor"]
     assert "| the goal in the run [above](#numbers) | 1,000 | 4,000 | 4,000 | 82,000 |" in shown["floor"]
+    assert "| `core.step` without signatures | 100 % | 100 % | 100 % |" in shown["shares"]
     assert " times as many transfers" in shown["leave"]
 
 
@@ -186,7 +189,7 @@ def test_check_writes_nothing_and_says_which_differ(
     assert ended.value.code == 0
 
 
-PROGRAMS = {"compare": compare, "floor": floor, "takeover": takeover, "scale": scale}
+PROGRAMS = {"compare": compare, "floor": floor, "takeover": takeover, "scale": scale, "shares": shares}
 
 
 @pytest.mark.parametrize("line", re.findall(r"python bench/(\w+\.py .*--keep .*)", tables.__doc__ or ""))

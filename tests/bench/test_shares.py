@@ -1,0 +1,54 @@
+"""bench/shares.py: each stack of a node is in one part, those of the start in none."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import shares
+
+THREAD = "Thread-2 (_connection_worker_thread);threading.Thread.run;core._connection_worker_thread;database._serve"
+NODE = "main;network.node;process.run_node;_run.unrolled_run"
+TURN = f"{NODE};driver.Driver.run;driver.Driver.turn"
+
+
+@pytest.mark.parametrize(
+    ("stack", "part"),
+    [
+        (f"{THREAD};_impl.capture;store.commit;store._apply", "commit"),
+        (f"{THREAD};_impl.capture;needs.load", "load"),
+        (f"{THREAD};_entry_queue.TrioToken.run_sync_soon", "hops"),
+        ("Thread-2 (_connection_worker_thread);needs._join", "hops"),
+        (f"{NODE};_entry_queue.EntryQueue.task", "hops"),
+        (f"{TURN};database._DatabaseThread.run", "hops"),
+        (f"{TURN};core.Core.step;owner.Owner.on_form", "step"),
+        (f"{TURN};core.Core.needs;gateway.Gateway._is_signed;request.is_signed_by;signing.VerifyKey.verify", "signatures"),
+        (f"{TURN};core.Core.needs;link.decode_link_untrusted", "needs"),
+        (f"{TURN};driver.Driver._emit;messages.encode_frames", "rest"),
+        (f"{NODE};channel.Channel.run;tls.TlsStream.send_all", "wire"),
+        (f"{NODE};client_port.ClientServer._live;core.Core.step", "wire"),  # the outermost counts
+        (NODE, "rest"),
+        ("main;bench_node.main;network.node", None),
+        (f"{NODE};<frozen importlib._find_and_load", None),
+    ],
+)  # fmt: skip
+def test_a_stack_is_in_one_part(stack: str, part: str | None) -> None:
+    assert shares.part_of(stack.split(";")) == part
+
+
+def test_shares_are_of_all_that_is_not_the_start() -> None:
+    lines = [f"{THREAD};store.commit 600", f"{TURN};core.Core.step 300", f"{NODE} 100", "main;bench_node.main 5000"]
+    found = shares.shares(lines)
+    assert list(found) == list(shares.PARTS)
+    assert {part: share for part, share in found.items() if share} == {"commit": 60.0, "step": 30.0, "rest": 10.0}
+
+
+@pytest.mark.parametrize("text", ["", "main;bench_node.main 5000\n", "no stacks at all\n", f"{NODE} many\n"])
+def test_a_file_without_stacks_is_refused(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "uniform.txt"
+    path.write_text(text)
+    monkeypatch.setattr(sys, "argv", ["shares.py", str(path)])
+    with pytest.raises(SystemExit):
+        shares.main()
+    assert "uniform.txt is not what `hopchain bench --profile-out FILE.txt` wrote" in capsys.readouterr().err
