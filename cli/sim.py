@@ -324,6 +324,7 @@ def _show(
             plot(doc, plot_path)
     ok = all(verdict.ok for verdict in verdicts)
     record = performance.record
+    words = record.world.last_words
     stories = side_stories(record, performance.sides)
     out.data(
         {
@@ -338,6 +339,9 @@ def _show(
             "links": len(record.watch.links),
             "calls": len(record.watch.calls),
             "crashes": record.crashes,
+            "last_words": [
+                {"at_s": round(at - record.start, 6), "node": node, "what": text} for at, node, text in words
+            ],
             "verdicts": [{"name": v.name, "what": v.text, "ok": v.ok, "found": v.found} for v in verdicts],
             "sides": [
                 {"name": s.name, "nodes": list(s.nodes), "asked": s.asked, "answered": s.paid, "why": s.why}
@@ -355,6 +359,8 @@ def _show(
     for at, node, text in lines or ():
         out.say(f"{at:9.4f} s  {'node-' + str(node) if node >= 0 else '':8} {text}")
     _say_verdicts(out, performance, verdicts)
+    for at, node, text in words:
+        out.say(f"node-{node} ended {at - record.start:.2f} s after faults began: {text}")
     for story in stories:
         if story.asked:
             out.say(

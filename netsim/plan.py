@@ -92,13 +92,22 @@ class SlowDisk(_Fault, frozen=True, tag="slow_disk"):
     until: float
 
 
-class DiskError(_Fault, frozen=True, tag="disk_error"):
+class DiskError(_Fault, frozen=True, tag="disk_error", repr_omit_defaults=True):
     """The next commit after `at` fails: `full` (nothing is written) or `fsync` (perhaps it was). The process ends with
-    `StorageFailure` and starts again at `until`."""
+    `StorageFailure` and starts again at `until`.
+
+    Of a full disk a commit fails only when it needs one more page. With `stays` the disk is full for the commits after it, too, until
+    one fails or `until` is there; without, for that one alone. Drawn plans are without; the trace has the repr, so it omits defaults.
+    """
 
     node: int
     error: str
     until: float
+    stays: bool = False
+
+    def is_over(self, now: float) -> bool:
+        """True when a disk that stayed full has room again."""
+        return self.stays and self.until <= now
 
 
 class Weather(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

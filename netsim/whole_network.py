@@ -280,8 +280,11 @@ class WholeNetwork:
         fast, slow = node.commit_s if node.slow_until > self.now else COMMIT_S
         await trio.sleep(self.rng.uniform(fast, slow))
         armed, node.armed = node.armed, None
+        if isinstance(armed, DiskError) and armed.is_over(self.now):
+            armed = None
         if isinstance(armed, DiskError):
             self._fail_disk(node, writes, armed)
+            node.armed = armed if armed.stays else None
         if isinstance(armed, Kill) and armed.point in ("before_commit", "in_commit"):
             if armed.point == "in_commit":
                 node.disk.cut_commit(writes, self.rng.randint)

@@ -75,6 +75,7 @@ class World:
         self.network = Network(random.Random(self.rng.random()), plan.weather)
         self.events = 0
         self.happened: Counter[str] = Counter()  # faults, by kind
+        self.last_words: list[tuple[float, int, str]] = []  # when which process ended by itself, and what it said
         self._this_second = 0
         self._trace = hashlib.sha256()
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -190,8 +191,9 @@ class World:
         self.connections.make()
         self.wake(node)
 
-    def _quarantine(self, node: SimNode) -> None:
+    def _quarantine(self, node: SimNode, why: Quarantined) -> None:
         """The process ended by itself, for good."""
+        self.last_words.append((self.now, node.index, str(why)))
         self.happened["Quarantined"] += 1
         node.gone = True
         self.crash(node, float("inf"))
@@ -233,10 +235,10 @@ class World:
         loaded = load(node.disk.conn, needs) if needs != _NOTHING else Loaded()  # most turns are a ping: no query
         try:
             effects = node.core.step(loaded, clock)
-        except Quarantined:
+        except Quarantined as why:
             if not node.must_go:
                 raise
-            self._quarantine(node)
+            self._quarantine(node, why)
             return
         self._go_on(node, life, deque(effects.stages()))
 
@@ -258,6 +260,8 @@ class World:
         stage = stages.popleft()
         node.commits += 1
         armed = node.armed
+        if isinstance(armed, DiskError) and armed.is_over(self.now):
+            armed = None
         for counted in node.counted:
             if counted.number == node.commits:
                 self._die_at(node, stage, counted)
@@ -269,7 +273,7 @@ class World:
             return
         if armed is None:
             node.disk.commit(stage.persist)
-        node.armed = None
+        node.armed = armed if isinstance(armed, DiskError) and armed.stays else None
         self.observer.committed(node.index, stage.persist, self.now)
         self._emit(node, stage)
         self._go_on(node, life, stages)
@@ -309,7 +313,8 @@ class World:
                 node.disk.fail_full(stage.persist)
             else:
                 node.disk.fail_sync(stage.persist, self.rng)
-        except StorageFailure:
+        except StorageFailure as failure:
+            self.last_words.append((self.now, node.index, str(failure)))
             self.happened[f"DiskError.{fault.error}"] += 1
             self.crash(node, fault.until)
             return True

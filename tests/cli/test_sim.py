@@ -102,6 +102,19 @@ def test_sizes_can_be_replaced(cli: Cli, good: Path) -> None:
     assert "3 nodes and k 3" in document["note"]
 
 
+def test_a_node_that_ended_by_itself_tells_why(cli: Cli, good: Path) -> None:
+    assert cli.json("sim", "run", str(good))["last_words"] == []
+    fault = 'fault = [ { kind = "disk_error", at = 0.5, until = 0.8, nodes = "node-1", error = "fsync" } ]\n'
+    good.write_text(fault + good.read_text().replace('"node-1" } ]', '"node-0" } ]'))
+    (words,) = cli.json("sim", "run", str(good))["last_words"]
+    assert (words["node"], 0.5 <= words["at_s"] < 0.8) == (1, True)
+    assert "disk I/O error" in words["what"]
+    assert (
+        f"node-1 ended {words['at_s']:.2f} s after faults began: {words['what']}"
+        in cli.run("sim", "run", str(good)).stdout
+    )
+
+
 def test_what_is_not_as_expected_is_exit_1_and_one_command_shows_it_again(cli: Cli, bad: Path) -> None:
     text = cli.run("sim", "run", str(bad), "--seed", "3", code=1).stdout
     assert "expect-1  BROKEN" in text

@@ -91,6 +91,13 @@ def test_every_other_fault_breaks_no_rule_either():
     assert result.lives >= 5 + 4, "the kills and the failing disk ended processes"
 
 
+@pytest.mark.parametrize(("until", "lives"), [(3.0, 4), (1.001, 3)])
+def test_a_disk_stays_full_until_a_commit_fails_or_there_is_room(until: float, lives: int):
+    full = DiskError(1.0, 1, "full", until, stays=True)
+    result = run_whole(Plan(1, nodes=3, k=3, load=Load(requests=25), faults=(full,), fault_s=4.0, heal_s=8.0))
+    assert (result.rule, result.problem, result.lives) == ("", "", lives)
+
+
 def test_a_process_that_was_to_die_while_sending_lives_on_when_it_is_healed_before():
     """Found by the plan of seed 153: such a node stayed mute for ever."""
 
