@@ -25,6 +25,7 @@ from netsim.fleet import open_fleet
 from netsim.mutant import Edit, Mutant
 from netsim.mutants_answering import ANSWERING
 from netsim.mutants_deciding import DECIDING
+from netsim.rule_links import link_rules
 from netsim.run import run_plan
 from netsim.scenario import load_scenario
 from netsim.stage import perform
@@ -33,6 +34,7 @@ MAX_SEEDS: Final = 2000  # each mutant is caught within so many
 _PACKAGES: Final = ("chain", "routing", "hopchain", "node", "netsim")
 _FILE: Final = Path(__file__).with_name("mutants.json")
 _PAGE_FILE: Final = Path(__file__).parent.parent / "docs" / "simulator-mutants.md"
+_DESIGN: Final = "design.md"  # from the page
 PROBLEM_CHARS: Final = 110  # of what a run says, in the table
 
 
@@ -202,16 +204,16 @@ def _find_by_name(name: str) -> tuple[str, Caught | str]:
 
 def render_page(caught: Mapping[str, Caught]) -> str:
     """The page of the documentation."""
-    rows = [
-        f"| {mutant.name} | {mutant.rule} | {mutant.what} | {_where(caught[mutant.name])} | {caught[mutant.name].rule} "
-        f"| {_brief(caught[mutant.name].problem)} |"
-        for mutant in MUTANTS
-        if mutant.name in caught
-    ]
+    rows = [_row(mutant, caught[mutant.name]) for mutant in MUTANTS if mutant.name in caught]
     staged = sum(one.seed is None for one in caught.values())
-    return _PAGE.format(
+    return link_rules(_PAGE, _DESIGN).format(
         count=len(rows), drawn=len(rows) - staged, staged=staged, rows="\n".join(rows), max_seeds=MAX_SEEDS
     )
+
+
+def _row(mutant: Mutant, caught: Caught) -> str:
+    rule, what = link_rules(mutant.rule, _DESIGN), link_rules(mutant.what, _DESIGN)
+    return f"| {mutant.name} | {rule} | {what} | {_where(caught)} | {caught.rule} | {_brief(caught.problem)} |"
 
 
 def _where(caught: Caught) -> str:

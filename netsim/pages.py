@@ -8,6 +8,7 @@ from pathlib import Path
 
 from netsim.plot import plot
 from netsim.report import document
+from netsim.rule_links import link_rules
 from netsim.scenario import Scenario, load_scenario, shipped
 from netsim.stage import perform
 from netsim.verdict import describe, judge
@@ -16,10 +17,11 @@ from netsim.verdict import describe, judge
 def page(scenario: Scenario) -> str:
     """The Markdown of one scenario."""
     name, plan = scenario.name, scenario.plan
+    about, learn = (link_rules(text, "../design.md") for text in (scenario.about, scenario.learn))
     checks = "\n".join(f"- {describe(expect)}" for expect in scenario.expects)
     return f"""# {scenario.title}
 
-{scenario.about}
+{about}
 
 ```
 hopchain sim run {name} --report out.html
@@ -33,7 +35,7 @@ held up, grey ones processes that are down.
 
 ## What to learn
 
-{scenario.learn}
+{learn}
 
 ## What is checked
 
