@@ -57,6 +57,7 @@ def test_every_scenario_that_was_promised_ships() -> None:
         "growth", "replace-dead", "removed-unaware", "rolling-restart-20",
         "sync-majority", "promise-twice", "old-disk-source", "two-epochs", "born-later", "one-way",
         "pinned-group", "views-in-order", "unsynced-read", "voted-opening", "voted-income", "join-under-load",
+        "full-disk",
     }  # fmt: skip
     assert promised | {f"counterexample-{n}" for n in COUNTEREXAMPLES} == set(NAMES)
 
@@ -107,3 +108,16 @@ def test_owner_isolated_the_link_is_chosen_before_anybody_knows() -> None:
     assert knows != owner
     assert at - record.watch.chosen_at[link.hash] > 1.0
     assert record.watch.applied_at[link.hash][owner] - record.start > 6.0
+
+
+def test_full_disk_the_node_ends_with_its_message_and_has_all_links_soon_after_it_is_back() -> None:
+    performance = perform(load_scenario("full-disk"))
+    record = performance.record
+    ((at, node, text),) = record.world.last_words
+    assert node == 2
+    assert "failed: database or disk is full" in text
+    assert 3.0 <= at - record.start < 4.0
+    assert record.down == [(node, at, record.start + 6.0)]
+    missed = [link for link, chosen in record.watch.chosen_at.items() if at < chosen < record.start + 6.0]
+    assert len(missed) > 30
+    assert all(6.0 < record.watch.applied_at[link][node] - record.start < 7.0 for link in missed)
