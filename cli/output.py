@@ -94,6 +94,11 @@ class Output:
         """True on a terminal that a person looks at."""
         return not self.as_json and sys.stdout is not None and sys.stdout.isatty()  # None: it was closed from the start
 
+    @property
+    def watched(self) -> bool:
+        """True when standard error is a terminal, where a person sees how far a command is, also while its result is piped."""
+        return not self.as_json and sys.stderr is not None and sys.stderr.isatty()
+
     def sending(self, what: str, tell: Callable[[], object]) -> None:
         """A request leaves now. `what` says how to learn what became of it, in case its answer cannot be told; `tell` prints
         what is known of it as the command would at its end, in case it is interrupted."""

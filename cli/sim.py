@@ -9,7 +9,7 @@ import click
 
 from chain.errors import LocalMisuse
 from cli.command import HopCommand, checked_name, usage
-from cli.output import CommandFailed, Exit, JsonValue, Output
+from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FIRST_SIZE: Final = 10  # of `hops`
 SMALLEST: Final = 2  # a lookup needs somebody to ask
+MINUTES_FROM_S: Final = 100  # what is left is told in minutes from here on
+HOURS_FROM_S: Final = 100 * 60  # and in hours
 
 _report_option = click.option(
     "--report", "report_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html",
@@ -171,15 +173,18 @@ def swarm(out: Output, seeds: int, first: int, jobs: int | None, fleet: str | No
     import os
 
     from netsim.plan import encode_plan
-    from netsim.swarm import run_swarm
+    from netsim.swarm import MAX_SHRUNK, run_swarm
 
-    with _progress(out, f"{seeds} seeds", seeds) as advance:
-        done = 0
+    with _progress(out, "seeds", seeds, counts=True) as advance:
+        done = broken = 0
 
         def on_result(result: "Result") -> None:
-            nonlocal done
+            nonlocal done, broken
             done += 1
+            broken += not result.ok
             advance(done)
+            if done == seeds and broken:
+                out.note(f"shrinking {counted(min(broken, MAX_SHRUNK), 'failing seed')}, about a minute for each")
 
         report = run_swarm(range(first, first + seeds), jobs or os.cpu_count() or 1, on_result, fleet)
     failures: list[JsonValue] = []
@@ -430,15 +435,41 @@ def _write(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _progress(out: Output, what: str, total: float) -> "Iterator[Callable[[float], None]]":
-    """A bar on a terminal, in simulated seconds or seeds; nothing when piped or with `--json`."""
-    if not out.fancy:
+def _progress(out: Output, what: str, total: float, *, counts: bool = False) -> "Iterator[Callable[[float], None]]":
+    """How much of `total` is done and how long the rest may take, in simulated seconds, seeds or nodes, on a terminal at standard
+    error; nothing without one or with `--json`. `counts`: as numbers, else in percent."""
+    if not out.watched:
         yield lambda done: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    share = MofNCompleteColumn() if counts else TaskProgressColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        share,
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+        task = bar.add_task(what, total=total, left="")
+
+        def advance(done: float) -> None:
+            elapsed_s = bar.tasks[task].elapsed or 0.0
+            bar.update(task, completed=done, left=time_left(elapsed_s, done, total))
+
+        yield advance
+
+
+def time_left(elapsed_s: float, done: float, total: float) -> str:
+    """How long the rest takes when it goes on as on average until now, for people; empty as long as nothing is done. (The speed of
+    the last moments says nothing: seeds come several at once.)"""
+    if not 0 < done < total:
+        return ""
+    left_s = elapsed_s * (total - done) / done
+    if left_s < MINUTES_FROM_S:
+        return f"about {left_s:.0f} s left"
+    if left_s < HOURS_FROM_S:
+        return f"about {left_s / 60:.0f} min left"
+    return f"about {left_s / 3600:.1f} h left"

@@ -1,10 +1,13 @@
 """`hopchain sim`: what is printed, written and returned."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -12,7 +15,7 @@ import pytest
 
 import netsim.swarm
 from chain.errors import HopchainError
-from cli.sim import sizes
+from cli.sim import sizes, time_left
 from netsim.draw import draw_plan
 from netsim.plan import decode_plan, encode_plan
 from netsim.run import Result, run_plan
@@ -194,6 +197,46 @@ def test_swarm_counts_what_its_seeds_did(cli: Cli) -> None:
     assert "no rule was broken" in cli.run("sim", "swarm", "--seeds", "1", "--jobs", "1").stdout
 
 
+def on_terminal(*words: str) -> tuple[str, str]:
+    """What a command prints on standard output, a pipe, and on standard error, a terminal, without its colours."""
+    ours, theirs = os.openpty()
+    env = {"TERM": "xterm", "COLUMNS": "100"}
+    command = [sys.executable, "-m", "cli.main", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, cwd=ROOT, env=env) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # the last one has closed it
+            while part := os.read(ours, 65536):
+                shown += part
+        os.close(ours)
+        printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, shown
+    return printed, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+
+
+def test_a_swarm_tells_on_a_terminal_how_far_it_is_and_its_output_stays_clean() -> None:
+    words = ("sim", "swarm", "--seeds", "5", "--first", "4", "--jobs", "1")  # four seeds, then one that takes a second
+    printed, shown = on_terminal(*words)
+    assert "no rule was broken" in printed
+    assert "\x1b" not in printed
+    assert " 4/5 " in shown
+    assert re.search(r"about \d+ s left", shown)
+    printed, shown = on_terminal(*words, "--json")
+    assert (json.loads(printed)["seeds"], shown) == (5, "")
+
+
+def test_without_a_terminal_a_swarm_tells_nothing_on_its_way(cli: Cli) -> None:
+    assert cli.run("sim", "swarm", "--seeds", "1", "--jobs", "1").stderr == ""
+
+
+def test_the_time_left_goes_on_as_until_now() -> None:
+    assert time_left(0.0, 0, 1000) == ""
+    assert time_left(5.0, 100, 1000) == "about 45 s left"
+    assert time_left(60.0, 10, 100) == "about 9 min left"
+    assert time_left(600.0, 10, 1000) == "about 16.5 h left"
+    assert time_left(600.0, 1000, 1000) == ""
+
+
 def test_a_failing_seed_is_exit_1_with_its_command_and_its_shrunk_plan(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,16 +246,21 @@ def test_a_failing_seed_is_exit_1_with_its_command_and_its_shrunk_plan(
         seeds: Iterable[int], jobs: int, on_result: Callable[[Result], None], fleet: str | None = None
     ) -> SwarmReport:
         assert (list(seeds), jobs, fleet) == ([0, 1, 2], 1, None)
+        for seed, rule in enumerate(("I2", "", "I7")):
+            on_result(Result(seed, "", rule, "", 1.0, 1, 1, 1, 1, 0, 1, 1, Counter()))
         failures = (Failure(SEED, "I2", "money", plan, shrunk=True), Failure(9, "I7", "x", plan, shrunk=False))
         return SwarmReport(3, 1.0, 60.0, 1, 1, 1, 1, 0, 1, 0, Counter(Cut=2), failures)
 
     monkeypatch.setattr(netsim.swarm, "run_swarm", fail)
     words = ["sim", "swarm", "--seeds", "3", "--jobs", "1", "--shrunk", str(tmp_path)]
-    text = cli.run(*words, code=1).stdout
+    result = cli.run(*words, code=1)
+    assert result.stderr == "shrinking 2 failing seeds, about a minute for each\n"
+    text = result.stdout
     assert f"hopchain sim replay {SEED}\n" in text
     assert f"hopchain sim run {tmp_path}/shrunk-{SEED}.json    # shrunk to 0 faults" in text
     assert decode_plan((tmp_path / f"shrunk-{SEED}.json").read_bytes()) == plan
     assert not (tmp_path / "shrunk-9.json").exists()
+    assert cli.run(*words, "--json", code=1).stderr == ""
     document = cli.json(*words, code=1)
     assert [f["shrunk_command"] is None for f in document["failures"]] == [False, True]
 
