@@ -317,10 +317,17 @@ def _show(
 
     verdicts = judge(performance, scenario)
     note = not_judged(scenario) if scenario is not None else ""
+    nothing_came = performance.nothing_came
     about = scenario.about.replace("\n", " ") if scenario is not None else ""
     lines = follow_account(performance.record, follow) if follow is not None else None
     if report_path is not None or plot_path is not None:
-        doc = document(performance, verdicts, about=about, command=command, note=note)
+        doc = document(
+            performance,
+            verdicts,
+            about=about,
+            command=command,
+            note=" ".join((note, *(f"{text}." for text in nothing_came))).strip(),
+        )
         if report_path is not None:
             _write(report_path, render(doc).encode())
         if plot_path is not None:
@@ -353,6 +360,7 @@ def _show(
                 for s in stories
             ],
             "note": note or None,
+            "nothing_came": list(nothing_came),
             "follow": [{"at_s": at, "node": node, "what": text} for at, node, text in lines]
             if lines is not None
             else None,
@@ -375,6 +383,8 @@ def _show(
             out.say(f"  {story.why}")
     if note:
         out.say(note)
+    for text in nothing_came:
+        out.say(text, colour="yellow")
     for what, path in (("report", report_path), ("picture", plot_path)):
         if path is not None:
             out.say(f"{what}: {path}")

@@ -39,6 +39,25 @@ from netsim.world import World
 TICK_S: Final = 0.25  # simulated seconds between two reports of progress
 SETTLE_TIMEOUT_MS: Final = 15_000
 
+# Of faults that are counted when something comes of them: the name under which (`World.happened`), and why nothing came.
+_COUNTED: Final = {
+    "kill": "Kill",
+    "disk_error": "DiskError",
+    "rollback": "Rollback",
+    "add": "Add",
+    "remove": "Remove",
+    "die": "Die",
+    "bury": "Bury",
+}
+_NOTHING: Final = {
+    "kill": "the process was down, or committed nothing in that time",
+    "disk_error": "nothing that needed room was written in that time",
+    "rollback": "the others were not told of more votes in that time, or the network could not go on without this disk",
+}
+_NOT_BORNE: Final = (
+    "the network could not go on afterwards, or the node was gone already (docs/simulator.md, Members that change)"
+)
+
 Progress = Callable[[float], None]
 
 
@@ -48,7 +67,7 @@ class Stopped(Exception):
 
 class Performance(msgspec.Struct, frozen=True):
     """What came of a run. `rule` and `problem` are empty when no rule was broken. `calls`: the calls of each request
-    of the scenario; `ids`: their request ids."""
+    of the scenario; `ids`: their request ids. `nothing_came`: steps of the scenario that did nothing, and why."""
 
     name: str
     title: str
@@ -63,6 +82,7 @@ class Performance(msgspec.Struct, frozen=True):
     calls: dict[str, list[int]]
     ids: dict[str, list[bytes]]
     balances: dict[str, int]
+    nothing_came: tuple[str, ...] = ()
 
     @property
     def sides(self) -> dict[str, tuple[int, ...]]:
@@ -141,6 +161,7 @@ def _perform(
             calls=stage.calls if stage is not None else {},
             ids=stage.ids if stage is not None else {},
             balances=_available(record.watch),
+            nothing_came=stage.nothing_came() if stage is not None and complete and not rule else (),
         )
 
 
@@ -163,6 +184,14 @@ def _available(watch: Watch) -> dict[str, int]:
     }
 
 
+def _fault_name(number: int, step: FaultStep) -> str:
+    return f"fault[{number}] ({step.kind})"
+
+
+def _request_name(step: RequestStep) -> str:
+    return f"request {step.name}"
+
+
 class _Stage:
     """One run of a scenario."""
 
@@ -180,6 +209,8 @@ class _Stage:
         self._signed: dict[str, list[SignedRequest]] = {step.name: [] for step in scenario.requests}
         self._steps = {step.name: step for step in scenario.requests}
         self._waiting: list[tuple[Moment, Callable[[], None]]] = []
+        self._began: set[str] = set()  # steps whose time or moment came
+        self._acted: set[str] = set()  # and those whose words named nodes then
         self._rng = random.Random(self._world.rng.random())
         self._start = 0.0
         record.on_moment = self._on_moment
@@ -200,9 +231,11 @@ class _Stage:
             {n for step in self._scenario.faults if step.fresh for n in self.roles.nodes_of(step.groups[0])}
         )
         self._start = self._record.start = world.now
-        for fault in self._scenario.faults:
+        for i, fault in enumerate(self._scenario.faults):
             for number in range(fault.times):
-                self._plan_step(fault.at + number * fault.every_s, fault.when, self._fault_of(fault))
+                self._plan_step(
+                    fault.at + number * fault.every_s, fault.when, self._fault_of(fault, _fault_name(i, fault))
+                )
         for request in self._scenario.requests:
             for number in range(request.times):
                 self._plan_step(request.at + number * request.every_s, request.when, self._request_of(request, number))
@@ -220,6 +253,28 @@ class _Stage:
             world.submit(self._rng.choice(everybody), Submit(signed.raw, signed.signature, SETTLE_TIMEOUT_MS))
         world.run_for(plan.heal_s)
         self._rest()
+
+    def nothing_came(self) -> tuple[str, ...]:
+        """The faults and requests of which nothing came in the whole run, and why, for people."""
+        steps: list[tuple[str, FaultStep | RequestStep]] = [
+            (_fault_name(i, step), step) for i, step in enumerate(self._scenario.faults)
+        ]
+        steps += [(_request_name(step), step) for step in self._scenario.requests]
+        found = []
+        for shown, step in steps:
+            if shown not in self._began:
+                assert step.when is not None  # all others have their time before everything heals
+                found.append(f"{shown} waited for {step.when.what}:{step.when.account}, which did not happen")
+            elif shown not in self._acted:
+                found.append(f"{shown} did nothing: its words named no node at that moment")
+            elif isinstance(step, FaultStep) and not self._happened(step.kind):
+                found.append(f"{shown} did nothing: {_NOTHING.get(step.kind, _NOT_BORNE)}")
+        return tuple(found)
+
+    def _happened(self, kind: str) -> bool:
+        """False when no fault of a kind that is counted when something comes of it happened."""
+        names = {name.partition(".")[0] for name, count in self._world.happened.items() if count}
+        return kind not in _COUNTED or _COUNTED[kind] in names
 
     def _rest(self) -> None:
         world = self._world
@@ -265,14 +320,17 @@ class _Stage:
 
     # --- faults ---
 
-    def _fault_of(self, step: FaultStep) -> Callable[[], None]:
-        return lambda: self._begin_fault(step)
+    def _fault_of(self, step: FaultStep, name: str) -> Callable[[], None]:
+        return lambda: self._begin_fault(step, name)
 
-    def _begin_fault(self, step: FaultStep) -> None:
+    def _begin_fault(self, step: FaultStep, name: str) -> None:
         """The words become nodes now, and the fault begins."""
+        self._began.add(name)
         now = self._world.now - self._start
         until = now + step.last_s
         parts = tuple(self.roles.nodes_of(words) for words in step.groups)
+        if all(parts):
+            self._acted.add(name)
         for fault in planned_faults(step, now, until, parts, self._scenario.plan.nodes):
             if fault.at < self._scenario.plan.fault_s:  # what is staggered beyond it would fall into the healed network
                 self._faults.schedule(fault, self._start)
@@ -293,9 +351,11 @@ class _Stage:
         return lambda: self._ask(step, number)
 
     def _ask(self, step: RequestStep, number: int) -> None:
+        self._began.add(_request_name(step))
         gateways = [node for word in step.via for node in self.roles.in_order(word)]
         if not gateways:
             return
+        self._acted.add(_request_name(step))
         via = gateways[number % len(gateways)]
         if step.kind == "read":
             ask = AskBalance(step.account, step.linearizable, AT_ONCE, int(step.timeout_s * 1000))

@@ -118,6 +118,16 @@ def test_a_node_that_ended_by_itself_tells_why(cli: Cli, good: Path) -> None:
     )
 
 
+def test_a_fault_of_which_nothing_came_is_told(cli: Cli, good: Path, tmp_path: Path) -> None:
+    report = tmp_path / "out.html"
+    assert cli.json("sim", "run", str(good))["nothing_came"] == []
+    good.write_text('fault = [ { kind = "ring", at = 0, until = 1, when = "voted:bob" } ]\n' + good.read_text())
+    says = "fault[0] (ring) waited for voted:bob, which did not happen"
+    assert cli.json("sim", "run", str(good))["nothing_came"] == [says]
+    assert f"\n{says}\n" in cli.run("sim", "run", str(good), "--report", str(report)).stdout
+    assert says in report.read_text()
+
+
 def test_what_is_not_as_expected_is_exit_1_and_one_command_shows_it_again(cli: Cli, bad: Path) -> None:
     text = cli.run("sim", "run", str(bad), "--seed", "3", code=1).stdout
     assert "expect-1  BROKEN" in text
