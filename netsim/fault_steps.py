@@ -41,7 +41,7 @@ def planned_faults(
         case "weather":
             return [WeatherChange(at, step.weather, until)]
         case "bury":
-            return [Bury(at, node, spare) for node, spare in zip(*parts, strict=True)]
+            return [Bury(at, node, spare) for node, spare in zip(*parts, strict=False)]
         case _:
             return [
                 _one_fault(step, node, at + i * step.stagger_s, until + i * step.stagger_s)

@@ -28,14 +28,27 @@ _NODE: Final = re.compile(r"node-(0|[1-9][0-9]{0,3})")
 REST: Final = "rest"
 
 
-def check_word(where: str, word: str, nodes: int, sides: Collection[str], accounts: Collection[str]) -> None:
-    """Raise `LocalMisuse`, which lists what is allowed, unless the word can name nodes."""
+def check_side(where: str, side: str, words: tuple[str, ...]) -> None:
+    """Raise `LocalMisuse` when the name of a side is a word that names other nodes."""
+    known = side in (*FIXED, REST) or _NODE.fullmatch(side) or _OF.fullmatch(side)
+    if known and words != (side,):
+        raise LocalMisuse(f"{where}: {side} cannot name {', '.join(words)}: it names nodes already; take another name")
+
+
+def check_word(
+    where: str, word: str, nodes: int, sides: Collection[str], accounts: Collection[str], spares: int = 0
+) -> None:
+    """Raise `LocalMisuse`, which lists what is allowed, unless the word can name nodes. `nodes`: the spares among them."""
+    if word == "spares" and not spares:
+        raise LocalMisuse(f"{where}: there are no spares; `spares = 1`, above all tables, makes one")
     if word in FIXED or word in sides:
         return
     if match := _NODE.fullmatch(word):
         if int(match[1]) < nodes:
             return
-        raise LocalMisuse(f"{where}: {word} does not exist: with {nodes} nodes they are node-0 to node-{nodes - 1}")
+        some = f"{nodes - spares} nodes" + (f" and spares = {spares}" if spares else "")
+        hint = "" if spares else " (`spares` adds nodes that are no members)"
+        raise LocalMisuse(f"{where}: {word} does not exist: with {some} they are node-0 to node-{nodes - 1}{hint}")
     if match := _OF.fullmatch(word):
         if match[3] in accounts:
             return

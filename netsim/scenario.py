@@ -25,11 +25,15 @@ from chain.names import check_name_untrusted
 from netsim.draw_parts import POINTS
 from netsim.names import ISSUER
 from netsim.plan import Load, Plan, Weather
-from netsim.roles import REST, check_word
+from netsim.roles import REST, check_side, check_word
 from netsim.strict import Table
 
 MAX_NODES: Final = 64  # of a scenario: more lanes than this no picture shows
 MAX_TIMES: Final = 10_000  # repetitions of one fault or request
+TOP: Final = (
+    "title", "about", "learn", "nodes", "k", "seed", "fault_s", "heal_s", "files", "spares",
+    "weather", "load", "sides", "accounts", "fault", "request", "expect",
+)  # fmt: skip
 RECORDED: Final = tuple(outcome.name.lower() for outcome in Outcome)
 ANSWERS: Final = (
     *RECORDED,
@@ -249,9 +253,10 @@ def read_scenario(
         files=top.flag("files"),
         spares=top.integer("spares", 0, 0, MAX_NODES),
     )
-    sides_table = top.table("sides")
+    sides_table, accounts_table = top.table("sides"), top.table("accounts")
+    for table in (sides_table, accounts_table):
+        _check_not_of_the_scenario(table)
     sides = {side: sides_table.texts(side) for side in sides_table.names}
-    accounts_table = top.table("accounts")
     accounts = {_name(accounts_table, a): accounts_table.integer(a, 0, 0, 2**62) for a in accounts_table.names}
     read = Scenario(
         name=name,
@@ -262,8 +267,8 @@ def read_scenario(
         accounts=accounts,
         sides=sides,
         has_load=has_load,
-        faults=tuple(_fault(t) for t in top.tables("fault")),
-        requests=tuple(_request(t) for t in top.tables("request")),
+        faults=tuple(_fault(t, plan.fault_s) for t in top.tables("fault")),
+        requests=tuple(_request(t, plan.fault_s) for t in top.tables("request")),
         expects=tuple(_expect(t) for t in top.tables("expect")),
         resized="" if sizes == own else f"{own[0]} nodes and k {own[1]}",
     )
@@ -305,11 +310,38 @@ def _load(table: Table) -> Load:
     return msgspec.structs.replace(load, **shares)
 
 
-def _fault(table: Table) -> FaultStep:
+def _check_not_of_the_scenario(table: Table) -> None:
+    """A key of the scenario that stands below the head of a table is, for TOML, one of the table."""
+    for name in table.names:
+        if name in TOP:
+            raise table.wrong(
+                name,
+                "is a key of the scenario and no name; write it above all tables: in TOML a key belongs to the table before it",
+            )
+
+
+def _times(table: Table, fault_s: float) -> tuple[float, float, int]:
+    """When something happens first, seconds until it does so again, and how often: all of it before everything heals."""
+    at = table.number("at", None, 0, 3600)
+    every_s = table.number("every_s", 1.0, 0.0001, 3600)
+    times = table.integer("times", 1, 1, MAX_TIMES)
+    if at >= fault_s:
+        raise table.wrong("at", f"is {at:g}; it must be before fault_s, {fault_s:g}, when everything heals")
+    last = at + (times - 1) * every_s
+    if last >= fault_s:
+        raise table.wrong(
+            "times",
+            f"is {times}: from {at:g} on, every {every_s:g} s, the last one is at {last:g}; it must be before fault_s, "
+            f"{fault_s:g}, when everything heals",
+        )
+    return at, every_s, times
+
+
+def _fault(table: Table, fault_s: float) -> FaultStep:
     kind = table.choice("kind", FAULTS)
     keys = FAULTS[kind]
     table.only(("kind", "at", "when", "every_s", "times", *keys), f"a fault of kind {kind}")
-    at = table.number("at", None, 0, 3600)
+    at, every_s, times = _times(table, fault_s)
     groups: tuple[tuple[str, ...], ...] = ()
     if "between" in keys:
         groups = table.lists("between")
@@ -318,7 +350,12 @@ def _fault(table: Table) -> FaultStep:
     elif "source" in keys:
         groups = (table.texts("source"), table.texts("target"))
     elif "nodes" in keys:
-        groups = (table.texts("nodes"), table.texts("spare")) if kind == "bury" else (table.texts("nodes"),)
+        groups = (table.texts("nodes"),)
+        if kind == "bury":
+            groups = (*groups, table.texts("spare"))
+            dead, spares = map(len, groups)
+            if dead != spares:
+                raise table.wrong("spare", f"names {spares}, and nodes {dead}: each dead node needs its own")
     until = table.number("until", None, at, 3600) if "until" in keys else at
     step = FaultStep(
         kind=msgspec.convert(kind, FaultKind),
@@ -326,8 +363,8 @@ def _fault(table: Table) -> FaultStep:
         last_s=until - at,
         when=_moment(table),
         groups=groups,
-        every_s=table.number("every_s", 1.0, 0.0001, 3600),
-        times=table.integer("times", 1, 1, MAX_TIMES),
+        every_s=every_s,
+        times=times,
         stagger_s=table.number("stagger_s", 0.0, 0, 3600),
         one_way=table.flag("one_way"),
         point=table.choice("point", POINTS, "idle"),
@@ -346,21 +383,22 @@ def _fault(table: Table) -> FaultStep:
     return step
 
 
-def _request(table: Table) -> RequestStep:
+def _request(table: Table, fault_s: float) -> RequestStep:
     kind = table.choice("kind", REQUESTS, "pay")
     keys = REQUESTS[kind]
     table.only(
         ("name", "kind", "at", "when", "via", "timeout_s", "every_s", "times", *keys), f"a request of kind {kind}"
     )
+    at, every_s, times = _times(table, fault_s)
     step = RequestStep(
         name=table.text("name"),
         kind=msgspec.convert(kind, RequestKind),
-        at=table.number("at", None, 0, 3600),
+        at=at,
         when=_moment(table),
         via=table.texts("via"),
         timeout_s=table.number("timeout_s", 5.0, 0.001, 600),
-        every_s=table.number("every_s", 1.0, 0.0001, 3600),
-        times=table.integer("times", 1, 1, MAX_TIMES),
+        every_s=every_s,
+        times=times,
         account=_name(table, table.text("account")) if "account" in keys else "",
         to=_name(table, table.text("to")) if "to" in keys else "",
         amount=table.integer("amount", None, 1, 2**62) if "amount" in keys else 0,
@@ -377,13 +415,14 @@ def _expect(table: Table) -> Expect:
     keys = EXPECTS[that]
     table.only(("that", "any_size", *keys), f"an expectation of {that}")
     is_ = table.texts("is", allowed=ANSWERS if that == "answers" else (*RECORDED, "none")) if "is" in keys else ()
+    from_s = table.number("from", 0.0, 0, 3600)
     expect = Expect(
         that=that,
         request=table.texts("request", default=()) if that != "recorded" else table.texts("request"),
         is_=is_,
         on=table.texts("on", default=()) if that != "unavailable_s" else table.texts("on"),
-        from_s=table.number("from", 0.0, 0, 3600),
-        until=table.number("until", float("inf"), 0, 3600),
+        from_s=from_s,
+        until=table.number("until", float("inf"), from_s, 3600),
         account=table.text("account") if "account" in keys else "",
         message=table.choice("message", MESSAGES) if "message" in keys else "",
         at_least=table.maybe("at_least"),
@@ -393,6 +432,8 @@ def _expect(table: Table) -> Expect:
     )
     if (expect.at_least, expect.at_most, expect.exactly) == (None, None, None) and not is_:
         raise table.wrong("at_least", "or at_most" + (" or exactly" if "exactly" in keys else "") + " must be given")
+    if expect.at_least is not None and expect.at_most is not None and expect.at_least > expect.at_most:
+        raise table.wrong("at_least", f"is {expect.at_least:g}; it must be at most at_most, {expect.at_most:g}")
     table.done()
     return expect
 
@@ -418,22 +459,23 @@ def _name(table: Table, name: str) -> str:
 def _check_names(scenario: Scenario) -> None:
     """Every word names something: sides, nodes, accounts, requests."""
     where = f"scenario {scenario.name}"
-    count, sides = len(scenario.plan.everybody), scenario.sides
+    count, spares, sides = len(scenario.plan.everybody), scenario.plan.spares, scenario.sides
     accounts = {*scenario.accounts, ISSUER, *(r.account for r in scenario.requests if r.kind == "open")}
     if scenario.has_load:
         accounts |= {f"acct-{i}" for i in range(scenario.plan.load.accounts)}
     for side, words in sides.items():
+        check_side(f"{where}: sides", side, words)
         for word in words:
-            check_word(f"{where}: sides.{side}", word, count, (REST,), accounts)
+            check_word(f"{where}: sides.{side}", word, count, (REST,), accounts, spares)
     if sum(REST in words for words in sides.values()) > 1:
         raise LocalMisuse(f"{where}: sides: only one of them may be {REST!r}")
     for i, fault in enumerate(scenario.faults):
         for word in (w for group in fault.groups for w in group):
-            check_word(f"{where}: fault[{i}]", word, count, sides, accounts)
+            check_word(f"{where}: fault[{i}]", word, count, sides, accounts, spares)
     names: set[str] = set()
     for i, request in enumerate(scenario.requests):
         for word in request.via:
-            check_word(f"{where}: request[{i}].via", word, count, sides, accounts)
+            check_word(f"{where}: request[{i}].via", word, count, sides, accounts, spares)
         if request.name in names:
             raise LocalMisuse(f"{where}: request[{i}].name {request.name!r} is used before; each needs its own")
         if request.target and request.target not in names:
@@ -447,7 +489,7 @@ def _check_names(scenario: Scenario) -> None:
             raise LocalMisuse(f"{where}: when names account {moment.account!r}; it must be one of {_list(accounts)}")
     for i, expect in enumerate(scenario.expects):
         for word in expect.on:
-            check_word(f"{where}: expect[{i}].on", word, count, sides, accounts)
+            check_word(f"{where}: expect[{i}].on", word, count, sides, accounts, spares)
         for name in expect.request:
             if name not in names:
                 raise LocalMisuse(f"{where}: expect[{i}].request {name!r} must be one of {_list(names)}")

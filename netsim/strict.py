@@ -1,7 +1,8 @@
 """Strict reading of a TOML table: each key is taken once, what is left over is refused, and errors name the key and what
 it may be."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 
 from chain.errors import LocalMisuse
 
@@ -31,13 +32,15 @@ class Table:
         """Refuse keys that do not belong to `what`."""
         for key in self._values:
             if key not in keys:
-                raise self.wrong(key, f"is not known: {what} has {', '.join(keys)}")
+                raise self.wrong(key, f"is not known: {what} has {', '.join(keys)}{_meant(key, keys)}")
 
     def done(self) -> None:
         """Refuse keys that nobody took."""
         for key in self._values:
             if key not in self._known:
-                raise self.wrong(key, f"is not known: it may be {', '.join(sorted(self._known))}")
+                raise self.wrong(
+                    key, f"is not known: it may be {', '.join(sorted(self._known))}{_meant(key, self._known)}"
+                )
 
     def number(self, key: str, default: float | None, low: float, high: float) -> float:
         """A number from `low` to `high`; without a default it must be there."""
@@ -78,7 +81,7 @@ class Table:
         """One of some words."""
         value = self.text(key, default)
         if value not in allowed:
-            raise self.wrong(key, f"is {value!r}; it must be one of {', '.join(allowed)}")
+            raise self.wrong(key, f"is {value!r}; it must be one of {', '.join(allowed)}{_meant(value, allowed)}")
         return value
 
     def texts(
@@ -92,11 +95,11 @@ class Table:
             or not all(isinstance(v, str) for v in many)
             or (not many and default is None)
         ):
-            raise self.wrong(key, f"is {value!r}; it must be a text or a list of texts")
+            raise self.wrong(key, f"is {value!r}; it must be a text or a list of texts, in quotes")
         found = tuple(str(v) for v in many)
         for one in found:
             if allowed and one not in allowed:
-                raise self.wrong(key, f"is {one!r}; it must be one of {', '.join(allowed)}")
+                raise self.wrong(key, f"is {one!r}; it must be one of {', '.join(allowed)}{_meant(one, allowed)}")
         return found
 
     def lists(self, key: str) -> tuple[tuple[str, ...], ...]:
@@ -128,3 +131,9 @@ class Table:
         if default is None:
             raise self.wrong(key, "is missing")
         return default
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    """The ones that are most like a word that is not known, as a question; empty when none is."""
+    like = get_close_matches(word, sorted(known), n=2)
+    return f"; did you mean {' or '.join(like)}?" if like else ""

@@ -9,7 +9,7 @@ import pytest
 from chain.errors import LocalMisuse
 from netsim.plan import decode_plan, encode_plan
 from netsim.roles import FIXED, Roles
-from netsim.scenario import EXPECTS, FAULTS, REQUESTS, read_scenario
+from netsim.scenario import EXPECTS, FAULTS, REQUESTS, TOP, read_scenario
 from netsim.stage import perform
 from netsim.verdict import judge, not_judged
 
@@ -74,6 +74,24 @@ def error_of(text: str) -> str:
         ("[[expect]]\nthat = 'messages'\nmessage = 'hi'\nat_least = 1", "message is 'hi'; it must be one of prepare, promise"),
         ("[[expect]]\nthat = 'balance'\naccount = 'zoe'\nexactly = 1", "expect[0].account 'zoe' must be one of mint"),
         ("title = 'again'", "is not TOML"),
+        ("node = 3", "title, weather; did you mean nodes?"),
+        ("[[faults]]\nkind = 'kill'", "did you mean fault_s or fault?"),
+        ("[[fault]]\nkind = 'slow_disk'\nat = 1\nuntil = 2\nnodes = 'all'\ncommit = 1", "stagger_s; did you mean commit_s?"),
+        ("[[fault]]\nkind = 'kil'\nat = 1", "die, bury; did you mean kill?"),
+        ("[[fault]]\nkind = 'hold'\nmessages = 'accepts'\nsource = 'all'\ntarget = 'all'\nat = 1\nuntil = 2", "did you mean accept"),
+        ("[[fault]]\nkind = 'kill'\nnodes = 1\nat = 1\nuntil = 2", "nodes is 1; it must be a text or a list of texts, in quotes"),
+        ("[[fault]]\nkind = 'kill'\nnodes = 'node-5'\nat = 1\nuntil = 2", "fault[0]: node-5 does not exist: with 5 nodes they are node-0 to node-4 (`spares` adds"),
+        ("spares = 1\n[[fault]]\nkind = 'kill'\nnodes = 'node-6'\nat = 1\nuntil = 2", "with 5 nodes and spares = 1 they are node-0 to node-5"),
+        ("[[fault]]\nkind = 'add'\nnodes = 'spares'\nat = 1", "there are no spares; `spares = 1`, above all tables, makes one"),
+        ("fault_s = 5\n[[fault]]\nkind = 'die'\nnodes = 'all'\nat = 5", "fault[0]: at is 5; it must be before fault_s, 5, when everything heals"),
+        ("[[fault]]\nkind = 'die'\nnodes = 'all'\nat = 2\ntimes = 5\nevery_s = 2", "times is 5: from 2 on, every 2 s, the last one is at 10; it must be before fault_s, 10"),
+        ("[[request]]\nname = 'a'\nat = 11\naccount = 'mint'\nto = 'bob'\namount = 1\nvia = 'all'", "request[0]: at is 11; it must be before fault_s"),
+        ("spares = 2\n[[fault]]\nkind = 'bury'\nat = 1\nnodes = 'node-1'\nspare = ['node-5', 'node-6']", "spare names 2, and nodes 1: each dead node needs its own"),
+        ("[[expect]]\nthat = 'answers'\nis = 'completed'\nfrom = 5\nuntil = 4", "until is 4; it must be from 5 to 3600"),
+        ("[[expect]]\nthat = 'lost'\nat_least = 3\nat_most = 2", "at_least is 3; it must be at most at_most, 2"),
+        ("[accounts]\nalice = 1\nseed = 4", "accounts: seed is a key of the scenario and no name; write it above all tables"),
+        ("[sides]\nmajority = 'node-0'", "sides: majority cannot name node-0: it names nodes already; take another name"),
+        ("[sides]\nnode-1 = 'node-0'", "sides: node-1 cannot name node-0"),
     ],
 )  # fmt: skip
 def test_an_error_names_the_key_and_what_it_may_be(extra: str, says: str) -> None:
@@ -223,12 +241,69 @@ def test_every_kind_of_fault_begins() -> None:
         assert (shown.kind, round(shown.at - performance.record.start, 6)) == (kind, 0.4)
 
 
+def test_the_keys_of_a_scenario_are_all_there() -> None:
+    assert ", ".join(sorted(TOP)) in error_of('title = "bad"\nnodez = 3\n')
+
+
+def test_a_side_may_have_the_name_of_what_it_is() -> None:
+    assert read_scenario(SMALL + '[sides]\nmajority = "majority"\n', "same").sides == {"majority": ("majority",)}
+
+
+def nothing_came(fault: str, nodes: int = 3) -> tuple[str, ...]:
+    text = SMALL.replace("request = [", f"fault = [ {{ {fault} }} ]\nrequest = [")
+    text = text.replace("nodes = 3\nk = 3", f"nodes = {nodes}\nk = {nodes}")
+    return perform(read_scenario(text, "nothing")).nothing_came
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ('kind = "ring", at = 0, until = 1, when = "proposed:bob"', "fault[0] (ring) waited for proposed:bob, which did not happen"),
+        ('kind = "pause", at = 0, until = 1, nodes = "standby-3-of:alice"', "fault[0] (pause) did nothing: its words named no node at that moment"),
+        ('kind = "disk_error", at = 1.9, until = 1.901, nodes = "node-0"', "fault[0] (disk_error) did nothing: nothing that needed room was written in that time"),
+        ('kind = "die", at = 0.1, nodes = "all"', ""),
+    ],
+)  # fmt: skip
+def test_what_nothing_came_of_is_told(fault: str, says: str) -> None:
+    assert nothing_came(fault) == ((says,) if says else ())
+
+
+def test_what_the_network_could_not_bear_is_told() -> None:
+    dies = 'kind = "die", at = 0.1, nodes = "node-0"'
+    assert nothing_came(dies) == ()
+    (text,) = nothing_came(dies, nodes=2)
+    assert text.startswith("fault[0] (die) did nothing: the network could not go on afterwards")
+
+
+def test_a_request_that_waited_in_vain_is_told() -> None:
+    scenario = read_scenario(SMALL.replace("at = 0.5,", 'at = 0.5, when = "decided:bob",'), "vain")
+    assert perform(scenario).nothing_came == ("request pay waited for decided:bob, which did not happen",)
+
+
 def test_the_scenario_in_the_manual_holds() -> None:
     manual = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text()
     text, _ = re.findall(r"```toml\n(.*?)```", manual, re.S)  # the second is a part of one
     for nodes in (None, 7):
         scenario = read_scenario(text, "manual", nodes=nodes)
         assert [v for v in judge(perform(scenario), scenario) if not v.ok] == []
+
+
+def test_the_faults_to_begin_with_in_the_manual_happen() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text()
+    text, _ = re.findall(r"```toml\n(.*?)```", manual, re.S)
+    own = re.search(r"fault = \[\n.*?\n\]\n", text, re.S)
+    expected = re.search(r"expect = \[\n.*?\n\]\n", text, re.S)
+    assert own
+    assert expected
+    faults = re.findall(r"^\| .* \| `(\{ kind = .*\})` \|$", manual, re.M)
+    assert len(faults) == 5
+    for fault in faults:
+        mine = text.replace(own[0], f"fault = [ {fault} ]\n").replace(expected[0], "")
+        scenario = read_scenario(mine, "mine")
+        performance = perform(scenario)
+        assert [v for v in judge(performance, scenario) if not v.ok] == []
+        assert performance.record.faults
+        assert performance.nothing_came == ()
 
 
 def test_the_manual_names_every_key() -> None:
