@@ -23,9 +23,8 @@ from chain.errors import LocalMisuse, RemoteFault
 from chain.link import Outcome
 from chain.names import check_name_untrusted
 from netsim.draw_parts import POINTS
-from netsim.names import ISSUER
 from netsim.plan import Load, Plan, Weather
-from netsim.roles import REST, check_side, check_word
+from netsim.scenario_names import check_names
 from netsim.strict import Table
 
 MAX_NODES: Final = 64  # of a scenario: more lanes than this no picture shows
@@ -274,7 +273,7 @@ def read_scenario(
     )
     for table in (sides_table, accounts_table, top):
         table.done()
-    _check_names(read)
+    check_names(read)
     return read
 
 
@@ -454,48 +453,3 @@ def _name(table: Table, name: str) -> str:
         return check_name_untrusted(name)
     except RemoteFault as fault:
         raise LocalMisuse(f"{table.path}: {fault.text}") from None
-
-
-def _check_names(scenario: Scenario) -> None:
-    """Every word names something: sides, nodes, accounts, requests."""
-    where = f"scenario {scenario.name}"
-    count, spares, sides = len(scenario.plan.everybody), scenario.plan.spares, scenario.sides
-    accounts = {*scenario.accounts, ISSUER, *(r.account for r in scenario.requests if r.kind == "open")}
-    if scenario.has_load:
-        accounts |= {f"acct-{i}" for i in range(scenario.plan.load.accounts)}
-    for side, words in sides.items():
-        check_side(f"{where}: sides", side, words)
-        for word in words:
-            check_word(f"{where}: sides.{side}", word, count, (REST,), accounts, spares)
-    if sum(REST in words for words in sides.values()) > 1:
-        raise LocalMisuse(f"{where}: sides: only one of them may be {REST!r}")
-    for i, fault in enumerate(scenario.faults):
-        for word in (w for group in fault.groups for w in group):
-            check_word(f"{where}: fault[{i}]", word, count, sides, accounts, spares)
-    names: set[str] = set()
-    for i, request in enumerate(scenario.requests):
-        for word in request.via:
-            check_word(f"{where}: request[{i}].via", word, count, sides, accounts, spares)
-        if request.name in names:
-            raise LocalMisuse(f"{where}: request[{i}].name {request.name!r} is used before; each needs its own")
-        if request.target and request.target not in names:
-            raise LocalMisuse(f"{where}: request[{i}].target {request.target!r} must be one before it: {_list(names)}")
-        names.add(request.name)
-        if request.account and request.account not in accounts:
-            raise LocalMisuse(f"{where}: request[{i}].account {request.account!r} must be one of {_list(accounts)}")
-    steps: list[FaultStep | RequestStep] = [*scenario.faults, *scenario.requests]
-    for moment in (step.when for step in steps):
-        if moment is not None and moment.account not in accounts:
-            raise LocalMisuse(f"{where}: when names account {moment.account!r}; it must be one of {_list(accounts)}")
-    for i, expect in enumerate(scenario.expects):
-        for word in expect.on:
-            check_word(f"{where}: expect[{i}].on", word, count, sides, accounts, spares)
-        for name in expect.request:
-            if name not in names:
-                raise LocalMisuse(f"{where}: expect[{i}].request {name!r} must be one of {_list(names)}")
-        if expect.account and expect.account not in accounts:
-            raise LocalMisuse(f"{where}: expect[{i}].account {expect.account!r} must be one of {_list(accounts)}")
-
-
-def _list(names: set[str]) -> str:
-    return ", ".join(sorted(names)) or "(there is none)"
