@@ -41,6 +41,12 @@ class Known(msgspec.Struct, frozen=True):
     said: Health | str
     asked: bool = True
 
+    @property
+    def told(self) -> str:
+        """Its name and short id, or that alone."""
+        short = self.id.hex()[:SHORT_ID]
+        return short if self.name == short else f"{self.name} ({short})"
+
 
 def diagnose(nodes: list[Known], ca_until_ms: int, now_ms: int) -> list[Finding]:
     """All that is wrong, in the order of what to do first. `now_ms`: this machine's clock."""
@@ -134,7 +140,7 @@ def _unreachable(node: Known, why: str, healthy: list[tuple[Known, Health]]) -> 
         Finding(
             "unreachable",
             node.name,
-            f"member {node.name} ({node.id.hex()[:SHORT_ID]}) does not answer here: {why}; {contact}",
+            f"member {node.told} does not answer here: {why}; {contact}",
             "it runs: open its client port to this machine"
             if seen
             else "start it (`hopchain node DIR`) and look at its log. When it ended with exit code 4 it was quarantined or removed: "

@@ -14,6 +14,7 @@ import msgspec
 from chain.errors import LocalMisuse
 from chain.genesis import Asset, Genesis
 from chain.request import NetworkId
+from cli.names import read_names
 
 HOME_VARIABLE: Final = "HOPCHAIN_HOME"
 NETWORK_VARIABLE: Final = "HOPCHAIN_NETWORK"
@@ -42,12 +43,13 @@ class KnownNode(msgspec.Struct, frozen=True):
 
 
 class Network(msgspec.Struct, frozen=True):
-    """A network as its directory describes it to clients."""
+    """A network as its directory describes it to clients. `names`: by id, of nodes that network.toml does not list (cli.names)."""
 
     directory: Path
     genesis: Genesis
     id: NetworkId
     nodes: tuple[KnownNode, ...]
+    names: dict[bytes, str] = {}
 
     def asset(self, code: str) -> Asset:
         """The asset with this code; `LocalMisuse` lists those that exist."""
@@ -62,8 +64,14 @@ class Network(msgspec.Struct, frozen=True):
         return self.asset(code).scale
 
     def name_of(self, node_id: bytes) -> str:
-        """`node-3`, or the short id of a node that the directory does not list."""
-        return next((n.name for n in self.nodes if n.id == node_id), node_id.hex()[:SHORT_ID])
+        """`node-3`, or the short id of a node whose name the directory does not know."""
+        listed = next((n.name for n in self.nodes if n.id == node_id), None)
+        return listed or self.names.get(node_id) or node_id.hex()[:SHORT_ID]
+
+    def told(self, node_id: bytes) -> str:
+        """`node-3 (5f0c9a1b)`, or the short id alone: where people are to act on it."""
+        name, short = self.name_of(node_id), node_id.hex()[:SHORT_ID]
+        return short if name == short else f"{name} ({short})"
 
     def node(self, text: str) -> tuple[str, int]:
         """The client address that `node-3` or `HOST:PORT` stands for."""
@@ -72,6 +80,11 @@ class Network(msgspec.Struct, frozen=True):
                 return known.address
         host, colon, port = text.rpartition(":")
         if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+            if text in self.names.values():
+                raise LocalMisuse(
+                    f"where {text} serves clients is not in {self.directory}: `hopchain member list --save` writes it down, or give "
+                    "HOST:PORT"
+                )
             names = ", ".join(n.name for n in self.nodes)
             raise LocalMisuse(f"{text!r} is not a node: give HOST:PORT of a client port, or one of {names}")
         return (host.strip("[]"), int(port))
@@ -148,8 +161,16 @@ def load_network(directory: Path) -> Network:
     from node.layout import read_network
 
     found = read_network(directory)
-    nodes = tuple(KnownNode(n.name, n.node_id, n.host, n.client_port) for n in found.nodes)
-    return Network(found.directory, found.genesis, found.network_id, nodes)
+    listed = {n.name for n in found.nodes}
+    names = {node: name for node, name in read_names(directory).items() if name not in listed}
+    nodes = tuple(
+        # An id in place of a name: who saved it knew none.
+        KnownNode(
+            names.get(n.node_id, n.name) if n.name == n.id[:SHORT_ID] else n.name, n.node_id, n.host, n.client_port
+        )
+        for n in found.nodes
+    )
+    return Network(found.directory, found.genesis, found.network_id, nodes, names)
 
 
 def find_network(option: Path | None) -> Network:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Final
 
 import click
+import msgspec
 
 from chain.errors import HopchainError, LocalMisuse
 from cli.command import HopCommand, network_argument, network_option, one_directory, run
-from cli.home import find_network, load_network
+from cli.home import SHORT_ID, find_network, load_network
 from cli.members import Picture, look, now_ms, open_patiently, operator_key
+from cli.names import add_names, read_names
 from cli.output import Output
 from node.layout import NodePlace
 
@@ -64,7 +66,7 @@ def invite(
     It holds the node's key and certificate, and the operator's word that it becomes a member. The network's directory must be
     the one that `init` made, with ca.key and operator.key; DIR is the same as --network DIR. There: hopchain join FILE --data D
     """
-    from node.invite import make_invite, write_invite
+    from node.invite import load_invite, make_invite, write_invite
     from node.layout import CA_KEY, read_network
     from node.pki import read_secret
 
@@ -74,13 +76,16 @@ def invite(
     operator = operator_key(network.genesis, directory)
     ca_key = read_secret(directory / CA_KEY)
     name = checked_node_name(name or f"node-{secrets.token_hex(2)}", [node.name for node in network.nodes])
+    picture = _look(directory)
+    before = _invited_before(name, directory, picture)
     made = make_invite(
         name,
         network.genesis,
         ca_key,
         operator,
         _network_key(directory),
-        _seeds(directory, network.nodes),
+        # While no node is reachable the directory has to do.
+        network.nodes if picture is None else current_seeds(picture, network.nodes),
         now_ms=now,
         expires_ms=now + parse_span(expires),
         observer=observer,
@@ -88,6 +93,13 @@ def invite(
     )
     path = out_file or directory / f"{name}.invite"
     write_invite(path, made)
+    failed = add_names(directory, {load_invite(path).key.id: name})
+    if failed:
+        out.note(f"the commands here will show the node by its id, not as {name}: {failed}")
+    elif before is not None:
+        out.note(
+            f"an earlier invitation for {name} was not used: should its node join yet, it is shown by its id, {before}"
+        )
     out.data(
         {
             "invite": str(path.resolve()),
@@ -134,8 +146,8 @@ def _network_key(directory: Path) -> bytes:
     )
 
 
-def _seeds(directory: Path, nodes: tuple[NodePlace, ...]) -> tuple[NodePlace, ...]:
-    """Where the new node finds the others: what the directory says, and when the network runs, who the members are now."""
+def _look(directory: Path) -> Picture | None:
+    """Who the members are now; None when the network does not run, or not within reach."""
     network = load_network(directory)
 
     async def ask() -> Picture:
@@ -143,16 +155,35 @@ def _seeds(directory: Path, nodes: tuple[NodePlace, ...]) -> tuple[NodePlace, ..
             return await look(client, network)
 
     try:
-        picture = run(ask)
+        return run(ask)
     except HopchainError:
-        return nodes  # it does not run, or not within reach: the directory has to do
-    return current_seeds(picture, nodes)
+        return None
+
+
+def _invited_before(name: str, directory: Path, picture: Picture | None) -> str | None:
+    """The short id of the node that was invited under this name before, and has not joined; None when none was.
+    `LocalMisuse` when it has, or nobody can be asked: one name would be two nodes."""
+    node = next((node for node, known in read_names(directory).items() if known == name), None)
+    if node is None:
+        return None
+    if picture is None:
+        raise LocalMisuse(
+            f"a node was invited as {name} before, and no node answers to say whether it joined: choose another name, or start "
+            "the network first"
+        )
+    if node in picture.members or node in picture.alive:
+        raise LocalMisuse(f"a node of this network is called {name} already: choose another name")
+    return node.hex()[:SHORT_ID]
 
 
 def current_seeds(picture: Picture, nodes: tuple[NodePlace, ...]) -> tuple[NodePlace, ...]:
     """The members of now: those of the directory, then those that joined later; all of the directory when there are none."""
     there = {node.id for node in nodes}
-    seeds = [node for node in nodes if node.node_id in picture.members]
+    seeds = [
+        msgspec.structs.replace(node, name=picture.name_of(node.node_id))
+        for node in nodes
+        if node.node_id in picture.members
+    ]
     told = {p.id: p for health in picture.health.values() for p in health.peers if p.port and p.client_port}
     for node, found in sorted(told.items()):
         if node in picture.members and node.hex() not in there:

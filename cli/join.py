@@ -21,9 +21,10 @@ import msgspec
 
 from chain.errors import HopchainError, LocalMisuse
 from cli.command import HopCommand, run
-from cli.home import SHORT_ID, KnownNode, Network, load_network, remember
+from cli.home import KnownNode, load_network, remember
 from cli.leave import local_address
 from cli.members import LOOK_AGAIN_S, now_ms, open_patiently, reason_of, submit_change
+from cli.names import add_names
 from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.ports import choose_ports
 from cli.supervisor import LOG_NAME, last_words, node_command, stop
@@ -135,6 +136,9 @@ def join(
         host = host or default_host([seed.host for seed in invitation.seeds])
         port, client_port = ports_of(host, port, client_port)
         make_node_directory(invitation, data, host, port, client_port, advertise_host)
+    add_names(
+        data, {invitation.key.id: invitation.name}
+    )  # for people alone: where that is not possible its id has to do
     _Join(out, invitation, data, observer, exit_after).run()
 
 
@@ -172,7 +176,7 @@ class _Join:
         self.exit_after = exit_after
         self.network = load_network(data)
         self.id: bytes = invitation.key.id
-        self.short = self.id.hex()[:SHORT_ID]
+        self.told = self.network.told(self.id)
         self.address = local_address(config)
         self.listens = f"{config.host}:{config.port}, clients {config.host}:{config.client_port}"
         self.meter = CopyMeter()
@@ -192,9 +196,7 @@ class _Join:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._tell(
-            "started", f"node {self.short} runs ({self.listens}), log in {self.data / LOG_NAME}", pid=process.pid
-        )
+        self._tell("started", f"node {self.told} runs ({self.listens}), log in {self.data / LOG_NAME}", pid=process.pid)
         try:
             with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
                 async with anyio.create_task_group() as tasks:
@@ -212,7 +214,7 @@ class _Join:
             if epoch
             else f"`hopchain node {self.data}` runs it"
         )
-        self._tell("ended", f"node {self.short} has ended; {after}", code=code, epoch=epoch or None)
+        self._tell("ended", f"node {self.told} has ended; {after}", code=code, epoch=epoch or None)
 
     async def _until_ended(self, process: anyio.abc.Process, scope: anyio.CancelScope) -> None:
         code = await process.wait()
@@ -227,11 +229,11 @@ class _Join:
     async def _follow(self, scope: anyio.CancelScope) -> None:
         """The stages of a join; returns when the node is what it is to be."""
         here = KnownNode(self.invitation.name, self.id, *self.address)
-        around = Network(self.data, self.network.genesis, self.network.id, (here,))
+        around = msgspec.structs.replace(self.network, nodes=(here,))
         async with open_patiently(around, TIMING) as client:
             health = await self._copy(client)
             if self.observer:
-                self._tell("observing", f"observer {self.short} has all links and follows", epoch=health.epoch)
+                self._tell("observing", f"observer {self.told} has all links and follows", epoch=health.epoch)
             else:
                 if health.role == "guest":
                     await self._verify()
@@ -311,7 +313,7 @@ class _Join:
                     await self._until_over(seen[1].removed_in)
                 if seen is not None and seen[1].role == "member":
                     self._tell(
-                        "member", f"node {self.short} is a member since epoch {seen[1].epoch}", epoch=seen[1].epoch
+                        "member", f"node {self.told} is a member since epoch {seen[1].epoch}", epoch=seen[1].epoch
                     )
                     return seen[1]
                 await anyio.sleep(LOOK_AGAIN_S)
@@ -325,7 +327,7 @@ class _Join:
             if seen is not None and seen[1].role == "member" and seen[1].active:
                 self._tell(
                     "active",
-                    f"node {self.short} is a member of network {self.network.genesis.name} and active in epoch {seen[1].epoch}",
+                    f"node {self.told} is a member of network {self.network.genesis.name} and active in epoch {seen[1].epoch}",
                     epoch=seen[1].epoch,
                 )
                 return
@@ -347,9 +349,7 @@ class _Join:
     async def _until_over(self, epoch: int) -> NoReturn:
         """The node was removed. Others may still need what it knows: it ends by itself, with the reason, when they do not."""
         when = f" in epoch {epoch}" if epoch else ""
-        self._tell(
-            "removed", f"node {self.short} was removed{when}: it ends when nobody needs it any more", epoch=epoch
-        )
+        self._tell("removed", f"node {self.told} was removed{when}: it ends when nobody needs it any more", epoch=epoch)
         await anyio.sleep_forever()
         raise AssertionError("the node's end ends this")
 

@@ -8,10 +8,11 @@ from typing import Final
 
 import anyio
 import click
+import msgspec
 
 from chain.errors import LocalMisuse
 from cli.command import HopCommand, network_option, run
-from cli.home import SHORT_ID, KnownNode, Network, load_network
+from cli.home import KnownNode, Network, load_network
 from cli.member import CHANGE_MS, force_option, wait_option
 from cli.members import (
     LOOK_AGAIN_S,
@@ -25,6 +26,7 @@ from cli.members import (
     submit_change,
     wait_active,
 )
+from cli.names import read_names
 from cli.output import CommandFailed, Exit, Output, counted
 from hopchain.change import Change, ChangeAction, sign_change
 from node.config import NodeConfig
@@ -63,7 +65,7 @@ def leave(out: Output, data: Path, force: str | None, wait_s: float, network_dir
             picture = await look(client, network)
             line = picture.members.get(key.id)
             if line is None and picture.was_member(key.id) is None:
-                raise LocalMisuse(f"node {key.id.hex()[:SHORT_ID]} is no member, so it need not leave: just stop it")
+                raise LocalMisuse(f"node {network.told(key.id)} is no member, so it need not leave: just stop it")
             epoch = picture.newest.epoch
             if line is not None:
                 if len(picture.members) == 1:
@@ -101,7 +103,7 @@ def leave(out: Output, data: Path, force: str | None, wait_s: float, network_dir
     )
     stopped = f"process {pid} has ended" if pid is not None else "no process of it runs on this machine"
     out.say(
-        f"node {key.id.hex()[:SHORT_ID]} is no member: epoch {picture.newest.epoch} with {counted(len(picture.members), 'member')} is "
+        f"node {network.told(key.id)} is no member: epoch {picture.newest.epoch} with {counted(len(picture.members), 'member')} is "
         f"active everywhere; {stopped}",
         colour="green",
         bold=True,
@@ -122,9 +124,11 @@ def network_around(data: Path, config: NodeConfig, node_id: bytes, option: Path 
     network = load_network(places[0])
     if read_genesis(data).network_id != network.id:
         raise LocalMisuse(f"{data} is a node of another network than {places[0]}: name the right one with --network")
+    names = read_names(data) | network.names
+    network = msgspec.structs.replace(network, names=names)
     here = KnownNode(network.name_of(node_id), node_id, *local_address(config))
     others = tuple(node for node in network.nodes if node.id != node_id)
-    return Network(network.directory, network.genesis, network.id, (here, *others))
+    return msgspec.structs.replace(network, nodes=(here, *others))
 
 
 def local_address(config: NodeConfig) -> tuple[str, int]:

@@ -29,6 +29,7 @@ from cli.members import (
     submit_change,
     wait_active,
 )
+from cli.names import add_names
 from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.session import open_client, pinned
 from hopchain import Client
@@ -112,7 +113,7 @@ def list_command(out: Output, save: bool, at: str | None, network_dir: Path | No
     """Show all views: who was added or removed, when, and which node proposed it."""
     network = find_network(network_dir)
     if save:
-        network = _save(network)
+        network = _save(out, network)
     node = pinned(network, at)
 
     async def ask() -> tuple[list[ViewLine], bool]:
@@ -168,7 +169,7 @@ async def _all_views(client: Client, at: NodeAddress | None) -> tuple[list[ViewL
             return found, stale
 
 
-def _save(network: Network) -> Network:
+def _save(out: Output, network: Network) -> Network:
     """The network with the members of now in its network.toml; `CommandFailed` when it is not known where one is."""
     from cli.invite import current_seeds
     from node.layout import read_network, replace_places
@@ -182,12 +183,19 @@ def _save(network: Network) -> Network:
     places = current_seeds(picture, made.nodes)
     hidden = sorted(set(picture.members) - {place.node_id for place in places})
     if hidden:
-        names = ", ".join(picture.name_of(node) for node in hidden)
+        names = ", ".join(network.told(node) for node in hidden)
         raise CommandFailed(
             Exit.REJECTED,
             "not_found",
             f"no node knows where {names} serves clients: start what is down, then save again",
         )
+    stay = {place.id for place in places}
+    gone: dict[bytes, str] = {
+        node.node_id: node.name for node in made.nodes if node.id not in stay and node.name != node.id[:SHORT_ID]
+    }
+    failed = add_names(network.directory, gone)  # they are still in the views
+    if failed:
+        out.note(f"{', '.join(gone.values())} will be shown by id: {failed}")
     replace_places(network.directory, made.genesis, places)
     return load_network(network.directory)
 
@@ -300,13 +308,9 @@ def replace(out: Output, dead: str, newcomer: str, force: str | None, wait_s: fl
             picture = await look(client, network)
             gone = find_node(picture, dead)
             if gone == node.id:
-                raise LocalMisuse(
-                    f"node {gone.hex()[:SHORT_ID]} cannot replace itself: make an invitation for a new one"
-                )
+                raise LocalMisuse(f"node {network.told(gone)} cannot replace itself: make an invitation for a new one")
             if picture.was_member(gone) is None:
-                raise LocalMisuse(
-                    f"node {gone.hex()[:SHORT_ID]} never was a member: `hopchain member list` shows who is"
-                )
+                raise LocalMisuse(f"node {network.told(gone)} never was a member: `hopchain member list` shows who is")
             added = await add_node(client, picture, node, force, wait_s, out.note)
             removed = await remove_node(client, added.picture, gone, force, wait_s, out.note)
             return gone, Done(removed.picture, added.changed or removed.changed)
@@ -342,16 +346,16 @@ async def add_node(
 ) -> Done:
     """Add the node unless it is a member, and wait until that is active everywhere."""
     network = picture.network
-    short = node.id.hex()[:SHORT_ID]
+    told = network.told(node.id)
     epoch, changed = picture.newest.epoch, False
     if node.id not in picture.members:
         if picture.was_member(node.id) is not None:
             raise LocalMisuse(
-                f"node {short} was a member and was removed; ids never come back: `hopchain invite` makes a new one"
+                f"node {told} was a member and was removed; ids never come back: `hopchain invite` makes a new one"
             )
         if now_ms() > node.expires_ms:
-            raise LocalMisuse(f"the invitation of node {short} has expired: make a new one with `hopchain invite`")
-        check_risk(picture, after_adding(picture, node.public_key), f"adding node {short}", force)
+            raise LocalMisuse(f"the invitation of node {told} has expired: make a new one with `hopchain invite`")
+        check_risk(picture, after_adding(picture, node.public_key), f"adding node {told}", force)
         signed = node.signed or _sign(network, ChangeAction.ADD, node.public_key, FIRST_INCARNATION, node.expires_ms)
         epoch = (await submit_change(client, signed, picture.addresses, wait_s, _once(on_wait))).epoch
         changed = True
@@ -363,17 +367,17 @@ async def remove_node(
 ) -> Done:
     """Remove the node unless it is no member, and wait until that is active everywhere."""
     network = picture.network
-    short = node.hex()[:SHORT_ID]
+    told = network.told(node)
     epoch, changed = picture.newest.epoch, False
     line = picture.members.get(node)
     if line is None and picture.was_member(node) is None:
-        raise LocalMisuse(f"node {short} never was a member: `hopchain member list` shows who is")
+        raise LocalMisuse(f"node {told} never was a member: `hopchain member list` shows who is")
     if line is not None:
         if len(picture.members) == 1:
             raise LocalMisuse(
-                f"node {short} is the last member: a network without members is none; add another one first"
+                f"node {told} is the last member: a network without members is none; add another one first"
             )
-        check_risk(picture, after_removing(picture, node), f"removing node {short}", force)
+        check_risk(picture, after_removing(picture, node), f"removing node {told}", force)
         signed = _sign(
             network, ChangeAction.REMOVE, line.public_key, line.incarnation, now_ms() + CHANGE_MS, force is not None
         )
@@ -415,8 +419,8 @@ def _report(out: Output, done: Done, *, added: bytes | None, removed: bytes | No
             "members": [_member_document(picture.network, line) for line in picture.newest.members],
         }
     )
-    parts = [f"node {added.hex()[:SHORT_ID]} is a member"] if added else []
-    parts += [f"node {removed.hex()[:SHORT_ID]} is none any more"] if removed else []
+    parts = [f"node {picture.network.told(added)} is a member"] if added else []
+    parts += [f"node {picture.network.told(removed)} is none any more"] if removed else []
     before = "" if done.changed else " (it was so already)"
     out.say(
         f"{' and '.join(parts)}: epoch {picture.newest.epoch}, {counted(len(picture.members), 'member')}, active everywhere{before}",

@@ -74,7 +74,7 @@ class Picture(msgspec.Struct, frozen=True):
         return None
 
     def name_of(self, node: bytes) -> str:
-        """Its name in the network's directory, else its short id."""
+        """Its name, as far as the network's directory knows it, else its short id."""
         return self.network.name_of(node)
 
     def addresses(self, last: bytes = b"") -> list[tuple[str, int]]:
@@ -109,7 +109,7 @@ async def look(client: Client, network: Network) -> Picture:
             silent[node.id] = reason_of(error)
             return
         if found.node != node.id:
-            silent[node.id] = f"node {found.node.hex()[:SHORT_ID]} answers at {node.host}:{node.client_port}"
+            silent[node.id] = f"node {network.told(found.node)} answers at {node.host}:{node.client_port}"
         else:
             health[node.id] = found
 
@@ -124,7 +124,7 @@ async def look(client: Client, network: Network) -> Picture:
                 tasks.start_soon(ask, node)
         for peer in [peer for found in health.values() for peer in found.peers]:
             if peer.id not in known or (peer.id not in asked and peer.client_port):
-                known[peer.id] = KnownNode(peer.id.hex()[:SHORT_ID], peer.id, peer.host, peer.client_port)
+                known[peer.id] = KnownNode(network.name_of(peer.id), peer.id, peer.host, peer.client_port)
     if not health:
         raise Unreachable([(network.name_of(node), why) for node, why in silent.items()])
     for node in known.values():
@@ -145,11 +145,13 @@ def reason_of(error: Exception) -> str:
 
 
 def find_node(picture: Picture, text: str) -> bytes:
-    """The id that a name of the network's directory, an id or the beginning of one stands for. `LocalMisuse` when none or
+    """The id that a name which the network's directory knows, an id or the beginning of one stands for. `LocalMisuse` when none or
     several do."""
-    for node in picture.nodes:
-        if node.name == text:
-            return node.id
+    names = {name: node for node, name in picture.network.names.items()} | {
+        node.name: node.id for node in picture.nodes
+    }
+    if text in names:
+        return names[text]
     ids = {node.id for node in picture.nodes} | {m.id for view in picture.views for m in view.members}
     found = sorted(node for node in ids if len(text) >= 4 and node.hex().startswith(text.lower()))
     if len(found) == 1:

@@ -108,8 +108,8 @@ def test_the_default_life_of_a_certificate_is_that_of_init(world: World) -> None
 
 
 def joined(world: World) -> bytes:
-    """A new member that the directory does not list; the removed node-2."""
-    path = invited(world)
+    """A new member that the directory does not list, node-9; the removed node-2."""
+    path = invited(world, "--name", "node-9")
     newcomer = load_invite(path).key
     world.membership.guests = {newcomer.id}
     world.run("member", "add", str(path))
@@ -128,17 +128,17 @@ def test_member_list_save_makes_the_directory_name_the_members_of_now(world: Wor
     places = read_network(world.directory).nodes
     assert places[0] == before.nodes[0]
     assert [(p.name, p.id, p.host, p.port, p.client_port) for p in places[1:]] == [
-        (node.hex()[:8], node.hex(), "n9.example", 5001, 5002)
+        ("node-9", node.hex(), "n9.example", 5001, 5002)
     ]
     assert not (world.directory / ".init").exists()
 
 
 def test_verify_compares_the_members_of_now(world: World) -> None:
     """Not one that was removed; one that joined counts, though the directory does not list it."""
-    node = joined(world)
+    joined(world)
     found = world.json("verify", "--cluster", "--settle", "0", code=3)
     assert [n["name"] for n in found["nodes"]] == ["node-1"]
-    assert found["missing"] == {node.hex()[:8]: "no node knows its client port"}
+    assert found["missing"] == {"node-9": "no node knows its client port"}
 
 
 def test_member_list_shows_the_views_one_by_one(world: World) -> None:
@@ -154,7 +154,7 @@ def test_member_list_shows_the_views_one_by_one(world: World) -> None:
     assert found["views"][0]["by"] is None and found["views"][1]["by"] in {i.hex() for i in ids(world)}
     assert {m["id"] for m in found["members"]} == {i.hex() for i in [*ids(world), newcomer.id]}
     shown = world.run("member", "list").stdout
-    assert f"+{newcomer.id.hex()[:8]}" in shown and "2023-11-14 22:15:00" in shown
+    assert f"+{load_invite(path).name}" in shown and "2023-11-14 22:15:00" in shown
     assert found["stale"] is False and "may be old" not in shown
 
 
@@ -278,7 +278,7 @@ def test_a_member_that_only_the_others_reach_is_waited_for(world: World) -> None
         world.membership.special[node] = {"peers": (behind,)}
     refused = world.json("member", "add", str(path), "--wait", "1", code=3)
     assert refused["error"] == "not_active"
-    assert f"{newcomer.hex()[:8]} is in epoch 1" in refused["message"]
+    assert f"{load_invite(path).name} is in epoch 1" in refused["message"]
 
 
 def test_replace_adds_then_removes_and_can_be_run_again(world: World) -> None:
@@ -486,13 +486,13 @@ def test_doctor_knows_nodes_that_are_in_no_file(world: World) -> None:
     assert world.json("doctor")["findings"] == []  # it cannot be asked, and all others have contact with it
     world.membership.dead = {newcomer}
     (finding,) = world.json("doctor", code=1)["findings"]
-    assert (finding["code"], finding["node"]) == ("unreachable", newcomer.hex()[:8])
+    assert (finding["code"], finding["node"]) == ("unreachable", load_invite(path).name)
     assert "no node knows its client port" in finding["what"]
     world.membership.dead = set()
     peers = (wire.PeerHealth(newcomer, True, 2, True, 0, "127.0.0.1", 1, world.nodes[1].port),)
     world.membership.special[ids(world)[0]] = {"peers": peers}
     (finding,) = world.json("doctor", code=1)["findings"]
-    assert f"node {ids(world)[1].hex()[:8]} answers at" in finding["what"]
+    assert f"node node-2 ({ids(world)[1].hex()[:8]}) answers at" in finding["what"]
 
 
 def test_doctor_on_a_network_that_is_down(world: World) -> None:
