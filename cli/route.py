@@ -7,9 +7,10 @@ import click
 
 from cli.command import HopCommand, at_option, checked_name, network_option, run
 from cli.home import SHORT_ID, KnownNode, Network, find_network
+from cli.members import look, open_patiently
 from cli.output import Exit, JsonValue, Output
 from cli.session import ask_until_found, not_found, open_client, pinned, say_stale
-from hopchain import Client, ClientError, NotFound, Route, Status, Unreachable
+from hopchain import Client, ClientError, NotFound, RemoteFault, Route, Status, Unreachable
 from hopchain.wire import RouteNode
 
 KEY_BYTES = 20
@@ -95,13 +96,17 @@ def _route_document(network: Network, node: RouteNode) -> JsonValue:
 @at_option
 @network_option
 def status(out: Output, at: str | None, network_dir: Path | None) -> None:
-    """Show all nodes: alive or not, epoch, height of the log, replication lag, queue depths."""
+    """Show all members, and what else answers: alive or not, epoch, height of the log, replication lag, queue depths.
+
+    Members that joined later are found through those that network.toml names.
+    """
     network = find_network(network_dir)
     node = pinned(network, at)
-    nodes = [n for n in network.nodes if node is None or n.address == node]
-    if not nodes and node is not None:
-        nodes = [KnownNode(f"{node[0]}:{node[1]}", b"", *node)]
-    found = run(lambda: _ask_all(network, nodes))
+    if node is None:
+        nodes, found = run(lambda: _ask_members(network))
+    else:
+        nodes = [n for n in network.nodes if n.address == node] or [KnownNode(f"{node[0]}:{node[1]}", b"", *node)]
+        found = run(lambda: _ask_all(network, nodes))
     answers = [s for s in found.values() if isinstance(s, Status)]
     longest = max((s.log_height for s in answers), default=0)
     out.data(
@@ -128,6 +133,22 @@ def status(out: Output, at: str | None, network_dir: Path | None) -> None:
         raise SystemExit(Exit.UNREACHABLE)
 
 
+async def _ask_members(network: Network) -> tuple[list[KnownNode], dict[str, Status | str]]:
+    """The nodes to tell of, those of the directory first, and what each said. While none answers: those of the directory."""
+    try:
+        async with open_patiently(network) as client:
+            picture = await look(client, network)
+    except (ClientError, RemoteFault) as error:
+        nodes = list(network.nodes)
+        why: dict[str, Status | str] = dict(error.tried) if isinstance(error, Unreachable) else {}
+        return nodes, why if all(n.name in why for n in nodes) else await _ask_all(network, nodes)
+    known = {node.id: node for node in picture.nodes}
+    unknown = [KnownNode(network.name_of(node), node, "", 0) for node in sorted(set(picture.members) - set(known))]
+    nodes = [n for n in (*known.values(), *unknown) if n.id in picture.members or n.id in picture.health]
+    found = await _ask_all(network, [n for n in nodes if n.id in picture.health])
+    return nodes, {n.name: picture.silent.get(n.id, "no node knows where it is") for n in nodes} | found
+
+
 async def _ask_all(network: Network, nodes: list[KnownNode]) -> dict[str, Status | str]:
     """Every node's status, or why there is none."""
     found: dict[str, Status | str] = {}
@@ -150,8 +171,8 @@ def _status_document(node: KnownNode, found: Status | str, longest: int) -> Json
     document: dict[str, JsonValue] = {
         "name": node.name,
         "id": node.id.hex() or None,
-        "host": node.host,
-        "client_port": node.client_port,
+        "host": node.host or None,
+        "client_port": node.client_port or None,
         "alive": isinstance(found, Status),
         "reason": None if isinstance(found, Status) else found,
     }
@@ -202,7 +223,7 @@ _STATUS_KEYS = (
 
 
 def _status_row(node: KnownNode, found: Status | str, longest: int) -> list[str]:
-    head = [node.name, node.short, f"{node.host}:{node.client_port}"]
+    head = [node.name, node.short, f"{node.host}:{node.client_port}" if node.client_port else ""]
     if isinstance(found, str):
         return [*head, "down", "", "", "", "", "", "", "", found]
     return [

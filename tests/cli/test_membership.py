@@ -16,7 +16,7 @@ from cli.members import FORCE_WORDS, groups_without_majority
 from hopchain import wire
 from hopchain.change import ChangeAction, change_id, decode_change_untrusted, is_change_signed_by
 from node.invite import load_invite, make_node_directory
-from node.layout import make_network, read_genesis, read_network
+from node.layout import make_network, read_genesis, read_network, replace_places
 from node.pki import certificate_until_ms, node_contexts, read_node_key
 from routing.keyspace import node_id_of
 from tests.cli.conftest import TIME_MS, Cli, World
@@ -459,6 +459,40 @@ def test_join_leaves_a_removed_node_running_until_it_ends_by_itself(
     told = json.loads(removed)
     assert (told["event"], told["epoch"]) == ("removed", 7)
     assert "exit code 4: error: nobody needs it any more" in json.loads(error)["message"]
+
+
+# --- status ---
+
+
+def test_status_asks_members_that_the_directory_does_not_list(world: World) -> None:
+    first, second = ids(world)
+    made = read_network(world.directory)
+    replace_places(world.directory, made.genesis, made.nodes[:1])
+    peers = (wire.PeerHealth(second, True, 1, True, 0, "127.0.0.1", 5001, world.nodes[1].port),)
+    world.membership.special[first] = {"peers": peers}
+    found = world.json("status")
+    assert [(n["name"], n["id"], n["alive"]) for n in found["nodes"]] == [
+        ("node-1", first.hex(), True),
+        (second.hex()[:8], second.hex(), True),
+    ]
+    assert found["alive"] == 2 and found["nodes"][1]["client_port"] == world.nodes[1].port
+    assert "2 of 2 nodes answer" in world.run("status").stdout
+    assert len(world.json("status", "--at", "node-1")["nodes"]) == 1
+
+
+def test_status_counts_members_that_cannot_be_asked_and_none_that_left(world: World) -> None:
+    node = joined(world)
+    world.portal.call(world.nodes[1].stop)
+    found = world.json("status")
+    assert [(n["name"], n["alive"]) for n in found["nodes"]] == [("node-1", True), ("node-9", False)]
+    left = found["nodes"][1]
+    assert (left["id"], left["host"], left["client_port"]) == (node.hex(), "127.0.0.1", None)
+    assert left["reason"] == "no node knows its client port"
+    world.membership.special[ids(world)[0]] = {"peers": ()}
+    left = world.json("status")["nodes"][1]
+    assert (left["name"], left["host"], left["reason"]) == ("node-9", None, "no node knows where it is")
+    shown = world.run("status").stdout
+    assert "1 of 2 nodes answer" in shown and "node-2" not in shown
 
 
 # --- doctor ---
