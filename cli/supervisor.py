@@ -44,7 +44,7 @@ class Change(enum.StrEnum):
 
 class Event(msgspec.Struct, frozen=True):
     """One change of one node. `code`: exit code, negative for a signal. `delay_s`: until it is started again, None when it
-    is not."""
+    is not. `holder`: the process that has its directory, so that none was started."""
 
     node: str
     change: Change
@@ -52,6 +52,7 @@ class Event(msgspec.Struct, frozen=True):
     code: int | None = None
     delay_s: float | None = None
     last_words: str = ""
+    holder: int | None = None
 
 
 class Supervisor:
@@ -85,6 +86,17 @@ class Supervisor:
         failures = 0
         while True:
             begin = anyio.current_time()
+            holder = lock_holder(directory)
+            if holder is not None:  # it would only say so, in the log of the one that runs
+                failures += 1
+                words = f"{directory} is in use by process {holder}"
+                wait_s = None if failures == QUICK_FAILURES else delay_s
+                self._on_event(Event(directory.name, Change.ENDED, None, Exit.USAGE, wait_s, words, holder))
+                if wait_s is None:
+                    return
+                await anyio.sleep(wait_s)
+                delay_s = min(delay_s * 2, LONGEST_DELAY_S)
+                continue
             try:
                 process = await self._start(directory)
             except OSError as error:  # its directory has gone, no process or file can be made: the others run on

@@ -13,6 +13,7 @@ from cli.home import KnownNode, Network, remember
 from cli.output import Exit, JsonValue, Output, OutputLost
 from cli.session import open_client
 from cli.supervisor import LOG_NAME, QUICK_FAILURES, Change, Event, Supervisor
+from cli.upchecks import check_ports, only_up
 from hopchain import Client, ClientError, Status
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ class View:
                 self.tell(line, "started", pid=event.pid)
             case Change.ENDED:
                 line.pid = None
-                line.state = "down"
+                line.state = "down" if event.holder is None else "in use"
                 directory = self.network.directory / event.node
-                do = None if event.delay_s is not None else what_to_do(event.code, directory)
+                do = None if event.delay_s is not None else what_to_do(event.code, directory, event.holder)
                 ended = "" if event.pid is None else f"exit code {event.code}: "
                 line.note = f"{ended}{event.last_words}" + (f"; {do}" if do else "")
                 self.tell(
@@ -123,8 +124,10 @@ class View:
             self.out.warn(f"{error}; the nodes run on")
 
 
-def what_to_do(code: int | None, directory: Path) -> str:
-    """What people do about a node that stays down after this exit code."""
+def what_to_do(code: int | None, directory: Path, holder: int | None = None) -> str:
+    """What people do about a node that stays down after this exit code. `holder`: the process that runs it already."""
+    if holder is not None:
+        return "leave it to that process, or stop that one first, then stop `hopchain up` and start it again"
     again = f"then run `hopchain node {directory}`, or stop `hopchain up` and start it again"
     match code:
         case Exit.USAGE:
@@ -136,18 +139,21 @@ def what_to_do(code: int | None, directory: Path) -> str:
 
 
 async def watch(out: Output, network: Network) -> None:
-    """Run all nodes whose directories are here and show them until SIGINT or SIGTERM. `LocalMisuse` when there are none."""
+    """Run all nodes whose directories are here and show them until SIGINT or SIGTERM. `LocalMisuse` when there are none, when
+    another process runs them, or something uses their ports: nothing was started then."""
     view = View(out, network)
     if not view.lines:
         raise LocalMisuse(
             f"none of the {len(network.nodes)} nodes of network {network.genesis.name} has its directory in "
             f"{network.directory}: run each where its directory is, with `hopchain node DIR`"
         )
-    remember(network.directory)  # not before: a directory that `up` refuses must not be where the next payment goes
-    view.tell_elsewhere([n.name for n in network.nodes if n.name not in view.lines])
     directories = [network.directory / name for name in view.lines]
-    supervisor = Supervisor(directories, view.on_event)
     async with AsyncExitStack() as stack:
+        stack.enter_context(only_up(network))
+        check_ports(network, directories)
+        remember(network.directory)  # not before: a directory that `up` refuses must not be where the next payment goes
+        view.tell_elsewhere([n.name for n in network.nodes if n.name not in view.lines])
+        supervisor = Supervisor(directories, view.on_event)
         if out.fancy:
             stack.enter_context(_Drawing(view))
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
@@ -218,4 +224,4 @@ class _Drawing:
         return table
 
 
-_COLOURS = {"up": "green", "starting": "yellow", "down": "bold red", "stopped": "dim"}
+_COLOURS = {"up": "green", "starting": "yellow", "down": "bold red", "in use": "yellow", "stopped": "dim"}

@@ -148,9 +148,31 @@ def test_one_whose_directory_another_process_still_holds_is_tried_again(
         watcher = Watcher(tmp_path, {"node-1": WRONG})
         with anyio.fail_after(WAIT_S), DataLock(tmp_path / "node-1"):
             await watcher.supervisor.run()
-        assert [e.code for e in watcher.of(Change.ENDED)] == [Exit.USAGE] * QUICK_FAILURES
+        ended = watcher.of(Change.ENDED)
+        assert [(e.code, e.holder) for e in ended] == [(Exit.USAGE, os.getpid())] * QUICK_FAILURES
+        assert [e.delay_s is None for e in ended] == [False] * (QUICK_FAILURES - 1) + [True]
+        assert not watcher.of(Change.STARTED) and not (tmp_path / "node-1" / LOG_NAME).exists(), (
+            "its log is the other's"
+        )
 
     anyio.run(main, backend=backend)
+
+
+def test_one_whose_directory_is_let_go_meanwhile_is_started(tmp_path: Path, backend: str) -> None:
+    async def main() -> None:
+        watcher = Watcher(tmp_path, {"node-1": PATIENT})
+        async with anyio.create_task_group() as tasks:
+            with DataLock(tmp_path / "node-1"):
+                tasks.start_soon(watcher.supervisor.run)
+                await watcher.wait(Change.ENDED, 1)
+            await watcher.wait(Change.STARTED, 1)
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main, backend=backend)
+
+
+def test_what_to_do_about_one_that_runs_already(tmp_path: Path) -> None:
+    assert "leave it to that process" in what_to_do(Exit.USAGE, tmp_path, 7)
 
 
 def test_one_that_ran_for_a_while_may_fail_as_often_again(
