@@ -32,6 +32,9 @@ STAYS_DOWN: Final = frozenset({Exit.USAGE, Exit.OUT_FOR_GOOD})  # started again 
 STOP_S: Final = 10.0  # for a node to end by itself before it is killed
 LOG_NAME: Final = "node.log"
 _TAIL_BYTES: Final = 2000
+_FROM_OUTSIDE: Final = frozenset(
+    {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+)  # its log says nothing of it
 
 
 class Change(enum.StrEnum):
@@ -115,7 +118,7 @@ class Supervisor:
             if anyio.current_time() - begin >= self._steady_s:
                 delay_s, failures = FIRST_DELAY_S, 0
             failures += code > 0
-            words = last_words(directory / LOG_NAME)
+            words = "" if -code in _FROM_OUTSIDE else last_words(directory / LOG_NAME)
             if _stays_down(code, directory) or failures == QUICK_FAILURES:
                 self._on_event(Event(directory.name, Change.ENDED, process.pid, code, None, words))
                 return

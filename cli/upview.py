@@ -17,7 +17,7 @@ from cli.upchecks import check_ports, only_up
 from hopchain import Client, ClientError, Status
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 REFRESH_S: Final = 1.0  # how often nodes are asked how they are
 FIRST_REFRESH_S: Final = 0.1  # while one is starting
@@ -61,13 +61,15 @@ class View:
                 line.state = "down" if event.holder is None else "in use"
                 directory = self.network.directory / event.node
                 do = None if event.delay_s is not None else what_to_do(event.code, directory, event.holder)
-                ended = "" if event.pid is None else f"exit code {event.code}: "
-                line.note = f"{ended}{event.last_words}" + (f"; {do}" if do else "")
+                line.note = f"{how_it_ended(event)}; {do or 'it is started again'}"
+                if do is not None and self.out.fancy:  # in the table it may be cut
+                    self._say({}, f"{event.node}: {line.note}")
                 self.tell(
                     line,
                     "ended",
                     pid=event.pid,
                     code=event.code,
+                    signal=signal_name(event.code),
                     restart_in_s=event.delay_s,
                     last=event.last_words,
                     log=str(directory / LOG_NAME),
@@ -122,6 +124,25 @@ class View:
         except OutputLost as error:
             self._lost = True
             self.out.warn(f"{error}; the nodes run on")
+
+
+def how_it_ended(event: Event) -> str:
+    """Why a node does not run, in words."""
+    if event.pid is None or event.code is None:
+        return event.last_words
+    name = signal_name(event.code)
+    how = f"exit code {event.code}" if name is None else f"killed ({name})"
+    return f"{how}: {event.last_words}" if event.last_words else how
+
+
+def signal_name(code: int | None) -> str | None:
+    """`SIGKILL` for -9; None for an end that was no signal's."""
+    if code is None or code >= 0:
+        return None
+    try:
+        return signal.Signals(-code).name
+    except ValueError:  # of real time
+        return f"signal {-code}"
 
 
 def what_to_do(code: int | None, directory: Path, holder: int | None = None) -> str:
@@ -193,8 +214,7 @@ class _Drawing:
     def __init__(self, view: View) -> None:
         from rich.live import Live
 
-        self._view = view
-        self._live = Live(get_renderable=self._table, refresh_per_second=4)
+        self._live = Live(get_renderable=lambda: draw(view), refresh_per_second=4)
 
     def __enter__(self) -> None:
         self._live.start()
@@ -202,26 +222,36 @@ class _Drawing:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def _table(self) -> "Table":
-        from rich import box
-        from rich.table import Table
 
-        table = Table(box=box.SIMPLE_HEAD, header_style="bold", title=f"network {self._view.network.genesis.name}")
-        for column in ("node", "state", "pid", "clients", "log", "peers alive", "starts", "note"):
-            table.add_column(column)
-        for line in self._view.lines.values():
-            status = line.status
-            table.add_row(
-                line.node.name,
-                f"[{_COLOURS[line.state]}]{line.state}",
-                str(line.pid or ""),
-                f"{line.node.host}:{line.node.client_port}",
-                str(status.log_height) if status else "",
-                f"{sum(p.alive for p in status.peers)} of {len(status.peers)}" if status else "",
-                str(line.starts),
-                line.note.replace("[", "\\["),
-            )
-        return table
+def draw(view: View) -> "Group":
+    """One line for each node; below them one for each note, cut to the terminal's width: where lines are too many, those go."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        header_style="bold",
+        title=f"network {view.network.genesis.name}",
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for column in ("node", "state", "pid", "clients", "log", "peers alive", "starts"):
+        table.add_column(column, no_wrap=True)
+    for line in view.lines.values():
+        status = line.status
+        table.add_row(
+            line.node.name,
+            Text(line.state, style=_COLOURS[line.state]),
+            str(line.pid or ""),
+            f"{line.node.host}:{line.node.client_port}",
+            str(status.log_height) if status else "",
+            f"{sum(p.alive for p in status.peers)} of {len(status.peers)}" if status else "",
+            str(line.starts),
+        )
+    told = [f"{line.node.name}: {' '.join(line.note.split())}" for line in view.lines.values() if line.note]
+    return Group(table, *(Text(note, no_wrap=True, overflow="ellipsis") for note in told))
 
 
 _COLOURS = {"up": "green", "starting": "yellow", "down": "bold red", "in use": "yellow", "stopped": "dim"}

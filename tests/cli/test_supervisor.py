@@ -219,9 +219,11 @@ def test_one_that_is_killed_is_told_with_its_signal(tmp_path: Path, backend: str
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watcher.supervisor.run)
             (first,) = await watcher.wait(Change.STARTED, 1)
+            (tmp_path / "node-1" / LOG_NAME).write_text("a line of its log\n")
             os.kill(first.pid, signal.SIGKILL)
             _, second = await watcher.wait(Change.STARTED, 2)
-            assert watcher.of(Change.ENDED)[0].code == -signal.SIGKILL
+            (ended,) = watcher.of(Change.ENDED)
+            assert (ended.code, ended.last_words) == (-signal.SIGKILL, ""), "no line of its log is about that"
             assert second.pid != first.pid
             tasks.cancel_scope.cancel()
 

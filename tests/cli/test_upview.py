@@ -1,5 +1,6 @@
 """What `hopchain up` shows, and that nothing of it ends the nodes."""
 
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Self
 import anyio
 import pytest
 import trio.testing
+from rich.console import Console
 
 from cli import upview
 from cli.home import NETWORK_VARIABLE, Network, find_directory, load_network, remember
@@ -116,3 +118,41 @@ def test_the_nodes_run_on_when_nobody_can_be_told(network: Network, monkeypatch:
         view.on_event(Event("node-1", Change.STARTED, 1))
         view.on_event(Event("node-2", Change.STARTED, 2))
     assert [line.pid for line in view.lines.values()] == [1, 2]
+
+
+def drawn(view: upview.View) -> list[str]:
+    """The lines on a terminal of 80 columns."""
+    console = Console(width=80, file=io.StringIO(), force_terminal=True)
+    return ["".join(segment.text for segment in line).rstrip() for line in console.render_lines(upview.draw(view))]
+
+
+def test_a_long_note_is_cut_and_no_row(network: Network) -> None:
+    view = upview.View(Output(as_json=False), network)
+    for name in view.lines:
+        view.on_event(Event(name, Change.STARTED, 1_234_567))
+    rows = [line for line in drawn(view) if line.startswith("node-")]
+    words = f"error: {'a very long word ' * 20}\nand a second line"
+    view.on_event(Event("node-1", Change.ENDED, 1_234_567, 1, 0.2, words))
+    lines = drawn(view)
+    assert [line[:6] for line in lines if line.startswith("node-")] == ["node-1", "node-2", "node-1"]
+    assert "127.0.0.1:" in rows[0] and "1234567" in rows[0]
+    assert (
+        lines[-1].startswith("node-1: exit code 1: error: a very") and lines[-1].endswith("…") and len(lines[-1]) <= 80
+    )
+
+
+def test_one_that_was_killed_is_said_to_be_and_to_be_started_again(
+    network: Network, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view = upview.View(Output(as_json=False), network)
+    view.on_event(Event("node-1", Change.ENDED, 7, -signal.SIGKILL, 0.2))
+    assert view.lines["node-1"].note == "killed (SIGKILL); it is started again"
+    assert "signal=SIGKILL restart_in_s=0.2 log=" in capsys.readouterr().out
+    view.on_event(Event("node-1", Change.ENDED, 7, -signal.SIGABRT, 0.2, "double free"))
+    assert view.lines["node-1"].note == "killed (SIGABRT): double free; it is started again"
+    view.on_event(Event("node-1", Change.ENDED, 7, -40, 0.2))
+    assert view.lines["node-1"].note == "killed (signal 40); it is started again"
+    view.on_event(Event("node-1", Change.ENDED, 7, 2, None, "error: wrong"))
+    assert view.lines["node-1"].note.startswith("exit code 2: error: wrong; it stays down")
+    view.on_event(Event("node-1", Change.ENDED, None, None, 0.2, "not started: no directory"))
+    assert view.lines["node-1"].note == "not started: no directory; it is started again"
