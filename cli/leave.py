@@ -28,6 +28,7 @@ from cli.members import (
 )
 from cli.names import read_names
 from cli.output import CommandFailed, Exit, Output, counted
+from cli.upchecks import mark_left
 from hopchain.change import Change, ChangeAction, sign_change
 from node.config import NodeConfig
 
@@ -89,6 +90,8 @@ def leave(out: Output, data: Path, force: str | None, wait_s: float, network_dir
             return await wait_active(client, network, epoch, wait_s, without=[key.id]), line is not None
 
     picture, changed = run(work)
+    was = max(view.epoch for view in picture.views if any(line.id == key.id for line in view.members))
+    kept = _mark(out, data, was + 1)  # before its process ends: `up` looks then
     pid = lock_holder(data)
     if pid is not None:
         run(lambda: _stop(data, pid))
@@ -108,7 +111,18 @@ def leave(out: Output, data: Path, force: str | None, wait_s: float, network_dir
         colour="green",
         bold=True,
     )
-    out.say(f"what started it (`hopchain up`, a service) must not start it again; {data} may be kept or deleted")
+    who = "a service that started it" if kept else "what started it (`hopchain up`, a service)"
+    out.say(f"{who} must not start it again; {data} may be kept or deleted")
+
+
+def _mark(out: Output, data: Path, epoch: int) -> bool:
+    """Write down beside the node's files that it left; False when that is not possible."""
+    try:
+        mark_left(data, epoch)
+    except OSError as error:
+        out.note(f"{data} cannot be written ({error.strerror}), so nothing there says that the node left")
+        return False
+    return True
 
 
 def network_around(data: Path, config: NodeConfig, node_id: bytes, option: Path | None) -> Network:

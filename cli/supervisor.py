@@ -20,6 +20,7 @@ import anyio.abc
 import msgspec
 
 from cli.output import Exit
+from cli.upchecks import left_in
 from node.lock import lock_holder
 
 FIRST_DELAY_S: Final = 0.2  # before a node that died is started again; doubles with each early death
@@ -60,7 +61,7 @@ class Event(msgspec.Struct, frozen=True):
 
 class Supervisor:
     """Runs the nodes in these directories until it is cancelled. One stays down when its files or ports are wrong, when it was
-    removed or quarantined, and when it failed QUICK_FAILURES times in a row within STEADY_S of its start. What a signal ended,
+    removed or quarantined or has left, and when it failed QUICK_FAILURES times in a row within STEADY_S of its start. What a signal ended,
     SIGTERM too, did not fail."""
 
     def __init__(
@@ -89,6 +90,9 @@ class Supervisor:
         failures = 0
         while True:
             begin = anyio.current_time()
+            if left_in(directory) is not None:
+                self._on_event(Event(directory.name, Change.ENDED, None, Exit.OUT_FOR_GOOD))
+                return
             holder = lock_holder(directory)
             if holder is not None:  # it would only say so, in the log of the one that runs
                 failures += 1
@@ -140,6 +144,8 @@ class Supervisor:
 def _stays_down(code: int, directory: Path) -> bool:
     """True when a node that ended so is not started again at all. A directory that another process holds may be free soon: the
     node of a supervisor that was killed just now is still ending."""
+    if left_in(directory) is not None:
+        return True
     return code in STAYS_DOWN and not (code == Exit.USAGE and lock_holder(directory) is not None)
 
 

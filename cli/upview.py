@@ -13,7 +13,7 @@ from cli.home import KnownNode, Network, remember
 from cli.output import Exit, JsonValue, Output, OutputLost
 from cli.session import open_client
 from cli.supervisor import LOG_NAME, QUICK_FAILURES, Change, Event, Supervisor
-from cli.upchecks import check_ports, only_up
+from cli.upchecks import check_ports, left_in, only_up
 from hopchain import Client, ClientError, Status
 
 if TYPE_CHECKING:
@@ -58,10 +58,11 @@ class View:
                 self.tell(line, "started", pid=event.pid)
             case Change.ENDED:
                 line.pid = None
-                line.state = "down" if event.holder is None else "in use"
                 directory = self.network.directory / event.node
+                left = left_in(directory) is not None
+                line.state = "left" if left else "down" if event.holder is None else "in use"
                 do = None if event.delay_s is not None else what_to_do(event.code, directory, event.holder)
-                line.note = f"{how_it_ended(event)}; {do or 'it is started again'}"
+                line.note = "; ".join(part for part in (how_it_ended(event), do or "it is started again") if part)
                 if do is not None and self.out.fancy:  # in the table it may be cut
                     self._say({}, f"{event.node}: {line.note}")
                 self.tell(
@@ -149,6 +150,9 @@ def what_to_do(code: int | None, directory: Path, holder: int | None = None) -> 
     """What people do about a node that stays down after this exit code. `holder`: the process that runs it already."""
     if holder is not None:
         return "leave it to that process, or stop that one first, then stop `hopchain up` and start it again"
+    left = left_in(directory)
+    if left is not None:
+        return f"it left the network in epoch {left} and is not started: {directory} may be kept or deleted"
     again = f"then run `hopchain node {directory}`, or stop `hopchain up` and start it again"
     match code:
         case Exit.USAGE:
@@ -254,4 +258,11 @@ def draw(view: View) -> "Group":
     return Group(table, *(Text(note, no_wrap=True, overflow="ellipsis") for note in told))
 
 
-_COLOURS = {"up": "green", "starting": "yellow", "down": "bold red", "in use": "yellow", "stopped": "dim"}
+_COLOURS = {
+    "up": "green",
+    "starting": "yellow",
+    "down": "bold red",
+    "in use": "yellow",
+    "left": "dim",
+    "stopped": "dim",
+}

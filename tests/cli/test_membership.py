@@ -13,6 +13,7 @@ import pytest
 from chain.genesis import Asset
 from cli.home import load_network
 from cli.members import FORCE_WORDS, groups_without_majority
+from cli.upchecks import left_in
 from hopchain import wire
 from hopchain.change import ChangeAction, change_id, decode_change_untrusted, is_change_signed_by
 from node.invite import load_invite, make_node_directory
@@ -394,6 +395,22 @@ def test_leave_stops_the_process_that_runs_the_node(world: World) -> None:
         assert node.stdout is not None and node.stdout.readline() == b"held\n"
         assert world.json("leave", "--data", str(data))["stopped_pid"] == node.pid
         assert node.wait() == -15
+
+
+def test_leave_says_beside_the_nodes_files_that_it_left(world: World) -> None:
+    """So that `up` does not start it again."""
+    data = data_of(world, 2)
+    assert "a service that started it must not start it again" in world.run("leave", "--data", str(data)).stdout
+    assert left_in(data) == 2
+    world.membership.guests = {load_invite(invited(world, "--name", "node-9")).key.id}
+    world.run("member", "add", str(world.directory / "node-9.invite"))
+    (data / "left").unlink()
+    world.run("leave", "--data", str(data))
+    assert left_in(data) == 2, "also when another view has come since"
+    (data / "left").unlink()
+    (data / "left").mkdir()
+    done = world.run("leave", "--data", str(data))
+    assert "nothing there says that the node left" in done.stderr and "(`hopchain up`, a service)" in done.stdout
 
 
 def test_leave_stops_no_process_that_merely_has_the_number(world: World) -> None:

@@ -126,6 +126,24 @@ def test_one_that_would_say_the_same_again_is_not_started_again(
     anyio.run(main, backend=backend)
 
 
+@pytest.mark.parametrize("code", [0, 1, 2, 4])
+def test_one_that_leaves_the_network_is_not_started_again(tmp_path: Path, backend: str, code: int) -> None:
+    """However it ends: `leave` has written beside its files that it left."""
+    leaving = f"open('left', 'w').write('7'); raise SystemExit({code})"
+
+    async def main() -> None:
+        watcher = Watcher(tmp_path, {"node-1": f"import os; os.chdir({str(tmp_path / 'node-1')!r}); {leaving}"})
+        with anyio.fail_after(WAIT_S):
+            await watcher.supervisor.run()
+            assert [e.code for e in watcher.of(Change.ENDED)] == [code]
+            await watcher.supervisor.run()  # another `up`
+        assert [(e.code, e.delay_s) for e in watcher.of(Change.ENDED)] == [(code, None), (Exit.OUT_FOR_GOOD, None)]
+        assert len(watcher.of(Change.STARTED)) == 1
+        assert "it left the network in epoch 7" in what_to_do(code, tmp_path / "node-1")
+
+    anyio.run(main, backend=backend)
+
+
 def test_one_that_fails_at_once_is_given_up(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.001)
 

@@ -17,8 +17,9 @@ from rich.console import Console
 
 from cli import upview
 from cli.home import NETWORK_VARIABLE, Network, find_directory, load_network, remember
-from cli.output import Output
+from cli.output import Exit, Output
 from cli.supervisor import Change, Event
+from cli.upchecks import mark_left
 from cli.upview import ask_all, watch
 from tests.cli.conftest import Cli
 
@@ -139,6 +140,15 @@ def test_a_long_note_is_cut_and_no_row(network: Network) -> None:
     assert (
         lines[-1].startswith("node-1: exit code 1: error: a very") and lines[-1].endswith("…") and len(lines[-1]) <= 80
     )
+
+
+def test_one_that_left_is_said_to_have(network: Network, capsys: pytest.CaptureFixture[str]) -> None:
+    mark_left(network.directory / "node-2", 3)
+    view = upview.View(Output(as_json=False), network)
+    view.on_event(Event("node-2", Change.ENDED, None, Exit.OUT_FOR_GOOD))
+    line = view.lines["node-2"]
+    assert (line.state, line.note.partition(":")[0]) == ("left", "it left the network in epoch 3 and is not started")
+    assert "node-2 ended code=4" in capsys.readouterr().out
 
 
 def test_one_that_was_killed_is_said_to_be_and_to_be_started_again(
