@@ -41,7 +41,7 @@ class View:
     def __init__(self, out: Output, network: Network) -> None:
         self.out = out
         self.network = network
-        self.lines = {n.name: _Line(n) for n in network.nodes if (network.directory / n.name).is_dir()}
+        self.lines = {n.name: _Line(n) for n in network.nodes if is_here(n, network.directory / n.name)}
         self.changed = anyio.Event()
         self._faults: set[str] = set()  # that were told
         self._lost = False  # what is said reaches nobody
@@ -125,6 +125,18 @@ class View:
         except OutputLost as error:
             self._lost = True
             self.out.warn(f"{error}; the nodes run on")
+
+
+def is_here(node: KnownNode, directory: Path) -> bool:
+    """True when this is the node's directory. A name may have been another node's before; whose key cannot be read says so itself."""
+    from node.pki import read_node_key
+
+    if not directory.is_dir():
+        return False
+    try:
+        return read_node_key(directory).id == node.id
+    except LocalMisuse:
+        return True
 
 
 def how_it_ended(event: Event) -> str:

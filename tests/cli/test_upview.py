@@ -102,6 +102,15 @@ def test_the_members_that_are_here_run(
         assert line.startswith("run elsewhere") and line.endswith(": node-3")
 
 
+def test_a_directory_of_another_node_is_not_that_of_its_name(cli: Cli, network: Network) -> None:
+    """node-2 was removed, and one that runs elsewhere was invited under its name."""
+    file = cli.directory / "network.toml"
+    file.write_text(file.read_text().replace(network.nodes[1].id.hex(), "ab" * 20))
+    assert list(upview.View(Output(as_json=False), load_network(cli.directory)).lines) == ["node-1"]
+    (cli.directory / "node-2" / "node.key").write_text("no key")
+    assert list(upview.View(Output(as_json=False), load_network(cli.directory)).lines) == ["node-1", "node-2"]
+
+
 def test_without_any_node_here_there_is_nothing_to_run(cli: Cli, network: Network) -> None:
     for name in ("node-1", "node-2"):
         shutil.rmtree(cli.directory / name)
