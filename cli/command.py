@@ -10,12 +10,14 @@ from typing import Final, NoReturn, ParamSpec, TypeVar
 import click
 
 from chain.errors import HopchainError, LocalMisuse, RemoteFault
-from cli.output import Output, write_any_text
+from cli.home import remember_used
+from cli.output import Exit, Output, write_any_text
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _NEGATIVE: Final = re.compile(r"-[0-9.]")  # how click names an option in -1.50
 INTERRUPTED: Final = 130  # what shells use for Ctrl-C
+_ANSWERED: Final = frozenset({Exit.DONE, Exit.REJECTED})  # ends by which the network is one that was used
 
 network_option = click.option(
     "--network",
@@ -84,16 +86,25 @@ class HopCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run it; errors raised on purpose become a message and an exit code."""
-        out = Output(bool(ctx.params.pop("as_json")))
+        out = Output(bool(ctx.params.pop("as_json")), on_sending=lambda: remember_used(ctx))
         ctx.params["out"] = out
         write_any_text()
         try:
             _refuse_no_text(list(ctx.params.values()))
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit):
+            done = super().invoke(ctx)
+        except SystemExit as end:
+            if end.code in _ANSWERED:
+                remember_used(ctx)
+            raise
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BaseException as error:  # noqa: BLE001 - the outermost place: it becomes a message and an exit code
-            ctx.exit(end_with(out, error))
+            code = end_with(out, error)
+            if code in _ANSWERED:
+                remember_used(ctx)
+            ctx.exit(code)
+        remember_used(ctx)
+        return done
 
 
 def _refuse_no_text(value: object) -> None:

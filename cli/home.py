@@ -1,7 +1,8 @@
 """Which network a command talks to, and where this user's things are.
 
 The network: `--network DIR`, else `HOPCHAIN_NETWORK`, else the one last made or used, remembered in `HOPCHAIN_HOME`
-(default `~/.hopchain`), which also holds the wallet.
+(default `~/.hopchain`), which also holds the wallet. Used is one that answered a command, or that something was sent to: a command that
+is refused, or that reaches no node, leaves what is remembered as it was.
 """
 
 import os
@@ -9,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import click
 import msgspec
 
 from chain.errors import LocalMisuse
@@ -19,6 +21,7 @@ from cli.names import read_names
 HOME_VARIABLE: Final = "HOPCHAIN_HOME"
 NETWORK_VARIABLE: Final = "HOPCHAIN_NETWORK"
 _REMEMBERED: Final = "network"
+_USED: Final = "hopchain.network"  # of a command: the directory that it read
 _NAME_ONE: Final = f"remove it, or name a network with --network DIR or {NETWORK_VARIABLE}"
 SHORT_ID: Final = 8  # hex digits of a node id that people see
 
@@ -174,7 +177,16 @@ def load_network(directory: Path) -> Network:
 
 
 def find_network(option: Path | None) -> Network:
-    """The network to talk to, read from its directory and remembered for the next command."""
+    """The network to talk to, read from its directory. The next command's, too, once this one was not refused: `remember_used`."""
     network = load_network(find_directory(option))
-    remember(network.directory)
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.meta[_USED] = network.directory
     return network
+
+
+def remember_used(context: click.Context) -> None:
+    """Remember the network that a command has found: it was asked something and answered, or something was sent to it."""
+    directory = context.meta.get(_USED)
+    if directory is not None:
+        remember(directory)

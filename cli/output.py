@@ -83,8 +83,9 @@ def describe(error: HopchainError) -> tuple[Exit, str, str]:
 class Output:
     """Where one command prints: for people, or JSON."""
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, as_json: bool, on_sending: Callable[[], object] = lambda: None) -> None:
         self.as_json = as_json
+        self._on_sending = on_sending  # what is to be done when a request leaves
         self._printed = False
         self._sent = ""  # how to learn what became of what was sent
         self._tell: Callable[[], object] | None = None  # prints what is known of it
@@ -102,6 +103,7 @@ class Output:
     def sending(self, what: str, tell: Callable[[], object]) -> None:
         """A request leaves now. `what` says how to learn what became of it, in case its answer cannot be told; `tell` prints
         what is known of it as the command would at its end, in case it is interrupted."""
+        self._on_sending()
         self._sent, self._tell = what, tell
         self._printed = False  # what was printed before is not its result
 

@@ -6,6 +6,7 @@ import pytest
 
 from chain.errors import LocalMisuse
 from cli.home import find_directory, find_network, load_network, remember
+from hopchain import wire
 from tests.cli.conftest import Cli, World
 
 
@@ -28,11 +29,62 @@ def test_the_network_last_used_is_remembered_wherever_it_is_used_from(
     world: World, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(world.directory.parent)
-    found = find_network(Path("net"))
+    world.env.pop("HOPCHAIN_NETWORK")
+    assert find_network(Path("net")).id == world.ledger.genesis.network_id
+    world.run("balance", "mint", "--network", "net")
     monkeypatch.chdir("/")
     assert find_network(None) == load_network(world.directory)
-    assert found.id == world.ledger.genesis.network_id
     assert (home / "network").read_text() == f"{world.directory}\n"
+
+
+def test_a_command_that_is_refused_changes_nothing_of_what_is_remembered(world: World, tmp_path: Path) -> None:
+    """Else the next payment would go elsewhere for a slip of the fingers."""
+    world.run("account", "open", "alice")
+    world.env.pop("HOPCHAIN_NETWORK")
+    remember(tmp_path / "before")
+
+    def remembered() -> str:
+        return Path((world.home / "network").read_text().strip()).name
+
+    network = ("--network", str(world.directory))
+    for code, *words in (
+        (2, "transfer", "mint", "alice", "1.234"),
+        (2, "transfer", "mint", "alice", "1", "--at", "node-9"),
+        (2, "transfer", "nobody", "alice", "1"),
+        (2, "balance", "mint", "--at", "node-9"),
+        (2, "status", "--at", "node-9"),
+        (2, "status", "--no-such-option"),
+        (2, "member", "remove", "node-9"),
+        (2, "invite", "--expires", "never"),
+        (3, "status", "--at", "127.0.0.1:1"),
+        (3, "balance", "mint", "--at", "127.0.0.1:1"),
+    ):
+        world.run(*words, *network, code=code)
+        assert remembered() == "before", words
+    world.run("status", "--network", str(tmp_path / "nowhere"), code=2)
+    assert remembered() == "before"
+    for code, *words in (
+        (0, "status"),
+        (1, "balance", "nobody"),
+        (1, "transfer", "alice", "mint", "1"),
+        (0, "doctor"),
+    ):
+        remember(tmp_path / "before")
+        world.run(*words, *network, code=code)
+        assert remembered() == "net", words
+
+
+def test_what_was_sent_to_a_network_makes_it_the_one_that_is_used(
+    world: World, tmp_path: Path, one_round: None
+) -> None:
+    """Though its answer is not known: the same command again must ask there."""
+    world.run("account", "open", "alice")
+    world.env.pop("HOPCHAIN_NETWORK")
+    remember(tmp_path / "before")
+    for node in world.nodes:
+        node.fault = lambda call: wire.Unknown(bytes(32), "no majority") if isinstance(call, wire.Submit) else None
+    world.run("transfer", "mint", "alice", "1", "--timeout", "1", "--network", str(world.directory), code=3)
+    assert (world.home / "network").read_text() == f"{world.directory}\n"
 
 
 def test_a_payment_says_where_it_goes_when_nobody_said(world: World, tmp_path: Path) -> None:
