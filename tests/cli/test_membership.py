@@ -413,6 +413,25 @@ def test_leave_says_beside_the_nodes_files_that_it_left(world: World) -> None:
     assert "nothing there says that the node left" in done.stderr and "(`hopchain up`, a service)" in done.stdout
 
 
+MARKED = """
+import signal, sys
+from pathlib import Path
+from node.lock import DataLock
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7 if Path(sys.argv[1], "left").exists() else 8))
+with DataLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    signal.pause()
+"""
+
+
+def test_leave_says_so_before_it_ends_the_process(world: World) -> None:
+    data = data_of(world, 2)
+    with subprocess.Popen([sys.executable, "-c", MARKED, str(data)], stdout=subprocess.PIPE) as node:
+        assert node.stdout is not None and node.stdout.readline() == b"held\n"
+        world.run("leave", "--data", str(data))
+        assert node.wait() == 7
+
+
 def test_leave_stops_no_process_that_merely_has_the_number(world: World) -> None:
     """The lock is held by a process of another container, whose number here is another process's."""
     data = data_of(world, 2)
