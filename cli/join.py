@@ -136,9 +136,7 @@ def join(
         host = host or default_host([seed.host for seed in invitation.seeds])
         port, client_port = ports_of(host, port, client_port)
         make_node_directory(invitation, data, host, port, client_port, advertise_host)
-    add_names(
-        data, {invitation.key.id: invitation.name}
-    )  # for people alone: where that is not possible its id has to do
+    add_names(data, {invitation.key.id: invitation.name})  # where that is not possible its id has to do
     _Join(out, invitation, data, observer, exit_after).run()
 
 

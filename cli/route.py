@@ -142,9 +142,14 @@ async def _ask_members(network: Network) -> tuple[list[KnownNode], dict[str, Sta
         nodes = list(network.nodes)
         why: dict[str, Status | str] = dict(error.tried) if isinstance(error, Unreachable) else {}
         return nodes, why if all(n.name in why for n in nodes) else await _ask_all(network, nodes)
-    known = {node.id: node for node in picture.nodes}
-    unknown = [KnownNode(network.name_of(node), node, "", 0) for node in sorted(set(picture.members) - set(known))]
-    nodes = [n for n in (*known.values(), *unknown) if n.id in picture.members or n.id in picture.health]
+    nowhere = set(picture.members) - {n.id for n in picture.nodes}
+    others = [n for n in picture.nodes if n not in network.nodes]
+    others += [KnownNode(network.name_of(node), node, "", 0) for node in nowhere]
+    nodes = [
+        n
+        for n in (*network.nodes, *sorted(others, key=lambda n: n.name))
+        if n.id in picture.members or n.id in picture.health
+    ]
     found = await _ask_all(network, [n for n in nodes if n.id in picture.health])
     return nodes, {n.name: picture.silent.get(n.id, "no node knows where it is") for n in nodes} | found
 

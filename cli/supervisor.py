@@ -33,9 +33,8 @@ STAYS_DOWN: Final = frozenset({Exit.USAGE, Exit.OUT_FOR_GOOD})  # started again 
 STOP_S: Final = 10.0  # for a node to end by itself before it is killed
 LOG_NAME: Final = "node.log"
 _TAIL_BYTES: Final = 2000
-_FROM_OUTSIDE: Final = frozenset(
-    {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-)  # its log says nothing of it
+# The log of a node that one of these ended says nothing of it.
+_FROM_OUTSIDE: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
 class Change(enum.StrEnum):
