@@ -35,6 +35,12 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         ),
     ),
     mutant(
+        "a won ballot is any ballot",
+        "R10",
+        "Who hears that a ballot has won applies what it voted for in that slot, at whatever ballot.",
+        ("node.acceptor:Acceptor.on_ballot_won", "vote.accepted == message.ballot", "vote.accepted is not None"),
+    ),
+    mutant(
         "a vote is decided when a log is told",
         "R11",
         "A node that hears what a peer's log holds applies every link that it voted for, not those in the log only.",

@@ -34,6 +34,7 @@ from node.messages import (
     AskSlot,
     AskSync,
     AskViews,
+    BallotWon,
     BootAnswer,
     Closing,
     Decided,
@@ -379,12 +380,13 @@ class Core:
             r.needs_links(message.links, needs)
 
         table: dict[type[Any], tuple[Callable[[Any, Needs], None], Callable[[Turn, NodeId, Any], None]]] = {
-            Prepare: (a.needs, a.on_prepare),
-            Accept: (a.needs, a.on_accept),
+            Prepare: (a.needs_prepare, a.on_prepare),
+            Accept: (a.needs_accept, a.on_accept),
             Promise: (_nothing, o.on_promise),
             Accepted: (o.needs_accepted, o.on_accepted),
             Refuse: (_nothing, o.on_refuse),
             Decided: (lambda m, needs: r.needs_links((m.link,), needs), r.on_decided),
+            BallotWon: (a.needs_ballot_won, a.on_ballot_won),
             Forward: (o.needs_forward, o.on_forward),
             Moved: (links, g.on_moved),
             Declined: (_nothing, g.on_declined),

@@ -95,6 +95,14 @@ class Decided(_Message, frozen=True, tag="decided"):
     depth: int
 
 
+class BallotWon(_Message, frozen=True, tag="ballot_won"):
+    """`Decided` for a member that was asked to vote, and so has the link: a majority voted for what was proposed in this slot at
+    `ballot` (ADR 26)."""
+
+    at: SlotName
+    ballot: Ballot
+
+
 # --- gateway and owner (node.gateway, node.owner) ------------------------------------------------------------------
 
 
@@ -349,6 +357,7 @@ Message = (
     | Accepted
     | Refuse
     | Decided
+    | BallotWon
     | Forward
     | Moved
     | Declined

@@ -540,8 +540,10 @@ class Owner:
         self._wake(work, turn.now.mono + min(MAX_BACKOFF_S, pause))
 
     def _decided(self, turn: Turn, work: Work, link: Link) -> None:
+        assert work.proposer is not None
+        ballot, asked = work.proposer.ballot, work.proposer.group
         self._end_ballot(work)
-        self._replica.announce(turn, link)
+        self._replica.announce(turn, link, ballot, asked)
 
     # --- decided ---
 

@@ -12,7 +12,7 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -24,7 +24,21 @@ from chain.rows import AccountHead, Applied, Credit, Forming, OutcomeRow
 from chain.rules import check_successor
 from chain.store import CursorRow
 from node.familiar import Familiar
-from node.messages import Accept, Decided, Forward, Links, Moved, Offer, Prepare, Pull, SlotAnswer, Want
+from node.messages import (
+    Accept,
+    BallotWon,
+    Decided,
+    Forward,
+    Links,
+    Moved,
+    Offer,
+    Prepare,
+    Pull,
+    SlotAnswer,
+    SlotName,
+    Want,
+)
+from node.paxos import Ballot
 from node.peers import Peers
 from node.turn import FromPeer, Learn, LinkDecoder, Self, ServeSlot, Turn
 from routing.broadcast import LEAF, targets
@@ -98,28 +112,59 @@ class Replica:
 
     # --- decided links ---
 
-    def announce(self, turn: Turn, link: Link) -> None:
-        """Tell everybody that `link` is decided; the caller counted the votes."""
+    def announce(self, turn: Turn, link: Link, ballot: Ballot, asked: Collection[NodeId]) -> None:
+        """Tell everybody that `link` is decided; the caller counted the votes. Those who were `asked` for theirs at `ballot` have
+        the link, and get a word instead of it."""
         if link.prev_hash in turn.voted:  # this node's vote alone decided it: nobody else could say so after a crash
             turn.hold_together()
-        self._pass_on(turn, link, self._self.id, depth=0)
+        won = BallotWon(SlotName(link.prev_hash, link.account, link.height), ballot)
+        self._pass_on(turn, link, self._self.id, depth=0, asked=asked, won=won)
         guests = [peer for peer in self._peers.connected() if not self._self.view.is_member(peer)]
         if guests:
             message = Decided(link.raw, self._self.id, LEAF)
             for guest in guests:
                 turn.tell(link, guest, message)
-        head = turn.loaded.heads.get(link.account)
-        if self._missing(turn, link, head.height if head is not None else -1):
-            turn.again.append(Learn(link, self._self.id))  # a vote that phase 1 found: its rows are not of this turn
-        else:
-            self.learn(turn, link, self._self.id, self._self.id)
+        self.learn_vote(turn, link, self._self.id)
 
-    def _pass_on(self, turn: Turn, link: Link, by: NodeId, depth: int) -> None:
+    def _pass_on(
+        self,
+        turn: Turn,
+        link: Link,
+        by: NodeId,
+        depth: int,
+        *,
+        asked: Collection[NodeId] = (),
+        won: BallotWon | None = None,
+    ) -> None:
+        """Whoever is to tell others gets the link in any case."""
         alive = [node for node in self._self.view.ids if self._peers.alive(node, turn.now)]
         messages: dict[int, Decided] = {}  # one object for all of one depth: it is encoded once
         for target in targets(alive, self._self.id, depth, route_key(link.prev_hash)):
-            message = messages.setdefault(target.depth, Decided(link.raw, by, target.depth))
-            turn.tell(link, target.node, message)
+            if won is not None and target.node in asked and target.depth == LEAF:
+                turn.tell(link, target.node, won)
+            else:
+                message = messages.setdefault(target.depth, Decided(link.raw, by, target.depth))
+                turn.tell(link, target.node, message)
+
+    def learn_vote(self, turn: Turn, link: Link, by: NodeId) -> None:
+        """`link`, which this node has voted for, is decided: `by` counted the votes."""
+        head = turn.loaded.heads.get(link.account)
+        if self._missing(turn, link, head.height if head is not None else -1):
+            turn.again.append(Learn(link, by))  # a vote that phase 1 found, say: its rows are not of this turn
+        else:
+            self.learn(turn, link, by, by)
+
+    def ask_for_link(self, turn: Turn, peer: NodeId, at: SlotName) -> None:
+        """The slot `at` is decided, as `peer` says; unless its link is here, ask for the chain up to it."""
+        head = turn.loaded.heads.get(at.account)
+        if head is None or head.height < at.height:
+            self._want_chain(turn, peer, at.account, head)
+
+    def _want_chain(self, turn: Turn, peer: NodeId, account: str, head: AccountHead | None) -> None:
+        asked = self._early_asked.get(account, float("-inf"))
+        if asked + WANT_AGAIN_S <= turn.now.mono:  # one question brings the chain, however many messages wait for it
+            self._early_asked[account] = turn.now.mono
+            turn.send(peer, Want(chains=((account, head.height + 1 if head is not None else 0),)))
 
     def needs_link(self, link: Link, needs: Needs) -> None:
         """What must be looked at to apply `link`."""
@@ -132,9 +177,12 @@ class Replica:
 
     def needs_links(self, raws: Iterable[bytes], needs: Needs) -> None:
         for raw in raws:
-            link = self._decoder.untrusted(raw)
-            self.needs_link(link, needs)
-            self.familiar.expect(link)
+            self.needs_decided(self._decoder.untrusted(raw), needs)
+
+    def needs_decided(self, link: Link, needs: Needs) -> None:
+        """As `needs_link`, for one that arrives now: what comes behind it stands on it."""
+        self.needs_link(link, needs)
+        self.familiar.expect(link)
 
     def on_decided(self, turn: Turn, peer: NodeId, message: Decided) -> None:
         link = self._decoder.untrusted(message.link)
@@ -240,8 +288,7 @@ class Replica:
 
     def _wake(self, turn: Turn, link: Link) -> None:
         early = self._early.pop(link.account, ())
-        if early:
-            self._early_asked.pop(link.account, None)
+        self._early_asked.pop(link.account, None)
         self._early_count -= len(early)
         turn.again += early
         if not self._waiters:
@@ -257,10 +304,7 @@ class Replica:
         again when the chain has grown. Links and messages of several senders overtake each other all the time."""
         at = message.at
         head = turn.loaded.heads.get(at.account)
-        asked = self._early_asked.get(at.account, float("-inf"))
-        if asked + WANT_AGAIN_S <= turn.now.mono:  # one question brings the chain, however many messages wait for it
-            self._early_asked[at.account] = turn.now.mono
-            turn.send(peer, Want(chains=((at.account, head.height + 1 if head is not None else 0),)))
+        self._want_chain(turn, peer, at.account, head)
         if self._early_count >= MAX_EARLY:
             self._self.counters["messages_dropped"] += 1
             return

@@ -5,10 +5,21 @@ import pytest
 from chain.link import Outcome
 from hopchain.wire import NotStarted, Recorded, Refused
 from node import gateway, inquiry
-from node.messages import Accept, AskIncome, AskSlot, Decided, IncomeAnswer, Links, Message, Offer, SlotAnswer
+from node.messages import (
+    Accept,
+    AskIncome,
+    AskSlot,
+    BallotWon,
+    Decided,
+    IncomeAnswer,
+    Links,
+    Message,
+    Offer,
+    SlotAnswer,
+)
 from node.turn import FromPeer
 from routing.keyspace import NodeId
-from tests.node.world import World
+from tests.node.world import TOLD, World
 
 
 def keep_answers(
@@ -41,7 +52,7 @@ def test_money_that_came_after_the_question_is_not_missed_by_who_asks_to_spend_i
         if world.group("mint")[0] != asker:
             break
     other = world.group("mint")[0]
-    kept = keep_answers(world, asker, IncomeAnswer, (Decided, Offer, Links, Accept))
+    kept = keep_answers(world, asker, IncomeAnswer, (Decided, BallotWon, Offer, Links, Accept))
     early = world.submit(asker, world.pay_request("carol", "bob", 50))
     assert all_answer(world, kept)
     assert isinstance(world.pay("mint", "carol", 100, at=other), Recorded)
@@ -49,7 +60,7 @@ def test_money_that_came_after_the_question_is_not_missed_by_who_asks_to_spend_i
     world.run(0.01)
     for node, answer in kept.items():
         world.deliver(asker, FromPeer(node, answer))
-    world.lose = lambda source, target, message: target == asker and isinstance(message, Decided | Offer)
+    world.lose = lambda source, target, message: target == asker and isinstance(message, TOLD | Offer)
     assert world.run_until_answered([early, late], 5)
     assert isinstance(early.answer, Recorded) and early.answer.outcome == Outcome.INSUFFICIENT_FUNDS
     assert isinstance(late.answer, Recorded) and late.answer.outcome == Outcome.COMPLETED

@@ -12,9 +12,9 @@ import pytest
 from chain.errors import Quarantined
 from chain.link import Outcome
 from hopchain.wire import Recorded, ReplyBody, Unknown
-from node.messages import Accept, Accepted, Decided, Forward
+from node.messages import Accept, Accepted, Forward
 from node.turn import FromPeer
-from tests.node.world import AT_VOTE, Doom, World
+from tests.node.world import AT_VOTE, TOLD, Doom, World
 
 HOUR_MS = 3_600_000
 
@@ -129,7 +129,7 @@ def test_14_an_owner_that_lacks_the_income_of_the_tip_fetches_it_and_decides(wor
     for i in range(12):
         dark = world.group("alice")[0]
         world.lose = lambda source, target, message, dark=dark: (  # type: ignore[misc]
-            target == dark and isinstance(message, Decided)
+            target == dark and isinstance(message, TOLD)
         )
         other = next(n for n in world.ids if n != dark)
         assert outcome(world.pay("alice", "bob", 100, at=other)) is Outcome.COMPLETED

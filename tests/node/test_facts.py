@@ -7,13 +7,26 @@ from chain.rows import Applied, ViewRow, VoteRow
 from chain.store import CursorRow, commit
 from hopchain.change import ChangeAction
 from hopchain.wire import Recorded
-from node.messages import Accept, Accepted, Decided, Forward, Links, Offer, Ping, Pong, Prepare, Promise, Views
+from node.messages import (
+    Accept,
+    Accepted,
+    BallotWon,
+    Decided,
+    Forward,
+    Links,
+    Offer,
+    Ping,
+    Pong,
+    Prepare,
+    Promise,
+    Views,
+)
 from node.replica import log_name
 from node.turn import Effects, FromPeer
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId
 from routing.view import encode_view
-from tests.node.world import Doom, Node, World
+from tests.node.world import TOLD, Doom, Node, World
 
 
 class Noting(World):
@@ -45,12 +58,12 @@ def test_that_a_link_is_decided_leaves_at_once_and_all_that_promises_something_w
     assert isinstance(world.pay("alice", "bob", 1, at=gateway), Recorded)
     facts = [(node, effects.facts) for node, effects in world.noted if effects.facts is not None]
     told = [(node, send.message) for node, fact in facts for send in fact.send]
-    assert {type(message) for _, message in told} == {Forward, Decided}
-    assert {node for node, message in told if isinstance(message, Decided)} == {owner}
+    assert {type(message) for _, message in told} == {Forward, BallotWon}
+    assert {node for node, message in told if isinstance(message, TOLD)} == {owner}
     assert [node for node, fact in facts if fact.answers] == [gateway]
     late = {type(send.message) for _, effects in world.noted for send in effects.send}
     assert {Accept, Accepted} <= late
-    assert not late & {Forward, Decided}
+    assert not late & {Forward, Decided, BallotWon}
     for _, effects in world.noted:
         if any(isinstance(send.message, Accept | Accepted | Promise | Prepare) for send in effects.send):
             assert any(isinstance(write, VoteRow) for write in effects.persist)
@@ -143,9 +156,7 @@ def test_how_far_a_log_was_read_is_written_with_its_links() -> None:
     world = noting(3)
     behind, other, _ = world.view.ids
     world.noted.clear()
-    world.lose = lambda source, target, message: (
-        target == behind and isinstance(message, Decided | Links | Offer | Accept)
-    )
+    world.lose = lambda source, target, message: target == behind and isinstance(message, TOLD | Links | Offer | Accept)
     for number in range(3):
         assert isinstance(world.pay("alice", "bob", 1 + number, at=other), Recorded)
     world.crash(behind)
@@ -181,7 +192,7 @@ def test_a_log_counts_as_read_no_earlier_than_its_links_are_durable() -> None:
         puller = world.core(lagging).replica._puller if target == lagging else None
         if isinstance(message, Links) and puller is not None and puller.peer == source and puller.asked:
             world.doom(lagging, Doom.BEFORE_LINKS)
-        return target == lagging and isinstance(message, Decided | Accept | Prepare)
+        return target == lagging and isinstance(message, TOLD | Accept | Prepare)
 
     world.lose = lambda source, target, message: target == lagging
     for _ in range(3):
@@ -209,6 +220,6 @@ def test_a_log_that_was_taken_for_read_and_is_not_is_compared_from_its_start() -
         read = CursorRow(log_name(node, world.core(node).replica.log_id), world.core(node).replica.count)
         commit(conn, [read])
     world.start(lagging)
-    world.lose = lambda source, target, message: target == lagging and isinstance(message, Decided | Accept | Prepare)
+    world.lose = lambda source, target, message: target == lagging and isinstance(message, TOLD | Accept | Prepare)
     tip = world.tip(others[0], "alice")
     assert world.run_until(lambda: world.tip(lagging, "alice") == tip, 20)

@@ -14,12 +14,12 @@ from chain.request import MANY_POSTINGS, Posting, opening, sign
 from chain.rows import Applied, VoteRow
 from chain.rules import Queued
 from hopchain.wire import Recorded, Refused, Submit
-from node.messages import Accepted, Decided, Forward, Offer, Pull
+from node.messages import Accepted, Forward, Offer, Pull
 from node.owner import NO_GATEWAY, Held, LookedUp, Work
 from node.turn import Caller, ClientSubmit, Effects, FromPeer, Stage
 from routing.keyspace import NodeId
 from tests.node.test_same_turn import payment
-from tests.node.world import Node, World, key_of, public
+from tests.node.world import TOLD, Node, World, key_of, public
 
 
 class Watched(World):
@@ -297,7 +297,7 @@ def hold_back(world: World, owner: NodeId, target: NodeId) -> list[FromPeer]:
     held: list[FromPeer] = []
 
     def hold(source: NodeId, to: NodeId, message: object) -> bool:
-        if (source, to) == (owner, target) and isinstance(message, Decided | Forward):
+        if (source, to) == (owner, target) and isinstance(message, TOLD | Forward):
             held.append(FromPeer(source, message))
             return True
         return isinstance(message, Offer | Pull)
@@ -350,7 +350,7 @@ def test_a_client_of_the_next_owner_waits_for_no_second_turn() -> None:
     source, vote = world.votes[0]  # type: ignore[attr-defined]
     world.deliver(owner, FromPeer(source, vote))
     assert world.run_until(lambda: len(held) == 2, 0.2)
-    (link,) = (event for event in held if isinstance(event.message, Decided))
+    (link,) = (event for event in held if isinstance(event.message, TOLD))
     world.turns.clear()
     world.deliver(next_owner, link)
     call = world.submit(next_owner, world.pay_request("alice", "bob", 3))

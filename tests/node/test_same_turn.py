@@ -13,6 +13,7 @@ from hopchain.wire import NotStarted, Recorded, Stale
 from node.messages import (
     Accept,
     AskIncome,
+    BallotWon,
     Decided,
     Forward,
     IncomeAnswer,
@@ -32,7 +33,7 @@ from node.replica import MAX_WANT_AGAIN_S
 from node.turn import DECODED_REQUEST_BYTES, OBJECT_BYTES, FormLink, FromPeer, LinkDecoder, RequestDecoder
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId
-from tests.node.world import World, key_of
+from tests.node.world import TOLD, World, key_of
 
 
 def test_a_vote_that_is_decided_in_the_turn_of_a_question_about_income_is_not_forgotten() -> None:
@@ -46,13 +47,13 @@ def test_a_vote_that_is_decided_in_the_turn_of_a_question_about_income_is_not_fo
             break
     assert payer != asker
     voter, other_voter, stranger = [n for n in world.ids if n not in (payer, asker)]
-    late: list[Decided] = []
+    late: list[Decided | BallotWon] = []
     asked: list[NodeId] = []
 
     def lose(source: NodeId, target: NodeId, message: object) -> bool:
         if isinstance(message, Accept) and message.at.account == "alice":
             return target in (asker, stranger)
-        if isinstance(message, Decided) and source == payer:
+        if isinstance(message, TOLD) and source == payer:
             if target == voter:
                 late.append(message)
             return True
@@ -139,10 +140,10 @@ def test_income_that_arrives_in_the_turn_that_forms_is_not_overlooked() -> None:
         if payer != owner:
             break
     assert payer != owner
-    late: list[Decided] = []
+    late: list[Decided | BallotWon] = []
 
     def lose(source: NodeId, target: NodeId, message: object) -> bool:
-        if isinstance(message, Decided) and source == payer:
+        if isinstance(message, TOLD) and source == payer:
             late.append(message)
             return True
         return isinstance(message, Offer | Pull | Links)
@@ -231,7 +232,7 @@ def test_a_link_that_waits_for_what_does_not_come_is_looked_at_less_and_less_and
     def lose(source: NodeId, target: NodeId, message: object) -> bool:
         if isinstance(message, Want) and source == lagging:
             asked.append(world.now)
-        return target == lagging and isinstance(message, Links | Decided | Offer | Accept)
+        return target == lagging and isinstance(message, Links | TOLD | Offer | Accept)
 
     world.lose = lose
     world.cut.clear()
@@ -263,7 +264,7 @@ def test_what_a_waiting_link_lacks_is_asked_for_again_from_where_the_chain_ends_
     def lose(source: NodeId, target: NodeId, message: object) -> bool:
         if isinstance(message, Want) and source == lagging:
             asked.append(message)
-        return target == lagging and isinstance(message, Links | Decided | Offer | Accept)
+        return target == lagging and isinstance(message, Links | TOLD | Offer | Accept)
 
     world.lose = lose
     world.cut.clear()
@@ -282,7 +283,7 @@ def test_what_a_log_holds_and_this_node_voted_for_is_decided_and_need_not_be_sen
     world = World(3, 3, 1)
     world.open_funded(alice=10, bob=0)
     lagging = lagging_voter(world)
-    unhelpful = Decided | Links | Moved | SlotAnswer
+    unhelpful = TOLD | Links | Moved | SlotAnswer
     world.lose = lambda source, target, message: target == lagging and isinstance(message, unhelpful)
     owner = world.group("alice")[0]
     assert isinstance(world.pay("alice", "bob", 5, at=owner), Recorded)
@@ -316,7 +317,7 @@ def test_a_vote_of_the_turn_that_brings_the_log_is_not_taken_from_it_because_its
             world.deliver(lagging, FromPeer(source, message))
             together += 1
             return True
-        return isinstance(message, Decided)
+        return isinstance(message, TOLD)
 
     world.lose = lose
     assert isinstance(world.pay("alice", "bob", 5, at=owner), Recorded)

@@ -15,6 +15,7 @@ from node.messages import (
     Accept,
     Accepted,
     AskSync,
+    BallotWon,
     Decided,
     Links,
     Message,
@@ -33,7 +34,7 @@ from node.turn import Effects, FinishSync, FromPeer
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId, route_key
 from routing.regions import EMPTY, RING, decode_ranges, encode_ranges, group_ranges, holds, merge, regions
-from tests.node.world import Doom, Node, World
+from tests.node.world import TOLD, Doom, Node, World
 
 ADD, REMOVE = ChangeAction.ADD, ChangeAction.REMOVE
 
@@ -71,8 +72,7 @@ def alone(world: World, voters: int) -> tuple[NodeId, tuple[NodeId, ...]]:
     group = world.group("alice")
     told = group[1 : 1 + voters]
     world.lose = lambda source, target, message: (
-        isinstance(message, Accepted | Decided | Prepare | Promise)
-        or (isinstance(message, Accept) and target not in told)
+        isinstance(message, Accepted | TOLD | Prepare | Promise) or (isinstance(message, Accept) and target not in told)
     )
     world.submit(group[0], world.pay_request("alice", "bob", 10))
     assert world.run_until(lambda: sum(world.core(n).acceptor.votes for n in world.view.ids) == 1 + voters, 5)
@@ -331,7 +331,7 @@ def test_the_log_of_a_source_is_waited_for() -> None:
     """What a source has decided is no vote of it any more: without its log the joiner would hold a free slot."""
     world = grown(4, 3)
     (guest,) = world.guests
-    world.lose = lambda source, target, message: target == guest and isinstance(message, Decided | Offer | Links)
+    world.lose = lambda source, target, message: target == guest and isinstance(message, TOLD | Offer | Links)
     assert isinstance(world.pay("alice", "bob", 10, at=world.view.ids[0]), Recorded)
     grow(world)
     world.run(4.0)
@@ -360,7 +360,7 @@ def test_a_source_counts_no_link_in_its_log_that_a_crash_takes_back(doom: Doom) 
     def note(sender: NodeId, target: NodeId, message: Message) -> bool:
         if isinstance(message, SyncPart) and sender == source:
             told.append(message.log)
-        return isinstance(message, Decided | Links | Offer) and target == source
+        return isinstance(message, TOLD | Links | Offer) and target == source
 
     world.lose = note
     assert isinstance(world.pay("alice", "bob", 10, at=other), Recorded)
@@ -388,7 +388,7 @@ def test_a_source_tells_the_length_of_its_log_when_its_links_are_durable() -> No
     def note(sender: NodeId, target: NodeId, message: Message) -> bool:
         if isinstance(message, SyncPart) and sender == source:
             answers.append((message.log, world.nodes[source].conn.execute("SELECT count(*) FROM links").fetchone()[0]))
-        return isinstance(message, Decided | Links | Offer) and target == source
+        return isinstance(message, TOLD | Links | Offer) and target == source
 
     world.lose = note
     assert isinstance(world.pay("alice", "bob", 10, at=other), Recorded)
@@ -411,7 +411,7 @@ def test_an_active_mark_is_one_transaction_with_the_links_of_its_turn() -> None:
     def lose(source: NodeId, target: NodeId, message: Message) -> bool:
         if isinstance(message, AskSync) and source == guest:
             asked[target] = message
-        return isinstance(message, SyncPart) or (target == guest and isinstance(message, Decided | Links | Offer))
+        return isinstance(message, SyncPart) or (target == guest and isinstance(message, TOLD | Links | Offer))
 
     finish_turn = world.finish_turn
 
@@ -461,7 +461,7 @@ def crashed_between(nodes: int, first: int, k: int = 3, gone: int = 0) -> tuple[
             world.crash(others.pop())
             world.run(4.0)
         world.victim = owner
-        world.lose = lambda source, target, message: source == owner and isinstance(message, Decided)  # noqa: B023
+        world.lose = lambda source, target, message: source == owner and isinstance(message, TOLD)  # noqa: B023
         for number in range(2):
             world.submit(owner, world.pay_request("alice", "bob", 1 + number))
         world.later(0.0004, lambda: world.submit(owner, world.pay_request("alice", "bob", 7)) and None)  # noqa: B023
@@ -511,7 +511,7 @@ def test_a_vote_is_taken_over_also_where_the_link_before_it_is_not_here_yet() ->
     def lose(source: NodeId, target: NodeId, message: Message) -> bool:
         if isinstance(message, AskSync) and source == guest:
             asked[target] = message
-        return isinstance(message, SyncPart | Prepare | Accept | Decided | Links | Offer)
+        return isinstance(message, SyncPart | Prepare | Accept | TOLD | Links | Offer)
 
     world.lose = lose
     world.start(owner)
@@ -545,7 +545,7 @@ def pulling(world: World, node: NodeId, lost: type[Message]) -> NodeId:
     def lose(source: NodeId, target: NodeId, message: object) -> bool:
         if source == node and isinstance(message, Pull):
             asked.append(target)
-        return target == node and isinstance(message, Decided | lost)
+        return target == node and isinstance(message, TOLD | lost)
 
     world.lose = lose
     for _ in range(2):
@@ -660,7 +660,7 @@ def test_links_that_a_joiner_lacks_are_fetched_at_once() -> None:
     """It does not wait for its next pull by chance."""
     world = grown(4, 3)
     (guest,) = world.guests
-    world.lose = lambda source, target, message: target == guest and isinstance(message, Decided | Offer)
+    world.lose = lambda source, target, message: target == guest and isinstance(message, TOLD | Offer)
     for _ in range(5):
         assert isinstance(world.pay("alice", "bob", 1, at=world.view.ids[0]), Recorded)
     world.heal()
@@ -682,7 +682,7 @@ def test_votes_come_in_parts_and_count_when_all_are_here(monkeypatch: pytest.Mon
         world.settle(world.view.ids[0], world.pay_request("mint", name, 5))
     world.run(3.0)
     voter = world.view.ids[0]
-    stopped = (Accepted, Decided, Prepare, Promise)
+    stopped = (Accepted, Decided, BallotWon, Prepare, Promise)
     world.lose = lambda source, target, message: isinstance(message, stopped)
     for name in names:
         world.submit(world.group(name)[0], world.pay_request(name, "bob", 1))
