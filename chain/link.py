@@ -17,7 +17,7 @@ import enum
 import hashlib
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate, chain, repeat
 from typing import Final, NewType
@@ -40,6 +40,7 @@ from chain.request import (
     SignedRequest,
     decode_request_untrusted,
     encode_posting,
+    request_id,
 )
 
 LinkHash = NewType("LinkHash", bytes)
@@ -75,7 +76,7 @@ class Outcome(enum.IntEnum):
     ISSUER_LIMIT = 7  # the issuer's balance would fall below the limit of its asset (Genesis.issuer_limit)
 
 
-_OUTCOMES: Final = frozenset(int(o) for o in Outcome)
+_OUTCOMES: Final = {int(outcome): outcome for outcome in Outcome}
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -112,23 +113,26 @@ class Link(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def debit(self) -> int:
         """What the completed transfers of this link take from the balance, minor units."""
-        return sum(e.request.total for e in self.entries if e.outcome is Outcome.COMPLETED)
+        return sum([e.request.total for e in self.entries if e.outcome is Outcome.COMPLETED])
 
-    def paying(self) -> Iterator[tuple[int, Entry]]:
+    @cached_property
+    def paying(self) -> tuple[tuple[int, Entry], ...]:
         """The entries that make postings, each with the place of its postings' records in the body."""
         at = _COUNT.size
+        paying = []
         for entry in self.entries:
             at += _ENTRY.size
             if entry.outcome is Outcome.COMPLETED and entry.request.kind is Kind.TRANSFER:
-                yield at + REQUEST_HEAD_BYTES, entry
+                paying.append((at + REQUEST_HEAD_BYTES, entry))
             at += len(entry.signed.raw) + SIGNATURE_BYTES
+        return tuple(paying)
 
     @cached_property
     def posting_hashes(self) -> tuple[PostingHash, ...]:
         """The hashes of all postings that this link makes, in order."""
         sha256, pack, tag = hashlib.sha256, _COUNT.pack, _POSTING_TAG + self.hash
         hashes: list[PostingHash] = []
-        for _, entry in self.paying():
+        for _, entry in self.paying:
             raw = entry.signed.raw
             places = range(REQUEST_HEAD_BYTES, len(raw), POSTING_BYTES)
             hashes += [
@@ -145,7 +149,7 @@ class Link(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def recipients(self) -> frozenset[str]:
         """The accounts that this link pays."""
-        return frozenset().union(*(entry.request.recipients for _, entry in self.paying()))
+        return frozenset().union(*[entry.request.recipients for _, entry in self.paying])
 
     def posting(self, number: int) -> Posting:
         """Posting `number` of those that this link makes."""
@@ -156,7 +160,7 @@ class Link(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def _requests(self) -> tuple[list[int], list[Request]]:
         """The numbers of the first postings of the requests that make any, and these requests."""
-        requests = [entry.request for _, entry in self.paying()]
+        requests = [entry.request for _, entry in self.paying]
         return list(accumulate((len(request.postings) for request in requests[:-1]), initial=0)), requests
 
     def postings(self) -> tuple[tuple[int, PostingHash, Posting, RequestId], ...]:
@@ -166,7 +170,7 @@ class Link(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def _postings(self) -> tuple[tuple[int, PostingHash, Posting, RequestId], ...]:
-        entries = [entry for _, entry in self.paying()]
+        entries = [entry for _, entry in self.paying]
         postings = chain.from_iterable(entry.request.postings for entry in entries)
         ids = chain.from_iterable(repeat(entry.request_id, len(entry.request.postings)) for entry in entries)
         return tuple(zip(range(len(self.posting_hashes)), self.posting_hashes, postings, ids, strict=True))
@@ -297,6 +301,28 @@ def decode_link_untrusted(raw: bytes) -> Link:
     )
 
 
+def find_request(raw: bytes, wanted: RequestId) -> Request | None:
+    """The request with this id in the link with these bytes, None when it is not in it. The others, thousands perhaps, are not
+    decoded. Raises `RemoteFault` when it cannot be read to that place."""
+    try:
+        return _find_request(raw, wanted)
+    except struct.error:
+        raise RemoteFault("malformed", f"a link of {len(raw)} bytes is cut short") from None
+
+
+def _find_request(raw: bytes, wanted: RequestId) -> Request | None:
+    (count,) = _COUNT.unpack_from(raw, HEADER_BYTES)
+    at = HEADER_BYTES + _COUNT.size
+    for _ in range(count):
+        _, length = _ENTRY.unpack_from(raw, at)
+        at += _ENTRY.size
+        signed = raw[at : at + length]
+        if request_id(signed) == wanted:
+            return decode_request_untrusted(signed)
+        at += length + SIGNATURE_BYTES
+    return None
+
+
 def _decode_body_untrusted(body: bytes) -> tuple[tuple[Entry, ...], tuple[PostingHash, ...]]:
     (count,) = _COUNT.unpack_from(body)
     at = _COUNT.size
@@ -307,10 +333,12 @@ def _decode_body_untrusted(body: bytes) -> tuple[tuple[Entry, ...], tuple[Postin
         code, length = _ENTRY.unpack_from(body, at)
         at += _ENTRY.size
         end = at + length
-        if length > MAX_REQUEST_BYTES or end + SIGNATURE_BYTES > len(body) or code not in _OUTCOMES:
+        outcome = _OUTCOMES.get(code)
+        if length > MAX_REQUEST_BYTES or end + SIGNATURE_BYTES > len(body) or outcome is None:
             raise RemoteFault("malformed", f"a link entry of {length} bytes with outcome {code}")
-        signed = SignedRequest(body[at:end], body[end : end + SIGNATURE_BYTES])
-        entries.append(Entry(signed, decode_request_untrusted(signed.raw), signed.request_id, Outcome(code)))
+        raw = body[at:end]
+        signed = SignedRequest(raw, body[end : end + SIGNATURE_BYTES])
+        entries.append(Entry(signed, decode_request_untrusted(raw), request_id(raw), outcome))
         at = end + SIGNATURE_BYTES
     (count,) = _COUNT.unpack_from(body, at)
     at += _COUNT.size

@@ -14,7 +14,7 @@ import msgspec
 
 from chain.disk import snapshot, storage_errors
 from chain.errors import Corruption
-from chain.link import Entry, Link, LinkHash, Outcome, Slot, decode_link_untrusted
+from chain.link import Entry, Link, LinkHash, Outcome, Slot, decode_link_untrusted, find_request
 from chain.needs import (
     HEAD_COLUMNS,
     INCOMING_SUM,
@@ -156,25 +156,30 @@ def _chain_entry(entry: Entry, postings: Iterable[PostingRow]) -> ChainEntry:
 
 
 def read_outcome(conn: sqlite3.Connection, request_id: RequestId, account: str | None = None) -> RecordedOutcome | None:
+    """The recorded outcome of a request, or None when there is none here (yet), with the request if it is in the link."""
+    with storage_errors("reading an outcome"), snapshot(conn):
+        row = read_outcome_row(conn, request_id, account)
+        if row is None:
+            return None
+        raw = load(conn, Needs(by_hash={row.link_hash})).by_hash[row.link_hash]
+    return RecordedOutcome(row, find_request(raw, request_id))
+
+
+def read_outcome_row(conn: sqlite3.Connection, request_id: RequestId, account: str | None = None) -> OutcomeRow | None:
     """The recorded outcome of a request, or None when there is none here (yet).
 
     Name the `account` that sent it when you know it. Anybody can cancel an id that is not theirs, which means nothing
     to its owner: without `account`, the outcome that stands beside the request itself is preferred to a cancellation,
-    and the answer's `row.account` says whose it is.
+    and the answer's `account` says whose it is.
     """
-    with storage_errors("reading an outcome"), snapshot(conn):
+    with storage_errors("reading an outcome"):
         rows = conn.execute(
             f"SELECT {OUTCOME_COLUMNS} FROM outcomes AS o CROSS JOIN links AS l ON l.hash = o.link_hash "
             "WHERE o.request_id = ? AND o.account = coalesce(?, o.account) "
             "ORDER BY o.outcome = ?, o.account LIMIT 1",
             (request_id, account, int(Outcome.CANCELLED)),
         ).fetchall()
-        if not rows:
-            return None
-        row = outcome_row(*rows[0])
-        raw = load(conn, Needs(by_hash={row.link_hash})).by_hash[row.link_hash]
-    entries = decode_link_untrusted(raw).entries
-    return RecordedOutcome(row, next((e.request for e in entries if e.request_id == request_id), None))
+    return outcome_row(*rows[0]) if rows else None
 
 
 def list_accounts(conn: sqlite3.Connection, after: str = "", limit: int = 100) -> tuple[AccountHead, ...]:

@@ -223,7 +223,7 @@ class _Staged:
 
     def _add_postings(self, first: int, link: Link, hashes: Sequence[PostingHash]) -> None:
         number = 0
-        for at, entry in link.paying():
+        for at, entry in link.paying:
             request = entry.request
             count = len(request.postings)
             if count >= MANY_POSTINGS:  # fewer are cheaper one by one

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from chain.disk import open_database
-from chain.reads import read_outcome
+from chain.reads import read_outcome_row
 from chain.request import HASH_BYTES, RequestId
 from cli.bench_load import OUTCOME_BYTES
 from cli.home import KnownNode, Network
@@ -63,8 +63,8 @@ def count_lost(paths: Sequence[Path], answers: Sequence[Answered]) -> int:
         conn = open_database(path, writer=False)
         try:
             for request_id, link_hash, outcome in answers:
-                found = read_outcome(conn, RequestId(request_id), None)
-                if found is None or (found.row.link_hash, int(found.row.outcome)) != (link_hash, outcome):
+                row = read_outcome_row(conn, RequestId(request_id))
+                if row is None or (row.link_hash, int(row.outcome)) != (link_hash, outcome):
                     lost.add(request_id)
         finally:
             conn.close()

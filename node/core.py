@@ -12,7 +12,7 @@ message ends that message, is counted, and changes nothing; `Corruption` and `Qu
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, assert_never
 
 import msgspec
@@ -256,7 +256,7 @@ class Core:
         that brings them, and their link is formed in the turn that brings them to its owner. The rest is for the next turn.
         """
         for kind in (RouteJobs, FormLink):  # the first may lead to the second
-            again, turn.again = turn.again, []
+            again, turn.again = _once(turn.again), []
             rows = self._heads if kind is RouteJobs else turn.loaded.forming
             for event in again:
                 if isinstance(event, kind) and event.account in rows:
@@ -417,6 +417,19 @@ class Core:
         }
         assert set(table) == set(Message.__args__), "a message has no row"
         return table
+
+
+def _once(events: Iterable[Event]) -> Iterator[Event]:
+    """Without those that repeat one before: each request of an account asks for its jobs to be handed over, and its link to be
+    formed, and once does for all."""
+    met: set[tuple[type, str]] = set()
+    for event in events:
+        if isinstance(event, RouteJobs | FormLink):
+            what = type(event), event.account
+            if what in met:
+                continue
+            met.add(what)
+        yield event
 
 
 def _nothing(message: object, needs: Needs) -> None:

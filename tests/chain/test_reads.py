@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from chain.audit import audit
-from chain.errors import StorageFailure
-from chain.link import LinkHash, Outcome, Slot
+from chain.errors import RemoteFault, StorageFailure
+from chain.link import HEADER_BYTES, LinkHash, Outcome, Slot, find_request
 from chain.names import MAX_AMOUNT
 from chain.reads import (
     Balance,
@@ -17,7 +17,7 @@ from chain.reads import (
     read_outcome,
     state_digest,
 )
-from chain.request import Kind, RequestId
+from chain.request import Kind, Request, RequestId, decode_request_untrusted, request_id
 from chain.store import Needs, load, open_database
 from tests.chain.bank import Bank, file_database, id_of, read_incoming, read_transfers, transfers_of, with_history
 
@@ -153,6 +153,35 @@ def test_outcomes_come_with_their_requests(bank: Bank, conn: sqlite3.Connection)
             assert (found.row.link_hash, found.row.height, found.row.balance) == (link.hash, link.height, link.balance)
             assert read_outcome(conn, entry.request_id, link.account) == found
     assert read_outcome(conn, RequestId(bytes(32))) is None
+
+
+def test_the_outcome_of_one_of_many_requests_decodes_that_one(
+    bank: Bank, conn: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy account's links hold thousands; who asks for the outcomes of all of them must not have all decoded for each."""
+    requests = [bank.transfer("alice", ("bob", 1)) for _ in range(20)]
+    bank.decide(*requests)
+    decoded: list[bytes] = []
+
+    def note(raw: bytes) -> Request:
+        decoded.append(raw)
+        return decode_request_untrusted(raw)
+
+    monkeypatch.setattr("chain.link.decode_request_untrusted", note)
+    for request in requests:
+        found = read_outcome(conn, id_of(request))
+        assert (
+            found is not None
+            and found.request is not None
+            and found.request.nonce == decode_request_untrusted(decoded[-1]).nonce
+        )
+    assert [request_id(raw) for raw in decoded] == [id_of(request) for request in requests]
+
+
+def test_a_link_that_is_cut_short_is_named(bank: Bank) -> None:
+    raw = bank.links[-1].raw
+    with pytest.raises(RemoteFault, match="is cut short"):
+        find_request(raw[: HEADER_BYTES + 6], RequestId(bytes(32)))
 
 
 def test_a_cancelled_request_that_never_came_has_an_outcome_but_no_request(

@@ -63,7 +63,7 @@ class Shell:
     def stage_batch(self, link: Link) -> None:
         """Stage all postings of the link's one request as one row, the rest as `stage` does."""
         self.stage(link, postings=False)
-        ((at, entry),) = link.paying()
+        ((at, entry),) = link.paying
         amounts = [posting.amount for posting in entry.request.postings]
         row = (
             self._first_id(), at, len(amounts), sum(amounts), entry.request_id, json.dumps(amounts),

@@ -383,3 +383,23 @@ def test_what_is_left_of_loaded_rows_is_what_the_database_says(seed: int) -> Non
     assert world.derived > 0
     world.run(3)
     world.assert_equal_replicas()
+
+
+def test_the_requests_of_one_turn_are_handed_over_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each looks through all that wait for its account: once for each of them would be their square."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=1000, bob=0)
+    owner = world.group("alice")[0]
+    core = world.core(owner)
+    routed: list[str] = []
+    formed: list[str] = []
+    on_route, on_form = core.gateway.on_route, core.owner.on_form
+    monkeypatch.setattr(
+        core.gateway, "on_route", lambda turn, event: (routed.append(event.account), on_route(turn, event))
+    )
+    monkeypatch.setattr(core.owner, "on_form", lambda turn, event: (formed.append(event.account), on_form(turn, event)))
+    calls = [world.submit(owner, world.pay_request("alice", "bob", 1)) for _ in range(50)]
+    world.run(0.0)
+    assert (routed, formed) == (["alice"], ["alice"])
+    assert world.run_until_answered(calls, 1)
+    assert len({call.answer.link_hash for call in calls if isinstance(call.answer, Recorded)}) == 1
