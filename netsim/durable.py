@@ -110,11 +110,6 @@ class Durable:
         if len(voters) >= majority(len(group)):
             self._chosen.choose(link, now)
 
-    def value_at(self, slot: bytes, ballot: Columns) -> bytes | None:
-        """The hash of the link that was voted for in `slot` at `ballot`, None when nobody did."""
-        voted = self._voters.get((slot, ballot))
-        return voted[0] if voted is not None else None
-
     def _vote_on_view(self, node: int, slot: bytes, ballot: Columns, raw: bytes, *, voted: bool) -> None:
         epoch = ballot[0]
         value, voters = self._voters.setdefault((slot, ballot), (raw, set()))

@@ -35,10 +35,11 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         ),
     ),
     mutant(
-        "a won ballot is any ballot",
+        "any vote is the decided one",
         "R10",
-        "Who hears that a ballot has won applies what it voted for in that slot, at whatever ballot.",
-        ("node.acceptor:Acceptor.on_ballot_won", "vote.accepted == message.ballot", "vote.accepted is not None"),
+        "Who hears that a link is decided in a slot applies what it voted for there.",
+        (_ACCEPTOR + "needs_decided_hash", "vote.value.hash == message.link", "True"),
+        (_ACCEPTOR + "on_decided_hash", "vote.value.hash == message.link", "True"),
     ),
     mutant(
         "a vote is decided when a log is told",

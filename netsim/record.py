@@ -40,7 +40,7 @@ from netsim.plan import (
     WeatherChange,
 )
 from netsim.world import World
-from node.messages import Accept, BallotWon, Decided, Forward, Message, Prepare
+from node.messages import Accept, Decided, DecidedHash, Forward, Message, Prepare
 from routing.keyspace import NodeId
 
 KINDS: Final[dict[type, str]] = {
@@ -213,8 +213,8 @@ class Recorder:
                 self._step(message.at.slot, node, "prepare", message.ballot.round, now)
             case Decided():
                 self._known(LinkHash(header_hash(message.link[:HEADER_BYTES])), node, now)
-            case BallotWon():
-                self._known(LinkHash(self.watch.chosen[message.at.slot]), node, now)
+            case DecidedHash():
+                self._known(LinkHash(message.link), node, now)
             case _:
                 pass
 

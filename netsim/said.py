@@ -8,8 +8,8 @@ from netsim.violation import Violation
 from node.messages import (
     Accept,
     Accepted,
-    BallotWon,
     Decided,
+    DecidedHash,
     Links,
     Message,
     Moved,
@@ -65,8 +65,8 @@ class Said:
                         raise Violation("I12", f"node {node} serves a view of epoch {view.epoch} that is not chosen")
             case Decided():
                 self._must_be_chosen(node, (message.link,))
-            case BallotWon():
-                self._must_have_won(node, message)
+            case DecidedHash():
+                self._must_fill(node, message)
             case Links() | Moved() | SlotAnswer():
                 self._must_be_chosen(node, message.links)
             case _:
@@ -118,12 +118,10 @@ class Said:
                 link = decode_link_untrusted(raw)
                 raise Violation("I9", f"node {node} serves link {link.height} of {link.account}, which is not chosen")
 
-    def _must_have_won(self, node: int, message: BallotWon) -> None:
-        """R10: what a majority is said to have voted for is the link that is chosen, and was proposed at that ballot."""
-        at = message.at
-        value = self._durable.value_at(at.slot, _columns(message.ballot))
-        if value is None or self._chosen.successors.get(at.slot) != value:
-            raise Violation("I9", f"node {node} says that link {at.height} of {at.account} is chosen, and it is not")
+    def _must_fill(self, node: int, message: DecidedHash) -> None:
+        if self._chosen.successors.get(message.at.slot) != message.link:
+            what = f"link {message.at.height} of {message.at.account}"
+            raise Violation("I9", f"node {node} says that {what} is chosen, and it is not")
 
 
 def _columns(ballot: Ballot) -> Columns:

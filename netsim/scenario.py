@@ -46,7 +46,7 @@ ANSWERS: Final = (
     "none",
 )
 MESSAGES: Final = (
-    "prepare", "promise", "accept", "accepted", "refuse", "decided", "ballot_won", "forward", "moved", "declined", "not_owner",
+    "prepare", "promise", "accept", "accepted", "refuse", "decided", "decided_hash", "forward", "moved", "declined", "not_owner",
     "ask_slot", "slot_answer", "ask_income", "income_answer", "want", "links", "pull", "offer", "ping", "pong",
     "view_prepare", "view_promise", "view_accept", "view_accepted", "view_refuse", "ask_views", "views", "ask_sync", "sync_part",
     "ask_boot", "boot_answer", "twice",

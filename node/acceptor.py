@@ -17,14 +17,14 @@ from typing import Final
 import msgspec
 
 from chain.errors import RemoteFault
-from chain.link import Link, LinkHash, Slot, opening_slot
+from chain.link import HEADER_BYTES, Link, LinkHash, Slot, header_hash, opening_slot
 from chain.needs import Needs
 from chain.request import NetworkId
 from chain.rows import AccountHead, VoteRow
 from node.due import Due
 from node.epochs import Admission, admit
 from node.identity import Identity
-from node.messages import Accept, Accepted, AskViews, BallotWon, Message, Prepare, Promise, Refuse, SlotName
+from node.messages import Accept, Accepted, AskViews, DecidedHash, Message, Prepare, Promise, Refuse, SlotName
 from node.paxos import Ballot, Refusal, Vote, accept, check_ballot_untrusted, merge, prepare
 from node.replica import Replica
 from node.turn import FromPeer, LinkDecoder, Self, ServeSlot, Turn, handling_s
@@ -62,7 +62,7 @@ class Acceptor:
         self._finish = finish
         self._held: dict[Slot, _Held] = {}
         self._due = Due()
-        self._proposed: dict[Slot, bytes] = {}  # the links that are proposed to this node in this turn
+        self._proposed: dict[LinkHash, bytes] = {}  # the links that are proposed to this node in this turn
         self._views_sent: dict[NodeId, float] = {}  # when, to who lags
         # recipient -> (height, sender, slot) of undecided links; of those that pay many under MANY, which is no account
         self._paying: dict[str, set[tuple[int, str, Slot]]] = {}
@@ -111,16 +111,17 @@ class Acceptor:
 
     def needs_accept(self, message: Accept, needs: Needs) -> None:
         needs.heads.add(message.at.account)
-        self._proposed[Slot(message.at.slot)] = message.link
+        self._proposed[header_hash(message.link[:HEADER_BYTES])] = message.link
 
-    def needs_ballot_won(self, message: BallotWon, needs: Needs) -> None:
+    def needs_decided_hash(self, message: DecidedHash, needs: Needs) -> None:
         """What applies the link: this node voted for it, or is asked to in this very turn."""
-        slot = Slot(message.at.slot)
-        needs.heads.add(message.at.account)
-        vote, proposed = self.vote(slot), self._proposed.get(slot)
-        if vote is not None and vote.value is not None:
+        at, vote = message.at, self.vote(Slot(message.at.slot))
+        needs.heads.add(at.account)
+        needs.links_at.add((at.account, at.height))
+        proposed = self._proposed.get(LinkHash(message.link))
+        if vote is not None and vote.value is not None and vote.value.hash == message.link:
             self._replica.needs_decided(vote.value, needs)
-        if proposed is not None:
+        elif proposed is not None:
             self._replica.needs_decided(self._decoder.untrusted(proposed), needs)
 
     def on_prepare(self, turn: Turn, peer: NodeId, message: Prepare) -> None:
@@ -145,13 +146,12 @@ class Acceptor:
             answer = Refuse(message.at.slot, message.ballot, result.promised)
         turn.send(peer, answer)
 
-    def on_ballot_won(self, turn: Turn, peer: NodeId, message: BallotWon) -> None:
-        """A ballot has one value, for ever (R4): a vote at it is the link. Who has none, or one at another ballot, asks for the link."""
+    def on_decided_hash(self, turn: Turn, peer: NodeId, message: DecidedHash) -> None:
         vote = self.vote(Slot(message.at.slot))
-        if vote is not None and vote.value is not None and vote.accepted == message.ballot:
+        if vote is not None and vote.value is not None and vote.value.hash == message.link:
             self._replica.learn_vote(turn, vote.value, peer)
         else:
-            self._replica.ask_for_link(turn, peer, message.at)
+            self._replica.ask_for_link(turn, peer, message.at, LinkHash(message.link))
 
     def _admits(self, turn: Turn, peer: NodeId, message: Prepare | Accept) -> bool:
         """R2, R3, R11, R12. False when the message got its answer, or must wait for the parent."""

@@ -95,12 +95,11 @@ class Decided(_Message, frozen=True, tag="decided"):
     depth: int
 
 
-class BallotWon(_Message, frozen=True, tag="ballot_won"):
-    """`Decided` for a member that was asked to vote, and so has the link: a majority voted for what was proposed in this slot at
-    `ballot` (ADR 26)."""
+class DecidedHash(_Message, frozen=True, tag="decided_hash"):
+    """`Decided` for a member that votes, and so has the link: the one with this hash is decided in this slot (ADR 26)."""
 
     at: SlotName
-    ballot: Ballot
+    link: Hash
 
 
 # --- gateway and owner (node.gateway, node.owner) ------------------------------------------------------------------
@@ -357,7 +356,7 @@ Message = (
     | Accepted
     | Refuse
     | Decided
-    | BallotWon
+    | DecidedHash
     | Forward
     | Moved
     | Declined

@@ -67,6 +67,7 @@ MAX_TAKEOVER_RTT_S: Final = 1.0  # what was measured while the network was clogg
 RESEND_RTTS: Final = 4  # silence for longer than this sends the same ballot again
 BACKOFF_S: Final = 0.02
 MAX_BACKOFF_S: Final = 2.0
+VOTES_S: Final = 1.0  # who voted so lately votes on what it was asked now, too
 NO_GATEWAY: Final = NodeId(b"")
 
 
@@ -148,6 +149,7 @@ class Owner:
         self._bytes = 0
         self._chased: dict[RequestId, int] = {}  # request -> height of the tip behind which it was sent last
         self._looked_up: dict[str, LookedUp] = {}  # by account, in this turn
+        self._voted_at: dict[NodeId, float] = {}  # when each member last voted for what this node proposed
         self._heard: Counter[bytes] = Counter()  # votes for each slot, in this turn
         replica.hooks.append(self._on_applied)
 
@@ -516,6 +518,7 @@ class Owner:
             turn.again.append(FormLink(work.account))
 
     def on_accepted(self, turn: Turn, peer: NodeId, message: Accepted) -> None:
+        self._voted_at[peer] = turn.now.mono
         work = self._by_slot.get(message.slot)
         if work is None or work.proposer is None:
             return
@@ -541,9 +544,11 @@ class Owner:
 
     def _decided(self, turn: Turn, work: Work, link: Link) -> None:
         assert work.proposer is not None
-        ballot, asked = work.proposer.ballot, work.proposer.group
+        lately = turn.now.mono - VOTES_S
+        silent = {node for node in work.proposer.silent() if self._voted_at.get(node, lately) <= lately}
+        voters = set(work.proposer.group) - silent  # whose votes are here, or on their way: they were asked before
         self._end_ballot(work)
-        self._replica.announce(turn, link, ballot, asked)
+        self._replica.announce(turn, link, voters)
 
     # --- decided ---
 

@@ -19,6 +19,7 @@ import msgspec
 
 from chain.errors import Corruption, RemoteFault
 from chain.link import Link, LinkHash, PostingHash
+from chain.names import MAX_AMOUNT
 from chain.needs import Loaded, Needs
 from chain.rows import AccountHead, Applied, Credit, Forming, OutcomeRow
 from chain.rules import check_successor
@@ -26,8 +27,8 @@ from chain.store import CursorRow
 from node.familiar import Familiar
 from node.messages import (
     Accept,
-    BallotWon,
     Decided,
+    DecidedHash,
     Forward,
     Links,
     Moved,
@@ -38,7 +39,6 @@ from node.messages import (
     SlotName,
     Want,
 )
-from node.paxos import Ballot
 from node.peers import Peers
 from node.turn import FromPeer, Learn, LinkDecoder, Self, ServeSlot, Turn
 from routing.broadcast import LEAF, targets
@@ -112,13 +112,12 @@ class Replica:
 
     # --- decided links ---
 
-    def announce(self, turn: Turn, link: Link, ballot: Ballot, asked: Collection[NodeId]) -> None:
-        """Tell everybody that `link` is decided; the caller counted the votes. Those who were `asked` for theirs at `ballot` have
-        the link, and get a word instead of it."""
+    def announce(self, turn: Turn, link: Link, voters: Collection[NodeId]) -> None:
+        """Tell everybody that `link` is decided; the caller counted the votes. Who is among the `voters` has the link, and gets its
+        hash instead of it."""
         if link.prev_hash in turn.voted:  # this node's vote alone decided it: nobody else could say so after a crash
             turn.hold_together()
-        won = BallotWon(SlotName(link.prev_hash, link.account, link.height), ballot)
-        self._pass_on(turn, link, self._self.id, depth=0, asked=asked, won=won)
+        self._pass_on(turn, link, self._self.id, depth=0, voters=voters)
         guests = [peer for peer in self._peers.connected() if not self._self.view.is_member(peer)]
         if guests:
             message = Decided(link.raw, self._self.id, LEAF)
@@ -126,22 +125,14 @@ class Replica:
                 turn.tell(link, guest, message)
         self.learn_vote(turn, link, self._self.id)
 
-    def _pass_on(
-        self,
-        turn: Turn,
-        link: Link,
-        by: NodeId,
-        depth: int,
-        *,
-        asked: Collection[NodeId] = (),
-        won: BallotWon | None = None,
-    ) -> None:
+    def _pass_on(self, turn: Turn, link: Link, by: NodeId, depth: int, *, voters: Collection[NodeId] = ()) -> None:
         """Whoever is to tell others gets the link in any case."""
         alive = [node for node in self._self.view.ids if self._peers.alive(node, turn.now)]
+        hashed = DecidedHash(SlotName(link.prev_hash, link.account, link.height), link.hash)
         messages: dict[int, Decided] = {}  # one object for all of one depth: it is encoded once
         for target in targets(alive, self._self.id, depth, route_key(link.prev_hash)):
-            if won is not None and target.node in asked and target.depth == LEAF:
-                turn.tell(link, target.node, won)
+            if target.node in voters and target.depth == LEAF:
+                turn.tell(link, target.node, hashed)
             else:
                 message = messages.setdefault(target.depth, Decided(link.raw, by, target.depth))
                 turn.tell(link, target.node, message)
@@ -154,15 +145,19 @@ class Replica:
         else:
             self.learn(turn, link, by, by)
 
-    def ask_for_link(self, turn: Turn, peer: NodeId, at: SlotName) -> None:
-        """The slot `at` is decided, as `peer` says; unless its link is here, ask for the chain up to it."""
+    def ask_for_link(self, turn: Turn, peer: NodeId, at: SlotName, link: LinkHash) -> None:
+        """`link` is decided in `at`, as `peer` says, and is not among the votes: it is here, or is asked for with what is before it."""
         head = turn.loaded.heads.get(at.account)
         if head is None or head.height < at.height:
             self._want_chain(turn, peer, at.account, head)
+        else:
+            self._check_same(at.account, at.height, turn.loaded.links_at.get((at.account, at.height)), link)
 
     def _want_chain(self, turn: Turn, peer: NodeId, account: str, head: AccountHead | None) -> None:
         asked = self._early_asked.get(account, float("-inf"))
         if asked + WANT_AGAIN_S <= turn.now.mono:  # one question brings the chain, however many messages wait for it
+            if len(self._early_asked) >= MAX_EARLY:
+                self._early_asked.clear()  # it costs a question more
             self._early_asked[account] = turn.now.mono
             turn.send(peer, Want(chains=((account, head.height + 1 if head is not None else 0),)))
 
@@ -206,12 +201,7 @@ class Replica:
         head = loaded.heads.get(link.account)
         height = head.height if head is not None else -1
         if link.height <= height:
-            known = loaded.links_at.get((link.account, link.height))
-            if known is not None and known != link.hash:
-                raise Corruption(
-                    f"two successors: link {link.height} of {link.account} is {known.hex()} here and "
-                    f"{link.hash.hex()} elsewhere; this node stops; run `hopchain verify --cluster`"
-                )
+            self._check_same(link.account, link.height, loaded.links_at.get((link.account, link.height)), link.hash)
             return
         missing = self._missing(turn, link, height)
         if missing:
@@ -227,6 +217,13 @@ class Replica:
         for hook in self.hooks:
             hook(turn, link, by)
         self._wake(turn, link)
+
+    def _check_same(self, account: str, height: int, here: bytes | None, elsewhere: bytes) -> None:
+        if here is not None and here != elsewhere:
+            raise Corruption(
+                f"two successors: link {height} of {account} is {here.hex()} here and "
+                f"{elsewhere.hex()} elsewhere; this node stops; run `hopchain verify --cluster`"
+            )
 
     def _check_network(self, link: Link) -> None:
         if link.network != self._self.network:
@@ -322,6 +319,10 @@ class Replica:
     def on_want(self, turn: Turn, peer: NodeId, message: Want) -> None:
         loaded = turn.loaded
         raws = [raw for chain in message.chains for raw in loaded.chains.get(chain, ())]
+        chains = dict(message.chains)
+        for write in turn.applied:  # since the rows were loaded
+            if isinstance(write, Applied) and write.link.height >= chains.get(write.link.account, MAX_AMOUNT):
+                raws.append(write.link.raw)
         raws += [raw for h in message.links if (raw := loaded.by_hash.get(LinkHash(h))) is not None]
         raws += [raw for h in message.postings if (raw := loaded.by_posting.get(PostingHash(h))) is not None]
         for batch in batches(list(dict.fromkeys(raws))):

@@ -9,8 +9,8 @@ from node.messages import (
     Accept,
     AskIncome,
     AskSlot,
-    BallotWon,
     Decided,
+    DecidedHash,
     IncomeAnswer,
     Links,
     Message,
@@ -52,7 +52,7 @@ def test_money_that_came_after_the_question_is_not_missed_by_who_asks_to_spend_i
         if world.group("mint")[0] != asker:
             break
     other = world.group("mint")[0]
-    kept = keep_answers(world, asker, IncomeAnswer, (Decided, BallotWon, Offer, Links, Accept))
+    kept = keep_answers(world, asker, IncomeAnswer, (Decided, DecidedHash, Offer, Links, Accept))
     early = world.submit(asker, world.pay_request("carol", "bob", 50))
     assert all_answer(world, kept)
     assert isinstance(world.pay("mint", "carol", 100, at=other), Recorded)

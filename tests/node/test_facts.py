@@ -10,8 +10,8 @@ from hopchain.wire import Recorded
 from node.messages import (
     Accept,
     Accepted,
-    BallotWon,
     Decided,
+    DecidedHash,
     Forward,
     Links,
     Offer,
@@ -58,12 +58,12 @@ def test_that_a_link_is_decided_leaves_at_once_and_all_that_promises_something_w
     assert isinstance(world.pay("alice", "bob", 1, at=gateway), Recorded)
     facts = [(node, effects.facts) for node, effects in world.noted if effects.facts is not None]
     told = [(node, send.message) for node, fact in facts for send in fact.send]
-    assert {type(message) for _, message in told} == {Forward, BallotWon}
+    assert {type(message) for _, message in told} == {Forward, Decided, DecidedHash}
     assert {node for node, message in told if isinstance(message, TOLD)} == {owner}
     assert [node for node, fact in facts if fact.answers] == [gateway]
     late = {type(send.message) for _, effects in world.noted for send in effects.send}
     assert {Accept, Accepted} <= late
-    assert not late & {Forward, Decided, BallotWon}
+    assert not late & {Forward, Decided, DecidedHash}
     for _, effects in world.noted:
         if any(isinstance(send.message, Accept | Accepted | Promise | Prepare) for send in effects.send):
             assert any(isinstance(write, VoteRow) for write in effects.persist)

@@ -13,8 +13,8 @@ from hopchain.wire import NotStarted, Recorded, Stale
 from node.messages import (
     Accept,
     AskIncome,
-    BallotWon,
     Decided,
+    DecidedHash,
     Forward,
     IncomeAnswer,
     Item,
@@ -47,7 +47,7 @@ def test_a_vote_that_is_decided_in_the_turn_of_a_question_about_income_is_not_fo
             break
     assert payer != asker
     voter, other_voter, stranger = [n for n in world.ids if n not in (payer, asker)]
-    late: list[Decided | BallotWon] = []
+    late: list[Decided | DecidedHash] = []
     asked: list[NodeId] = []
 
     def lose(source: NodeId, target: NodeId, message: object) -> bool:
@@ -140,7 +140,7 @@ def test_income_that_arrives_in_the_turn_that_forms_is_not_overlooked() -> None:
         if payer != owner:
             break
     assert payer != owner
-    late: list[Decided | BallotWon] = []
+    late: list[Decided | DecidedHash] = []
 
     def lose(source: NodeId, target: NodeId, message: object) -> bool:
         if isinstance(message, TOLD) and source == payer:

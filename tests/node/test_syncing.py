@@ -15,8 +15,8 @@ from node.messages import (
     Accept,
     Accepted,
     AskSync,
-    BallotWon,
     Decided,
+    DecidedHash,
     Links,
     Message,
     Offer,
@@ -682,7 +682,7 @@ def test_votes_come_in_parts_and_count_when_all_are_here(monkeypatch: pytest.Mon
         world.settle(world.view.ids[0], world.pay_request("mint", name, 5))
     world.run(3.0)
     voter = world.view.ids[0]
-    stopped = (Accepted, Decided, BallotWon, Prepare, Promise)
+    stopped = (Accepted, Decided, DecidedHash, Prepare, Promise)
     world.lose = lambda source, target, message: isinstance(message, stopped)
     for name in names:
         world.submit(world.group(name)[0], world.pay_request(name, "bob", 1))

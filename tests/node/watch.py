@@ -25,7 +25,7 @@ from chain.request import ANY_TIP, Kind, Request, SignedRequest
 from chain.rows import ActiveRow, Applied, ViewRow, VoteRow
 from chain.store import Write
 from hopchain.wire import AskBalance, NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
-from node.messages import Accept, Accepted, BallotWon, Decided, Links, Message, Moved, Promise, SlotAnswer
+from node.messages import Accept, Accepted, Decided, DecidedHash, Links, Message, Moved, Promise, SlotAnswer
 from node.paxos import Ballot
 from routing.keyspace import NodeId, route_key
 from routing.regions import EMPTY, RING, Ranges, decode_ranges, holds
@@ -286,10 +286,9 @@ class Watch:
                 )
             case Decided():
                 self._only_chosen((message.link,), message)
-            case BallotWon():
-                raw = self._values.get((message.at.slot, message.ballot))
-                _must(raw is not None, "I9", f"{message.ballot} has won, and nobody voted at it")
-                self._only_chosen((raw or b"",), message)
+            case DecidedHash():
+                known = self.chosen.get(message.at.slot)
+                _must(known is not None and known.hash == message.link, "I9", f"{message.at} is not decided so")
             case Links() | Moved() | SlotAnswer():
                 self._only_chosen(message.links, message)
             case _:

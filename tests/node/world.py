@@ -36,7 +36,7 @@ from chain.store import commit, create_or_check
 from hopchain.change import Change, ChangeAction, sign_change
 from hopchain.wire import AT_ONCE, AskBalance, NotFound, NotStarted, Recorded, ReplyBody, Submit, SubmitChange, Unknown
 from node.core import Core
-from node.messages import BallotWon, Decided, Offer
+from node.messages import Decided, DecidedHash, Offer
 from node.start import read_start
 from node.turn import (
     Caller,
@@ -58,7 +58,7 @@ from tests.node.watch import Call, Watch
 EPOCH_MS = 1_700_000_000_000
 NO_NEEDS = Needs()
 CHANGES = 1  # session of those who ask for changes of the members
-TOLD = Decided | BallotWon  # that a link is decided: with the link, or to one who voted for it
+TOLD = Decided | DecidedHash  # that a link is decided: with the link, or to one who voted for it
 MAX_TURNS = 2_000  # of one node at one instant: above it, it would never sleep
 
 
