@@ -31,6 +31,8 @@ QUICK_FAILURES: Final = (
 )
 STAYS_DOWN: Final = frozenset({Exit.USAGE, Exit.OUT_FOR_GOOD})  # started again it would say the same, or do harm
 STOP_S: Final = 10.0  # for a node to end by itself before it is killed
+# For another process to let go of a node's directory: where another `up` was killed just now, its nodes are still ending.
+HELD_S: Final = STOP_S + 1.0
 LOG_NAME: Final = "node.log"
 _TAIL_BYTES: Final = 2000
 # The log of a node that one of these ended says nothing of it.
@@ -60,8 +62,8 @@ class Event(msgspec.Struct, frozen=True):
 
 class Supervisor:
     """Runs the nodes in these directories until it is cancelled. One stays down when its files or ports are wrong, when it was
-    removed or quarantined or has left, and when it failed QUICK_FAILURES times in a row within STEADY_S of its start. What a signal ended,
-    SIGTERM too, did not fail."""
+    removed or quarantined or has left, when another process holds its directory for HELD_S, and when it failed QUICK_FAILURES times in a
+    row within STEADY_S of its start. What a signal ended, SIGTERM too, did not fail, nor did what found its directory held."""
 
     def __init__(
         self,
@@ -88,21 +90,12 @@ class Supervisor:
         delay_s = FIRST_DELAY_S
         failures = 0
         while True:
-            begin = anyio.current_time()
+            if not await self._is_free(directory):
+                return
             if left_in(directory) is not None:
                 self._on_event(Event(directory.name, Change.ENDED, None, Exit.OUT_FOR_GOOD))
                 return
-            holder = lock_holder(directory)
-            if holder is not None:  # it would only say so, in the log of the one that runs
-                failures += 1
-                words = f"{directory} is in use by process {holder}"
-                wait_s = None if failures == QUICK_FAILURES else delay_s
-                self._on_event(Event(directory.name, Change.ENDED, None, Exit.USAGE, wait_s, words, holder))
-                if wait_s is None:
-                    return
-                await anyio.sleep(wait_s)
-                delay_s = min(delay_s * 2, LONGEST_DELAY_S)
-                continue
+            begin = anyio.current_time()
             try:
                 process = await self._start(directory)
             except OSError as error:  # its directory has gone, no process or file can be made: the others run on
@@ -120,14 +113,30 @@ class Supervisor:
                 raise
             if anyio.current_time() - begin >= self._steady_s:
                 delay_s, failures = FIRST_DELAY_S, 0
-            failures += code > 0
+            held = code == Exit.USAGE and lock_holder(directory) is not None  # another process was faster
+            failures += code > 0 and not held
             words = "" if -code in _FROM_OUTSIDE else last_words(directory / LOG_NAME)
-            if _stays_down(code, directory) or failures == QUICK_FAILURES:
+            if left_in(directory) is not None or (code in STAYS_DOWN and not held) or failures == QUICK_FAILURES:
                 self._on_event(Event(directory.name, Change.ENDED, process.pid, code, None, words))
                 return
             self._on_event(Event(directory.name, Change.ENDED, process.pid, code, delay_s, words))
             await anyio.sleep(delay_s)
             delay_s = min(delay_s * 2, LONGEST_DELAY_S)
+
+    async def _is_free(self, directory: Path) -> bool:
+        """Wait until no other process holds the directory of a node that has not left. False when one does after HELD_S. Started
+        meanwhile, the node would only say so, in the log of the one that runs."""
+        begin = anyio.current_time()
+        delay_s = FIRST_DELAY_S
+        while left_in(directory) is None and (holder := lock_holder(directory)) is not None:
+            wait_s = delay_s if anyio.current_time() - begin < HELD_S else None
+            words = f"{directory} is in use by process {holder}"
+            self._on_event(Event(directory.name, Change.ENDED, None, Exit.USAGE, wait_s, words, holder))
+            if wait_s is None:
+                return False
+            await anyio.sleep(wait_s)
+            delay_s = min(delay_s * 2, LONGEST_DELAY_S)
+        return True
 
     async def _start(self, directory: Path) -> anyio.abc.Process:
         with (directory / LOG_NAME).open("ab") as log:
@@ -138,14 +147,6 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-
-
-def _stays_down(code: int, directory: Path) -> bool:
-    """True when a node that ended so is not started again at all. A directory that another process holds may be free soon: the
-    node of a supervisor that was killed just now is still ending."""
-    if left_in(directory) is not None:
-        return True
-    return code in STAYS_DOWN and not (code == Exit.USAGE and lock_holder(directory) is not None)
 
 
 def node_command(directory: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Supervised processes: started, started again when they die, all ended at the end."""
 
+import itertools
 import os
 import signal
 import sys
@@ -7,10 +8,11 @@ from pathlib import Path
 
 import anyio
 import pytest
+import trio.testing
 
 from cli import supervisor
 from cli.output import Exit
-from cli.supervisor import LOG_NAME, QUICK_FAILURES, Change, Event, Supervisor, last_words, node_command
+from cli.supervisor import LOG_NAME, QUICK_FAILURES, STOP_S, Change, Event, Supervisor, last_words, node_command
 from cli.upview import what_to_do
 from node.lock import DataLock
 
@@ -157,21 +159,58 @@ def test_one_that_fails_at_once_is_given_up(tmp_path: Path, backend: str, monkey
     anyio.run(main, backend=backend)
 
 
-def test_one_whose_directory_another_process_still_holds_is_tried_again(
-    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.001)
-
+def test_one_whose_directory_another_process_holds_waits_longer_than_a_node_may_take_to_end(tmp_path: Path) -> None:
     async def main() -> None:
         watcher = Watcher(tmp_path, {"node-1": WRONG})
-        with anyio.fail_after(WAIT_S), DataLock(tmp_path / "node-1"):
+        with DataLock(tmp_path / "node-1"):
             await watcher.supervisor.run()
-        ended = watcher.of(Change.ENDED)
-        assert [(e.code, e.holder) for e in ended] == [(Exit.USAGE, os.getpid())] * QUICK_FAILURES
-        assert [e.delay_s is None for e in ended] == [False] * (QUICK_FAILURES - 1) + [True]
+        *tried, last = watcher.of(Change.ENDED)
+        assert {(e.code, e.pid, e.holder) for e in (*tried, last)} == {(Exit.USAGE, None, os.getpid())}
+        waited_s = sum(e.delay_s for e in tried)
+        assert STOP_S < waited_s < 2 * STOP_S and anyio.current_time() - begin == pytest.approx(waited_s)
+        assert last.delay_s is None
         assert not watcher.of(Change.STARTED) and not (tmp_path / "node-1" / LOG_NAME).exists(), (
             "its log is the other's"
         )
+
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    begin = clock.current_time()
+    anyio.run(main, backend="trio", backend_options={"clock": clock})
+
+
+def test_one_whose_directory_was_held_may_fail_as_often_as_any(
+    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holders = iter([7, 7, 7])
+    monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(supervisor, "lock_holder", lambda directory: next(holders, None))
+
+    async def main() -> None:
+        watcher = Watcher(tmp_path, {"node-1": DAMAGED})
+        with anyio.fail_after(WAIT_S):
+            await watcher.supervisor.run()
+        held, failed = watcher.of(Change.ENDED)[:3], watcher.of(Change.ENDED)[3:]
+        assert [(e.code, e.holder) for e in held] == [(Exit.USAGE, 7)] * 3
+        assert [(e.code, e.holder) for e in failed] == [(1, None)] * QUICK_FAILURES
+        assert (held[0].delay_s, failed[0].delay_s) == (0.001, 0.001)
+
+    anyio.run(main, backend=backend)
+
+
+def test_one_whose_directory_another_process_took_as_it_started_did_not_fail(
+    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holders = itertools.cycle([None, 7])  # before its start, after its end
+    monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(supervisor, "lock_holder", lambda directory: next(holders))
+
+    async def main() -> None:
+        watcher = Watcher(tmp_path, {"node-1": WRONG})
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watcher.supervisor.run)
+            ended = await watcher.wait(Change.ENDED, QUICK_FAILURES + 1)
+            tasks.cancel_scope.cancel()
+        assert all((e.code, e.delay_s is None) == (Exit.USAGE, False) for e in ended)
 
     anyio.run(main, backend=backend)
 
