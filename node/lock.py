@@ -17,7 +17,8 @@ _MAX_PID_BYTES: Final = 32
 
 
 def lock_holder(directory: Path) -> int | None:
-    """The process that runs the node of this directory; None when none does. It may end, or start, at any moment."""
+    """The process that runs the node of this directory; None when none does. It may end, or start, at any moment. None too
+    where the file system has no locks: a node that is started there says so and ends."""
     try:
         descriptor = os.open(directory / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -27,6 +28,8 @@ def lock_holder(directory: Path) -> int | None:
     except BlockingIOError:
         holder = os.read(descriptor, _MAX_PID_BYTES).decode("ascii", "replace").strip()
         return int(holder) if holder.isdigit() else None
+    except OSError:
+        return None
     finally:
         os.close(descriptor)
     return None

@@ -1,5 +1,7 @@
 """What `hopchain up` refuses before it starts anything."""
 
+import errno
+import fcntl
 import os
 import socket
 from pathlib import Path
@@ -64,6 +66,20 @@ def test_where_no_lock_can_be_made_that_of_each_node_has_to_do(network: Network)
     (network.directory / LOCK_FILE).mkdir()
     with only_up(network):
         pass
+
+
+def test_where_no_lock_works_the_nodes_are_started_and_say_so(
+    cli: Cli, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    for directory in directories(network):
+        with DataLock(directory):
+            pass  # it ran before, elsewhere
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    cli.run("up", str(cli.directory))
+    assert Supervisor.ran == directories(network)
 
 
 @pytest.mark.parametrize("what", ["port", "client port"])

@@ -1,5 +1,6 @@
 """One process per data directory (design R12)."""
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -72,6 +73,18 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         LocalMisuse, match=r"cannot be locked \(Operation not supported\): keep .* on a local file system"
     ):
         DataLock(tmp_path).__enter__()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_knows_no_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    (tmp_path / LOCK_FILE).write_text("7\n")
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert lock_holder(tmp_path) is None
 
 
 def test_the_holder_is_known_while_it_holds(tmp_path: Path) -> None:
