@@ -162,7 +162,7 @@ def _look(directory: Path) -> Picture | None:
 
 def _invited_before(name: str, directory: Path, picture: Picture | None) -> str | None:
     """The short id of the node that was invited under this name before, and has not joined; None when none was.
-    `LocalMisuse` when it has, or nobody can be asked: one name would be two nodes."""
+    `LocalMisuse` when it has, also when it was removed since, or nobody can be asked: one name would be two nodes."""
     node = next((node for node, known in read_names(directory).items() if known == name), None)
     if node is None:
         return None
@@ -170,6 +170,12 @@ def _invited_before(name: str, directory: Path, picture: Picture | None) -> str 
         raise LocalMisuse(
             f"a node was invited as {name} before, and no node answers to say whether it joined: choose another name, or start "
             "the network first"
+        )
+    epochs = [view.epoch for view in picture.views if any(member.id == node for member in view.members)]
+    if epochs and node not in picture.members:  # its views are shown for ever
+        when = f"in epoch {epochs[0]}" if epochs[0] == epochs[-1] else f"in epochs {epochs[0]} to {epochs[-1]}"
+        raise LocalMisuse(
+            f"a node of this network that was called {name} ({node.hex()[:SHORT_ID]}) was a member {when}: choose another name"
         )
     if node in picture.members or node in picture.alive:
         raise LocalMisuse(f"a node of this network is called {name} already: choose another name")

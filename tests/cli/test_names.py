@@ -127,6 +127,29 @@ def test_one_name_is_not_given_to_two_members(world: World) -> None:
     world.run("invite", "--name", "node-10")
 
 
+@pytest.mark.parametrize("seen", [False, True])  # is it still in contact with those that stay?
+def test_the_name_of_one_that_was_a_member_is_not_given_away(world: World, seen: bool) -> None:
+    """Else the views of the old node would be shown under its id."""
+    for name, epochs in (("node-9", "in epoch 2"), ("node-10", "in epochs 4 to 5")):
+        path = invited(world, "--name", name)
+        node = load_invite(path).key.id
+        world.membership.guests |= {node}
+        world.run("member", "add", str(path))
+        if name == "node-10":
+            other = invited(world, "--name", "node-11")
+            world.membership.guests |= {load_invite(other).key.id}
+            world.run("member", "add", str(other))
+        world.run("member", "remove", name)
+        if not seen:
+            world.membership.guests -= {node}
+        path.unlink()
+        names = read_names(world.directory)
+        said = world.run("invite", "--name", name, code=2).stderr
+        assert f"was called {name} ({node.hex()[:8]}) was a member {epochs}: choose another name" in said
+        assert not path.exists() and read_names(world.directory) == names
+        assert f"-{name}" in world.run("member", "list").stdout
+
+
 def test_a_name_that_cannot_be_kept_does_not_stop_an_invitation(world: World) -> None:
     (world.directory / NAMES_FILE).mkdir()
     said = world.run("invite", "--name", "node-9").stderr
