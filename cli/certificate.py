@@ -1,6 +1,7 @@
 """`hopchain certificate list` and `renew`: when the nodes' certificates end, and new ones for the same keys."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Final
 
@@ -69,7 +70,8 @@ def list_command(out: Output, network_dir: Path | None) -> None:
     )
     out.say(f"the network's CA ends in {_days(ca_ms, now):.0f} days")
     for line in soon:
-        out.say(f"renew: hopchain certificate renew {line.name} --network {network.directory}", colour="red")
+        where = shlex.quote(str(network.directory))
+        out.say(f"renew: hopchain certificate renew {shlex.quote(line.name)} --network {where}", colour="red")
     raise SystemExit(Exit.REJECTED if soon else Exit.DONE)
 
 

@@ -1,5 +1,6 @@
 """`hopchain doctor`: what is wrong with a network, and what to do."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -66,7 +67,7 @@ def nobody(network: Network, error: Unreachable) -> Finding:
         "nobody",
         "",
         f"none of {len(network.nodes)} nodes answers ({tried})",
-        f"start them (`hopchain up {network.directory}`, or `hopchain node` on their machines), or run this where their "
+        f"start them (`hopchain up {shlex.quote(str(network.directory))}`, or `hopchain node` on their machines), or run this where their "
         "client ports can be reached",
         {"nodes": len(network.nodes)},
     )

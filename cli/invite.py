@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -111,7 +112,7 @@ def invite(
     )
     out.say(f"invitation for {name}: {path}, for {expires}", bold=True)
     out.say("it is a secret and for one machine: carry it there (scp keeps its mode), then delete it here")
-    out.say(f"there: hopchain join {path.name} --data {name}{' --observer' if observer else ''}")
+    out.say(f"there: hopchain join {shlex.quote(path.name)} --data {name}{' --observer' if observer else ''}")
 
 
 def parse_span(text: str) -> int:

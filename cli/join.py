@@ -7,6 +7,7 @@ files that are there stay, links that are there are not copied again, and the ch
 """
 
 import ipaddress
+import shlex
 import signal
 import subprocess
 from collections import deque
@@ -210,7 +211,7 @@ class _Join:
         after = (
             f"it was removed in epoch {epoch} and must not be started again; {self.data} may be kept or deleted"
             if epoch
-            else f"`hopchain node {self.data}` runs it"
+            else f"`hopchain node {shlex.quote(str(self.data))}` runs it"
         )
         self._tell("ended", f"node {self.told} has ended; {after}", code=code, epoch=epoch or None)
 

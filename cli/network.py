@@ -3,6 +3,7 @@
 import datetime
 import os
 import re
+import shlex
 import signal
 import threading
 from collections.abc import Sequence
@@ -112,7 +113,7 @@ def init(
     if places:
         out.say("next: copy each node's directory to its machine and run it there: hopchain node node-1")
     else:
-        out.say(f"next: hopchain up {directory}")
+        out.say(f"next: hopchain up {shlex.quote(str(directory))}")
 
 
 def _addresses(

@@ -1,5 +1,6 @@
 """`hopchain route` and `status`: where things are decided, and how the nodes are."""
 
+import shlex
 from pathlib import Path
 
 import anyio
@@ -129,7 +130,7 @@ def status(out: Output, at: str | None, network_dir: Path | None) -> None:
         right=["epoch", "log", "lag", "accounts", "undecided", "waiting", "queued"],
     )
     if not answers:
-        out.note(f"no node answers: start them with `hopchain up {network.directory}`")
+        out.note(f"no node answers: start them with `hopchain up {shlex.quote(str(network.directory))}`")
         raise SystemExit(Exit.UNREACHABLE)
 
 

@@ -1,5 +1,6 @@
 """What `hopchain up` shows: one status line per node, alive on a terminal, lines of changes when piped."""
 
+import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -165,7 +166,7 @@ def what_to_do(code: int | None, directory: Path, holder: int | None = None) -> 
     left = left_in(directory)
     if left is not None:
         return f"it left the network in epoch {left} and is not started: {directory} may be kept or deleted"
-    again = f"then run `hopchain node {directory}`, or stop `hopchain up` and start it again"
+    again = f"then run `hopchain node {shlex.quote(str(directory))}`, or stop `hopchain up` and start it again"
     match code:
         case Exit.USAGE:
             return f"it stays down: correct that, {again}"

@@ -11,6 +11,7 @@ may have been sent. A line that was cut off while it was written is of a request
 import fcntl
 import os
 import re
+import shlex
 import stat
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -78,7 +79,9 @@ class Wallet:
                 raise LocalMisuse(f"{path} is not a file: put the key file of {account} there, from a copy")
             mode = stat.S_IMODE(status.st_mode)
             if mode & _OTHERS:
-                raise LocalMisuse(f"{path} has mode {mode:04o}: others can read this key. Run: chmod 600 {path}")
+                raise LocalMisuse(
+                    f"{path} has mode {mode:04o}: others can read this key. Run: chmod 600 {shlex.quote(str(path))}"
+                )
             raw = os.read(handle, _MAX_KEY_BYTES)
         except OSError as error:
             raise LocalMisuse(f"{path} cannot be read ({error.strerror}): restore the key from a copy") from None

@@ -1,6 +1,7 @@
 """Every command: its JSON keys are the documented ones, its exit code is right, errors say what happened."""
 
 import re
+import shlex
 import stat
 from pathlib import Path
 
@@ -60,6 +61,17 @@ def test_init_gives_each_node_two_ports_from_the_first(cli: Cli) -> None:
         "init", f"{cli.directory}-2", "--asset", "CZK:2", "--issuer", "mint", "--name", "second", "--k", "3"
     ).stdout
     assert "network second" in shown and "hopchain up" in shown
+
+
+def test_a_command_that_is_printed_can_be_pasted(cli: Cli) -> None:
+    """Whatever its directory is called."""
+    place = cli.directory.parent / "my own; net's"
+    quoted = shlex.quote(str(place))
+    shown = cli.run("init", str(place), "--name", "test", "--nodes", "1", "--asset", "CZK:2", "--port", "0").stdout
+    assert f"next: hopchain up {quoted}\n" in shown
+    network = ("--network", str(place))
+    assert f"`hopchain up {quoted}`" in cli.run("status", *network, code=3).stderr
+    assert f"`hopchain up {quoted}`" in cli.json("doctor", *network, code=3)["findings"][0]["do"]
 
 
 def test_init_gives_each_machine_its_node(cli: Cli) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -54,6 +55,8 @@ def test_invite_makes_a_secret_file_for_one_new_node(world: World) -> None:
     text = path.read_text()
     shown = world.run("invite", "--out", str(world.home.parent / "b.invite"), "--observer").output
     assert "hopchain join b.invite --data" in shown and "--observer" in shown
+    quoted = shlex.quote("for n 9.invite")
+    assert f"join {quoted} --data" in world.run("invite", "--out", str(world.home.parent / "for n 9.invite")).stdout
     assert "PRIVATE" not in shown and "PRIVATE" in text
     assert load_invite(world.home.parent / "b.invite").observer
 
@@ -477,6 +480,14 @@ def test_join_refuses_before_anything_is_made(world: World, tmp_path: Path, monk
 NEEDED = "import sys, time; time.sleep(1); print('error: nobody needs it any more'); sys.exit(4)"
 
 
+def test_join_says_how_its_node_is_started_again(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.join.node_command", lambda data: ["true"])
+    monkeypatch.setattr("cli.join.ports_of", lambda *asked: (5001, 5002))
+    data = tmp_path / "my node"
+    shown = world.run("join", str(invited(world)), "--data", str(data)).stdout
+    assert f"`hopchain node '{data}'` runs it" in shown
+
+
 def test_join_leaves_a_removed_node_running_until_it_ends_by_itself(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -591,6 +602,9 @@ def test_certificates_are_listed_and_renewed_in_place(cli: Cli) -> None:
     assert sorted(p.name for p in node.iterdir() if "crt" in p.name) == ["node.crt"]
     shown = cli.run("certificate", "list", code=1).stdout
     assert f"renew node-1 --network {cli.directory}" in shown and "renew node-2" not in shown
+    (place := cli.directory.parent / "my net").symlink_to(cli.directory)
+    shown = cli.run("certificate", "list", "--network", str(place), code=1).stdout
+    assert f"renew node-1 --network '{place}'\n" in shown
     cli.run("certificate", "renew", str(cli.directory / "node-1"))
     assert "CA ends in" in cli.run("certificate", "list").stdout
 

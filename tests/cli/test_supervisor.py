@@ -270,6 +270,10 @@ def test_what_to_do_about_one_that_stays_down(code: int, says: str) -> None:
     assert says in what_to_do(code, Path("net/node-1"))
 
 
+def test_the_command_of_one_that_stays_down_can_be_pasted() -> None:
+    assert "run `hopchain node 'my net/node-1'`" in what_to_do(Exit.USAGE, Path("my net/node-1"))
+
+
 def test_one_that_is_killed_is_told_with_its_signal(tmp_path: Path, backend: str) -> None:
     async def main() -> None:
         watcher = Watcher(tmp_path, {"node-1": PATIENT})

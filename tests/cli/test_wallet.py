@@ -63,6 +63,17 @@ def test_a_key_is_never_overwritten(wallet: Wallet) -> None:
     assert wallet.key("bob").private_bytes_raw() != key_number(1).private_bytes_raw()
 
 
+def test_the_command_that_hides_a_key_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOPCHAIN_HOME", str(tmp_path / "my home"))
+    wallet = Wallet(NETWORK)
+    wallet.add("alice", key_number(1))
+    path = wallet.path("alice")
+    path.chmod(0o644)
+    with pytest.raises(LocalMisuse) as refused:
+        wallet.key("alice")
+    assert str(refused.value).endswith(f"Run: chmod 600 '{path}'")
+
+
 @pytest.mark.parametrize("bits", [0o640, 0o604, 0o660, 0o644])
 def test_a_key_that_others_can_read_is_refused(wallet: Wallet, bits: int) -> None:
     wallet.add("alice", key_number(1))
