@@ -113,7 +113,10 @@ def remember(directory: Path) -> Path | None:
     fresh = place / f"{_REMEMBERED}.{os.getpid()}"
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh.write_bytes(raw)
+        with fresh.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name with nothing in it
         fresh.replace(remembered)
     except OSError:
         with suppress(OSError):
@@ -144,13 +147,15 @@ def find_directory(option: Path | None) -> Path:
     try:
         raw = remembered.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise LocalMisuse(
-            f"no network is known: make one with `hopchain init DIR`, or name one with --network DIR or {NETWORK_VARIABLE}"
-        ) from None
+        raw = b""
     except OSError as error:
         raise LocalMisuse(
             f"{remembered}, which remembers the network last used, cannot be read ({error.strerror}): {_NAME_ONE}"
         ) from None
+    if not raw:  # no file, or an empty one, which a power cut may leave
+        raise LocalMisuse(
+            f"no network is known: make one with `hopchain init DIR`, or name one with --network DIR or {NETWORK_VARIABLE}"
+        )
     directory = _path_in(raw)
     if directory is None:
         raise LocalMisuse(

@@ -1,5 +1,7 @@
 """Which network a command talks to."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -174,13 +176,44 @@ def test_who_only_reads_needs_no_directory_of_its_own(
     assert [p.name for p in locked.iterdir()] == ["network"]
 
 
-@pytest.mark.parametrize("raw", [b"", b"\n", b"\0\0", b"/net\0", b"net\n", b"\xff\xfe"])
+@pytest.mark.parametrize("raw", [b"\n", b"\0\0", b"/net\0", b"net\n", b"\xff\xfe"])
 def test_a_memory_that_holds_no_path_is_told(cli: Cli, raw: bytes) -> None:
     cli.home.mkdir()
     (cli.home / "network").write_bytes(raw)
     cli.env.pop("HOPCHAIN_NETWORK")
     said = cli.json("status", code=2)["message"]
     assert f"holds no path in its {len(raw)} bytes" in said and "--network DIR" in said
+
+
+def test_an_empty_memory_is_none(cli: Cli, tmp_path: Path) -> None:
+    cli.home.mkdir()
+    (cli.home / "network").write_bytes(b"")
+    cli.env.pop("HOPCHAIN_NETWORK")
+    assert "no network is known" in cli.json("status", code=2)["message"]
+    assert remember(tmp_path / "net") is None
+    assert find_directory(None) == tmp_path / "net"
+
+
+def test_what_is_remembered_is_on_disk_before_it_replaces_what_was(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remember(tmp_path / "before")
+    on_disk = []
+
+    def fsync(handle: int) -> None:
+        (fresh,) = home.glob("network.*")
+        assert os.path.samestat(os.fstat(handle), fresh.stat())
+        on_disk.append((fresh.read_bytes(), (home / "network").read_bytes()))
+        if len(on_disk) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before, after = (f"{tmp_path / name}\n".encode() for name in ("before", "after"))
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert remember(tmp_path / "after") == tmp_path / "before"
+    assert on_disk == [(after, before)] and (home / "network").read_bytes() == after
+    assert remember(tmp_path / "before") is None
+    assert (home / "network").read_bytes() == after, "what the disk refuses changes nothing"
+    assert [path.name for path in home.iterdir()] == ["network"]
 
 
 def test_a_memory_that_is_a_directory_is_told(cli: Cli) -> None:
