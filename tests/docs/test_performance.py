@@ -48,16 +48,16 @@ def test_what_sentences_say_of_the_tables_without_numbers_holds() -> None:
         ),
         ("**Uniform**: out of reach", median("uniform", "most_per_s") < goal["uniform"]),
         (
-            "**Hot recipient** and **zipf** are further",
-            max(median(p, "most_per_s") / goal[g] for p, g in (("hot-recipient", "hot-recipient"), ("uniform", "zipf")))
-            < median("uniform", "most_per_s") / goal["uniform"],
+            "**Hot recipient** and **zipf** are out of reach, too",
+            median("hot-recipient", "most_per_s") < goal["hot-recipient"]
+            and median("uniform", "most_per_s") < goal["zipf"],
         ),
         ("**Bulk**: out of reach", median("bulk", "most_per_s") < goal["bulk"]),
         ("Python is the smaller part", median("bulk", "interpreter_us") < median("bulk", "measured_us") / 2),
         ("**Hot sender**: the floor leaves it", median("hot-sender", "most_per_s") > goal["hot-sender"]),
         (
-            "and so would what is measured",
-            result("floor")["cores"] * 1e6 / median("hot-sender", "measured_us") > goal["hot-sender"],
+            "the interpreter takes more than the whole floor",
+            median("hot-sender", "interpreter_us") > median("hot-sender", "floor_us"),
         ),
         (
             "still fewer than a PostgreSQL",
