@@ -42,7 +42,7 @@ import kept
 import scale
 from nacl.signing import SigningKey, VerifyKey
 
-from chain.request import Posting
+from chain.request import MAX_POSTINGS, Posting
 from chain.store import open_database
 from node.layout import make_network
 from node.pki import node_contexts
@@ -221,7 +221,8 @@ def floor(run: dict[str, Any], asked: argparse.Namespace, place: Path) -> dict[s
     """What each part takes of a transfer, in microseconds of CPU of all nodes together."""
     cost, profile = run["cost"], run["profile"]
     if profile == "bulk":  # one request, one link, and a frame for each standby
-        together = per_request = max(1, round(cost["transfers_per_link"]))
+        # links are counted a little later than what they paid: their quotient may be more than a link holds
+        together = per_request = min(MAX_POSTINGS, max(1, round(cost["transfers_per_link"])))
         frames = (NODES - 1) / together
     else:  # a transfer is in two commits of each node
         together, per_request = max(1, round(2 * NODES / cost["commits_per_transfer"])), 1

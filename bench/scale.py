@@ -114,8 +114,8 @@ class Ledger:
                 epoch=1,
                 now_ms=next(self._clock_ms),
             )
-            assert formed.link is not None and len(formed.link.entries) == len(items), formed
-            assert all(entry.outcome is Outcome.COMPLETED for entry in formed.link.entries), formed
+            assert formed.link is not None and len(formed.link.entries) == len(items), f"{len(formed.left)} left out"
+            assert all(entry.outcome is Outcome.COMPLETED for entry in formed.link.entries), "a transfer was rejected"
             links.append(formed.link)
         ballot = (1, 0, NODE)
         commit(

@@ -99,6 +99,17 @@ def test_the_floor_of_bulk_is_of_one_request_with_many_postings(
     assert 0 < found["parts_us"]["signatures"] * 10 < floor.signature_us()
 
 
+def test_a_link_of_the_floor_holds_no_more_than_links_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the ends of a run links and what they paid are not counted at the same instant."""
+    monkeypatch.setattr(floor, "FRAMES", 20)
+    monkeypatch.setattr(floor, "MAX_POSTINGS", 50)
+    cost = {**RUN["cost"], "commits_per_transfer": 0.0, "turns_per_transfer": 0.0, "transfers_per_link": 51.0}
+    found = floor.floor(
+        {**RUN, "profile": "bulk", "cost": cost}, Namespace(accounts=12, transfers=20, seed=1), tmp_path
+    )
+    assert found["transfers_per_commit"] == 50
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
