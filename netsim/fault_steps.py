@@ -68,7 +68,7 @@ def _one_fault(step: FaultStep, node: int, at: float, until: float) -> Fault:
         case "die":
             return Die(at, node)
         case _:
-            return DiskError(at, node, step.error, until, stays=step.error == "full")
+            return DiskError(at, node, step.error, until)
 
 
 def describe_step(step: FaultStep, names: list[str]) -> str:

@@ -92,22 +92,17 @@ class SlowDisk(_Fault, frozen=True, tag="slow_disk"):
     until: float
 
 
-class DiskError(_Fault, frozen=True, tag="disk_error", repr_omit_defaults=True):
-    """The next commit after `at` fails: `full` (nothing is written) or `fsync` (perhaps it was). The process ends with
-    `StorageFailure` and starts again at `until`.
-
-    Of a full disk a commit fails only when it needs one more page. With `stays` the disk is full for the commits after it, too, until
-    one fails or `until` is there; without, for that one alone. Drawn plans are without; the trace has the repr, so it omits defaults.
-    """
+class DiskError(_Fault, frozen=True, tag="disk_error"):
+    """A commit after `at` fails: of a `full` disk (nothing is written) the first before `until` that needs one more page, of `fsync`
+    (perhaps it was written) the next one. The process ends with `StorageFailure` and starts again at `until`."""
 
     node: int
     error: str
     until: float
-    stays: bool = False
 
     def is_over(self, now: float) -> bool:
-        """True when a disk that stayed full has room again."""
-        return self.stays and self.until <= now
+        """True when a disk that was full has room again."""
+        return self.error == "full" and self.until <= now
 
 
 class Weather(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -284,7 +284,7 @@ class WholeNetwork:
             armed = None
         if isinstance(armed, DiskError):
             self._fail_disk(node, writes, armed)
-            node.armed = armed if armed.stays else None
+            node.armed = armed  # a full disk, which had room for this
         if isinstance(armed, Kill) and armed.point in ("before_commit", "in_commit"):
             if armed.point == "in_commit":
                 node.disk.cut_commit(writes, self.rng.randint)

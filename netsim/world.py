@@ -273,7 +273,7 @@ class World:
             return
         if armed is None:
             node.disk.commit(stage.persist)
-        node.armed = armed if isinstance(armed, DiskError) and armed.stays else None
+        node.armed = armed  # a full disk, which had room for this
         self.observer.committed(node.index, stage.persist, self.now)
         self._emit(node, stage)
         self._go_on(node, life, stages)

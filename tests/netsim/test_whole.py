@@ -93,7 +93,7 @@ def test_every_other_fault_breaks_no_rule_either():
 
 @pytest.mark.parametrize(("until", "lives"), [(3.0, 4), (1.001, 3)])
 def test_a_disk_stays_full_until_a_commit_fails_or_there_is_room(until: float, lives: int):
-    full = DiskError(1.0, 1, "full", until, stays=True)
+    full = DiskError(1.0, 1, "full", until)
     result = run_whole(Plan(1, nodes=3, k=3, load=Load(requests=25), faults=(full,), fault_s=4.0, heal_s=8.0))
     assert (result.rule, result.problem, result.lives) == ("", "", lives)
 
