@@ -139,19 +139,18 @@ class Output:
             self.say(f"  {name.ljust(width)}  {value}")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-        """A table: drawn by rich on a terminal, aligned columns otherwise. `right`: columns of numbers."""
+        """A table: drawn by rich on a terminal that is wide enough for it, aligned columns otherwise. `right`: columns of numbers."""
         if self.as_json:
             return
-        if self.fancy:
+        if self.fancy and _draw(columns, rows, right):
             self._printed = True
-            _draw(columns, rows, right)
             return
         widths = [max(len(c), *(len(r[i]) for r in rows)) if rows else len(c) for i, c in enumerate(columns)]
         for row in (columns, *rows):
             cells = [
                 c.rjust(w) if name in right else c.ljust(w) for c, w, name in zip(row, widths, columns, strict=True)
             ]
-            self.say("  ".join(cells).rstrip())
+            self.say("  ".join(cells).rstrip(), bold=row is columns)
 
     def fail(self, error: HopchainError) -> Exit:
         """Print an error; the exit code to leave with."""
@@ -233,18 +232,29 @@ def lost(error: OSError) -> OutputLost:
     return OutputLost(error)
 
 
-def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> bool:
+    """Draw it. False, and nothing is drawn, where the terminal is so narrow that words would be torn apart: ids, addresses and
+    amounts are read and copied whole."""
     from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for i, column in enumerate(columns):
+        words = all(" " not in row[i] for row in rows)  # sentences may be wrapped, between words
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=words, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    Console().print(table)
+    console = Console()
+    if Measurement.get(console, console.options.update(max_width=_UNLIMITED), table).minimum > console.width:
+        return False
+    console.print(table)
+    return True
+
+
+_UNLIMITED: Final = 1_000_000  # columns of a terminal
 
 
 _STYLES = {

@@ -96,6 +96,36 @@ def test_standard_output_that_was_closed_from_the_start(monkeypatch: pytest.Monk
     out.table(["node"], [["node-1"]])
 
 
+class Terminal(io.StringIO):
+    """Standard output that a person looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 160])
+def test_no_terminal_is_so_narrow_that_words_are_torn_apart(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    columns = ["node", "id", "clients", "public key", "settled", "change", "why"]
+    row = [
+        "node-1",
+        "5f0c9a1b",
+        "127.0.0.1:7401",
+        "ab" * 16,
+        "-1,100.00",
+        "+node-1 +node-2 +node-3",
+        "it is said in words",
+    ]
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    Output(as_json=False).table(columns, [row, row], right=["settled"])
+    said = re.sub("\x1b\\[[0-9;]*m", "", sys.stdout.getvalue())
+    torn = [
+        word for cell in row for word in cell.split() if len(re.findall(rf"(?<!\S){re.escape(word)}(?!\S)", said)) < 2
+    ]
+    assert not torn, said
+    assert max(map(len, said.splitlines())) <= width or "─" not in said, said
+
+
 def test_text_that_the_encoding_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
