@@ -63,11 +63,14 @@ def read_table(path: Path, delimiter: str | None, columns: Sequence[str]) -> lis
     """Every row with the values of `columns`. `LocalMisuse` when the file cannot be read, or lacks a column or has it twice."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            head = file.readline()
+            head = next((line for line in file if line.strip()), "")
             file.seek(0)
             delimiter = delimiter or find_delimiter(head)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
-            names = next(reader, [])
+            names = next((cells for cells in reader if not _is_blank(cells)), [])
+            if not names:
+                raise LocalMisuse(f"{path} is empty: its first line must name the columns")
+            names = [name if name in columns else name.strip() for name in names]
             if missing := [c for c in columns if c not in names]:
                 raise LocalMisuse(f"{path} has no column {', '.join(missing)}; it has: {', '.join(names)}")
             if twice := [c for c in dict.fromkeys(columns) if names.count(c) > 1]:
@@ -83,14 +86,21 @@ def read_table(path: Path, delimiter: str | None, columns: Sequence[str]) -> lis
                     _wrong_length(len(cells), len(names), delimiter),
                 )
                 for cells in reader
-                if cells
+                if not _is_blank(cells)
             ]
     except UnicodeDecodeError as error:
         raise LocalMisuse(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from None
     except csv.Error as error:
-        raise LocalMisuse(f"{path} is not a CSV file: {error}; is --delimiter right?") from None
+        raise LocalMisuse(
+            f"{path} is not a CSV file (line {reader.line_num}: {error}): is a quote not closed, or --delimiter wrong?"
+        ) from None
     except (OSError, TypeError) as error:
         raise LocalMisuse(f"{path} cannot be read: {error}") from None
+
+
+def _is_blank(cells: Sequence[str]) -> bool:
+    """True for an empty line, also one of separators alone, as spreadsheets leave them below a table."""
+    return not any(cell.strip() for cell in cells)
 
 
 def _wrong_length(cells: int, columns: int, delimiter: str) -> str:

@@ -140,7 +140,7 @@ def _say_sums(out: Output, ended: Ended) -> None:
         )
     repeated = sum(result.repeated for _, result in completed)
     out.say(
-        f"{len(completed)} of {counted(len(work.rows), 'payment')} completed ({repeated} of them before), "
+        f"{len(completed):,} of {counted(len(work.rows), 'payment')} completed ({repeated:,} of them before), "
         f"{_money(work, [payment for payment, _ in completed])}, "
         + (f"in {counted(work.requests, 'request')}, " if ended.bulk else "")
         + f"in {work.rows_s:.1f} s",

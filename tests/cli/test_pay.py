@@ -115,7 +115,9 @@ def test_bad_rows_carry_their_fault_and_the_others_go_on(file: Path) -> None:
     ("content", "what"),
     [
         (b"payer;payee\n", "no column amount, for; it has: payer, payee"),
-        (b"", "no column"),
+        (b"", "is empty"),
+        (b"\n;;;\n", "is empty"),
+        (b'payer;payee;amount;for\na;"b;1;\n', r"line 2: .* a quote not closed"),
         (b"payer;payee;amount;for\n\xff\xfe;;;\n", "not UTF-8"),
         (b'payer;payee;amount;for\n"a"b;c;1;\n', "not a CSV file"),
     ],
@@ -152,6 +154,17 @@ def test_a_row_that_lacks_cells_is_not_paid(tmp_path: Path) -> None:
     (whole, cut) = read(path)
     assert not whole.fault and (cut.line, cut.amount) == (4, 0)
     assert cut.fault.startswith("the row has 3 cells and the header 4: it may be cut off")
+
+
+def test_spaces_and_lines_without_anything_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("\n;;;\n payer; payee ;amount;for\n\na; b; 1.00;\n;;;\n ; ;;\na;c;2;\n")
+    assert [(p.line, p.sender, p.recipient, p.amount, p.fault) for p in read(path)] == [
+        (5, "a", "b", 100, ""),
+        (8, "a", "c", 200, ""),
+    ]
+    path.write_text("payer; payee;amount;for\na; b; 1.00;\n")
+    assert [row.cells for row in read_table(path, None, [" payee"])] == [{" payee": "b"}]
 
 
 def test_a_column_that_is_there_twice_is_refused_when_it_is_used(tmp_path: Path) -> None:
