@@ -87,6 +87,20 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is named; for none, the one that may have been meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            meant = get_close_matches(args[0], COMMANDS, 1)
+            if meant:
+                raise click.UsageError(f"{error.message} Did you mean {meant[0]}?", ctx) from None
+            raise
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in `--help`, without importing anything."""
         with formatter.section("Commands"):
@@ -104,7 +118,7 @@ def main() -> None:
 
     Exit codes: 0 done, 1 rejected or audit failed, 2 usage, 3 unreachable or no answer in time,
     4 this node was removed or quarantined and must not be started again, 5 a file or standard output could not be
-    written here, 70 a fault of this program, 130 interrupted.
+    used here, 70 a fault of this program, 130 interrupted.
     """
 
 

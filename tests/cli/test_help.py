@@ -98,6 +98,12 @@ def test_an_unknown_command_is_usage() -> None:
     assert result.exit_code == 2
 
 
+@pytest.mark.parametrize(("word", "meant"), [("stats", "status"), ("balanse", "balance"), ("members", "member")])
+def test_a_command_that_is_spelled_wrong_is_guessed(word: str, meant: str) -> None:
+    result = CliRunner().invoke(main, [word])
+    assert result.exit_code == 2 and f"No such command '{word}'. Did you mean {meant}?" in result.stderr
+
+
 def test_help_loads_nothing_heavy() -> None:
     script = f"import sys; sys.argv = ['hopchain', '--help']\nfrom cli.main import main\ntry:\n    main()\nexcept SystemExit:\n    print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
