@@ -126,11 +126,16 @@ def _refuse_no_text(value: object) -> None:
 def end_with(out: Output, error: BaseException) -> int:
     """Print what ended a command; the exit code to leave with. Only what was raised on purpose may end with a code that says
     something about the network: a script that takes a fault of ours for a rejection pays twice."""
-    if _group(error).subgroup(KeyboardInterrupt) is not None:
+    if _group(error).subgroup(_is_interrupt) is not None:
         out.interrupted()
         return INTERRUPTED
     meant = raised_on_purpose(error)
     return out.bug(error) if meant is None else out.fail(meant)
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Also one that came while a class was being made, as commands import what they need: Python 3.11 makes a `RuntimeError` of it."""
+    return isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt)
 
 
 def raised_on_purpose(error: BaseException) -> HopchainError | None:

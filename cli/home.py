@@ -164,6 +164,17 @@ def find_directory(option: Path | None) -> Path:
     return directory
 
 
+def check_is_node(directory: Path) -> None:
+    """`LocalMisuse` when this is the directory of a network, which holds those of its nodes."""
+    from node.config import CONFIG_FILE
+    from node.layout import NETWORK_FILE
+
+    if (directory / NETWORK_FILE).is_file() and not (directory / CONFIG_FILE).exists():
+        raise LocalMisuse(
+            f"{directory} is a network's directory: name that of one node, such as {directory / 'node-1'}"
+        )
+
+
 def load_network(directory: Path) -> Network:
     """The network in `directory`; `LocalMisuse` when it is none."""
     from node.layout import read_network

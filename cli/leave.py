@@ -12,7 +12,7 @@ import msgspec
 
 from chain.errors import LocalMisuse
 from cli.command import HopCommand, network_option, run
-from cli.home import KnownNode, Network, load_network
+from cli.home import KnownNode, Network, check_is_node, load_network
 from cli.member import CHANGE_MS, force_option, wait_option
 from cli.members import (
     LOOK_AGAIN_S,
@@ -58,6 +58,7 @@ def leave(out: Output, data: Path, force: str | None, wait_s: float, network_dir
     from node.pki import read_node_key
 
     check_force(force)
+    check_is_node(data)
     key = read_node_key(data)
     network = network_around(data, read_config(data), key.id, network_dir)
 

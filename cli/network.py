@@ -4,6 +4,7 @@ import datetime
 import os
 import re
 import shlex
+import shutil
 import signal
 import threading
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from chain.errors import LocalMisuse
 from chain.genesis import Asset
 from chain.names import MAX_SCALE, is_asset
 from cli.command import HopCommand, checked_name, network_argument, network_option, one_directory, run
-from cli.home import NETWORK_VARIABLE, find_directory, load_network, remember
+from cli.home import NETWORK_VARIABLE, check_is_node, find_directory, load_network, remember
 from cli.output import JsonValue, Output
 from cli.ports import choose_ports
 from cli.wallet import Wallet
@@ -103,8 +104,12 @@ def init(
         days=days,
     )
     wallet = Wallet(made.network_id)
-    for issuer, (_, key) in keys.items():
-        wallet.add(issuer, key)
+    try:
+        for issuer, (_, key) in keys.items():
+            wallet.add(issuer, key)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)  # nobody could ever pay in it; the same command makes another
+        raise
     before = remember(directory)
     out.data(_document(made, wallet))
     _say_made(out, made, wallet)
@@ -228,6 +233,7 @@ def node(out: Output, directory: Path, supervised: bool) -> None:
 
     if not directory.is_dir():
         raise LocalMisuse(f"{directory} is not a node's directory: `hopchain init` makes them, such as net/node-1")
+    check_is_node(directory)
     if supervised:
         _end_with_parent()
     settle_collector()

@@ -7,6 +7,7 @@ one JSON document on standard output and nothing else (keys: docs/cli-json.md). 
 
 import codecs
 import enum
+import errno
 import io
 import json
 import os
@@ -167,10 +168,16 @@ class Output:
         return exit_code
 
     def bug(self, error: BaseException) -> Exit:
-        """Print an error that nobody foresaw, with where it happened; the exit code to leave with."""
+        """Print an error that nobody foresaw, with where it happened; the exit code to leave with. A file that this user may not
+        use, or a disk that takes no more, is no fault of this program."""
+        first = error
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        if isinstance(first, OSError) and first.filename is not None and first.errno in _OF_A_FILE:
+            text = f"{os.fsdecode(first.filename)} cannot be used ({first.strerror})"
+            return self.fail(CommandFailed(Exit.DISK, "disk", f"{text}. {self._sent}" if self._sent else text))
         self.warn("".join(traceback.format_exception(error)).rstrip())
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = first
         text = f"this is a fault of this program, please report it: {type(error).__name__}: {error}"
         text = f"{text}. {self._sent}" if self._sent else text
         if self.as_json and not self._printed:
@@ -217,6 +224,9 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     return "".join(_PLAIN.get(c, "?") for c in error.object[error.start : error.end]), error.end
 
 
+_OF_A_FILE: Final = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENAMETOOLONG}
+)
 _PLAIN: Final = {"✓": "ok:", "✗": "wrong:"}
 _PLAIN_TEXT: Final = "hopchain.plain"
 codecs.register_error(_PLAIN_TEXT, _plain)

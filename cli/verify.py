@@ -13,7 +13,7 @@ from chain.audit import AuditReport, audit
 from chain.disk import open_database
 from chain.errors import LocalMisuse
 from cli.command import HopCommand, network_option, run
-from cli.home import KnownNode, Network, find_network
+from cli.home import KnownNode, Network, check_is_node, find_network
 from cli.members import look, open_patiently
 from cli.output import Exit, JsonValue, Output, counted
 from cli.session import open_client
@@ -76,6 +76,7 @@ def verify(out: Output, directory: Path | None, cluster: bool, settle_s: float, 
 
 
 def _verify_database(out: Output, directory: Path) -> Exit:
+    check_is_node(directory)
     path = directory / DATABASE if directory.is_dir() else directory
     conn = open_database(path, writer=False)
     try:

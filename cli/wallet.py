@@ -34,6 +34,7 @@ _JOURNAL: Final = "journal"
 _UNNAMED: Final = ".new-"  # begins the file of a key that is being stored
 _ID: Final = re.compile("[0-9a-f]{64}")
 _MAX_KEY_BYTES: Final = 65_536  # a key has some 120; more is none
+_UNREADABLE: Final = "run this as the user whose wallet it is, or restore the key from a copy"
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -72,7 +73,7 @@ class Wallet:
                 f"from it; copy the key file there, or open an account of your own"
             ) from None
         except OSError as error:
-            raise LocalMisuse(f"{path} cannot be read ({error.strerror}): restore the key from a copy") from None
+            raise LocalMisuse(f"{path} cannot be read ({error.strerror}): {_UNREADABLE}") from None
         try:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
@@ -84,7 +85,7 @@ class Wallet:
                 )
             raw = os.read(handle, _MAX_KEY_BYTES)
         except OSError as error:
-            raise LocalMisuse(f"{path} cannot be read ({error.strerror}): restore the key from a copy") from None
+            raise LocalMisuse(f"{path} cannot be read ({error.strerror}): {_UNREADABLE}") from None
         finally:
             os.close(handle)
         try:

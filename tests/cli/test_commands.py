@@ -133,6 +133,23 @@ def test_init_refuses_a_directory_with_files(cli: Cli) -> None:
     assert (cli.directory / "mine.txt").read_text() == "mine"
 
 
+def test_init_leaves_no_network_whose_issuers_have_no_keys(cli: Cli) -> None:
+    words = ("init", str(cli.directory), "--asset", "CZK:2", "--issuer", "mint", "--port", "0")
+    cli.home.mkdir(exist_ok=True)
+    (cli.home / "wallet").write_text("")  # keys cannot be put there
+    cli.run(*words, code=5)
+    assert not cli.directory.exists()
+    (cli.home / "wallet").unlink()
+    cli.run(*words)
+
+
+@pytest.mark.parametrize("words", [("node",), ("leave", "--data"), ("verify",)])
+def test_the_directory_of_a_network_is_not_that_of_a_node(cli: Cli, words: tuple[str, ...]) -> None:
+    cli.run("init", str(cli.directory), "--nodes", "1", "--asset", "CZK:2", "--port", "0")
+    said = cli.run(*words, str(cli.directory), code=2).stderr
+    assert f"is a network's directory: name that of one node, such as {cli.directory / 'node-1'}" in said
+
+
 def test_node_refuses_a_directory_that_is_none(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.process.settle_collector", lambda: None)
     assert "not a node's directory" in cli.run("node", str(tmp_path / "node-1"), code=2).stderr

@@ -3,6 +3,7 @@
 Exit code 1 says that the network rejected it: a script that sees it pays again. So nothing else ends with it.
 """
 
+import errno
 import io
 import json
 import os
@@ -238,3 +239,36 @@ def test_ctrl_c_before_the_command_runs(cli: Cli, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(command_line, "import_module", interrupt)
     assert cli.run("status", code=INTERRUPTED).stderr == "interrupted\n"
     assert cli.json("status", code=INTERRUPTED)["error"] == "interrupted"
+
+
+def test_ctrl_c_while_a_class_is_made(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a command imports what it needs. Python 3.11 raises a `RuntimeError` then, and names the cause."""
+
+    def made(*_: object) -> None:
+        raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
+
+    monkeypatch.setattr(transfer, "find_network", made)
+    assert world.run("transfer", "mint", "alice", "1", code=INTERRUPTED).stderr == "interrupted\n"
+
+
+# --- files that may not be used --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_file_that_may_not_be_used_is_no_fault_of_this_program(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refused(*_: object) -> None:
+        raise ExceptionGroup("", [PermissionError(number, os.strerror(number), "/place/of/another")])
+
+    monkeypatch.setattr(transfer, "find_network", refused)
+    said = world.run("transfer", "mint", "alice", "1", code=Exit.DISK).stderr
+    assert said == f"error: /place/of/another cannot be used ({os.strerror(number)})\n"
+    assert world.json("transfer", "mint", "alice", "1", code=Exit.DISK)["error"] == "disk"
+
+
+def test_what_was_sent_before_a_file_could_not_be_used_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Output(as_json=False)
+    out.sending("Request 5f0c was sent", lambda: None)
+    assert out.bug(PermissionError(errno.EACCES, "Permission denied", "file")) == Exit.DISK
+    assert "file cannot be used (Permission denied). Request 5f0c was sent" in capsys.readouterr().err
