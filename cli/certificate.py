@@ -63,11 +63,11 @@ def list_command(out: Output, network_dir: Path | None) -> None:
             "nodes": [_document(line, now) for line in lines],
         }
     )
-    out.table(
-        ["node", "id", "ends in days", "file"],
-        [[line.name, line.id[:SHORT_ID], f"{_days(line.until_ms, now):.1f}", str(line.path)] for line in lines],
-        right=["ends in days"],
-    )
+    rows = [[line.name, line.id[:SHORT_ID], f"{_days(line.until_ms, now):.1f}", str(line.path)] for line in lines]
+    if rows:
+        out.table(["node", "id", "ends in days", "file"], rows, right=["ends in days"])
+    else:
+        out.say(f"no node's files are in {network.directory}: `hopchain doctor` asks the nodes themselves")
     out.say(f"the network's CA ends in {_days(ca_ms, now):.0f} days")
     for line in soon:
         where = shlex.quote(str(network.directory))

@@ -607,6 +607,8 @@ def test_certificates_are_listed_and_renewed_in_place(cli: Cli) -> None:
     assert f"renew node-1 --network '{place}'\n" in shown
     cli.run("certificate", "renew", str(cli.directory / "node-1"))
     assert "CA ends in" in cli.run("certificate", "list").stdout
+    empty = cli.run("certificate", "list", "--network", str(cli.directory / "node-1")).stdout
+    assert empty.startswith("no node's files are in ") and "CA ends in" in empty
 
 
 def test_a_certificate_for_a_key_elsewhere(cli: Cli, tmp_path: Path) -> None:
