@@ -30,7 +30,7 @@ network_argument = click.argument(
     "directory", type=click.Path(path_type=Path), metavar="[DIR]", required=False
 )  # the same, for commands that people begin with: `hopchain up net`
 at_option = click.option(
-    "--at", metavar="HOST:PORT", help="Ask this node only: its client port, or a name like node-3."
+    "--at", metavar="HOST:PORT", help="Ask this node only: its client port, its id, or a name like node-3."
 )
 timeout_option = click.option(
     "--timeout",

@@ -12,6 +12,7 @@ from cli.members import look, open_patiently
 from cli.output import Exit, JsonValue, Output
 from cli.session import ask_until_found, not_found, open_client, pinned, say_stale
 from hopchain import Client, ClientError, NotFound, RemoteFault, Route, Status, Unreachable
+from hopchain.addresses import NodeAddress
 from hopchain.wire import RouteNode
 
 KEY_BYTES = 20
@@ -103,11 +104,12 @@ def status(out: Output, at: str | None, network_dir: Path | None) -> None:
     """
     network = find_network(network_dir)
     node = pinned(network, at)
-    if node is None:
+    if at is None or node is None:
         nodes, found = run(lambda: _ask_members(network))
+        what_to_do = f"no node answers: start them with `hopchain up {shlex.quote(str(network.directory))}`"
     else:
-        nodes = [n for n in network.nodes if n.address == node] or [KnownNode(f"{node[0]}:{node[1]}", b"", *node)]
-        found = run(lambda: _ask_all(network, nodes))
+        nodes, found = run(lambda: _ask_one(network, at, node))
+        what_to_do = f"{nodes[0].name} does not answer: `hopchain status` asks all nodes"
     answers = [s for s in found.values() if isinstance(s, Status)]
     longest = max((s.log_height for s in answers), default=0)
     out.data(
@@ -130,8 +132,17 @@ def status(out: Output, at: str | None, network_dir: Path | None) -> None:
         right=["epoch", "log", "lag", "accounts", "undecided", "waiting", "queued"],
     )
     if not answers:
-        out.note(f"no node answers: start them with `hopchain up {shlex.quote(str(network.directory))}`")
+        out.note(what_to_do)
         raise SystemExit(Exit.UNREACHABLE)
+
+
+async def _ask_one(network: Network, at: str, address: NodeAddress) -> tuple[list[KnownNode], dict[str, Status | str]]:
+    """The node that `--at` named, and what it said. One that answers has said who it is."""
+    node = next((n for n in network.nodes if n.address == address), KnownNode(at, b"", *address))
+    found = (await _ask_all(network, [node]))[node.name]
+    if isinstance(found, Status):
+        node = KnownNode(network.name_of(found.id), found.id, *address)
+    return [node], {node.name: found}
 
 
 async def _ask_members(network: Network) -> tuple[list[KnownNode], dict[str, Status | str]]:

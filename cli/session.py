@@ -1,17 +1,22 @@
 """What commands do with a network: open a client, ask node after node, find an account's asset."""
 
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
 from chain.errors import LocalMisuse
 from chain.genesis import Asset
+from cli.command import run
 from cli.home import Network, is_named
 from cli.output import CommandFailed, Exit, Output
 from hopchain import Accounts, Balance, Chain, Client, NotFound, Route, Unreachable
 from hopchain.addresses import NodeAddress
 
 _T = TypeVar("_T")
+_ID: Final = re.compile(
+    "[0-9a-f]{8,40}"
+)  # of a node, or its beginning, as commands show one whose name they do not know
 _BEHIND: Final = "who answered was removed, reaches no majority of the members, or has not caught up"
 
 
@@ -22,8 +27,22 @@ def open_client(network: Network, *, spread: bool = False) -> Client:
 
 
 def pinned(network: Network, at: str | None) -> NodeAddress | None:
-    """The address that `--at` names, or None."""
-    return None if at is None else network.node(at)
+    """The address that `--at` names, or None. Where a node is that network.toml does not list, the others are asked."""
+    if at is None:
+        return None
+    if at in network.names.values() or _ID.fullmatch(at):
+        from cli.members import find_node, look, open_patiently
+
+        async def ask() -> NodeAddress | None:
+            async with open_patiently(network) as client:
+                picture = await look(client, network)
+            wanted = find_node(picture, at)
+            return next((node.address for node in picture.nodes if node.id == wanted and node.client_port), None)
+
+        address = run(ask)
+        if address is not None:
+            return address
+    return network.node(at)
 
 
 async def ask_until_found(

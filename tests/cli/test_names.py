@@ -11,7 +11,7 @@ from cli.names import NAMES_FILE, add_names, read_names
 from hopchain import wire
 from node.config import read_config
 from node.invite import load_invite
-from node.layout import read_network
+from node.layout import read_network, replace_places
 from tests.cli.conftest import World
 from tests.cli.test_membership import ids, invited
 
@@ -95,8 +95,30 @@ def test_who_was_invited_is_shown_by_name_wherever_members_are(world: World) -> 
     assert {m["name"] for m in world.json("member", "list")["members"]} == {"node-1", "node-2", "node-9"}
     (finding,) = world.json("doctor", code=1)["findings"]
     assert finding["node"] == "node-9" and f"node-9 ({node.hex()[:8]})" in finding["what"]
+    world.run("balance", "mint", "--at", "node-9", code=3)  # it is known where, and nobody is there
+    del world.membership.special[ids(world)[0]]
     assert "where node-9 serves clients is not in" in world.run("balance", "mint", "--at", "node-9", code=2).stderr
     assert f"node node-9 ({node.hex()[:8]}) is none any more" in world.run("member", "remove", "node-9").stdout
+
+
+def test_who_joined_is_asked_by_its_name_its_id_or_where_it_is(world: World) -> None:
+    made = read_network(world.directory)
+    replace_places(world.directory, made.genesis, made.nodes[:1])
+    node = world.nodes[1]
+    add_names(world.directory, {node.id: "node-9"})
+    told = wire.PeerHealth(node.id, True, 1, True, 0, "127.0.0.1", 5001, node.port)
+    world.membership.special[ids(world)[0]] = {"peers": (told,)}
+    for at in ("node-9", node.id.hex(), node.id.hex()[:8], f"127.0.0.1:{node.port}"):
+        (found,) = world.json("status", "--at", at)["nodes"]
+        assert (found["name"], found["id"], found["client_port"]) == ("node-9", node.id.hex(), node.port)
+    assert f"node-9  {node.id.hex()[:8]}  127.0.0.1:{node.port}  alive" in world.run("status", "--at", "node-9").stdout
+    assert world.json("balance", "mint", "--at", "node-9")["account"] == "mint"
+    world.run("status", "--at", "ab" * 20, code=2)
+    world.portal.call(node.stop)
+    said = world.run("status", "--at", "node-9", code=3)
+    assert "0 of 1 nodes answer" in said.stdout and "node-9 does not answer: `hopchain status` asks all" in said.stderr
+    world.stop()
+    assert "no node could be reached" in world.run("status", "--at", "node-9", code=3).stderr
 
 
 def test_who_leaves_network_toml_keeps_its_name(world: World) -> None:
