@@ -23,6 +23,18 @@ def on_disk(path: Path, what_to_do: str = _AGAIN) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def one_at_a_time(directory: Path) -> Iterator[None]:
+    """Be the one process that does this in a directory; the others wait. Where it cannot be locked, several do."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def append(path: Path, made: Callable[[int], tuple[int, bytes]]) -> None:
     """Append to the file at `path`, one process at a time; durable when this returns, its name too. `made`: of the open file, how
     much of it stays, and what comes after that.

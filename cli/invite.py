@@ -12,6 +12,7 @@ import msgspec
 
 from chain.errors import HopchainError, LocalMisuse
 from cli.command import HopCommand, network_argument, network_option, one_directory, run
+from cli.durable import one_at_a_time
 from cli.home import SHORT_ID, find_network, load_network
 from cli.members import Picture, look, now_ms, open_patiently, operator_key
 from cli.names import add_names, read_names
@@ -78,28 +79,30 @@ def invite(
     ca_key = read_secret(directory / CA_KEY)
     name = checked_node_name(name or f"node-{secrets.token_hex(2)}", [node.name for node in network.nodes])
     picture = _look(directory)
-    before = _invited_before(name, directory, picture)
-    made = make_invite(
-        name,
-        network.genesis,
-        ca_key,
-        operator,
-        _network_key(directory),
-        # While no node is reachable the directory has to do.
-        network.nodes if picture is None else current_seeds(picture, network.nodes),
-        now_ms=now,
-        expires_ms=now + parse_span(expires),
-        observer=observer,
-        days=days,
-    )
-    path = out_file or directory / f"{name}.invite"
-    write_invite(path, made)
-    failed = add_names(directory, {load_invite(path).key.id: name})
+    with one_at_a_time(directory):  # else two that begin together give one name away twice
+        before = _invited_before(name, directory, picture)
+        made = make_invite(
+            name,
+            network.genesis,
+            ca_key,
+            operator,
+            _network_key(directory),
+            # While no node is reachable the directory has to do.
+            network.nodes if picture is None else current_seeds(picture, network.nodes),
+            now_ms=now,
+            expires_ms=now + parse_span(expires),
+            observer=observer,
+            days=days,
+        )
+        path = out_file or directory / f"{name}.invite"
+        write_invite(path, made)
+        failed = add_names(directory, {load_invite(path).key.id: name})
     if failed:
         out.note(f"the commands here will show the node by its id, not as {name}: {failed}")
     elif before is not None:
         out.note(
-            f"an earlier invitation for {name} was not used: should its node join yet, it is shown by its id, {before}"
+            f"a node that was invited as {name} before is no member: should it join yet, or come back, it is shown by its id, "
+            f"{before}"
         )
     out.data(
         {
@@ -162,8 +165,8 @@ def _look(directory: Path) -> Picture | None:
 
 
 def _invited_before(name: str, directory: Path, picture: Picture | None) -> str | None:
-    """The short id of the node that was invited under this name before, and has not joined; None when none was.
-    `LocalMisuse` when it has, also when it was removed since, or nobody can be asked: one name would be two nodes."""
+    """The short id of the node that was invited under this name before, is no member and does not answer; None when none was.
+    `LocalMisuse` when it is or was one, or runs as an observer, or nobody can be asked: one name would be two nodes."""
     node = next((node for node, known in read_names(directory).items() if known == name), None)
     if node is None:
         return None

@@ -1,7 +1,10 @@
 """What nodes are called that network.toml does not list."""
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +13,7 @@ from cli.leave import network_around
 from cli.names import NAMES_FILE, add_names, read_names
 from hopchain import wire
 from node.config import read_config
-from node.invite import load_invite
+from node.invite import load_invite, make_invite
 from node.layout import read_network, replace_places
 from tests.cli.conftest import World
 from tests.cli.test_membership import ids, invited
@@ -138,7 +141,7 @@ def test_one_name_is_not_given_to_two_members(world: World) -> None:
     node = load_invite(path).key.id
     path.unlink()
     shown = world.run("invite", "--name", "node-9").stderr
-    assert f"was not used: should its node join yet, it is shown by its id, {node.hex()[:8]}" in shown
+    assert f"is no member: should it join yet, or come back, it is shown by its id, {node.hex()[:8]}" in shown
     path = world.directory / "node-9.invite"
     node = load_invite(path).key.id
     world.membership.guests = {node}
@@ -147,6 +150,25 @@ def test_one_name_is_not_given_to_two_members(world: World) -> None:
     world.stop()
     assert "no node answers to say whether it joined" in world.run("invite", "--name", "node-9", code=2).stderr
     world.run("invite", "--name", "node-10")
+
+
+def test_two_invitations_at_the_same_moment_do_not_share_a_name(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that comes second waits until it can see the name of the first."""
+
+    def make(*words: Any, **more: Any) -> Any:
+        handle = os.open(world.directory, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(handle)
+        return make_invite(*words, **more)
+
+    monkeypatch.setattr("node.invite.make_invite", make)
+    world.stop()
+    invited(world, "--name", "node-9", "--out", str(tmp_path / "first"))
+    again = world.run("invite", "--name", "node-9", "--out", str(tmp_path / "second"), code=2).stderr
+    assert "no node answers to say whether it joined" in again and not (tmp_path / "second").exists()
 
 
 @pytest.mark.parametrize("seen", [False, True])  # is it still in contact with those that stay?
