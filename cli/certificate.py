@@ -1,6 +1,5 @@
 """`hopchain certificate list` and `renew`: when the nodes' certificates end, and new ones for the same keys."""
 
-import os
 import shlex
 from pathlib import Path
 from typing import Final
@@ -11,6 +10,7 @@ import msgspec
 from chain.errors import LocalMisuse
 from cli.command import HopCommand, network_option
 from cli.diagnosis import CERTIFICATE_MS
+from cli.durable import write_whole
 from cli.home import SHORT_ID, find_network
 from cli.members import now_ms
 from cli.output import Exit, JsonValue, Output
@@ -136,16 +136,10 @@ def _find(directory: Path, node: str) -> tuple[bytes, Path | None]:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Put a whole new file in place of the old one: whoever reads it meanwhile gets one of the two."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    """The node may be reading it meanwhile."""
     try:
-        with fresh.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        write_whole(path, content)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
         raise LocalMisuse(f"{path} cannot be written ({error.strerror}): choose another place with --out") from None
 
 

@@ -91,8 +91,7 @@ def leave(out: Output, data: Path, force: str | None, wait_s: float, network_dir
             return await wait_active(client, network, epoch, wait_s, without=[key.id]), line is not None
 
     picture, changed = run(work)
-    was = max(view.epoch for view in picture.views if any(line.id == key.id for line in view.members))
-    kept = _mark(out, data, was + 1)  # before its process ends: `up` looks then
+    kept = _mark(out, data, picture.gone_since(key.id))  # before its process ends: `up` looks then
     pid = lock_holder(data)
     if pid is not None:
         run(lambda: _stop(data, pid))

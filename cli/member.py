@@ -32,6 +32,7 @@ from cli.members import (
 from cli.names import add_names
 from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.session import open_client, pinned
+from cli.upchecks import mark_removed
 from hopchain import Client
 from hopchain.addresses import NodeAddress
 from hopchain.change import FIRST_INCARNATION, Change, ChangeAction, SignedChange, sign_change
@@ -408,6 +409,10 @@ def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
 
 def _report(out: Output, done: Done, *, added: bytes | None, removed: bytes | None) -> None:
     picture = done.picture
+    if (
+        removed is not None and picture.members.keys() <= picture.health.keys()
+    ):  # all have gone on: none needs it any more
+        mark_removed(picture.network, removed, picture.gone_since(removed))
     out.data(
         {
             "network": picture.network.id.hex(),

@@ -73,6 +73,10 @@ class Picture(msgspec.Struct, frozen=True):
                     return member
         return None
 
+    def gone_since(self, node: bytes) -> int:
+        """The first epoch without a node that was a member."""
+        return 1 + max(view.epoch for view in self.views if any(line.id == node for line in view.members))
+
     def name_of(self, node: bytes) -> str:
         """Its name, as far as the network's directory knows it, else its short id."""
         return self.network.name_of(node)

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Final
 
 from chain.errors import LocalMisuse
+from cli.durable import write_whole
 from cli.home import Network
 from node.config import CONFIG_FILE, read_config
 from node.layout import NETWORK_FILE
 from node.lock import lock_holder
+from node.pki import read_node_key
 
 LOCK_FILE: Final = "up.lock"
-LEFT_FILE: Final = "left"  # in a node's directory: it left the network, in the epoch that stands there
+LEFT_FILE: Final = "left"  # in a node's directory: it is no member since the epoch that stands there
 _MAX_DIGITS: Final = 32
 _MAX_TOLD: Final = 4  # ports in one message
 
@@ -101,15 +103,26 @@ def _is_taken(host: str, port: int, kind: socket.SocketKind) -> bool:
 
 
 def mark_left(directory: Path, epoch: int) -> None:
-    """Write down in a node's directory that it left the network: what looks for that does not start it again. Raises `OSError`."""
-    (directory / LEFT_FILE).write_text(f"{epoch}\n")
+    """Write down in a node's directory that it is no member since this epoch: what looks for that does not start it again. Raises
+    `OSError`."""
+    write_whole(directory / LEFT_FILE, f"{epoch}\n".encode())
+
+
+def mark_removed(network: Network, node: bytes, epoch: int) -> None:
+    """The same, where the directory of the node that was removed is among those that `up` runs. Where it cannot be written, the
+    node is started once more, and says that it was removed."""
+    for known in network.nodes:
+        directory = network.directory / known.name
+        with suppress(LocalMisuse, OSError):
+            if known.id == node == read_node_key(directory).id:
+                mark_left(directory, epoch)
 
 
 def left_in(directory: Path) -> int | None:
-    """The epoch in which the node of this directory left the network with `leave`; None when it did not."""
+    """The epoch since which the node of this directory is no member; 0 when the file says none, None when nothing says that it left."""
     try:
-        with (directory / LEFT_FILE).open() as file:
+        with (directory / LEFT_FILE).open("rb") as file:
             text = file.read(_MAX_DIGITS).strip()
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         return None
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if text.isdigit() else 0

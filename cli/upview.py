@@ -165,7 +165,8 @@ def what_to_do(code: int | None, directory: Path, holder: int | None = None) -> 
         return "leave it to that process, or stop that one first, then stop `hopchain up` and start it again"
     left = left_in(directory)
     if left is not None:
-        return f"it left the network in epoch {left} and is not started: {directory} may be kept or deleted"
+        since = f" since epoch {left}" if left else ""
+        return f"it is no member{since} and is not started: {directory} may be kept or deleted"
     again = f"then run `hopchain node {shlex.quote(str(directory))}`, or stop `hopchain up` and start it again"
     match code:
         case Exit.USAGE:

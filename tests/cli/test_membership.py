@@ -416,6 +416,34 @@ def test_leave_says_beside_the_nodes_files_that_it_left(world: World) -> None:
     assert "nothing there says that the node left" in done.stderr and "(`hopchain up`, a service)" in done.stdout
 
 
+def test_one_that_was_removed_is_not_started_here_again(world: World) -> None:
+    """Its directory is one of those that `up` runs."""
+    mark = data_of(world, 2) / "left"
+    mark.mkdir()  # it cannot be written: the node itself says that it was removed
+    world.run("member", "remove", "node-2")
+    assert left_in(data_of(world, 2)) is None
+    mark.rmdir()
+    assert "it was so already" in world.run("member", "remove", "node-2").stdout
+    assert left_in(data_of(world, 2)) == 2 and left_in(data_of(world, 1)) is None
+
+
+def test_one_that_others_may_still_need_is_started_again(world: World) -> None:
+    """node-9 has contact with them, and has not answered itself: it may have to ask the old groups."""
+    path = invited(world, "--name", "node-9")
+    world.membership.guests = {load_invite(path).key.id}
+    world.run("replace", "node-2", "--with", str(path))
+    assert left_in(data_of(world, 2)) is None
+
+
+def test_the_directory_of_another_node_is_not_marked(world: World) -> None:
+    key = data_of(world, 2) / "node.key"
+    key.write_bytes((data_of(world, 1) / "node.key").read_bytes())
+    world.run("member", "remove", "node-2")
+    key.unlink()
+    world.run("member", "remove", "node-2")
+    assert left_in(data_of(world, 2)) is None
+
+
 MARKED = """
 import signal, sys
 from pathlib import Path

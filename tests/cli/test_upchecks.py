@@ -13,8 +13,8 @@ from chain.errors import LocalMisuse
 from cli import upview
 from cli.home import Network, load_network, remember
 from cli.output import Output
-from cli.upchecks import LOCK_FILE, check_ports, only_up
-from cli.upview import watch
+from cli.upchecks import LEFT_FILE, LOCK_FILE, check_ports, left_in, mark_left, only_up
+from cli.upview import watch, what_to_do
 from node.config import read_config
 from node.lock import DataLock
 from tests.cli.conftest import Cli
@@ -123,3 +123,34 @@ def test_what_else_is_wrong_with_a_node_it_says_itself(cli: Cli, network: Networ
     file = cli.directory / "node-2" / "config.toml"
     file.write_text(file.read_text().replace('host = "127.0.0.1"', 'host = "198.51.100.7"', 1))
     check_ports(network, directories(network))
+
+
+def test_what_says_that_a_node_left_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[list[str]] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        real(handle)
+        synced.append(sorted(path.name[:5] for path in tmp_path.iterdir()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    mark_left(tmp_path, 7)
+    assert synced == [[".left"], ["left"]] and left_in(tmp_path) == 7
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        mark_left(tmp_path, 8)
+    assert left_in(tmp_path) == 7 and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\0", b"soon", b"\xff", "\u0663".encode()])
+def test_a_node_whose_file_says_no_epoch_has_left_all_the_same(tmp_path: Path, content: bytes) -> None:
+    assert left_in(tmp_path) is None
+    (tmp_path / LEFT_FILE).write_bytes(content)
+    assert left_in(tmp_path) == 0
+    assert what_to_do(4, tmp_path).startswith("it is no member and is not started")
