@@ -409,9 +409,7 @@ def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
 
 def _report(out: Output, done: Done, *, added: bytes | None, removed: bytes | None) -> None:
     picture = done.picture
-    if (
-        removed is not None and picture.members.keys() <= picture.health.keys()
-    ):  # all have gone on: none needs it any more
+    if removed is not None and picture.members.keys() <= picture.health.keys():  # all have answered: none needs it
         mark_removed(picture.network, removed, picture.gone_since(removed))
     out.data(
         {

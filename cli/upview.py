@@ -2,6 +2,7 @@
 
 import shlex
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -18,7 +19,8 @@ from cli.upchecks import check_ports, left_in, only_up
 from hopchain import Client, ClientError, Status
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import ConsoleDimensions, Group
+    from rich.live import Live
 
 REFRESH_S: Final = 1.0  # how often nodes are asked how they are
 FIRST_REFRESH_S: Final = 0.1  # while one is starting
@@ -230,19 +232,29 @@ class _Drawing:
     """The table on the terminal, drawn anew four times a second by rich."""
 
     def __init__(self, view: View) -> None:
+        from rich.console import Console
         from rich.live import Live
 
-        self._live = Live(get_renderable=lambda: draw(view), refresh_per_second=4)
+        self._console = Console()
+        self._ended = False
+        self._live = Live(console=self._console, get_renderable=lambda: draw(view, self._size()), refresh_per_second=4)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "Live":
         self._live.start()
+        return self._live
 
     def __exit__(self, *_: object) -> None:
+        self._ended = True
         self._live.stop()
 
+    def _size(self) -> "ConsoleDimensions":
+        size = self._console.size
+        return size._replace(height=sys.maxsize) if self._ended else size  # what stays at the end may be scrolled
 
-def draw(view: View) -> "Group":
-    """One line for each node; below them one for each note, cut to the terminal's width: where lines are too many, those go."""
+
+def draw(view: View, size: "ConsoleDimensions") -> "Group":
+    """One line for each node; below them one for each note, cut to the terminal's width. Where its lines are too few, notes go, then
+    nodes, those that are up first, and a line says how many are not shown."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -253,11 +265,19 @@ def draw(view: View) -> "Group":
         header_style="bold",
         title=f"network {view.network.genesis.name}",
         show_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=(0, 1 if size.width >= _WIDE else 0, 0, 0),
     )
-    for column in ("node", "state", "pid", "clients", "log", "peers alive", "starts"):
+    for column in ("node", "state", "pid", "clients", "log", "peers", "starts"):
         table.add_column(column, no_wrap=True)
-    for line in view.lines.values():
+    lines = list(view.lines.values())
+    notes = [f"{line.node.name}: {' '.join(line.note.split())}" for line in lines if line.note]
+    room = size.height - _AROUND
+    if len(lines) > room:
+        room -= 2 if notes else 1  # for how many are not shown; then for what rich draws where notes do not fit
+        shown = sorted(lines, key=lambda line: line.state == "up")[: max(0, room)]
+        notes.insert(0, f"... and {len(lines) - len(shown)} more: hopchain status")
+        lines = [line for line in lines if line in shown]
+    for line in lines:
         status = line.status
         table.add_row(
             line.node.name,
@@ -268,10 +288,11 @@ def draw(view: View) -> "Group":
             f"{sum(p.alive for p in status.peers)} of {len(status.peers)}" if status else "",
             str(line.starts),
         )
-    told = [f"{line.node.name}: {' '.join(line.note.split())}" for line in view.lines.values() if line.note]
-    return Group(table, *(Text(note, no_wrap=True, overflow="ellipsis") for note in told))
+    return Group(table, *(Text(note, no_wrap=True, overflow="ellipsis") for note in notes))
 
 
+_WIDE: Final = 72  # columns, for two spaces between those of the table
+_AROUND: Final = 3  # lines of the table besides its rows: title, header, rule
 _COLOURS = {
     "up": "green",
     "starting": "yellow",

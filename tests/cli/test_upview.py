@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 import anyio
+import msgspec
 import pytest
 import trio.testing
 from rich.console import Console
@@ -21,7 +22,9 @@ from cli.output import Exit, Output
 from cli.supervisor import Change, Event
 from cli.upchecks import mark_left
 from cli.upview import ask_all, watch
+from hopchain import wire
 from tests.cli.conftest import Cli
+from tests.cli.test_endings import Terminal
 
 
 class Broken:
@@ -130,10 +133,11 @@ def test_the_nodes_run_on_when_nobody_can_be_told(network: Network, monkeypatch:
     assert [line.pid for line in view.lines.values()] == [1, 2]
 
 
-def drawn(view: upview.View) -> list[str]:
-    """The lines on a terminal of 80 columns."""
-    console = Console(width=80, file=io.StringIO(), force_terminal=True)
-    return ["".join(segment.text for segment in line).rstrip() for line in console.render_lines(upview.draw(view))]
+def drawn(view: upview.View, *, width: int = 80, height: int = 25) -> list[str]:
+    """The lines on a terminal."""
+    console = Console(width=width, height=height, file=io.StringIO(), force_terminal=True)
+    lines = console.render_lines(upview.draw(view, console.size))
+    return ["".join(segment.text for segment in line).rstrip() for line in lines]
 
 
 def test_a_long_note_is_cut_and_no_row(network: Network) -> None:
@@ -149,6 +153,50 @@ def test_a_long_note_is_cut_and_no_row(network: Network) -> None:
     assert (
         lines[-1].startswith("node-1: exit code 1: error: a very") and lines[-1].endswith("…") and len(lines[-1]) <= 80
     )
+
+
+@pytest.mark.parametrize("height", [3, 4, 5, 6, 10, 14, 15, 16])
+def test_of_more_nodes_than_lines_those_that_are_not_up_are_shown(cli: Cli, height: int) -> None:
+    cli.run("init", str(cli.directory), "--nodes", "12", "--asset", "CZK:2", "--port", "0")
+    view = upview.View(Output(as_json=False), load_network(cli.directory))
+    for line in view.lines.values():
+        line.state = "up"
+    lines = drawn(view, height=height)
+    assert len(lines) == min(max(height, 4), 15)
+    rows = [line for line in lines if line.startswith("node-")]
+    assert len(rows) == 12 or lines[-1] == f"... and {12 - len(rows)} more: hopchain status"
+    view.lines["node-11"].state, view.lines["node-11"].note = "down", "no disk"
+    lines = drawn(view, height=height)
+    first = lines[: height - 1]  # rich draws no more of it
+    rows = [line for line in first if line.startswith("node-") and ":" not in line[:8]]
+    assert height < 6 or any(row.startswith("node-11 ") for row in rows)
+    assert height < 5 or height > 14 or f"... and {12 - len(rows)} more: hopchain status" in first
+    assert len(drawn(view)) == 16
+
+
+def test_all_nodes_are_shown_at_the_end(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drawn last stays, and may be scrolled."""
+    cli.run("init", str(cli.directory), "--nodes", "12", "--asset", "CZK:2", "--port", "0")
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "80"), ("LINES", "10")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with upview._Drawing(upview.View(Output(as_json=False), load_network(cli.directory))) as drawing:
+        drawing.refresh()
+        begun = sys.stdout.getvalue()
+    assert "... and 6 more: hopchain status" in begun and "node-12" not in begun
+    ended = sys.stdout.getvalue().removeprefix(begun)
+    assert "node-12" in ended.rpartition("network net")[2]
+
+
+def test_a_row_fits_on_60_columns(network: Network) -> None:
+    view = upview.View(Output(as_json=False), network)
+    view.on_event(Event("node-1", Change.STARTED, 123_456))
+    view.lines["node-1"].node = msgspec.structs.replace(view.lines["node-1"].node, client_port=20_000)
+    peers = tuple(wire.PeerStatus(bytes(20), "127.0.0.1", 1, True, 1.0, 0, 0) for _ in range(11))
+    status = wire.Status(bytes(20), 1, 5, 99_999, 0, 0, 0, 0, 0, 1, 1.0, peers, {})
+    view.on_status(view.lines["node-1"], status)
+    assert "11 of 11" in "".join(drawn(view))
+    assert not any("…" in line for line in drawn(view, width=60))
 
 
 def test_one_that_left_is_said_to_have(network: Network, capsys: pytest.CaptureFixture[str]) -> None:
