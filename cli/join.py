@@ -290,8 +290,11 @@ class _Join:
                 f"the copy in {self.data} does not hold up after {links} links: {fault}. It does not become a member; move "
                 "the directory away and join again with this invitation",
             )
-        # The last links may just be on their way to the disk: they are checked as they are applied.
-        self._tell("verified", f"all that is on disk verified: {counted(links, 'link')}", links=links)
+        self._tell(
+            "verified",
+            f"verified what is on disk by now: {counted(links, 'link')}; later ones are checked as they come there",
+            links=links,
+        )
 
     async def _add(self, client: Client) -> Health:
         """Send the invitation's change to a member, and wait until the node itself knows that it is one."""

@@ -82,9 +82,9 @@ class Picture(msgspec.Struct, frozen=True):
         return self.network.name_of(node)
 
     def addresses(self, last: bytes = b"") -> list[tuple[str, int]]:
-        """Where to send a change: nodes that answered, members first; `last` is who goes, for it cannot answer once it has."""
-        ranked = sorted(self.nodes, key=lambda n: (n.id not in self.members, n.id == last))
-        return [node.address for node in ranked if node.id in self.health]
+        """Where to send a change: members that answered, else who did; `last` is who goes, for it cannot answer once it has."""
+        here = sorted((node for node in self.nodes if node.id in self.health), key=lambda node: node.id == last)
+        return [node.address for node in here if node.id in self.members] or [node.address for node in here]
 
 
 def now_ms() -> int:

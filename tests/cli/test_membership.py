@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from chain.genesis import Asset
-from cli.home import load_network
-from cli.members import FORCE_WORDS, groups_without_majority
+from cli.home import KnownNode, load_network
+from cli.members import FORCE_WORDS, Picture, groups_without_majority
 from cli.upchecks import left_in
 from hopchain import wire
 from hopchain.change import ChangeAction, change_id, decode_change_untrusted, is_change_signed_by
@@ -270,6 +270,21 @@ def test_a_view_that_does_not_become_active_ends_with_who_keeps_it(world: World)
     refused = world.json("member", "remove", "node-2", "--wait", "1", code=3)
     assert refused["error"] == "not_active"
     assert "node-1 is in epoch 2 and not active, with 4 regions to sync" in refused["message"]
+
+
+def test_a_change_is_not_sent_to_an_observer_while_a_member_answers(world: World) -> None:
+    """Its refusal would be the reason that people are told."""
+    network, (first, second), guest = load_network(world.directory), ids(world), bytes(20)
+    nodes = (KnownNode("reports", guest, "127.0.0.1", 1), *network.nodes)
+    views = world.membership.members(wire.AskMembers(1)).views
+
+    def asked(*answered: bytes) -> list[str]:
+        picture = Picture(network, nodes, {node: world.membership.health(node) for node in answered}, {}, views)
+        return [node.name for at in picture.addresses(first) for node in nodes if node.address == at]
+
+    assert asked(first, second, guest) == ["node-2", "node-1"]
+    assert asked(first, guest) == ["node-1"]
+    assert asked(guest) == ["reports"]
 
 
 def test_a_member_that_only_the_others_reach_is_waited_for(world: World) -> None:
