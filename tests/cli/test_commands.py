@@ -294,6 +294,14 @@ def test_the_same_nonce_pays_once_and_no_nonce_pays_each_time(world: World) -> N
     assert "nothing moved twice" in world.run(*words, "--nonce", "invoice 1").stdout
 
 
+def test_an_empty_nonce_is_refused(world: World) -> None:
+    """Else every payment of a script whose variable is not set would be the first one, and said to be completed."""
+    opened(world, "alice")
+    sent = world.ledger.submits
+    assert "--nonce '' names no payment" in world.run("transfer", "mint", "alice", "1", "--nonce", "", code=2).stderr
+    assert world.ledger.submits == sent
+
+
 def test_a_rejection_says_what_to_do_and_exits_with_1(world: World) -> None:
     opened(world, "alice", "bob")
     receipt = world.json("transfer", "alice", "bob", "1", code=1)
