@@ -9,7 +9,7 @@ from typing import Final
 
 from cli.output import CommandFailed, Exit
 
-_AGAIN: Final = "make room on that disk or mend it, then run the same command again: no request leaves before it is remembered there"
+_AGAIN: Final = "make room on that disk, or let this user write there, then run the same command again: no request leaves before it is remembered there"
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from cli.paycauses import RecipientCauses
 from cli.payfile import payment_key
 from cli.payplan import MAX_ATTEMPTS, Plan
 from cli.payrequests import row_request
-from cli.payresult import NOT_SENT, RowResult, result_of, row_text
+from cli.payresult import RowResult, not_sent, result_of, row_text
 from cli.payrun import PAUSE_S, TRIES, PayRun, doubt
 from cli.receipt import answer_name
 from cli.sources import another, in_this_round
@@ -95,7 +95,7 @@ class BulkRun(PayRun):
                 self._note_sent(index, bytes.fromhex(batch.request_id), batch.sender)
         parts, fresh = await self._sent_before(client, batches, payable)
         for index in fresh:
-            self.results[index] = RowResult(NOT_SENT)
+            self.results[index] = not_sent()
         cuts = cut([(index, self.rows[index]) for index in fresh])
         parts += batches.new([(rows, self._source(rows)) for rows in cuts])
         parts.sort(key=lambda part: min(part.rows))

@@ -158,7 +158,7 @@ def _say_failures(out: Output, ended: Ended) -> None:
     for payment, row in bad[:_FAILURES_SHOWN]:
         out.say(f"  line {payment.line}: {payment.sender} -> {payment.recipient}: {row.outcome}: {row.reason}")
     if len(bad) > _FAILURES_SHOWN:
-        out.say(f"  and {len(bad) - _FAILURES_SHOWN} more" + ("" if ended.unwritten else f" in {ended.target}"))
+        out.say(f"  and {len(bad) - _FAILURES_SHOWN:,} more" + ("" if ended.unwritten else f" in {ended.target}"))
 
 
 def _money(work: PayRun, rows: Sequence[Payment]) -> str:

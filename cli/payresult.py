@@ -87,6 +87,11 @@ def row_text(answer: Answer, asked_for: str = _ASKED_FOR) -> str:
             return answer_text(answer)
 
 
+def not_sent() -> RowResult:
+    """Of a row that nothing has been sent for yet."""
+    return RowResult(NOT_SENT, "the run ended before it was sent: run it again")
+
+
 def not_asked(request_id: bytes, paid_from: str, why: str = "") -> RowResult:
     """The result of a row that an earlier run may have sent, until this run asks what became of it. `why`: this run cannot."""
     reason = f"{_NOT_ASKED}: {why}" if why else _NOT_ASKED

@@ -25,7 +25,7 @@ from cli.payfile import Payment, payment_key
 from cli.paykeys import RunKeys
 from cli.payplan import MAX_ATTEMPTS, Plan
 from cli.payrequests import newest_requests, row_request
-from cli.payresult import NOT_SENT, RowResult, not_asked, result_of, row_text
+from cli.payresult import NOT_SENT, RowResult, not_asked, not_sent, result_of, row_text
 from cli.payrows import SeenRows
 from cli.poolbooks import PoolBooks
 from cli.sources import sent_elsewhere
@@ -44,7 +44,7 @@ class PayRun:
 
     def __init__(self, plan: Plan) -> None:
         self.rows = plan.rows
-        self.results = [RowResult(NOT_SENT) for _ in plan.rows]
+        self.results = [not_sent() for _ in plan.rows]
         self.settings = plan.settings
         self.accounts = RunAccounts(plan)
         self.books = PoolBooks(plan.sources, plan.settings.asset, plan.settings.scale)

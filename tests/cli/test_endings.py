@@ -212,6 +212,8 @@ def test_an_interrupted_run_has_its_document(world: World, tmp_path: Path) -> No
     said = json.loads(interrupted(world, "pay", str(file), *columns, "--json")[0])
     assert said["outcomes"] == {"unknown": 2} and said["rows"] == 2
     assert set(said) == set(world.json("pay", str(file), *columns))
+    shown = interrupted(world, "pay", str(file), *columns, "--concurrency", "1", "--run", "again")[0]
+    assert "line 3: mint -> alice: not_sent: the run ended before it was sent: run it again" in shown
 
 
 def test_exit_codes_are_those_that_scripts_were_told() -> None:
