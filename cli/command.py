@@ -78,6 +78,10 @@ class HopCommand(click.Command):
     def _names(self) -> set[str | None]:
         return {param.name for param in self.params}
 
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """What it does, as the list of a group's commands shows it: its first sentence, whole."""
+        return super().get_short_help_str(limit=1000)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Put the examples at the end of `--help`."""
         with formatter.section("Examples"):

@@ -86,6 +86,12 @@ def test_the_help_of_pay_says_what_each_choice_does_and_what_goes_together() -> 
     assert "one that an earlier run paid without this option needs nothing" in shown
 
 
+@pytest.mark.parametrize("group", ["account", "member", "certificate", "sim"])
+def test_what_the_commands_of_a_group_do_is_not_cut_off(group: str) -> None:
+    _, _, listed = CliRunner().invoke(main, [group, "--help"], terminal_width=80).stdout.partition("Commands:")
+    assert listed and "..." not in listed
+
+
 def test_the_list_of_commands_is_complete() -> None:
     shown = CliRunner().invoke(main, ["--help"]).stdout
     for name, (_, what) in COMMANDS.items():
