@@ -78,6 +78,9 @@ def invite(
     operator = operator_key(network.genesis, directory)
     ca_key = read_secret(directory / CA_KEY)
     name = checked_node_name(name or f"node-{secrets.token_hex(2)}", [node.name for node in network.nodes])
+    path = out_file or directory / f"{name}.invite"
+    if not path.parent.is_dir():
+        raise LocalMisuse(f"{path} cannot be made: {path.parent} is no directory. Name another file with --out")
     picture = _look(directory)
     with one_at_a_time(directory):  # else two that begin together give one name away twice
         before = _invited_before(name, directory, picture)
@@ -94,7 +97,6 @@ def invite(
             observer=observer,
             days=days,
         )
-        path = out_file or directory / f"{name}.invite"
         write_invite(path, made)
         failed = add_names(directory, {load_invite(path).key.id: name})
     if failed:

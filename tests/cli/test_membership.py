@@ -42,6 +42,11 @@ def ids(world: World) -> list[bytes]:
 # --- invite ---
 
 
+def test_an_invitation_that_cannot_be_put_where_it_is_to_go(world: World, tmp_path: Path) -> None:
+    said = world.run("invite", "--name", "node-9", "--out", str(tmp_path / "none" / "x"), code=2).stderr
+    assert f"{tmp_path / 'none'} is no directory" in said and not (world.directory / "names").exists()
+
+
 def test_invite_makes_a_secret_file_for_one_new_node(world: World) -> None:
     made = world.json("invite", "--name", "node-9")
     assert set(made) == documented("invite")
