@@ -164,14 +164,11 @@ def find_directory(option: Path | None) -> Path:
 
 
 def check_is_node(directory: Path) -> None:
-    """`LocalMisuse` when this is the directory of a network, which holds those of its nodes."""
+    """`LocalMisuse` when this is the directory of a network, which holds those of its nodes; it names one."""
     from node.config import CONFIG_FILE
-    from node.layout import NETWORK_FILE
 
-    if (directory / NETWORK_FILE).is_file() and not (directory / CONFIG_FILE).exists():
-        raise LocalMisuse(
-            f"{directory} is a network's directory: name that of one node, such as {directory / 'node-1'}"
-        )
+    if not (directory / CONFIG_FILE).exists() and (nodes := sorted(directory.glob(f"*/{CONFIG_FILE}"))):
+        raise LocalMisuse(f"{directory} is a network's directory: name that of one node, such as {nodes[0].parent}")
 
 
 def load_network(directory: Path) -> Network:

@@ -148,6 +148,9 @@ def test_the_directory_of_a_network_is_not_that_of_a_node(cli: Cli, words: tuple
     cli.run("init", str(cli.directory), "--nodes", "1", "--asset", "CZK:2", "--port", "0")
     said = cli.run(*words, str(cli.directory), code=2).stderr
     assert f"is a network's directory: name that of one node, such as {cli.directory / 'node-1'}" in said
+    (cli.directory / "node-1" / "config.toml").unlink()  # a node's directory without it is one all the same
+    for directory in (cli.directory, cli.directory / "node-1"):
+        assert "a network's directory" not in cli.run(*words, str(directory), code=2).stderr
 
 
 def test_node_refuses_a_directory_that_is_none(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
