@@ -30,6 +30,7 @@ from hopchain.wire import (
 from node.addressbook import Addresses
 from node.channel import FLUSH_S, Network
 from node.client_port import ClientServer, Session
+from node.condition import ConditionLog
 from node.config import NodeConfig
 from node.core import Core
 from node.database import Database
@@ -48,7 +49,7 @@ from routing.keyspace import NodeId, short
 from routing.table import Change
 
 JOIN_AGAIN_S: Final = 1.0
-NOTE_EVERY_S: Final = 1.0  # at most, where the members are
+NOTE_EVERY_S: Final = 1.0  # at most, where the members are, and what the log says of this node
 MAX_LOOKUPS: Final = 16  # that wait at once; they only find addresses, so more would find the same
 
 
@@ -221,8 +222,10 @@ class RunningNode:
 
     async def _keep_notes(self) -> None:
         """For the next start: where the other members are, as far as somebody answered there. What was noted of a node stays
-        until it is removed, since this node may know an old view only."""
+        until it is removed, since this node may know an old view only. And what has changed is told in the log."""
+        condition = ConditionLog(self.id, self.core, self._ports.clock().mono, NOTE_EVERY_S)
         while True:
+            condition.look(self._ports.clock())
             self._ports.note_addresses(self._book.notes(self.core.view.ids, self._is_over))
             await trio.sleep(NOTE_EVERY_S)
 
