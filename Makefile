@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
-.PHONY: demo test quick lint types layers coverage format lock clean mutants crashes swarm namespaces rolling
+.PHONY: demo test quick lint types layers coverage format lock clean mutants crashes swarm namespaces rolling soak
 
 demo: $(STAMP)  ## five real nodes move money, lose one and agree again; under two minutes
 	$(BIN)/hopchain demo
@@ -43,6 +43,9 @@ crashes: $(STAMP)  ## every cut of the write-ahead log in the core scenario, not
 
 rolling: $(STAMP)  ## real nodes: 20 rounds of restarts under load, no gap of two seconds; growth 1, 2, 3, 5, 9, 3
 	HOPCHAIN_ROLLING_ROUNDS=20 HOPCHAIN_ROLLING_GAP_S=2 HOPCHAIN_GROWTH=long $(PYTEST) tests/cluster/test_rolling.py tests/cluster/test_growth.py
+
+soak: $(STAMP)  ## real nodes are killed, stopped and restarted at random while clients pay: make soak SEED=7
+	HOPCHAIN_SOAK_S=600 HOPCHAIN_SOAK_SEED=$(or $(SEED),1) $(PYTEST) tests/cluster/test_soak.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
