@@ -3,17 +3,18 @@
 * Receiving is back-pressure: the next frame is read when the handler of the last one has returned.
 * Sending never waits: `send_nowait` queues up to `queue_bytes` and says False beyond. One task writes; what has
   queued up meanwhile goes out in one piece.
-* `stop(code, text)` ends it from anywhere; the first reason counts. `run` returns when all of it is over, and never
-  takes a `Cancelled` for itself.
+* `stop(code, text)` ends it from anywhere; the first reason counts. `dismiss(fault)` does so with a word to the other side.
+  `run` returns when all of it is over, and never takes a `Cancelled` for itself.
 
 The first frames (hellos) are exchanged with `send` and `receive` before `run`.
 """
 
+import ipaddress
 import logging
 import ssl
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final, Protocol
 
 import trio
@@ -24,11 +25,15 @@ from node.tls import RECEIVE_BYTES
 
 log = logging.getLogger(__name__)
 
+STEP_BYTES: Final = 256 * 1024  # what a channel keeps is looked at in such steps: `on_more`
 COALESCE_BYTES: Final = 256 * 1024  # of one write: past this, system calls no longer show
 CLOSE_S: Final = 0.5  # for TLS's goodbye, which nobody relies on
 FLUSH_S: Final = 1.0  # for what is queued when a connection is closed on purpose
 HANDSHAKE_S: Final = 5.0  # TLS and hellos: a few round trips, and a busy machine
-MAX_HANDSHAKES: Final = 128  # at once on one port; more wait in the kernel's backlog
+MAX_HANDSHAKES: Final = (
+    256  # at once on one port (`Strangers`), a descriptor and some 50 KiB each; more wait in the kernel's backlog
+)
+PATIENCE_S: Final = 0.5  # in which a busy node does so many handshakes
 ACCEPT_RETRY_S: Final = 0.1  # out of descriptors: give others time to close theirs
 
 
@@ -62,19 +67,31 @@ class TcpNetwork:
 
 
 class Channel:
-    """Frames over one stream. `frame_limit` bytes each way in one frame, `queue_bytes` unsent at most."""
+    """Frames over one stream. `frame_limit` bytes each way in one frame, `queue_bytes` unsent at most. `on_more`: it holds some
+    STEP_BYTES more than before."""
 
-    def __init__(self, stream: trio.abc.Stream, *, frame_limit: int, queue_bytes: int) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        *,
+        frame_limit: int,
+        queue_bytes: int,
+        on_more: Callable[[], None] = lambda: None,
+    ) -> None:
         assert queue_bytes >= HEADER_BYTES + frame_limit, (queue_bytes, frame_limit)
         self._stream = stream
         self._reader = FrameReader(frame_limit)
         self._frame_limit = frame_limit
         self._queue_bytes = queue_bytes
+        self._on_more = on_more
+        self._steps = 0  # that it held when it was looked at last
         self._outbox: deque[bytes] = deque()
         self._queued = 0
         self._filled = trio.lowlevel.ParkingLot()
         self._drained = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope()
+        self._listening = trio.CancelScope()
+        self._fault: RemoteFault | None = None
         self._reason: tuple[str, str] | None = None
 
     @property
@@ -86,6 +103,21 @@ class Channel:
     def queued(self) -> int:
         """Bytes accepted by `send_nowait` and not yet given to the kernel."""
         return self._queued
+
+    @property
+    def held(self) -> int:
+        """Bytes that it keeps: of a frame that has not arrived whole, and of what waits to be sent."""
+        return self._reader.pending + self._queued
+
+    @property
+    def ending(self) -> bool:
+        """It was stopped or dismissed."""
+        return self._reason is not None or self._fault is not None
+
+    def _look(self) -> None:
+        before, self._steps = self._steps, self.held // STEP_BYTES
+        if self._steps > before:
+            self._on_more()
 
     def limit_frames(self, limit: int) -> None:
         """From the next frame on, receive up to `limit` bytes."""
@@ -104,6 +136,7 @@ class Channel:
                     raise RemoteFault("cut_frame", f"the stream ended {self._reader.pending} bytes into a frame")
                 return None
             self._reader.push(data)
+            self._look()
         return payload
 
     def send_nowait(self, payload: bytes) -> bool:
@@ -116,6 +149,7 @@ class Channel:
         self._outbox += (frame_header(payload), payload)
         self._queued += size
         self._filled.unpark()
+        self._look()
         return True
 
     async def wait_flushed(self) -> None:
@@ -128,6 +162,11 @@ class Channel:
         self._reason = self._reason or (code, text)
         self._drained.unpark_all()
         self._scope.cancel()
+
+    def dismiss(self, fault: RemoteFault) -> None:
+        """End it as a fault of the other side does: it is told why, when it reads."""
+        self._fault = self._fault or fault
+        self._listening.cancel()
 
     async def run(
         self,
@@ -160,8 +199,11 @@ class Channel:
         farewell: Callable[[RemoteFault], bytes] | None,
     ) -> None:
         try:
-            while (payload := await self.receive()) is not None:
-                await on_frame(payload)
+            with self._listening:
+                while (payload := await self.receive()) is not None:
+                    await on_frame(payload)
+            if self._fault is not None:
+                raise self._fault
         except RemoteFault as fault:
             told = farewell is not None and self.send_nowait(farewell(fault))
             self._reason = self._reason or (fault.code, fault.text)  # nothing more is queued behind the farewell
@@ -200,24 +242,79 @@ class Channel:
 # --- both kinds of port ---------------------------------------------------------------------------------------------
 
 
+class Strangers:
+    """Connections whose handshake is not over, at most `most` of them. More wait until one is; but who is not done after
+    PATIENCE_S may lose its place to them: the oldest, of the address that has most. So who connects and says nothing, or speaks
+    slowly, keeps nobody out for long, and of many who come at once each has its turn."""
+
+    def __init__(self, most: int) -> None:
+        assert most >= 1, most
+        self._most = most
+        self._inside: dict[trio.CancelScope, tuple[str, float]] = {}  # whose, since when, in order of arrival
+        self._left = trio.lowlevel.ParkingLot()
+
+    async def wait_for_place(self) -> None:
+        """Return when one more may come."""
+        while len(self._inside) >= self._most:
+            most, _ = Counter(whose for whose, _ in self._inside.values()).most_common(1)[0]
+            first, since = next((scope, since) for scope, (whose, since) in self._inside.items() if whose == most)
+            with trio.move_on_at(since + PATIENCE_S) as patience:
+                await self._left.park()
+            if patience.cancelled_caught:
+                self._inside.pop(first, None)
+                first.cancel()
+
+    @contextmanager
+    def handshake(self, remote: str) -> Iterator[None]:
+        """The handshake within takes a place. Raises `RemoteFault("crowded")` when it has lost it."""
+        with trio.CancelScope() as scope:
+            self._inside[scope] = (origin(remote), trio.current_time())
+            try:
+                yield
+            finally:
+                self._inside.pop(scope, None)
+                self._left.unpark_all()
+        if scope.cancelled_caught:
+            raise RemoteFault(
+                "crowded",
+                f"its handshake was not done after {PATIENCE_S:g} s, and {self._most} others wait or are at it",
+            )
+
+
+def origin(remote: str) -> str:
+    """Whose an address is: of IPv6 its network of 64 bits, all of which one machine may use."""
+    try:
+        address = ipaddress.ip_address(remote.partition("%")[0])
+    except ValueError:
+        return remote
+    if address.version == 4:
+        return remote
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
+
+
 async def accept_forever(
     listener: trio.abc.Listener[trio.abc.Stream],
-    slots: trio.Semaphore,
+    strangers: Strangers,
     welcome: Callable[[trio.abc.Stream], Awaitable[None]],
     nursery: trio.Nursery,
     counters: Counter[str],
 ) -> None:
-    """Start `welcome(stream)` for each connection. It releases `slots` once its handshake is over, well or badly."""
+    """Start `welcome(stream)`, which begins with `strangers.handshake`, for each connection."""
+    told = False
     while True:
-        await slots.acquire()
+        await strangers.wait_for_place()
         try:
             stream = await listener.accept()
         except OSError as error:  # out of descriptors or memory: those who are connected go on
-            slots.release()
             counters["accept_failed"] += 1
-            log.warning("a connection could not be accepted (%s): raise the limit of open files", error.strerror)
+            if not told:
+                log.warning("connections cannot be accepted (%s): raise the limit of open files", error.strerror)
+            told = True
             await trio.sleep(ACCEPT_RETRY_S)
         else:
+            told = False
             _keep_alive(stream)
             nursery.start_soon(welcome, stream)
 

@@ -3,6 +3,9 @@
 A client is a stranger: everything it can make the node hold is bounded (connections, handshakes at once, bytes of a
 frame, unread answers), and what it breaks ends its own connection and nothing else. Back-pressure is the handler's: the next
 frame of a session is read when the handler of the last one has returned.
+
+What many may hold together is bounded, too, and where that is used up whoever has most of it gives way (ADR 28): handshakes
+(`Strangers`), sessions (`_may_go`) and the bytes kept for them (`_weigh`).
 """
 
 import logging
@@ -23,10 +26,12 @@ from node.channel import (
     MAX_HANDSHAKES,
     Channel,
     Network,
+    Strangers,
     TcpNetwork,
     WarnOnce,
     accept_forever,
     handshake_fault,
+    origin,
     remote_of,
 )
 from node.hello import MAX_HELLO_BYTES
@@ -37,6 +42,10 @@ log = logging.getLogger(__name__)
 
 MAX_SESSIONS: Final = 512  # a descriptor and some 50 KiB each, answers not counted
 CLIENT_QUEUE_BYTES: Final = 8 * 1024 * 1024  # two largest answers that a client has not read
+HELD_BYTES: Final = 256 * 1024 * 1024  # of all sessions: a quarter of the machine that the defaults are for
+IDLE_S: Final = (
+    3.0  # silent for so long, a session may lose its place to a newcomer; clients that wait for an answer say more
+)
 
 
 class Session:
@@ -45,7 +54,10 @@ class Session:
     def __init__(self, number: int, remote: str, channel: Channel) -> None:
         self.number = number
         self.remote = remote
+        self.origin = origin(remote)
         self.channel = channel
+        self.heard_at = trio.current_time()
+        self.over = trio.Event()
 
     def send_nowait(self, payload: bytes) -> bool:
         """Queue one frame. False: the session is over, or it is now, because the client does not read its answers."""
@@ -89,6 +101,7 @@ class ClientServer:
         network: Network | None = None,
         max_sessions: int = MAX_SESSIONS,
         queue_bytes: int = CLIENT_QUEUE_BYTES,
+        held_bytes: int = HELD_BYTES,
     ) -> None:
         self._network_id = network_id
         self._hello = wire.encode(wire.Hello(wire.PROTOCOL_VERSION, network_id, node_id))
@@ -100,9 +113,10 @@ class ClientServer:
         self._network: Network = network or TcpNetwork()
         self._max_sessions = max_sessions
         self._queue_bytes = queue_bytes
+        self._held_bytes = held_bytes
         self._sessions: set[Session] = set()
         self._numbers = 0
-        self._slots = trio.Semaphore(MAX_HANDSHAKES)
+        self._strangers = Strangers(MAX_HANDSHAKES)
         self._scope = trio.CancelScope()
         self._running = False
         self._finished = trio.Event()
@@ -123,7 +137,9 @@ class ClientServer:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     for listener in listeners:
-                        nursery.start_soon(accept_forever, listener, self._slots, self._welcome, nursery, self.counters)
+                        nursery.start_soon(
+                            accept_forever, listener, self._strangers, self._welcome, nursery, self.counters
+                        )
                     task_status.started(port)
         finally:
             self._running = False
@@ -144,10 +160,7 @@ class ClientServer:
 
     async def _welcome(self, stream: trio.abc.Stream) -> None:
         """Someone has connected."""
-        try:
-            session = await self._shake(stream)
-        finally:
-            self._slots.release()
+        session = await self._shake(stream)
         if session is not None:
             await self._live(session)
 
@@ -158,9 +171,14 @@ class ClientServer:
         session = None
         welcomed = False
         try:
-            with trio.fail_after(HANDSHAKE_S):
+            with self._strangers.handshake(remote), trio.fail_after(HANDSHAKE_S):
                 secure = await start_tls(stream, self._context, server=True)
-                channel = Channel(secure, frame_limit=wire.MAX_CLIENT_FRAME_BYTES, queue_bytes=self._queue_bytes)
+                channel = Channel(
+                    secure,
+                    frame_limit=wire.MAX_CLIENT_FRAME_BYTES,
+                    queue_bytes=self._queue_bytes,
+                    on_more=self._weigh,
+                )
                 closing = channel
                 session = await self._hear(channel, remote)
                 await channel.send(self._hello)
@@ -170,18 +188,19 @@ class ClientServer:
         finally:
             if not welcomed:
                 if session is not None:
-                    self._sessions.discard(session)
+                    self._leave(session)
                 await closing.aclose()
         return session if welcomed else None
 
     async def _hear(self, channel: Channel, remote: str) -> Session:
-        """The client's hello. The session counts from here on: no await between the check for room and taking it."""
+        """The client's hello. The session counts from here on: no await between the last check for room and taking it."""
         channel.limit_frames(MAX_HELLO_BYTES)
         try:
             payload = await channel.receive()
             if payload is None:
                 raise RemoteFault("lost", "it closed the connection before its hello")
             self._check_hello_untrusted(payload)
+            await self._make_room(remote)
         except RemoteFault as fault:
             if fault.code not in ("lost", "cut_frame"):  # then there is nobody to be told
                 await channel.send(_refusal(fault))
@@ -210,14 +229,60 @@ class ClientServer:
                 f"the client wants network {hello.network.hex()[:16]}, this node is of {self._network_id.hex()[:16]}: "
                 "use the directory or genesis.json of this network",
             )
-        if len(self._sessions) >= self._max_sessions:
-            raise RemoteFault("busy", f"this node serves {self._max_sessions} clients already: use another node")
+
+    async def _make_room(self, remote: str) -> None:
+        """Return when there is a place for a client from there. Raises `RemoteFault("busy")`."""
+        while len(self._sessions) >= self._max_sessions:
+            session = self._may_go(origin(remote))
+            if session is None:
+                raise RemoteFault("busy", f"this node serves {self._max_sessions} clients already: use another node")
+            session.channel.dismiss(
+                RemoteFault(
+                    "busy",
+                    f"this node serves {self._max_sessions} clients, and this connection was silent longest of those of its "
+                    "address: connect again, or use another node",
+                )
+            )
+            await session.over.wait()
+
+    def _may_go(self, newcomer: str) -> Session | None:
+        """The session that gives its place to a client of the origin `newcomer`: of the origin that has most of them, the one
+        that was silent longest, when that origin still has no fewer than the newcomer's then, or when it is idle."""
+        staying = [session for session in self._sessions if not session.channel.ending]
+        if not staying:
+            return None
+        share = Counter(session.origin for session in staying)
+        most = max(share.values())
+        session = min((s for s in staying if share[s.origin] == most), key=lambda s: (s.heard_at, s.number))
+        idle = trio.current_time() - session.heard_at >= IDLE_S
+        return session if idle or share[newcomer] + 1 < most else None
+
+    def _weigh(self) -> None:
+        """More is kept for some session: beyond the bound of all together, the one that most is kept for is over."""
+        held = {session: session.channel.held for session in self._sessions if not session.channel.ending}
+        total = sum(held.values())
+        while total > self._held_bytes:
+            session = max(held, key=held.__getitem__)
+            most = held.pop(session)
+            total -= most
+            session.channel.dismiss(
+                RemoteFault(
+                    "memory",
+                    f"this node keeps {total + most} bytes of its clients, {most} of them of this connection: end the frames "
+                    "that you begin, read the answers, ask for less at once",
+                )
+            )
+
+    def _leave(self, session: Session) -> None:
+        self._sessions.discard(session)
+        session.over.set()
 
     async def _live(self, session: Session) -> None:
         self.counters["opened"] += 1
 
         async def on_frame(payload: bytes) -> None:
             self.counters["frames_in"] += 1
+            session.heard_at = trio.current_time()
             await self._handler(session, payload)
 
         try:
@@ -225,7 +290,7 @@ class ClientServer:
         finally:
             assert session.channel.reason is not None
             self.counters[f"closed.{session.channel.reason[0]}"] += 1
-            self._sessions.discard(session)
+            self._leave(session)
             self._on_close(session)
         log.debug("client %s (%d) is gone: %s [%s]", session.remote, session.number, text, code)
 

@@ -16,7 +16,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +31,7 @@ from node.channel import (
     MAX_HANDSHAKES,
     Channel,
     Network,
+    Strangers,
     TcpNetwork,
     WarnOnce,
     accept_forever,
@@ -123,7 +124,7 @@ class PeerMesh:
         self._peers: dict[NodeId, _Peer] = {}
         self._keepers: set[NodeId] = set()
         self._changed = trio.lowlevel.ParkingLot()
-        self._slots = trio.Semaphore(MAX_HANDSHAKES)
+        self._strangers = Strangers(MAX_HANDSHAKES)
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._finished = trio.Event()
@@ -141,7 +142,9 @@ class PeerMesh:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
                     for listener in listeners:
-                        nursery.start_soon(accept_forever, listener, self._slots, self._welcome, nursery, self.counters)
+                        nursery.start_soon(
+                            accept_forever, listener, self._strangers, self._welcome, nursery, self.counters
+                        )
                     self.refresh()
                     task_status.started(port)
         finally:
@@ -261,20 +264,18 @@ class PeerMesh:
 
     async def _welcome(self, stream: trio.abc.Stream) -> None:
         """Someone has dialed us."""
-        try:
-            peer = await self._shake(stream, None)
-        finally:
-            self._slots.release()
+        peer = await self._shake(stream, None)
         if peer is not None:
             await self._live(peer)
 
     async def _shake(self, stream: trio.abc.Stream, dialed: NodeId | None) -> _Peer | None:
         """TLS and hellos; None, counted and logged, when either side refuses. Closes the stream then."""
         who = remote_of(stream) if dialed is None else _who(dialed)
+        place = self._strangers.handshake(who) if dialed is None else nullcontext()
         closing: trio.abc.Stream | Channel = stream
         peer = None
         try:
-            with trio.fail_after(HANDSHAKE_S):
+            with place, trio.fail_after(HANDSHAKE_S):
                 context = self._contexts.accept if dialed is None else self._contexts.dial
                 secure = await start_tls(stream, context, server=dialed is None)
                 certified = peer_node_id_untrusted(secure.peer_certificate)

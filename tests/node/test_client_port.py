@@ -17,8 +17,9 @@ from chain.errors import RemoteFault
 from hopchain import connection, wire
 from hopchain.connection import ConnectionFailed, client_context, connect
 from hopchain.framing import frame
-from node.channel import FLUSH_S, HANDSHAKE_S, MAX_HANDSHAKES, Channel
-from node.client_port import CLIENT_QUEUE_BYTES, ClientServer, Session
+from node import client_port
+from node.channel import CLOSE_S, FLUSH_S, HANDSHAKE_S, MAX_HANDSHAKES, PATIENCE_S, Channel, Strangers, origin
+from node.client_port import CLIENT_QUEUE_BYTES, HELD_BYTES, IDLE_S, ClientServer, Session
 from node.layout import Network
 from node.tls import start_tls
 from tests.node.wires import HOST, Certified, MemoryNetwork, certified, new_layout
@@ -50,7 +51,14 @@ def network() -> MemoryNetwork:
 class Echo:
     """A server that answers each frame with itself, unless `handle` does something else first."""
 
-    def __init__(self, node: Certified, network: MemoryNetwork | None, *, max_sessions: int = 512) -> None:
+    def __init__(
+        self,
+        node: Certified,
+        network: MemoryNetwork | None,
+        *,
+        max_sessions: int = 512,
+        held_bytes: int = HELD_BYTES,
+    ) -> None:
         self.closed: list[int] = []
         self.handle: Callable[[Session, bytes], trio.Event | None] = lambda session, payload: None
         self.seen: list[bytes] = []
@@ -65,6 +73,7 @@ class Echo:
             port=PORT if network else 0,
             network=network,
             max_sessions=max_sessions,
+            held_bytes=held_bytes,
         )
 
     async def _handler(self, session: Session, payload: bytes) -> None:
@@ -538,3 +547,168 @@ async def test_handshakes_give_their_place_back(
             await (await network.connect(HOST, PORT)).aclose()
         with trio.fail_after(HANDSHAKE_S):
             await serves_still(network, tls, node)
+
+
+# --- many strangers together ---
+
+
+@pytest.fixture
+def addresses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Where the next connections come from, in order; "memory" when it is empty."""
+    waiting: list[str] = []
+    monkeypatch.setattr(client_port, "remote_of", lambda stream: waiting.pop(0) if waiting else "memory")
+    return waiting
+
+
+async def come(network: MemoryNetwork, tls: ssl.SSLContext, node: Certified, addresses: list[str], who: str) -> Channel:
+    addresses.append(who)
+    return await enter(network, tls, node)
+
+
+async def test_who_connects_and_says_nothing_keeps_nobody_out(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network)
+    async with serving(echo):
+        mute = [await network.connect(HOST, PORT) for _ in range(3 * MAX_HANDSHAKES)]
+        await serves_still(network, tls, node)
+        assert trio.current_time() <= 3 * PATIENCE_S
+        assert echo.server.counters["refused.crowded"] >= 2 * MAX_HANDSHAKES
+        assert await mute[0].receive_some() == b""
+
+
+async def test_of_many_who_come_at_once_each_has_its_turn(
+    node: Certified,
+    tls: ssl.SSLContext,
+    network: MemoryNetwork,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_port, "MAX_HANDSHAKES", 2)
+    echo = Echo(node, network)
+    async with serving(echo):
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(enter, network, tls, node)
+        assert echo.server.sessions == 20
+
+
+async def test_the_address_with_most_handshakes_gives_way_to_another(autojump_clock: MockClock) -> None:
+    strangers = Strangers(4)
+    ended: list[str] = []
+
+    async def stay(name: str, remote: str, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            with strangers.handshake(remote):
+                task_status.started()
+                await trio.sleep_forever()
+        except RemoteFault as fault:
+            ended.append(f"{name} {fault.code}")
+
+    async with trio.open_nursery() as nursery:
+        for name, remote in [("a1", "1"), ("b1", "2"), ("b2", "2"), ("c1", "3"), ("d1", "4"), ("d2", "4"), ("e1", "5")]:
+            await strangers.wait_for_place()
+            await nursery.start(stay, name, remote)
+        await trio.testing.wait_all_tasks_blocked()
+        assert ended == ["b1 crowded", "a1 crowded", "d1 crowded"]
+        nursery.cancel_scope.cancel()
+    assert len(ended) == 3
+
+
+@pytest.mark.parametrize(
+    ("remote", "whose"),
+    [
+        ("10.1.2.3", "10.1.2.3"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:aaaa::1", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:10.1.2.3", "10.1.2.3"),
+        ("memory", "memory"),
+        ("gone", "gone"),
+    ],
+)
+def test_whose_an_address_is(remote: str, whose: str) -> None:
+    assert origin(remote) == whose
+
+
+async def test_a_full_node_takes_a_place_of_the_address_that_has_most(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock, addresses: list[str]
+) -> None:
+    echo = Echo(node, network, max_sessions=5)
+    async with serving(echo):
+        greedy = [await come(network, tls, node, addresses, "10.0.0.1") for _ in range(4)]
+        other = await come(network, tls, node, addresses, "10.0.0.2")
+        await trio.sleep(1)
+        await greedy[0].send(b"x")
+        assert await greedy[0].receive() == b"x"
+        newcomer = await come(network, tls, node, addresses, "10.0.0.3")
+        told = await refusal(greedy[1])
+        assert told.code == "busy"
+        assert "connect again, or use another node" in told.reason
+        assert await greedy[1].receive() is None
+        for channel in (greedy[0], greedy[2], greedy[3], other, newcomer):
+            await channel.send(b"y")
+            assert await channel.receive() == b"y"
+        assert echo.closed == [2]
+        assert echo.server.counters["closed.busy"] == 1
+
+
+async def test_a_full_node_takes_no_place_that_the_newcomers_address_would_have_more_of(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock, addresses: list[str]
+) -> None:
+    echo = Echo(node, network, max_sessions=5)
+    async with serving(echo):
+        for who in ("10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2"):
+            await come(network, tls, node, addresses, who)
+        for who in ("10.0.0.1", "10.0.0.2"):
+            addresses.append(who)
+            channel = await dial(network, tls)
+            await channel.send(wire.encode(wire.Hello(1, node.network)))
+            assert (await refusal(channel)).reason == "this node serves 5 clients already: use another node"
+        assert echo.closed == []
+        await trio.sleep(IDLE_S)
+        await come(network, tls, node, addresses, "10.0.0.1")
+        assert echo.closed == [1]
+
+
+async def test_a_full_node_is_never_more_than_full_while_somebody_does_not_go(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock, addresses: list[str]
+) -> None:
+    echo = Echo(node, network, max_sessions=3)
+    async with serving(echo):
+        for _ in range(3):
+            await come(network, tls, node, addresses, "10.0.0.1")
+        for stream in network.accepted:
+            stream.send_all_hook = trio.sleep_forever
+        async with trio.open_nursery() as nursery:
+            for who in ("10.0.0.2", "10.0.0.3"):
+                nursery.start_soon(come, network, tls, node, addresses, who)
+            await trio.testing.wait_all_tasks_blocked()
+            assert echo.server.sessions == 3
+            assert echo.closed == []
+            await trio.sleep(FLUSH_S + CLOSE_S)
+        assert sorted(echo.closed) == [1, 2]
+        assert echo.server.sessions == 3
+
+
+async def test_whoever_makes_the_node_keep_most_goes_when_it_is_too_much(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    mib = 1024 * 1024
+    echo = Echo(node, network, held_bytes=8 * mib)
+    async with serving(echo):
+        slow = [await enter(network, tls, node) for _ in range(3)]
+        for channel, size in zip(slow, (3 * mib, 2 * mib, 3 * mib), strict=True):
+            await channel._stream.send_all((4 * mib).to_bytes(4) + bytes(size - 100_000))
+        await trio.testing.wait_all_tasks_blocked()
+        assert echo.closed == []
+        well = await enter(network, tls, node)
+        await well.send(bytes(mib))
+        assert await well.receive() == bytes(mib)
+        told = await refusal(slow[0])
+        assert told.code == "memory"
+        assert "end the frames that you begin, read the answers, ask for less at once" in told.reason
+        await trio.testing.wait_all_tasks_blocked()
+        assert echo.closed == [1]
+        await slow[1]._stream.send_all(bytes(2 * mib + 100_000))
+        assert await slow[1].receive() == bytes(4 * mib)
