@@ -102,6 +102,7 @@ class ClientServer:
         max_sessions: int = MAX_SESSIONS,
         queue_bytes: int = CLIENT_QUEUE_BYTES,
         held_bytes: int = HELD_BYTES,
+        max_handshakes: int = MAX_HANDSHAKES,
     ) -> None:
         self._network_id = network_id
         self._hello = wire.encode(wire.Hello(wire.PROTOCOL_VERSION, network_id, node_id))
@@ -116,7 +117,7 @@ class ClientServer:
         self._held_bytes = held_bytes
         self._sessions: set[Session] = set()
         self._numbers = 0
-        self._strangers = Strangers(MAX_HANDSHAKES)
+        self._strangers = Strangers(max_handshakes)
         self._scope = trio.CancelScope()
         self._running = False
         self._finished = trio.Event()

@@ -26,6 +26,7 @@ from node.channel import TcpNetwork
 from node.config import NodeConfig, read_config
 from node.core import Core
 from node.database import open_database_thread
+from node.descriptors import raise_limit
 from node.layout import read_genesis, read_network_key
 from node.lock import DataLock
 from node.marker import MarkerFile
@@ -125,6 +126,7 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
                     addresses=book.read(),
                     note_addresses=book.write,
                     certificate_until_ms=lambda: certificate_until_ms(directory / NODE_CERTIFICATE),
+                    open_files=raise_limit(),
                 )
                 nursery.start_soon(_renew_certificates, contexts, directory)
                 await serve_until_signal(RunningNode(config, genesis, key.id, core, ports), config)

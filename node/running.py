@@ -7,6 +7,7 @@
 `node.process` gives it the kernel's ports; the simulator gives it simulated ones and runs these very tasks.
 """
 
+import logging
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,12 +29,13 @@ from hopchain.wire import (
     decode_client_frame_untrusted,
 )
 from node.addressbook import Addresses
-from node.channel import FLUSH_S, Network
+from node.channel import FLUSH_S, MAX_HANDSHAKES, Network
 from node.client_port import ClientServer, Session
 from node.condition import ConditionLog
 from node.config import NodeConfig
 from node.core import Core
 from node.database import Database
+from node.descriptors import NO_LIMIT, shares
 from node.driver import Driver
 from node.hello import PROTOCOL_VERSION
 from node.hello import Hello as PeerHello
@@ -48,6 +50,8 @@ from routing.dht import ContactEvent, Dht, open_dht
 from routing.keyspace import NodeId, short
 from routing.table import Change
 
+log = logging.getLogger(__name__)
+
 JOIN_AGAIN_S: Final = 1.0
 NOTE_EVERY_S: Final = 1.0  # at most, where the members are, and what the log says of this node
 MAX_LOOKUPS: Final = 16  # that wait at once; they only find addresses, so more would find the same
@@ -57,7 +61,7 @@ MAX_LOOKUPS: Final = 16  # that wait at once; they only find addresses, so more 
 class Ports:
     """Everything outside of it that a node touches. `boot`: 16 bytes, new at each start. `rng` is for what may be
     guessed (jitter, message ids). `disk` and `certificate_until_ms` are for `hopchain doctor`. `remember` keeps what is durable
-    beside the database; `addresses` are those that were given to `note_addresses` last, before this start. Secrets: `contexts` and `network_key`."""
+    beside the database; `open_files` is how many this process may have; `addresses` are those that were given to `note_addresses` last, before this start. Secrets: `contexts` and `network_key`."""
 
     clock: Callable[[], Now]
     rng: random.Random
@@ -73,6 +77,7 @@ class Ports:
     addresses: Mapping[NodeId, tuple[str, int]] = field(default_factory=dict)
     note_addresses: Callable[[Mapping[NodeId, tuple[str, int]]], None] = lambda addresses: None
     certificate_until_ms: Callable[[], int] = lambda: 0
+    open_files: int = NO_LIMIT
 
 
 class RunningNode:
@@ -100,6 +105,15 @@ class RunningNode:
         )
         member = core.view.member(node_id)
         incarnation = member.incarnation if member is not None else 1
+        limits = config.limits
+        share = shares(ports.open_files, limits.client_connections, MAX_HANDSHAKES)
+        if share.clients < limits.client_connections:
+            log.warning(
+                "this process may open %d files: it serves %d clients at once, not %d; raise the limit (ulimit -n, LimitNOFILE)",
+                ports.open_files,
+                share.clients,
+                limits.client_connections,
+            )
         hello = PeerHello(PROTOCOL_VERSION, genesis.network_id, node_id, incarnation, ports.boot, config.client_port)
         self.mesh = PeerMesh(
             MeshIdentity(hello, ports.contexts),
@@ -114,7 +128,8 @@ class RunningNode:
             host=config.host,
             port=config.port,
             network=ports.tcp,
-            queue_bytes=config.limits.peer_queue_bytes,
+            queue_bytes=limits.peer_queue_bytes,
+            max_handshakes=share.handshakes,
         )
         self.driver.mesh = self.mesh
         self._clients = ClientServer(
@@ -126,8 +141,9 @@ class RunningNode:
             host=config.host,
             port=config.client_port,
             network=ports.tcp,
-            max_sessions=config.limits.client_connections,
-            queue_bytes=config.limits.client_queue_bytes,
+            max_sessions=share.clients,
+            max_handshakes=share.handshakes,
+            queue_bytes=limits.client_queue_bytes,
         )
         self._serving = Serving(
             node_id,

@@ -106,6 +106,7 @@ class PeerMesh:
         port: int,
         network: Network | None = None,
         queue_bytes: int = PEER_QUEUE_BYTES,
+        max_handshakes: int = MAX_HANDSHAKES,
     ) -> None:
         self._hello = identity.hello
         self._contexts = identity.contexts
@@ -124,7 +125,7 @@ class PeerMesh:
         self._peers: dict[NodeId, _Peer] = {}
         self._keepers: set[NodeId] = set()
         self._changed = trio.lowlevel.ParkingLot()
-        self._strangers = Strangers(MAX_HANDSHAKES)
+        self._strangers = Strangers(max_handshakes)
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._finished = trio.Event()

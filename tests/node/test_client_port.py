@@ -58,6 +58,7 @@ class Echo:
         *,
         max_sessions: int = 512,
         held_bytes: int = HELD_BYTES,
+        max_handshakes: int = MAX_HANDSHAKES,
     ) -> None:
         self.closed: list[int] = []
         self.handle: Callable[[Session, bytes], trio.Event | None] = lambda session, payload: None
@@ -74,6 +75,7 @@ class Echo:
             network=network,
             max_sessions=max_sessions,
             held_bytes=held_bytes,
+            max_handshakes=max_handshakes,
         )
 
     async def _handler(self, session: Session, payload: bytes) -> None:
@@ -578,14 +580,9 @@ async def test_who_connects_and_says_nothing_keeps_nobody_out(
 
 
 async def test_of_many_who_come_at_once_each_has_its_turn(
-    node: Certified,
-    tls: ssl.SSLContext,
-    network: MemoryNetwork,
-    autojump_clock: MockClock,
-    monkeypatch: pytest.MonkeyPatch,
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
 ) -> None:
-    monkeypatch.setattr(client_port, "MAX_HANDSHAKES", 2)
-    echo = Echo(node, network)
+    echo = Echo(node, network, max_handshakes=2)
     async with serving(echo):
         async with trio.open_nursery() as nursery:
             for _ in range(20):
@@ -698,8 +695,8 @@ async def test_whoever_makes_the_node_keep_most_goes_when_it_is_too_much(
     echo = Echo(node, network, held_bytes=8 * mib)
     async with serving(echo):
         slow = [await enter(network, tls, node) for _ in range(3)]
-        for channel, size in zip(slow, (3 * mib, 2 * mib, 3 * mib), strict=True):
-            await channel._stream.send_all((4 * mib).to_bytes(4) + bytes(size - 100_000))
+        for channel, size in zip(slow, (3_500_000, 2_000_000, 2_500_000), strict=True):
+            await channel._stream.send_all((4 * mib).to_bytes(4) + bytes(size))
         await trio.testing.wait_all_tasks_blocked()
         assert echo.closed == []
         well = await enter(network, tls, node)
@@ -710,5 +707,5 @@ async def test_whoever_makes_the_node_keep_most_goes_when_it_is_too_much(
         assert "end the frames that you begin, read the answers, ask for less at once" in told.reason
         await trio.testing.wait_all_tasks_blocked()
         assert echo.closed == [1]
-        await slow[1]._stream.send_all(bytes(2 * mib + 100_000))
+        await slow[1]._stream.send_all(bytes(4 * mib - 2_000_000))
         assert await slow[1].receive() == bytes(4 * mib)
