@@ -46,7 +46,7 @@ async def ask_for(
     Raises `Unreachable` when none does, `CallRefused` with the words of a node, `LocalMisuse` for what cannot be sent.
     """
     check_can_be_sent(question)
-    tried = Tried()
+    tried = Tried(nodes)
     deadline = anyio.current_time() + timeout_s
     turn = nodes.take_turn(at)
     for number, node in enumerate(turn):
@@ -77,7 +77,7 @@ async def propose(
     Raises `Unreachable` when it could be handed to none, so nothing will happen; `LocalMisuse` for what cannot be sent."""
     change = SubmitChange(signed.raw, signed.signature, 0)
     check_can_be_sent(change)
-    tried = Tried()
+    tried = Tried(nodes)
     deadline = anyio.current_time() + timeout_s
     turn = nodes.take_turn(at)
     for number, node in enumerate(turn):

@@ -27,8 +27,8 @@ _OUT_OF_TIME: Final = frozenset({9, 10})  # X509_V_ERR_CERT_NOT_YET_VALID, X509_
 
 
 def shown_s(seconds: float) -> str:
-    """A time to wait, as people read it."""
-    return f"{round(seconds, 2):g} s"
+    """A time to wait, as people read it; one that is not 0 is not shown as 0."""
+    return f"{round(seconds, 2) or float(f'{seconds:.1g}'):g} s"
 
 
 class ConnectionFailed(HopchainError):
@@ -137,7 +137,11 @@ async def connect(
         ) from None
     except RemoteFault as fault:
         raise ConnectionFailed(node, f"cannot be used: {fault}") from None
-    except (OSError, UnicodeError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
+    except (anyio.BrokenResourceError, anyio.EndOfStream):
+        raise ConnectionFailed(
+            node, "closed the connection before it had said who it is", "it may be busy: try again, or another node"
+        ) from None
+    except (OSError, UnicodeError) as error:
         raise ConnectionFailed(node, f"cannot be reached ({error})", "is the node running?", reached=reached) from None
     return connection
 

@@ -25,11 +25,16 @@ class Unreachable(ClientError):
     nothing will happen.
 
     `tried`: (node, what went wrong) in order; `reached`: some node listens, but did not answer or refused this client;
-    `request_id` is the request's, empty for a question.
+    `closed` (only in the text): this program closed the client meanwhile; `request_id` is the request's, empty for a question.
     """
 
     def __init__(
-        self, tried: Sequence[tuple[str, str]], request_id: RequestId = NO_REQUEST, *, reached: bool = False
+        self,
+        tried: Sequence[tuple[str, str]],
+        request_id: RequestId = NO_REQUEST,
+        *,
+        reached: bool = False,
+        closed: bool = False,
     ) -> None:
         self.tried = tuple(tried)
         self.request_id = request_id
@@ -38,6 +43,8 @@ class Unreachable(ClientError):
         told = "; ".join(f"{node}: {why}" for node, why in list(last.items())[-_SHOWN:])
         if not last:
             text = "no node was asked: there was no time to try any"
+        elif closed:
+            text = f"the client was closed before any node answered: {told}. Keep it open until its calls have ended"
         elif reached:
             text = f"no node answered ({len(last)} tried): {told}. `hopchain doctor` says what is wrong"
         else:

@@ -209,7 +209,8 @@ def share_s(deadline: float, nodes_left: int) -> float:
 class Tried:
     """What went wrong with the nodes that one call tried."""
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
         self._tried: list[tuple[str, str]] = []
         self._reached = False  # some node listens
 
@@ -224,4 +225,4 @@ class Tried:
 
     def unreachable(self, request_id: RequestId = NO_REQUEST) -> Unreachable:
         """What the caller is told when no node is left to try."""
-        return Unreachable(self._tried, request_id, reached=self._reached)
+        return Unreachable(self._tried, request_id, reached=self._reached, closed=not self._nodes.open)

@@ -41,7 +41,7 @@ class Submission:
         self._doubt: str | None = None  # why an earlier attempt may still execute
         self._refusal = ""  # of another node, after that
         self._not_started: NotStarted | None = None
-        self._tried = Tried()
+        self._tried = Tried(nodes)
 
     @property
     def _left_s(self) -> float:

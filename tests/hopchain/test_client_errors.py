@@ -4,14 +4,15 @@ import ssl
 from collections.abc import Callable
 
 import anyio
+import anyio.abc
 import pytest
 
 from chain.errors import LocalMisuse
 from chain.request import SignedRequest
 from hopchain import Client, ClientError, Refused, Timing, Unreachable, wire
 from hopchain.addresses import Address, checked_address
-from hopchain.connection import ConnectionFailed, client_context, connect
-from tests.hopchain.fake_node import shared_ca
+from hopchain.connection import ConnectionFailed, client_context, connect, shown_s
+from tests.hopchain.fake_node import Hang, shared_ca
 from tests.hopchain.test_client import BACKENDS, World, run
 from tests.ports import take
 
@@ -169,6 +170,58 @@ def test_a_refused_question_is_a_client_error(backend: str) -> None:
         async with world.client() as client:
             with pytest.raises(ClientError, match="ask again"):
                 await client.status()
+
+    run(test, backend)
+
+
+def test_a_node_that_hangs_up_at_once_is_there_but_busy(backend: str) -> None:
+    async def main() -> None:
+        async def hang_up(stream: anyio.abc.SocketStream) -> None:
+            await stream.aclose()
+
+        listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, hang_up)
+            context = client_context(shared_ca().pem)
+            with anyio.fail_after(10), pytest.raises(ConnectionFailed, match="it may be busy: try again") as caught:
+                await connect("127.0.0.1", port, context=context, network=NETWORK)
+            assert caught.value.cause == "closed the connection before it had said who it is"
+            assert caught.value.reached
+            tasks.cancel_scope.cancel()
+        await listener.aclose()
+
+    anyio.run(main, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0, "0 s"), (0.00046, "0.0005 s"), (0.05, "0.05 s"), (3.249, "3.25 s"), (86_400, "86400 s")]
+)
+def test_a_short_time_is_not_shown_as_none(seconds: float, shown: str) -> None:
+    assert shown_s(seconds) == shown
+
+
+def test_who_closes_the_client_while_it_asks_is_told_that_and_nothing_of_the_network(backend: str) -> None:
+    async def test(world: World) -> None:
+        told: list[str] = []
+        asked = anyio.Event()
+
+        async def ask(client: Client) -> None:
+            with pytest.raises(Unreachable) as caught:
+                await client.status()
+            told.append(str(caught.value))
+
+        def mute(call: wire.CallBody) -> Hang:
+            asked.set()
+            return Hang()
+
+        world.nodes[0].fault = mute
+        async with anyio.create_task_group() as tasks, world.client() as client:
+            tasks.start_soon(ask, client)
+            await asked.wait()
+        assert "the client was closed before any node answered" in told[0]
+        assert "Keep it open until its calls have ended" in told[0]
+        assert "doctor" not in told[0]
 
     run(test, backend)
 
