@@ -26,6 +26,7 @@ from tests.node.wires import HOST, Certified, MemoryNetwork, certified, new_layo
 from tests.ports import take
 
 PORT = 7
+MIB = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
@@ -688,24 +689,43 @@ async def test_a_full_node_is_never_more_than_full_while_somebody_does_not_go(
         assert echo.server.sessions == 3
 
 
-async def test_whoever_makes_the_node_keep_most_goes_when_it_is_too_much(
+async def begin(channel: Channel, sent: int) -> None:
+    """A frame of 4 MiB, and no more than `sent` bytes of it."""
+    await channel._stream.send_all((4 * MIB).to_bytes(4) + bytes(sent))
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_who_begins_most_and_ends_nothing_goes_when_it_is_too_much(
     node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
 ) -> None:
-    mib = 1024 * 1024
-    echo = Echo(node, network, held_bytes=8 * mib)
+    echo = Echo(node, network, held_bytes=8 * MIB)
     async with serving(echo):
-        slow = [await enter(network, tls, node) for _ in range(3)]
-        for channel, size in zip(slow, (3_500_000, 2_000_000, 2_500_000), strict=True):
-            await channel._stream.send_all((4 * mib).to_bytes(4) + bytes(size))
-        await trio.testing.wait_all_tasks_blocked()
+        slow = [await enter(network, tls, node) for _ in range(4)]
+        for channel, sent in zip(slow, (3_500_000, 2_000_000, 2_500_000), strict=False):
+            await begin(channel, sent)
         assert echo.closed == []
-        well = await enter(network, tls, node)
-        await well.send(bytes(mib))
-        assert await well.receive() == bytes(mib)
+        await begin(slow[3], 1_000_000)
+        assert echo.closed == [1]
         told = await refusal(slow[0])
         assert told.code == "memory"
         assert "end the frames that you begin, read the answers, ask for less at once" in told.reason
-        await trio.testing.wait_all_tasks_blocked()
-        assert echo.closed == [1]
-        await slow[1]._stream.send_all(bytes(4 * mib - 2_000_000))
-        assert await slow[1].receive() == bytes(4 * mib)
+        await slow[1]._stream.send_all(bytes(4 * MIB - 2_000_000))
+        assert await slow[1].receive() == bytes(4 * MIB)
+
+
+async def test_who_reads_least_goes_when_it_is_too_much(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network, held_bytes=8 * MIB)
+    async with serving(echo):
+        for _ in range(3):
+            channel = await enter(network, tls, node)
+            await channel.send(b"x")
+            assert await channel.receive() == b"x"
+        for stream in network.accepted:
+            stream.send_all_hook = trio.sleep_forever
+        for session, size in zip(echo.sessions, (2 * MIB, 4 * MIB, 2 * MIB), strict=True):
+            assert session.send_nowait(bytes(size - 100))
+        assert not any(session.channel.ending for session in echo.sessions)
+        assert echo.sessions[0].send_nowait(bytes(MIB))
+        assert [session.channel.ending for session in echo.sessions] == [False, True, False]
