@@ -255,6 +255,7 @@ class Strangers:
 
     async def wait_for_place(self) -> None:
         """Return when one more may come."""
+        await trio.lowlevel.checkpoint()  # who was accepted just now takes its place first
         while len(self._inside) >= self._most:
             most, _ = Counter(whose for whose, _ in self._inside.values()).most_common(1)[0]
             first, since = next((scope, since) for scope, (whose, since) in self._inside.items() if whose == most)
