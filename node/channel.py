@@ -183,6 +183,10 @@ class Channel:
                     await self._read(on_frame, farewell)
         finally:
             self.stop("shutdown", "this node stops")
+            self._reader = FrameReader(
+                self._frame_limit
+            )  # errors refer to this channel: what it kept must not wait for the collector
+            self._outbox.clear()
             await self.aclose()
         assert self._reason is not None
         return self._reason

@@ -704,8 +704,10 @@ async def test_who_begins_most_and_ends_nothing_goes_when_it_is_too_much(
         for channel, sent in zip(slow, (3_500_000, 2_000_000, 2_500_000), strict=False):
             await begin(channel, sent)
         assert echo.closed == []
+        ended = [session for session in echo.server._sessions if session.number == 1]
         await begin(slow[3], 1_000_000)
         assert echo.closed == [1]
+        assert ended[0].channel.held == 0
         told = await refusal(slow[0])
         assert told.code == "memory"
         assert "end the frames that you begin, read the answers, ask for less at once" in told.reason
