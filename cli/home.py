@@ -2,7 +2,8 @@
 
 The network: `--network DIR`, else `HOPCHAIN_NETWORK`, else the one last made or used, remembered in `HOPCHAIN_HOME`
 (default `~/.hopchain`), which also holds the wallet. Used is one that answered a command, or that something was sent to: a command that
-is refused, or that reaches no node, leaves what is remembered as it was.
+is refused, or that reaches no node, leaves what is remembered as it was. A node's directory stands for the network's around it; one that
+is alone on its machine is remembered where nothing else is.
 """
 
 import os
@@ -124,6 +125,26 @@ def remember(directory: Path) -> Path | None:
     return _path_in(before)
 
 
+def remember_if_none(directory: Path) -> None:
+    """As `remember`, when commands have no network to talk to: for the directory of a node that joined, where nobody made one."""
+    try:
+        find_directory(None)
+    except LocalMisuse:
+        remember(network_around(directory) or directory)
+
+
+def network_around(directory: Path) -> Path | None:
+    """The directory of the network that this one, of a node, lies in; None when it lies in none, or in another network's."""
+    from node.layout import read_network
+
+    around = directory.resolve().parent
+    try:
+        same = read_network(around).network_id == read_network(directory).network_id
+    except (LocalMisuse, OSError):
+        return None
+    return around if same else None
+
+
 def is_named(option: Path | None) -> bool:
     """True when the user said which network: with the option, or the variable."""
     return option is not None or bool(os.environ.get(NETWORK_VARIABLE))
@@ -199,6 +220,13 @@ def find_network(option: Path | None) -> Network:
 
 def remember_used(context: click.Context) -> None:
     """Remember the network that a command has found: it was asked something and answered, or something was sent to it."""
+    from node.config import CONFIG_FILE
+
     directory = context.meta.get(_USED)
-    if directory is not None:
-        remember(directory)
+    if directory is None:
+        return
+    around = network_around(directory)
+    if around is None and (directory / CONFIG_FILE).exists():
+        remember_if_none(directory)
+    else:
+        remember(around or directory)

@@ -10,7 +10,6 @@ import ipaddress
 import shlex
 import signal
 import subprocess
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
@@ -22,7 +21,8 @@ import msgspec
 
 from chain.errors import HopchainError, LocalMisuse
 from cli.command import HopCommand, run
-from cli.home import KnownNode, load_network, remember
+from cli.copying import TELL_S, Copied, CopyMeter, most_heard, progress_line
+from cli.home import KnownNode, load_network, remember_if_none
 from cli.leave import local_address
 from cli.members import LOOK_AGAIN_S, now_ms, open_patiently, reason_of, submit_change
 from cli.names import add_names
@@ -36,48 +36,8 @@ from node.invite import Invitation, check_expiry, is_begun, load_invite, make_no
 
 LOOPBACK: Final = "127.0.0.1"
 TIMING: Final = Timing(dial_s=2.0, read_s=5.0)
-CLOSE_LINKS: Final = 64  # that may still be on their way when the node asks to be a member: payments go on meanwhile
-RATE_S: Final = 10.0  # over which the speed is measured
-SAMPLES: Final = 200
 ADD_S: Final = 15.0  # to look again at what the node itself knows, while its change is being made
 UNUSED_S: Final = 3.0  # for a process that was ended to let go of the directory
-TELL_S: Final = 2.0  # between two lines of progress when nobody looks at a terminal
-
-
-class Copied(msgspec.Struct, frozen=True):
-    """How far the copying is: `links` here of `of` (the most that a reachable member has; None while none is)."""
-
-    links: int
-    of: int | None
-    bytes: int
-    seconds_left: float | None
-
-    @property
-    def complete(self) -> bool:
-        """True when nothing but the newest links can be missing."""
-        return self.of is not None and self.of - self.links <= CLOSE_LINKS
-
-
-class CopyMeter:
-    """Turns what a node says of itself into progress; time is an argument, in seconds."""
-
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, int]] = deque(maxlen=SAMPLES)
-
-    def note(self, at_s: float, status: Status, health: Health) -> Copied:
-        """The progress at `at_s`."""
-        heard = [peer.links for peer in status.peers if peer.alive and (peer.links > 0 or peer.rtt_ms >= 0)]
-        most = max(heard, default=None)
-        self._samples.append((at_s, status.log_height))
-        while self._samples[-1][0] - self._samples[0][0] > RATE_S:
-            self._samples.popleft()
-        (begin_s, begin), (end_s, end) = self._samples[0], self._samples[-1]
-        left_s = None
-        if most is not None and most <= end:
-            left_s = 0.0
-        elif most is not None and end > begin:
-            left_s = (most - end) * (end_s - begin_s) / (end - begin)
-        return Copied(end, most, health.database_bytes, left_s)
 
 
 @click.command(
@@ -252,7 +212,7 @@ class _Join:
                     if health.role == "removed":
                         await self._until_over(health.removed_in)
                     at_s = anyio.current_time()
-                    copied = self.meter.note(at_s, status, health)
+                    copied = self.meter.note(at_s, status.log_height, most_heard(status), health.database_bytes)
                     bar.show(copied)
                     if copied.complete or at_s - told_at >= TELL_S:
                         told_at = at_s
@@ -394,25 +354,6 @@ def removed_in(data: Path, node: bytes) -> int:
         return 0  # this is for a remark only
     last = max((view.epoch for view in views if view.is_member(NodeId(node))), default=None)
     return 0 if last is None or last == views[-1].epoch else last + 1
-
-
-def remember_if_none(data: Path) -> None:
-    """Make the joined network the one that commands on this machine talk to, when none is known here."""
-    from cli.home import find_directory
-
-    try:
-        find_directory(None)
-    except LocalMisuse:
-        remember(data)
-
-
-def progress_line(copied: Copied) -> str:
-    """`1,200 of 4,000 links, 3.1 MiB, 12 s left`."""
-    size = f"{copied.bytes / 1024 / 1024:.1f} MiB"
-    if copied.of is None:
-        return f"{copied.links:,} links, {size}; no member answers yet"
-    left = "" if copied.seconds_left is None else f", {copied.seconds_left:.0f} s left"
-    return f"{copied.links:,} of {max(copied.of, copied.links):,} links, {size}{left}"
 
 
 class _Bar:

@@ -13,6 +13,7 @@ import msgspec
 
 from chain.errors import LocalMisuse
 from cli.command import HopCommand, at_option, network_option, run
+from cli.copying import wait_level
 from cli.home import SHORT_ID, Network, find_network, load_network
 from cli.members import (
     FORCE_WORDS,
@@ -57,7 +58,7 @@ def wait_option(function: _F) -> _F:
         default=WAIT_S,
         show_default=True,
         metavar="SECONDS",
-        help="How long to wait until the change is active everywhere.",
+        help="How long to wait for each step: that a new node has copied the links, the change, that it is active everywhere.",
     )(function)
 
 
@@ -345,7 +346,7 @@ def read_newcomer(network: Network, text: str) -> Newcomer:
 async def add_node(
     client: Client, picture: Picture, node: Newcomer, force: str | None, wait_s: float, on_wait: Callable[[str], None]
 ) -> Done:
-    """Add the node unless it is a member, and wait until that is active everywhere."""
+    """Wait until the node has nearly all links, add it unless it is a member, and wait until that is active everywhere."""
     network = picture.network
     told = network.told(node.id)
     epoch, changed = picture.newest.epoch, False
@@ -356,10 +357,16 @@ async def add_node(
             )
         if now_ms() > node.expires_ms:
             raise LocalMisuse(f"the invitation of node {told} has expired: make a new one with `hopchain invite`")
-        check_risk(picture, after_adding(picture, node.public_key), f"adding node {told}", force)
-        signed = node.signed or _sign(network, ChangeAction.ADD, node.public_key, FIRST_INCARNATION, node.expires_ms)
-        epoch = (await submit_change(client, signed, picture.addresses, wait_s, _once(on_wait))).epoch
-        changed = True
+        what, after = f"adding node {told}", after_adding(picture, node.public_key)
+        check_risk(picture, after, what, force, coming=[node.id])
+        until_ms = node.expires_ms + round(wait_s * 1000)
+        signed = node.signed or _sign(network, ChangeAction.ADD, node.public_key, FIRST_INCARNATION, until_ms)
+        picture = await wait_level(client, network, node.id, wait_s, _once(on_wait))
+        epoch = picture.newest.epoch
+        if node.id not in picture.members:  # `hopchain join` may have made it one by now
+            check_risk(picture, after_adding(picture, node.public_key), what, force)
+            epoch = (await submit_change(client, signed, picture.addresses, wait_s, _once(on_wait))).epoch
+            changed = True
     return Done(await wait_active(client, network, epoch, wait_s, on_wait=_once(on_wait)), changed)
 
 

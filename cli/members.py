@@ -178,21 +178,21 @@ def groups_without_majority(genesis: Genesis, keys: Iterable[bytes], alive: Coll
     return lost, len(groups)
 
 
-def check_risk(picture: Picture, after: Sequence[MemberLine], what: str, force: str | None) -> None:
+def check_risk(
+    picture: Picture, after: Sequence[MemberLine], what: str, force: str | None, *, coming: Collection[bytes] = ()
+) -> None:
     """`CommandFailed` when `what`, which makes the members `after`, could not be carried out by those that are reachable, or
-    would leave groups that cannot decide; `force` with the right words lets it pass."""
+    would leave groups that cannot decide; `force` with the right words lets it pass. `coming`: nodes to be taken as reachable."""
     risks = []
-    members = picture.members
-    here = [node for node in members if node in picture.alive]
+    members, alive = picture.members, picture.alive.union(coming)
+    here = [node for node in members if node in alive]
     if len(here) < majority(len(members)):
         risks.append(
             f"{len(here)} of {len(members)} members are reachable now, fewer than the {majority(len(members))} that must "
             "agree to it"
         )
     for moment, lines in (("now", list(members.values())), ("after it", list(after))):
-        lost, groups = groups_without_majority(
-            picture.network.genesis, [line.public_key for line in lines], picture.alive
-        )
+        lost, groups = groups_without_majority(picture.network.genesis, [line.public_key for line in lines], alive)
         if lost:
             risks.append(
                 f"{lost} of {groups} groups have no majority of reachable nodes {moment}: their accounts cannot pay, and no "

@@ -71,7 +71,7 @@ class World(Cli):
         )
         self.portal = portal
         self.ledger = Ledger(made.genesis)
-        self.nodes = [FakeNode(self.ledger, _context(directory / n.name), i) for i, n in enumerate(made.nodes, 1)]
+        self.nodes = [FakeNode(self.ledger, context_of(directory / n.name), i) for i, n in enumerate(made.nodes, 1)]
         self.membership = Membership(made.genesis)
         file = directory / "network.toml"
         text = file.read_text()
@@ -92,7 +92,7 @@ class World(Cli):
             self.portal.call(node.stop)
 
 
-def _context(directory: Path) -> ssl.SSLContext:
+def context_of(directory: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(directory / "node.crt", directory / "node.key")
     return context

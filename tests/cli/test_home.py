@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,32 @@ def test_a_command_that_is_refused_changes_nothing_of_what_is_remembered(world: 
         remember(tmp_path / "before")
         world.run(*words, *network, code=code)
         assert remembered() == "net", words
+
+
+def test_the_directory_of_a_node_stands_for_the_network_around_it(world: World, tmp_path: Path) -> None:
+    """In it `up` and `certificate list` would find nothing."""
+    world.env.pop("HOPCHAIN_NETWORK")
+    node = world.directory / "node-1"
+    (node / "network.toml").write_bytes((world.directory / "network.toml").read_bytes())  # the ports of the fakes
+    remember(tmp_path / "before")
+    world.run("status", "--network", str(node))
+    assert (world.home / "network").read_text() == f"{world.directory}\n"
+
+
+def test_the_directory_of_a_node_that_joined_is_remembered_where_nothing_else_is(world: World, tmp_path: Path) -> None:
+    world.env.pop("HOPCHAIN_NETWORK")
+    made = Cli(world.home, tmp_path / "other")
+    made.run("init", str(made.directory), "--nodes", "1", "--asset", "CZK:2", "--port", "0")
+    alone, inside = tmp_path / "node-9", made.directory / "node-9"  # in another network's directory
+    for data in (alone, inside):
+        shutil.copytree(world.directory / "node-1", data)
+        (data / "network.toml").write_bytes((world.directory / "network.toml").read_bytes())
+        remember(tmp_path / "before")
+        world.run("status", "--network", str(data))
+        assert (world.home / "network").read_text() == f"{tmp_path / 'before'}\n"
+        (world.home / "network").unlink()
+        world.run("status", "--network", str(data))
+        assert (world.home / "network").read_text() == f"{data}\n"
 
 
 def test_what_was_sent_to_a_network_makes_it_the_one_that_is_used(

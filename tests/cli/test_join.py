@@ -11,14 +11,15 @@ from chain.errors import LocalMisuse
 from chain.rows import ViewRow
 from chain.store import commit, create_or_check
 from cli import join
-from cli.join import CLOSE_LINKS, CopyMeter, default_host, progress_line, removed_in
+from cli.copying import CLOSE_LINKS, LEVEL_LINKS, Copied, CopyMeter, most_heard, progress_line
+from cli.join import default_host, removed_in
 from hopchain.wire import PeerStatus, Status
 from node.invite import load_invite, make_node_directory
 from node.lock import DataLock
 from node.process import view_of
 from routing.view import encode_view, without_member
 from tests.cli.conftest import World
-from tests.cli.test_diagnosis import IDS, health
+from tests.cli.test_diagnosis import IDS
 
 EMPTY = Status(IDS[0], 1, 5, 0, 0, 0, 0, 0, 0, 0, 0.0, (), {})
 
@@ -28,32 +29,47 @@ def status(links: int, *peers: int, rtt_ms: float = 1.0, alive: bool = True) -> 
     return msgspec.structs.replace(EMPTY, log_height=links, peers=heard)
 
 
-HERE = health(1, database_bytes=3 * 1024 * 1024)
+SIZE = 3 * 1024 * 1024
+
+
+def noted(meter: CopyMeter, at_s: float, said: Status) -> Copied:
+    return meter.note(at_s, said.log_height, most_heard(said), SIZE)
 
 
 def test_nothing_is_complete_before_a_member_was_heard() -> None:
     meter = CopyMeter()
     for said in (status(0), status(0, 0, rtt_ms=-1), status(5, 900, alive=False)):
-        copied = meter.note(0.0, said, HERE)
+        copied = noted(meter, 0.0, said)
         assert (copied.of, copied.complete, copied.seconds_left) == (None, False, None)
     assert "no member answers yet" in progress_line(copied)
 
 
 def test_it_is_complete_when_only_the_newest_can_be_missing() -> None:
-    assert not CopyMeter().note(0.0, status(1_000 - CLOSE_LINKS - 1, 1_000, 700), HERE).complete
-    assert CopyMeter().note(0.0, status(1_000 - CLOSE_LINKS, 1_000, 700), HERE).complete
-    assert CopyMeter().note(0.0, status(0, 0), HERE).complete  # of an empty network
+    assert not noted(CopyMeter(), 0.0, status(1_000 - CLOSE_LINKS - 1, 1_000, 700)).complete
+    assert noted(CopyMeter(), 0.0, status(1_000 - CLOSE_LINKS, 1_000, 700)).complete
+    assert noted(CopyMeter(), 0.0, status(0, 0)).complete  # of an empty network
 
 
 def test_time_left_follows_from_the_last_seconds() -> None:
     meter = CopyMeter()
-    assert meter.note(0.0, status(0, 1_000), HERE).seconds_left is None
-    assert meter.note(1.0, status(100, 1_000), HERE).seconds_left == pytest.approx(9.0)
-    assert meter.note(2.0, status(100, 1_000), HERE).seconds_left == pytest.approx(18.0)
-    copied = meter.note(11.5, status(550, 1_000), HERE)  # the first two samples are too old
+    assert noted(meter, 0.0, status(0, 1_000)).seconds_left is None
+    assert noted(meter, 1.0, status(100, 1_000)).seconds_left == pytest.approx(9.0)
+    assert noted(meter, 2.0, status(100, 1_000)).seconds_left == pytest.approx(18.0)
+    copied = noted(meter, 11.5, status(550, 1_000))  # the first two samples are too old
     assert copied.seconds_left == pytest.approx(450 * 9.5 / 450)
-    assert meter.note(12.0, status(1_001, 1_000), HERE).seconds_left == 0.0
+    assert noted(meter, 12.0, status(1_001, 1_000)).seconds_left == 0.0
     assert progress_line(copied) == "550 of 1,000 links, 3.0 MiB, 10 s left"
+
+
+def test_it_is_level_when_it_lacks_little_or_what_two_seconds_bring() -> None:
+    meter = CopyMeter()
+    assert not meter.note(0.0, 500, 6_535, SIZE).level
+    assert meter.note(0.1, 6_535 - LEVEL_LINKS, 6_535, SIZE).level
+    assert not meter.note(0.2, 6_535 - LEVEL_LINKS - 1, 6_535, SIZE).level
+    assert not meter.note(1.0, 6_535, 7_535, SIZE).level, "a burst is no growth"
+    assert meter.note(10.0, 14_535, 16_535, SIZE).level, "1,000 a second are made"
+    assert not meter.note(10.0, 14_534, 16_535, SIZE).level
+    assert not CopyMeter().note(0.0, 0, None, SIZE).level
 
 
 @pytest.mark.parametrize("seeds", [["127.0.0.1", "127.0.0.2"], ["::1", "localhost"], []])

@@ -7,6 +7,7 @@ import shlex
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,11 @@ from node.invite import load_invite, make_node_directory
 from node.layout import make_network, read_genesis, read_network, replace_places
 from node.pki import certificate_until_ms, node_contexts, read_node_key
 from routing.keyspace import node_id_of
-from tests.cli.conftest import TIME_MS, Cli, World
+from tests.cli.conftest import TIME_MS, Cli, World, context_of
 from tests.cli.test_commands import documented
 from tests.cli.test_diagnosis import health
 from tests.cli.test_join import EMPTY
+from tests.hopchain.fake_node import FakeNode
 from tests.hopchain.membership import NOW_MS
 
 DAY_MS = 86_400_000
@@ -196,17 +198,107 @@ def test_member_add_takes_a_public_key(world: World) -> None:
     assert is_change_signed_by(change, bytes.fromhex(world.ledger.genesis.operator))
 
 
-def test_a_node_that_does_not_run_is_not_added_where_that_would_stop_payments(world: World) -> None:
-    """Two members and a dead third: two of three are a majority. Two dead ones more, and they are none."""
-    first, second = invited(world), invited(world)
-    world.membership.dead = {load_invite(path).key.id for path in (first, second)}
-    assert world.json("member", "add", str(first))["epoch"] == 2
-    refused = world.json("member", "add", str(second), code=1)
+def test_nobody_is_added_where_payments_have_stopped(world: World) -> None:
+    """Two of the four members are dead: the newcomer is not waited for."""
+    first, second, third = (invited(world) for _ in range(3))
+    world.membership.guests = {load_invite(path).key.id for path in (first, second)}
+    world.run("member", "add", str(first))
+    assert world.json("member", "add", str(second))["epoch"] == 3
+    world.membership.dead = world.membership.guests
+    refused = world.json("member", "add", str(third), code=1)
     assert refused["error"] == "no_majority"
-    assert "after it" in refused["message"] and FORCE_WORDS in refused["message"]
-    assert world.membership.newest.epoch == 2
-    assert "write --force" in world.run("member", "add", str(second), "--force", "yes", code=2).stderr
-    assert world.membership.newest.epoch == 2
+    assert "2 of 4 members are reachable now" in refused["message"] and FORCE_WORDS in refused["message"]
+    assert world.membership.newest.epoch == 3
+    assert "write --force" in world.run("member", "add", str(third), "--force", "yes", code=2).stderr
+    assert world.membership.newest.epoch == 3
+
+
+@pytest.fixture
+def newcomer(world: World) -> Iterator[FakeNode]:
+    """A node that was invited as node-9 and runs as a guest; the members have 6,535 links, it has all."""
+    path = invited(world, "--name", "node-9")
+    node = FakeNode(world.ledger, context_of(world.directory / "node-1"), 9)
+    node.id, node.membership = load_invite(path).key.id, world.membership
+    world.portal.start_task(node.serve)
+    world.membership.guests = {node.id}
+    seen = wire.PeerHealth(node.id, True, 1, True, 0, "127.0.0.1", 1, node.port)
+    for member in ids(world):
+        world.membership.special[member] = {"links": LINKS, "peers": (seen,)}
+    world.membership.special[node.id] = {"links": LINKS}
+    yield node
+    world.portal.call(node.stop)
+
+
+LINKS = 6_535
+ADDITIONS = {"add": ("member", "add"), "replace": ("replace", "node-2", "--with")}
+
+
+@pytest.mark.parametrize("words", ADDITIONS.values(), ids=ADDITIONS)
+def test_a_newcomer_that_has_not_copied_the_links_is_waited_for(
+    world: World, newcomer: FakeNode, words: tuple[str, ...]
+) -> None:
+    special, looks, sent_at = world.membership.special, [500, 500, LINKS - 501, LINKS - 500], []
+
+    def copies(call: wire.CallBody) -> None:
+        if isinstance(call, wire.AskHealth):
+            special[newcomer.id] = {"links": looks[0] if len(looks) == 1 else looks.pop(0)}
+
+    def takes(call: wire.CallBody) -> None:
+        if isinstance(call, wire.SubmitChange):
+            sent_at.append(special[newcomer.id]["links"])
+
+    newcomer.fault = copies
+    for node in world.nodes:
+        node.fault = takes
+    done = world.run(*words, str(world.directory / "node-9.invite"))
+    told = f"node node-9 ({newcomer.id.hex()[:8]})"
+    assert f"waiting: {told} has 500 of 6,535 links, 1.0 MiB\n" in done.stderr
+    assert sent_at and set(sent_at) == {LINKS - 500}
+    assert f"{told} is a member" in done.stdout
+
+
+@pytest.mark.parametrize("words", ADDITIONS.values(), ids=ADDITIONS)
+def test_a_newcomer_that_does_not_get_on_is_not_added(world: World, newcomer: FakeNode, words: tuple[str, ...]) -> None:
+    world.membership.special[newcomer.id] = {"links": 500}
+    refused = world.json(*words, str(world.directory / "node-9.invite"), "--wait", "1", code=3)
+    assert refused["error"] == "behind"
+    says = "has 500 of 6,535 links, 1.0 MiB: it was not added within 1 s, and nothing was sent. The same command again"
+    assert says in refused["message"]
+    assert world.membership.changes == []
+
+
+def test_a_newcomer_that_does_not_run_or_answer_is_not_added(world: World, newcomer: FakeNode) -> None:
+    add = ("member", "add", str(world.directory / "node-9.invite"), "--wait", "1")
+    world.portal.call(newcomer.stop)
+    refused = world.json(*add, code=3)
+    assert refused["error"] == "unreachable"
+    assert f"does not say how many links it has: 127.0.0.1:{newcomer.port}: " in refused["message"]
+    for node in ids(world):
+        world.membership.special[node] = {"peers": ()}
+    refused = world.json(*add, "--force", FORCE_WORDS, code=3)
+    assert refused["error"] == "not_connected"
+    assert "is not connected to a member: start it with `hopchain join`" in refused["message"]
+    world.stop()
+    assert world.json(*add, code=3)["error"] == "unreachable"
+    assert world.membership.changes == []
+
+
+def test_one_that_becomes_a_member_while_it_is_waited_for_is_not_added_again(world: World, newcomer: FakeNode) -> None:
+    """`hopchain join` runs meanwhile, and adds it."""
+    path = world.directory / "node-9.invite"
+    signed = load_invite(path).change
+    assert signed is not None
+    world.membership.special[newcomer.id] = {"links": 500}
+    looks = [0]
+
+    def joins(call: wire.CallBody) -> None:
+        looks[0] += isinstance(call, wire.AskHealth)
+        if looks[0] == 3 and isinstance(call, wire.AskHealth):
+            world.membership.change(wire.SubmitChange(signed.raw, signed.signature, 1_000), newcomer.id)
+
+    newcomer.fault = joins
+    done = world.json("member", "add", str(path), "--wait", "10")
+    assert (done["changed"], done["epoch"], len(world.membership.changes)) == (False, 2, 1)
 
 
 def test_member_remove_signs_what_is_asked(world: World) -> None:

@@ -90,9 +90,9 @@ def test_an_id_that_was_saved_in_place_of_a_name_is_none(world: World) -> None:
 def test_who_was_invited_is_shown_by_name_wherever_members_are(world: World) -> None:
     path = invited(world, "--name", "node-9")
     node = load_invite(path).key.id
-    known(world, node)
     world.membership.guests = {node}
     assert f"node node-9 ({node.hex()[:8]}) is a member" in world.run("member", "add", str(path)).stdout
+    known(world, node)
     assert "+node-9" in world.run("member", "list").stdout
     assert world.json("member", "list")["members"][-1].keys() >= {"id", "name"}
     assert {m["name"] for m in world.json("member", "list")["members"]} == {"node-1", "node-2", "node-9"}
@@ -127,9 +127,9 @@ def test_who_joined_is_asked_by_its_name_its_id_or_where_it_is(world: World) -> 
 def test_who_leaves_network_toml_keeps_its_name(world: World) -> None:
     path = invited(world, "--name", "node-9")
     node = load_invite(path).key.id
-    known(world, node)
     world.membership.guests = {node}
     world.run("member", "add", str(path))
+    known(world, node)
     world.run("member", "remove", "node-2")
     shown = world.run("member", "list", "--save").stdout
     assert [place.name for place in read_network(world.directory).nodes] == ["node-1", "node-9"]
