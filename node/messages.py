@@ -237,16 +237,19 @@ class SyncVote(_Message, frozen=True):
 
 
 class AskSync(_Message, frozen=True, tag="ask_sync"):
-    """What did you vote for before you installed `epoch`? (design R8)"""
+    """What did you vote for before you installed `epoch`? (design R8) Tell me `part` of it. The number is the same for all parts of
+    an answer."""
 
     number: int
     epoch: Count
+    part: Count = 0
 
 
 class SyncPart(_Message, frozen=True, tag="sync_part"):
     """Answer to AskSync, `part` of `parts`, all of one moment: the votes on undecided slots, the length of the log (what is
     decided is no vote any more: the asker needs those links too), and where the sender was ACTIVE in the epoch before and,
-    `active_now`, is in `epoch`. `log_id`: which log that is, as in Offer."""
+    `active_now`, is in `epoch`. `log_id`: which log that is, as in Offer. `moment`: drawn for each answer in more than one part, for a source
+    that was started again begins anew."""
 
     number: int
     epoch: Count
@@ -257,6 +260,7 @@ class SyncPart(_Message, frozen=True, tag="sync_part"):
     votes: tuple[SyncVote, ...]
     active_now: bytes = b""
     log_id: Count = 0
+    moment: Count = 0
 
 
 # --- replication (node.replica) ------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ before (itself included) what they voted for; who answers has installed the new 
 (R5: the fence is durable with the transaction in which the answer leaves, and the votes are read after it). A source's
 answer counts once
 
-* all its parts, which are of one moment, are here;
+* all its parts, which are of one moment, are here: they are asked for one after the other, so that it comes whatever its size;
 * every link of its log is applied here: what it had decided is no vote any more;
 * for those regions in which the source itself was ACTIVE in the epoch before, or is in the new one.
 
@@ -37,6 +37,7 @@ from routing.view import View
 ASK_AGAIN_S: Final = 0.2
 PART_BYTES: Final = 1024 * 1024  # of votes in one SyncPart
 MAX_PARTS: Final = 10_000  # 10 GiB of votes
+TOLD_S: Final = 60.0  # a source keeps the parts of an answer for so long after the last question for one
 KEPT_EPOCHS: Final = 2  # a sync is completed for this epoch and, after an undo, for the one before (design R9)
 LATE_EPOCHS: Final = 16  # and for so many by a node that is not ACTIVE everywhere yet
 
@@ -44,11 +45,13 @@ LATE_EPOCHS: Final = 16  # and for so many by a node that is not ACTIVE everywhe
 class _Answer(msgspec.Struct):
     """What one node has answered: the parts of one moment, its log's length and where it was ACTIVE then."""
 
+    moment: int
     count: int
     log_id: int
     log: int
     active: Source
-    parts: dict[int, tuple[SyncVote, ...]] = msgspec.field(default_factory=dict)
+    parts: list[tuple[SyncVote, ...]] = msgspec.field(default_factory=list)  # the first ones
+    came: bool = False  # a part, since the last look
 
     @property
     def complete(self) -> bool:
@@ -56,7 +59,14 @@ class _Answer(msgspec.Struct):
 
     @property
     def votes(self) -> tuple[SyncVote, ...]:
-        return tuple(vote for part in self.parts.values() for vote in part)
+        return tuple(vote for part in self.parts for vote in part)
+
+
+class _Told(msgspec.Struct):
+    """What this node has answered to a question, as a source, in more than one part."""
+
+    parts: list[SyncPart]
+    until: float
 
 
 class _Sync(msgspec.Struct):
@@ -67,7 +77,7 @@ class _Sync(msgspec.Struct):
     number: int  # of the last question
     ask_at: float
     pause: float = ASK_AGAIN_S
-    numbers: dict[int, NodeId] = msgspec.field(default_factory=dict)  # of the questions that may be answered -> to whom
+    asked: dict[NodeId, int] = msgspec.field(default_factory=dict)  # who has not answered all -> number of the question
     arriving: dict[NodeId, _Answer] = msgspec.field(default_factory=dict)  # answers that are not complete
     sources: dict[NodeId, _Answer] = msgspec.field(default_factory=dict)
 
@@ -105,6 +115,7 @@ class Syncing:
         self._views = views
         self._active = {views[0].epoch: first_active(views[0], self_.id), **active}
         self._syncs: dict[int, _Sync] = {}
+        self._told: dict[tuple[NodeId, int], _Told] = {}  # by who asked and for which epoch
         for place in range(max(1, len(views) - LATE_EPOCHS), len(views)):
             self._begin(views[place - 1], views[place], now)
         self._forget_old(views[-1].epoch)
@@ -127,6 +138,7 @@ class Syncing:
         """R7: `after` is installed in this turn: keep what did not change, sync the rest."""
         kept = carried_over(regions(before, after), self._self.id, self.active_in(before.epoch))
         self._mark(turn, after.epoch, kept)
+        self._told.clear()
         self._begin(before, after, turn.now.mono)
         self._forget_old(after.epoch)
         self._note()
@@ -160,8 +172,19 @@ class Syncing:
         if not self._identity.verified:  # R12: who may have lost votes is no source
             return
         turn.hold_together()  # a log of this length: a link that is lost again must not have been counted
-        for part in self._answer(message):
-            turn.send(peer, part)
+        parts = self._parts(turn, peer, message)
+        turn.send(peer, parts[message.part if message.part < len(parts) else 0])
+
+    def _parts(self, turn: Turn, peer: NodeId, message: AskSync) -> list[SyncPart]:
+        """The parts of the answer to this question: all of one moment, so those it was answered from before while they are here. They are
+        no less true later: this node had installed the epoch then, and what it voted for since is of that epoch or a later one."""
+        told = self._told.pop((peer, message.epoch), None)
+        if told is None or told.parts[0].number != message.number:
+            told = _Told(self._answer(message), 0.0)
+        told.until = turn.now.mono + TOLD_S
+        if len(told.parts) > 1:
+            self._told[peer, message.epoch] = told
+        return told.parts
 
     def _answer(self, message: AskSync) -> list[SyncPart]:
         """All votes of this moment, in parts. Also votes of the new epoch: they are higher, and do no harm."""
@@ -174,11 +197,10 @@ class Syncing:
                 size = 0
             batches[-1].append(SyncVote(at, ballot, link.raw))
             size += len(link.raw)
-        log = self._replica.count
+        log, log_id = self._replica.count, self._replica.log_id
+        moment = self._self.rng.getrandbits(62) if len(batches) > 1 else 0
         return [
-            SyncPart(
-                message.number, message.epoch, i, len(batches), active, log, tuple(batch), now, self._replica.log_id
-            )
+            SyncPart(message.number, message.epoch, i, len(batches), active, log, tuple(batch), now, log_id, moment)
             for i, batch in enumerate(batches)
         ]
 
@@ -186,26 +208,33 @@ class Syncing:
 
     def on_sync_part(self, turn: Turn, peer: NodeId, message: SyncPart) -> None:
         sync = self._syncs.get(message.epoch)
-        if sync is None or sync.numbers.get(message.number) != peer:
+        if sync is None or sync.asked.get(peer) != message.number:
             return
-        source = sync.arriving.get(peer)
-        parts = source.count if source is not None else message.parts
-        if message.parts != parts or not message.part < parts <= MAX_PARTS:
-            raise RemoteFault("malformed", f"part {message.part} of {message.parts} of a sync that has {parts} parts")
+        answer = sync.arriving.get(peer)
+        if answer is not None and answer.moment != message.moment:
+            answer = None  # the source has begun anew: parts of two moments do not mix
+        count = answer.count if answer is not None else message.parts
+        if message.parts != count or not message.part < count <= MAX_PARTS:
+            raise RemoteFault("malformed", f"part {message.part} of {message.parts} of a sync that has {count} parts")
+        if answer is not None and message.part != len(answer.parts):
+            return  # it came twice
         for vote in message.votes:
             check_ballot_untrusted(vote.ballot)
             check_vote_untrusted(vote.at, self._decoder.untrusted(vote.link), self._self.network)
         active = Source(decode_ranges(message.active), decode_ranges(message.active_now))
-        if source is None:
-            source = sync.arriving[peer] = _Answer(parts, message.log_id, message.log, active)
-        source.parts[message.part] = message.votes
-        if not source.complete:
+        if answer is None:
+            answer = sync.arriving[peer] = _Answer(message.moment, count, message.log_id, message.log, active)
+        answer.came = True
+        if message.part == len(answer.parts):
+            answer.parts.append(message.votes)
+        if not answer.complete:
+            turn.send(peer, AskSync(message.number, message.epoch, len(answer.parts)))
             return
-        del sync.arriving[peer], sync.numbers[message.number]
+        del sync.arriving[peer], sync.asked[peer]
         known = sync.sources.get(peer)
-        if known is None or (known.active, known.log_id) != (source.active, source.log_id):
-            sync.sources[peer] = source  # else the one that is here waits for the shorter log
-            self._replica.follow(turn, peer, source.log_id, source.log)
+        if known is None or (known.active, known.log_id) != (answer.active, answer.log_id):
+            sync.sources[peer] = answer  # else the one that is here waits for the shorter log
+            self._replica.follow(turn, peer, answer.log_id, answer.log)
 
     def _counted(self, sync: _Sync, epoch: int) -> dict[NodeId, Source]:
         """The sources whose answers count now, and where they were ACTIVE."""
@@ -278,6 +307,8 @@ class Syncing:
 
     def tick(self, turn: Turn) -> None:
         """Ask whoever has not answered; finish what can be finished."""
+        if self._told:
+            self._told = {asker: told for asker, told in self._told.items() if told.until > turn.now.mono}
         if not self._syncs:
             self._replica.follow_nobody()
         for epoch, sync in sorted(self._syncs.items()):
@@ -296,8 +327,16 @@ class Syncing:
                 elif source is not None:
                     self._replica.follow(turn, node, source.log_id, source.log)
                 if sync.lacks(node):  # also of who was not ACTIVE itself when it answered: it may be now
-                    sync.arriving.pop(node, None)  # parts of two moments do not mix
-                    sync.numbers = {number: to for number, to in sync.numbers.items() if to != node}
-                    sync.number += 1
-                    sync.numbers[sync.number] = node
-                    turn.send(node, AskSync(sync.number, epoch))
+                    self._ask(turn, node, sync, epoch)
+
+    def _ask(self, turn: Turn, node: NodeId, sync: _Sync, epoch: int) -> None:
+        """Ask for the next part, unless one has come since the last look: it was asked for then. Asked again the number stays, and
+        so do the parts that are here."""
+        answer = sync.arriving.get(node)
+        if answer is not None and answer.came:
+            answer.came = False
+            return
+        if node not in sync.asked:
+            sync.number += 1
+            sync.asked[node] = sync.number
+        turn.send(node, AskSync(sync.asked[node], epoch, len(answer.parts) if answer is not None else 0))

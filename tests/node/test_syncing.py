@@ -671,9 +671,11 @@ def test_links_that_a_joiner_lacks_are_fetched_at_once() -> None:
     rest(world)
 
 
-@pytest.mark.parametrize("lost", [False, True])
-def test_votes_come_in_parts_and_count_when_all_are_here(monkeypatch: pytest.MonkeyPatch, *, lost: bool) -> None:
-    """Three undecided slots, each vote a part of its own."""
+STOPPED = Accepted | Decided | DecidedHash | Prepare | Promise
+
+
+def with_three_votes(monkeypatch: pytest.MonkeyPatch) -> World:
+    """Four members, all with the same three undecided votes, each a part of its own, and a guest. Nothing is decided."""
     monkeypatch.setattr(syncing, "PART_BYTES", 10)
     world = grown(5, 4, k=5)
     names = ["carol", "dave", "erin"]
@@ -681,12 +683,16 @@ def test_votes_come_in_parts_and_count_when_all_are_here(monkeypatch: pytest.Mon
         world.settle(world.view.ids[0], world.open_request(name))
         world.settle(world.view.ids[0], world.pay_request("mint", name, 5))
     world.run(3.0)
-    voter = world.view.ids[0]
-    stopped = (Accepted, Decided, DecidedHash, Prepare, Promise)
-    world.lose = lambda source, target, message: isinstance(message, stopped)
+    world.lose = lambda source, target, message: isinstance(message, STOPPED)
     for name in names:
         world.submit(world.group(name)[0], world.pay_request(name, "bob", 1))
-    assert world.run_until(lambda: world.core(voter).acceptor.votes == 3, 5)
+    assert world.run_until(lambda: all(world.core(node).acceptor.votes == 3 for node in world.view.ids), 5)
+    return world
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_votes_come_in_parts_and_count_when_all_are_here(monkeypatch: pytest.MonkeyPatch, *, lost: bool) -> None:
+    world = with_three_votes(monkeypatch)
     parts: dict[NodeId, list[SyncPart]] = {}
     cut: list[SyncPart] = []
 
@@ -696,23 +702,173 @@ def test_votes_come_in_parts_and_count_when_all_are_here(monkeypatch: pytest.Mon
             if lost and message.part == 1:
                 cut.append(message)
                 return True
-        return isinstance(message, stopped)
+        return isinstance(message, STOPPED)
 
     world.lose = lose
     guest = grow(world)
     world.run(2.0)
     for sent in parts.values():
         assert {(part.parts, len(part.votes)) for part in sent} == {(3, 1)}
-        assert {part.part for part in sent} == {0, 1, 2}
+        assert {part.part for part in sent} == ({0, 1} if lost else {0, 1, 2})
+        assert len({part.moment for part in sent}) == 1
     if lost:
-        assert len(cut) > 3, "asked again"
+        assert len(cut) > 4, "asked again"
         assert world.core(guest).active == EMPTY
         assert world.core(guest).acceptor.votes == 0
     else:
+        assert all(len(sent) == 3 for sent in parts.values()), "each once"
         assert world.core(guest).fully_active
         assert world.core(guest).acceptor.votes == 3
     rest(world)
     assert world.watch.spendable("bob") == 3
+
+
+def test_a_sync_ends_however_little_goes_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One part at a time has room in the queue to a peer: what a turn sends beyond it is dropped, as a transport does."""
+    world = with_three_votes(monkeypatch)
+    sent: set[tuple[NodeId, NodeId, float]] = set()
+    dropped: list[SyncPart] = []
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, SyncPart):
+            if (source, target, world.now) in sent:
+                dropped.append(message)
+                return True
+            sent.add((source, target, world.now))
+        return isinstance(message, STOPPED)
+
+    world.lose = lose
+    guest = grow(world)
+    assert world.run_until(lambda: world.core(guest).fully_active, 5)
+    assert world.core(guest).acceptor.votes == 3
+    assert not dropped
+    rest(world)
+
+
+def test_a_sync_goes_on_where_it_was_when_every_other_part_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = with_three_votes(monkeypatch)
+    guest = world.guests[0]
+    came: list[SyncPart] = []
+    lost: list[SyncPart] = []
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, SyncPart) and (source, target) == (world.view.ids[0], guest):
+            into = lost if len(lost) <= len(came) else came
+            into.append(message)
+            return into is lost
+        return isinstance(message, STOPPED | SyncPart)
+
+    world.lose = lose
+    grow(world)
+    assert world.run_until(lambda: bool(world.core(guest).syncing._syncs[2].sources), 20)
+    assert [part.part for part in came] == [part.part for part in lost] == [0, 1, 2]
+    rest(world)
+
+
+def test_the_parts_of_an_answer_are_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source knows how it goes on only for the last question of who asked, and for some time."""
+    world = with_three_votes(monkeypatch)
+    source, other, *_ = world.view.ids
+    world.lose = lambda sender, target, message: isinstance(message, STOPPED | SyncPart | AskSync)
+    grow(world)
+    told: list[SyncPart] = []
+
+    def lose(sender: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, SyncPart) and (sender, target) == (source, other):
+            told.append(message)
+        return isinstance(message, STOPPED | SyncPart | AskSync)
+
+    world.lose = lose
+    assert not world.core(source).syncing._told
+    monkeypatch.setattr(syncing, "TOLD_S", 3.0)
+
+    def ask(number: int, part: int) -> SyncPart:
+        told.clear()
+        world.deliver(source, FromPeer(other, AskSync(number, 2, part)))
+        world.run(0.01)
+        (answer,) = told
+        return answer
+
+    first = ask(1, 0)
+    log = world.core(source).replica.count
+    decided = world.watch.accounts[first.votes[0].at.account].links[-1]
+    world.deliver(source, FromPeer(other, Decided(decided.raw, other, LEAF)))
+    world.run(0.1)
+    assert world.core(source).acceptor.votes == 2
+    rest_of_it = [ask(1, 1), ask(1, 2)]
+    assert [(p.part, p.parts, p.moment, p.log) for p in rest_of_it] == [(n, 3, first.moment, log) for n in (1, 2)]
+    assert len({vote.at for p in (first, *rest_of_it) for vote in p.votes}) == 3
+    assert ask(1, 0) == first, "asked again"
+
+    second = ask(2, 0)
+    assert (second.parts, second.log) == (2, log + 1)
+    again = ask(1, 2)
+    assert (again.part, again.parts) == (0, 2), "there is no such part any more"
+    assert len({first.moment, second.moment, again.moment}) == 3
+    assert ask(1, 1).moment == again.moment
+
+    assert world.core(source).syncing._told.keys() == {(other, 2)}
+    world.run(syncing.TOLD_S + 2.0)
+    assert not world.core(source).syncing._told
+    late = ask(1, 1)
+    assert late.moment != again.moment
+    world.crash(source)
+    world.start(source)
+    assert world.run_until(lambda: world.core(source).identity.verified, 5)
+    assert ask(1, 1).moment not in {p.moment for p in (first, second, again, late)}
+    assert (other, 2) in world.core(source).syncing._told
+    world.change(source, REMOVE, world.guests[0])
+    assert world.run_until(lambda: world.core(source).view.epoch == 3, 2)
+    assert not world.core(source).syncing._told, "of the view before"
+    rest(world)
+
+
+def test_who_syncs_begins_anew_with_a_source_that_did() -> None:
+    world = grown(4, 3)
+    guest, source = world.guests[0], world.view.ids[0]
+    questions: list[AskSync] = []
+
+    def lose(sender: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, AskSync) and (sender, target) == (guest, source):
+            questions.append(message)
+        return isinstance(message, SyncPart)
+
+    world.lose = lose
+    grow(world)
+    assert world.run_until(lambda: bool(questions), 5)
+    question = questions[0]
+    sync = world.core(guest).syncing._syncs[2]
+
+    def tell(**changed: object) -> list[int]:
+        """Which parts are asked for at once."""
+        questions.clear()
+        world.deliver(guest, FromPeer(source, part(question, **changed)))
+        world.run(0.001)
+        assert {asked.number for asked in questions} <= {question.number}
+        return [asked.part for asked in questions]
+
+    assert tell(part=0, parts=4, moment=1) == [1]
+    assert tell(part=1, parts=4, moment=1) == [2]
+    assert tell(part=1, parts=4, moment=1) == [], "it came twice"
+    asked: list[list[int]] = []
+    for _ in range(3):
+        questions.clear()
+        look = sync.ask_at
+        assert world.run_until(lambda: sync.ask_at > look, 5)  # noqa: B023
+        world.run(0.001)
+        asked.append([question.part for question in questions])
+    assert asked == [[], [2], [2]], "asked again, but for the time in which a part has come"
+    assert tell(part=2, parts=3, moment=2) == [0], "of another moment: nothing of the first is kept"
+    assert sync.arriving[source].parts == []
+    assert tell(part=0, parts=3, moment=2) == [1]
+    assert tell(part=2, parts=4, moment=1) == [0]
+    assert tell(part=0, parts=3, moment=3) == [1]
+    assert tell(part=1, parts=3, moment=3) == [2]
+    assert source not in sync.sources
+    assert tell(part=2, parts=3, moment=3) == []
+    assert sync.sources[source].moment == 3
+    assert tell(part=0, parts=3, moment=4) == [], "it was answered"
+    rest(world)
 
 
 def test_parts_hold_about_a_megabyte() -> None:
@@ -1006,4 +1162,4 @@ def test_parts_of_two_counts_do_not_mix() -> None:
     world.run(0.01)
     core = world.core(guest)
     assert sum(n for counter, n in core.counters.items() if counter.startswith("peer_fault")) == 1
-    assert set(core.syncing._syncs[2].arriving[source].parts) == {0}
+    assert len(core.syncing._syncs[2].arriving[source].parts) == 1
