@@ -55,6 +55,7 @@ from node.peers import Peers
 from node.replica import Replica
 from node.turn import FormLink, LinkDecoder, RequestDecoder, Self, ServeSlot, Turn, handling_s
 from routing.keyspace import NodeId, route_key
+from routing.regions import Ranges
 
 MAX_QUEUE: Final = 20_000  # requests of one account: a few full links
 MAX_QUEUED: Final = 200_000  # of all accounts
@@ -66,6 +67,7 @@ TAKEOVER_RTTS: Final = 3
 MAX_TAKEOVER_RTT_S: Final = 1.0  # what was measured while the network was clogged holds nobody up after it
 RESEND_RTTS: Final = 4  # silence for longer than this sends the same ballot again
 BACKOFF_S: Final = 0.02
+LOOK_AGAIN_S: Final = 0.5  # at what may not be decided here yet; what changes that is seen at once
 MAX_BACKOFF_S: Final = 2.0
 VOTES_S: Final = 1.0  # who voted so lately votes on what it was asked now, too
 NO_GATEWAY: Final = NodeId(b"")
@@ -98,6 +100,8 @@ class Work(msgspec.Struct):
     asked_income: bool = False
     absent: set[str] = msgspec.field(default_factory=set)
     income_complete: bool = False
+    put_off: bool = False  # it may not be decided here yet
+    barred: tuple[SlotName, int] | None = None  # the slot, with its birth epoch, where that was so
 
 
 class LookedUp(msgspec.Struct):
@@ -151,6 +155,8 @@ class Owner:
         self._looked_up: dict[str, LookedUp] = {}  # by account, in this turn
         self._voted_at: dict[NodeId, float] = {}  # when each member last voted for what this node proposed
         self._heard: Counter[bytes] = Counter()  # votes for each slot, in this turn
+        self._look_at = float("-inf")  # one time for all that is put off: each is no turn of its own
+        self._stopped_by: tuple[bool, Ranges] | None = None  # whether it voted, and where, when something was put off
         replica.hooks.append(self._on_applied)
 
     # --- requests come in ---
@@ -167,7 +173,7 @@ class Owner:
         """What forms the link in `slot` with these requests, when this node makes it and nothing is being decided there. `few`: only
         if that is not much."""
         work = self._works.get(account)
-        idle = work is None or (work.proposer is None and not work.asking and work.attempt == 0)
+        idle = work is None or (work.proposer is None and not work.asking and work.attempt == 0 and not work.put_off)
         if idle and self._self.id == self._self.view.group(route_key(slot))[0]:
             waiting: list[Queued] = []
             if work is not None and account not in self._looked_up:  # once in a turn, however many requests it brings
@@ -272,7 +278,7 @@ class Owner:
 
     def needs_form(self, event: FormLink, needs: Needs) -> None:
         work = self._works.get(event.account)
-        if work is not None:
+        if work is not None and not work.put_off:
             self._needs_forming(event.account, (held.queued for held in work.queue.values()), needs)
 
     def _needs_forming(self, account: str, queue: Iterable[Queued], needs: Needs, *, few: bool = False) -> None:
@@ -297,8 +303,9 @@ class Owner:
         work = self._works.get(event.account)
         if work is None or work.asking or (work.proposer is not None and not self._may_propose(work)):
             return
-        if not self._identity.verified:  # design R12: the queue waits, and so does whatever was voted for
-            self._wake(work, turn.now.mono + BACKOFF_S)
+        work.put_off = False
+        if not self._identity.verified or (work.barred is not None and not self._may_work_on(*work.barred)):
+            self._put_off(turn, work)  # design R12, R7: the queue waits, and so does whatever was voted for
             return
         if event.account not in turn.loaded.forming:
             # The work began after the rows of this turn were loaded, or a link of this turn has made them old.
@@ -310,8 +317,10 @@ class Owner:
         if self._self.id not in group:
             self._hand_over(turn, work, at)
             return
+        work.barred = None
         if not self._may_work_on(at, birth_epoch(head)):
-            self._wake(work, turn.now.mono + BACKOFF_S)
+            work.barred = at, birth_epoch(head)
+            self._put_off(turn, work)
             return
         if work.proposer is None:
             self._drop_settled(turn, work)
@@ -321,6 +330,24 @@ class Owner:
             self._start_ballot(turn, work, at, head, group)
         if work.proposer is not None and self._may_propose(work):
             self._form(turn, work)
+
+    def _put_off(self, turn: Turn, work: Work) -> None:
+        """It may not be decided here yet: no row of it is loaded until it may. What changes that is seen in the turn that brings it."""
+        if self._stopped_by is None:
+            self._stopped_by = self._identity.verified, self._self.active
+        if self._look_at <= turn.now.mono:
+            self._look_at = turn.now.mono + LOOK_AGAIN_S
+        work.put_off = True
+        self._wake(work, self._look_at)
+
+    def _look_at_put_off(self, turn: Turn) -> None:
+        """At the end of a turn in which this node was verified, or became ACTIVE somewhere."""
+        if self._stopped_by is None or self._stopped_by == (self._identity.verified, self._self.active):
+            return
+        self._stopped_by = None
+        for work in self._works.values():
+            if work.put_off:
+                self._wake(work, turn.now.mono)
 
     def _may_work_on(self, at: SlotName, born: int) -> bool:
         """R7: only where this node is ACTIVE. R2, R3: a slot that was born in a later epoch than this node has installed, or
@@ -335,6 +362,7 @@ class Owner:
             work.finish = work.finish or work.proposer is not None
             self._end_ballot(work)
             work.attempt, work.lowest_round = 0, 1
+            work.barred = None
             self._wake(work, turn.now.mono)
             if not work.asking:
                 turn.again.append(FormLink(work.account))
@@ -561,7 +589,7 @@ class Owner:
         for request_id, _ in link.outcomes():
             self._pull_out(work, request_id)
         work.attempt, work.lowest_round, work.finish = 0, 1, False
-        work.asked_at = None
+        work.asked_at = work.barred = None
         if not work.queue:
             self._remove(work)
             return
@@ -657,6 +685,7 @@ class Owner:
         """Begin what waited for its time; send again what was not answered."""
         self._looked_up.clear()
         self._heard.clear()
+        self._look_at_put_off(turn)
         if not self._due.passed(turn.now.mono):
             return
         for work in list(self._works.values()):
