@@ -249,7 +249,7 @@ class Gateway:
             return
         group = self._self.view.group(route_key(at.slot))
         tries = min(j.tries for j in due)
-        ranks = [n for n in group if self._peers.alive(n, turn.now)] or list(group)
+        ranks = self._peers.ranks(group, turn.now)
         to = ranks[min(tries // TRIES_PER_RANK, len(ranks) - 1)]
         if to != group[0] and not self._peers.alive(group[0], turn.now):
             turn.lookups.append(route_key(at.slot))  # perhaps it has moved
@@ -350,7 +350,7 @@ class Gateway:
         return self._due.at
 
     def tick(self, turn: Turn) -> None:
-        """Answer those whose time is up; hand the others over again when whoever has them is dead or silent too long."""
+        """Answer those whose time is up; hand the others over again when whoever has them is dead, lags, or is silent too long."""
         self._signed.clear()
         now = turn.now.mono
         if not self._due.passed(now):
@@ -372,7 +372,8 @@ class Gateway:
     def _may_hold(self, turn: Turn, job: Job) -> bool:
         """A second node that has the request makes its outcome harder to name, so it is not given one without need."""
         holder = job.holder
-        return holder is not None and self._peers.alive(holder, turn.now) and turn.now.mono < job.held_since + HOLDER_S
+        patient = turn.now.mono < job.held_since + HOLDER_S
+        return patient and holder is not None and self._peers.keeps_pace(holder, turn.now)
 
     def _time_is_up(self, turn: Turn, job: Job) -> None:
         request_id, now = job.queued.request_id, turn.now.mono

@@ -8,8 +8,9 @@
 **The queue follows the tail.** Requests that arrive while a slot is being decided wait; when its link is applied,
 whoever holds requests that are not in it hands all of them to the owner of the new tail.
 
-**Takeover.** A standby waits 3 RTT for every living rank before it, then runs phase 1. Refusals carry the promised
-ballot; the next try goes above it after an exponential, random back-off.
+**Takeover.** A standby waits 3 RTT for every rank before it that lives and does not lag, then runs phase 1. Refusals carry
+the promised ballot; the next try goes above it after an exponential, random back-off. Whoever lags itself and lacks the parent
+leaves requests to another rank, and nodes that see this differently send no request in circles (`_leave`).
 
 A `Work` is one account with something to decide here:
 
@@ -185,22 +186,44 @@ class Owner:
         at = message.at
         head = turn.loaded.heads.get(at.account)
         if height_of(head) < at.height - 1:
-            self._replica.wait_for_parent(turn, peer, message)
+            if not self._leave(turn, message):
+                self._replica.wait_for_parent(turn, peer, message)
             return
         if head is not None and head.height >= at.height:
             self._chase(turn, peer, message, head)
             return
         group = self._self.view.group(route_key(at.slot))
-        before = [n for n in group[: _rank(group, self._self.id)] if self._peers.alive(n, turn.now)]
+        before = [n for n in group[: _rank(group, self._self.id)] if self._peers.keeps_pace(n, turn.now)]
         if self._self.id not in group or (before and not message.takeover):
-            ids = tuple(self._queued(item, at.account).request_id for item in message.items)
-            turn.send(peer, NotOwner(at, ids, self._self.view.epoch, group))
+            ids = tuple(self._queued(i, at.account).request_id for i in message.items if i.gateway != NO_GATEWAY)
+            if ids:  # who made a copy holds the request itself, and need not be told
+                turn.send(peer, NotOwner(at, ids, self._self.view.epoch, group))
             return
         if before:  # the sender cannot reach them, this node can: the owner gets the requests after all
             message = msgspec.structs.replace(message, items=_copies(message.items), takeover=False)
             turn.send(before[0], message)
         held = [self._held(item, at.account, turn.now.mono) for item in message.items]
         self.enqueue(turn, at.account, held, wait_s=self._takeover_wait(before))
+
+    def _leave(self, turn: Turn, message: Forward) -> bool:
+        """Leave requests whose parent is not here to a rank that keeps pace, when this node lags: it may lack the parent for long.
+
+        No request runs in circles, whatever each node thinks of the others. What is left to others says `takeover`: whoever gets it
+        keeps it, and at most sends a copy to a rank before it that it thinks more of. A copy is neither left to others nor
+        answered with `NotOwner`: who made it holds the request, too. A `NotOwner` to anything else sends its requests to the first rank, which
+        answers nothing of its view with another. All else that sends requests on (`_chase`, `_hand_over`) does it behind a decided link,
+        for the slot after it. So on the way of a request (height of its slot, `takeover`) does not fall, and where it stays the
+        same the way ends with the first rank."""
+        group = self._self.view.group(route_key(message.at.slot))
+        copies = any(item.gateway == NO_GATEWAY for item in message.items)
+        if message.takeover or copies or self._self.id not in group or not self._peers.lags(self._self.id):
+            return False
+        to = self._peers.ranks(group, turn.now)[0]
+        if to == self._self.id or self._peers.lags(to):
+            return False
+        self._self.counters["forwards_left"] += 1
+        turn.hand_on(to, msgspec.structs.replace(message, takeover=True))
+        return True
 
     def _chase(self, turn: Turn, peer: NodeId, message: Forward, head: AccountHead) -> None:
         """The slot is decided already. What may still execute follows the tail from here, for it is faster than the way
@@ -224,7 +247,7 @@ class Owner:
         if not open_:
             return
         at = SlotName(head.slot, account, head.height + 1)
-        to, is_owner = self._first_living(turn, at)
+        to, is_owner = self._first_rank(turn, at)
         if to == self._self.id:
             self.enqueue(turn, account, open_)
         else:
@@ -596,18 +619,18 @@ class Owner:
         self._hand_over(turn, work, SlotName(link.next_slot, link.account, link.height + 1))
 
     def _hand_over(self, turn: Turn, work: Work, at: SlotName) -> None:
-        """Send the queue to the first living member of the slot's group, or keep it when that is this node."""
-        to, is_owner = self._first_living(turn, at)
+        """Send the queue to the first of the slot's group who lives and does not lag, or keep it when that is this node."""
+        to, is_owner = self._first_rank(turn, at)
         if to == self._self.id:
             turn.again.append(FormLink(work.account))
             return
         self._send_items(turn, to, at, work.queue.values(), takeover=not is_owner)
         self._remove(work)
 
-    def _first_living(self, turn: Turn, at: SlotName) -> tuple[NodeId, bool]:
-        """The first living member of the slot's group, and whether that is its owner."""
+    def _first_rank(self, turn: Turn, at: SlotName) -> tuple[NodeId, bool]:
+        """Who of the slot's group is to make its link, and whether that is its owner."""
         group = self._self.view.group(route_key(at.slot))
-        to = next((n for n in group if self._peers.alive(n, turn.now)), group[0])
+        to = self._peers.ranks(group, turn.now)[0]
         return to, to == group[0]
 
     def _send_items(self, turn: Turn, to: NodeId, at: SlotName, held: Iterable[Held], *, takeover: bool) -> None:

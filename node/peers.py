@@ -5,6 +5,11 @@ but answers no ping does not hear this node, and a request that is handed to it 
 nothing came for three times SUSPECT_S is closed: it may be half open, and would never end by itself. Pings keep an idle
 connection heard of and measure the round trip *through the peer's turns*, so that time-outs built on it grow with
 load. Being wrong costs time, never safety: consensus does not ask who is alive.
+
+A member that was away lives, and has no use for requests until it has caught up: it *lags* while it lacks many links that
+this node had LAG_S before. Counts are never compared as they come, for those of a busy network are old when they arrive:
+what a peer tells is held against what this node had LAG_S before it asked, and what this node has now against what a peer
+told LAG_S ago. Who lags is handed requests last (`ranks`); for all else it is as good as others (ADR 29).
 """
 
 from collections import deque
@@ -37,13 +42,19 @@ from routing.view import majority
 PING_EVERY_S: Final = 0.5  # four chances before a peer is suspected
 # How old a word may be that makes a read current: turns of a second are no reason to doubt.
 CURRENT_S: Final = 2 * SUSPECT_S
+LAG_S: Final = 1.0  # two rounds of pings; a request may wait for so long at an owner that lags a little less
+LAG_LINKS: Final = (
+    100  # few links that were lost, and are asked for in a round trip, are no reason to go round an owner
+)
 UNANSWERED: Final = 4  # pings: as many as are sent within SUSPECT_S
 DROP_PINGS: Final = 12  # rounds without a word: 3 x SUSPECT_S, in pings, so that who slept itself closes nothing
 PINGS_PER_ROUND: Final = 16  # above this many members each round pings a part of them
 MIN_RTT_S: Final = 0.005  # below a turn's own length a measured round trip says nothing
 FIRST_RTT_S: Final = 0.05
 MAX_RTT_S: Final = 60.0  # a peer is suspected long before; what it echoes is not believed beyond
+MAX_LAG_RTT_S: Final = 4.0  # a pong that took longer says nothing of who lags; its sender is not alive meanwhile
 RTT_WEIGHT: Final = 0.2  # of a new sample, as TCP smooths
+_LAG_ROUNDS: Final = round(LAG_S / PING_EVERY_S)
 _ANSWERS: Final = frozenset[type[Message]]({Promise, Accepted, ViewPromise, ViewAccepted})
 _VOTING: Final = _ANSWERS | {Prepare, Accept, ViewPrepare, ViewAccept}
 
@@ -57,6 +68,8 @@ class _Peer:
         self.rtt = FIRST_RTT_S
         self.measured = False
         self.links = 0
+        self.lags = False  # behind this node, as of its last pong
+        self.told_links: deque[int] = deque(maxlen=_LAG_ROUNDS)  # what it had told in the last rounds
         self.clock_apart_ms = 0
         self.pinged: float | None = None  # `sent` of its last ping
         # When they were asked for, and how many links it had since.
@@ -74,7 +87,10 @@ class Peers:
         self._next_ping = started
         self._suspended_at = float("-inf")
         self._turn_of = 0
+        self._lags = False  # this node itself, as of the last round of pings
         self._told: dict[NodeId, tuple[int, bool]] = {}
+        # When, and how many links there were here, in rounds of pings: as old as what a pong may be held against.
+        self._had: deque[tuple[float, int]] = deque(maxlen=round((MAX_LAG_RTT_S + LAG_S) / PING_EVERY_S))
 
     def on_up(self, turn: Turn, peer: NodeId, boot: bytes, links: int, *, replaced: bool = False) -> None:
         self._up[peer] = _Peer(turn.now.mono)
@@ -158,6 +174,7 @@ class Peers:
         sample = turn.now.mono - message.sent
         if known is None or not 0 <= sample <= MAX_RTT_S:  # also when `sent` is no number
             return
+        self._note_lag(known, message)
         if not known.pongs or message.sent >= known.pongs[-1][0] + PING_EVERY_S / 2:
             known.pongs.append((message.sent, message.links))
         sample = max(sample, MIN_RTT_S)
@@ -193,6 +210,39 @@ class Peers:
         known = self._up.get(peer)
         if known is not None:
             known.links = links
+
+    def _note_lag(self, known: _Peer, message: Pong) -> None:
+        before = [links for when, links in self._had if when <= message.sent - LAG_S]
+        if before:
+            known.lags = message.links + LAG_LINKS < before[-1]
+
+    def _note_own_lag(self, now: Now, links: int) -> None:
+        """In each round of pings: this node has `links` now."""
+        self._had.append((now.mono, links))
+        self._lags = False
+        for peer, known in self._up.items():
+            told = known.told_links
+            if len(told) == _LAG_ROUNDS and told[0] > links + LAG_LINKS and self.alive(peer, now):
+                self._lags = True
+            told.append(known.links)
+
+    def lags(self, node: NodeId) -> bool:
+        """True when `node` lacks many links that this node had LAG_S before; of this node itself, when it lacks as many that a peer
+        who lives had LAG_S before."""
+        if node == self._self.id:
+            return self._lags
+        known = self._up.get(node)
+        return known is not None and known.lags
+
+    def keeps_pace(self, node: NodeId, now: Now) -> bool:
+        """True for who lives and does not lag."""
+        return self.alive(node, now) and not self.lags(node)
+
+    def ranks(self, group: Sequence[NodeId], now: Now) -> list[NodeId]:
+        """To whom of a slot's group requests are handed, one after the other: those who live, in their order, who lags last. All of
+        them when nobody lives."""
+        living = [node for node in group if self.alive(node, now)] or list(group)
+        return sorted(living, key=self.lags)
 
     def alive(self, node: NodeId, now: Now) -> bool:
         """True for this node itself and for peers that were heard of lately and hear this node."""
@@ -260,6 +310,7 @@ class Peers:
             return
         slept = self._has_slept(turn.now)  # what came meanwhile may not have been looked at yet
         self._next_ping = turn.now.mono + PING_EVERY_S
+        self._note_own_lag(turn.now, links)
         peers = self.connected()
         if not slept:
             self._look_for_silence(turn, peers)
