@@ -5,7 +5,7 @@ rounded up to a power of two with NULLs, which match nothing, so that few differ
 """
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from functools import lru_cache
 from itertools import chain, starmap
 from typing import Any, Final, TypeVar
@@ -22,6 +22,9 @@ from chain.seal import LogHead, read_log_head
 
 CHAIN_BATCH: Final = 256  # links in one answer about a chain
 CHAIN_BATCH_BYTES: Final = 1 << 20  # and their bytes, but always one link: a frame holds a few of these
+WANTED_BYTES: Final = (
+    8 * 1024 * 1024
+)  # of links for others in one turn, of each kind: a quarter of what may wait for one peer
 LOG_BATCH: Final = 4096  # hashes in one answer about the log: 128 KiB
 _KEYS_PER_QUERY: Final = 512  # bounds the text of a query, and with it SQLite's parser
 
@@ -32,8 +35,8 @@ class Needs(msgspec.Struct):
     `heads`: account names. `assets`: names of accounts of which no more matters than that they are here, and what they hold. `outcomes`: (account, request id); an id counts only for the account whose link records it,
     because anybody may cancel an id that is not theirs. `postings`: hashes of postings that a link of this account
     confirms. `made`: hashes of postings of links that this turn may apply: for these no search by hash. `links_at`: (account, height).
-    `chains`: (account, from height). `by_hash`: link hashes and `by_posting`: posting hashes, for raw links. `known`:
-    which of these link hashes are here. `forming`, `income`: account names. `forming_few`: both of them, but only of
+    `chains`: (account, from height). `by_hash`: link hashes, for raw links. `wanted_chains`, `wanted_links`, `wanted_postings`: the same,
+    and the links that hold these postings, for others: of each kind in this order, as far as `WANTED_BYTES` go. `known`: which of these link hashes are here. `forming`, `income`: account names. `forming_few`: both of them, but only of
     accounts that at most `FEW` postings wait for, because the others cost much. `log`: after which seq. `log_head`: the end of the log.
     """
 
@@ -45,7 +48,9 @@ class Needs(msgspec.Struct):
     links_at: set[tuple[str, int]] = msgspec.field(default_factory=set)
     chains: set[tuple[str, int]] = msgspec.field(default_factory=set)
     by_hash: set[LinkHash] = msgspec.field(default_factory=set)
-    by_posting: set[PostingHash] = msgspec.field(default_factory=set)
+    wanted_chains: dict[tuple[str, int], None] = msgspec.field(default_factory=dict)
+    wanted_links: dict[LinkHash, None] = msgspec.field(default_factory=dict)
+    wanted_postings: dict[PostingHash, None] = msgspec.field(default_factory=dict)
     known: set[LinkHash] = msgspec.field(default_factory=set)
     forming: set[str] = msgspec.field(default_factory=set)
     forming_few: set[str] = msgspec.field(default_factory=set)
@@ -72,7 +77,8 @@ class LogPage(msgspec.Struct, frozen=True, gc=False):
 
 
 class Loaded(msgspec.Struct):
-    """The answers to `Needs`, under the same names. An absent key is not there. `made`: see `note_made`.
+    """The answers to `Needs`, under the same names. An absent key is not there. `made`: see `note_made`. `cut`: of what is wanted
+    for others something may be absent because there was no room for it.
 
     `postings`: by their hash. `forming` and `income` also have what `forming_few` asked for. `chains`, `forming`, `income` and `log` hold every key that was asked for (with nothing in it, where there is
     nothing). Raw links are header | body, as `decode_link_untrusted` takes them.
@@ -85,13 +91,20 @@ class Loaded(msgspec.Struct):
     links_at: dict[tuple[str, int], LinkHash] = msgspec.field(default_factory=dict)
     chains: dict[tuple[str, int], tuple[bytes, ...]] = msgspec.field(default_factory=dict)
     by_hash: dict[LinkHash, bytes] = msgspec.field(default_factory=dict)
-    by_posting: dict[PostingHash, bytes] = msgspec.field(default_factory=dict)
+    wanted_chains: dict[tuple[str, int], tuple[bytes, ...]] = msgspec.field(default_factory=dict)
+    wanted_links: dict[LinkHash, bytes] = msgspec.field(default_factory=dict)
+    wanted_postings: dict[PostingHash, bytes] = msgspec.field(default_factory=dict)
+    cut: bool = False
     known: set[LinkHash] = msgspec.field(default_factory=set)
     forming: dict[str, Forming] = msgspec.field(default_factory=dict)
     income: dict[str, Income] = msgspec.field(default_factory=dict)
     log: dict[int, LogPage] = msgspec.field(default_factory=dict)
     log_head: LogHead | None = None
     made: dict[PostingHash, Link] = msgspec.field(default_factory=dict)
+
+    def link(self, link: LinkHash) -> bytes | None:
+        """A raw link that was wanted for others, or that is here for another reason."""
+        return self.wanted_links.get(link) or self.by_hash.get(link)
 
     def posting(self, posting: PostingHash) -> Credit | None:
         """The row of a posting that was asked for, or that a link made since (`note_made`)."""
@@ -157,10 +170,8 @@ _LINKS_AT: Final = (
     "SELECT l.account, l.height, l.hash FROM k CROSS JOIN links AS l ON l.account = k.column1 AND l.height = k.column2"
 )
 _BY_HASH: Final = "SELECT l.hash, l.header, l.body FROM k CROSS JOIN links AS l ON l.hash = k.column1"
-_BY_POSTING: Final = (
-    f"SELECT p.hash, l.header, l.body FROM k CROSS JOIN postings AS p ON {BY_HASH.format('k.column1')} "
-    "CROSS JOIN links AS l ON l.seq = p.id >> 14"
-)
+_LINK_OF: Final = f"SELECT p.hash, p.id >> 14 FROM k CROSS JOIN postings AS p ON {BY_HASH.format('k.column1')}"
+_BY_SEQ: Final = "SELECT l.seq, l.header, l.body FROM k CROSS JOIN links AS l ON l.seq = k.column1"
 _KNOWN: Final = "SELECT l.hash FROM k CROSS JOIN links AS l ON l.hash = k.column1"
 _CHAIN: Final = "SELECT header, body FROM links WHERE account = ? AND height >= ? ORDER BY height LIMIT ?"
 _LOG: Final = "SELECT hash, seq FROM links WHERE seq > ? ORDER BY seq LIMIT ?"
@@ -228,8 +239,8 @@ def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
             )
         if needs.by_hash:
             loaded.by_hash = dict(_join(conn, _BY_HASH, _singles(needs.by_hash), _keyed_raw))
-        if needs.by_posting:
-            loaded.by_posting = dict(_join(conn, _BY_POSTING, _singles(needs.by_posting), _keyed_raw))
+        if needs.wanted_chains or needs.wanted_links or needs.wanted_postings:
+            _load_wanted(conn, needs, loaded)
         if needs.known:
             loaded.known = set(_join(conn, _KNOWN, _singles(needs.known), LinkHash))
         if needs.chains:
@@ -315,6 +326,35 @@ def _chain(conn: sqlite3.Connection, account: str, from_height: int) -> tuple[by
             break
         links.append(header + body)
     return tuple(links)
+
+
+def _load_wanted(conn: sqlite3.Connection, needs: Needs, loaded: Loaded) -> None:
+    """What others asked for. A link is read once for however many of its postings."""
+    chains = ((key, _chain(conn, *key)) for key in needs.wanted_chains)
+    loaded.wanted_chains = dict(_bounded(chains, _total, loaded))
+    links: Iterator[tuple[LinkHash, bytes]] = _join(conn, _BY_HASH, _singles(needs.wanted_links), _keyed_raw)
+    loaded.wanted_links = dict(_bounded(links, len, loaded))
+    of_link: dict[int, list[PostingHash]] = {}
+    for posting, seq in _join(conn, _LINK_OF, _singles(needs.wanted_postings), _pair):
+        of_link.setdefault(seq, []).append(posting)
+    paying: Iterator[tuple[int, bytes]] = _join(conn, _BY_SEQ, _singles(of_link), _keyed_raw)
+    for seq, raw in _bounded(paying, len, loaded):
+        loaded.wanted_postings.update(dict.fromkeys(of_link[seq], raw))
+
+
+def _bounded(rows: Iterable[tuple[U, T]], size_of: Callable[[T], int], loaded: Loaded) -> Iterator[tuple[U, T]]:
+    """As many of these as `WANTED_BYTES` have room for, in their order, and always the first."""
+    size = 0
+    for key, value in rows:
+        there, size = size, size + size_of(value)
+        if there and size > WANTED_BYTES:
+            loaded.cut = True
+            return
+        yield key, value
+
+
+def _total(raws: Sequence[bytes]) -> int:
+    return sum(map(len, raws))
 
 
 def exact(high: int, low: int) -> int:

@@ -312,21 +312,29 @@ class Replica:
     # --- serving others ---
 
     def needs_want(self, message: Want, needs: Needs) -> None:
-        needs.chains.update(message.chains)
-        needs.by_hash.update(LinkHash(h) for h in message.links)
-        needs.by_posting.update(PostingHash(h) for h in message.postings)
+        needs.wanted_chains.update(dict.fromkeys(message.chains))
+        needs.wanted_links.update(dict.fromkeys(map(LinkHash, message.links)))
+        needs.wanted_postings.update(dict.fromkeys(map(PostingHash, message.postings)))
 
     def on_want(self, turn: Turn, peer: NodeId, message: Want) -> None:
+        """Send what there is room for in one turn. Who asked for links by their hashes is told by an empty Links that the answer ends
+        before them."""
         loaded = turn.loaded
-        raws = [raw for chain in message.chains for raw in loaded.chains.get(chain, ())]
+        raws = [raw for wanted in message.chains for raw in loaded.wanted_chains.get(wanted, ())]
         chains = dict(message.chains)
         for write in turn.applied:  # since the rows were loaded
             if isinstance(write, Applied) and write.link.height >= chains.get(write.link.account, MAX_AMOUNT):
                 raws.append(write.link.raw)
-        raws += [raw for h in message.links if (raw := loaded.by_hash.get(LinkHash(h))) is not None]
-        raws += [raw for h in message.postings if (raw := loaded.by_posting.get(PostingHash(h))) is not None]
+        links = [raw for h in message.links if (raw := loaded.link(LinkHash(h))) is not None]
+        raws += links
+        raws += [raw for h in message.postings if (raw := loaded.wanted_postings.get(PostingHash(h))) is not None]
+        if not raws and loaded.cut:
+            turn.again.append(FromPeer(peer, message))  # others took all the room: it is before them in the next turn
+            return
         for batch in batches(list(dict.fromkeys(raws))):
             turn.send(peer, Links(batch))
+        if loaded.cut and len(links) < len(message.links):
+            turn.send(peer, Links(()))
 
     def needs_serve(self, event: ServeSlot, needs: Needs) -> None:
         needs.chains.add((event.at.account, event.at.height))

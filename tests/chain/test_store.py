@@ -508,7 +508,9 @@ def test_absent_keys_are_absent(bank: Bank) -> None:
         links_at={("alice", 99), ("nobody", 0)},
         chains={("nobody", 0)},
         by_hash={LinkHash(nobody("c"))},
-        by_posting={PostingHash(nobody("d"))},
+        wanted_chains={("nobody", 0): None},
+        wanted_links={LinkHash(nobody("c")): None},
+        wanted_postings={PostingHash(nobody("d")): None},
         known={LinkHash(nobody("e"))},
         forming={"nobody"},
         income={"nobody"},
@@ -516,6 +518,7 @@ def test_absent_keys_are_absent(bank: Bank) -> None:
     )
     assert load(bank.conn, needs) == Loaded(
         chains={("nobody", 0): ()},
+        wanted_chains={("nobody", 0): ()},
         forming={"nobody": Forming(None, b"", (), (), 0, 0)},
         income={"nobody": Income(0, 0, ())},
         log={10_000: LogPage((), 10_000)},
@@ -536,7 +539,8 @@ def test_everything_is_loaded_by_its_key(bank: Bank) -> None:
         postings=by_recipient,
         links_at={(link.account, link.height) for link in links},
         by_hash={link.hash for link in links},
-        by_posting={posting for _, posting in postings},
+        wanted_links=dict.fromkeys(link.hash for link in links),
+        wanted_postings=dict.fromkeys(posting for _, posting in postings),
         known={link.hash for link in links} | {LinkHash(nobody("x"))},
     )
     loaded = load(bank.conn, needs)
@@ -550,7 +554,9 @@ def test_everything_is_loaded_by_its_key(bank: Bank) -> None:
     assert {key: (o.outcome, o.link_hash, o.height, o.balance) for key, o in loaded.outcomes.items()} == first
     assert loaded.links_at == {(link.account, link.height): link.hash for link in links}
     assert loaded.by_hash == {link.hash: link.raw for link in links}
-    assert loaded.by_posting == {posting: link.raw for link, posting in postings}
+    assert loaded.wanted_links == loaded.by_hash
+    assert loaded.wanted_postings == {posting: link.raw for link, posting in postings}
+    assert not loaded.cut
     assert loaded.known == {link.hash for link in links}
     confirmations = {posting: link.hash for link in links for posting in link.confirmed}
     ids = dict(bank.conn.execute("SELECT hash, id FROM transfers"))
@@ -575,6 +581,28 @@ def test_everything_is_loaded_by_its_key(bank: Bank) -> None:
             assert (row.prev_confirmed_hash is None) is (confirmation is None)
 
 
+def test_what_is_read_for_others_is_bounded_and_a_link_is_read_once(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of its postings are asked for. What is asked for first comes first, and one link always."""
+    links = [bank.pay("mint", ("alice", 1), ("bob", 1), ("bob", 2)) for _ in range(4)]
+    size = max(len(link.raw) for link in links)
+    monkeypatch.setattr(chain.needs, "WANTED_BYTES", 2 * size)
+    postings = dict.fromkeys(posting for link in reversed(links) for posting in link.posting_hashes)
+    for asked, here in ((links, 2), (links[1:3], 2), (links[:1], 1)):
+        loaded = load(bank.conn, Needs(wanted_links=dict.fromkeys(link.hash for link in reversed(asked))))
+        assert list(loaded.wanted_links) == [link.hash for link in reversed(asked)][:here]
+        assert loaded.cut is (len(asked) > here)
+    loaded = load(bank.conn, Needs(wanted_postings=postings))
+    assert loaded.cut and set(loaded.wanted_postings) == {p for link in links[2:] for p in link.posting_hashes}
+    assert len({id(raw) for raw in loaded.wanted_postings.values()}) == 2
+    chains = {("mint", links[0].height): None, ("mint", links[3].height): None}
+    loaded = load(bank.conn, Needs(wanted_chains=chains))
+    assert loaded.cut and list(loaded.wanted_chains) == [("mint", links[0].height)]
+    monkeypatch.setattr(chain.needs, "WANTED_BYTES", 1)
+    assert len(load(bank.conn, Needs(wanted_postings=postings)).wanted_postings) == 3
+
+
 def _plans(conn: sqlite3.Connection, work: Callable[[], object]) -> dict[str, list[str]]:
     """Every query that the work runs, with SQLite's plan of it."""
     queries: set[str] = set()
@@ -596,7 +624,9 @@ def test_what_a_turn_reads_is_found_in_an_index(bank: Bank, monkeypatch: pytest.
         links_at={(link.account, link.height)},
         chains={("alice", 1)},
         by_hash={link.hash},
-        by_posting={posting},
+        wanted_chains={("alice", 1): None},
+        wanted_links={link.hash: None},
+        wanted_postings={posting: None},
         known={link.hash},
         forming=names,
         forming_few=names | {"erik"},
@@ -742,9 +772,10 @@ def test_a_posting_is_found_by_its_hash_in_every_part_of_the_index(conn: sqlite3
     wanted = {posting for link in links for posting in (link.posting_hashes[0], link.posting_hashes[-1])}
     unknown = PostingHash(nobody("x"))
     assert set(find_credits(conn, wanted | {unknown})) == wanted
-    assert load(conn, Needs(by_posting=wanted)).by_posting == {
-        posting: link.raw for link in links for posting in (link.posting_hashes[0], link.posting_hashes[-1])
-    }
+    for link in links:
+        ends = (link.posting_hashes[0], link.posting_hashes[-1])
+        found = load(conn, Needs(wanted_postings=dict.fromkeys(ends)))
+        assert found.wanted_postings == dict.fromkeys(ends, link.raw)
     assert audit(conn).ok
     conn.execute("DROP TRIGGER postings_update")
     conn.execute("UPDATE postings SET part = 1 << 40 WHERE id = (SELECT max(id) FROM postings)")
