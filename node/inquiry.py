@@ -28,7 +28,7 @@ from chain.rows import AccountHead
 from node.acceptor import Acceptor
 from node.due import Due
 from node.identity import Identity
-from node.messages import AskIncome, AskSlot, IncomeAnswer, SlotAnswer, SlotName, Want
+from node.messages import AskIncome, AskSlot, IncomeAnswer, SlotAnswer, SlotName
 from node.peers import Peers
 from node.replica import Replica
 from node.turn import LinkDecoder, Self, ServeSlot, Turn
@@ -212,7 +212,7 @@ class Inquiries:
         for member in self._self.view.members:
             lacking = inquiry.lacking.get(member.id)
             if lacking and member.id != self._self.id:
-                turn.send(member.id, Want(chains=tuple(sorted((s, h) for s, h in lacking.items()))))
+                self._replica.want_chains(turn, member.id, [(s, h, h) for s, h in sorted(lacking.items())])
             elif member.id != self._self.id and member.id not in inquiry.answered:
                 turn.send(member.id, AskIncome(number, inquiry.account, inquiry.digest, self._self.view.epoch))
 
@@ -255,8 +255,9 @@ class Inquiries:
         for sender in lacking:
             self._lacked.setdefault(sender, set()).add(number)
         if peer != self._self.id:
-            chains = tuple((s, height_of(turn.loaded.heads.get(s)) + 1) for s in lacking)
-            turn.send(peer, Want(chains=chains))
+            self._replica.want_chains(
+                turn, peer, [(s, height_of(turn.loaded.heads.get(s)) + 1, h) for s, h in lacking.items()]
+            )
 
     def _settle_income(self, turn: Turn, number: int) -> None:
         inquiry = self._incomes[number]

@@ -3,7 +3,8 @@
 * R11 only decided links come here, and none is judged again: `check_successor` failing means that this replica is
       damaged, and the node stops. Two successors of one link stop it too.
 * A link waits until all it stands on is applied: the link before it, the openings of the accounts it pays, the
-  postings it confirms. What waits is asked for, at its sender first, then at others.
+  postings it confirms. What it lacks is asked for, at its sender first, then at others; one question brings it for all that wait
+  for it. The last of what it lacked wakes it.
 * Decided links go out at once (directly, or along a Kademlia broadcast tree in large networks), and every PULL_S a
   random peer is asked what its log holds that this one lacks. So a lost message costs time, never a link.
 * R8 a cursor says that all links before it in one log are applied here; syncs rely on it (`has_log`). So it moves only behind
@@ -13,6 +14,7 @@
 import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Final
 
 import msgspec
@@ -20,7 +22,7 @@ import msgspec
 from chain.errors import Corruption, RemoteFault
 from chain.link import Link, LinkHash, PostingHash
 from chain.names import MAX_AMOUNT
-from chain.needs import Loaded, Needs
+from chain.needs import CHAIN_BATCH, Loaded, Needs
 from chain.rows import AccountHead, Applied, Credit, Forming, OutcomeRow
 from chain.rules import check_successor
 from chain.store import CursorRow
@@ -31,6 +33,7 @@ from node.messages import (
     DecidedHash,
     Forward,
     Links,
+    Message,
     Moved,
     Offer,
     Prepare,
@@ -48,27 +51,38 @@ PULL_S: Final = 2.0
 PULL_TIMEOUT_S: Final = 3.0  # then the pull is given up and another peer asked
 FOLLOW_S: Final = 0.1  # the same while this node syncs, and a few round trips more
 FOLLOW_RTTS: Final = 8
-WANT_AGAIN_S: Final = 0.3  # for what waiting links lack
+WANT_AGAIN_S: Final = 0.3  # for the chain of an account that waiting links lack, and for postings at one peer
 MAX_WANT_AGAIN_S: Final = 2.4  # each look searches for all that a link confirms, up to 8,190 hashes
 MAX_EARLY: Final = 10_000  # messages about slots whose parent is not here yet; above it they are dropped
+MAX_EARLY_BYTES: Final = 64 * 1024 * 1024  # of their links and requests; proposals, which come again, take half of it
 MAX_WAITING: Final = 10_000  # links that wait; above it they are dropped, and pulled again later
-WANT_BATCH: Final = 512  # hashes of one Want
+MAX_WAITING_BYTES: Final = 64 * 1024 * 1024  # and their bytes; decoded they take about twice as many
+WANT_BATCH: Final = 512  # hashes, and chains, of one Want
 LOG_ID_BITS: Final = 62
 REPLY_BYTES: Final = 1024 * 1024  # of one Links message
 
 AppliedHook = Callable[[Turn, Link, NodeId], None]
 
-# What a waiting link waits for: ("link", account, height - the first missing) or ("posting", hash).
-_Key = tuple[str, str | bytes]
+_At = tuple[str, int]  # the link of this account at this height
+_Key = _At | PostingHash  # what a waiting link waits for
 
 
 class _Waiting(msgspec.Struct):
     link: Link
     source: NodeId
     by: NodeId
-    missing: tuple[_Key, ...]
+    missing: dict[_Key, None]  # in order; what comes is taken out
     ask_at: float
-    pause_s: float  # until it is looked at again after that, though nothing that it waits for has come
+    pause_s: float  # until it is looked at again after that, though something that it waits for has not come
+
+
+class _Asked(msgspec.Struct):
+    """A question for the chain of an account."""
+
+    peer: NodeId
+    at: float
+    last: int  # an answer of one batch ends at this height
+    goal: int  # the highest link that anybody waits for
 
 
 class _Puller(msgspec.Struct):
@@ -79,7 +93,9 @@ class _Puller(msgspec.Struct):
     dropped: bool = False  # a link that may have been asked for: the cursor stays
     offer: Offer | None = None
     wanted: deque[bytes] = msgspec.field(default_factory=deque)
-    asked: set[bytes] = msgspec.field(default_factory=set)
+    asked: dict[bytes, None] = msgspec.field(default_factory=dict)  # in order: what has not come of the last Want
+    batch: int = 0  # how many that Want named
+    ended: bool = False  # its answer, before all of them
 
 
 class Replica:
@@ -94,9 +110,12 @@ class Replica:
         self._log_ids: dict[NodeId, int] = {}  # as the peers have told in this life
         self._waiting: dict[LinkHash, _Waiting] = {}
         self._waiters: dict[_Key, set[LinkHash]] = {}
-        self._early: dict[str, list[FromPeer]] = {}
+        self._waiting_bytes = 0
+        self._early: dict[_At, list[FromPeer]] = {}  # by the link that they wait for
         self._early_count = 0
-        self._early_asked: dict[str, float] = {}  # account -> when its chain was asked for last
+        self._early_bytes = 0
+        self._asked: dict[str, _Asked] = {}  # by account, for its chain
+        self._postings_asked: dict[NodeId, float] = {}  # when each peer was asked for postings, of late
         self._puller: _Puller | None = None
         self._next_pull = 0.0
         self._follow: dict[NodeId, tuple[int, int]] = {}  # peers of whom this log must be read up to here (design R8)
@@ -149,17 +168,51 @@ class Replica:
         """`link` is decided in `at`, as `peer` says, and is not among the votes: it is here, or is asked for with what is before it."""
         head = turn.loaded.heads.get(at.account)
         if head is None or head.height < at.height:
-            self._want_chain(turn, peer, at.account, head)
+            self._want_chain(turn, peer, at.account, at.height)
         else:
             self._check_same(at.account, at.height, turn.loaded.links_at.get((at.account, at.height)), link)
 
-    def _want_chain(self, turn: Turn, peer: NodeId, account: str, head: AccountHead | None) -> None:
-        asked = self._early_asked.get(account, float("-inf"))
-        if asked + WANT_AGAIN_S <= turn.now.mono:  # one question brings the chain, however many messages wait for it
-            if len(self._early_asked) >= MAX_EARLY:
-                self._early_asked.clear()  # it costs a question more
-            self._early_asked[account] = turn.now.mono
-            turn.send(peer, Want(chains=((account, head.height + 1 if head is not None else 0),)))
+    def _want_chain(self, turn: Turn, peer: NodeId, account: str, goal: int) -> None:
+        chains = self._chain_to_ask(turn, peer, account, goal)
+        if chains:
+            turn.send(peer, Want(chains=chains))
+
+    def _chain_to_ask(self, turn: Turn, peer: NodeId, account: str, goal: int) -> tuple[_At, ...]:
+        """What to ask `peer` for, somebody waiting for link `goal` of the account: nothing when the chain was just asked for. One
+        question brings it, however many messages and links wait for it."""
+        asked = self._asked.get(account)
+        if asked is not None and asked.at + WANT_AGAIN_S > turn.now.mono:
+            asked.goal = max(asked.goal, goal)
+            return ()
+        head = turn.loaded.heads.get(account)
+        first = head.height + 1 if head is not None else 0
+        self._note_asked(turn, peer, account, first, goal)
+        return ((account, first),)
+
+    def want_chains(self, turn: Turn, peer: NodeId, lacking: Iterable[tuple[str, int, int]]) -> None:
+        """Ask `peer` for these chains (account, first height, the highest that it has), but not for what was just asked for."""
+        chains = []
+        for account, first, goal in lacking:
+            asked = self._asked.get(account)
+            if asked is None or asked.at + WANT_AGAIN_S <= turn.now.mono or asked.goal < goal:
+                self._note_asked(turn, peer, account, first, goal)
+                chains.append((account, first))
+        if chains:
+            turn.send(peer, Want(chains=tuple(chains)))
+
+    def _note_asked(self, turn: Turn, peer: NodeId, account: str, first: int, goal: int) -> None:
+        if len(self._asked) >= MAX_EARLY:
+            self._asked.clear()  # it costs a question more
+        self._asked[account] = _Asked(peer, turn.now.mono, first + CHAIN_BATCH - 1, goal)
+
+    def _chain_came(self, turn: Turn, link: Link) -> None:
+        """Forget the question when all that anybody waits for is here; ask on when its answer was a whole batch."""
+        asked = self._asked.get(link.account)
+        if asked is None or link.height < min(asked.last, asked.goal):
+            return
+        del self._asked[link.account]
+        if link.height < asked.goal:
+            self._want_chain(turn, asked.peer, link.account, asked.goal)
 
     def needs_link(self, link: Link, needs: Needs) -> None:
         """What must be looked at to apply `link`."""
@@ -217,6 +270,7 @@ class Replica:
         for hook in self.hooks:
             hook(turn, link, by)
         self._wake(turn, link)
+        self._chain_came(turn, link)
 
     def _check_same(self, account: str, height: int, here: bytes | None, elsewhere: bytes) -> None:
         if here is not None and here != elsewhere:
@@ -229,20 +283,21 @@ class Replica:
         if link.network != self._self.network:
             raise RemoteFault("other_network", f"link {link.height} of {link.account} is of another network")
 
-    def _missing(self, turn: Turn, link: Link, height: int) -> tuple[_Key, ...]:
+    def _missing(self, turn: Turn, link: Link, height: int) -> dict[_Key, None]:
         loaded = turn.loaded
         keys: list[_Key] = []
         if link.height > height + 1:
-            keys.append(("link", link.account))
-        keys += [("link", name) for name in sorted(self.familiar.strangers(link.recipients))]
-        keys += [("posting", h) for h in link.confirmed if loaded.posting(h) is None]
-        return tuple(keys)
+            keys.append((link.account, link.height - 1))
+        keys += [(name, 0) for name in sorted(self.familiar.strangers(link.recipients))]
+        keys += [h for h in link.confirmed if loaded.posting(h) is None]
+        return dict.fromkeys(keys)
 
     # --- waiting ---
 
-    def _wait(self, turn: Turn, link: Link, source: NodeId, by: NodeId, missing: tuple[_Key, ...]) -> None:
+    def _wait(self, turn: Turn, link: Link, source: NodeId, by: NodeId, missing: dict[_Key, None]) -> None:
         known = self._waiting.get(link.hash)
-        if known is None and len(self._waiting) >= MAX_WAITING:
+        full = len(self._waiting) >= MAX_WAITING or self._waiting_bytes + len(link.raw) > MAX_WAITING_BYTES
+        if known is None and full:
             self._self.counters["links_dropped"] += 1
             if self._puller is not None:
                 self._puller.dropped = True
@@ -253,30 +308,38 @@ class Replica:
             ask_at, pause_s = known.ask_at, known.pause_s
         waiting = _Waiting(link, source, by, missing, ask_at, pause_s)
         self._waiting[link.hash] = waiting
+        self._waiting_bytes += len(link.raw)
         for key in missing:
             self._waiters.setdefault(key, set()).add(link.hash)
         if known is None:
             self._self.counters["links_waited"] += 1
-            self._ask(turn, waiting, source)
+            puller = self._puller
+            if puller is None or puller.peer != source or link.hash not in puller.asked:
+                # else what it stands on is before it in that log, and was asked for
+                self._ask(turn, source, (waiting,), (waiting,))
 
-    def _ask(self, turn: Turn, waiting: _Waiting, peer: NodeId) -> None:
+    def _ask(self, turn: Turn, peer: NodeId, chains_of: Iterable[_Waiting], postings_of: Iterable[_Waiting]) -> None:
+        """Ask `peer` for the chains and the postings that these links lack, without what was just asked for."""
         if peer == self._self.id:
             return
-        chains, postings = [], []
-        for kind, what in waiting.missing:
-            if kind == "posting":
-                assert isinstance(what, bytes)
-                postings.append(what)
-            else:
-                assert isinstance(what, str)
-                head = turn.loaded.heads.get(what)
-                chains.append((what, head.height + 1 if head is not None else 0))
-        turn.send(peer, Want(tuple(chains), (), tuple(postings[:WANT_BATCH])))
+        chains: list[_At] = []
+        for key in chain.from_iterable(waiting.missing for waiting in chains_of):
+            if isinstance(key, tuple) and len(chains) < WANT_BATCH:
+                chains += self._chain_to_ask(turn, peer, *key)
+        postings: dict[PostingHash, None] = {}
+        if self._postings_asked.get(peer, float("-inf")) + WANT_AGAIN_S <= turn.now.mono:
+            lacking = chain.from_iterable(waiting.missing for waiting in postings_of)
+            postings = dict.fromkeys(islice((key for key in lacking if not isinstance(key, tuple)), WANT_BATCH))
+        if postings:  # many links wait for postings of one: it would come once for each of them
+            self._postings_asked[peer] = turn.now.mono
+        if chains or postings:
+            turn.send(peer, Want(tuple(chains), (), tuple(postings)))
 
     def _stop_waiting(self, link: LinkHash) -> None:
         waiting = self._waiting.pop(link, None)
         if waiting is None:
             return
+        self._waiting_bytes -= len(waiting.link.raw)
         for key in waiting.missing:
             links = self._waiters[key]
             links.discard(link)
@@ -284,30 +347,39 @@ class Replica:
                 del self._waiters[key]
 
     def _wake(self, turn: Turn, link: Link) -> None:
-        early = self._early.pop(link.account, ())
-        self._early_asked.pop(link.account, None)
-        self._early_count -= len(early)
-        turn.again += early
+        """Go on with what waited for `link` and now for nothing else: every link is applied here, one height after the other, so
+        nothing is passed over."""
+        at = (link.account, link.height)
+        for early in self._early.pop(at, ()):
+            self._early_count -= 1
+            self._early_bytes -= _size(early.message)
+            turn.again.append(early)
         if not self._waiters:
             return
-        keys: list[_Key] = [("link", link.account)]
-        keys += [("posting", h) for h in link.posting_hashes]
-        woken = {h for key in keys for h in self._waiters.get(key, ())}
-        for waiting in sorted((self._waiting[h] for h in woken), key=lambda w: (w.link.account, w.link.height)):
-            turn.again.append(Learn(waiting.link, waiting.by))
+        ready: list[_Waiting] = []
+        keys: list[_Key] = [at, *link.posting_hashes]
+        for key in keys:
+            for waiter in self._waiters.pop(key, ()):
+                waiting = self._waiting[waiter]
+                del waiting.missing[key]
+                if not waiting.missing:
+                    ready.append(waiting)
+        ready.sort(key=lambda w: (w.link.account, w.link.height))
+        turn.again += [Learn(waiting.link, waiting.by) for waiting in ready]
 
     def wait_for_parent(self, turn: Turn, peer: NodeId, message: Accept | Prepare | Forward) -> None:
         """A message about a slot whose parent is not applied here: ask its sender for the chain, and handle the message
-        again when the chain has grown. Links and messages of several senders overtake each other all the time."""
-        at = message.at
-        head = turn.loaded.heads.get(at.account)
-        self._want_chain(turn, peer, at.account, head)
-        if self._early_count >= MAX_EARLY:
+        again when the parent is. Links and messages of several senders overtake each other all the time."""
+        parent = (message.at.account, message.at.height - 1)
+        self._want_chain(turn, peer, *parent)
+        room = MAX_EARLY_BYTES if isinstance(message, Forward) else MAX_EARLY_BYTES // 2
+        if self._early_count >= MAX_EARLY or self._early_bytes + _size(message) > room:
             self._self.counters["messages_dropped"] += 1
             return
         self._early_count += 1
+        self._early_bytes += _size(message)
         self._self.counters["messages_early"] += 1
-        self._early.setdefault(at.account, []).append(FromPeer(peer, message))
+        self._early.setdefault(parent, []).append(FromPeer(peer, message))
 
     # --- serving others ---
 
@@ -435,10 +507,19 @@ class Replica:
         self._want_more(turn, puller)
 
     def _pull_on(self, turn: Turn, peer: NodeId, message: Links) -> None:
+        """Ask for more when all that was asked for has come, or the answer has ended, with something in it."""
         puller = self._puller
         if puller is None or puller.peer != peer or not puller.asked:
             return
-        puller.asked.difference_update(self._decoder.untrusted(raw).hash for raw in message.links)
+        before = len(puller.asked)
+        for raw in message.links:
+            puller.asked.pop(self._decoder.untrusted(raw).hash, None)
+        if len(puller.asked) < before:
+            puller.until = turn.now.mono + self._timeout(peer)
+        puller.ended = puller.ended or not message.links
+        if puller.ended and len(puller.asked) < puller.batch:
+            puller.wanted.extendleft(reversed(puller.asked))
+            puller.asked.clear()
         if not puller.asked:
             self._want_more(turn, puller)
 
@@ -446,7 +527,8 @@ class Replica:
         puller.until = turn.now.mono + self._timeout(puller.peer)
         if puller.wanted:
             batch = [puller.wanted.popleft() for _ in range(min(WANT_BATCH, len(puller.wanted)))]
-            puller.asked = set(batch)
+            puller.asked = dict.fromkeys(batch)
+            puller.batch, puller.ended = len(batch), False
             turn.send(puller.peer, Want(links=tuple(batch)))
             return
         offer, self._puller = puller.offer, None
@@ -488,8 +570,7 @@ class Replica:
         needs.log_head = needs.log_head or now >= self._next_pull
         for waiting in self._waiting.values():
             if waiting.ask_at <= now:
-                needs.heads.add(waiting.link.account)  # the rest is looked for when it is learned again
-                needs.heads.update(waiting.link.recipients)
+                needs.heads.update(key[0] for key in waiting.missing if isinstance(key, tuple))
 
     def tick(self, turn: Turn) -> None:
         """Ask again for what waiting links lack; compare logs with a random living peer."""
@@ -499,14 +580,15 @@ class Replica:
         if self._self.id not in self._cursors:  # in this node's first turn: nobody was told of the log before
             self._cursors[self._self.id] = self.log_id
             turn.persist.append(CursorRow(self._self.id, self.log_id))
+        self._postings_asked = {p: at for p, at in self._postings_asked.items() if at + WANT_AGAIN_S > now}
         alive = [p for p in self._peers.connected() if self._peers.alive(p, turn.now)]
-        for waiting in self._waiting.values():
-            if waiting.ask_at <= now:
-                waiting.ask_at = now + waiting.pause_s * (1 + self._self.rng.random())
-                waiting.pause_s = min(2 * waiting.pause_s, MAX_WANT_AGAIN_S)
-                turn.again.append(Learn(waiting.link, waiting.by))
-                if alive:
-                    self._ask(turn, waiting, self._self.rng.choice(alive))
+        due = [waiting for waiting in self._waiting.values() if waiting.ask_at <= now]
+        for waiting in due:
+            waiting.ask_at = now + waiting.pause_s * (1 + self._self.rng.random())
+            waiting.pause_s = min(2 * waiting.pause_s, MAX_WANT_AGAIN_S)
+            turn.again.append(Learn(waiting.link, waiting.by))
+        if due and alive:
+            self._ask(turn, self._self.rng.choice(alive), due, self._waiting.values())
         if self._puller is not None and self._puller.until <= now:
             self._puller = None
             if self._follow:
@@ -541,6 +623,13 @@ def batches(raws: Sequence[bytes]) -> Iterator[tuple[bytes, ...]]:
         size += len(raw)
     if batch:
         yield tuple(batch)
+
+
+def _size(message: Message) -> int:
+    """Bytes of the link or the requests in a message."""
+    if isinstance(message, Accept):
+        return len(message.link)
+    return sum(len(item.raw) for item in message.items) if isinstance(message, Forward) else 0
 
 
 def _note_forming(loaded: Loaded, link: Link) -> None:

@@ -1,0 +1,333 @@
+"""Who comes back after a while asks for what it lacks once, is answered in pieces, and looks at each link that waits once."""
+
+from collections.abc import Callable
+
+import pytest
+
+import chain.needs
+from chain.link import Link
+from chain.request import Posting
+from hopchain.wire import Recorded
+from node import replica
+from node.messages import (
+    Accept,
+    Decided,
+    Forward,
+    Item,
+    Links,
+    Message,
+    Offer,
+    Prepare,
+    Pull,
+    SlotName,
+    Want,
+)
+from node.owner import NO_GATEWAY
+from node.paxos import Ballot
+from node.replica import WANT_AGAIN_S
+from node.turn import FromPeer, Learn
+from routing.broadcast import LEAF
+from routing.keyspace import NodeId
+from tests.node.world import TOLD, Faults, World
+
+Loses = Callable[[NodeId, NodeId, Message], bool]
+
+
+def lagging_behind(world: World, pays: Callable[[NodeId], None]) -> tuple[NodeId, NodeId]:
+    """A node that hears nothing of what `pays` does at another one, and that one. Messages stay in order, as on a connection."""
+    world.faults = Faults(delay_s=(0.001, 0.001))
+    lagging = next(node for node in world.ids if node != world.group("alice")[0])
+    others = [node for node in world.ids if node != lagging]
+    world.run(1)
+    world.part(others, [lagging])
+    pays(others[0])
+    world.cut.clear()
+    return lagging, others[0]
+
+
+def noting(world: World, lagging: NodeId, lost: type | tuple[type, ...]) -> list[Want]:
+    """What the lagging node asks for; what is lost on its way to it, logs not compared, stays lost."""
+    wants: list[Want] = []
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        if source == lagging and isinstance(message, Want):
+            wants.append(message)
+        return isinstance(message, Pull) or (target == lagging and isinstance(message, lost))
+
+    world.lose = lose
+    return wants
+
+
+def tell(world: World, lagging: NodeId, other: NodeId, links: list[Link]) -> None:
+    for link in links:
+        world.deliver(lagging, FromPeer(other, Decided(link.raw, other, LEAF)))
+        world.run(0.001)
+
+
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Link]:
+    """Each time that a link which waits is looked at again."""
+    looked: list[Link] = []
+
+    def learn(link: Link, by: NodeId) -> Learn:
+        looked.append(link)
+        return Learn(link, by)
+
+    monkeypatch.setattr(replica, "Learn", learn)
+    return looked
+
+
+def assert_paid(answer: object) -> None:
+    assert isinstance(answer, Recorded)
+
+
+def paying(world: World, times: int) -> Callable[[NodeId], None]:
+    def pays(at: NodeId) -> None:
+        for _ in range(times):
+            assert_paid(world.pay("alice", "bob", 1, at=at))
+
+    return pays
+
+
+# --- asking, and waking ---------------------------------------------------------------------------------------------
+
+
+def test_a_chain_is_asked_for_once_and_each_of_its_links_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many of them wait, and messages about their slots."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging, other = lagging_behind(world, paying(world, 20))
+    here = world.height(lagging, "alice")
+    missing = world.watch.accounts["alice"].links[here + 1 :]
+    wants = noting(world, lagging, (Links, TOLD, Offer))
+    looked = looks(monkeypatch)
+    tell(world, lagging, other, missing[1:])
+    last = SlotName(missing[-1].hash, "alice", missing[-1].height + 1)
+    world.deliver(lagging, FromPeer(other, Prepare(last, Ballot(1, 1, other))))
+    world.run(0.01)
+    assert [want.chains for want in wants] == [(("alice", here + 1),)]
+    assert not looked
+    tell(world, lagging, other, missing[:1])
+    world.run(0.05)
+    assert world.tip(lagging, "alice") == missing[-1].hash
+    assert looked == missing[1:]
+    counters, there = world.core(lagging).counters, world.core(lagging).replica
+    assert (counters["messages_early"], there._early, there._asked, there._waiting) == (1, {}, {}, {})
+    assert len(wants) == 1
+
+
+def test_a_link_that_waits_for_several_is_looked_at_when_the_last_of_them_is_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The link before it, an opening, and postings of two accounts, in whatever order."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0, carol=10)
+
+    def pays(at: NodeId) -> None:
+        for payer in ("carol", "mint", "carol"):
+            assert isinstance(world.pay(payer, "alice", 1, at=at), Recorded)
+        assert isinstance(world.pay("alice", "bob", 1, at=at), Recorded)
+        assert isinstance(world.ask(at, world.open_request("dave")), Recorded)
+        for payer in ("carol", "mint", "carol"):
+            assert isinstance(world.pay(payer, "alice", 1, at=at), Recorded)
+        assert isinstance(world.pay("alice", "dave", 1, at=at), Recorded)
+
+    lagging, other = lagging_behind(world, pays)
+    missing = {
+        name: world.watch.accounts[name].links[world.height(lagging, name) + 1 :]
+        for name in ("alice", "mint", "carol", "dave")
+    }
+    before, link = missing.pop("alice")
+    noting(world, lagging, (Links, TOLD, Offer))
+    looked = looks(monkeypatch)
+    tell(world, lagging, other, [link, before])
+    for links in missing.values():
+        assert link not in looked
+        tell(world, lagging, other, links)
+    world.run(0.01)
+    assert looked == [before, link]
+    assert world.tip(lagging, "alice") == link.hash
+
+
+def test_a_long_chain_is_asked_for_batch_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a pause, as far as anybody waits for it; what waits for its end is left alone until then."""
+    monkeypatch.setattr(chain.needs, "CHAIN_BATCH", 4)
+    monkeypatch.setattr(replica, "CHAIN_BATCH", 4)
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging, other = lagging_behind(world, paying(world, 10))
+    here = world.height(lagging, "alice")
+    last = world.watch.accounts["alice"].links[-1]
+    wants = noting(world, lagging, (*TOLD.__args__, Offer))
+    world.deliver(lagging, FromPeer(other, Prepare(SlotName(last.hash, "alice", last.height + 1), Ballot(1, 1, other))))
+    world.run(0.1)
+    assert [want.chains for want in wants] == [(("alice", here + 1 + 4 * batch),) for batch in range(3)]
+    assert world.tip(lagging, "alice") == last.hash
+    assert world.core(lagging).counters["messages_early"] == 1
+    assert not world.core(lagging).replica._asked
+
+
+def test_one_peer_is_asked_for_postings_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may all be of one large link. The next question is about all that lack some by then."""
+    names = [f"r{number}" for number in range(6)]
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0, **dict.fromkeys(names, 0))
+
+    def pays(at: NodeId) -> None:
+        world.settle(at, world.pay_many_request("mint", [Posting(name, 1) for name in names]))
+        for name in names:
+            assert isinstance(world.pay(name, "bob", 1, at=at), Recorded)
+
+    lagging, other = lagging_behind(world, pays)
+    wants = noting(world, lagging, (Links, TOLD, Offer))
+    spent = [world.watch.accounts[name].links[-1] for name in names]
+    tell(world, lagging, other, spent)
+    assert [len(want.postings) for want in wants] == [1]
+    world.run(WANT_AGAIN_S)
+    assert sum(len(want.postings) for want in wants[1:]) >= len(names) - 1 and len(wants) <= 3
+    wants = noting(world, lagging, (Offer, TOLD))
+    assert world.run_until(lambda: all(world.tip(lagging, link.account) == link.hash for link in spent), 5)
+    assert len(wants) <= 2
+    assert not world.core(lagging).replica._waiters
+
+
+def test_who_lacks_the_income_of_many_accounts_asks_for_the_chain_that_paid_them_once() -> None:
+    """A large link is not sent once for each of its recipients who spends."""
+    world = World(3, 3, 1)
+    names = [f"r{number}" for number in range(12)]
+    world.open_funded(alice=100, bob=0, **dict.fromkeys(names, 0))
+    lagging, other = lagging_behind(
+        world, lambda at: assert_paid(world.ask(at, world.pay_many_request("mint", [Posting(n, 1) for n in names])))
+    )
+    wants = noting(world, lagging, (Links, TOLD, Offer))
+    for name in names:
+        if world.group(name)[0] == lagging:
+            world.submit(other, world.pay_request(name, "bob", 1))
+    world.run(0.25)
+    assert sum(len(want.chains) for want in wants) == 1
+
+
+# --- answers in pieces ----------------------------------------------------------------------------------------------
+
+
+def test_a_pull_goes_on_from_what_came_of_a_bounded_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not wait for its time to run out, and nothing is sent twice."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging, _ = lagging_behind(world, paying(world, 20))
+    missing = world.watch.accounts["alice"].links[world.height(lagging, "alice") + 1 :]
+    bound = 4 * max(len(link.raw) for link in missing)
+    monkeypatch.setattr(chain.needs, "WANTED_BYTES", bound)
+    monkeypatch.setattr(replica, "REPLY_BYTES", bound // 2)
+    wants: list[int] = []
+    sent: dict[float, int] = {}
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        if source == lagging and isinstance(message, Want):
+            wants.append(len(message.links))
+        if target == lagging and isinstance(message, Links):
+            sent[world.now] = sent.get(world.now, 0) + sum(map(len, message.links))
+        return isinstance(message, TOLD)
+
+    world.lose = lose
+    assert world.run_until(lambda: bool(wants), 10)
+    started = world.now
+    assert world.run_until(lambda: world.tip(lagging, "alice") == missing[-1].hash, 1.0)
+    assert world.now - started < 0.1
+    assert wants == [20, 16, 12, 8, 4]
+    assert max(sent.values()) <= bound
+    assert sum(sent.values()) == sum(len(link.raw) for link in missing)
+
+
+def test_a_link_of_a_pull_that_waits_for_another_of_it_asks_for_nothing() -> None:
+    """What it stands on was asked for with it."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging, _ = lagging_behind(world, paying(world, 2))
+    first, second = world.watch.accounts["alice"].links[-2:]
+    pulled: list[NodeId] = []
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        if source == lagging and isinstance(message, Want):
+            assert set(message.links) == {first.hash, second.hash}
+            pulled.append(target)
+        return isinstance(message, TOLD) or (target == lagging and isinstance(message, Links))
+
+    world.lose = lose
+    assert world.run_until(lambda: bool(pulled), 10)
+    for link in (second, first):
+        world.deliver(lagging, FromPeer(pulled[0], Links((link.raw,))))
+        world.run(0.01)
+    assert world.tip(lagging, "alice") == second.hash
+    assert len(pulled) == 1
+
+
+def test_who_finds_no_room_in_a_turn_is_answered_in_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    paying(world, 6)(world.ids[0])
+    links = world.watch.accounts["alice"].links[-6:]
+    monkeypatch.setattr(chain.needs, "WANTED_BYTES", 2 * max(len(link.raw) for link in links))
+    asked, *others = world.ids
+    got: dict[NodeId, list[bytes]] = {node: [] for node in others}
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        if source == asked and isinstance(message, Links):
+            got[target] += message.links or (b"",)
+        return False
+
+    world.lose = lose
+    for node, wanted in zip(others, (links[:3], links[3:]), strict=True):
+        world.deliver(asked, FromPeer(node, Want(links=tuple(link.hash for link in wanted))))
+    world.run(0.01)
+    assert list(got.values()) == [[*(link.raw for link in some[:2]), b""] for some in (links[:3], links[3:])]
+
+
+# --- bounds of bytes ------------------------------------------------------------------------------------------------
+
+
+def test_proposals_that_come_early_leave_half_of_the_room_to_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are sent again. When the parent comes there is room for as many again."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging, other = lagging_behind(world, paying(world, 3))
+    *_, parent, link = world.watch.accounts["alice"].links
+    signed = world.pay_request("alice", "bob", 1)
+    accept = Accept(SlotName(parent.hash, "alice", link.height), Ballot(1, 0, other), link.raw)
+    forward = Forward(
+        SlotName(link.hash, "alice", link.height + 1), (Item(signed.raw, signed.signature, NO_GATEWAY),), True
+    )
+    monkeypatch.setattr(replica, "MAX_EARLY_BYTES", 2 * len(link.raw) + len(signed.raw))
+    noting(world, lagging, (Links, TOLD, Offer))
+    counters, there = world.core(lagging).counters, world.core(lagging).replica
+    sizes = []
+    for message in (accept, accept, forward, forward, forward, accept):
+        world.deliver(lagging, FromPeer(other, message))
+        world.run(0.001)
+        sizes.append(there._early_bytes)
+    one, more = len(link.raw), len(signed.raw)
+    assert sizes[:3] == [one, one, one + more]
+    assert max(sizes) <= replica.MAX_EARLY_BYTES and sizes[-1] == sizes[-2]
+    assert counters["messages_dropped"] >= 2
+    noting(world, lagging, Offer)
+    world.heal()
+    world.run(5)
+    assert (there._early_bytes, there._early_count, there._early) == (0, 0, {})
+
+
+def test_links_that_wait_are_bounded_by_their_bytes_and_what_found_no_room_is_pulled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging, other = lagging_behind(world, paying(world, 8))
+    missing = world.watch.accounts["alice"].links[world.height(lagging, "alice") + 1 :]
+    size = max(len(link.raw) for link in missing)
+    monkeypatch.setattr(replica, "MAX_WAITING_BYTES", 3 * size)
+    noting(world, lagging, (Links, TOLD, Offer))
+    tell(world, lagging, other, missing[1:])
+    counters, there = world.core(lagging).counters, world.core(lagging).replica
+    assert (counters["links_waited"], counters["links_dropped"]) == (3, 4)
+    assert 2 * size < there._waiting_bytes <= 3 * size
+    world.heal()
+    assert world.run_until(lambda: world.tip(lagging, "alice") == missing[-1].hash, 10)
+    assert there._waiting_bytes == 0
