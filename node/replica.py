@@ -90,7 +90,7 @@ class _Puller(msgspec.Struct):
     log_id: int
     after: int
     until: float
-    dropped: bool = False  # a link that may have been asked for: the cursor stays
+    dropped: bool = False  # a link of its page: the cursor stays
     offer: Offer | None = None
     wanted: deque[bytes] = msgspec.field(default_factory=deque)
     asked: dict[bytes, None] = msgspec.field(default_factory=dict)  # in order: what has not come of the last Want
@@ -299,7 +299,7 @@ class Replica:
         full = len(self._waiting) >= MAX_WAITING or self._waiting_bytes + len(link.raw) > MAX_WAITING_BYTES
         if known is None and full:
             self._self.counters["links_dropped"] += 1
-            if self._puller is not None:
+            if self._puller is not None and (link.hash in self._puller.asked or link.hash in self._offered):
                 self._puller.dropped = True
             return
         self._stop_waiting(link.hash)
@@ -533,7 +533,8 @@ class Replica:
             return
         offer, self._puller = puller.offer, None
         assert offer is not None
-        complete = not self._waiting and not puller.dropped
+        # What waits and is of another page is none of this one's business: it may need the next pages.
+        complete = not puller.dropped and not any(h in self._waiting for h in offer.hashes)
         if complete:
             self._move_cursor(turn, puller.peer, offer.log_id, offer.upto)
         log_id, upto = self._follow.get(puller.peer, (0, 0))

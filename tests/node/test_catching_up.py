@@ -282,6 +282,30 @@ def test_who_finds_no_room_in_a_turn_is_answered_in_the_next_one(monkeypatch: py
     assert list(got.values()) == [[*(link.raw for link in some[:2]), b""] for some in (links[:3], links[3:])]
 
 
+@pytest.mark.parametrize("room", [replica.MAX_WAITING_BYTES, 0])
+def test_logs_are_read_on_while_a_link_waits_for_what_is_on_a_later_page(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or found no room to wait. Else what waits for it, and fills all the room, would keep it away for ever."""
+    monkeypatch.setattr(chain.needs, "LOG_BATCH", 4)
+    monkeypatch.setattr(replica, "MAX_WAITING_BYTES", room)
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging, other = lagging_behind(world, paying(world, 12))
+    last = world.watch.accounts["alice"].links[-1]
+    offers: list[Offer] = []
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        if target == lagging and isinstance(message, Offer):
+            offers.append(message)
+            world.deliver(lagging, FromPeer(other, Decided(last.raw, other, LEAF)))
+        return isinstance(message, TOLD) or (isinstance(message, Want) and not message.links)
+
+    world.lose = lose
+    assert world.run_until(lambda: world.tip(lagging, "alice") == last.hash, 20)
+    assert len({offer.after for offer in offers}) >= 3
+
+
 # --- bounds of bytes ------------------------------------------------------------------------------------------------
 
 
