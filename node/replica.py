@@ -7,6 +7,8 @@
   for it. The last of what it lacked wakes it.
 * Decided links go out at once (directly, or along a Kademlia broadcast tree in large networks), and every PULL_S a
   random peer is asked what its log holds that this one lacks. So a lost message costs time, never a link.
+* Who lacks FAR_BEHIND links or more reads them from that log alone: each stands on those before it. To ask for what new links
+  wait for would bring, for each of them, much of what is about to come, again and again.
 * R8 a cursor says that all links before it in one log are applied here; syncs rely on it (`has_log`). So it moves only behind
       what was compared from where it stood, and it belongs to a log, not to a node: who joins again begins another one.
 """
@@ -58,6 +60,7 @@ MAX_EARLY_BYTES: Final = 64 * 1024 * 1024  # of their links and requests; propos
 MAX_WAITING: Final = 10_000  # links that wait; above it they are dropped, and pulled again later
 MAX_WAITING_BYTES: Final = 64 * 1024 * 1024  # and their bytes; decoded they take about twice as many
 WANT_BATCH: Final = 512  # hashes, and chains, of one Want
+FAR_BEHIND: Final = 512  # links: more than are on their way while all goes well, and one question fetches them
 LOG_ID_BITS: Final = 62
 REPLY_BYTES: Final = 1024 * 1024  # of one Links message
 
@@ -125,6 +128,11 @@ class Replica:
         self.voted: Callable[[], Iterable[Link]] = tuple  # the links that have this node's vote and are undecided here
         self._offered: dict[LinkHash, Link] = {}  # those of them that a peer's log holds; in this turn
 
+    @property
+    def _is_far_behind(self) -> bool:
+        """By the last pings."""
+        return max(map(self._peers.links, self._peers.connected()), default=0) >= self.count + FAR_BEHIND
+
     def __len__(self) -> int:
         """How many links wait for what they stand on."""
         return len(self._waiting)
@@ -178,8 +186,10 @@ class Replica:
             turn.send(peer, Want(chains=chains))
 
     def _chain_to_ask(self, turn: Turn, peer: NodeId, account: str, goal: int) -> tuple[_At, ...]:
-        """What to ask `peer` for, somebody waiting for link `goal` of the account: nothing when the chain was just asked for. One
-        question brings it, however many messages and links wait for it."""
+        """What to ask `peer` for, somebody waiting for link `goal` of the account: nothing when the chain was just asked for, or the log
+        brings it. One question brings it, however many messages and links wait for it."""
+        if self._is_far_behind:
+            return ()
         asked = self._asked.get(account)
         if asked is not None and asked.at + WANT_AGAIN_S > turn.now.mono:
             asked.goal = max(asked.goal, goal)
@@ -320,7 +330,7 @@ class Replica:
 
     def _ask(self, turn: Turn, peer: NodeId, chains_of: Iterable[_Waiting], postings_of: Iterable[_Waiting]) -> None:
         """Ask `peer` for the chains and the postings that these links lack, without what was just asked for."""
-        if peer == self._self.id:
+        if peer == self._self.id or self._is_far_behind:
             return
         chains: list[_At] = []
         for key in chain.from_iterable(waiting.missing for waiting in chains_of):
@@ -540,7 +550,7 @@ class Replica:
         log_id, upto = self._follow.get(puller.peer, (0, 0))
         if self.is_replaced(puller.peer, log_id) or self.has_log(puller.peer, log_id, upto):
             self._follow.pop(puller.peer, None)
-        more = offer.upto < offer.head and complete
+        more = offer.upto < offer.head and (complete or self._is_far_behind)
         if more or any(self._peers.alive(peer, turn.now) for peer in self._follow):
             self.pull_soon(turn.now.mono)
 
@@ -587,7 +597,8 @@ class Replica:
         for waiting in due:
             waiting.ask_at = now + waiting.pause_s * (1 + self._self.rng.random())
             waiting.pause_s = min(2 * waiting.pause_s, MAX_WANT_AGAIN_S)
-            turn.again.append(Learn(waiting.link, waiting.by))
+            if not self._is_far_behind:  # then nothing was asked for, and what comes wakes it
+                turn.again.append(Learn(waiting.link, waiting.by))
         if due and alive:
             self._ask(turn, self._self.rng.choice(alive), due, self._waiting.values())
         if self._puller is not None and self._puller.until <= now:
