@@ -258,14 +258,16 @@ def bulk_table(results: Kept) -> str:
 
 
 def takeover(results: Kept) -> str:
-    """p99 before and after the kills."""
+    """p99 before and after the kills, and after the starts."""
     found = results["takeover"]
-    alive, one, two = (listed([f"{row['p99_ms']:.0f}" for row in phase]) for phase in zip(*found["runs"], strict=True))
+    alive, one, two, back = (
+        listed([f"{row['p99_ms']:.0f}" for row in phase]) for phase in zip(*found["runs"], strict=True)
+    )
     runs = len(found["runs"])
     paid = min(row["accounts_that_paid"] for phases in found["runs"] for row in phases)
     return (
         f"p99 {alive} ms with all alive, {one} ms from ten seconds after one was\nkilled, {two} ms from ten seconds after "
-        f"a second one, in {in_words(runs)} {'run' if runs == 1 else 'runs'}; "
+        f"a second one, {back} ms from when both are started again,\nin {in_words(runs)} {'run' if runs == 1 else 'runs'}; "
         + (f"all {paid} accounts pay" if paid == found["accounts"] else f"{paid} of {found['accounts']} accounts pay")
     )
 

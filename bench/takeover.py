@@ -1,10 +1,10 @@
-"""How long do payments take while nodes die? Five nodes, k = 5; one is killed, then a second one.
+"""How long do payments take while nodes die and come back? Five nodes, k = 5; one is killed, then a second one; then both start again.
 
     python bench/takeover.py            about a minute; --json for the numbers alone
     python bench/takeover.py --runs 2 --keep docs/performance/takeover.json      and then bench/tables.py
 
 Eight clients pay from sixty accounts, spread over all nodes. Each phase begins ten seconds after the kill, so that what is measured is
-life without the node and not the moment of its death. `ratio` is the phase's p99 over that of the healthy phase.
+life without the node and not the moment of its death; the last one begins with the starts, so nodes that lack thousands of links are in it. `ratio` is the phase's p99 over that of the healthy phase.
 """
 
 import argparse
@@ -35,6 +35,8 @@ CLIENTS: Final = 8
 ACCOUNTS: Final = 60
 FUNDS: Final = 1_000_000
 AFTER_S: Final = 10.0
+BACK: Final = "both are back"
+PHASES: Final = ("all alive", "one dead", "two dead", BACK)
 
 
 async def measure(
@@ -120,10 +122,16 @@ def make(place: Path, key: Ed25519PrivateKey) -> Network:
     return load_network(place / "net")
 
 
+def start(network: Network, number: int) -> subprocess.Popen[bytes]:
+    """A node's process."""
+    directory = network.directory / network.nodes[number].name
+    return subprocess.Popen([sys.executable, "-m", "cli.main", "node", str(directory)], stderr=subprocess.DEVNULL)
+
+
 async def run(
-    network: Network, key: Ed25519PrivateKey, nodes: Sequence[subprocess.Popen[bytes]], seconds: float
+    network: Network, key: Ed25519PrivateKey, nodes: list[subprocess.Popen[bytes]], seconds: float
 ) -> list[dict[str, object]]:
-    """Three phases: all alive, one dead, two dead."""
+    """The phases in PHASES. Whatever is in `nodes` at the end is to be ended."""
     rng = random.Random(1)
     phases: list[dict[str, object]] = []
     await until_up(network, [])
@@ -132,8 +140,12 @@ async def run(
         for name, own in keys.items():
             await client.open_account(name, ASSET.code, own)
         await client.transfer(ISSUER, key, [Posting(name, FUNDS) for name in keys])
-        for dead, phase in enumerate(("all alive", "one dead", "two dead")):
-            if dead:
+        for dead, phase in enumerate(PHASES):
+            if phase == BACK:
+                for number in range(NODES - dead + 1, NODES):
+                    nodes[number].wait()
+                    nodes[number] = start(network, number)
+            elif dead:
                 nodes[-dead].kill()
                 await anyio.sleep(AFTER_S)
             found = await measure(client, keys, seconds, rng)
@@ -146,11 +158,7 @@ def measure_once(seconds: float) -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory(prefix="hopchain-takeover-") as place:
         key = Ed25519PrivateKey.generate()
         network = make(Path(place), key)
-        command = [sys.executable, "-m", "cli.main", "node"]
-        nodes = [
-            subprocess.Popen([*command, str(network.directory / node.name)], stderr=subprocess.DEVNULL)
-            for node in network.nodes
-        ]
+        nodes = [start(network, number) for number in range(NODES)]
         try:
             return anyio.run(run, network, key, nodes, seconds)
         finally:

@@ -55,7 +55,7 @@ def keep_all(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(3)
     ]
     phases: list[dict[str, object]] = []
-    for phase in ("all alive", "one dead", "two dead"):
+    for phase in takeover.PHASES:
         phases.append(takeover.compared(phase, takeover.numbers([1.0, 2.0], 1, takeover.ACCOUNTS, 0), phases))
     for name in ("scale", "bulk"):
         (place / name).mkdir()
