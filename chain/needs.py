@@ -7,7 +7,7 @@ rounded up to a power of two with NULLs, which match nothing, so that few differ
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from functools import lru_cache
-from itertools import chain, starmap
+from itertools import chain, dropwhile, starmap
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -77,8 +77,8 @@ class LogPage(msgspec.Struct, frozen=True, gc=False):
 
 
 class Loaded(msgspec.Struct):
-    """The answers to `Needs`, under the same names. An absent key is not there. `made`: see `note_made`. `cut`: of what is wanted
-    for others something may be absent because there was no room for it.
+    """The answers to `Needs`, under the same names. An absent key is not there. `made`: see `note_made`. `cut`: what of that
+    which is wanted for others was not looked for, because there was no room for it.
 
     `postings`: by their hash. `forming` and `income` also have what `forming_few` asked for. `chains`, `forming`, `income` and `log` hold every key that was asked for (with nothing in it, where there is
     nothing). Raw links are header | body, as `decode_link_untrusted` takes them.
@@ -94,7 +94,7 @@ class Loaded(msgspec.Struct):
     wanted_chains: dict[tuple[str, int], tuple[bytes, ...]] = msgspec.field(default_factory=dict)
     wanted_links: dict[LinkHash, bytes] = msgspec.field(default_factory=dict)
     wanted_postings: dict[PostingHash, bytes] = msgspec.field(default_factory=dict)
-    cut: bool = False
+    cut: set[tuple[str, int] | bytes] = msgspec.field(default_factory=set)
     known: set[LinkHash] = msgspec.field(default_factory=set)
     forming: dict[str, Forming] = msgspec.field(default_factory=dict)
     income: dict[str, Income] = msgspec.field(default_factory=dict)
@@ -331,26 +331,30 @@ def _chain(conn: sqlite3.Connection, account: str, from_height: int) -> tuple[by
 def _load_wanted(conn: sqlite3.Connection, needs: Needs, loaded: Loaded) -> None:
     """What others asked for. A link is read once for however many of its postings."""
     chains = ((key, _chain(conn, *key)) for key in needs.wanted_chains)
-    loaded.wanted_chains = dict(_bounded(chains, _total, loaded))
+    loaded.wanted_chains, cut_chains = _bounded(chains, needs.wanted_chains, _total)
     links: Iterator[tuple[LinkHash, bytes]] = _join(conn, _BY_HASH, _singles(needs.wanted_links), _keyed_raw)
-    loaded.wanted_links = dict(_bounded(links, len, loaded))
+    loaded.wanted_links, cut_links = _bounded(links, needs.wanted_links, len)
     of_link: dict[int, list[PostingHash]] = {}
     for posting, seq in _join(conn, _LINK_OF, _singles(needs.wanted_postings), _pair):
         of_link.setdefault(seq, []).append(posting)
     paying: Iterator[tuple[int, bytes]] = _join(conn, _BY_SEQ, _singles(of_link), _keyed_raw)
-    for seq, raw in _bounded(paying, len, loaded):
+    raws, cut = _bounded(paying, of_link, len)
+    for seq, raw in raws.items():
         loaded.wanted_postings.update(dict.fromkeys(of_link[seq], raw))
+    loaded.cut.update(cut_chains, cut_links, *(of_link[seq] for seq in cut))
 
 
-def _bounded(rows: Iterable[tuple[U, T]], size_of: Callable[[T], int], loaded: Loaded) -> Iterator[tuple[U, T]]:
-    """As many of these as `WANTED_BYTES` have room for, in their order, and always the first."""
+def _bounded(rows: Iterable[tuple[U, T]], keys: Iterable[U], size_of: Callable[[T], int]) -> tuple[dict[U, T], list[U]]:
+    """As many rows as `WANTED_BYTES` have room for, and always the first; and those of the `keys`, in whose order the rows are, that
+    there was no room for."""
+    found: dict[U, T] = {}
     size = 0
     for key, value in rows:
-        there, size = size, size + size_of(value)
-        if there and size > WANTED_BYTES:
-            loaded.cut = True
-            return
-        yield key, value
+        size += size_of(value)
+        if size > WANTED_BYTES and size > size_of(value):
+            return found, list(dropwhile(key.__ne__, keys))
+        found[key] = value
+    return found, []
 
 
 def _total(raws: Sequence[bytes]) -> int:

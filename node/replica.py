@@ -119,6 +119,8 @@ class Replica:
         self._early_bytes = 0
         self._asked: dict[str, _Asked] = {}  # by account, for its chain
         self._postings_asked: dict[NodeId, float] = {}  # when each peer was asked for postings, of late
+        # And for a chain of which it had told: when, and up to which height.
+        self._inquired: dict[tuple[NodeId, str], tuple[float, int]] = {}
         self._puller: _Puller | None = None
         self._next_pull = 0.0
         self._follow: dict[NodeId, tuple[int, int]] = {}  # peers of whom this log must be read up to here (design R8)
@@ -196,24 +198,22 @@ class Replica:
             return ()
         head = turn.loaded.heads.get(account)
         first = head.height + 1 if head is not None else 0
-        self._note_asked(turn, peer, account, first, goal)
-        return ((account, first),)
-
-    def want_chains(self, turn: Turn, peer: NodeId, lacking: Iterable[tuple[str, int, int]]) -> None:
-        """Ask `peer` for these chains (account, first height, the highest that it has), but not for what was just asked for."""
-        chains = []
-        for account, first, goal in lacking:
-            asked = self._asked.get(account)
-            if asked is None or asked.at + WANT_AGAIN_S <= turn.now.mono or asked.goal < goal:
-                self._note_asked(turn, peer, account, first, goal)
-                chains.append((account, first))
-        if chains:
-            turn.send(peer, Want(chains=tuple(chains)))
-
-    def _note_asked(self, turn: Turn, peer: NodeId, account: str, first: int, goal: int) -> None:
         if len(self._asked) >= MAX_EARLY:
             self._asked.clear()  # it costs a question more
         self._asked[account] = _Asked(peer, turn.now.mono, first + CHAIN_BATCH - 1, goal)
+        return ((account, first),)
+
+    def want_chains(self, turn: Turn, peer: NodeId, lacking: Iterable[tuple[str, int, int]]) -> None:
+        """Ask `peer` for these chains (account, first height, the highest that it has), but not for what it was just asked for. Others
+        are asked besides it: who tells of a link may have no more of it than a vote."""
+        chains = []
+        for account, first, goal in lacking:
+            at, height = self._inquired.get((peer, account), (float("-inf"), -1))
+            if at + WANT_AGAIN_S <= turn.now.mono or height < goal:
+                self._inquired[peer, account] = turn.now.mono, goal
+                chains.append((account, first))
+        if chains:
+            turn.send(peer, Want(chains=tuple(chains)))
 
     def _chain_came(self, turn: Turn, link: Link) -> None:
         """Forget the question when all that anybody waits for is here; ask on when its answer was a whole batch."""
@@ -252,7 +252,21 @@ class Replica:
     def on_links(self, turn: Turn, peer: NodeId, message: Links) -> None:
         for raw in message.links:
             self.learn(turn, self._decoder.untrusted(raw), peer, peer)
+        self._chains_on(turn, peer, message)
         self._pull_on(turn, peer, message)
+
+    def _chains_on(self, turn: Turn, peer: NodeId, message: Links) -> None:
+        """Ask on for the chains of which the answer held fewer links than a batch, because they are large."""
+        pulled = self._puller.asked if self._puller is not None and self._puller.peer == peer else {}
+        links = map(self._decoder.untrusted, message.links)
+        for account, height in {link.account: link.height for link in links if link.hash not in pulled}.items():
+            asked, head = self._asked.get(account), turn.loaded.heads.get(account)
+            if asked is None or asked.peer != peer or head is None or head.height != height or height >= asked.goal:
+                continue
+            if asked.last >= height + CHAIN_BATCH:
+                continue  # what comes next was asked for when this came
+            del self._asked[account]
+            self._want_chain(turn, peer, account, asked.goal)
 
     def on_learn(self, turn: Turn, event: Learn) -> None:
         self.learn(turn, event.link, event.by, event.by)
@@ -407,15 +421,14 @@ class Replica:
         for write in turn.applied:  # since the rows were loaded
             if isinstance(write, Applied) and write.link.height >= chains.get(write.link.account, MAX_AMOUNT):
                 raws.append(write.link.raw)
-        links = [raw for h in message.links if (raw := loaded.link(LinkHash(h))) is not None]
-        raws += links
+        raws += [raw for h in message.links if (raw := loaded.link(LinkHash(h))) is not None]
         raws += [raw for h in message.postings if (raw := loaded.wanted_postings.get(PostingHash(h))) is not None]
-        if not raws and loaded.cut:
+        if not raws and not loaded.cut.isdisjoint((*message.chains, *message.links, *message.postings)):
             turn.again.append(FromPeer(peer, message))  # others took all the room: it is before them in the next turn
             return
         for batch in batches(list(dict.fromkeys(raws))):
             turn.send(peer, Links(batch))
-        if loaded.cut and len(links) < len(message.links):
+        if not loaded.cut.isdisjoint(message.links):
             turn.send(peer, Links(()))
 
     def needs_serve(self, event: ServeSlot, needs: Needs) -> None:
@@ -526,8 +539,9 @@ class Replica:
             puller.asked.pop(self._decoder.untrusted(raw).hash, None)
         if len(puller.asked) < before:
             puller.until = turn.now.mono + self._timeout(peer)
-        puller.ended = puller.ended or not message.links
-        if puller.ended and len(puller.asked) < puller.batch:
+        if not message.links and len(puller.asked) < puller.batch:  # else it ends another answer
+            puller.ended = True
+        if puller.ended:
             puller.wanted.extendleft(reversed(puller.asked))
             puller.asked.clear()
         if not puller.asked:
@@ -550,7 +564,7 @@ class Replica:
         log_id, upto = self._follow.get(puller.peer, (0, 0))
         if self.is_replaced(puller.peer, log_id) or self.has_log(puller.peer, log_id, upto):
             self._follow.pop(puller.peer, None)
-        more = offer.upto < offer.head and (complete or self._is_far_behind)
+        more = offer.upto < offer.head and complete
         if more or any(self._peers.alive(peer, turn.now) for peer in self._follow):
             self.pull_soon(turn.now.mono)
 
@@ -592,13 +606,14 @@ class Replica:
             self._cursors[self._self.id] = self.log_id
             turn.persist.append(CursorRow(self._self.id, self.log_id))
         self._postings_asked = {p: at for p, at in self._postings_asked.items() if at + WANT_AGAIN_S > now}
+        if self._inquired:
+            self._inquired = {what: at for what, at in self._inquired.items() if at[0] + WANT_AGAIN_S > now}
         alive = [p for p in self._peers.connected() if self._peers.alive(p, turn.now)]
         due = [waiting for waiting in self._waiting.values() if waiting.ask_at <= now]
         for waiting in due:
             waiting.ask_at = now + waiting.pause_s * (1 + self._self.rng.random())
             waiting.pause_s = min(2 * waiting.pause_s, MAX_WANT_AGAIN_S)
-            if not self._is_far_behind:  # then nothing was asked for, and what comes wakes it
-                turn.again.append(Learn(waiting.link, waiting.by))
+            turn.again.append(Learn(waiting.link, waiting.by))
         if due and alive:
             self._ask(turn, self._self.rng.choice(alive), due, self._waiting.values())
         if self._puller is not None and self._puller.until <= now:

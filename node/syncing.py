@@ -222,6 +222,12 @@ class Syncing:
             check_ballot_untrusted(vote.ballot)
             check_vote_untrusted(vote.at, self._decoder.untrusted(vote.link), self._self.network)
         active = Source(decode_ranges(message.active), decode_ranges(message.active_now))
+        known = sync.sources.get(peer)
+        unchanged = known is not None and (known.active, known.log_id) == (active, message.log_id)
+        if unchanged and answer is None:  # the answer that is here waits for the shorter log
+            sync.arriving.pop(peer, None)
+            del sync.asked[peer]
+            return
         if answer is None:
             answer = sync.arriving[peer] = _Answer(message.moment, count, message.log_id, message.log, active)
         answer.came = True
@@ -231,10 +237,8 @@ class Syncing:
             turn.send(peer, AskSync(message.number, message.epoch, len(answer.parts)))
             return
         del sync.arriving[peer], sync.asked[peer]
-        known = sync.sources.get(peer)
-        if known is None or (known.active, known.log_id) != (answer.active, answer.log_id):
-            sync.sources[peer] = answer  # else the one that is here waits for the shorter log
-            self._replica.follow(turn, peer, answer.log_id, answer.log)
+        sync.sources[peer] = answer
+        self._replica.follow(turn, peer, answer.log_id, answer.log)
 
     def _counted(self, sync: _Sync, epoch: int) -> dict[NodeId, Source]:
         """The sources whose answers count now, and where they were ACTIVE."""

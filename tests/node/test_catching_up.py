@@ -6,6 +6,7 @@ import pytest
 
 import chain.needs
 from chain.link import Link
+from chain.needs import load
 from chain.request import Posting
 from hopchain.wire import Recorded
 from node import replica
@@ -25,10 +26,10 @@ from node.messages import (
 from node.owner import NO_GATEWAY
 from node.paxos import Ballot
 from node.replica import WANT_AGAIN_S
-from node.turn import FromPeer, Learn
+from node.turn import FromPeer, Learn, Now
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId
-from tests.node.world import TOLD, Faults, World
+from tests.node.world import EPOCH_MS, TOLD, Faults, World
 
 Loses = Callable[[NodeId, NodeId, Message], bool]
 
@@ -190,8 +191,8 @@ def test_one_peer_is_asked_for_postings_once_in_a_while(monkeypatch: pytest.Monk
     assert not world.core(lagging).replica._waiters
 
 
-def test_who_lacks_the_income_of_many_accounts_asks_for_the_chain_that_paid_them_once() -> None:
-    """A large link is not sent once for each of its recipients who spends."""
+def test_who_lacks_the_income_of_many_accounts_asks_each_peer_for_the_chain_that_paid_them_once() -> None:
+    """A large link is not sent once for each of its recipients who spends. All who tell of it are asked: it may be a vote, or they die."""
     world = World(3, 3, 1)
     names = [f"r{number}" for number in range(12)]
     world.open_funded(alice=100, bob=0, **dict.fromkeys(names, 0))
@@ -203,7 +204,67 @@ def test_who_lacks_the_income_of_many_accounts_asks_for_the_chain_that_paid_them
         if world.group(name)[0] == lagging:
             world.submit(other, world.pay_request(name, "bob", 1))
     world.run(0.25)
-    assert sum(len(want.chains) for want in wants) == 1
+    assert sum(len(want.chains) for want in wants) == 2
+
+
+@pytest.mark.parametrize("members", [3, 5])
+@pytest.mark.parametrize("only_voted", [True, False], ids=["has only voted for it", "sends nothing"])
+def test_income_is_asked_of_all_who_tell_of_it(members: int, only_voted: bool) -> None:
+    """One of them has it as a vote alone, or its answers are lost: the others have the link."""
+    world = World(members, members, 1)
+    world.open_funded(alice=0, bob=0)
+    owner = world.group("alice")[0]
+    others = [node for node in world.ids if node != owner]
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        if isinstance(message, TOLD | Offer) and (target == owner or (only_voted and target == others[0])):
+            return True
+        if source == others[0] and isinstance(message, Links):
+            return True
+        return target == owner and isinstance(message, Accept | Forward) and message.at.account == "mint"
+
+    world.lose = lose
+    assert_paid(world.pay("mint", "alice", 5, at=others[-1]))
+    assert world.height(owner, "mint") < world.height(others[-1], "mint")
+    call = world.submit(owner, world.pay_request("alice", "bob", 3))
+    assert world.run_until(lambda: call.answer is not None, 0.25)
+    assert_paid(call.answer)
+
+
+def test_a_chain_of_large_links_is_asked_for_answer_by_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer may end before a batch is full; what came early has no time at which it would ask again."""
+    monkeypatch.setattr(chain.needs, "CHAIN_BATCH_BYTES", 1500)
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging, other = lagging_behind(world, paying(world, 20))
+    last = world.watch.accounts["alice"].links[-1]
+    wants = noting(world, lagging, (*TOLD.__args__, Offer))
+    world.deliver(lagging, FromPeer(other, Prepare(SlotName(last.hash, "alice", last.height + 1), Ballot(1, 1, other))))
+    world.run(0.25)
+    assert world.tip(lagging, "alice") == last.hash
+    assert len(wants) == len({want.chains for want in wants}) > 5
+
+
+def test_a_question_that_nothing_answers_is_not_put_off_for_what_others_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such questions would pile up as long as somebody's answer is cut."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    paying(world, 6)(world.ids[0])
+    world.run(1)
+    links = world.watch.accounts["alice"].links[-6:]
+    monkeypatch.setattr(chain.needs, "WANTED_BYTES", 2 * max(len(link.raw) for link in links))
+    node, first, second = world.ids
+    core = world.core(node)
+    for height in range(1000, 1005):
+        wants = [
+            FromPeer(first, Want(links=tuple(link.hash for link in links))),
+            FromPeer(second, Want(chains=(("alice", height),))),
+        ]
+        now = Now(world.now, EPOCH_MS + int(1000 * world.now))
+        loaded = load(world.nodes[node].conn, core.needs(wants, now))
+        assert loaded.cut
+        core.step(loaded, now)
+        assert not core._again
 
 
 # --- answers in pieces ----------------------------------------------------------------------------------------------

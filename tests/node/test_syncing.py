@@ -1163,3 +1163,33 @@ def test_parts_of_two_counts_do_not_mix() -> None:
     core = world.core(guest)
     assert sum(n for counter, n in core.counters.items() if counter.startswith("peer_fault")) == 1
     assert len(core.syncing._syncs[2].arriving[source].parts) == 1
+
+
+def test_a_source_that_says_nothing_new_is_not_asked_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a sync waits, for a log or for more sources, it asks again whether they are ACTIVE now: not for all votes each time."""
+    monkeypatch.setattr(syncing, "PART_BYTES", 1)
+    world = World(5, 4, 3, first=4)
+    names = [f"payer-{number}" for number in range(8)]
+    world.open_funded(**dict.fromkeys(names, 100))
+    up = world.view.ids
+    world.lose = lambda source, target, message: isinstance(message, Accepted | Promise)
+    for number, name in enumerate(names):
+        world.submit(up[number % 4], world.pay_request(name, names[number - 1], 1), 60)
+    world.run(0.6)
+    parts = 0
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        nonlocal parts
+        parts += isinstance(message, SyncPart)
+        return isinstance(message, Accepted | Promise) or (isinstance(message, Offer) and target in up[:2])
+
+    world.lose = lose
+    world.change(up[0], ChangeAction.ADD, world.guests[0], timeout_s=60)
+    assert world.run_until(lambda: all(world.core(node).view.epoch == 2 for node in world.ids), 20)
+    for node in up[2:]:
+        world.crash(node)
+    world.run(5)
+    parts = 0
+    world.run(10)
+    assert not any(world.core(node).fully_active for node in world.alive)
+    assert 0 < parts < 60, "one part of each question, not eight"
