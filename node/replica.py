@@ -53,7 +53,7 @@ PULL_S: Final = 2.0
 PULL_TIMEOUT_S: Final = 3.0  # then the pull is given up and another peer asked
 FOLLOW_S: Final = 0.1  # the same while this node syncs, and a few round trips more
 FOLLOW_RTTS: Final = 8
-WANT_AGAIN_S: Final = 0.3  # for the chain of an account that waiting links lack, and for postings at one peer
+WANT_AGAIN_S: Final = 0.3  # for a chain, and for postings at a peer that does not answer
 MAX_WANT_AGAIN_S: Final = 2.4  # each look searches for all that a link confirms, up to 8,190 hashes
 MAX_EARLY: Final = 10_000  # messages about slots whose parent is not here yet; above it they are dropped
 MAX_EARLY_BYTES: Final = 64 * 1024 * 1024  # of their links and requests; proposals, which come again, take half of it
@@ -88,6 +88,13 @@ class _Asked(msgspec.Struct):
     goal: int  # the highest link that anybody waits for
 
 
+class _PostingsAsked(msgspec.Struct):
+    """A question for postings that waiting links confirm. A peer has one at a time: many may be of one large link."""
+
+    at: float  # or when some came last
+    lacking: set[PostingHash]  # what has not come of it
+
+
 class _Puller(msgspec.Struct):
     peer: NodeId
     log_id: int
@@ -118,7 +125,8 @@ class Replica:
         self._early_count = 0
         self._early_bytes = 0
         self._asked: dict[str, _Asked] = {}  # by account, for its chain
-        self._postings_asked: dict[NodeId, float] = {}  # when each peer was asked for postings, of late
+        self._postings_asked: dict[NodeId, _PostingsAsked] = {}
+        self._coming: set[PostingHash] = set()  # those waited for which a link makes that waits itself
         # And for a chain of which it had told: when, and up to which height.
         self._inquired: dict[tuple[NodeId, str], tuple[float, int]] = {}
         self._puller: _Puller | None = None
@@ -253,6 +261,7 @@ class Replica:
         for raw in message.links:
             self.learn(turn, self._decoder.untrusted(raw), peer, peer)
         self._chains_on(turn, peer, message)
+        self._postings_on(turn, peer, message)
         self._pull_on(turn, peer, message)
 
     def _chains_on(self, turn: Turn, peer: NodeId, message: Links) -> None:
@@ -267,6 +276,20 @@ class Replica:
                 continue  # what comes next was asked for when this came
             del self._asked[account]
             self._want_chain(turn, peer, account, asked.goal)
+
+    def _postings_on(self, turn: Turn, peer: NodeId, message: Links) -> None:
+        """When all postings that the peer was asked for have come, ask it for those that are lacking now."""
+        asked = self._postings_asked.get(peer)
+        if asked is None:
+            return
+        before = len(asked.lacking)
+        for raw in message.links:
+            asked.lacking.difference_update(self._decoder.untrusted(raw).posting_hashes)
+        if len(asked.lacking) < before:
+            asked.at = turn.now.mono
+        if not asked.lacking:
+            del self._postings_asked[peer]
+            self._ask(turn, peer, (), self._waiting.values())
 
     def on_learn(self, turn: Turn, event: Learn) -> None:
         self.learn(turn, event.link, event.by, event.by)
@@ -335,6 +358,7 @@ class Replica:
         self._waiting_bytes += len(link.raw)
         for key in missing:
             self._waiters.setdefault(key, set()).add(link.hash)
+        self._coming.update(h for h in link.posting_hashes if h in self._waiters)
         if known is None:
             self._self.counters["links_waited"] += 1
             puller = self._puller
@@ -351,11 +375,12 @@ class Replica:
             if isinstance(key, tuple) and len(chains) < WANT_BATCH:
                 chains += self._chain_to_ask(turn, peer, *key)
         postings: dict[PostingHash, None] = {}
-        if self._postings_asked.get(peer, float("-inf")) + WANT_AGAIN_S <= turn.now.mono:
+        if peer not in self._postings_asked:
             lacking = chain.from_iterable(waiting.missing for waiting in postings_of)
-            postings = dict.fromkeys(islice((key for key in lacking if not isinstance(key, tuple)), WANT_BATCH))
-        if postings:  # many links wait for postings of one: it would come once for each of them
-            self._postings_asked[peer] = turn.now.mono
+            wanted = (key for key in lacking if not isinstance(key, tuple) and key not in self._coming)
+            postings = dict.fromkeys(islice(wanted, WANT_BATCH))
+        if postings:
+            self._postings_asked[peer] = _PostingsAsked(turn.now.mono, set(postings))
         if chains or postings:
             turn.send(peer, Want(tuple(chains), (), tuple(postings)))
 
@@ -382,6 +407,7 @@ class Replica:
             return
         ready: list[_Waiting] = []
         keys: list[_Key] = [at, *link.posting_hashes]
+        self._coming.difference_update(link.posting_hashes)
         for key in keys:
             for waiter in self._waiters.pop(key, ()):
                 waiting = self._waiting[waiter]
@@ -605,7 +631,8 @@ class Replica:
         if self._self.id not in self._cursors:  # in this node's first turn: nobody was told of the log before
             self._cursors[self._self.id] = self.log_id
             turn.persist.append(CursorRow(self._self.id, self.log_id))
-        self._postings_asked = {p: at for p, at in self._postings_asked.items() if at + WANT_AGAIN_S > now}
+        if self._postings_asked:
+            self._postings_asked = {p: q for p, q in self._postings_asked.items() if q.at + WANT_AGAIN_S > now}
         if self._inquired:
             self._inquired = {what: at for what, at in self._inquired.items() if at[0] + WANT_AGAIN_S > now}
         alive = [p for p in self._peers.connected() if self._peers.alive(p, turn.now)]

@@ -1,6 +1,7 @@
 """Who comes back after a while asks for what it lacks once, is answered in pieces, and looks at each link that waits once."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -189,6 +190,63 @@ def test_one_peer_is_asked_for_postings_once_in_a_while(monkeypatch: pytest.Monk
     assert world.run_until(lambda: all(world.tip(lagging, link.account) == link.hash for link in spent), 5)
     assert len(wants) <= 2
     assert not world.core(lagging).replica._waiters
+
+
+def test_what_the_answer_about_postings_lacks_is_asked_for_at_once_and_what_came_is_not_asked_for_again() -> None:
+    """Money that went from hand to hand: each of them confirms what the one before paid."""
+    hands = [f"h{number}" for number in range(8)]
+    world = World(3, 3, 1)
+    world.open_funded(alice=0, **dict.fromkeys(hands, 0))
+
+    def pays(at: NodeId) -> None:
+        assert_paid(world.pay("mint", hands[0], 9, at=at))
+        for payer, payee in pairwise(hands):
+            assert_paid(world.pay(payer, payee, 9, at=at))
+
+    lagging, other = lagging_behind(world, pays)
+    wants = noting(world, lagging, (TOLD, Offer))
+    last = [world.watch.accounts[name].links[-1] for name in hands[-3:-1]]
+    tell(world, lagging, other, last[:1])
+    world.run(0.005)
+    tell(world, lagging, other, last[:1])  # it waits still, and so do some that came
+    assert world.core(lagging).replica._coming
+    assert world.run_until(lambda: world.tip(lagging, hands[-3]) == last[0].hash, WANT_AGAIN_S / 2)
+    asked = [posting for want in wants for posting in want.postings]
+    assert len(asked) == len(set(asked)) == len(wants) == 6
+    tell(world, lagging, other, last[1:])
+    assert world.tip(lagging, hands[-2]) == last[1].hash
+    replica_ = world.core(lagging).replica
+    assert not replica_._coming and not replica_._postings_asked
+
+
+def test_a_peer_that_is_still_answering_about_postings_is_not_asked_again() -> None:
+    """On a slow line the pieces of a long answer come one by one."""
+    names = [f"r{number}" for number in range(4)]
+    world = World(3, 3, 1)
+    world.open_funded(alice=0, **dict.fromkeys(names, 0))
+
+    def pays(at: NodeId) -> None:
+        for name in names:
+            assert_paid(world.pay("mint", name, 1, at=at))
+            assert_paid(world.pay(name, "alice", 1, at=at))
+        assert_paid(world.pay("alice", "mint", 4, at=at))
+
+    lagging, other = lagging_behind(world, pays)
+    world.run(1)
+    wants: list[Want] = []
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        if (source, target) == (lagging, other) and isinstance(message, Want):
+            wants.append(message)
+        return isinstance(message, Pull) or (target == lagging and isinstance(message, (Links, TOLD, Offer)))
+
+    world.lose = lose
+    tell(world, lagging, other, [world.watch.accounts["alice"].links[-1]])
+    assert [len(want.postings) for want in wants] == [len(names)]
+    for name in names:
+        world.run(0.8 * WANT_AGAIN_S)
+        assert len(wants) == 1
+        world.deliver(lagging, FromPeer(other, Links((world.watch.accounts[name].links[-1].raw,))))
 
 
 def test_who_lacks_the_income_of_many_accounts_asks_each_peer_for_the_chain_that_paid_them_once() -> None:
