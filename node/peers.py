@@ -48,6 +48,7 @@ LAG_LINKS: Final = (
 )
 UNANSWERED: Final = 4  # pings: as many as are sent within SUSPECT_S
 DROP_PINGS: Final = 12  # rounds without a word: 3 x SUSPECT_S, in pings, so that who slept itself closes nothing
+CLOCK_PINGS: Final = 8  # by which a clock is judged: 4 s
 PINGS_PER_ROUND: Final = 16  # above this many members each round pings a part of them
 MIN_RTT_S: Final = 0.005  # below a turn's own length a measured round trip says nothing
 FIRST_RTT_S: Final = 0.05
@@ -70,7 +71,7 @@ class _Peer:
         self.links = 0
         self.lags = False  # behind this node, as of its last pong
         self.told_links: deque[int] = deque(maxlen=_LAG_ROUNDS)  # what it had told in the last rounds
-        self.clock_apart_ms = 0
+        self.clocks_apart_ms: deque[int] = deque(maxlen=CLOCK_PINGS)  # at its last pings
         self.pinged: float | None = None  # `sent` of its last ping
         # When they were asked for, and how many links it had since.
         self.pongs: deque[tuple[float, int]] = deque(maxlen=2)
@@ -150,7 +151,7 @@ class Peers:
         self._told[peer] = (message.epoch, message.active)
         known = self._up.get(peer)
         if known is not None:
-            known.clock_apart_ms = message.time_ms - turn.now.unix_ms
+            known.clocks_apart_ms.append(message.time_ms - turn.now.unix_ms)
             known.pinged = message.sent
         if message.epoch > self._self.view.epoch:
             turn.send(peer, AskViews(self._self.view.epoch))
@@ -268,9 +269,10 @@ class Peers:
         return self._told.get(node, (0, False))
 
     def clock_apart_ms(self, node: NodeId) -> int:
-        """Its wall clock minus ours when it pinged last, with the way of the ping: milliseconds."""
+        """Its wall clock minus ours in milliseconds, by that of its last CLOCK_PINGS pings that waited least on its way: what a ping
+        waits makes a clock look slow."""
         known = self._up.get(node)
-        return known.clock_apart_ms if known is not None else 0
+        return max(known.clocks_apart_ms, default=0) if known is not None else 0
 
     def keeps_up(self, now: Now, links: int) -> bool:
         """True when a majority of the members, this node with `links` applied among them if it is one, are in no later epoch

@@ -21,7 +21,7 @@ from node.messages import (
     ViewPromise,
 )
 from node.paxos import Ballot
-from node.peers import DROP_PINGS, PING_EVERY_S, UNANSWERED, Peers
+from node.peers import CLOCK_PINGS, DROP_PINGS, PING_EVERY_S, UNANSWERED, Peers
 from node.turn import Now, Self, Turn
 from routing.keyspace import NodeId
 from routing.regions import RING
@@ -168,3 +168,25 @@ def test_votes_of_another_process_and_answers_to_another_process_are_not_heeded(
     assert heeded(me) == [*asks, *answers, rest]
     peers.doubles.on_vouched(one)
     assert heeded(one) == [*asks, *answers, rest]
+
+
+def test_a_clock_is_judged_by_the_ping_that_waited_least() -> None:
+    """A node that is busy, or was asleep, finds pings that are seconds old: no clock is wrong for that."""
+    world = World(3, 3, 1)
+    _, one, _ = world.ids
+    peers = make(world)
+    peers.on_up(at(0.0), one, b"boot", 0)
+    assert peers.clock_apart_ms(one) == 0
+
+    def ping(number: int, time_ms: int, waited_ms: int) -> None:
+        now = Now(number * PING_EVERY_S, 1_000_000 + waited_ms)
+        peers.on_ping(Turn(Loaded(), now), one, Ping(0.0, 0, 0, 1, True, 1_000_000 + time_ms), 0)
+
+    for number, waited_ms in enumerate((4, 9_000, 5_000, 2_500), 1):
+        ping(number, 0, waited_ms)
+    assert peers.clock_apart_ms(one) == -4
+    ping(5, 7_000, 6_000)
+    assert peers.clock_apart_ms(one) == 1_000
+    for number in range(CLOCK_PINGS):
+        ping(6 + number, -3_000, 1)
+    assert peers.clock_apart_ms(one) == -3_001
