@@ -13,6 +13,7 @@ _GATEWAY: Final = "node.gateway:Gateway."
 _INQUIRY: Final = "node.inquiry:Inquiries."
 _READING: Final = "node.reading:Reading."
 _REPLICA: Final = "node.replica:Replica."
+_PULLING: Final = "node.pulling:Pulling."
 _JUDGE: Final = "chain.rules:_Judge."
 _SYNCING: Final = "node.syncing:Syncing."
 _MEMBERS: Final = "node.membership:Membership."
@@ -45,9 +46,9 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "a vote is decided when a log is told",
         "R11",
         "A node that hears what a peer's log holds applies every link that it voted for, not those in the log only.",
-        (_REPLICA + "needs_offer", "if link.hash in offered:", "if offered:"),
+        (_PULLING + "needs_offer", "if link.hash in offered:", "if offered:"),
         (
-            _REPLICA + "on_offer",
+            _PULLING + "on_offer",
             "[link for h in message.hashes if (link := self._offered.get(LinkHash(h))) is not None]",
             "list(self._offered.values())",
         ),
@@ -56,7 +57,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "a voted link in a log counts as read",
         "R8",
         "A link that a peer's log holds and this node voted for is neither applied nor asked for, and the cursor moves on.",
-        (_REPLICA + "on_offer", "self.learn(turn, link, peer, peer)", "pass"),
+        (_PULLING + "on_offer", "self._replica.learn(turn, link, peer, peer)", "pass"),
     ),
     mutant(
         "undecided link served",
@@ -367,7 +368,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "no pull",
         "progress",
         "A node that missed a link does not ask for it.",
-        (_REPLICA + "tick", "if wanted and self._puller", "if False and self._puller"),
+        (_PULLING + "tick", "if wanted and self._puller", "if False and self._puller"),
     ),
     mutant(
         "gateway tries once",

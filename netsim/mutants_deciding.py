@@ -310,7 +310,7 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         "the log of a source not waited for",
         "R8",
         "A sync ends although what its sources had decided is not here.",
-        (_SYNCING + "_counted", "if self._replica.has_log(node, source.log_id, source.log)", ""),
+        (_SYNCING + "_counted", "if self._pulling.has_log(node, source.log_id, source.log)", ""),
     ),
     mutant(
         "a log told before it is durable",

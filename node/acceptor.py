@@ -168,7 +168,7 @@ class Acceptor:
             turn.again.append(ServeSlot(peer, at))
             return False
         if height < at.height - 1:
-            self._replica.wait_for_parent(turn, peer, message)
+            self._replica.lacking.wait_for_parent(turn, peer, message)
             return False
         tip = head.tip if head is not None else opening_slot(self._self.network, at.account)
         if at.slot != tip:  # else two links of one height could have a vote here, and names votes without an end

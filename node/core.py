@@ -66,6 +66,7 @@ from node.messages import (
 )
 from node.owner import Owner
 from node.peers import Peers
+from node.pulling import Pulling
 from node.reading import Reading
 from node.replica import Replica
 from node.syncing import Syncing
@@ -138,10 +139,11 @@ class Core:
         cursors = dict(start.cursors)
         if not self.identity.votes:  # nobody guards this disk (R12), an older one may have been put back: another log
             cursors.pop(node_id, None)
-        self.replica = Replica(self._self, self._decoder, self.peers, start.links, cursors)
+        self.replica = Replica(self._self, self._decoder, self.peers, start.links)
+        self.pulling = Pulling(self._self, self._decoder, self.peers, self.replica, cursors)
         self.acceptor = Acceptor(self._self, self._decoder, self.identity, self.replica, self._finish)
         self.replica.hooks.append(lambda turn, link, by: self.acceptor.forget(link))
-        self.replica.voted = self.acceptor.values
+        self.pulling.voted = self.acceptor.values
         self.syncing = Syncing(
             self._self,
             self._decoder,
@@ -149,6 +151,7 @@ class Core:
             self.peers,
             self.acceptor,
             self.replica,
+            self.pulling,
             self.views,
             start.active,
             now.mono,
@@ -221,7 +224,8 @@ class Core:
             else:
                 self._events.append(event)
         self._again = []
-        self.replica.needs_tick(now.mono, needs)
+        self.replica.lacking.needs_tick(now.mono, needs)
+        self.pulling.needs_tick(now.mono, needs)
         self._heads = needs.heads
         return needs
 
@@ -239,6 +243,7 @@ class Core:
         self.syncing.tick(turn)
         self.membership.tick(turn)
         self.replica.tick(turn)
+        self.pulling.tick(turn)
         self.acceptor.tick(turn)
         self.owner.tick(turn)
         self.inquiries.tick(turn)
@@ -279,7 +284,8 @@ class Core:
         times = (
             self.peers.deadline(),
             self.identity.deadline(),
-            self.replica.deadline(),
+            self.replica.lacking.deadline(),
+            self.pulling.deadline(),
             self.syncing.deadline(),
             self.membership.deadline(),
             self.acceptor.deadline(),
@@ -295,7 +301,7 @@ class Core:
         return Gauges(
             len(self.acceptor),
             self.acceptor.votes,
-            len(self.replica),
+            len(self.replica.lacking),
             self.owner.queued,
             len(self.gateway),
             len(self.inquiries),
@@ -364,7 +370,7 @@ class Core:
                 self.syncing.on_finish(turn, event)
             case PeerUp():
                 self.peers.on_up(turn, event.peer, event.boot, self.replica.count, replaced=event.replaced)
-                self.replica.pull_soon(turn.now.mono)
+                self.pulling.pull_soon(turn.now.mono)
                 self.owner.on_up(turn, event.peer)
             case PeerDown():
                 self.peers.on_down(event.peer, turn.now)
@@ -374,10 +380,14 @@ class Core:
     def _table(self) -> dict[type[Any], tuple[Callable[[Any, Needs], None], Callable[[Turn, NodeId, Any], None]]]:
         """For each message: what it needs, and what handles it."""
         a, i, o, r, g, p = self.acceptor, self.inquiries, self.owner, self.replica, self.gateway, self.peers
-        v = self.membership
+        logs, v = self.pulling, self.membership
 
         def links(message: Links | Moved | SlotAnswer, needs: Needs) -> None:
             r.needs_links(message.links, needs)
+
+        def on_links(turn: Turn, peer: NodeId, message: Links) -> None:
+            r.on_links(turn, peer, message)
+            logs.on_links(turn, peer, message)
 
         table: dict[type[Any], tuple[Callable[[Any, Needs], None], Callable[[Turn, NodeId, Any], None]]] = {
             Prepare: (a.needs_prepare, a.on_prepare),
@@ -396,9 +406,9 @@ class Core:
             AskIncome: (lambda m, needs: i.needs_income(m.account, needs), i.on_ask_income),
             IncomeAnswer: (i.needs_income_answer, i.on_income_answer),
             Want: (r.needs_want, r.on_want),
-            Links: (links, r.on_links),
-            Pull: (r.needs_pull, r.on_pull),
-            Offer: (r.needs_offer, r.on_offer),
+            Links: (links, on_links),
+            Pull: (logs.needs_pull, logs.on_pull),
+            Offer: (logs.needs_offer, logs.on_offer),
             Ping: (_nothing, lambda turn, peer, m: p.on_ping(turn, peer, m, r.count)),
             Pong: (_nothing, p.on_pong),
             AskBoot: (_nothing, p.on_ask_boot),

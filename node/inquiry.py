@@ -212,7 +212,7 @@ class Inquiries:
         for member in self._self.view.members:
             lacking = inquiry.lacking.get(member.id)
             if lacking and member.id != self._self.id:
-                self._replica.want_chains(turn, member.id, [(s, h, h) for s, h in sorted(lacking.items())])
+                self._replica.lacking.want_chains(turn, member.id, [(s, h, h) for s, h in sorted(lacking.items())])
             elif member.id != self._self.id and member.id not in inquiry.answered:
                 turn.send(member.id, AskIncome(number, inquiry.account, inquiry.digest, self._self.view.epoch))
 
@@ -255,7 +255,7 @@ class Inquiries:
         for sender in lacking:
             self._lacked.setdefault(sender, set()).add(number)
         if peer != self._self.id:
-            self._replica.want_chains(
+            self._replica.lacking.want_chains(
                 turn, peer, [(s, height_of(turn.loaded.heads.get(s)) + 1, h) for s, h in lacking.items()]
             )
 

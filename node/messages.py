@@ -263,7 +263,7 @@ class SyncPart(_Message, frozen=True, tag="sync_part"):
     moment: Count = 0
 
 
-# --- replication (node.replica) ------------------------------------------------------------------------------------
+# --- replication (node.replica, node.pulling) -----------------------------------------------------------------------
 
 
 class Want(_Message, frozen=True, tag="want"):

@@ -187,7 +187,7 @@ class Owner:
         head = turn.loaded.heads.get(at.account)
         if height_of(head) < at.height - 1:
             if not self._leave(turn, message):
-                self._replica.wait_for_parent(turn, peer, message)
+                self._replica.lacking.wait_for_parent(turn, peer, message)
             return
         if head is not None and head.height >= at.height:
             self._chase(turn, peer, message, head)

@@ -28,6 +28,7 @@ from node.identity import Identity
 from node.messages import AskSync, AskViews, SyncPart, SyncVote
 from node.paxos import check_ballot_untrusted
 from node.peers import Peers
+from node.pulling import Pulling
 from node.replica import Replica
 from node.turn import FinishSync, LinkDecoder, Self, Turn
 from routing.keyspace import NodeId, route_key
@@ -102,6 +103,7 @@ class Syncing:
         peers: Peers,
         acceptor: Acceptor,
         replica: Replica,
+        pulling: Pulling,
         views: list[View],
         active: dict[int, Ranges],
         now: float,
@@ -112,6 +114,7 @@ class Syncing:
         self._peers = peers
         self._acceptor = acceptor
         self._replica = replica
+        self._pulling = pulling
         self._views = views
         self._active = {views[0].epoch: first_active(views[0], self_.id), **active}
         self._syncs: dict[int, _Sync] = {}
@@ -197,7 +200,7 @@ class Syncing:
                 size = 0
             batches[-1].append(SyncVote(at, ballot, link.raw))
             size += len(link.raw)
-        log, log_id = self._replica.count, self._replica.log_id
+        log, log_id = self._replica.count, self._pulling.log_id
         moment = self._self.rng.getrandbits(62) if len(batches) > 1 else 0
         return [
             SyncPart(message.number, message.epoch, i, len(batches), active, log, tuple(batch), now, log_id, moment)
@@ -238,14 +241,14 @@ class Syncing:
             return
         del sync.arriving[peer], sync.asked[peer]
         sync.sources[peer] = answer
-        self._replica.follow(turn, peer, answer.log_id, answer.log)
+        self._pulling.follow(turn, peer, answer.log_id, answer.log)
 
     def _counted(self, sync: _Sync, epoch: int) -> dict[NodeId, Source]:
         """The sources whose answers count now, and where they were ACTIVE."""
         counted = {
             node: source.active
             for node, source in sync.sources.items()
-            if self._replica.has_log(node, source.log_id, source.log)
+            if self._pulling.has_log(node, source.log_id, source.log)
         }
         if self._identity.verified:
             counted[self._self.id] = Source(self.active_in(epoch - 1), self.active_in(epoch))
@@ -314,7 +317,7 @@ class Syncing:
         if self._told:
             self._told = {asker: told for asker, told in self._told.items() if told.until > turn.now.mono}
         if not self._syncs:
-            self._replica.follow_nobody()
+            self._pulling.follow_nobody()
         for epoch, sync in sorted(self._syncs.items()):
             counted = self._counted(sync, epoch)
             if any(synced_parts(region, counted) for region in sync.regions):
@@ -326,10 +329,10 @@ class Syncing:
             wanted = {node for region in sync.regions for node in region.before | region.after} - {self._self.id}
             for node in sorted(wanted):
                 source = sync.sources.get(node)
-                if source is not None and self._replica.is_replaced(node, source.log_id):
+                if source is not None and self._pulling.is_replaced(node, source.log_id):
                     del sync.sources[node]  # it joined again since, with another log: that one may never be had
                 elif source is not None:
-                    self._replica.follow(turn, node, source.log_id, source.log)
+                    self._pulling.follow(turn, node, source.log_id, source.log)
                 if sync.lacks(node):  # also of who was not ACTIVE itself when it answered: it may be now
                     self._ask(turn, node, sync, epoch)
 

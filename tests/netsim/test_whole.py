@@ -295,6 +295,6 @@ def test_a_node_that_sends_before_it_has_written_is_caught(monkeypatch):
 
 def test_a_network_that_does_not_agree_is_caught(monkeypatch):
     """Nodes that never tell and never ask what was decided while they were away."""
-    monkeypatch.setattr("node.replica.Replica.on_offer", lambda self, turn, peer, message: None)
-    monkeypatch.setattr("node.replica.Replica.needs_offer", lambda self, message, needs: None)
+    monkeypatch.setattr("node.pulling.Pulling.on_offer", lambda self, turn, peer, message: None)
+    monkeypatch.setattr("node.pulling.Pulling.needs_offer", lambda self, message, needs: None)
     assert run_whole(_cut_and_kill(1, 3)).rule in ("I7", "I13")

@@ -8,7 +8,7 @@ import pytest
 from chain.link import Outcome
 from chain.request import MAX_REQUEST_BYTES, Posting
 from hopchain.wire import NotStarted, Recorded
-from node import owner, replica
+from node import lacking, owner
 from node.messages import Accept, AskSlot, Decided, Declined, Forward, Item, Offer, Prepare, Refuse, SlotName, Want
 from node.owner import NO_GATEWAY, LookedUp, item_batches
 from node.paxos import Ballot
@@ -204,7 +204,7 @@ def test_the_pauses_of_a_proposer_do_not_grow_without_an_end(refused: bool, monk
 def test_messages_that_wait_for_a_chain_are_bounded_and_make_room_when_it_comes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(replica, "MAX_EARLY", 2)
+    monkeypatch.setattr(lacking, "MAX_EARLY", 2)
     world = World(3, 3, 1)
     world.open_funded(alice=100, bob=0)
     lagging = next(node for node in world.ids if node != world.group("alice")[0])
@@ -229,7 +229,7 @@ def test_no_message_asks_for_more_postings_than_its_bound_and_all_come_in_the_en
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A link that confirms thousands of them waits for as many."""
-    monkeypatch.setattr(replica, "WANT_BATCH", 2)
+    monkeypatch.setattr(lacking, "WANT_BATCH", 2)
     world = World(3, 3, 1)
     world.open_funded(alice=0, bob=0, carol=100)
     lagging = next(node for node in world.ids if node != world.group("alice")[0])

@@ -10,7 +10,8 @@ from chain.link import Link
 from chain.needs import load
 from chain.request import Posting
 from hopchain.wire import Recorded
-from node import replica
+from node import lacking, replica
+from node.lacking import WANT_AGAIN_S
 from node.messages import (
     Accept,
     Decided,
@@ -26,7 +27,6 @@ from node.messages import (
 )
 from node.owner import NO_GATEWAY
 from node.paxos import Ballot
-from node.replica import WANT_AGAIN_S
 from node.turn import FromPeer, Learn, Now
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId
@@ -74,7 +74,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Link]:
         looked.append(link)
         return Learn(link, by)
 
-    monkeypatch.setattr(replica, "Learn", learn)
+    monkeypatch.setattr(lacking, "Learn", learn)
     return looked
 
 
@@ -112,7 +112,7 @@ def test_a_chain_is_asked_for_once_and_each_of_its_links_looked_at_once(monkeypa
     world.run(0.05)
     assert world.tip(lagging, "alice") == missing[-1].hash
     assert looked == missing[1:]
-    counters, there = world.core(lagging).counters, world.core(lagging).replica
+    counters, there = world.core(lagging).counters, world.core(lagging).replica.lacking
     assert (counters["messages_early"], there._early, there._asked, there._waiting) == (1, {}, {}, {})
     assert len(wants) == 1
 
@@ -153,7 +153,7 @@ def test_a_link_that_waits_for_several_is_looked_at_when_the_last_of_them_is_her
 def test_a_long_chain_is_asked_for_batch_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a pause, as far as anybody waits for it; what waits for its end is left alone until then."""
     monkeypatch.setattr(chain.needs, "CHAIN_BATCH", 4)
-    monkeypatch.setattr(replica, "CHAIN_BATCH", 4)
+    monkeypatch.setattr(lacking, "CHAIN_BATCH", 4)
     world = World(3, 3, 1)
     world.open_funded(alice=100, bob=0)
     lagging, other = lagging_behind(world, paying(world, 10))
@@ -165,7 +165,7 @@ def test_a_long_chain_is_asked_for_batch_by_batch(monkeypatch: pytest.MonkeyPatc
     assert [want.chains for want in wants] == [(("alice", here + 1 + 4 * batch),) for batch in range(3)]
     assert world.tip(lagging, "alice") == last.hash
     assert world.core(lagging).counters["messages_early"] == 1
-    assert not world.core(lagging).replica._asked
+    assert not world.core(lagging).replica.lacking._asked
 
 
 def test_one_peer_is_asked_for_postings_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def test_one_peer_is_asked_for_postings_once_in_a_while(monkeypatch: pytest.Monk
     wants = noting(world, lagging, (Offer, TOLD))
     assert world.run_until(lambda: all(world.tip(lagging, link.account) == link.hash for link in spent), 5)
     assert len(wants) <= 2
-    assert not world.core(lagging).replica._waiters
+    assert not world.core(lagging).replica.lacking._waiters
 
 
 def test_what_the_answer_about_postings_lacks_is_asked_for_at_once_and_what_came_is_not_asked_for_again() -> None:
@@ -209,14 +209,14 @@ def test_what_the_answer_about_postings_lacks_is_asked_for_at_once_and_what_came
     tell(world, lagging, other, last[:1])
     world.run(0.005)
     tell(world, lagging, other, last[:1])  # it waits still, and so do some that came
-    assert world.core(lagging).replica._coming
+    assert world.core(lagging).replica.lacking._coming
     assert world.run_until(lambda: world.tip(lagging, hands[-3]) == last[0].hash, WANT_AGAIN_S / 2)
     asked = [posting for want in wants for posting in want.postings]
     assert len(asked) == len(set(asked)) == len(wants) == 6
     tell(world, lagging, other, last[1:])
     assert world.tip(lagging, hands[-2]) == last[1].hash
-    replica_ = world.core(lagging).replica
-    assert not replica_._coming and not replica_._postings_asked
+    lacking_ = world.core(lagging).replica.lacking
+    assert not lacking_._coming and not lacking_._postings_asked
 
 
 def test_a_peer_that_is_still_answering_about_postings_is_not_asked_again() -> None:
@@ -401,13 +401,13 @@ def test_who_finds_no_room_in_a_turn_is_answered_in_the_next_one(monkeypatch: py
     assert list(got.values()) == [[*(link.raw for link in some[:2]), b""] for some in (links[:3], links[3:])]
 
 
-@pytest.mark.parametrize("room", [replica.MAX_WAITING_BYTES, 0])
+@pytest.mark.parametrize("room", [lacking.MAX_WAITING_BYTES, 0])
 def test_logs_are_read_on_while_a_link_waits_for_what_is_on_a_later_page(
     room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or found no room to wait. Else what waits for it, and fills all the room, would keep it away for ever."""
     monkeypatch.setattr(chain.needs, "LOG_BATCH", 4)
-    monkeypatch.setattr(replica, "MAX_WAITING_BYTES", room)
+    monkeypatch.setattr(lacking, "MAX_WAITING_BYTES", room)
     world = World(3, 3, 1)
     world.open_funded(alice=100, bob=0)
     lagging, other = lagging_behind(world, paying(world, 12))
@@ -439,9 +439,9 @@ def test_proposals_that_come_early_leave_half_of_the_room_to_requests(monkeypatc
     forward = Forward(
         SlotName(link.hash, "alice", link.height + 1), (Item(signed.raw, signed.signature, NO_GATEWAY),), True
     )
-    monkeypatch.setattr(replica, "MAX_EARLY_BYTES", 2 * len(link.raw) + len(signed.raw))
+    monkeypatch.setattr(lacking, "MAX_EARLY_BYTES", 2 * len(link.raw) + len(signed.raw))
     noting(world, lagging, (Links, TOLD, Offer))
-    counters, there = world.core(lagging).counters, world.core(lagging).replica
+    counters, there = world.core(lagging).counters, world.core(lagging).replica.lacking
     sizes = []
     for message in (accept, accept, forward, forward, forward, accept):
         world.deliver(lagging, FromPeer(other, message))
@@ -449,7 +449,7 @@ def test_proposals_that_come_early_leave_half_of_the_room_to_requests(monkeypatc
         sizes.append(there._early_bytes)
     one, more = len(link.raw), len(signed.raw)
     assert sizes[:3] == [one, one, one + more]
-    assert max(sizes) <= replica.MAX_EARLY_BYTES and sizes[-1] == sizes[-2]
+    assert max(sizes) <= lacking.MAX_EARLY_BYTES and sizes[-1] == sizes[-2]
     assert counters["messages_dropped"] >= 2
     noting(world, lagging, Offer)
     world.heal()
@@ -465,10 +465,10 @@ def test_links_that_wait_are_bounded_by_their_bytes_and_what_found_no_room_is_pu
     lagging, other = lagging_behind(world, paying(world, 8))
     missing = world.watch.accounts["alice"].links[world.height(lagging, "alice") + 1 :]
     size = max(len(link.raw) for link in missing)
-    monkeypatch.setattr(replica, "MAX_WAITING_BYTES", 3 * size)
+    monkeypatch.setattr(lacking, "MAX_WAITING_BYTES", 3 * size)
     noting(world, lagging, (Links, TOLD, Offer))
     tell(world, lagging, other, missing[1:])
-    counters, there = world.core(lagging).counters, world.core(lagging).replica
+    counters, there = world.core(lagging).counters, world.core(lagging).replica.lacking
     assert (counters["links_waited"], counters["links_dropped"]) == (3, 4)
     assert 2 * size < there._waiting_bytes <= 3 * size
     world.heal()

@@ -8,9 +8,9 @@ from chain.errors import Corruption
 from chain.rows import Applied, VoteRow
 from chain.store import SeenRow
 from hopchain.wire import Recorded
+from node.lacking import MAX_EARLY, WANT_AGAIN_S
 from node.messages import Accept, Accepted, Decided, DecidedHash, Links, Message, Offer, Pull, SlotName, Want
 from node.owner import VOTES_S
-from node.replica import MAX_EARLY, WANT_AGAIN_S
 from node.turn import Effects, FromPeer
 from routing.keyspace import NodeId
 from tests.node.world import Node, World
@@ -103,7 +103,7 @@ def test_who_does_not_vote_is_sent_links_before_long() -> None:
             asked = sum(isinstance(message, Want) and source == lagging for source, _, message in lost)
     assert sum(isinstance(message, Want) and source == lagging for source, _, message in lost) == asked
     assert world.height(lagging, "alice") == len(world.watch.accounts["alice"].links) - 1
-    assert not world.core(lagging).replica._asked, "what was asked for came: nothing is remembered of it"
+    assert not world.core(lagging).replica.lacking._asked, "what was asked for came: nothing is remembered of it"
 
 
 def test_who_lost_one_proposal_asks_for_its_link() -> None:
@@ -133,7 +133,7 @@ def test_what_is_asked_for_of_accounts_that_nobody_has_is_bounded() -> None:
         at = SlotName(OTHER, f"nobody-{number}", 2**62)
         world.deliver(lagging, FromPeer(owner, DecidedHash(at, OTHER)))
     world.run(0.1)
-    assert 0 < len(world.core(lagging).replica._asked) <= MAX_EARLY
+    assert 0 < len(world.core(lagging).replica.lacking._asked) <= MAX_EARLY
 
 
 def test_who_hears_again_of_what_is_here_asks_for_nothing() -> None:

@@ -21,7 +21,7 @@ from node.messages import (
     Promise,
     Views,
 )
-from node.replica import log_name
+from node.pulling import log_name
 from node.turn import Effects, FromPeer
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId
@@ -189,7 +189,7 @@ def test_a_log_counts_as_read_no_earlier_than_its_links_are_durable() -> None:
     assert (before,) == conn.execute("SELECT max(seq) FROM cursors WHERE peer <> ?", (lagging,)).fetchone()
 
     def lose(source: NodeId, target: NodeId, message: object) -> bool:
-        puller = world.core(lagging).replica._puller if target == lagging else None
+        puller = world.core(lagging).pulling._puller if target == lagging else None
         if isinstance(message, Links) and puller is not None and puller.peer == source and puller.asked:
             world.doom(lagging, Doom.BEFORE_LINKS)
         return target == lagging and isinstance(message, TOLD | Accept | Prepare)
@@ -217,7 +217,7 @@ def test_a_log_that_was_taken_for_read_and_is_not_is_compared_from_its_start() -
     world.crash(lagging)
     conn = world.nodes[lagging].conn
     for node in others:
-        read = CursorRow(log_name(node, world.core(node).replica.log_id), world.core(node).replica.count)
+        read = CursorRow(log_name(node, world.core(node).pulling.log_id), world.core(node).replica.count)
         commit(conn, [read])
     world.start(lagging)
     world.lose = lambda source, target, message: target == lagging and isinstance(message, TOLD | Accept | Prepare)

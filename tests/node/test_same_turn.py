@@ -10,6 +10,7 @@ from chain.needs import Loaded, Needs
 from chain.request import NetworkId, Posting, cancellation, encode_request, sign, transfer
 from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Stale
+from node.lacking import MAX_WANT_AGAIN_S
 from node.messages import (
     Accept,
     AskIncome,
@@ -29,7 +30,6 @@ from node.messages import (
 )
 from node.owner import LookedUp
 from node.paxos import Ballot
-from node.replica import MAX_WANT_AGAIN_S
 from node.turn import DECODED_REQUEST_BYTES, OBJECT_BYTES, FormLink, FromPeer, LinkDecoder, RequestDecoder
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId
@@ -294,7 +294,7 @@ def test_what_a_log_holds_and_this_node_voted_for_is_decided_and_need_not_be_sen
     world.lose = lambda source, target, message: False
     world.run(5.0)
     world.assert_equal_replicas()
-    assert not world.core(lagging).replica._offered, "what a log was found to hold is kept for its turn"
+    assert not world.core(lagging).pulling._offered, "what a log was found to hold is kept for its turn"
 
 
 def test_a_vote_of_the_turn_that_brings_the_log_is_not_taken_from_it_because_its_rows_are_not_loaded() -> None:

@@ -10,7 +10,7 @@ from chain.link import Outcome
 from chain.reads import Balance
 from chain.request import Posting
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
-from node import gateway, inquiry, owner, reading, replica
+from node import gateway, inquiry, lacking, owner, reading
 from node.messages import Accept, AskIncome, AskSlot, Forward, Item, Links, Offer, Ping, Pong, Pull, SlotName
 from node.turn import FormLink, FromPeer
 from tests.node.watch import Call
@@ -496,8 +496,8 @@ def test_too_many_reads_are_unknown(world: World, monkeypatch: pytest.MonkeyPatc
 
 
 def test_links_that_found_no_room_to_wait_are_pulled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica, "MAX_WAITING", 1)
-    monkeypatch.setattr(replica, "MAX_EARLY", 1)
+    monkeypatch.setattr(lacking, "MAX_WAITING", 1)
+    monkeypatch.setattr(lacking, "MAX_EARLY", 1)
     world.faults = Faults(loss=0.3, delay_s=(0.001, 0.2))
     calls = [world.submit(n, world.pay_request("alice", "bob", 1)) for n in world.ids for _ in range(4)]
     world.run(10)

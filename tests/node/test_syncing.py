@@ -9,7 +9,7 @@ from chain.rows import ActiveRow, Applied, VoteRow
 from chain.store import load_active, load_votes
 from hopchain.change import ChangeAction
 from hopchain.wire import Changed, Recorded
-from node import replica, syncing
+from node import lacking, syncing
 from node.core import Core
 from node.messages import (
     Accept,
@@ -557,8 +557,8 @@ def pulling(world: World, node: NodeId, lost: type[Message]) -> NodeId:
 
 
 def log(world: World, node: NodeId) -> tuple[NodeId, int, int]:
-    replica = world.core(node).replica
-    return node, replica.log_id, replica.count
+    core = world.core(node)
+    return node, core.pulling.log_id, core.replica.count
 
 
 def test_a_link_that_is_dropped_because_too_many_wait_stays_to_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -566,14 +566,14 @@ def test_a_link_that_is_dropped_because_too_many_wait_stays_to_be_read(monkeypat
     world = grown(4, 3)
     (guest,) = world.guests
     world.run(8.0)
-    monkeypatch.setattr(replica, "MAX_WAITING", 0)
+    monkeypatch.setattr(lacking, "MAX_WAITING", 0)
     peer = pulling(world, guest, Links)
     first, second = world.watch.accounts["alice"].links[-2:]
     world.deliver(guest, FromPeer(peer, Links((second.raw, first.raw))))
     world.run(0.01)
     assert world.core(guest).counters["links_dropped"] == 1
     assert world.height(guest, "alice") == first.height
-    assert not world.core(guest).replica.has_log(*log(world, peer))
+    assert not world.core(guest).pulling.has_log(*log(world, peer))
     rest(world)
     assert world.height(guest, "alice") == second.height
 
@@ -589,7 +589,7 @@ def test_an_answer_to_an_earlier_question_about_the_log_does_not_move_the_cursor
     world.deliver(guest, FromPeer(peer, Offer((), count, count, mine, count, log_id)))
     world.run(0.01)
     assert mine < count
-    assert not world.core(guest).replica.has_log(peer, log_id, count)
+    assert not world.core(guest).pulling.has_log(peer, log_id, count)
     rest(world)
 
 
@@ -652,7 +652,7 @@ def test_the_answer_of_a_source_with_another_log_than_the_one_that_was_read_does
         world.deliver(guest, FromPeer(node, answer))
     world.run(0.01)
     assert world.core(guest).active == EMPTY
-    assert not any(world.core(guest).replica.is_replaced(node, 1) for node in members)
+    assert not any(world.core(guest).pulling.is_replaced(node, 1) for node in members)
     rest(world)
 
 

@@ -1,0 +1,254 @@
+"""Pulling: the logs of the peers, read where this replica lacks something.
+
+* Decided links go out at once (`node.replica`), and every PULL_S a random peer is asked what its log holds that this one
+  lacks. So a lost message costs time, never a link.
+* R8 a cursor says that all links before it in one log are applied here; syncs rely on it (`has_log`). So it moves only behind
+      what was compared from where it stood, and it belongs to a log, not to a node: who joins again begins another one.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
+
+import msgspec
+
+from chain.link import Link, LinkHash
+from chain.needs import Needs
+from chain.store import CursorRow
+from node.messages import Links, Offer, Pull, Want
+from node.peers import Peers
+from node.replica import Replica
+from node.turn import LinkDecoder, Self, Turn
+from routing.keyspace import ID_BYTES, NodeId
+
+PULL_S: Final = 2.0
+PULL_TIMEOUT_S: Final = 3.0  # then the pull is given up and another peer asked
+FOLLOW_S: Final = 0.1  # the same while this node syncs, and a few round trips more
+FOLLOW_RTTS: Final = 8
+PULL_BATCH: Final = 512  # hashes of one Want
+LOG_ID_BITS: Final = 62
+
+
+class _Puller(msgspec.Struct):
+    peer: NodeId
+    log_id: int
+    after: int
+    until: float
+    dropped: bool = False  # a link of its page: the cursor stays
+    offer: Offer | None = None
+    wanted: deque[bytes] = msgspec.field(default_factory=deque)
+    asked: dict[bytes, None] = msgspec.field(default_factory=dict)  # in order: what has not come of the last Want
+    batch: int = 0  # how many that Want named
+    ended: bool = False  # its answer, before all of them
+
+
+class Pulling:
+    """The logs that this node reads, and its own that others read."""
+
+    def __init__(
+        self, self_: Self, decoder: LinkDecoder, peers: Peers, replica: Replica, cursors: dict[NodeId, int]
+    ) -> None:
+        self._self = self_
+        self._decoder = decoder
+        self._peers = peers
+        self._replica = replica
+        self._cursors: dict[bytes, int] = dict(cursors.items())  # by `log_name`
+        self._log_id = self._cursors.get(self_.id, 0)
+        self._log_ids: dict[NodeId, int] = {}  # as the peers have told in this life
+        self._puller: _Puller | None = None
+        self._next_pull = 0.0
+        self._follow: dict[NodeId, tuple[int, int]] = {}  # peers of whom this log must be read up to here (design R8)
+        self.voted: Callable[[], Iterable[Link]] = tuple  # the links that have this node's vote and are undecided here
+        self._offered: dict[LinkHash, Link] = {}  # those of them that a peer's log holds; in this turn
+        replica.lacking.pulled = self._pulled
+        replica.lacking.on_dropped = self._note_dropped
+
+    def _pulled(self, peer: NodeId) -> Collection[bytes]:
+        return self._puller.asked if self._puller is not None and self._puller.peer == peer else ()
+
+    def _note_dropped(self, link: LinkHash) -> None:
+        if self._puller is not None and (link in self._puller.asked or link in self._offered):
+            self._puller.dropped = True
+
+    # --- cursors ---
+
+    @property
+    def log_id(self) -> int:
+        """Which log this is: drawn when it was begun, and kept with it (as the cursor under this node's own id)."""
+        if not self._log_id:
+            self._log_id = self._self.rng.getrandbits(LOG_ID_BITS) + 1
+        return self._log_id
+
+    def follow(self, turn: Turn, peer: NodeId, log_id: int, upto: int) -> None:
+        """Read this log of `peer` up to this length as soon as possible: `has_log` tells when it is applied here."""
+        self._log_ids[peer] = log_id
+        if not self.has_log(peer, log_id, upto):
+            known, length = self._follow.get(peer, (log_id, 0))
+            self._follow[peer] = (log_id, max(upto, length) if known == log_id else upto)
+            if self._puller is None:
+                self.pull_soon(turn.now.mono)
+
+    def follow_nobody(self) -> None:
+        """Nobody waits for a log any more."""
+        self._follow.clear()
+
+    def has_log(self, peer: NodeId, log_id: int, upto: int) -> bool:
+        """True when every link in the first `upto` of this log of `peer` is applied here."""
+        return self._cursors.get(log_name(peer, log_id), 0) >= upto
+
+    def is_replaced(self, peer: NodeId, log_id: int) -> bool:
+        """True when `peer` has begun another log than this."""
+        return self._log_ids.get(peer, log_id) != log_id
+
+    def _cursor(self, peer: NodeId) -> int:
+        """How far the log that `peer` has now is read; 0 while it has not told which one that is."""
+        return self._cursors.get(log_name(peer, self._log_ids.get(peer, 0)), 0)
+
+    def _move_cursor(self, turn: Turn, peer: NodeId, log_id: int, upto: int) -> None:
+        name = log_name(peer, log_id)
+        if self._cursors.get(name, 0) != upto:
+            self._cursors[name] = upto
+            turn.applied.append(CursorRow(name, upto))
+
+    # --- a peer reads the log of this node ---
+
+    def _after(self, message: Pull) -> int:
+        return message.after if message.log_id == self.log_id else 0
+
+    def needs_pull(self, message: Pull, needs: Needs) -> None:
+        needs.log.add(self._after(message))
+        needs.log_head = True
+
+    def on_pull(self, turn: Turn, peer: NodeId, message: Pull) -> None:
+        log = turn.loaded.log_head
+        assert log is not None
+        after = self._after(message)
+        if (message.count, message.accumulator) == (log.count, log.xor):
+            turn.send(peer, Offer((), log.seq, log.seq, log.count, after, self.log_id))
+            return
+        page = turn.loaded.log[after]
+        turn.send(peer, Offer(page.hashes, page.last_seq, log.seq, log.count, after, self.log_id))
+
+    # --- this node reads that of a peer ---
+
+    def pull_soon(self, now: float) -> None:
+        """Compare logs in the next turn: a connection stands again, or more is to be had."""
+        self._next_pull = now
+
+    def needs_offer(self, message: Offer, needs: Needs) -> None:
+        offered = {LinkHash(h) for h in message.hashes}
+        needs.known |= offered
+        for link in self.voted():
+            if link.hash in offered:  # a log holds decided links only, so this one is, and it is here
+                self._offered[link.hash] = link
+                self._replica.needs_link(link, needs)
+
+    def on_offer(self, turn: Turn, peer: NodeId, message: Offer) -> None:
+        puller = self._puller
+        if puller is None or puller.peer != peer:
+            return
+        if message.log_id != puller.log_id and message.after == 0:
+            self._log_ids[peer] = message.log_id
+            if self._cursor(peer) > 0 and message.hashes:  # it was read before this node started: go on there
+                self._puller = None
+                self.pull_soon(turn.now.mono)
+                return
+        elif (message.log_id, message.after) != (puller.log_id, puller.after):
+            return  # the answer to an earlier question: between its end and this cursor nothing was compared
+        known = turn.loaded.known
+        if not message.hashes and message.count > self._replica.count:
+            self._move_cursor(turn, peer, message.log_id, 0)  # a gap before the cursor: compare from the start
+            self._puller = None
+            return
+        here = [link for h in message.hashes if (link := self._offered.get(LinkHash(h))) is not None]
+        for link in here:
+            self._replica.learn(turn, link, peer, peer)
+        puller.offer = message
+        lacking = (h for h in message.hashes if h not in known and h not in self._offered)
+        puller.wanted = deque(h for h in lacking if h not in self._replica.lacking)
+        self._want_more(turn, puller)
+
+    def on_links(self, turn: Turn, peer: NodeId, message: Links) -> None:
+        """These links were learned. Ask for more when all that was asked for has come, or the answer has ended, with something in it."""
+        puller = self._puller
+        if puller is None or puller.peer != peer or not puller.asked:
+            return
+        before = len(puller.asked)
+        for raw in message.links:
+            puller.asked.pop(self._decoder.untrusted(raw).hash, None)
+        if len(puller.asked) < before:
+            puller.until = turn.now.mono + self._timeout(peer)
+        if not message.links and len(puller.asked) < puller.batch:  # else it ends another answer
+            puller.ended = True
+        if puller.ended:
+            puller.wanted.extendleft(reversed(puller.asked))
+            puller.asked.clear()
+        if not puller.asked:
+            self._want_more(turn, puller)
+
+    def _want_more(self, turn: Turn, puller: _Puller) -> None:
+        puller.until = turn.now.mono + self._timeout(puller.peer)
+        if puller.wanted:
+            batch = [puller.wanted.popleft() for _ in range(min(PULL_BATCH, len(puller.wanted)))]
+            puller.asked = dict.fromkeys(batch)
+            puller.batch, puller.ended = len(batch), False
+            turn.send(puller.peer, Want(links=tuple(batch)))
+            return
+        offer, self._puller = puller.offer, None
+        assert offer is not None
+        # What waits and is of another page is none of this one's business: it may need the next pages.
+        complete = not puller.dropped and not any(h in self._replica.lacking for h in offer.hashes)
+        if complete:
+            self._move_cursor(turn, puller.peer, offer.log_id, offer.upto)
+        log_id, upto = self._follow.get(puller.peer, (0, 0))
+        if self.is_replaced(puller.peer, log_id) or self.has_log(puller.peer, log_id, upto):
+            self._follow.pop(puller.peer, None)
+        more = offer.upto < offer.head and complete
+        if more or any(self._peers.alive(peer, turn.now) for peer in self._follow):
+            self.pull_soon(turn.now.mono)
+
+    def _timeout(self, peer: NodeId) -> float:
+        """How long a pull may be silent; when somebody waits for it, little more than its round trips take."""
+        return (
+            min(PULL_TIMEOUT_S, FOLLOW_S + FOLLOW_RTTS * self._peers.rtt((peer,))) if self._follow else PULL_TIMEOUT_S
+        )
+
+    # --- time ---
+
+    def deadline(self) -> float:
+        """When a log is to be asked for, or is silent for too long."""
+        pulling = self._puller.until if self._puller is not None and self._follow else self._next_pull
+        return min(pulling, self._next_pull)
+
+    def needs_tick(self, now: float, needs: Needs) -> None:
+        needs.log_head = needs.log_head or now >= self._next_pull
+
+    def tick(self, turn: Turn) -> None:
+        """Compare logs with a random living peer."""
+        now = turn.now.mono
+        self._offered.clear()
+        if self._self.id not in self._cursors:  # in this node's first turn: nobody was told of the log before
+            self._cursors[self._self.id] = self.log_id
+            turn.persist.append(CursorRow(self._self.id, self.log_id))
+        if self._puller is not None and self._puller.until <= now:
+            self._puller = None
+            if self._follow:
+                self._next_pull = now
+        log = turn.loaded.log_head
+        if now < self._next_pull or log is None:  # None: it became time within this turn; the next one has it
+            return
+        self._next_pull = now + PULL_S * (0.5 + self._self.rng.random())
+        alive = [p for p in self._peers.connected() if self._peers.alive(p, turn.now)]
+        members = [p for p in alive if self._self.view.is_member(p)] or alive
+        wanted = [p for p in alive if p in self._follow] or members
+        if wanted and self._puller is None:
+            peer = self._self.rng.choice(wanted)
+            log_id, after = self._log_ids.get(peer, 0), self._cursor(peer)
+            self._puller = _Puller(peer, log_id, after, now + self._timeout(peer))
+            turn.send(peer, Pull(after, log.count, log.xor, log_id))
+
+
+def log_name(peer: NodeId, log_id: int) -> bytes:
+    """What the cursor into a log is kept under, 20 bytes. (Under a node's own id: the id of its own log.)"""
+    return hashlib.sha256(b"hopchain:log:1\0" + peer + log_id.to_bytes(8)).digest()[:ID_BYTES]
