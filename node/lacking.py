@@ -59,13 +59,14 @@ class _PostingsAsked(msgspec.Struct):
 
 
 class Lacking:
-    """What waits in this replica, and what was asked for. `is_far_behind` says whether a log brings all that is lacking."""
+    """What waits in this replica, and what was asked for. `is_far_behind` says whether who has so many links has much more than
+    are here."""
 
-    def __init__(self, self_: Self, decoder: LinkDecoder, peers: Peers, is_far_behind: Callable[[], bool]) -> None:
+    def __init__(self, self_: Self, decoder: LinkDecoder, peers: Peers, is_far_behind: Callable[[int], bool]) -> None:
         self._self = self_
         self._decoder = decoder
         self._peers = peers
-        self._is_far_behind = is_far_behind
+        self._far_behind = is_far_behind
         self._waiting: dict[LinkHash, _Waiting] = {}
         self._waiters: dict[Key, set[LinkHash]] = {}
         self._waiting_bytes = 0
@@ -74,13 +75,17 @@ class Lacking:
         self._early_bytes = 0
         self._asked: dict[str, _Asked] = {}  # by account, for its chain
         self._postings_asked: dict[NodeId, _PostingsAsked] = {}
-        self._coming: set[PostingHash] = set()  # those waited for which a link makes that waits itself
+        self._coming: set[PostingHash] = set()  # those waited for which a link makes that has come to wait since
         # And for a chain of which it had told: when, and up to which height.
         self._inquired: dict[tuple[NodeId, str], tuple[float, int]] = {}
         self.pulled: Callable[[NodeId], Collection[bytes]] = (
             lambda _: ()
         )  # the links that the log of a peer is about to bring
         self.on_dropped: Callable[[LinkHash], None] = lambda _: None  # told of a link that found no room
+
+    def _is_far_behind(self) -> bool:
+        """By the last pings: the log of a peer brings what is lacking."""
+        return self._far_behind(self._peers.most_links())
 
     def __len__(self) -> int:
         """How many links wait for what they stand on."""
@@ -239,13 +244,20 @@ class Lacking:
         if asked is None:
             return
         before = len(asked.lacking)
-        for raw in message.links:
-            asked.lacking.difference_update(self._decoder.untrusted(raw).posting_hashes)
+        links = [self._decoder.untrusted(raw) for raw in message.links]
+        for link in links:
+            asked.lacking.difference_update(link.posting_hashes)
         if len(asked.lacking) < before:
             asked.at = turn.now.mono
-        if not asked.lacking:
+        # What found no room to wait would be asked for and come again, at once and without end.
+        if before and not asked.lacking and all(self._is_kept(turn, link) for link in links):
             del self._postings_asked[peer]
             self._ask(turn, peer, (), self._waiting.values())
+
+    def _is_kept(self, turn: Turn, link: Link) -> bool:
+        """True when the link is applied or waits."""
+        head = turn.loaded.heads.get(link.account)
+        return link.hash in self._waiting or (head is not None and head.height >= link.height)
 
     def _ask(self, turn: Turn, peer: NodeId, chains_of: Iterable[_Waiting], postings_of: Iterable[_Waiting]) -> None:
         """Ask `peer` for the chains and the postings that these links lack, without what was just asked for."""

@@ -298,6 +298,10 @@ class Peers:
         known = self._up.get(node)
         return known.links if known is not None else 0
 
+    def most_links(self) -> int:
+        """The most that a connected peer said it had applied."""
+        return max((known.links for known in self._up.values()), default=0)
+
     def connected(self) -> list[NodeId]:
         """Peers with a connection, in id order (so that a seed gives one run)."""
         return sorted(self._up)

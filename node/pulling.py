@@ -205,8 +205,17 @@ class Pulling:
         if self.is_replaced(puller.peer, log_id) or self.has_log(puller.peer, log_id, upto):
             self._follow.pop(puller.peer, None)
         more = offer.upto < offer.head and complete
-        if more or any(self._peers.alive(peer, turn.now) for peer in self._follow):
+        alive = self._alive(turn)
+        elsewhere = not offer.hashes and bool(self._ahead(alive))
+        if more or elsewhere or any(peer in self._follow for peer in alive):
             self.pull_soon(turn.now.mono)
+
+    def _alive(self, turn: Turn) -> list[NodeId]:
+        return [p for p in self._peers.connected() if self._peers.alive(p, turn.now)]
+
+    def _ahead(self, alive: list[NodeId]) -> list[NodeId]:
+        """The members in whose log much is that this node lacks."""
+        return [p for p in alive if self._self.view.is_member(p) and self._replica.is_far_behind(self._peers.links(p))]
 
     def _timeout(self, peer: NodeId) -> float:
         """How long a pull may be silent; when somebody waits for it, little more than its round trips take."""
@@ -225,7 +234,7 @@ class Pulling:
         needs.log_head = needs.log_head or now >= self._next_pull
 
     def tick(self, turn: Turn) -> None:
-        """Compare logs with a random living peer."""
+        """Compare logs with a random living peer; while this node is far behind, with one that is ahead."""
         now = turn.now.mono
         self._offered.clear()
         if self._self.id not in self._cursors:  # in this node's first turn: nobody was told of the log before
@@ -239,9 +248,9 @@ class Pulling:
         if now < self._next_pull or log is None:  # None: it became time within this turn; the next one has it
             return
         self._next_pull = now + PULL_S * (0.5 + self._self.rng.random())
-        alive = [p for p in self._peers.connected() if self._peers.alive(p, turn.now)]
+        alive = self._alive(turn)
         members = [p for p in alive if self._self.view.is_member(p)] or alive
-        wanted = [p for p in alive if p in self._follow] or members
+        wanted = [p for p in alive if p in self._follow] or self._ahead(alive) or members
         if wanted and self._puller is None:
             peer = self._self.rng.choice(wanted)
             log_id, after = self._log_ids.get(peer, 0), self._cursor(peer)

@@ -16,7 +16,6 @@ import msgspec
 
 from chain.errors import Corruption, RemoteFault
 from chain.link import Link, LinkHash, PostingHash
-from chain.names import MAX_AMOUNT
 from chain.needs import Loaded, Needs
 from chain.rows import AccountHead, Applied, Credit, Forming, OutcomeRow
 from chain.rules import check_successor
@@ -41,14 +40,14 @@ class Replica:
         self._self = self_
         self._decoder = decoder
         self._peers = peers
-        self.lacking = Lacking(self_, decoder, peers, self._is_far_behind)
+        self.lacking = Lacking(self_, decoder, peers, self.is_far_behind)
         self.familiar = Familiar()
         self.count = count
         self.hooks: list[AppliedHook] = []
 
-    def _is_far_behind(self) -> bool:
-        """By the last pings."""
-        return max(map(self._peers.links, self._peers.connected()), default=0) >= self.count + FAR_BEHIND
+    def is_far_behind(self, links: int) -> bool:
+        """True when who has that many links has much that is not here."""
+        return links >= self.count + FAR_BEHIND
 
     # --- decided links ---
 
@@ -181,17 +180,17 @@ class Replica:
         """Send what there is room for in one turn. Who asked for links by their hashes is told by an empty Links that the answer ends
         before them."""
         loaded = turn.loaded
-        raws = [raw for wanted in message.chains for raw in loaded.wanted_chains.get(wanted, ())]
-        chains = dict(message.chains)
-        for write in turn.applied:  # since the rows were loaded
-            if isinstance(write, Applied) and write.link.height >= chains.get(write.link.account, MAX_AMOUNT):
-                raws.append(write.link.raw)
-        raws += [raw for h in message.links if (raw := loaded.link(LinkHash(h))) is not None]
+        chains = _wanted_chains(turn, message.chains)
+        raws = [raw for h in message.links if (raw := loaded.link(LinkHash(h))) is not None]
         raws += [raw for h in message.postings if (raw := loaded.wanted_postings.get(PostingHash(h))) is not None]
-        if not raws and not loaded.cut.isdisjoint((*message.chains, *message.links, *message.postings)):
+        if (
+            not any(chains)
+            and not raws
+            and not loaded.cut.isdisjoint((*message.chains, *message.links, *message.postings))
+        ):
             turn.again.append(FromPeer(peer, message))  # others took all the room: it is before them in the next turn
             return
-        for batch in batches(list(dict.fromkeys(raws))):
+        for batch in batches([*chains, *([raw] for raw in raws)]):
             turn.send(peer, Links(batch))
         if not loaded.cut.isdisjoint(message.links):
             turn.send(peer, Links(()))
@@ -202,7 +201,7 @@ class Replica:
     def on_serve(self, turn: Turn, event: ServeSlot) -> None:
         """Send a peer the links of a chain from a slot on, in the form it asked."""
         at = event.at
-        links = next(iter(batches(turn.loaded.chains.get((at.account, at.height), ()))), ())
+        links = next(iter(batches([turn.loaded.chains.get((at.account, at.height), ())])), ())
         if event.answering is not None:
             turn.send(event.peer, SlotAnswer(event.answering, False, links, self._self.view.epoch))
         elif event.moved:
@@ -217,16 +216,41 @@ class Replica:
         self.lacking.tick(turn)
 
 
-def batches(raws: Sequence[bytes]) -> Iterator[tuple[bytes, ...]]:
-    """Links in messages of at most REPLY_BYTES, at least one link each."""
+def _wanted_chains(turn: Turn, wanted: Sequence[tuple[str, int]]) -> list[list[bytes]]:
+    """The links of each chain (account, first height) without a gap: what was loaded, and what was applied since."""
+    applied: dict[str, list[Link]] = {}
+    for write in turn.applied if wanted else ():
+        if isinstance(write, Applied):
+            applied.setdefault(write.link.account, []).append(write.link)
+    chains = []
+    for account, first in wanted:
+        raws = list(turn.loaded.wanted_chains.get((account, first), ()))
+        for link in applied.get(account, ()):
+            if link.height == first + len(raws):
+                raws.append(link.raw)
+        chains.append(raws)
+    return chains
+
+
+def batches(groups: Iterable[Sequence[bytes]]) -> Iterator[tuple[bytes, ...]]:
+    """Links, each once, in messages of at most REPLY_BYTES, at least one link each. A group that one message has room for is not
+    parted: who asks on behind the end of each message would fetch the rest of a parted chain twice."""
     batch: list[bytes] = []
-    size = 0
-    for raw in raws:
-        if batch and size + len(raw) > REPLY_BYTES:
+    size, sent = 0, set[bytes]()
+    for group in groups:
+        whole = sum(map(len, group))
+        if batch and REPLY_BYTES - size < whole <= REPLY_BYTES:
             yield tuple(batch)
             batch, size = [], 0
-        batch.append(raw)
-        size += len(raw)
+        for raw in group:
+            if raw in sent:
+                continue
+            if batch and size + len(raw) > REPLY_BYTES:
+                yield tuple(batch)
+                batch, size = [], 0
+            batch.append(raw)
+            size += len(raw)
+            sent.add(raw)
     if batch:
         yield tuple(batch)
 

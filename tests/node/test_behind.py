@@ -6,7 +6,7 @@ import pytest
 
 import chain.needs
 from node import replica
-from node.messages import Links, Want
+from node.messages import Links, Offer, Pull, Want
 from routing.keyspace import NodeId
 from tests.node.world import Faults, World
 
@@ -58,3 +58,53 @@ def test_a_node_that_is_far_behind_is_sent_every_link_about_once(monkeypatch: py
     assert lacked <= len(sent) < 1.2 * lacked
     world.run(20)
     world.assert_equal_replicas()
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_two_that_come_back_together_both_read_the_log_of_one_who_has_it(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Each may ask the other first, before anybody has told how many links it has."""
+    monkeypatch.setattr(replica, "FAR_BEHIND", 64)
+    world = World(5, 5, seed, Faults(delay_s=(0.02, 0.04)))
+    world.open_funded(**dict.fromkeys(ACCOUNTS, 10_000))
+    *away, one, _, _ = world.ids
+    for node in away:
+        world.crash(node)
+    world.run(3)
+    pay_on(world, world.ids[2:], 0.02, 250)
+    world.run(12)
+    there = world.core(one).replica.count
+    for node in away:
+        world.start(node)
+    assert all(there - world.core(node).replica.count > 150 for node in away)
+    assert world.run_until(lambda: all(world.core(node).replica.count >= there for node in away), 0.5)
+
+
+def test_who_is_far_behind_asks_nobody_who_is_not_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page by page: of five members, one has what another lacks."""
+    monkeypatch.setattr(replica, "FAR_BEHIND", 64)
+    monkeypatch.setattr(chain.needs, "LOG_BATCH", 16)
+    world = World(5, 5, 1, Faults(delay_s=(0.001, 0.002)))
+    world.open_funded(**dict.fromkeys(ACCOUNTS, 10_000))
+    away, other, *_ = world.ids
+    for node in (away, other):
+        world.crash(node)
+    world.run(3)
+    pay_on(world, world.ids[2:], 0.02, 250)
+    world.run(12)
+    asked: list[NodeId] = []
+
+    def note(source: NodeId, target: NodeId, message: object) -> bool:
+        if source == away and isinstance(message, Pull):
+            asked.append(target)
+        return target == other and isinstance(message, Offer)
+
+    world.lose = note
+    for node in (other, away):
+        world.start(node)
+    behind = world.core(away).replica.is_far_behind
+    assert behind(world.core(world.ids[2]).replica.count)
+    assert world.run_until(lambda: not behind(world.core(world.ids[2]).replica.count), 2)
+    assert len(asked) > 5
+    assert asked.count(other) <= 1, "before it has told how many links it has"

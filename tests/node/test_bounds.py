@@ -255,11 +255,18 @@ def test_no_message_asks_for_more_postings_than_its_bound_and_all_come_in_the_en
 
 def test_links_are_sent_in_messages_of_a_mebibyte() -> None:
     """And what is larger than that by itself in one of its own; nothing is left out, and the order is kept."""
-    links = [bytes(size) for size in (400_000, 600_000, 100_000, 2_000_000, 1, 1)]
-    assert [[len(raw) for raw in batch] for batch in batches(links)] == [
+    links = [bytes(size) for size in (400_000, 600_000, 100_000, 2_000_000, 1, 2)]
+    assert [[len(raw) for raw in batch] for batch in batches([links])] == [
         [400_000, 600_000],
         [100_000],
         [2_000_000],
-        [1, 1],
+        [1, 2],
     ]
-    assert list(batches([])) == []
+    assert list(batches([])) == list(batches([[], ()])) == []
+
+
+def test_a_chain_is_not_parted_where_one_message_has_room_for_it_and_no_link_is_sent_twice() -> None:
+    a, b, c, d, e = (bytes(size) for size in (400_000, 500_000, 300_000, 900_000, 200_000))
+    groups = [[a, b], [b, c], [e], [d, e, a], [c, d, e]]
+    assert list(batches(groups)) == [(a, b), (c, e), (d,)]
+    assert list(batches([[a, b], [c, d], [e]])) == [(a, b), (c,), (d,), (e,)]

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 import chain.needs
-from chain.link import Link
+from chain.link import Link, decode_link_untrusted
 from chain.needs import load
 from chain.request import Posting
 from hopchain.wire import Recorded
@@ -323,6 +323,115 @@ def test_a_question_that_nothing_answers_is_not_put_off_for_what_others_asked(mo
         assert loaded.cut
         core.step(loaded, now)
         assert not core._again
+
+
+@pytest.mark.parametrize("pulls", [False, True], ids=["no log is read", "logs are read"])
+def test_postings_of_a_link_that_finds_no_room_are_asked_for_once_in_a_while(
+    monkeypatch: pytest.MonkeyPatch, pulls: bool
+) -> None:
+    """It would come, be dropped and be asked for again as fast as messages go."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=0, carol=50, bob=0)
+
+    def pays(at: NodeId) -> None:
+        for payee in ("bob", "bob", "bob", "alice"):
+            assert_paid(world.pay("carol", payee, 1, at=at))
+        assert_paid(world.pay("alice", "bob", 1, at=at))
+
+    lagging, other = lagging_behind(world, pays)
+    world.run(1)
+    last = world.watch.accounts["alice"].links[-1]
+    monkeypatch.setattr(lacking, "MAX_WAITING_BYTES", len(last.raw))
+    wants: list[Want] = []
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        if source == lagging and isinstance(message, Want) and message.postings:
+            wants.append(message)
+        return (isinstance(message, Pull) and not pulls) or (target == lagging and isinstance(message, TOLD))
+
+    world.lose = lose
+    tell(world, lagging, other, [last])
+    for _ in range(100):
+        world.run(0.01)
+        world.deliver(lagging, FromPeer(other, Links(())))  # other answers
+    assert 1 <= len(wants) <= 2 * (1 / WANT_AGAIN_S) + 1, "each of two peers"
+    monkeypatch.undo()
+    assert world.run_until(lambda: world.tip(lagging, "alice") == last.hash, 5) or not pulls
+
+
+@pytest.mark.parametrize("bound", [10**6, 1500], ids=["a whole answer", "a part"])
+def test_a_chain_is_answered_without_a_gap_though_a_link_of_it_is_applied_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, bound: int
+) -> None:
+    """What is applied in the turn of the answer continues what was loaded for it, or is much later. Who asked goes on from the end."""
+    monkeypatch.setattr(chain.needs, "CHAIN_BATCH_BYTES", bound)
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging, other = lagging_behind(world, paying(world, 9))
+    third = next(node for node in world.ids if node not in (lagging, other))
+    links = world.watch.accounts["alice"].links
+    while world.group("alice")[0] != third:
+        paying(world, 1)(other)
+        world.run(1)
+    sent: list[Links] = []
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        if (source, target) == (other, lagging) and isinstance(message, Links):
+            sent.append(message)
+        return source == lagging or isinstance(message, (*TOLD.__args__, Pull, Links))
+
+    world.lose = lose
+    paying(world, 1)(third)
+    assert world.tip(other, "alice") == links[-2].hash, "the last link is a vote there"
+    sent.clear()
+    world.deliver(other, FromPeer(third, Decided(links[-1].raw, third, LEAF)))
+    world.deliver(other, FromPeer(lagging, Want((("alice", 2),))))
+    world.run(0.01)
+    assert world.tip(other, "alice") == links[-1].hash
+    (answer,) = sent
+    last = links[-1].height if bound == 10**6 else 3
+    assert [decode_link_untrusted(raw).height for raw in answer.links] == list(range(2, last + 1))
+
+
+def test_two_chains_of_one_question_are_each_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one does not fit in the message of the first."""
+    monkeypatch.setattr(chain.needs, "CHAIN_BATCH_BYTES", 3000)
+    monkeypatch.setattr(replica, "REPLY_BYTES", 3000)
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, carol=100, bob=0, dave=0)
+
+    def pays(at: NodeId) -> None:
+        for payer, payee, times in (
+            ("carol", "dave", 2),
+            ("alice", "bob", 30),
+            ("alice", "carol", 1),
+            ("carol", "bob", 1),
+        ):
+            for _ in range(times):
+                assert_paid(world.pay(payer, payee, 1, at=at))
+
+    lagging, other = lagging_behind(world, pays)
+    world.run(1)
+    last = [world.watch.accounts[name].links[-1] for name in ("carol", "alice")]
+    noting(world, lagging, (Links, *TOLD.__args__, Offer))
+    for link in last:
+        world.deliver(lagging, FromPeer(other, Decided(link.raw, other, LEAF)))
+    world.run(0.01)
+    assert len(world.core(lagging).replica.lacking) == 2, "the answer is lost, and both are asked for again at once"
+    sent: list[bytes] = []
+    wants: list[Want] = []
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        if source == lagging and isinstance(message, Want):
+            wants.append(message)
+        if target == lagging and isinstance(message, Links):
+            sent.extend(message.links)
+        return isinstance(message, Pull) or (target == lagging and isinstance(message, (*TOLD.__args__, Offer)))
+
+    world.lose = lose
+    assert world.run_until(lambda: all(world.tip(lagging, link.account) == link.hash for link in last), 3)
+    assert len(wants[0].chains) == 2
+    assert len(sent) == len(set(sent)) > 30
 
 
 # --- answers in pieces ----------------------------------------------------------------------------------------------
