@@ -1,0 +1,94 @@
+"""Questions for what links and messages wait for: what each asks for, and what ends it."""
+
+import pytest
+
+import chain.needs
+from chain.needs import Loaded
+from chain.request import Posting
+from node import lacking
+from node.lacking import WANT_AGAIN_S
+from node.messages import Links, Offer, Prepare, SlotName, Want
+from node.paxos import Ballot
+from node.peers import PING_EVERY_S
+from node.turn import FromPeer, Now, Send, Turn
+from routing.keyspace import NodeId
+from tests.node.test_catching_up import assert_paid, lagging_behind, noting, paying, tell
+from tests.node.world import TOLD, World
+
+
+def test_the_chain_is_asked_for_up_to_the_highest_link_that_anybody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it is a later message that waits for that one: without a pause, batch by batch."""
+    monkeypatch.setattr(chain.needs, "CHAIN_BATCH", 4)
+    monkeypatch.setattr(lacking, "CHAIN_BATCH", 4)
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging, other = lagging_behind(world, paying(world, 10))
+    first, *_, last = world.watch.accounts["alice"].links[-9:]
+    noting(world, lagging, (*TOLD.__args__, Offer))
+    for link in (first, last):
+        slot = SlotName(link.hash, "alice", link.height + 1)
+        world.deliver(lagging, FromPeer(other, Prepare(slot, Ballot(1, 1, other))))
+    world.run(WANT_AGAIN_S / 3)
+    assert world.tip(lagging, "alice") == last.hash
+
+
+def test_what_another_sends_of_a_chain_does_not_end_the_question_for_it() -> None:
+    """The answer of who was asked is still on its way."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging, other = lagging_behind(world, paying(world, 10))
+    third = next(node for node in world.ids if node not in (lagging, other))
+    first, *_, last = world.watch.accounts["alice"].links[world.height(lagging, "alice") + 1 :]
+    wants = noting(world, lagging, (*TOLD.__args__, Offer, Links))
+    slot = SlotName(last.hash, "alice", last.height + 1)
+    world.deliver(lagging, FromPeer(other, Prepare(slot, Ballot(1, 1, other))))
+    world.run(0.01)
+    world.deliver(lagging, FromPeer(third, Links((first.raw,))))
+    world.run(0.01)
+    assert world.height(lagging, "alice") == first.height
+    assert wants == [Want(chains=(("alice", first.height),))]
+
+
+def test_no_question_is_for_more_than_a_batch_of_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link may pay thousands of accounts whose openings are not here: they come batch by batch."""
+    names = [f"r{number}" for number in range(5)]
+    world = World(3, 3, 1)
+    world.open_funded(alice=100)
+
+    def pays(at: NodeId) -> None:
+        for name in names:
+            assert_paid(world.ask(at, world.open_request(name)))
+        assert_paid(world.ask(at, world.pay_many_request("alice", [Posting(name, 1) for name in names])))
+
+    lagging, other = lagging_behind(world, pays)
+    monkeypatch.setattr(lacking, "WANT_BATCH", 2)
+    wants = noting(world, lagging, (*TOLD.__args__, Offer))
+    link = world.watch.accounts["alice"].links[-1]
+    tell(world, lagging, other, [link])
+    assert world.run_until(lambda: world.tip(lagging, "alice") == link.hash, 10)
+    assert [len(want.chains) for want in wants] == [2, 2, 1]
+
+
+def test_who_tells_of_more_of_a_chain_than_before_is_asked_for_it_at_once() -> None:
+    world = World(3, 3, 1)
+    node, peer, _ = world.ids
+
+    def asked(height: int) -> list[Send]:
+        turn = Turn(Loaded(), Now(world.now, 0))
+        world.core(node).replica.lacking.want_chains(turn, peer, [("alice", 0, height)])
+        return turn.sends
+
+    question = Send(peer, Want(chains=(("alice", 0),)))
+    assert asked(1) == [question]
+    assert asked(1) == []
+    assert asked(2) == [question]
+
+
+def test_who_was_asked_for_which_chain_is_forgotten_when_it_may_be_asked_again() -> None:
+    world = World(3, 3, 1)
+    node, peer, _ = world.ids
+    there = world.core(node).replica.lacking
+    there.want_chains(Turn(Loaded(), Now(world.now, 0)), peer, [("alice", 0, 1)])
+    assert there._inquired
+    world.run(WANT_AGAIN_S + PING_EVERY_S)
+    assert not there._inquired
