@@ -10,9 +10,22 @@ from hopchain.wire import Recorded
 from node import peers as peers_module
 from node.gateway import TRY_AGAIN_S
 from node.identity import Identity
-from node.messages import Accept, Decided, DecidedHash, Forward, Links, Moved, Offer, Ping, Pong, Prepare
+from node.messages import (
+    Accept,
+    Decided,
+    DecidedHash,
+    Forward,
+    Item,
+    Links,
+    Moved,
+    Offer,
+    Ping,
+    Pong,
+    Prepare,
+    SlotName,
+)
 from node.peers import LAG_LINKS, LAG_S, PING_EVERY_S, Peers
-from node.turn import Now, Self, Turn
+from node.turn import FromPeer, Now, Self, Turn
 from routing.keyspace import NodeId
 from routing.regions import RING
 from tests.node.watch import Call
@@ -177,6 +190,24 @@ def test_who_lags_and_is_not_known_to_leaves_what_it_cannot_make_to_others(
     assert is_decided_in(world, world.submit(world.ids[1], world.pay_request(name, "bob", 1), 30), 0.3)
     assert world.core(dark).counters["forwards_left"] == 1
     assert max(sent.values()) <= MOST, sent
+
+
+def test_who_lags_leaves_nothing_to_another_that_lags(
+    lagging: tuple[World, NodeId, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lacks the parent as much: the requests would be no nearer to their link."""
+    world, dark, _ = lagging
+    gateway = world.ids[1]
+    name = next(n for n in world.watch.accounts if world.group(n)[0] != dark and world.height(dark, n) < tail(world, n))
+    tip, signed = world.watch.accounts[name].links[-1], world.pay_request(name, "bob", 1)
+    at, items = SlotName(tip.hash, name, tip.height + 1), (Item(signed.raw, signed.signature, gateway),)
+    monkeypatch.setattr(world.core(dark).peers, "lags", lambda node: True)
+    sent = count_hand_overs(world)
+    early = world.core(dark).counters["messages_early"]
+    world.deliver(dark, FromPeer(gateway, Forward(at, items, takeover=False)))
+    world.run(0.01)
+    assert not sent
+    assert world.core(dark).counters["messages_early"] == early + 1, "it waits for the parent"
 
 
 def test_what_an_owner_holds_that_turns_out_to_lag_is_soon_handed_to_another(
