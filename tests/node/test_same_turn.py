@@ -327,6 +327,28 @@ def test_a_vote_of_the_turn_that_brings_the_log_is_not_taken_from_it_because_its
     assert world.core(lagging).counters["links_waited"] == 0
 
 
+def test_a_link_is_sent_to_who_asks_for_it_by_its_hash_in_the_turn_that_applies_it() -> None:
+    """It was not here when the rows of the turn were loaded."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=10, bob=0)
+    lagging, owner = lagging_voter(world), world.group("alice")[0]
+    sent: list[Links] = []
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if (source, target) == (lagging, owner) and isinstance(message, Links):
+            sent.append(message)
+        return target == lagging and isinstance(message, TOLD | Links | Offer)
+
+    world.lose = lose
+    assert isinstance(world.pay("alice", "bob", 5, at=owner), Recorded)
+    link = world.watch.accounts["alice"].links[-1]
+    assert world.height(lagging, "alice") < link.height
+    world.deliver(lagging, FromPeer(owner, Decided(link.raw, owner, LEAF)))
+    world.deliver(lagging, FromPeer(owner, Want(links=(link.hash,))))
+    world.run(0.01)
+    assert sent == [Links((link.raw,))]
+
+
 @pytest.mark.parametrize(("postings", "most"), [(1, 100), (8190, 2)])
 def test_a_large_link_gets_the_time_that_it_takes(postings: int, most: int) -> None:
     """Sent again too early it makes those slower who are at it. Nobody hears the owner's voters here: in 2.5 s a small link is sent
