@@ -11,11 +11,12 @@ import click
 
 from chain.errors import HopchainError, LocalMisuse, RemoteFault
 from cli.home import remember_used
-from cli.output import Exit, Output, write_any_text
+from cli.output import CommandFailed, Exit, Output, write_any_text
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _NEGATIVE: Final = re.compile(r"-[0-9.]")  # how click names an option in -1.50
+_LONG: Final = 80  # characters of a word that are shown
 INTERRUPTED: Final = 130  # what shells use for Ctrl-C
 _ANSWERED: Final = frozenset({Exit.DONE, Exit.REJECTED})  # ends by which the network is one that was used
 
@@ -71,7 +72,9 @@ class HopCommand(click.Command):
             raise
         except click.UsageError as error:
             if "unexpected extra argument" in error.message and "network_dir" in self._names:
-                raise click.UsageError(f"{error.message}. A network is named with --network DIR.", ctx) from None
+                raise click.UsageError(
+                    f"{error.message.rstrip('.')}. A network is named with --network DIR", ctx
+                ) from None
             raise
 
     @property
@@ -140,6 +143,21 @@ def end_with(out: Output, error: BaseException) -> int:
 def _is_interrupt(error: BaseException) -> bool:
     """Also one that came while a class was being made, as commands import what they need: Python 3.11 makes a `RuntimeError` of it."""
     return isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt)
+
+
+def refuse(as_json: bool, error: click.ClickException) -> int:
+    """Print what click itself finds wrong with a command line, in the form of all other errors; the exit code to leave with."""
+    context = getattr(error, "ctx", None)
+    path: list[str] = []
+    while context is not None and context.parent is not None:
+        path.insert(0, context.info_name or "")
+        context = context.parent
+    # Its lists are one word a line, and it repeats a word however long that is.
+    words = [word if len(word) <= _LONG else f"{word[:_LONG]}..." for word in error.format_message().split()]
+    what = " ".join(words).removesuffix(".")
+    what = (what[:1].lower() + what[1:] if what[1:2].islower() else what) + ("" if what.endswith("?") else ".")
+    text = f"{what} `{' '.join(['hopchain', *path])} --help` says what it takes"
+    return Output(as_json).fail(CommandFailed(Exit(error.exit_code), "usage", text))
 
 
 def raised_on_purpose(error: BaseException) -> HopchainError | None:

@@ -7,9 +7,9 @@ from cli.output import Output
 
 
 @click.command(cls=HopCommand, examples=['eval "$(hopchain completion bash)"', "hopchain completion fish | source"])
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(out: Output, shell: str) -> None:
-    """Print the completion script for a shell."""
+    """Print the completion script for a shell: bash, zsh or fish."""
     from click.shell_completion import get_completion_class
 
     from cli.main import main

@@ -11,6 +11,10 @@ except KeyboardInterrupt:
     raise SystemExit(130) from None  # as everywhere (cli.command); nothing has begun
 
 _WORDS: Final = "hopchain.words"  # of the command line, as a context keeps them
+# Of a group without a command. Before click 8.2 it was no error.
+_HELP_IS_SHOWN: Final[tuple[type[BaseException], ...]] = tuple(
+    kind for kind in [getattr(click.exceptions, "NoArgsIsHelpError", None)] if kind is not None
+)
 
 # command -> (module, what it does, as `--help` lists it)
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -46,7 +50,13 @@ def _ended_well(words: Sequence[str]) -> Iterator[None]:
     """What ends a command before it runs becomes an exit code that says so, as it does later (cli.command)."""
     try:
         yield
-    except (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit):
+    except _HELP_IS_SHOWN:
+        raise
+    except click.ClickException as error:
+        from cli.command import refuse
+
+        raise click.exceptions.Exit(refuse("--json" in words, error)) from None
+    except (click.exceptions.Exit, click.Abort, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - the outermost place: it becomes a message and an exit code
         from cli.command import end_with

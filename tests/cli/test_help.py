@@ -1,5 +1,6 @@
 """Help: every command has an example that is a real command, and asking for help is quick."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,8 +74,8 @@ def test_a_directory_is_the_same_as_the_option(command: str, tmp_path: Path) -> 
 def test_an_amount_below_zero_is_not_an_unknown_option(amount: str) -> None:
     result = CliRunner().invoke(main, ["transfer", "alice", "bob", amount])
     assert result.exit_code == 2 and "an amount is above zero" in result.stderr
-    assert "No such option" in CliRunner().invoke(main, ["transfer", "alice", "bob", "1", "-x"]).stderr
-    assert "No such option" in CliRunner().invoke(main, ["balance", "alice", amount]).stderr
+    assert "no such option" in CliRunner().invoke(main, ["transfer", "alice", "bob", "1", "-x"]).stderr
+    assert "no such option" in CliRunner().invoke(main, ["balance", "alice", amount]).stderr
 
 
 def test_the_help_of_pay_says_what_each_choice_does_and_what_goes_together() -> None:
@@ -104,10 +105,51 @@ def test_an_unknown_command_is_usage() -> None:
     assert result.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--bogus"], "no such option '--bogus'. `hopchain --help` says what it takes"),
+        (["balance"], "missing argument 'NAME'. `hopchain balance --help` says what it takes"),
+        (["account", "show"], "missing argument 'NAME'. `hopchain account show --help` says what it takes"),
+        (["account", "xyz"], "no such command 'xyz'. `hopchain account --help` says what it takes"),
+        (
+            ["completion"],
+            "missing argument 'SHELL'. Choose from: bash, zsh, fish. `hopchain completion --help` says what it takes",
+        ),
+        (
+            ["status", "net"],
+            "got unexpected extra argument (net). A network is named with --network DIR. `hopchain status --help` says what it takes",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_command_line_is_said_in_one_line_as_all_else(words: list[str], said: str) -> None:
+    result = CliRunner().invoke(main, words)
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {said}\n")
+
+
+def test_what_is_wrong_with_a_command_line_is_json_when_that_is_asked_for() -> None:
+    result = CliRunner().invoke(main, ["transfer", "alice", "bob", "--json"])
+    assert result.exit_code == 2 and result.stderr == ""
+    assert json.loads(result.stdout) == {
+        "error": "usage",
+        "message": "missing argument 'AMOUNT'. `hopchain transfer --help` says what it takes",
+    }
+
+
+def test_a_word_of_the_command_line_is_not_repeated_whatever_its_length() -> None:
+    assert len(CliRunner().invoke(main, ["verify", "x" * 5000]).stderr) < 300
+
+
+@pytest.mark.parametrize("words", [[], ["account"]])
+def test_a_group_without_a_command_shows_its_help(words: list[str]) -> None:
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2 and "Commands:" in result.stderr and "error:" not in result.stderr
+
+
 @pytest.mark.parametrize(("word", "meant"), [("stats", "status"), ("balanse", "balance"), ("members", "member")])
 def test_a_command_that_is_spelled_wrong_is_guessed(word: str, meant: str) -> None:
     result = CliRunner().invoke(main, [word])
-    assert result.exit_code == 2 and f"No such command '{word}'. Did you mean {meant}?" in result.stderr
+    assert result.exit_code == 2 and f"no such command '{word}'. Did you mean {meant}?" in result.stderr
 
 
 def test_help_loads_nothing_heavy() -> None:
