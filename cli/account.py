@@ -206,9 +206,9 @@ def show_command(out: Output, name: str, at: str | None, network_dir: Path | Non
             ("key", str(wallet.path(name)) if held else "not in this wallet"),
             ("height", str(line.height)),
             ("tip", line.tip.hex()),
-            ("settled", format_amount(line.settled, line.scale, line.asset)),
-            ("incoming", format_amount(line.incoming, line.scale, line.asset)),
-            ("available", format_amount(line.settled + line.incoming, line.scale, line.asset)),
+            ("settled", format_amount(line.settled, line.scale, line.asset, grouped=True)),
+            ("incoming", format_amount(line.incoming, line.scale, line.asset, grouped=True)),
+            ("available", format_amount(line.settled + line.incoming, line.scale, line.asset, grouped=True)),
         ]
     )
     say_stale(out, found)

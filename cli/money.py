@@ -22,7 +22,8 @@ def parse_amount(text: str, scale: int, asset: str = "") -> int:
 
 
 def format_amount(amount: int, scale: int, asset: str = "", *, grouped: bool = False) -> str:
-    """`amount` minor units as decimals: 1250 of scale 2 is "12.50". `grouped` puts commas between thousands."""
+    """`amount` minor units as decimals: 1250 of scale 2 is "12.50". `grouped` puts commas between thousands: for
+    people, everywhere; never in what is typed or read by a program."""
     sign, digits = ("-" if amount < 0 else ""), str(abs(amount)).rjust(scale + 1, "0")
     whole, decimals = (digits[:-scale], "." + digits[-scale:]) if scale else (digits, "")
     text = f"{sign}{int(whole):,}{decimals}" if grouped else f"{sign}{whole}{decimals}"

@@ -145,4 +145,4 @@ class PoolRun(PayRun):
         self._wanted.clear()
 
     def _money(self, amount: int) -> str:
-        return format_amount(amount, self.settings.scale, self.settings.asset)
+        return format_amount(amount, self.settings.scale, self.settings.asset, grouped=True)

@@ -84,9 +84,9 @@ def balance(
     postings = f"  ({counted(found.incoming_count, 'posting')})" if found.incoming_count else ""
     out.fields(
         [
-            ("settled", format_amount(found.settled, found.scale, found.asset)),
-            ("incoming", format_amount(found.incoming, found.scale, found.asset) + postings),
-            ("available", format_amount(available, found.scale, found.asset)),
+            ("settled", format_amount(found.settled, found.scale, found.asset, grouped=True)),
+            ("incoming", format_amount(found.incoming, found.scale, found.asset, grouped=True) + postings),
+            ("available", format_amount(available, found.scale, found.asset, grouped=True)),
             ("tip", found.tip.hex()),
             ("height", str(found.height)),
             ("epoch", f"{found.epoch} (link: {found.link_epoch})"),
@@ -208,7 +208,7 @@ def _link_document(link: ChainLink) -> JsonValue:
 
 def _say_link(out: Output, link: ChainLink, about: Chain) -> None:
     def money(amount: int) -> str:
-        return format_amount(amount, about.scale)
+        return format_amount(amount, about.scale, grouped=True)
 
     out.say()
     out.say(

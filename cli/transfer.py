@@ -103,7 +103,7 @@ def transfer(
                     "reference": reference,
                     "network": network.id.hex(),
                 }
-                out.say(f"{sender} -> {recipient}  {format_amount(minor, asset.scale, asset.code)}")
+                out.say(f"{sender} -> {recipient}  {format_amount(minor, asset.scale, asset.code, grouped=True)}")
                 return print_answer(
                     out,
                     network,

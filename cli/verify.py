@@ -15,9 +15,11 @@ from chain.errors import LocalMisuse
 from cli.command import HopCommand, network_option, run
 from cli.home import KnownNode, Network, check_is_node, find_network
 from cli.members import look, open_patiently
+from cli.money import format_amount
 from cli.output import Exit, JsonValue, Output, counted
 from cli.session import open_client
 from hopchain import AccountLine, Client, ClientError, Digest, Unreachable
+from hopchain.wire import AssetTotal
 
 DATABASE: Final = "node.db"
 SETTLE_S: Final = 10.0  # for replicas to become equal; links travel in milliseconds, pulls repeat every few seconds
@@ -69,7 +71,7 @@ def verify(out: Output, directory: Path | None, cluster: bool, settle_s: float, 
     if directory is not None:
         raise SystemExit(_verify_database(out, directory))
     network = find_network(network_dir)
-    raise SystemExit(_report_cluster(out, run(lambda: compare(network, settle_s))))
+    raise SystemExit(_report_cluster(out, network, run(lambda: compare(network, settle_s))))
 
 
 # --- one database --------------------------------------------------------------------------------------------------
@@ -202,7 +204,7 @@ def _tip(line: AccountLine | None) -> JsonValue:
     return None if line is None else {"height": line.height, "tip": line.tip.hex()}
 
 
-def _report_cluster(out: Output, found: Comparison) -> Exit:
+def _report_cluster(out: Output, network: Network, found: Comparison) -> Exit:
     ok = found.equal and found.money_kept
     out.data(
         {
@@ -232,7 +234,7 @@ def _report_cluster(out: Output, found: Comparison) -> Exit:
                 d.digest.hex()[:16],
                 str(d.accounts),
                 str(d.links),
-                ", ".join(f"{t.asset} {t.total}" for t in d.totals) + ("  (stale)" if d.stale else ""),
+                ", ".join(_sum(network, t) for t in d.totals) + ("  (stale)" if d.stale else ""),
             ]
             for name, d in found.digests.items()
         ]
@@ -257,3 +259,8 @@ def _report_cluster(out: Output, found: Comparison) -> Exit:
     if found.equal or found.difference is not None or not found.missing:
         return Exit.REJECTED
     return Exit.UNREACHABLE
+
+
+def _sum(network: Network, total: AssetTotal) -> str:
+    asset = network.genesis.asset(total.asset)
+    return f"{total.asset} {format_amount(total.total, asset.scale if asset else 0, grouped=True)}"

@@ -444,6 +444,16 @@ def test_cancel_of_a_decided_request_shows_what_it_decided(world: World) -> None
 # --- balance, chain, route, status ---------------------------------------------------------------------------------
 
 
+def test_amounts_for_people_are_grouped_everywhere_and_json_is_integers(world: World) -> None:
+    opened(world, "alice")
+    receipt = world.run("transfer", "mint", "alice", "1234567.50").stdout
+    assert "mint -> alice  1,234,567.50 CZK" in receipt and "-1,234,567.50 CZK" in receipt
+    for words in (("balance", "alice"), ("account", "show", "alice"), ("account", "list"), ("chain", "mint")):
+        shown = world.run(*words).stdout
+        assert "1,234,567.50" in shown and "1234567" not in shown, words
+    assert world.json("balance", "alice")["available"] == 123_456_750
+
+
 def test_balance(world: World) -> None:
     opened(world, "alice")
     world.run("transfer", "mint", "alice", "100")

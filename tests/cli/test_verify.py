@@ -121,7 +121,8 @@ def test_money_out_of_nothing_is_told_even_when_all_agree(world: World) -> None:
     world.ledger.accounts["mint"].settled = 5
     found = world.json("verify", "--cluster", "--settle", "0", code=1)
     assert found["equal"] and not found["ok"]
-    assert "money was made or lost" in world.run("verify", "--cluster", "--settle", "0", code=1).stdout
+    said = world.run("verify", "--cluster", "--settle", "0", code=1).stdout
+    assert "money was made or lost" in said and "CZK 0.05" in said
 
 
 def test_a_node_that_does_not_answer_is_no_agreement(world: World) -> None:
