@@ -152,7 +152,11 @@ def print_answer(
         out.say(f"  {text}")
     rows = [("request", request_id.hex())]
     if isinstance(answer, Recorded):
-        balance = format_amount(answer.balance, asset.scale, asset.code, grouped=True) if asset else f"{answer.balance} minor units"
+        balance = (
+            format_amount(answer.balance, asset.scale, asset.code, grouped=True)
+            if asset
+            else f"{answer.balance} minor units"
+        )
         rows += [
             ("account", answer.account),
             ("link", answer.link_hash.hex()),

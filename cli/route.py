@@ -1,6 +1,7 @@
 """`hopchain route` and `status`: where things are decided, and how the nodes are."""
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -8,7 +9,7 @@ import click
 
 from cli.command import HopCommand, at_option, checked_name, network_option, run
 from cli.home import SHORT_ID, KnownNode, Network, find_network
-from cli.members import look, open_patiently
+from cli.members import Picture, look, open_patiently
 from cli.output import Exit, JsonValue, Output
 from cli.session import ask_until_found, not_found, open_client, pinned, say_stale
 from hopchain import Client, ClientError, NotFound, RemoteFault, Route, Status, Unreachable
@@ -98,17 +99,17 @@ def _route_document(network: Network, node: RouteNode) -> JsonValue:
 @at_option
 @network_option
 def status(out: Output, at: str | None, network_dir: Path | None) -> None:
-    """Show all members, and what else answers: alive or not, epoch, height of the log, replication lag, queue depths.
+    """Show all members and guests (nodes that are joining, observers): alive or not, epoch, height of the log, replication lag, queue depths.
 
-    Members that joined later are found through those that network.toml names.
+    Those that network.toml does not name are found through those that it names.
     """
     network = find_network(network_dir)
     node = pinned(network, at)
     if at is None or node is None:
-        nodes, found = run(lambda: _ask_members(network))
+        nodes, found, roles = run(lambda: _ask_members(network))
         what_to_do = f"no node answers: start them with `hopchain up {shlex.quote(str(network.directory))}`"
     else:
-        nodes, found = run(lambda: _ask_one(network, at, node))
+        nodes, found, roles = run(lambda: _ask_one(network, at, node))
         what_to_do = f"{nodes[0].name} does not answer: `hopchain status` asks all nodes"
     answers = [s for s in found.values() if isinstance(s, Status)]
     longest = max((s.log_height for s in answers), default=0)
@@ -119,7 +120,7 @@ def status(out: Output, at: str | None, network_dir: Path | None) -> None:
             "epoch": max((s.epoch for s in answers), default=None),
             "k": network.genesis.k,
             "alive": len(answers),
-            "nodes": [_status_document(n, found[n.name], longest) for n in nodes],
+            "nodes": [_status_document(n, found[n.name], roles.get(n.id), longest) for n in nodes],
         }
     )
     out.say(
@@ -127,8 +128,11 @@ def status(out: Output, at: str | None, network_dir: Path | None) -> None:
         bold=True,
     )
     out.table(
-        ["node", "id", "clients", "state", "epoch", "log", "lag", "accounts", "undecided", "waiting", "queued", "sees"],
-        [_status_row(n, found[n.name], longest) for n in nodes],
+        [
+            *("node", "id", "clients", "role", "state", "epoch", "log", "lag"),
+            *("accounts", "undecided", "waiting", "queued", "sees"),
+        ],
+        [_status_row(n, found[n.name], roles.get(n.id, ""), longest) for n in nodes],
         right=["epoch", "log", "lag", "accounts", "undecided", "waiting", "queued"],
     )
     if not answers:
@@ -136,16 +140,23 @@ def status(out: Output, at: str | None, network_dir: Path | None) -> None:
         raise SystemExit(Exit.UNREACHABLE)
 
 
-async def _ask_one(network: Network, at: str, address: NodeAddress) -> tuple[list[KnownNode], dict[str, Status | str]]:
+Told = tuple[list[KnownNode], dict[str, Status | str], dict[bytes, str]]  # nodes, what each said by name, roles by id
+
+
+async def _ask_one(network: Network, at: str, address: NodeAddress) -> Told:
     """The node that `--at` named, and what it said. One that answers has said who it is."""
     node = next((n for n in network.nodes if n.address == address), KnownNode(at, b"", *address))
     found = (await _ask_all(network, [node]))[node.name]
+    roles: dict[bytes, str] = {}
     if isinstance(found, Status):
         node = KnownNode(network.name_of(found.id), found.id, *address)
-    return [node], {node.name: found}
+        with suppress(ClientError):
+            async with open_patiently(network) as client:
+                roles[found.id] = (await client.health(at=address)).role
+    return [node], {node.name: found}, roles
 
 
-async def _ask_members(network: Network) -> tuple[list[KnownNode], dict[str, Status | str]]:
+async def _ask_members(network: Network) -> Told:
     """The nodes to tell of, those of the directory first, and what each said. While none answers: those of the directory."""
     try:
         async with open_patiently(network) as client:
@@ -153,17 +164,26 @@ async def _ask_members(network: Network) -> tuple[list[KnownNode], dict[str, Sta
     except (ClientError, RemoteFault) as error:
         nodes = list(network.nodes)
         why: dict[str, Status | str] = dict(error.tried) if isinstance(error, Unreachable) else {}
-        return nodes, why if all(n.name in why for n in nodes) else await _ask_all(network, nodes)
+        return nodes, why if all(n.name in why for n in nodes) else await _ask_all(network, nodes), {}
     nowhere = set(picture.members) - {n.id for n in picture.nodes}
     others = [n for n in picture.nodes if n not in network.nodes]
     others += [KnownNode(network.name_of(node), node, "", 0) for node in nowhere]
-    nodes = [
-        n
-        for n in (*network.nodes, *sorted(others, key=lambda n: n.name))
-        if n.id in picture.members or n.id in picture.health
-    ]
+    there = {
+        *picture.members,
+        *picture.health,
+        *picture.alive,
+    }  # who is no member is told of by those it is connected with
+    nodes = [n for n in (*network.nodes, *sorted(others, key=lambda n: n.name)) if n.id in there]
     found = await _ask_all(network, [n for n in nodes if n.id in picture.health])
-    return nodes, {n.name: picture.silent.get(n.id, "no node knows where it is") for n in nodes} | found
+    silent = {n.name: picture.silent.get(n.id, "no node knows where it is") for n in nodes}
+    return nodes, silent | found, {n.id: _role(picture, n.id) for n in nodes}
+
+
+def _role(picture: Picture, node: bytes) -> str:
+    """As a node says it of itself (`Health`)."""
+    if node in picture.members:
+        return "member"
+    return "guest" if picture.was_member(node) is None else "removed"
 
 
 async def _ask_all(network: Network, nodes: list[KnownNode]) -> dict[str, Status | str]:
@@ -184,12 +204,13 @@ async def _ask_all(network: Network, nodes: list[KnownNode]) -> dict[str, Status
     return found
 
 
-def _status_document(node: KnownNode, found: Status | str, longest: int) -> JsonValue:
+def _status_document(node: KnownNode, found: Status | str, role: str | None, longest: int) -> JsonValue:
     document: dict[str, JsonValue] = {
         "name": node.name,
         "id": node.id.hex() or None,
         "host": node.host or None,
         "client_port": node.client_port or None,
+        "role": role,
         "alive": isinstance(found, Status),
         "reason": None if isinstance(found, Status) else found,
     }
@@ -239,8 +260,8 @@ _STATUS_KEYS = (
 )
 
 
-def _status_row(node: KnownNode, found: Status | str, longest: int) -> list[str]:
-    head = [node.name, node.short, f"{node.host}:{node.client_port}" if node.client_port else ""]
+def _status_row(node: KnownNode, found: Status | str, role: str, longest: int) -> list[str]:
+    head = [node.name, node.short, f"{node.host}:{node.client_port}" if node.client_port else "", role]
     if isinstance(found, str):
         return [*head, "down", "", "", "", "", "", "", "", found]
     return [

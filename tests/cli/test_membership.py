@@ -682,6 +682,25 @@ def test_status_counts_members_that_cannot_be_asked_and_none_that_left(world: Wo
     assert "1 of 2 nodes answer" in shown and "node-2" not in shown
 
 
+def test_status_lists_guests_and_says_what_each_node_is(world: World) -> None:
+    """One that serves clients, and one that only the members reach."""
+    first, second = ids(world)
+    apart = bytes(range(20))
+    world.membership.guests |= {apart}
+    world.run("member", "remove", "node-2", "--force", "payments may stop")
+    found = world.json("status")["nodes"]
+    assert [(n["name"], n["id"], n["role"], n["alive"]) for n in found] == [
+        ("node-1", first.hex(), "member", True),
+        ("node-2", second.hex(), "removed", True),
+        (apart.hex()[:8], apart.hex(), "guest", False),
+    ]
+    shown = world.run("status").stdout.splitlines()
+    assert [line.split()[3] for line in shown[1:3]] == ["role", "member"] and "guest" in shown[4]
+    assert world.json("status", "--at", "node-2")["nodes"][0]["role"] == "removed"
+    world.stop()
+    assert [n["role"] for n in world.json("status", code=3)["nodes"]] == [None, None]
+
+
 # --- doctor ---
 
 
