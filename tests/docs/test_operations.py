@@ -17,6 +17,11 @@ import yaml
 from cli.main import main
 from cli.output import Exit
 from cli.supervisor import QUICK_FAILURES, STAYS_DOWN
+from node.channel import HANDSHAKE_S, MAX_HANDSHAKES, PATIENCE_S
+from node.client_port import HELD_BYTES, IDLE_S, MAX_SESSIONS
+from node.config import Limits
+from node.descriptors import OWN, shares
+from node.transport import MAX_GUESTS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "docs" / "deploy"
@@ -105,6 +110,37 @@ def test_every_error_that_ends_a_node_is_explained() -> None:
         )
     for text in re.findall(r'"SQLITE_[A-Z]+": "([^"]+)"', advice):
         assert any(message in text for message in messages()), text
+
+
+def test_every_warning_that_is_explained_is_one_that_a_node_says() -> None:
+    said = sources()
+    warnings = re.findall(
+        r"`([^`]+)`", OPERATIONS.split("\nWarnings in the log do not end a node:")[1].split("\n\n")[0]
+    )
+    assert len(warnings) >= 10
+    for warning in warnings:
+        assert warning in said, f"no node says {warning!r}"
+
+
+def test_the_bounds_on_connections_are_those_of_the_code() -> None:
+    table = OPERATIONS.split("\n## Sizes and limits\n")[1]
+    number = {row.split(" | ")[0].removeprefix("| "): row.split(" | ")[1] for row in table.splitlines() if " | " in row}
+    limits = Limits()
+    mib = 1024 * 1024
+    clients = number["clients of one node at once"]
+    assert clients.startswith(f"{limits.client_connections} ") and f"silent for {IDLE_S:g} s" in clients
+    assert limits.client_connections == MAX_SESSIONS
+    assert number["kept for one client"].startswith(f"{limits.client_queue_bytes // mib} MiB")
+    assert number["kept for all clients of one node together"].startswith(f"{HELD_BYTES // mib} MiB")
+    assert number["unsent to one other node"].startswith(f"{limits.peer_queue_bytes // mib} MiB")
+    handshakes = number["handshakes at once on each port"]
+    assert handshakes.startswith(f"{MAX_HANDSHAKES}, {HANDSHAKE_S:g} s each") and f"after {PATIENCE_S} s" in handshakes
+    assert number["guests (joiners, observers) of one node at once"] == str(MAX_GUESTS)
+    fewer, least = (int(n.replace(",", "")) for n in re.findall(r"elow ([0-9,]+)", number["open files"]))
+    wanted = (MAX_SESSIONS, MAX_HANDSHAKES)
+    assert shares(fewer, *wanted).clients == MAX_SESSIONS > shares(fewer - 1, *wanted).clients
+    assert shares(least, *wanted).handshakes == MAX_HANDSHAKES > shares(least - 1, *wanted).handshakes
+    assert f"{OWN} are of its own" in table
 
 
 def test_the_exit_codes_are_those_of_the_program_and_of_the_unit() -> None:
