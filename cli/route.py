@@ -129,7 +129,7 @@ def status(out: Output, at: str | None, network_dir: Path | None) -> None:
     )
     out.table(
         [
-            *("node", "id", "clients", "role", "state", "epoch", "log", "lag"),
+            *("node", "id", "clients", "state", "role", "epoch", "log", "lag"),
             *("accounts", "undecided", "waiting", "queued", "sees"),
         ],
         [_status_row(n, found[n.name], roles.get(n.id, ""), longest) for n in nodes],
@@ -261,12 +261,13 @@ _STATUS_KEYS = (
 
 
 def _status_row(node: KnownNode, found: Status | str, role: str, longest: int) -> list[str]:
-    head = [node.name, node.short, f"{node.host}:{node.client_port}" if node.client_port else "", role]
+    head = [node.name, node.short, f"{node.host}:{node.client_port}" if node.client_port else ""]
     if isinstance(found, str):
-        return [*head, "down", "", "", "", "", "", "", "", found]
+        return [*head, "down", role, "", "", "", "", "", "", "", found]
     return [
         *head,
         "alive",
+        role,
         str(found.epoch),
         str(found.log_height),
         str(longest - found.log_height),

@@ -695,7 +695,7 @@ def test_status_lists_guests_and_says_what_each_node_is(world: World) -> None:
         (apart.hex()[:8], apart.hex(), "guest", False),
     ]
     shown = world.run("status").stdout.splitlines()
-    assert [line.split()[3] for line in shown[1:3]] == ["role", "member"] and "guest" in shown[4]
+    assert [line.split()[4] for line in shown[1:3]] == ["role", "member"] and "guest" in shown[4]
     assert world.json("status", "--at", "node-2")["nodes"][0]["role"] == "removed"
     world.stop()
     assert [n["role"] for n in world.json("status", code=3)["nodes"]] == [None, None]
