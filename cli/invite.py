@@ -4,8 +4,9 @@ import re
 import secrets
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 import msgspec
@@ -19,7 +20,11 @@ from cli.names import add_names, read_names
 from cli.output import Output
 from node.layout import NodePlace
 
+if TYPE_CHECKING:
+    from node.invite import Invitation
+
 DEFAULT_DAYS: Final = 397  # as node.pki.NODE_DAYS
+_BEGINNING: Final = 1024  # bytes of an invitation, in which it names its network
 _UNITS_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
 
@@ -137,6 +142,22 @@ def checked_node_name(name: str, taken: Sequence[str]) -> str:
     if name in taken:
         raise LocalMisuse(f"a node of this network is called {name} already: choose another name")
     return name
+
+
+def open_invitation(path: Path) -> "Invitation":
+    """The invitation in `path`, whether or not it has expired. `LocalMisuse`; of a file that is none it says so before it asks for the
+    file's mode to be changed."""
+    from node.invite import load_invite
+
+    try:
+        return load_invite(path)
+    except LocalMisuse:
+        with suppress(OSError), path.open("rb") as file:
+            if b'"network_id"' not in file.read(_BEGINNING):
+                raise LocalMisuse(
+                    f"{path} is no invitation: `hopchain invite` makes them, files such as node-6.invite"
+                ) from None
+        raise
 
 
 def _network_key(directory: Path) -> bytes:

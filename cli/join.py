@@ -23,6 +23,7 @@ from chain.errors import HopchainError, LocalMisuse
 from cli.command import HopCommand, run
 from cli.copying import TELL_S, Copied, CopyMeter, most_heard, progress_line
 from cli.home import KnownNode, load_network, remember_if_none
+from cli.invite import open_invitation
 from cli.leave import local_address
 from cli.members import LOOK_AGAIN_S, now_ms, open_patiently, reason_of, submit_change
 from cli.names import add_names
@@ -32,7 +33,7 @@ from cli.supervisor import LOG_NAME, last_words, node_command, stop
 from hopchain import Client, ClientError, Status, Timing, Unreachable
 from hopchain.wire import Health
 from node.config import CONFIG_FILE, read_config
-from node.invite import Invitation, check_expiry, is_begun, load_invite, make_node_directory
+from node.invite import Invitation, check_expiry, is_begun, make_node_directory
 
 LOOPBACK: Final = "127.0.0.1"
 TIMING: Final = Timing(dial_s=2.0, read_s=5.0)
@@ -87,7 +88,7 @@ def join(
     Killed or interrupted, the same command goes on where it was. With --json: one document a line. SIGTERM or Ctrl-C ends
     it; later `hopchain node D` runs the node.
     """
-    invitation = load_invite(invite)
+    invitation = open_invitation(invite)
     observer = observer or invitation.observer
     if is_begun(invitation, data):
         if host or port or client_port or advertise_host:

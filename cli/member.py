@@ -15,6 +15,7 @@ from chain.errors import LocalMisuse
 from cli.command import HopCommand, at_option, network_option, run
 from cli.copying import wait_level
 from cli.home import SHORT_ID, Network, find_network, load_network
+from cli.invite import open_invitation
 from cli.members import (
     FORCE_WORDS,
     Picture,
@@ -323,11 +324,9 @@ def replace(out: Output, dead: str, newcomer: str, force: str | None, wait_s: fl
 
 def read_newcomer(network: Network, text: str) -> Newcomer:
     """The node that an invitation or a public key names; `LocalMisuse` when it cannot become a member here."""
-    from node.invite import load_invite
-
     path = Path(text)
     if path.is_file():
-        invitation = load_invite(path)
+        invitation = open_invitation(path)
         if invitation.genesis.network_id != network.id:
             raise LocalMisuse(
                 f"{path} is for network {invitation.genesis.name} ({invitation.genesis.network_id.hex()[:16]}), this is "

@@ -110,3 +110,14 @@ def test_a_node_that_was_removed_is_not_to_be_started_again(world: World, tmp_pa
     assert removed_in(tmp_path / "none", node) == 0
     (tmp_path / "node.db").write_bytes(b"x" * 10_000)
     assert removed_in(tmp_path, node) == 0
+
+
+@pytest.mark.parametrize("words", [("join", "--data", "data"), ("member", "add"), ("replace", "node-2", "--with")])
+def test_a_file_that_is_no_invitation_is_not_to_be_hidden_from_others(world: World, words: tuple[str, ...]) -> None:
+    """Nobody is told to change the mode of a file that is public."""
+    public = world.directory / "genesis.json"
+    public.chmod(0o644)
+    said = world.run(
+        words[0], *((str(public), *words[1:]) if words[0] == "join" else (*words[1:], str(public))), code=2
+    ).stderr
+    assert "genesis.json is no invitation" in said and "chmod" not in said
