@@ -61,6 +61,10 @@ class Row(msgspec.Struct, frozen=True):
 
 def read_table(path: Path, delimiter: str | None, columns: Sequence[str]) -> list[Row]:
     """Every row with the values of `columns`. `LocalMisuse` when the file cannot be read, or lacks a column or has it twice."""
+    if delimiter and (len(delimiter) != 1 or delimiter in '"\r\n'):
+        raise LocalMisuse(
+            f"--delimiter {delimiter[:80]!r}: it must be one character, such as ';', and no quote or end of a line"
+        )
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             head = next((line for line in file if line.strip()), "")

@@ -144,3 +144,13 @@ def test_rows_are_remembered_once(tmp_path: Path) -> None:
     path.write_text("{}}\n")
     with pytest.raises(LocalMisuse, match="line 1, is damaged"):
         SeenRows(tmp_path, "may")
+
+
+@pytest.mark.parametrize("delimiter", [";;", '"', "\n"])
+def test_a_separator_that_is_none_is_named(world: World, tmp_path: Path, delimiter: str) -> None:
+    file = tmp_path / "people.csv"
+    file.write_text("name\nann\n")
+    said = world.run(
+        "account", "open", "--from-file", str(file), "--column", "name", "--delimiter", delimiter, code=2
+    ).stderr
+    assert "--delimiter" in said and "must be one character" in said
