@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -19,15 +20,16 @@ from chain.genesis import Asset
 from chain.names import MAX_SCALE, is_asset
 from cli.command import HopCommand, checked_name, network_argument, network_option, one_directory, run
 from cli.home import NETWORK_VARIABLE, check_is_node, find_directory, load_network, remember
-from cli.output import JsonValue, Output
+from cli.output import JsonValue, Output, counted
 from cli.ports import choose_ports
 from cli.wallet import Wallet
 from hopchain.client import raw_public_key
-from node.layout import LOOPBACK, make_network
+from node.layout import LOOPBACK, MAX_NODES, make_network
 from node.layout import Network as NetworkFiles
 
 FIRST_PORT: Final = 7400
 DEFAULT_NODES: Final = 5
+LAST_PORT: Final = 65535
 _PLACE: Final = re.compile(
     r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+))(?::(?P<port>[0-9]{1,5})(?::(?P<client>[0-9]{1,5}))?)?",
     re.ASCII,
@@ -88,21 +90,30 @@ def init(
 ) -> None:
     """Make a new network: genesis, CA, one directory per node, operator key; the issuers' keys go into the wallet."""
     parsed = [parse_asset(text) for text in assets]
-    keys = {issuer: (code, Ed25519PrivateKey.generate()) for issuer, code in (_issuer(t, parsed) for t in issuers)}
+    issued = [_issuer(text, parsed) for text in issuers]
+    if twice := [issuer for issuer, count in Counter(issuer for issuer, _ in issued).items() if count > 1]:
+        raise LocalMisuse(f"issuer {twice[0]} is named more than once: one account holds one asset, so name each once")
+    keys = {issuer: (code, Ed25519PrivateKey.generate()) for issuer, code in issued}
     advertise, ports = _addresses(nodes, places, host, port)
-    made = make_network(
-        directory,
-        nodes=len(ports),
-        assets=parsed,
-        issuers={issuer: (code, raw_public_key(key)) for issuer, (code, key) in keys.items()},
-        ports=ports,
-        name=name or directory.resolve().name,
-        now_ms=int(datetime.datetime.now(datetime.UTC).timestamp() * 1000),
-        k=k,
-        host=host,
-        advertise=advertise,
-        days=days,
-    )
+    called = directory.resolve().name if name is None else name
+    try:
+        made = make_network(
+            directory,
+            nodes=len(ports),
+            assets=parsed,
+            issuers={issuer: (code, raw_public_key(key)) for issuer, (code, key) in keys.items()},
+            ports=ports,
+            name=called,
+            now_ms=int(datetime.datetime.now(datetime.UTC).timestamp() * 1000),
+            k=k,
+            host=host,
+            advertise=advertise,
+            days=days,
+        )
+    except LocalMisuse as error:
+        if name is None and f"{called[:80]!r} is not a network name" in str(error):
+            raise LocalMisuse(f"{error}. It is the directory's: give the network another with --name") from None
+        raise
     wallet = Wallet(made.network_id)
     try:
         for issuer, (_, key) in keys.items():
@@ -131,6 +142,11 @@ def _addresses(
             raise LocalMisuse(f"{nodes} nodes, and --node-at says where {len(places)} are: leave --nodes away")
         return _unzip([parse_place(text, port) for text in places])
     count = nodes or DEFAULT_NODES
+    if port and count <= MAX_NODES and port + 2 * count - 1 > LAST_PORT:
+        raise LocalMisuse(
+            f"{counted(count, 'node')} from port {port} on would take those up to {port + 2 * count - 1}, and the last there is is "
+            f"{LAST_PORT}: give --port {LAST_PORT + 1 - 2 * count} or less, or 0 for any free ones"
+        )
     flat = choose_ports(2 * count, host or LOOPBACK) if port == 0 else list(range(port, port + 2 * count))
     return None, list(zip(flat[::2], flat[1::2], strict=True))
 

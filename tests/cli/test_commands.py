@@ -126,6 +126,33 @@ def test_init_refuses_what_makes_no_sense_and_leaves_nothing(cli: Cli, words: tu
     assert not cli.directory.exists() and not cli.home.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--port", "65530"), "5 nodes from port 65530 on would take those up to 65539"),
+        (("--port", "65530", "--nodes", "256"), "give --port 65024 or less, or 0 for any free ones"),
+        (("--issuer", "mint", "--issuer", "mint"), "issuer mint is named more than once"),
+        (("--asset", "EUR:2", "--issuer", "mint=CZK", "--issuer", "mint=EUR"), "issuer mint is named more than once"),
+    ],
+)
+def test_init_says_what_to_give_instead(cli: Cli, words: tuple[str, ...], said: str) -> None:
+    told = cli.run("init", str(cli.directory), "--asset", "CZK:2", *words, code=2).stderr
+    assert said in told and len(told) < 300
+    assert not cli.directory.exists()
+
+
+def test_init_takes_the_last_ports_there_are(cli: Cli) -> None:
+    made = cli.json("init", str(cli.directory), "--asset", "CZK:2", "--nodes", "1", "--port", "65534")
+    assert [n["client_port"] for n in made["nodes"]] == [65535]
+
+
+def test_init_says_that_the_name_is_the_directorys(cli: Cli) -> None:
+    place = str(cli.directory.with_name("síť"))
+    assert "give the network another with --name" in cli.run("init", place, "--asset", "CZK:2", code=2).stderr
+    assert "--name" not in cli.run("init", place, "--asset", "CZK:2", "--name", "síť", code=2).stderr
+    cli.run("init", place, "--asset", "CZK:2", "--name", "sit", "--nodes", "1", "--port", "0")
+
+
 def test_init_refuses_a_directory_with_files(cli: Cli) -> None:
     cli.directory.mkdir()
     (cli.directory / "mine.txt").write_text("mine")
