@@ -47,13 +47,15 @@ class KnownNode(msgspec.Struct, frozen=True):
 
 
 class Network(msgspec.Struct, frozen=True):
-    """A network as its directory describes it to clients. `names`: by id, of nodes that network.toml does not list (cli.names)."""
+    """A network as its directory describes it to clients. `names`: by id, of nodes that network.toml does not list (cli.names).
+    `for_members`: the names of its nodes by (host, port) for other members, which clients take for their own."""
 
     directory: Path
     genesis: Genesis
     id: NetworkId
     nodes: tuple[KnownNode, ...]
     names: dict[bytes, str] = {}
+    for_members: dict[tuple[str, int], str] = {}
 
     def asset(self, code: str) -> Asset:
         """The asset with this code; `LocalMisuse` lists those that exist."""
@@ -89,8 +91,13 @@ class Network(msgspec.Struct, frozen=True):
                     f"where {text} serves clients is not in {self.directory}, and no node that answers tells it: give HOST:PORT"
                 )
             names = ", ".join(n.name for n in self.nodes)
-            raise LocalMisuse(f"{text!r} is not a node: give HOST:PORT of a client port, or one of {names}")
-        return (host.strip("[]"), int(port))
+            raise LocalMisuse(f"{text[:80]!r} is not a node: give HOST:PORT of a client port, or one of {names}")
+        address = (host.strip("[]"), int(port))
+        clients = {known.address: known.name for known in self.nodes}
+        if address not in clients and (name := self.for_members.get(address)):
+            there = next(f"{at}:{number}" for (at, number), known in clients.items() if known == name)
+            raise LocalMisuse(f"{text} is where other nodes reach {name}: it serves clients at {there}")
+        return address
 
 
 def home() -> Path:
@@ -206,7 +213,8 @@ def load_network(directory: Path) -> Network:
         )
         for n in found.nodes
     )
-    return Network(found.directory, found.genesis, found.network_id, nodes, names)
+    for_members = {(n.host, n.port): known.name for n, known in zip(found.nodes, nodes, strict=True)}
+    return Network(found.directory, found.genesis, found.network_id, nodes, names, for_members)
 
 
 def find_network(option: Path | None) -> Network:

@@ -6,6 +6,7 @@ from typing import Final
 
 import click
 
+from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.request import Kind
 from cli.command import HopCommand, at_option, checked_name, network_option, run, timeout_option
@@ -19,13 +20,14 @@ from hopchain.addresses import NodeAddress
 from hopchain.wire import AT_ONCE, MAX_PAGE, ChainLink
 
 DEFAULT_LINKS: Final = 20
+_HEIGHT: Final = click.IntRange(0, 2**63 - 1)  # as nodes store it
 SHORT: Final = 16  # hex digits of a hash that people see in lists
 
 
 @click.command(cls=HopCommand, examples=["hopchain balance alice", "hopchain balance alice --linearizable --json"])
 @click.argument("name")
 @click.option("--linearizable", is_flag=True, help="Ask a majority: as new as anything that anyone was told.")
-@click.option("--min-height", type=click.IntRange(0), metavar="N", help="Wait until link N is there; the first is 0.")
+@click.option("--min-height", type=_HEIGHT, metavar="N", help="Wait until link N is there; the first is 0.")
 @at_option
 @timeout_option
 @network_option
@@ -98,25 +100,25 @@ def balance(
 
 @click.command(cls=HopCommand, examples=["hopchain chain alice", "hopchain chain alice --from 0 --limit 5 --json"])
 @click.argument("name")
-@click.option(
-    "--from", "from_height", type=click.IntRange(0), metavar="HEIGHT", help="First link. Default: the last ones."
-)
-@click.option(
-    "--limit", type=click.IntRange(1), default=DEFAULT_LINKS, show_default=True, metavar="N", help="How many."
-)
-@click.option("--all", "everything", is_flag=True, help="All links.")
+@click.option("--from", "from_height", type=_HEIGHT, metavar="HEIGHT", help="First link. Default: the last ones.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help=f"How many. Default: {DEFAULT_LINKS}.")
+@click.option("--all", "everything", is_flag=True, help="All links, or with --from all from there on.")
 @at_option
 @network_option
 def chain(
     out: Output,
     name: str,
     from_height: int | None,
-    limit: int,
+    limit: int | None,
     everything: bool,
     at: str | None,
     network_dir: Path | None,
 ) -> None:
     """Print the links of an account with their postings, and which link of the recipient took each one up."""
+    if everything and limit is not None:
+        raise LocalMisuse(f"--all and --limit {limit} contradict each other: leave one of them away")
+    most = None if everything else limit or DEFAULT_LINKS
+    begin = 0 if everything and from_height is None else from_height
     checked_name(name)
     network = find_network(network_dir)
     node = pinned(network, at)
@@ -126,9 +128,7 @@ def chain(
             return await ask_until_found(
                 network,
                 node,
-                lambda address: _links(
-                    client, name, 0 if everything else from_height, None if everything else limit, address
-                ),
+                lambda address: _links(client, name, begin, most, address),
             )
 
     found = run(ask)

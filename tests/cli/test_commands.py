@@ -621,6 +621,31 @@ def test_status_tells_who_is_alive_and_who_lags(world: World) -> None:
     assert len(only["nodes"]) == 1
 
 
+def test_the_port_for_members_is_none_for_clients(world: World) -> None:
+    place = read_network(world.directory).nodes[0]
+    said = world.run("balance", "alice", "--at", f"127.0.0.1:{place.port}", code=2).stderr
+    assert (
+        f"127.0.0.1:{place.port} is where other nodes reach node-1: it serves clients at 127.0.0.1:{place.client_port}"
+        in said
+    )
+
+
+@pytest.mark.parametrize("words", [("balance", "alice", "--min-height"), ("chain", "alice", "--from")])
+def test_a_height_that_cannot_be_is_refused_before_anybody_is_asked(world: World, words: tuple[str, ...]) -> None:
+    said = world.run(*words, str(2**63), code=2).stderr
+    assert f"0<=x<={2**63 - 1}" in said and "Ask" not in said
+
+
+def test_all_links_from_one_on(world: World) -> None:
+    opened(world, "alice")
+    for _ in range(3):
+        world.run("transfer", "mint", "alice", "1")
+    heights = [link["height"] for link in world.json("chain", "mint", "--all")["links"]]
+    assert heights == [0, 1, 2, 3]
+    assert [link["height"] for link in world.json("chain", "mint", "--all", "--from", "2")["links"]] == [2, 3]
+    assert "contradict" in world.run("chain", "mint", "--all", "--limit", "2", code=2).stderr
+
+
 def test_nobody_there_is_exit_code_3_everywhere(world: World) -> None:
     opened(world, "alice")
     world.stop()
