@@ -26,7 +26,7 @@ from cli.bench_node import check_profile_file
 from cli.bench_profiles import MEANING, Profile, postings_of
 from cli.bench_report import Kept, Measured, Settings, document, read_floats, show
 from cli.bench_spec import AMOUNT, Job, News, Result, Spec
-from cli.command import HopCommand, run
+from cli.command import HopCommand, Seconds, check_folder, run
 from cli.home import Network, load_network
 from cli.output import CommandFailed, Exit, Output
 from cli.supervisor import stop
@@ -53,12 +53,8 @@ SETTLE_S: Final = 60.0  # for all replicas to become equal
 )
 @click.argument("profile", type=click.Choice([p.value for p in Profile]), metavar="PROFILE")
 @click.option("--clients", type=click.IntRange(1, 10_000), default=32, show_default=True, help="Requests in flight.")
-@click.option(
-    "--duration", "duration_s", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Seconds measured."
-)
-@click.option(
-    "--warm-up", "warm_up_s", type=click.FloatRange(0), default=3.0, show_default=True, help="Seconds before that."
-)
+@click.option("--duration", "duration_s", type=Seconds(0.1), default=10.0, show_default=True, help="Seconds measured.")
+@click.option("--warm-up", "warm_up_s", type=Seconds(0), default=3.0, show_default=True, help="Seconds before that.")
 @click.option("--batch", type=int, help="Postings of one request. Default: 1, for bulk 8190.")
 @click.option("--accounts", type=click.IntRange(2), default=10_000, show_default=True, help="Accounts that take part.")
 @click.option("--nodes", type=click.IntRange(1, 64), default=3, show_default=True, help="Nodes to start.")
@@ -74,7 +70,7 @@ SETTLE_S: Final = 60.0  # for all replicas to become equal
 @click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(0.1, 300),
+    type=Seconds(0.1, 300),
     metavar="SECONDS",
     help="How long to wait for an outcome. Default: 10, for bulk 60.",
 )
@@ -145,6 +141,12 @@ def bench(
     Starts a network of its own in a temporary directory, or measures the one of --network. Rejections never count as
     completed. Exit code 1 when money was made or lost, replicas differ, or an answer was lost.
     """
+    check_folder(picture)
+    check_folder(profile_out)
+    if issuer is not None and network_dir is None:
+        raise LocalMisuse(
+            f"--issuer {issuer[:80]!r} is for --network: a network that this command starts has an issuer of its own"
+        )
     if picture is not None:
         from cli.bench_plot import check_picture  # loads the simulator's plots
 

@@ -1,5 +1,6 @@
 """What all commands share: `--json`, examples in `--help`, errors turned into exit codes, the options that many take."""
 
+import math
 import random
 import re
 import secrets
@@ -20,6 +21,26 @@ _LONG: Final = 80  # characters of a word that are shown
 INTERRUPTED: Final = 130  # what shells use for Ctrl-C
 _ANSWERED: Final = frozenset({Exit.DONE, Exit.REJECTED})  # ends by which the network is one that was used
 
+
+class Seconds(click.FloatRange):
+    """A span of time within bounds. (To `float`, "nan" and "inf" are numbers, and nan is within all bounds.)"""
+
+    name = "number"
+
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The seconds; click's error when it is none."""
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return float(seconds)
+
+
+def check_folder(path: Path | None) -> None:
+    """`LocalMisuse` when a file cannot be made there, for it is written at the end of what may take long."""
+    if path is not None and not path.resolve().parent.is_dir():
+        usage(f"{path} cannot be written: there is no directory {path.parent}")
+
+
 network_option = click.option(
     "--network",
     "network_dir",
@@ -36,7 +57,7 @@ at_option = click.option(
 timeout_option = click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(0.1, 300),
+    type=Seconds(0.1, 300),
     default=10.0,
     show_default=True,
     metavar="SECONDS",

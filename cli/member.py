@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from chain.errors import LocalMisuse
-from cli.command import HopCommand, at_option, network_option, run
+from cli.command import HopCommand, Seconds, at_option, network_option, run
 from cli.copying import wait_level
 from cli.home import SHORT_ID, Network, find_network, load_network
 from cli.invite import open_invitation
@@ -55,7 +55,7 @@ def wait_option(function: _F) -> _F:
     return click.option(
         "--wait",
         "wait_s",
-        type=click.FloatRange(1, 86_400),
+        type=Seconds(1, 86_400),
         default=WAIT_S,
         show_default=True,
         metavar="SECONDS",

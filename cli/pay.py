@@ -8,7 +8,7 @@ import click
 
 from chain.errors import HopchainError, LocalMisuse
 from chain.request import MAX_POSTINGS
-from cli.command import HopCommand, checked_name, fresh_random, network_option, raised_on_purpose, run
+from cli.command import HopCommand, Seconds, checked_name, fresh_random, network_option, raised_on_purpose, run
 from cli.home import Network, find_network
 from cli.output import CommandFailed, Exit, Output, counted
 from cli.paybulk import AtomicRun, BulkRun
@@ -105,7 +105,7 @@ from hopchain import Choice
 @click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(0.1, 300),
+    type=Seconds(0.1, 300),
     default=30.0,
     show_default=True,
     metavar="SECONDS",

@@ -1,5 +1,6 @@
 """`hopchain sim`: cut, kill and delay a simulated network, the same way every time."""
 
+import re
 from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from chain.errors import LocalMisuse
-from cli.command import HopCommand, checked_name, usage
+from cli.command import HopCommand, Seconds, check_folder, checked_name, usage
 from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from netsim.verdict import Verdict
 
 FIRST_SIZE: Final = 10  # of `hops`
+MAX_JOBS: Final = 1024  # processes, each with a simulator of some 80 MB
 SMALLEST: Final = 2  # a lookup needs somebody to ask
 MINUTES_FROM_S: Final = 100  # what is left is told in minutes from here on
 HOURS_FROM_S: Final = 100 * 60  # and in hours
@@ -35,7 +37,7 @@ _plot_option = click.option(
     help="Write a picture; the name ends in .png, .svg or .pdf.",
 )  # fmt: skip
 _until_option = click.option(
-    "--until", "until_s", type=click.FloatRange(0), metavar="SECONDS", help="Stop at this simulated time."
+    "--until", "until_s", type=Seconds(0, min_open=True), metavar="SECONDS", help="Stop at this simulated time."
 )
 
 
@@ -159,7 +161,7 @@ def replay(
 @click.option(
     "--first", type=click.IntRange(0), default=0, show_default=True, metavar="SEED", help="The first of them."
 )
-@click.option("--jobs", type=click.IntRange(1), metavar="N", help="How many cores. Default: all.")
+@click.option("--jobs", type=click.IntRange(1, MAX_JOBS), metavar="N", help="How many cores. Default: all.")
 @click.option("--fleet", metavar="ADDRESS", help="Run on the Dask cluster with this scheduler, HOST:PORT.")
 @click.option(
     "--shrunk", "shrunk_dir", type=click.Path(path_type=Path, file_okay=False), default=Path(), metavar="DIR",
@@ -175,6 +177,10 @@ def swarm(out: Output, seeds: int, first: int, jobs: int | None, fleet: str | No
     from netsim.plan import encode_plan
     from netsim.swarm import MAX_SHRUNK, run_swarm
 
+    if not shrunk_dir.is_dir():  # it may be hours until there is something to write
+        usage(f"{shrunk_dir} is no directory: make it, or name another with --shrunk")
+    if fleet is not None and re.fullmatch(r"([a-z]+://)?[^/\s]+:[0-9]{1,5}", fleet) is None:
+        usage(f"--fleet {fleet[:80]!r} is no address of a Dask scheduler: write HOST:PORT, such as 127.0.0.1:8786")
     with _progress(out, "seeds", seeds, counts=True) as advance:
         done = broken = 0
 
@@ -186,7 +192,7 @@ def swarm(out: Output, seeds: int, first: int, jobs: int | None, fleet: str | No
             if done == seeds and broken:
                 out.note(f"shrinking {counted(min(broken, MAX_SHRUNK), 'failing seed')}, about a minute for each")
 
-        report = run_swarm(range(first, first + seeds), jobs or os.cpu_count() or 1, on_result, fleet)
+        report = run_swarm(range(first, first + seeds), min(seeds, jobs or os.cpu_count() or 1), on_result, fleet)
     failures: list[JsonValue] = []
     for failure in report.failures:
         path = shrunk_dir / f"shrunk-{failure.seed}.json"
@@ -429,8 +435,7 @@ def _read_plan(name: str) -> "Plan":
 def _check_paths(report_path: Path | None, plot_path: Path | None) -> None:
     """Complain before the run, not after it."""
     for path in (report_path, plot_path):
-        if path is not None and not path.resolve().parent.is_dir():
-            usage(f"{path} cannot be written: there is no directory {path.parent}")
+        check_folder(path)
     if plot_path is not None:
         from netsim.plot import check_plot
 

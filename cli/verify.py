@@ -12,7 +12,7 @@ import msgspec
 from chain.audit import AuditReport, audit
 from chain.disk import open_database
 from chain.errors import LocalMisuse
-from cli.command import HopCommand, network_option, run
+from cli.command import HopCommand, Seconds, network_option, run
 from cli.home import KnownNode, Network, check_is_node, find_network
 from cli.members import look, open_patiently
 from cli.money import format_amount
@@ -54,7 +54,7 @@ class Comparison(msgspec.Struct, frozen=True):
 @click.option(
     "--settle",
     "settle_s",
-    type=click.FloatRange(0, 600),
+    type=Seconds(0, 600),
     default=SETTLE_S,
     show_default=True,
     metavar="SECONDS",

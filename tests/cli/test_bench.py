@@ -802,3 +802,20 @@ def test_a_running_network_is_not_profiled_and_needs_a_known_issuer(world: World
     assert "whose key is in the wallet" in told and "mint" in told
     world.wallet.discard("mint")
     assert "whose key is in the wallet" in world.run("bench", "uniform", "--network", path, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--duration", "nan"), "'nan' is no number of seconds"),
+        (("--timeout", "nan"), "'nan' is no number of seconds"),
+        (("--plot", "nowhere/x.png"), "there is no directory nowhere"),
+        (("--profile-out", "nowhere/x.svg"), "there is no directory nowhere"),
+        (("--issuer", "mint"), "--issuer 'mint' is for --network"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_refused_before_anything_runs(
+    cli: Cli, words: tuple[str, ...], said: str
+) -> None:
+    told = cli.run("bench", "uniform", *words, code=2).stderr
+    assert said in told and told.count("\n") == 1

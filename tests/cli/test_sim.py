@@ -289,3 +289,31 @@ def test_sizes_double_or_step_up_to_the_largest() -> None:
     assert sizes(10, None) == [10]
     assert sizes(25, 10) == [10, 20, 25]
     assert sizes(3, 10) == [3]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "split-brain", "--until", "0"), "0.0 is not in the range x>0"),
+        (("run", "split-brain", "--until", "nan"), "'nan' is no number of seconds"),
+        (("replay", "1", "--until", "inf"), "'inf' is no number of seconds"),
+        (("swarm", "--seeds", "1", "--shrunk", "nowhere"), "nowhere is no directory: make it"),
+        (("swarm", "--seeds", "1", "--fleet", "x"), "--fleet 'x' is no address of a Dask scheduler"),
+        (("swarm", "--seeds", "1", "--jobs", "100000"), "100000 is not in the range 1<=x<=1024"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_runs(cli: Cli, words: tuple[str, ...], said: str) -> None:
+    told = cli.run("sim", *words, code=2).stderr
+    assert said in told and told.count("\n") == 1
+
+
+def test_there_are_no_more_processes_than_seeds(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def run_swarm(seeds: range, jobs: int, *_: object) -> SwarmReport:
+        asked.append(jobs)
+        raise HopchainError("not run")
+
+    monkeypatch.setattr(netsim.swarm, "run_swarm", run_swarm)
+    cli.run("sim", "swarm", "--seeds", "3", "--jobs", "1000", code=1)
+    assert asked == [3]
