@@ -112,6 +112,7 @@ def renew_command(out: Output, node: str, days: int, out_file: Path | None, netw
     target = out_file or place
     if target is None:
         raise LocalMisuse("say with --out into which file the certificate goes: a public key has no place of its own")
+    _check_target(target, public_key)
     ca_key = read_secret(directory / CA_KEY)
     pem = make_node_certificate(network.genesis.ca.encode(), ca_key, public_key, now_ms(), days)
     _replace(target, pem)
@@ -133,6 +134,22 @@ def _find(directory: Path, node: str) -> tuple[bytes, Path | None]:
     raise LocalMisuse(
         f"{node!r} is no node of {directory}, no node's directory or node.crt, and no public key ({KEY_HEX} hex digits)"
     )
+
+
+def _check_target(path: Path, public_key: bytes) -> None:
+    """`LocalMisuse` when something else would be lost: a key, or another node's certificate."""
+    from node.pki import certified_key
+
+    if not path.exists():
+        return
+    try:
+        same = path.is_file() and certified_key(path) == public_key
+    except LocalMisuse:
+        same = False
+    if not same:
+        raise LocalMisuse(
+            f"{path} exists and is no certificate of this node: move it away, or name another file with --out"
+        )
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -124,6 +124,18 @@ def write_results(path: Path, run: Run, rows: Sequence[Payment], results: Sequen
                 fresh.unlink(missing_ok=True)
 
 
+def is_foreign(path: Path) -> bool:
+    """True when there is a file at `path` that holds something else than outcomes: writing them there would destroy it."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            columns = next(csv.reader(file), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return True
+    return not set(_SAID) <= set(columns)
+
+
 def other_runs(path: Path, run: Run) -> list[Run]:
     """The runs, but for `run`, whose outcomes the file at `path` holds."""
     return sorted({_run_of(row) for row in _read(path)} - {run, _NO_RUN})

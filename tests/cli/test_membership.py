@@ -745,6 +745,19 @@ def test_doctor_on_a_network_that_is_down(world: World) -> None:
 # --- certificates ---
 
 
+def test_a_new_certificate_replaces_that_of_its_node_alone(cli: Cli) -> None:
+    cli.run("init", str(cli.directory), "--nodes", "2", "--asset", "CZK:2", "--port", "0")
+    for name in ("genesis.json", "ca.key", "node-2/node.crt"):
+        before = (cli.directory / name).read_bytes()
+        said = cli.run("certificate", "renew", "node-1", "--out", str(cli.directory / name), code=2).stderr
+        assert "exists and is no certificate of this node" in said
+        assert (cli.directory / name).read_bytes() == before
+    own = cli.directory / "node-1" / "node.crt"
+    before = own.read_bytes()
+    cli.run("certificate", "renew", "node-1", "--out", str(own))
+    assert own.read_bytes() != before
+
+
 def test_certificates_are_listed_and_renewed_in_place(cli: Cli) -> None:
     cli.run("init", str(cli.directory), "--nodes", "2", "--asset", "CZK:2", "--port", "0", "--days", "20")
     listed = cli.json("certificate", "list", code=1)

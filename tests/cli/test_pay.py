@@ -417,6 +417,21 @@ def test_pay_refuses_bad_input_before_anything_is_sent(
     assert not world.nodes[0].calls
 
 
+@pytest.mark.parametrize("held", [b"-----BEGIN PRIVATE KEY-----\n", b"line,from,to\n1,a,b\n", b"\xff\xfe\0"])
+def test_the_outcomes_replace_no_other_file(world: World, file: Path, tmp_path: Path, held: bytes) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(held)
+    said = world.json("pay", str(file), *COLUMNS, "--result", str(other), code=2)["message"]
+    assert "holds something else than the outcomes of a run" in said
+    assert other.read_bytes() == held and not world.nodes[0].calls
+    other.write_bytes(b"")
+    world.run_any("pay", str(file), *COLUMNS, "--result", str(other))
+    first = other.read_bytes()
+    assert first.startswith(b"line,from,to,amount")
+    world.run_any("pay", str(file), *COLUMNS, "--result", str(other))  # its own are written anew
+    assert other.read_bytes() and other.read_bytes().startswith(b"line,from,to,amount")
+
+
 def test_pay_refuses_an_empty_file_and_to_write_over_it(world: World, file: Path) -> None:
     world.run("pay", str(file), *COLUMNS, "--result", str(file), code=2)
     assert read(file)
