@@ -54,7 +54,7 @@ from hopchain import Choice
     "--fund-from",
     metavar="NAME",
     help="First pay each payer from this account exactly what its rows need. A row is funded once; one that an earlier run paid "
-    "without this option needs nothing.",
+    "without this option needs nothing, nor does one that it was told is rejected, without --retry-rejected.",
 )
 @click.option(
     "--run",

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from chain.link import Outcome
 from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, Posting, RequestId, SignedRequest, encode_request, request_id, transfer
 from cli.funding import FundedRows, Needs
@@ -78,8 +79,8 @@ class RunAccounts:
             if payer not in self.unfit and payer != source and payer in self._assets
         }
         sent = sent_before([payment for row, (payment, _) in needy.items() if row not in remembered.rows])
-        paid = await self._paid(client, sent)
-        fresh = [row for row in needy if row not in remembered.rows and row not in paid]
+        settled = await self._settled(client, sent)
+        fresh = [row for row in needy if row not in remembered.rows and row not in settled]
         if fresh:
             sums: Counter[str] = Counter()
             for row in fresh:
@@ -161,21 +162,26 @@ class RunAccounts:
                     f"{payer} holds {self._assets[payer]}, so {source} cannot fund it with {held}; not sent in this run",
                 )
 
-    async def _paid(self, client: Client, sent: Mapping[str, tuple[RequestId, str]]) -> set[str]:
-        """Those of the rows, by key, whose requests are completed, or may be: a node that may be behind the others cannot
-        tell."""
-        paid: set[tuple[RequestId, str]] = set()
+    def _stays_rejected(self, answer: Recorded) -> bool:
+        """True when this run does not send what was answered so once more; a pool may choose another account for it."""
+        again = self._settings.retry_rejected or answer.outcome == Outcome.CANCELLED or bool(self._pools)
+        return not answer.completed and not again
+
+    async def _settled(self, client: Client, sent: Mapping[str, tuple[RequestId, str]]) -> set[str]:
+        """Those of the rows, by key, whose requests are completed, or may be, for a node that may be behind the others cannot tell;
+        or were rejected, and are not sent again by this run."""
+        settled: set[tuple[RequestId, str]] = set()
 
         async def ask(request: tuple[RequestId, str]) -> None:
             with suppress(CallRefused):
                 answer = await client.outcome(*request)
-                completed = isinstance(answer, Recorded) and answer.completed
-                if not completed and not (isinstance(answer, NotFound) and answer.stale):
+                over = isinstance(answer, Recorded) and (answer.completed or self._stays_rejected(answer))
+                if not over and not (isinstance(answer, NotFound) and answer.stale):
                     return
-            paid.add(request)
+            settled.add(request)
 
         await work_on_each(set(sent.values()), ask, at_once=self._settings.concurrency)
-        return {row for row, request in sent.items() if request in paid}
+        return {row for row, request in sent.items() if request in settled}
 
     async def _fund_part(
         self,

@@ -436,6 +436,19 @@ def test_rows_that_were_rejected_without_funding_are_funded_and_paid(shop: World
     assert (found["completed"], found["funded"]) == (6, 2100)
 
 
+@pytest.mark.parametrize("kind", [(), ("--bulk",)], ids=["one by one", "bulk"])
+def test_rows_that_were_rejected_and_are_not_sent_again_are_not_funded(
+    shop: World, file: Path, kind: tuple[str, ...]
+) -> None:
+    """The money would stay with payers who owe nothing."""
+    shop.run("account", "open", "shop")
+    shop.run("pay", str(file), *COLUMNS, *kind, code=1)
+    found = shop.json("pay", str(file), *COLUMNS, *kind, "--fund-from", "mint", code=1)
+    assert (found["completed"], found["funded"]) == (0, 0)
+    found = shop.json("pay", str(file), *COLUMNS, *kind, "--fund-from", "mint", "--retry-rejected")
+    assert (found["completed"], found["funded"]) == (6, 2100)
+
+
 def test_rows_that_were_funded_without_the_pool_are_refused_with_it(
     shop: World, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
