@@ -5,6 +5,10 @@
 Nothing leaves before what it promises is durable (`Effects.stages`). A client that was told of a link reads it here, too: reads of the accounts that
 it is about wait until the commit has ended. While a turn runs, the next one's events gather in the inbox;
 that is the whole of group commit. The inbox is bounded: when it is full, connections are not read.
+
+Clients' calls have a queue of their own, which they share (`FairQueue`, ADR 30): a turn takes what has come from members first, whatever
+clients have waiting, then calls up to TURN_CALLS, of each client in turn. A client that has READS_AT_ONCE under way waits with its calls
+from the next linearizable read on; its connection is read on, so that it sees that the node lives.
 """
 
 import logging
@@ -14,7 +18,7 @@ from typing import Final, Protocol
 
 import trio
 
-from chain.errors import Removed
+from chain.errors import RemoteFault, Removed
 from chain.needs import Loaded, Needs, load
 from chain.rows import Applied
 from chain.store import Write, commit
@@ -22,8 +26,23 @@ from hopchain.wire import MAX_CLIENT_FRAME_BYTES, Refused, Reply, ReplyBody, enc
 from node.client_port import Session
 from node.core import Core
 from node.database import Database
+from node.fair import FairQueue
 from node.messages import MAX_MESSAGE_BYTES, Message, decode_frame_untrusted, encode_frames, encode_message
-from node.turn import Caller, Event, FromPeer, Now, PeerDown, PeerUp, Read, Send, Stage, ToldRemoved
+from node.turn import (
+    Caller,
+    ClientBalance,
+    ClientChange,
+    ClientSubmit,
+    Event,
+    FromPeer,
+    Now,
+    PeerDown,
+    PeerUp,
+    Read,
+    Send,
+    Stage,
+    ToldRemoved,
+)
 from routing.keyspace import NodeId
 
 log = logging.getLogger(__name__)
@@ -34,7 +53,15 @@ INBOX_EVENTS: Final = 8192  # four turns; a full inbox stops reading, and TCP st
 INBOX_BYTES: Final = 64 * 1024 * 1024  # of their messages
 CLIENT_CALLS: Final = 1024  # of one client that are not answered yet; above it the client is not read
 CLIENT_BYTES: Final = 8 * 1024 * 1024  # of those calls: seven full transfers
+CALL_BYTES: Final = (
+    4096  # that a call weighs beside its own: its signature and answer cost as much as so much of a link
+)
+TURN_CALLS: Final = 512 * CALL_BYTES  # weight of the calls of one turn, some 100 ms
+LEAST_CALLS: Final = TURN_CALLS // 8  # when members fill a turn: clients go on, and members hardly wait for it
+CALLS_WAITING: Final = 4096 * CALL_BYTES  # weight of those that wait for a turn: eight turns, in equal parts
+READS_AT_ONCE: Final = 32  # linearizable, of one client: each is two questions to many members; more are no faster
 _NO_NEEDS: Final = Needs()
+ClientCall = ClientSubmit | ClientChange | ClientBalance
 
 
 class Sender(Protocol):
@@ -44,8 +71,18 @@ class Sender(Protocol):
     def drop(self, peer: NodeId, reason: str) -> None: ...
 
 
+class _Client:
+    """A session, and its calls that are not answered yet."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.calls: dict[int, int] = {}  # number -> bytes
+        self.bytes = 0
+        self.reads: set[int] = set()  # numbers of the linearizable ones that the core has
+
+
 class Driver:
-    """Runs one core. Tasks give it events with `put` and `put_nowait`; `run` does the turns until cancelled."""
+    """Runs one core. Tasks give it events with `put`, `put_nowait` and `put_call`; `run` does the turns until cancelled."""
 
     def __init__(
         self,
@@ -69,9 +106,10 @@ class Driver:
         self._inbox_bytes = 0
         self._arrived = trio.Event()
         self._room = trio.lowlevel.ParkingLot()
-        self._sessions: dict[int, Session] = {}
-        self._unanswered: dict[int, dict[int, int]] = {}  # session -> call -> bytes
+        self._clients: dict[int, _Client] = {}  # by number of the session
         self._answered = trio.lowlevel.ParkingLot()
+        self._calls: FairQueue[ClientCall] = FairQueue()
+        self._taken = trio.lowlevel.ParkingLot()
         # accounts of links that clients know of and the database not yet
         self._committing: frozenset[str] = frozenset()
         self._committed = trio.lowlevel.ParkingLot()
@@ -109,26 +147,40 @@ class Driver:
 
     def add_session(self, session: Session) -> None:
         """Answers for this client go to this session."""
-        if session.number not in self._sessions:
-            self._sessions[session.number] = session
-            self._unanswered[session.number] = {}
+        if session.number not in self._clients:
+            self._clients[session.number] = _Client(session)
 
     def remove_session(self, session: Session) -> None:
-        """The client is gone: its answers are dropped, its requests go on."""
-        self._sessions.pop(session.number, None)
-        self._unanswered.pop(session.number, None)
+        """The client is gone: its answers are dropped, and its calls that no turn has taken. Those that the core has go on."""
+        self._clients.pop(session.number, None)
+        self._calls.forget(session.number)
         self._answered.unpark_all()
+        self._taken.unpark_all()
 
     async def wait_for_room(self, caller: Caller, size: int) -> None:
-        """Count a call of `size` bytes until it is answered; wait while its client has too many that are not."""
-        while True:
-            calls = self._unanswered.get(caller.session)
-            if calls is None:
-                return
-            if len(calls) < CLIENT_CALLS and (not calls or sum(calls.values()) + size <= CLIENT_BYTES):
-                calls[caller.number] = size
+        """Count a call of `size` bytes until it is answered; wait while its client has too many that are not. Raises `RemoteFault` for
+        one whose number is that of another: it would not be counted."""
+        while (client := self._clients.get(caller.session)) is not None:
+            if caller.number in client.calls:
+                raise RemoteFault("malformed", f"call {caller.number} comes again before it is answered: count on")
+            if len(client.calls) < CLIENT_CALLS and (not client.calls or client.bytes + size <= CLIENT_BYTES):
+                client.calls[caller.number] = size
+                client.bytes += size
                 return
             await self._answered.park()
+
+    async def put_call(self, call: ClientCall, size: int = 0) -> None:
+        """Add a client's call, which came as `size` bytes, when there is room for it: for the first one of a client there always is,
+        since it is kept here or there. Dropped when the client is gone."""
+        weight, number = size + CALL_BYTES, call.caller.session
+        while number in self._clients:
+            waiting = self._calls.weight(number)
+            parts = self._calls.lines + (not waiting)
+            if not waiting or waiting + weight <= CALLS_WAITING // parts:
+                self._calls.push(number, call, weight)
+                self._arrived.set()
+                return
+            await self._taken.park()
 
     async def wait_committed(self, account: str) -> None:
         """Return when what a client may have been told of this account before now is in the database. Empty: of any account."""
@@ -144,7 +196,7 @@ class Driver:
             await self.turn()
 
     async def _wait(self) -> None:
-        if self._inbox:
+        if self._inbox or self._calls:
             await trio.lowlevel.checkpoint()
             return
         self._arrived = trio.Event()
@@ -156,6 +208,7 @@ class Driver:
         """One turn with what has arrived so far."""
         events = self._take()
         self._room.unpark_all()
+        self._taken.unpark_all()
         now = self._clock()
         needs = self._core.needs(events, now)
         loaded = Loaded() if needs == _NO_NEEDS else await self._database.run(load, needs)
@@ -174,7 +227,7 @@ class Driver:
         self.counters["events"] += len(events)
 
     def _take(self) -> list[Event]:
-        """What has arrived, as much as one turn takes."""
+        """What has arrived, as much as one turn takes: of members, then of clients."""
         events: list[Event] = []
         size = 0
         while self._inbox and len(events) < TURN_EVENTS and size < TURN_BYTES:
@@ -182,7 +235,20 @@ class Driver:
             events.append(event)
             size += length
         self._inbox_bytes -= size
+        left = 0 if self._inbox else TURN_BYTES - size
+        most = min(max(left, LEAST_CALLS), TURN_CALLS)
+        weight = 0
+        while weight < most and (taken := self._calls.pop(self._may)) is not None:
+            call, more = taken
+            if _is_linearizable(call):
+                self._clients[call.caller.session].reads.add(call.caller.number)
+            events.append(call)
+            weight += more
         return events
+
+    def _may(self, call: ClientCall) -> bool:
+        """The core may have this call now: its client's linearizable reads are few."""
+        return not _is_linearizable(call) or len(self._clients[call.caller.session].reads) < READS_AT_ONCE
 
     async def _commit(self, writes: Sequence[Write]) -> None:
         if not writes:
@@ -209,9 +275,9 @@ class Driver:
         for answer in stage.answers:
             self.reply(answer.caller, answer.body)
         for read in stage.reads:
-            session = self._sessions.get(read.caller.session)
-            if session is not None:
-                self._serve_read(session, read)
+            client = self._clients.get(read.caller.session)
+            if client is not None:
+                self._serve_read(client.session, read)
         for key in stage.lookups:
             self._look_up(key)
         if removed is not None:
@@ -236,17 +302,25 @@ class Driver:
 
     def reply(self, caller: Caller, body: ReplyBody) -> None:
         """Answer a client that is still there."""
-        session = self._sessions.get(caller.session)
-        if session is None:
+        client = self._clients.get(caller.session)
+        if client is None:
             return
-        self._unanswered[caller.session].pop(caller.number, None)
+        client.bytes -= client.calls.pop(caller.number, 0)
         self._answered.unpark_all()
+        if caller.number in client.reads:
+            client.reads.discard(caller.number)
+            self._calls.release(caller.session)
+            self._arrived.set()
         payload = encode(Reply(caller.number, body))
         if len(payload) > MAX_CLIENT_FRAME_BYTES:
             self.counters["answers_too_large"] += 1
             reason = f"the answer has {len(payload)} bytes, more than {MAX_CLIENT_FRAME_BYTES}: ask for less at once"
             payload = encode(Reply(caller.number, Refused("too_large", reason)))
-        session.send_nowait(payload)
+        client.session.send_nowait(payload)
+
+
+def _is_linearizable(call: ClientCall) -> bool:
+    return isinstance(call, ClientBalance) and call.ask.linearizable
 
 
 def _accounts(writes: Sequence[Write]) -> frozenset[str]:

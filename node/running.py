@@ -296,10 +296,10 @@ class RunningNode:
         await self.driver.wait_for_room(caller, size)
         body = call.body
         if isinstance(body, Submit):
-            await self.driver.put(ClientSubmit(caller, body), size)
+            await self.driver.put_call(ClientSubmit(caller, body), size)
             return
         if isinstance(body, SubmitChange):
-            await self.driver.put(ClientChange(caller, body), size)
+            await self.driver.put_call(ClientChange(caller, body), size)
             return
         try:
             check_question_untrusted(body)
@@ -307,7 +307,7 @@ class RunningNode:
             self.driver.reply(caller, Refused(fault.code, fault.text))
             return
         if isinstance(body, AskBalance) and (body.linearizable or body.min_height > AT_ONCE):
-            await self.driver.put(ClientBalance(caller, body))
+            await self.driver.put_call(ClientBalance(caller, body))
         else:
             account = account_asked(body)
             if account is not None:

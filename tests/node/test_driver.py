@@ -1,6 +1,7 @@
 """The order of a turn, its bounds, and what happens when the disk fails (design section 7). The core, the database and
 the network are fakes that write into one journal."""
 
+import random
 from collections.abc import Callable, Sequence
 from itertools import count
 
@@ -21,11 +22,13 @@ from hopchain.wire import (
     Refused,
     Reply,
     ReplyBody,
+    Submit,
+    SubmitChange,
     decode_node_frame_untrusted,
 )
 from netsim.names import make_genesis
 from node import driver as driver_module
-from node.driver import CLIENT_BYTES, CLIENT_CALLS, Driver
+from node.driver import CALL_BYTES, CALLS_WAITING, CLIENT_BYTES, CLIENT_CALLS, READS_AT_ONCE, TURN_CALLS, Driver
 from node.messages import (
     MAX_MESSAGE_BYTES,
     Links,
@@ -36,7 +39,23 @@ from node.messages import (
     encode_frames,
     encode_message,
 )
-from node.turn import Answer, Caller, Effects, Event, Facts, FromPeer, Now, PeerDown, PeerUp, Read, Send, ToldRemoved
+from node.turn import (
+    Answer,
+    Caller,
+    ClientBalance,
+    ClientChange,
+    ClientSubmit,
+    Effects,
+    Event,
+    Facts,
+    FromPeer,
+    Now,
+    PeerDown,
+    PeerUp,
+    Read,
+    Send,
+    ToldRemoved,
+)
 from routing.keyspace import NodeId
 
 A, B, C = (NodeId(bytes([n]) * 20) for n in (1, 2, 3))
@@ -114,6 +133,7 @@ class FakeSession:
         self.journal = journal
         self.number = number
         self.replies: list[ReplyBody] = []
+        self.asked = 0
 
     def send_nowait(self, payload: bytes) -> bool:
         self.journal.append("answer")
@@ -601,4 +621,308 @@ async def test_the_next_call_of_a_session_does_not_make_its_unanswered_ones_forg
     rig.driver.add_session(rig.session)
     nursery.start_soon(rig.driver.wait_for_room, Caller(1, 2), 1)
     await trio.testing.wait_all_tasks_blocked()
-    assert list(rig.driver._unanswered[1]) == [1]
+    assert list(rig.driver._clients[1].calls) == [1]
+
+
+# --- clients share turns (ADR 30) ---
+
+
+def submit(session: int, number: int) -> ClientSubmit:
+    return ClientSubmit(Caller(session, number), Submit(b"request", bytes(64), 1000))
+
+
+def read(session: int, number: int, *, linearizable: bool = True) -> ClientBalance:
+    return ClientBalance(Caller(session, number), AskBalance("x", linearizable))
+
+
+def calls_of(turn: Sequence[Event]) -> list[tuple[int, int]]:
+    """Whose calls a turn took: session and number."""
+    kinds = ClientSubmit | ClientBalance | ClientChange
+    return [(event.caller.session, event.caller.number) for event in turn if isinstance(event, kinds)]
+
+
+def crowd(*numbers: int) -> Rig:
+    """A driver with these sessions."""
+    rig = Rig()
+    for number in numbers:
+        rig.driver.add_session(FakeSession(rig.journal, number))
+    return rig
+
+
+async def one_after_the_other(rig: Rig, calls: Sequence[ClientSubmit | ClientBalance], size: int = 0) -> None:
+    """As the task of a connection does."""
+    for call in calls:
+        await rig.driver.put_call(call, size)
+
+
+async def test_ten_thousand_calls_of_one_client_do_not_keep_the_one_of_another_from_the_next_turn(
+    nursery: trio.Nursery,
+) -> None:
+    rig = crowd(1, 2, 3)
+    nursery.start_soon(one_after_the_other, rig, [submit(1, number) for number in range(10_000)])
+    await trio.testing.wait_all_tasks_blocked()
+    await rig.driver.turn()
+    nursery.start_soon(one_after_the_other, rig, [submit(2, 0)])
+    nursery.start_soon(one_after_the_other, rig, [submit(3, number) for number in range(10)])
+    await trio.testing.wait_all_tasks_blocked()
+    await rig.driver.turn()
+    taken = calls_of(rig.core.turns[1])
+    assert len(taken) == TURN_CALLS // CALL_BYTES
+    assert (2, 0) in taken[:3]
+    assert [number for session, number in taken[:30] if session == 3] == list(range(10))
+    nursery.cancel_scope.cancel()
+
+
+async def test_calls_that_need_much_work_of_one_client_are_shared_like_all_others(nursery: trio.Nursery) -> None:
+    """Requests, whose signatures are checked in the turn, changes and balances wait in one and the same line of their client."""
+    rig = crowd(1, 2)
+    change = ClientChange(Caller(1, 2), SubmitChange(b"change", bytes(64), 1000))
+    nursery.start_soon(one_after_the_other, rig, [submit(1, 1), change, read(1, 3), submit(1, 4)])
+    nursery.start_soon(one_after_the_other, rig, [submit(2, 1), read(2, 2, linearizable=False)])
+    await trio.testing.wait_all_tasks_blocked()
+    await rig.driver.turn()
+    taken = calls_of(rig.core.turns[0])
+    assert sorted(taken[:2]) == [(1, 1), (2, 1)] and sorted(taken[2:4]) == [(1, 2), (2, 2)]
+    assert taken[4:] == [(1, 3), (1, 4)]
+
+
+async def test_large_requests_of_one_client_do_not_slow_the_small_ones_of_another_down(nursery: trio.Nursery) -> None:
+    rig = crowd(1, 2)
+    nursery.start_soon(one_after_the_other, rig, [submit(1, number) for number in range(7)], 1_000_000)
+    await trio.testing.wait_all_tasks_blocked()
+    nursery.start_soon(one_after_the_other, rig, [submit(2, number) for number in range(100)], 300)
+    await trio.testing.wait_all_tasks_blocked()
+    await rig.driver.turn()
+    taken = calls_of(rig.core.turns[0])
+    assert [number for session, number in taken if session == 2] == list(range(100))
+    assert [number for session, number in taken if session == 1] == [0, 1]
+
+
+async def test_what_members_say_is_before_all_calls_of_clients(nursery: trio.Nursery) -> None:
+    rig = crowd(1, 2)
+    for session in (1, 2):
+        nursery.start_soon(one_after_the_other, rig, [submit(session, number) for number in range(3000)])
+    await trio.testing.wait_all_tasks_blocked()
+    messages = [ping(float(number), number, 0) for number in range(3)]
+    (frame,) = encode_frames([encode_message(message) for message in messages])
+    await rig.driver.on_peer_frame(A, frame)
+    await rig.driver.turn()
+    assert rig.core.turns[0][:3] == tuple(FromPeer(A, message) for message in messages)
+    assert len(rig.core.turns[0]) == 3 + TURN_CALLS // CALL_BYTES
+    nursery.cancel_scope.cancel()
+
+
+async def test_calls_of_clients_leave_the_inbox_of_members_its_room(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many wait, connections of members are read."""
+    monkeypatch.setattr(driver_module, "INBOX_EVENTS", 1)
+    rig = crowd(1)
+    nursery.start_soon(one_after_the_other, rig, [submit(1, number) for number in range(10_000)])
+    await trio.testing.wait_all_tasks_blocked()
+    nursery.start_soon(rig.driver.put, PeerUp(A))
+    await trio.testing.wait_all_tasks_blocked()
+    await rig.driver.turn()
+    assert rig.core.turns[0][0] == PeerUp(A)
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("bound", ["TURN_EVENTS", "TURN_BYTES"])
+async def test_when_members_fill_turns_clients_get_an_eighth_of_their_part(
+    bound: str, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_module, bound, 10)
+    rig = crowd(1)
+    nursery.start_soon(one_after_the_other, rig, [submit(1, number) for number in range(1000)])
+    for _ in range(20):
+        await rig.driver.put(PeerUp(A), 1)
+    await trio.testing.wait_all_tasks_blocked()
+    await rig.driver.turn()
+    assert rig.core.turns[0][:10] == (PeerUp(A),) * 10
+    assert len(rig.core.turns[0]) == 10 + TURN_CALLS // CALL_BYTES // 8
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_turn_with_much_of_members_takes_calls_up_to_its_bytes() -> None:
+    rig = crowd(1)
+    for number in range(500):
+        await rig.driver.put_call(submit(1, number))
+    await rig.driver.put(PeerUp(A), driver_module.TURN_BYTES - 100 * CALL_BYTES)
+    await rig.driver.turn()
+    assert len(calls_of(rig.core.turns[0])) == 100
+
+
+async def test_what_waits_for_a_turn_is_bounded_in_equal_parts_and_a_first_call_never_waits(
+    nursery: trio.Nursery,
+) -> None:
+    rig = crowd(*range(1, 5))
+    waiting = rig.driver._calls.weight
+    for session in (1, 2):
+        nursery.start_soon(one_after_the_other, rig, [submit(session, number) for number in range(10_000)])
+        await trio.testing.wait_all_tasks_blocked()
+        assert waiting(session) == CALLS_WAITING // session
+    nursery.start_soon(one_after_the_other, rig, [submit(3, 0)], CALLS_WAITING)
+    nursery.start_soon(one_after_the_other, rig, [submit(4, 0)])
+    await trio.testing.wait_all_tasks_blocked()
+    assert waiting(3) == CALLS_WAITING + CALL_BYTES and waiting(4) == CALL_BYTES
+    for _ in range(30):
+        await rig.driver.turn()
+        await trio.testing.wait_all_tasks_blocked()
+    assert waiting(1) == waiting(2) and CALLS_WAITING // 3 - CALL_BYTES < waiting(1) <= CALLS_WAITING // 2
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_call_that_is_heavier_than_what_may_wait_waits_until_it_is_the_first(nursery: trio.Nursery) -> None:
+    rig = crowd(1)
+    nursery.start_soon(one_after_the_other, rig, [submit(1, 0), submit(1, 1)], CALLS_WAITING)
+    await trio.testing.wait_all_tasks_blocked()
+    await rig.driver.turn()
+    await trio.testing.wait_all_tasks_blocked()
+    await rig.driver.turn()
+    assert [calls_of(turn) for turn in rig.core.turns] == [[(1, 0)], [(1, 1)]]
+
+
+async def test_a_client_has_so_many_linearizable_reads_under_way_and_the_next_waits_for_the_answer_of_one() -> None:
+    """With what that client asked after it, in its order; other clients and other calls go on."""
+    rig = crowd(1, 2)
+    driver = rig.driver
+    for number in range(READS_AT_ONCE + 2):
+        await driver.put_call(read(1, number))
+    await driver.put_call(submit(1, 1000))
+    for number in range(READS_AT_ONCE + 2):
+        await driver.put_call(read(2, number, linearizable=False))
+    await driver.turn()
+    taken = calls_of(rig.core.turns[0])
+    assert [number for session, number in taken if session == 1] == list(range(READS_AT_ONCE))
+    assert [number for session, number in taken if session == 2] == list(range(READS_AT_ONCE + 2))
+    driver.reply(Caller(1, 5), NotFound("x"))
+    driver.reply(Caller(1, 5), NotFound("x"))  # that was it
+    driver.reply(Caller(2, 5), NotFound("x"))
+    await driver.turn()
+    await driver.turn()
+    assert [calls_of(turn) for turn in rig.core.turns[1:]] == [[(1, READS_AT_ONCE)], []]
+    driver.reply(Caller(1, READS_AT_ONCE), NotFound("x"))
+    await driver.turn()
+    assert calls_of(rig.core.turns[-1]) == [(1, READS_AT_ONCE + 1), (1, 1000)]
+
+
+async def test_the_driver_sleeps_while_only_reads_wait_that_may_not_begin_and_an_answer_wakes_it(
+    nursery: trio.Nursery,
+) -> None:
+    rig = crowd(1)
+    for number in range(READS_AT_ONCE + 1):
+        await rig.driver.put_call(read(1, number))
+    original = rig.core.step
+
+    def step(loaded: Loaded, now: Now) -> Effects:
+        assert len(rig.core.turns) < 100, "it turns on and on"
+        return original(loaded, now)
+
+    rig.core.step = step
+    nursery.start_soon(rig.driver.run)
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(calls_of([event for turn in rig.core.turns for event in turn])) == READS_AT_ONCE
+    rig.driver.reply(Caller(1, 0), NotFound("x"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert calls_of(rig.core.turns[-1]) == [(1, READS_AT_ONCE)]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_call_wakes_the_driver(nursery: trio.Nursery) -> None:
+    rig = crowd(1)
+    nursery.start_soon(rig.driver.run)
+    await trio.testing.wait_all_tasks_blocked()
+    await rig.driver.put_call(submit(1, 0))
+    await trio.testing.wait_all_tasks_blocked()
+    assert calls_of(rig.core.turns[-1]) == [(1, 0)]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_client_that_is_gone_leaves_nothing_behind(nursery: trio.Nursery) -> None:
+    """Neither calls that no turn has taken, nor a task that waits, nor a count; what the core has goes on."""
+    rig = crowd(1, 2)
+    driver = rig.driver
+    done: list[int] = []
+
+    async def connection() -> None:
+        for number in range(10_000):
+            await driver.put_call(read(1, number))
+        done.append(1)
+
+    for number in range(3):
+        await driver.wait_for_room(Caller(1, number), 10)
+    nursery.start_soon(connection)
+    await trio.testing.wait_all_tasks_blocked()
+    await driver.turn()
+    await trio.testing.wait_all_tasks_blocked()
+    await driver.put_call(submit(2, 0))
+    assert not done and driver._clients[1].reads and driver._calls.weight(1)
+    driver.remove_session(FakeSession(rig.journal, 1))
+    await trio.testing.wait_all_tasks_blocked()
+    assert done == [1]
+    for number in range(READS_AT_ONCE):
+        driver.reply(Caller(1, number), NotFound("x"))
+    await driver.turn()
+    assert calls_of(rig.core.turns[-1]) == [(2, 0)]
+    driver.remove_session(FakeSession(rig.journal, 2))
+    assert not driver._clients and not driver._calls and not driver._calls.lines
+    assert (driver._calls._ends, driver._calls._held, driver._calls._heads) == ({}, set(), [])
+
+
+async def test_a_number_that_comes_again_before_its_answer_is_a_fault() -> None:
+    """Two calls of one number would count as one: a client could have any number of them."""
+    rig = crowd(1)
+    await rig.driver.wait_for_room(Caller(1, 7), 10)
+    with pytest.raises(RemoteFault, match="call 7 comes again"):
+        await rig.driver.wait_for_room(Caller(1, 7), 10)
+    rig.driver.reply(Caller(1, 7), NotFound("x"))
+    await rig.driver.wait_for_room(Caller(1, 7), 10)
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_every_call_of_clients_that_stay_is_taken_once_in_order_and_answered_once(
+    seed: int, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_module, "TURN_CALLS", 20 * CALL_BYTES)
+    monkeypatch.setattr(driver_module, "CALLS_WAITING", 60 * CALL_BYTES)
+    monkeypatch.setattr(driver_module, "CLIENT_CALLS", 50)
+    monkeypatch.setattr(driver_module, "READS_AT_ONCE", 3)
+    rng = random.Random(seed)
+    rig = Rig()
+    driver = rig.driver
+    sessions = [FakeSession(rig.journal, number) for number in range(2, 8)]
+    stay, leave = sessions[:4], sessions[4:]
+
+    async def connection(session: FakeSession, kinds: Sequence[bool]) -> None:
+        driver.add_session(session)
+        for number, is_read in enumerate(kinds):
+            call = read(session.number, number) if is_read else submit(session.number, number)
+            await driver.wait_for_room(call.caller, 100)
+            await driver.put_call(call, 100)
+
+    for session in sessions:
+        kinds = [rng.random() < 0.4 for _ in range(rng.choice((1, 5, 200)))]
+        session.asked = len(kinds)
+        nursery.start_soon(connection, session, kinds)
+    await trio.testing.wait_all_tasks_blocked()
+    under_way: list[Event] = []
+    took: list[tuple[int, int]] = []
+    for turn in range(400):
+        await driver.turn()
+        under_way += rig.core.turns[-1]
+        took += calls_of(rig.core.turns[-1])
+        for session in stay:
+            reads = [e for e in under_way if isinstance(e, ClientBalance) and e.caller.session == session.number]
+            assert len(reads) <= 3
+        rng.shuffle(under_way)
+        for _ in range(rng.randint(0, len(under_way))):
+            driver.reply(under_way.pop().caller, NotFound("x"))
+        if turn == 5:
+            for session in leave:
+                driver.remove_session(session)
+        await trio.testing.wait_all_tasks_blocked()
+    for session in stay:
+        assert [number for whose, number in took if whose == session.number] == list(range(session.asked))
+        assert len(session.replies) == session.asked
+    assert not under_way and not driver._calls.lines
+    assert {number: client.bytes for number, client in driver._clients.items()} == dict.fromkeys((1, 2, 3, 4, 5), 0)

@@ -9,6 +9,7 @@ import trio.testing
 
 from hopchain.wire import AskBalance, AskDigest, AskStatus, Call, CallBody, NotFound, Submit, SubmitChange
 from node import driver as driver_module
+from node.driver import CALL_BYTES
 from node.running import MAX_LOOKUPS, RunningNode
 from tests.node.test_driver import Rig
 
@@ -34,7 +35,7 @@ async def test_the_replica_is_read_when_it_has_what_clients_were_told(question: 
     async def wait_committed(account: str) -> None:
         journal.append(f"wait for {account or 'any'}")
 
-    async def put(event: object) -> None:
+    async def put_call(call: object) -> None:
         journal.append("hand to the core")
 
     async def answer(body: CallBody) -> NotFound:
@@ -45,7 +46,7 @@ async def test_the_replica_is_read_when_it_has_what_clients_were_told(question: 
         add_session=lambda session: None,
         wait_for_room=wait_for_room,
         wait_committed=wait_committed,
-        put=put,
+        put_call=put_call,
         reply=lambda caller, body: journal.append("reply"),
     )
     node = SimpleNamespace(driver=driver, _serving=SimpleNamespace(answer=answer))
@@ -58,22 +59,24 @@ async def test_the_replica_is_read_when_it_has_what_clients_were_told(question: 
     [Submit(bytes(600), bytes(64), 1000), SubmitChange(bytes(600), bytes(64), 1000)],
     ids=lambda body: type(body).__name__,
 )
-async def test_a_request_counts_with_its_bytes_in_the_inbox(body: CallBody, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients are not read while the requests that wait for a turn are as large as the inbox may be, however few they are."""
-    monkeypatch.setattr(driver_module, "INBOX_BYTES", 1000)
+async def test_a_request_counts_with_its_bytes_where_it_waits(body: CallBody, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client is not read while its requests that wait for a turn are as large as they may be, however few they are."""
+    monkeypatch.setattr(driver_module, "CALLS_WAITING", 2 * (CALL_BYTES + 700))
+    monkeypatch.setattr(driver_module, "TURN_CALLS", CALL_BYTES)
     driver = Rig().driver
     node = cast(Any, SimpleNamespace(driver=driver))
 
-    async def call(number: int) -> None:
-        session = cast(Any, SimpleNamespace(number=number))
-        await RunningNode._on_call(node, session, Call(1, body), 700)
+    session = cast(Any, SimpleNamespace(number=1))
+
+    async def read_connection() -> None:
+        for number in range(4):
+            await RunningNode._on_call(node, session, Call(number, body), 700)
 
     async with trio.open_nursery() as nursery:
-        for number in range(4):
-            nursery.start_soon(call, number)
-        for waiting in (2, 2, 0):
+        nursery.start_soon(read_connection)
+        for waiting in (2, 2, 2, 1, 0):
             await trio.testing.wait_all_tasks_blocked()
-            assert len(driver._inbox) == waiting
+            assert driver._calls.weight(1) == waiting * (CALL_BYTES + 700)
             await driver.turn()
 
 
