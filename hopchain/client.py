@@ -380,13 +380,20 @@ class Client:
 
 
 class _Left:
-    """What is left of the time for several questions; None when each has its own."""
+    """What is left of the time for several questions, from the first one on; None when each has its own."""
 
     def __init__(self, timeout_s: float | None) -> None:
-        self._deadline = None if timeout_s is None else anyio.current_time() + checked_seconds("timeout_s", timeout_s)
+        self._timeout_s = None if timeout_s is None else checked_seconds("timeout_s", timeout_s)
+        self._deadline: float | None = None
 
     def seconds(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - anyio.current_time())
+        if self._timeout_s is None:
+            return None
+        now = anyio.current_time()
+        if self._deadline is None:
+            self._deadline = now + self._timeout_s
+            return self._timeout_s  # all of it: an error names the time that was given
+        return max(0.0, self._deadline - now)
 
 
 def _network_id(given: bytes) -> NetworkId:

@@ -12,6 +12,7 @@ from chain.request import Posting
 from hopchain import Client, NotFound, Recorded, Status, Timing, Unknown, Unreachable, wire
 from hopchain.addresses import NodeAddress, checked_address
 from hopchain.change import SignedChange, change_id
+from hopchain.client import _Left
 from hopchain.nodes import LONGEST_REST_S, Node
 from tests.hopchain.fake_node import ISSUER_KEY, Drop, Hang, shared_ca
 from tests.hopchain.test_client import BACKENDS, World, connect, only, run
@@ -163,6 +164,23 @@ def test_a_call_to_nodes_that_are_frozen_ends_in_time(backend: str, name: str) -
             assert time.monotonic() - began < SLACK_S
 
     run(test, backend, 2)
+
+
+def test_the_first_page_has_all_the_time_of_its_call_and_the_next_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the machine took to get there: an error names the time that was given."""
+
+    now = 10.0
+    monkeypatch.setattr("anyio.current_time", lambda: now)
+    left = _Left(0.3)
+    now = 10.2
+    assert left.seconds() == 0.3
+    now = 10.4
+    assert left.seconds() == pytest.approx(0.1)
+    now = 10.6
+    assert left.seconds() == 0.0
+    assert _Left(None).seconds() is None
+    with pytest.raises(LocalMisuse):
+        _Left(-1.0)
 
 
 def test_pages_share_the_time_of_their_call(backend: str) -> None:
