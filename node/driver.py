@@ -7,8 +7,8 @@ it is about wait until the commit has ended. While a turn runs, the next one's e
 that is the whole of group commit. The inbox is bounded: when it is full, connections are not read.
 
 Clients' calls have a queue of their own, which they share (`FairQueue`, ADR 30): a turn takes what has come from members first, whatever
-clients have waiting, then calls up to TURN_CALLS, of each client in turn. A client that has READS_AT_ONCE under way waits with its calls
-from the next linearizable read on; its connection is read on, so that it sees that the node lives.
+clients have waiting, then calls up to TURN_CALLS, of each client in turn. Of a client that has READS_AT_ONCE linearizable reads under way the
+next ones are held here; its connection is read on, and its other calls go on.
 """
 
 import logging
@@ -60,6 +60,7 @@ TURN_CALLS: Final = 512 * CALL_BYTES  # weight of the calls of one turn, some 10
 LEAST_CALLS: Final = TURN_CALLS // 8  # when members fill a turn: clients go on, and members hardly wait for it
 CALLS_WAITING: Final = 4096 * CALL_BYTES  # weight of those that wait for a turn: eight turns, in equal parts
 READS_AT_ONCE: Final = 128  # linearizable, of one client: fewer slow one that asks alone, more slow all others
+HELD_S: Final = 0.1  # the next ones begin when half of those are answered, or so much later: a turn for each is slower
 _NO_NEEDS: Final = Needs()
 ClientCall = ClientSubmit | ClientChange | ClientBalance
 
@@ -78,7 +79,9 @@ class _Client:
         self.session = session
         self.calls: dict[int, int] = {}  # number -> bytes
         self.bytes = 0
-        self.reads: set[int] = set()  # numbers of the linearizable ones that the core has
+        self.reads: set[int] = set()  # numbers of the linearizable ones that the core has, or a turn is about to take
+        self.held: deque[ClientBalance] = deque()  # those that came when these were READS_AT_ONCE
+        self.held_at = 0.0  # when the first of them came, or others of them went on
 
 
 class Driver:
@@ -170,17 +173,36 @@ class Driver:
             await self._answered.park()
 
     async def put_call(self, call: ClientCall, size: int = 0) -> None:
-        """Add a client's call, which came as `size` bytes, when there is room for it: for the first one of a client there always is,
-        since it is kept here or there. Dropped when the client is gone."""
-        weight, number = size + CALL_BYTES, call.caller.session
-        while number in self._clients:
-            waiting = self._calls.weight(number)
-            parts = self._calls.lines + (not waiting)
-            if not waiting or waiting + weight <= CALLS_WAITING // parts:
-                self._calls.push(number, call, weight)
-                self._arrived.set()
+        """Add a client's call, which came as `size` bytes; return when its client may send the next one. Dropped when the client is
+        gone."""
+        number = call.caller.session
+        client = self._clients.get(number)
+        if client is None:
+            return
+        if isinstance(call, ClientBalance) and call.ask.linearizable:
+            if client.held or len(client.reads) >= READS_AT_ONCE:
+                client.held_at = client.held_at if client.held else self._clock().mono
+                client.held.append(call)
                 return
+            client.reads.add(call.caller.number)
+        self._push(call, size)
+        while self._calls.weight(number) > CALLS_WAITING // max(1, self._calls.lines):
             await self._taken.park()
+
+    def _push(self, call: ClientCall, size: int) -> None:
+        self._calls.push(call.caller.session, call, size + CALL_BYTES)
+        self._arrived.set()
+
+    def _read_on(self, client: _Client) -> None:
+        """Linearizable reads of this client were answered: begin some of those that are held."""
+        free, now = READS_AT_ONCE - len(client.reads), self._clock().mono
+        if not client.held or (free < READS_AT_ONCE // 2 and now < client.held_at + HELD_S):
+            return
+        client.held_at = now
+        for _ in range(min(free, len(client.held))):
+            read = client.held.popleft()
+            client.reads.add(read.caller.number)
+            self._push(read, 0)
 
     async def wait_committed(self, account: str) -> None:
         """Return when what a client may have been told of this account before now is in the database. Empty: of any account."""
@@ -208,7 +230,6 @@ class Driver:
         """One turn with what has arrived so far."""
         events = self._take()
         self._room.unpark_all()
-        self._taken.unpark_all()
         now = self._clock()
         needs = self._core.needs(events, now)
         loaded = Loaded() if needs == _NO_NEEDS else await self._database.run(load, needs)
@@ -238,17 +259,13 @@ class Driver:
         left = 0 if self._inbox else TURN_BYTES - size
         most = min(max(left, LEAST_CALLS), TURN_CALLS)
         weight = 0
-        while weight < most and (taken := self._calls.pop(self._may)) is not None:
+        while weight < most and (taken := self._calls.pop()) is not None:
             call, more = taken
-            if _is_linearizable(call):
-                self._clients[call.caller.session].reads.add(call.caller.number)
             events.append(call)
             weight += more
+        if weight:
+            self._taken.unpark_all()
         return events
-
-    def _may(self, call: ClientCall) -> bool:
-        """The core may have this call now: its client's linearizable reads are few."""
-        return not _is_linearizable(call) or len(self._clients[call.caller.session].reads) < READS_AT_ONCE
 
     async def _commit(self, writes: Sequence[Write]) -> None:
         if not writes:
@@ -309,19 +326,13 @@ class Driver:
         self._answered.unpark_all()
         if caller.number in client.reads:
             client.reads.discard(caller.number)
-            if len(client.reads) <= READS_AT_ONCE // 2:  # the next ones begin together: a turn for each is slower
-                self._calls.release(caller.session)
-                self._arrived.set()
+            self._read_on(client)
         payload = encode(Reply(caller.number, body))
         if len(payload) > MAX_CLIENT_FRAME_BYTES:
             self.counters["answers_too_large"] += 1
             reason = f"the answer has {len(payload)} bytes, more than {MAX_CLIENT_FRAME_BYTES}: ask for less at once"
             payload = encode(Reply(caller.number, Refused("too_large", reason)))
         client.session.send_nowait(payload)
-
-
-def _is_linearizable(call: ClientCall) -> bool:
-    return isinstance(call, ClientBalance) and call.ask.linearizable
 
 
 def _accounts(writes: Sequence[Write]) -> frozenset[str]:

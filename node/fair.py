@@ -9,7 +9,6 @@ was not waiting starts now, before all that others have behind their heads: how 
 """
 
 from collections import deque
-from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Final, Generic, TypeVar
 
@@ -33,12 +32,11 @@ class FairQueue(Generic[T]):
         self._lines: dict[int, _Line[T]] = {}
         self._ends: dict[int, int] = {}  # owner -> when the last item taken of it ends
         self._heads: list[tuple[int, int, int, int]] = []  # a heap: start, weight, number, owner
-        self._held: set[int] = set()  # lines whose head may not be taken
         self._now = 0
         self._numbers = 0
 
     def __bool__(self) -> bool:
-        """Something may be taken, as far as is known."""
+        """Something waits."""
         return bool(self._heads)
 
     @property
@@ -62,35 +60,24 @@ class FairQueue(Generic[T]):
         if len(line.items) == 1:
             self._offer(owner)
 
-    def pop(self, may: Callable[[T], bool]) -> tuple[T, int] | None:
-        """Take the next item, with its weight; None when there is none. A line whose head may not be taken is held until `release`."""
-        while self._heads:
-            start, weight, _, owner = heappop(self._heads)
-            line = self._lines[owner]
-            item, _ = line.items[0]
-            if not may(item):
-                self._held.add(owner)
-                continue
-            self._now, self._ends[owner] = start, start + weight
-            line.items.popleft()
-            line.weight -= weight
-            if line.items:
-                self._offer(owner)
-            else:
-                del self._lines[owner]
-            return item, weight
-        return None
-
-    def release(self, owner: int) -> None:
-        """The head of this line may be taken now, if it was held."""
-        if owner in self._held:
-            self._held.discard(owner)
+    def pop(self) -> tuple[T, int] | None:
+        """Take the next item, with its weight; None when there is none."""
+        if not self._heads:
+            return None
+        start, weight, _, owner = heappop(self._heads)
+        self._now, self._ends[owner] = start, start + weight
+        line = self._lines[owner]
+        item, _ = line.items.popleft()
+        line.weight -= weight
+        if line.items:
             self._offer(owner)
+        else:
+            del self._lines[owner]
+        return item, weight
 
     def forget(self, owner: int) -> None:
         """Drop what waits of this owner, and what is known of it."""
         self._ends.pop(owner, None)
-        self._held.discard(owner)
         if self._lines.pop(owner, None) is not None:
             self._heads = [head for head in self._heads if head[-1] != owner]
             heapify(self._heads)

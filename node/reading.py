@@ -60,15 +60,16 @@ class Reading:
             turn.answer(event.caller, Unknown(b"", f"{self._count} reads wait at this node: ask another one"))
             return
         self._count += 1
-        wait = _Wait(event.caller, event.ask, turn.now.mono + _timeout_s(event.ask))
+        wait = _Wait(event.caller, event.ask, until_of(event, turn.now.mono))
         self._waits.setdefault(event.ask.account, []).append(wait)
         self._due.by(wait.deadline)
 
     def _ask_tip(self, turn: Turn, event: ClientBalance) -> None:
         account = event.ask.account
-        until = event.until if event.until is not None else turn.now.mono + _timeout_s(event.ask)
+        until = until_of(event, turn.now.mono)
         if until <= turn.now.mono:
-            turn.answer(event.caller, Unknown(b"", f"the chain of {account} grew faster than it could be read"))
+            reason = f"its time was over before the chain of {account} was read to its end: it grows fast, or this node is busy"
+            turn.answer(event.caller, Unknown(b"", reason))
             return
         head = turn.loaded.heads.get(account)
         at = slot_of(head, account, opening_slot(self._self.network, account))
@@ -122,5 +123,6 @@ class Reading:
                 turn.answer(wait.caller, Unknown(b"", reason))
 
 
-def _timeout_s(ask: AskBalance) -> float:
-    return min(max(ask.timeout_ms, 1), MAX_WAIT_MS) / 1000
+def until_of(event: ClientBalance, now: float) -> float:
+    """When a read that arrives `now`, or has come before with its `until`, is over: seconds of the monotonic clock."""
+    return event.until if event.until is not None else now + min(max(event.ask.timeout_ms, 1), MAX_WAIT_MS) / 1000

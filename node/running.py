@@ -42,6 +42,7 @@ from node.hello import Hello as PeerHello
 from node.marker import Marker
 from node.messages import Closing, encode_frames, encode_message
 from node.pki import NodeContexts
+from node.reading import until_of
 from node.serving import Disk, Serving, account_asked, check_question_untrusted
 from node.transport import MeshIdentity, PeerMesh
 from node.turn import Caller, ClientBalance, ClientChange, ClientSubmit, Now, Read
@@ -307,7 +308,9 @@ class RunningNode:
             self.driver.reply(caller, Refused(fault.code, fault.text))
             return
         if isinstance(body, AskBalance) and (body.linearizable or body.min_height > AT_ONCE):
-            await self.driver.put_call(ClientBalance(caller, body))
+            read = ClientBalance(caller, body)
+            until = until_of(read, self._ports.clock().mono)  # its time runs while it waits for others of this client
+            await self.driver.put_call(msgspec.structs.replace(read, until=until))
         else:
             account = account_asked(body)
             if account is not None:

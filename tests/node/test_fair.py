@@ -8,14 +8,10 @@ from node.fair import FairQueue
 HEAVIEST = 50
 
 
-def always(item: object) -> bool:
-    return True
-
-
 def taken(queue: FairQueue[str], most: int = 10_000) -> str:
     """What comes out, one letter after the other."""
     out = ""
-    while len(out) < most and (item := queue.pop(always)) is not None:
+    while len(out) < most and (item := queue.pop()) is not None:
         out += item[0]
     return out
 
@@ -63,40 +59,20 @@ def test_who_comes_back_after_each_item_gets_no_more_than_who_stays() -> None:
     assert out == "sr" * 50
 
 
-def test_a_line_whose_head_may_not_be_taken_waits_for_its_release_and_nobody_waits_for_it() -> None:
-    queue: FairQueue[str] = FairQueue()
-    for owner, items in ((1, "ab!cd"), (2, "ABCDE")):
-        for item in items:
-            queue.push(owner, item, 1)
-    out = ""
-    while (item := queue.pop(lambda item: item != "!")) is not None:
-        out += item[0]
-    assert out == "aAbBCDE"
-    assert not queue and queue.lines == 1 and queue.weight(1) == 3
-    queue.push(1, "e", 1)
-    assert queue.pop(always) is None
-    queue.release(2)  # it has nothing
-    queue.release(1)
-    queue.release(1)
-    assert taken(queue) == "!cde"
-
-
 def test_nothing_is_left_of_an_owner_that_is_forgotten() -> None:
     queue: FairQueue[str] = FairQueue()
     for owner in (1, 2, 3):
-        for item in "!b":
+        for item in "ab":
             queue.push(owner, f"{owner}{item}", 1)
-    assert queue.pop(lambda item: item == "2!") == ("2!", 1)
-    queue.forget(1)  # held
-    queue.forget(2)  # its head is another
+    assert queue.pop() == ("1a", 1)
+    queue.forget(1)
+    queue.forget(2)
     queue.forget(4)  # never seen
     assert queue.lines == 1
-    queue.release(1)
-    queue.release(3)
-    assert queue.pop(always) == ("3!", 1)
+    assert queue.pop() == ("3a", 1)
     queue.forget(3)
-    assert queue.pop(always) is None
-    assert (queue._lines, queue._ends, queue._heads, queue._held) == ({}, {}, [], set())
+    assert not queue and queue.pop() is None
+    assert (queue._lines, queue._ends, queue._heads) == ({}, {}, [])
 
 
 def test_of_lines_that_never_empty_none_gets_more_than_another_but_for_two_items() -> None:
@@ -116,7 +92,7 @@ def test_of_lines_that_never_empty_none_gets_more_than_another_but_for_two_items
                 queue.push(owner, (owner, pushed[owner]), rng.randint(1, HEAVIEST))
                 pushed[owner] += 1
                 continue
-            item = queue.pop(always)
+            item = queue.pop()
             if item is None:
                 continue
             (owner, number), weight = item
@@ -129,6 +105,6 @@ def test_of_lines_that_never_empty_none_gets_more_than_another_but_for_two_items
                     both = max(since[a], since[b], key=lambda had: sum(had.values()))  # since the later of the two
                     gained = [served[x] - both.get(x, 0) for x in (a, b)]
                     assert abs(gained[0] - gained[1]) <= 2 * HEAVIEST, (seed, a, b, gained)
-        while (item := queue.pop(always)) is not None:
+        while (item := queue.pop()) is not None:
             out[item[0][0]].append(item[0][1])
         assert {owner: list(range(count)) for owner, count in pushed.items()} == out, seed

@@ -11,6 +11,7 @@ from hopchain.wire import AskBalance, AskDigest, AskStatus, Call, CallBody, NotF
 from node import driver as driver_module
 from node.driver import CALL_BYTES
 from node.running import MAX_LOOKUPS, RunningNode
+from node.turn import ClientBalance, Now
 from tests.node.test_driver import Rig
 
 JUST_READ = ["read", "reply"]
@@ -22,8 +23,8 @@ JUST_READ = ["read", "reply"]
         (AskDigest(), ["wait for any", *JUST_READ]),
         (AskBalance("alice"), ["wait for alice", *JUST_READ]),
         (AskStatus(), JUST_READ),
-        (AskBalance("alice", True), ["hand to the core"]),
-        (AskBalance("alice", min_height=0), ["hand to the core"]),
+        (AskBalance("alice", True, timeout_ms=1_500), ["hand to the core until 101.5"]),
+        (AskBalance("alice", min_height=0, timeout_ms=2**40), ["hand to the core until 160.0"]),
     ],
 )
 async def test_the_replica_is_read_when_it_has_what_clients_were_told(question: CallBody, expected: list[str]) -> None:
@@ -35,8 +36,8 @@ async def test_the_replica_is_read_when_it_has_what_clients_were_told(question: 
     async def wait_committed(account: str) -> None:
         journal.append(f"wait for {account or 'any'}")
 
-    async def put_call(call: object) -> None:
-        journal.append("hand to the core")
+    async def put_call(call: ClientBalance) -> None:
+        journal.append(f"hand to the core until {call.until}")
 
     async def answer(body: CallBody) -> NotFound:
         journal.append("read")
@@ -49,7 +50,8 @@ async def test_the_replica_is_read_when_it_has_what_clients_were_told(question: 
         put_call=put_call,
         reply=lambda caller, body: journal.append("reply"),
     )
-    node = SimpleNamespace(driver=driver, _serving=SimpleNamespace(answer=answer))
+    ports = SimpleNamespace(clock=lambda: Now(100.0, 0))
+    node = SimpleNamespace(driver=driver, _ports=ports, _serving=SimpleNamespace(answer=answer))
     await RunningNode._on_call(cast(Any, node), cast(Any, SimpleNamespace(number=1)), Call(1, question), 10)
     assert journal == expected
 
@@ -74,7 +76,7 @@ async def test_a_request_counts_with_its_bytes_where_it_waits(body: CallBody, mo
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read_connection)
-        for waiting in (2, 2, 2, 1, 0):
+        for waiting in (3, 3, 2, 1, 0):
             await trio.testing.wait_all_tasks_blocked()
             assert driver._calls.weight(1) == waiting * (CALL_BYTES + 700)
             await driver.turn()

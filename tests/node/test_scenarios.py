@@ -3,6 +3,8 @@
 `Watch` looks on in each of them: two successors, a promise broken or an untrue answer fail the test by themselves.
 """
 
+from typing import Any
+
 import pytest
 
 from chain import link, needs, rules
@@ -265,6 +267,16 @@ def test_a_session_read_gives_up_in_time(world: World) -> None:
     read = world.read(world.ids[0], "alice", min_height=99)
     assert world.run_until_answered([read], 6)
     assert isinstance(read.answer, Unknown)
+
+
+@pytest.mark.parametrize("how", [{"min_height": 99}, {"linearizable": True}], ids=["a height", "the tip"])
+def test_a_read_that_waited_for_its_turn_has_only_the_rest_of_its_time(world: World, how: dict[str, Any]) -> None:
+    world.lose = lambda source, target, message: isinstance(message, AskSlot)
+    reads = [world.read(world.ids[0], "alice", timeout_s=1.0, waited_s=waited_s, **how) for waited_s in (0.7, 1.5)]
+    assert world.run_until_answered(reads[1:], 0.01)
+    assert not world.run_until_answered(reads, 0.25)
+    assert world.run_until_answered(reads, 0.1)
+    assert all(isinstance(read.answer, Unknown) for read in reads)
 
 
 @pytest.mark.parametrize("lost", [AskSlot, AskIncome])
