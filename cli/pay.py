@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ from cli.paybulk import AtomicRun, BulkRun
 from cli.payfile import Columns, Payment, payments, read_table
 from cli.payplan import Plan, Settings
 from cli.payreport import Ended, left_the_file, report
-from cli.payresult import Run, is_foreign, is_worse, other_runs, result_path, write_results
+from cli.payresult import Run, is_worse, other_runs, result_path, why_kept, write_results
 from cli.payrun import PayRun
 from cli.poolrun import PoolRun
 from cli.progress import Progress
@@ -207,16 +208,20 @@ def _check(settings: Settings, file: Path, rows: Sequence[Payment]) -> None:
 def _result_file(file: Path, result: Path | None) -> Path:
     """Where the outcomes go. `LocalMisuse` when they cannot, or would replace the payment file or another one."""
     target = result or result_path(file)
-    if target.is_dir() or not target.parent.is_dir():
+    try:
+        if target.is_dir() or not target.parent.is_dir():
+            raise LocalMisuse(
+                f"{target} cannot hold the outcomes: it is a directory, or in one that does not exist. Name a file with --result"
+            )
+        with suppress(FileNotFoundError):
+            if target.samefile(file):
+                raise LocalMisuse(f"the result file {target} is the payment file itself: name another with --result")
+    except OSError as error:
         raise LocalMisuse(
-            f"{target} cannot hold the outcomes: it is a directory, or in one that does not exist. Name a file with --result"
-        )
-    if target.exists() and target.samefile(file):
-        raise LocalMisuse(f"the result file {target} is the payment file itself: name another with --result")
-    if is_foreign(target):
-        raise LocalMisuse(
-            f"{target} exists and holds something else than the outcomes of a run: move it away, or name another file with --result"
-        )
+            f"{target} cannot hold the outcomes ({error.strerror}): name another file with --result"
+        ) from None
+    if why := why_kept(target):
+        raise LocalMisuse(f"{target} {why}: move it away, or name another file with --result")
     return target
 
 

@@ -11,7 +11,7 @@ import msgspec
 from chain.link import Outcome
 from cli.durable import on_disk
 from cli.money import format_amount
-from cli.payfile import Payment
+from cli.payfile import Payment, find_delimiter
 from cli.receipt import answer_name, answer_text
 from hopchain import Answer, NotStarted, Recorded, Unknown
 
@@ -38,6 +38,8 @@ _ROW: Final = ("line", "from", "to", "amount", "reference")
 _SAID: Final = (*_ROW, "outcome", "request_id")  # of a row that got an answer
 _SHORT: Final = "the account had less than that; nothing moved. Send money to it, then run this again"
 _NO_RUN: Final = ("", "")  # of a file that names none
+_ELSE: Final = "exists and holds something else than the outcomes of a run"
+_LONGEST: Final = 4096  # characters of the first line: what is read of a large file that holds something else
 _ASKED_FOR: Final = " with --retry-rejected"
 
 
@@ -124,16 +126,22 @@ def write_results(path: Path, run: Run, rows: Sequence[Payment], results: Sequen
                 fresh.unlink(missing_ok=True)
 
 
-def is_foreign(path: Path) -> bool:
-    """True when there is a file at `path` that holds something else than outcomes: writing them there would destroy it."""
-    if not path.is_file() or path.stat().st_size == 0:
-        return False
+def why_kept(path: Path) -> str:
+    """Why the file at `path` is not to be replaced by outcomes: it holds something else, or nobody can say what; empty when it may
+    be. A spreadsheet that saves outcomes may choose another separator, and begin with a mark of its own."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            columns = next(csv.reader(file), [])
+        if not path.is_file():
+            return ""
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            head = file.readline(_LONGEST)
+            columns = next(csv.reader([head], delimiter=find_delimiter(head)), [])
+    except FileNotFoundError:
+        return ""
+    except PermissionError as error:
+        return f"exists and cannot be read ({error.strerror}), so what it holds is not known"
     except (OSError, UnicodeDecodeError, csv.Error):
-        return True
-    return not set(_SAID) <= set(columns)
+        return _ELSE
+    return _ELSE if head and not set(_SAID) <= set(columns) else ""
 
 
 def other_runs(path: Path, run: Run) -> list[Run]:
@@ -167,11 +175,13 @@ def is_worse(path: Path, run: Run, rows: Sequence[Payment], results: Sequence[Ro
 
 def _read(path: Path) -> list[dict[str, str]]:
     """The rows of the file of an earlier run; none when it is not such a file."""
-    if not path.is_file():
-        return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        if not path.is_file():
+            return []
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            delimiter = find_delimiter(file.readline(_LONGEST))
+            file.seek(0)
+            return list(csv.DictReader(file, delimiter=delimiter))
     except (OSError, UnicodeDecodeError, csv.Error):
         return []
 

@@ -1,6 +1,7 @@
 """Payment files: each payment once, whatever is run again, added, interrupted or wrong."""
 
 import csv
+import errno
 import os
 import random
 from collections import Counter
@@ -18,7 +19,7 @@ from cli.funding import FundedRows
 from cli.orders import make_orders
 from cli.payaccounts import split
 from cli.payfile import Columns, Payment, find_delimiter, payment_nonce, payments, read_table
-from cli.payresult import RowResult, Run, is_worse, other_runs, result_path, write_results
+from cli.payresult import RowResult, Run, is_worse, other_runs, result_path, why_kept, write_results
 from cli.payrun import PayRun
 from cli.runlock import only_run
 from hopchain import wire
@@ -425,11 +426,63 @@ def test_the_outcomes_replace_no_other_file(world: World, file: Path, tmp_path: 
     assert "holds something else than the outcomes of a run" in said
     assert other.read_bytes() == held and not world.nodes[0].calls
     other.write_bytes(b"")
-    world.run_any("pay", str(file), *COLUMNS, "--result", str(other))
-    first = other.read_bytes()
-    assert first.startswith(b"line,from,to,amount")
-    world.run_any("pay", str(file), *COLUMNS, "--result", str(other))  # its own are written anew
-    assert other.read_bytes() and other.read_bytes().startswith(b"line,from,to,amount")
+    world.run("pay", str(file), *FULL, "--result", str(other))
+    first = told(other)
+    assert [row["repeated"] for row in first] == [""] * len(ROWS)
+    world.run("pay", str(file), *FULL, "--result", str(other))  # its own are written anew
+    assert told(other) == [row | {"repeated": "yes"} for row in first]
+
+
+def told(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as text:
+        return list(csv.DictReader(text))
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_outcomes_that_a_spreadsheet_saved_are_known_as_such(world: World, file: Path, delimiter: str) -> None:
+    world.run("pay", str(file), *FULL)
+    path = file.with_suffix(".result.csv")
+    first = results(file)
+    with path.open("w", newline="", encoding="utf-8-sig") as text:
+        writer = csv.DictWriter(text, list(first[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(first)
+    saved = path.read_bytes()
+    for node in world.nodes:
+        node.fault = lambda call: Hang() if isinstance(call, wire.Submit) else None
+    shown = world.run("pay", str(file), *COLUMNS, "--timeout", "0.1", code=3)
+    assert "is left as an earlier run wrote it" in shown.stderr and path.read_bytes() == saved
+    for node in world.nodes:
+        node.fault = lambda call: None
+    world.run("pay", str(file), *COLUMNS)
+    assert results(file) == [row | {"repeated": "yes"} for row in first]
+
+
+def test_a_result_file_that_cannot_be_looked_at_is_told(
+    world: World, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = world.json("pay", str(file), *COLUMNS, "--result", str(file.with_name("x" * 300)), code=2)["message"]
+    assert "cannot hold the outcomes (File name too long)" in said
+    there, opened = file.with_name("there"), Path.open
+
+    def gone(path: Path, *args: object, **more: object) -> object:
+        if path == there:
+            there.unlink(missing_ok=True)
+        return opened(path, *args, **more)  # type: ignore[call-overload]
+
+    def locked(path: Path, *args: object, **more: object) -> object:
+        if path == there:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, *args, **more)  # type: ignore[call-overload]
+
+    there.write_text("x")
+    monkeypatch.setattr(Path, "open", gone)
+    assert why_kept(there) == ""
+    there.write_text("x")
+    monkeypatch.setattr(Path, "open", locked)
+    said = world.json("pay", str(file), *COLUMNS, "--result", str(there), code=2)["message"]
+    assert f"{there} exists and cannot be read (Permission denied), so what it holds is not known" in said
+    assert not world.nodes[0].calls
 
 
 def test_pay_refuses_an_empty_file_and_to_write_over_it(world: World, file: Path) -> None:
