@@ -140,11 +140,13 @@ def _check_target(path: Path, public_key: bytes) -> None:
     """`LocalMisuse` when something else would be lost: a key, or another node's certificate."""
     from node.pki import certified_key
 
-    if not path.exists():
-        return
     try:
+        if not path.exists() or (path.is_file() and path.stat().st_size == 0):
+            return
         same = path.is_file() and certified_key(path) == public_key
-    except LocalMisuse:
+    except FileNotFoundError:
+        return
+    except (LocalMisuse, OSError):
         same = False
     if not same:
         raise LocalMisuse(

@@ -20,7 +20,7 @@ from hopchain import wire
 from hopchain.change import ChangeAction, change_id, decode_change_untrusted, is_change_signed_by
 from node.invite import load_invite, make_node_directory
 from node.layout import make_network, read_genesis, read_network, replace_places
-from node.pki import certificate_until_ms, node_contexts, read_node_key
+from node.pki import certificate_until_ms, certified_key, node_contexts, read_node_key
 from routing.keyspace import node_id_of
 from tests.cli.conftest import TIME_MS, Cli, World, context_of
 from tests.cli.test_commands import documented
@@ -756,6 +756,10 @@ def test_a_new_certificate_replaces_that_of_its_node_alone(cli: Cli) -> None:
     before = own.read_bytes()
     cli.run("certificate", "renew", "node-1", "--out", str(own))
     assert own.read_bytes() != before
+    empty = cli.directory / "made-by-mktemp"
+    empty.touch()
+    cli.run("certificate", "renew", "node-1", "--out", str(empty))
+    assert certified_key(empty) == certified_key(own)
 
 
 def test_certificates_are_listed_and_renewed_in_place(cli: Cli) -> None:
