@@ -81,7 +81,7 @@ def list_command(out: Output, network_dir: Path | None) -> None:
     examples=[
         "hopchain certificate renew node-3",
         "hopchain certificate renew /srv/node/node.crt --network net --days 90",
-        "hopchain certificate renew 5f0c...e1 --out node.crt    # a public key; carry the file to its node",
+        "hopchain certificate renew 5f0c...e1 --out 5f0c.crt    # a public key; carry the file to its node",
     ],
 )
 @click.argument("node", metavar="NODE")
@@ -93,7 +93,7 @@ def list_command(out: Output, network_dir: Path | None) -> None:
     "out_file",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write it there. Default: in place of the node's node.crt.",
+    help="Write it there; of what there is, it replaces only an earlier certificate of the same node. Default: the node's node.crt.",
 )
 @network_option
 def renew_command(out: Output, node: str, days: int, out_file: Path | None, network_dir: Path | None) -> None:

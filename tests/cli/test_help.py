@@ -87,6 +87,12 @@ def test_the_help_of_pay_says_what_each_choice_does_and_what_goes_together() -> 
     assert "one that an earlier run paid without this option needs nothing" in shown
 
 
+def test_a_certificate_is_told_to_replace_only_one_of_its_node() -> None:
+    shown = " ".join(CliRunner().invoke(main, ["certificate", "renew", "--help"]).stdout.split())
+    assert "it replaces only an earlier certificate of the same node" in shown
+    assert "--out node.crt" not in shown, "the second node's would be refused"
+
+
 @pytest.mark.parametrize("group", ["account", "member", "certificate", "sim"])
 def test_what_the_commands_of_a_group_do_is_not_cut_off(group: str) -> None:
     _, _, listed = CliRunner().invoke(main, [group, "--help"], terminal_width=80).stdout.partition("Commands:")
