@@ -146,18 +146,26 @@ def checked_node_name(name: str, taken: Sequence[str]) -> str:
 
 def open_invitation(path: Path) -> "Invitation":
     """The invitation in `path`, whether or not it has expired. `LocalMisuse`; of a file that is none it says so before it asks for the
-    file's mode to be changed."""
+    file's mode to be changed. (A pipe is read once: who looked again would find nothing, or wait for ever.)"""
     from node.invite import load_invite
 
     try:
         return load_invite(path)
     except LocalMisuse:
-        with suppress(OSError), path.open("rb") as file:
-            if b'"network_id"' not in file.read(_BEGINNING):
-                raise LocalMisuse(
-                    f"{path} is no invitation: `hopchain invite` makes them, files such as node-6.invite"
-                ) from None
+        if _is_another_file(path):
+            raise LocalMisuse(
+                f"{path} is no invitation: `hopchain invite` makes them, files such as node-6.invite"
+            ) from None
         raise
+
+
+def _is_another_file(path: Path) -> bool:
+    """True when it can be read and names no network."""
+    with suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as file:
+                return b'"network_id"' not in file.read(_BEGINNING)
+    return False
 
 
 def _network_key(directory: Path) -> bytes:

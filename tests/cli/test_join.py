@@ -1,5 +1,6 @@
 """Joining, as far as it can be judged without a node: progress, addresses, what is printed."""
 
+import os
 from hashlib import sha256
 from pathlib import Path
 
@@ -121,3 +122,28 @@ def test_a_file_that_is_no_invitation_is_not_to_be_hidden_from_others(world: Wor
         words[0], *((str(public), *words[1:]) if words[0] == "join" else (*words[1:], str(public))), code=2
     ).stderr
     assert "genesis.json is no invitation" in said and "chmod" not in said
+
+
+@pytest.mark.parametrize("words", [("join", "--data", "data"), ("member", "add"), ("replace", "node-2", "--with")])
+def test_what_is_wrong_with_an_invitation_is_told(world: World, words: tuple[str, ...]) -> None:
+    invite = Path(world.json("invite", str(world.directory))["invite"])
+    command = (words[0], str(invite), *words[1:]) if words[0] == "join" else (*words, str(invite))
+    invite.chmod(0o644)
+    said = world.run(*command, code=2).stderr
+    assert "has mode 0644" in said and "chmod 600" in said and "is no invitation" not in said
+    invite.chmod(0o600)
+    invite.write_bytes(invite.read_bytes()[:-100])
+    said = world.run(*command, code=2).stderr
+    assert f"{invite} is not an invitation: " in said and "is no invitation" not in said
+
+
+def test_an_invitation_from_a_pipe_is_read_once(world: World) -> None:
+    invite = Path(world.json("invite", str(world.directory))["invite"])
+    end, into = os.pipe()
+    try:
+        os.write(into, invite.read_bytes()[:-100])
+        os.close(into)
+        said = world.run("join", f"/dev/fd/{end}", "--data", str(world.directory / "new"), code=2).stderr
+    finally:
+        os.close(end)
+    assert "is not an invitation: " in said and "is no invitation" not in said
