@@ -17,7 +17,9 @@ from cli.output import CommandFailed, Exit, Output, write_any_text
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _NEGATIVE: Final = re.compile(r"-[0-9.]")  # how click names an option in -1.50
-_LONG: Final = 80  # characters of a word that are shown
+_LONG: Final = re.compile(
+    r"(?<!\S)(\S{40})\S{41,}(\S{80})"
+)  # of a word that is longer its ends are shown: a path's name is at its end
 INTERRUPTED: Final = 130  # what shells use for Ctrl-C
 _ANSWERED: Final = frozenset({Exit.DONE, Exit.REJECTED})  # ends by which the network is one that was used
 
@@ -173,9 +175,9 @@ def refuse(as_json: bool, error: click.ClickException) -> int:
     while context is not None and context.parent is not None:
         path.insert(0, context.info_name or "")
         context = context.parent
-    # Its lists are one word a line, and it repeats a word however long that is.
-    words = [word if len(word) <= _LONG else f"{word[:_LONG]}..." for word in error.format_message().split()]
-    what = " ".join(words).removesuffix(".")
+    # Its lists are one word a line, and it repeats a word however long that is. A path may hold two spaces.
+    lines = " ".join(line.strip() for line in error.format_message().splitlines())
+    what = _LONG.sub(r"\1...\2", lines).strip().removesuffix(".")
     what = (what[:1].lower() + what[1:] if what[1:2].islower() else what) + ("" if what.endswith("?") else ".")
     text = f"{what} `{' '.join(['hopchain', *path])} --help` says what it takes"
     return Output(as_json).fail(CommandFailed(Exit(error.exit_code), "usage", text))

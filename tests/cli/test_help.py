@@ -146,6 +146,18 @@ def test_a_word_of_the_command_line_is_not_repeated_whatever_its_length() -> Non
     assert len(CliRunner().invoke(main, ["verify", "x" * 5000]).stderr) < 300
 
 
+def test_a_path_that_an_error_is_about_is_told_with_its_ends(tmp_path: Path) -> None:
+    def said(path: Path) -> str:
+        return CliRunner().invoke(main, ["bench", "uniform", "--network", str(path)]).stderr
+
+    spaced = tmp_path / "two  spaces" / f"{'d' * 60}-{'e' * 60}.net"
+    assert f"'{spaced}' does not exist" in said(spaced)
+    long = Path("/") / "/".join("d" * 30 for _ in range(20)) / "the-name-that-matters.net"
+    shown = said(long)
+    assert str(long)[:30] in shown and "..." in shown and "ddd/the-name-that-matters.net' does not exist" in shown
+    assert len(shown) < 300
+
+
 @pytest.mark.parametrize("words", [[], ["account"]])
 def test_a_group_without_a_command_shows_its_help(words: list[str]) -> None:
     result = CliRunner().invoke(main, words)
