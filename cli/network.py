@@ -95,7 +95,7 @@ def init(
         raise LocalMisuse(f"issuer {twice[0]} is named more than once: one account holds one asset, so name each once")
     keys = {issuer: (code, Ed25519PrivateKey.generate()) for issuer, code in issued}
     advertise, ports = _addresses(nodes, places, host, port)
-    called = directory.resolve().name if name is None else name
+    called = name or directory.resolve().name
     try:
         made = make_network(
             directory,
@@ -111,7 +111,7 @@ def init(
             days=days,
         )
     except LocalMisuse as error:
-        if name is None and f"{called[:80]!r} is not a network name" in str(error):
+        if not name and f"{called[:80]!r} is not a network name" in str(error):
             raise LocalMisuse(f"{error}. It is the directory's: give the network another with --name") from None
         raise
     wallet = Wallet(made.network_id)

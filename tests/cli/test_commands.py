@@ -150,7 +150,13 @@ def test_init_says_that_the_name_is_the_directorys(cli: Cli) -> None:
     place = str(cli.directory.with_name("síť"))
     assert "give the network another with --name" in cli.run("init", place, "--asset", "CZK:2", code=2).stderr
     assert "--name" not in cli.run("init", place, "--asset", "CZK:2", "--name", "síť", code=2).stderr
+    assert (
+        "give the network another with --name"
+        in cli.run("init", place, "--asset", "CZK:2", "--name", "", code=2).stderr
+    )
     cli.run("init", place, "--asset", "CZK:2", "--name", "sit", "--nodes", "1", "--port", "0")
+    other = cli.json("init", f"{cli.directory}-2", "--asset", "CZK:2", "--name", "", "--nodes", "1", "--port", "0")
+    assert other["name"] == f"{cli.directory.name}-2", "a variable that is not set names none"
 
 
 def test_init_refuses_a_directory_with_files(cli: Cli) -> None:
