@@ -273,5 +273,6 @@ _STYLES = {
     "confirmed": "green",
     "down": "bold red",
     "incoming": "yellow",
+    "unasked": "yellow",
     "unknown": "yellow",
 }

@@ -1,6 +1,7 @@
 """`hopchain route` and `status`: where things are decided, and how the nodes are."""
 
 import shlex
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import click
 from cli.command import HopCommand, at_option, checked_name, network_option, run
 from cli.home import SHORT_ID, KnownNode, Network, find_network
 from cli.members import Picture, look, open_patiently
-from cli.output import Exit, JsonValue, Output
+from cli.output import Exit, JsonValue, Output, counted
 from cli.session import ask_until_found, not_found, open_client, pinned, say_stale
 from hopchain import Client, ClientError, NotFound, RemoteFault, Route, Status, Unreachable
 from hopchain.addresses import NodeAddress
@@ -101,7 +102,7 @@ def _route_document(network: Network, node: RouteNode) -> JsonValue:
 def status(out: Output, at: str | None, network_dir: Path | None) -> None:
     """Show all members and guests (nodes that are joining, observers): alive or not, epoch, height of the log, replication lag, queue depths.
 
-    Those that network.toml does not name are found through those that it names.
+    Those that network.toml does not name are found through those that it names. One of which none of them tells the client port is `unasked`.
     """
     network = find_network(network_dir)
     node = pinned(network, at)
@@ -124,7 +125,7 @@ def status(out: Output, at: str | None, network_dir: Path | None) -> None:
         }
     )
     out.say(
-        f"network {network.genesis.name} {network.id.hex()[:16]}: {len(answers)} of {len(nodes)} nodes answer",
+        f"network {network.genesis.name} {network.id.hex()[:16]}: {_count(nodes, found, roles)}",
         bold=True,
     )
     out.table(
@@ -138,6 +139,20 @@ def status(out: Output, at: str | None, network_dir: Path | None) -> None:
     if not answers:
         out.note(what_to_do)
         raise SystemExit(Exit.UNREACHABLE)
+
+
+def _count(nodes: list[KnownNode], found: dict[str, Status | str], roles: dict[bytes, str]) -> str:
+    """How many answer. Where others are told of, too, it is of the members: a guest need not be within reach of this machine."""
+    members = [n for n in nodes if roles.get(n.id) == "member"]
+    others = Counter(roles.get(n.id, "") for n in nodes) - Counter(member=len(members))
+    if not members or not others:
+        return f"{sum(isinstance(s, Status) for s in found.values())} of {len(nodes)} nodes answer"
+    answer = sum(isinstance(found[n.name], Status) for n in members)
+    besides = [
+        counted(others["guest"], "guest") if others["guest"] else "",
+        f"{others['removed']} removed" if others["removed"] else "",
+    ]
+    return ", ".join([f"{answer} of {len(members)} members answer", *filter(None, besides)])
 
 
 Told = tuple[list[KnownNode], dict[str, Status | str], dict[bytes, str]]  # nodes, what each said by name, roles by id
@@ -263,7 +278,7 @@ _STATUS_KEYS = (
 def _status_row(node: KnownNode, found: Status | str, role: str, longest: int) -> list[str]:
     head = [node.name, node.short, f"{node.host}:{node.client_port}" if node.client_port else ""]
     if isinstance(found, str):
-        return [*head, "down", role, "", "", "", "", "", "", "", found]
+        return [*head, "down" if node.client_port else "unasked", role, "", "", "", "", "", "", "", found]
     return [
         *head,
         "alive",

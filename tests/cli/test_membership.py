@@ -679,7 +679,7 @@ def test_status_counts_members_that_cannot_be_asked_and_none_that_left(world: Wo
     left = world.json("status")["nodes"][1]
     assert (left["name"], left["host"], left["reason"]) == ("node-9", None, "no node knows where it is")
     shown = world.run("status").stdout
-    assert "1 of 2 nodes answer" in shown and "node-2" not in shown
+    assert "1 of 2 nodes answer" in shown and "node-2" not in shown and "unasked" in shown
 
 
 def test_status_lists_guests_and_says_what_each_node_is(world: World) -> None:
@@ -696,6 +696,9 @@ def test_status_lists_guests_and_says_what_each_node_is(world: World) -> None:
     ]
     shown = world.run("status").stdout.splitlines()
     assert [line.split()[4] for line in shown[1:3]] == ["role", "member"] and "guest" in shown[4]
+    assert shown[0].endswith(": 1 of 1 members answer, 1 guest, 1 removed")
+    assert shown[4].split()[2:4] == ["unasked", "guest"], "it is not down: members have contact with it"
+    assert "1 of 1 nodes answer" in world.run("status", "--at", "node-2").stdout
     assert world.json("status", "--at", "node-2")["nodes"][0]["role"] == "removed"
     world.stop()
     assert [n["role"] for n in world.json("status", code=3)["nodes"]] == [None, None]
