@@ -92,7 +92,7 @@ SETTLE_S: Final = 60.0  # for all replicas to become equal
     "network_dir",
     type=click.Path(exists=True, path_type=Path),
     metavar="DIR",
-    help="Measure this running network instead of a new one; its accounts stay.",
+    help="Measure this running network instead of a new one; its accounts stay. HOPCHAIN_NETWORK names none here.",
 )
 @click.option("--issuer", help="Who funds the accounts, with --network. Default: the first with a key in the wallet.")
 @click.option(
@@ -145,7 +145,8 @@ def bench(
     check_folder(profile_out)
     if issuer is not None and network_dir is None:
         raise LocalMisuse(
-            f"--issuer {issuer[:80]!r} is for --network: a network that this command starts has an issuer of its own"
+            f"--issuer {issuer[:80]!r} is for --network DIR (HOPCHAIN_NETWORK names none here): a network that this command starts has an issuer "
+            "of its own"
         )
     if picture is not None:
         from cli.bench_plot import check_picture  # loads the simulator's plots

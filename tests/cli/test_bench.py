@@ -811,7 +811,7 @@ def test_a_running_network_is_not_profiled_and_needs_a_known_issuer(world: World
         (("--timeout", "nan"), "'nan' is no number of seconds"),
         (("--plot", "nowhere/x.png"), "there is no directory nowhere"),
         (("--profile-out", "nowhere/x.svg"), "there is no directory nowhere"),
-        (("--issuer", "mint"), "--issuer 'mint' is for --network"),
+        (("--issuer", "mint"), "--issuer 'mint' is for --network DIR (HOPCHAIN_NETWORK names none here): "),
     ],
 )
 def test_what_would_fail_at_the_end_is_refused_before_anything_runs(
