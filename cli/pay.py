@@ -179,12 +179,14 @@ def pay(
         sources = Sources(wallet.directory, settings.label, settings.pools, chosen, fresh_random())
         work = kind(Plan(wallet, rows, settings, sources, progress))
 
-        def tell(gone: list[Payment], unwritten: CommandFailed | None, error: HopchainError | None = None) -> Exit:
+        def tell(
+            place: Path, gone: list[Payment], unwritten: CommandFailed | None, error: HopchainError | None = None
+        ) -> Exit:
             took_s = time.perf_counter() - begin
-            return report(out, Ended(network, work, bulk or atomic, target, took_s, gone, unwritten, error))
+            return report(out, Ended(network, work, bulk or atomic, place, took_s, gone, unwritten, error))
 
-        gone, unwritten, error = _execute(out, network, work, target, tell)
-    raise SystemExit(tell(gone, unwritten, error))
+        place, gone, unwritten, error = _execute(out, network, work, target, tell)
+    raise SystemExit(tell(place, gone, unwritten, error))
 
 
 def _check(settings: Settings, file: Path, rows: Sequence[Payment]) -> None:
@@ -230,9 +232,9 @@ def _execute(
     network: Network,
     work: PayRun,
     target: Path,
-    tell: Callable[[list[Payment], CommandFailed | None], Exit],
-) -> tuple[list[Payment], CommandFailed | None, HopchainError | None]:
-    """Pay, and write the result file however that ends: the payments of earlier runs that the file has no more, why the result
+    tell: Callable[[Path, list[Payment], CommandFailed | None], Exit],
+) -> tuple[Path, list[Payment], CommandFailed | None, HopchainError | None]:
+    """Pay, and write the result file however that ends: where it is, the payments of earlier runs that the file has no more, why the result
     file could not be written, and what ended the run after a request left. `tell` prints the end also of a run that is
     interrupted. Raises what ended it before any left."""
     work.check(network.id)
@@ -240,7 +242,7 @@ def _execute(
     unwritten: CommandFailed | None = None
     out.sending(
         f"Payments may have been sent: see {target}; the same command again tells what became of each and pays none twice",
-        lambda: tell(gone, unwritten),
+        lambda: tell(target, gone, unwritten),
     )
 
     async def main() -> None:
@@ -254,7 +256,7 @@ def _execute(
         run(main)
     except BaseException as ended:
         try:
-            _write(out, network, target, work)
+            target = _write(out, network, target, work)
         except CommandFailed as failed:
             out.note(str(failed))  # what ended the run says more
             unwritten = failed
@@ -263,23 +265,35 @@ def _execute(
         error = raised_on_purpose(ended)
         if error is None or not work.began:
             raise
-        return gone, unwritten, error
+        return target, gone, unwritten, error
     try:
-        _write(out, network, target, work)
+        target = _write(out, network, target, work)
     except CommandFailed as failed:
-        return gone, failed, None
-    return gone, None, None
+        return target, gone, failed, None
+    return target, gone, None, None
 
 
-def _write(out: Output, network: Network, target: Path, work: PayRun) -> None:
-    """Write the result file, unless it would replace what an earlier go at the same run knew by nothing."""
+def _write(out: Output, network: Network, target: Path, work: PayRun) -> Path:
+    """Write the result file, unless it would replace what an earlier go at the same run knew by nothing; where it is. Beside the file
+    that was named when something else came there while this ran, which may have been hours. Raises `CommandFailed`."""
+    if why := why_kept(target):
+        beside = target.with_name(f"{target.name}.new")
+        if why_kept(beside):
+            raise CommandFailed(
+                Exit.DISK,
+                "disk",
+                f"{target} now {why}, and so does {beside}: move them away, or name another file with --result, then run the "
+                "same command again: it pays nothing twice and writes all outcomes",
+            )
+        out.note(f"{target} now {why}, and is left as it is: the outcomes go into {beside}")
+        target = beside
     scale = work.settings.scale
     this = Run(work.settings.label, network.id.hex())
     if is_worse(target, this, work.rows, work.results, scale):
         out.note(
             f"no row got an answer that is new: {target} is left as an earlier run wrote it. Run the same command again"
         )
-        return
+        return target
     others = other_runs(target, this)
     write_results(target, this, work.rows, work.results, scale)
     for other in others:
@@ -289,3 +303,4 @@ def _write(out: Output, network: Network, target: Path, work: PayRun) -> None:
         )
     rows = counted(len(work.rows), "row")
     out.note(f"outcomes of {rows}: {target}. The same command again goes on and pays nothing twice")
+    return target

@@ -433,6 +433,30 @@ def test_the_outcomes_replace_no_other_file(world: World, file: Path, tmp_path: 
     assert told(other) == [row | {"repeated": "yes"} for row in first]
 
 
+@pytest.mark.parametrize("taken", [False, True])
+def test_what_came_there_while_a_run_went_on_is_not_replaced(world: World, file: Path, taken: bool) -> None:
+    world.run("account", "open", "ann", "bob")
+    write(file, ["mint;ann;1;", "mint;bob;2;"])
+    other, beside = file.with_name("other"), file.with_name("other.new")
+
+    def comes(call: wire.CallBody) -> None:
+        if isinstance(call, wire.Submit):
+            other.write_text("a list\n")
+            if taken:
+                beside.write_text("another\n")
+
+    for node in world.nodes:
+        node.fault = comes
+    found = world.json("pay", str(file), *COLUMNS, "--result", str(other), code=5 if taken else 0)
+    assert other.read_text() == "a list\n" and found["completed"] == 2
+    assert (beside.read_text() == "another\n") if taken else ([r["outcome"] for r in told(beside)] == ["completed"] * 2)
+    assert found["result_file"] == str(other if taken else beside)
+    assert (
+        not taken
+        or f"{other} now exists and holds something else than the outcomes of a run, and so does" in found["message"]
+    )
+
+
 def told(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as text:
         return list(csv.DictReader(text))
