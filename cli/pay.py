@@ -1,5 +1,6 @@
 """`hopchain pay`: execute a payment file, through all nodes, as often as needed and each payment once."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -211,7 +212,7 @@ def _result_file(file: Path, result: Path | None) -> Path:
     """Where the outcomes go. `LocalMisuse` when they cannot, or would replace the payment file or another one."""
     target = result or result_path(file)
     try:
-        if target.is_dir() or not target.parent.is_dir():
+        if target.is_dir() or not Path(os.path.realpath(target)).parent.is_dir():
             raise LocalMisuse(
                 f"{target} cannot hold the outcomes: it is a directory, or in one that does not exist. Name a file with --result"
             )

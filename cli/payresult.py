@@ -2,7 +2,9 @@
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -39,6 +41,7 @@ _SAID: Final = (*_ROW, "outcome", "request_id")  # of a row that got an answer
 _SHORT: Final = "the account had less than that; nothing moved. Send money to it, then run this again"
 _NO_RUN: Final = ("", "")  # of a file that names none
 _ELSE: Final = "exists and holds something else than the outcomes of a run"
+_STREAMS: Final = (1, 2)
 _LONGEST: Final = 4096  # characters of the first line: what is read of a large file that holds something else
 _ASKED_FOR: Final = " with --retry-rejected"
 
@@ -106,31 +109,52 @@ def result_path(file: Path) -> Path:
 
 
 def write_results(path: Path, run: Run, rows: Sequence[Payment], results: Sequence[RowResult], scale: int) -> None:
-    """Write the result file whole, or leave the old one. Raises `CommandFailed` when the disk refuses it."""
-    in_place = path.exists() and not path.is_file()  # /dev/null, a pipe: nothing to be kept whole
-    fresh = path if in_place else path.with_name(f".{path.name}.{os.getpid()}")
+    """Write the result file whole, or leave the old one; where a link points, it is there. What is no file (/dev/null, a pipe) is
+    written as it is, for there is nothing to be kept whole. Raises `CommandFailed` when the disk refuses it."""
     what_to_do = (
         "make room there, or name another file with --result, then run the same command again: it pays nothing twice and "
         "writes all outcomes"
     )
+    lines = chain([_COLUMNS], (_cells(run, p, r, scale) for p, r in zip(rows, results, strict=True)))
     with on_disk(path, what_to_do):
-        try:
-            with fresh.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(_COLUMNS)
-                writer.writerows(_cells(run, p, r, scale) for p, r in zip(rows, results, strict=True))
-            if not in_place:
-                fresh.replace(path)
-        finally:
-            if not in_place:
-                fresh.unlink(missing_ok=True)
+        if (number := _stream(path)) is not None:
+            _write_csv(os.dup(number), lines)
+        elif path.exists() and not path.is_file():
+            _write_csv(path, lines)
+        else:
+            _write_anew(Path(os.path.realpath(path)), lines)
+
+
+def _write_anew(path: Path, lines: Iterable[tuple[str, ...]]) -> None:
+    """Put a whole file in place of what was there. Raises `OSError`."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _write_csv(fresh, lines)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _write_csv(place: Path | int, lines: Iterable[tuple[str, ...]]) -> None:
+    with open(place, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(lines)
+
+
+def _stream(path: Path) -> int | None:
+    """The number of this process's standard output or error when `path` is it (/dev/stdout, whatever that was sent into): what was
+    printed there must stay, and what is printed later come behind."""
+    for number in _STREAMS:
+        with suppress(OSError):
+            if os.path.samestat(path.stat(), os.fstat(number)):
+                return number
+    return None
 
 
 def why_kept(path: Path) -> str:
     """Why the file at `path` is not to be replaced by outcomes: it holds something else, or nobody can say what; empty when it may
     be. A spreadsheet that saves outcomes may choose another separator, and begin with a mark of its own."""
     try:
-        if not path.is_file():
+        if not path.is_file() or _stream(path) is not None:
             return ""
         with path.open(newline="", encoding="utf-8-sig") as file:
             head = file.readline(_LONGEST)
@@ -176,7 +200,7 @@ def is_worse(path: Path, run: Run, rows: Sequence[Payment], results: Sequence[Ro
 def _read(path: Path) -> list[dict[str, str]]:
     """The rows of the file of an earlier run; none when it is not such a file."""
     try:
-        if not path.is_file():
+        if not path.is_file() or _stream(path) is not None:
             return []
         with path.open(newline="", encoding="utf-8-sig") as file:
             delimiter = find_delimiter(file.readline(_LONGEST))

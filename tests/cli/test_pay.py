@@ -4,6 +4,8 @@ import csv
 import errno
 import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -322,6 +324,63 @@ def test_results_may_go_where_nothing_can_be_replaced(world: World, file: Path) 
     write(file, ["mint;bob;1;"])
     world.run("pay", str(file), *COLUMNS, "--result", os.devnull)
     assert Path(os.devnull).is_char_device()
+
+
+def test_results_go_where_a_link_points(world: World, file: Path, tmp_path: Path) -> None:
+    world.run("account", "open", "bob")
+    write(file, ["mint;bob;1;"])
+    there = tmp_path / "there"
+    there.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(there / "may.csv")
+    for repeated in ("", "yes"):
+        world.run("pay", str(file), *COLUMNS, "--result", str(link))
+        assert link.is_symlink() and [row["repeated"] for row in told(there / "may.csv")] == [repeated]
+    assert [path.name for path in there.iterdir()] == ["may.csv"]
+    (tmp_path / "lost").symlink_to(tmp_path / "none" / "may.csv")
+    (tmp_path / "round").symlink_to("round")
+    for name in ("lost", "round"):
+        said = world.json("pay", str(file), *COLUMNS, "--result", str(tmp_path / name), code=2)["message"]
+        assert "cannot hold the outcomes" in said
+
+
+@pytest.mark.parametrize("how", ["fifo", "pipe"])
+def test_results_go_into_a_pipe_that_stays_one(world: World, file: Path, tmp_path: Path, how: str) -> None:
+    world.run("account", "open", "bob")
+    write(file, ["mint;bob;1;"])
+    path = tmp_path / "fifo"
+    if how == "fifo":
+        os.mkfifo(path)
+        ends = [os.open(path, os.O_RDWR)]
+    else:
+        ends = list(os.pipe())
+        path = Path(f"/dev/fd/{ends[1]}")
+    try:
+        world.run("pay", str(file), *COLUMNS, "--result", str(path))
+        assert path.is_fifo() and os.read(ends[0], 1 << 16).count(b"\r\n2,mint,bob,1.00,,completed,") == 1
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_results_go_behind_what_was_printed(tmp_path: Path, number: int) -> None:
+    """As standard output and error do when a shell sends them into a file."""
+    name = {1: "stdout", 2: "stderr"}[number]
+    script = f"""if True:
+        import os, sys
+        from pathlib import Path
+        from cli.payresult import Run, is_worse, other_runs, why_kept, write_results
+        path = Path("/proc/self/fd/{number}")  # where /dev/{name} points
+        print("before", file=sys.{name}, flush=True)
+        assert why_kept(path) == "" and other_runs(path, Run("may", "")) == []
+        write_results(path, Run("may", ""), [], [], 2)
+        print("after", file=sys.{name}, flush=True)"""
+    into = tmp_path / "into"
+    with into.open("wb") as stream:
+        subprocess.run([sys.executable, "-c", script], **{name: stream}, check=True, timeout=60)
+    first, header, last = into.read_text().splitlines()
+    assert (first, header[:13], last) == ("before", "line,from,to,", "after")
 
 
 def test_money_that_a_file_passes_on_is_there_in_time(world: World, file: Path) -> None:
