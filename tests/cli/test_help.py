@@ -10,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from cli.command import Seconds
 from cli.main import COMMANDS, main
 
 HEAVY = ("anyio", "asyncio", "cryptography", "msgspec", "rich", "sqlite3", "ssl", "trio")
@@ -36,6 +37,23 @@ def test_every_command_explains_itself_with_an_example(path: tuple[str, ...], co
     assert "--json" in result.stdout
     undocumented = [p.name for p in command.params if isinstance(p, click.Option) and not p.help]
     assert undocumented == []
+
+
+SPANS = [
+    pytest.param(param, id=" ".join((*path, str(param.name))))
+    for path, command in all_commands(main)
+    for param in command.params
+    if isinstance(param.type, click.types.FloatParamType)
+]
+
+
+@pytest.mark.parametrize("param", SPANS)
+def test_a_span_of_time_is_a_number(param: click.Parameter) -> None:
+    """To click's own types "nan" is one, and within all bounds."""
+    assert isinstance(param.type, Seconds)
+    for text in ("nan", "inf", "-inf"):
+        with pytest.raises(click.BadParameter):
+            param.type.convert(text, None, None)
 
 
 def test_a_network_is_named_in_the_same_way_everywhere() -> None:
@@ -167,7 +185,9 @@ def test_a_group_without_a_command_shows_its_help(words: list[str]) -> None:
 @pytest.mark.parametrize(("word", "meant"), [("stats", "status"), ("balanse", "balance"), ("members", "member")])
 def test_a_command_that_is_spelled_wrong_is_guessed(word: str, meant: str) -> None:
     result = CliRunner().invoke(main, [word])
-    assert result.exit_code == 2 and f"no such command '{word}'. Did you mean {meant}?" in result.stderr
+    assert (
+        result.exit_code == 2 and f"no such command '{word}'. Did you mean {meant}? `hopchain --help`" in result.stderr
+    )
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from chain.errors import LocalMisuse
@@ -162,6 +163,19 @@ def test_nodes_are_named_by_name_or_address(world: World) -> None:
     for wrong in ("node-9", "example.net", ":7400", "example.net:0", "example.net:65536", "example.net:http"):
         with pytest.raises(LocalMisuse, match="HOST:PORT of a client port, or one of node-1, node-2"):
             network.node(wrong)
+
+
+def test_an_address_that_serves_clients_may_be_one_that_members_use(world: World) -> None:
+    """The client port of one node, and where members reach another through a forwarder; or both of one."""
+    network = load_network(world.directory)
+    address = network.nodes[0].address
+    for name in ("node-1", "node-2"):
+        both = msgspec.structs.replace(network, for_members={address: name})
+        assert both.node(f"{address[0]}:{address[1]}") == address
+    with pytest.raises(
+        LocalMisuse, match=f"is where other nodes reach node-2: it serves clients at .*:{world.nodes[1].port}"
+    ):
+        msgspec.structs.replace(network, for_members={("10.0.0.1", 7400): "node-2"}).node("10.0.0.1:7400")
 
 
 def test_every_command_that_needs_a_network_says_so(cli: Cli) -> None:

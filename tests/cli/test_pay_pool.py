@@ -318,6 +318,15 @@ def test_an_account_with_too_little_is_passed_over_and_named(shop: World, file: 
     assert available(shop) == {"shop-1": 899, "shop-2": 100, "shop-3": FUNDS, "bob": 900}
 
 
+def test_what_the_accounts_had_is_told_with_commas(shop: World, file: Path) -> None:
+    write(file, ["shop;bob;12345678.90;x"])
+    shop.ledger.accounts["shop-1"].settled = 123_456_789
+    shop.json("pay", str(file), *COLUMNS, "--pool", "shop=shop-1,shop-2", "--choice", "round-robin", code=1)
+    (row,) = results(file)
+    assert row["amount"] == "12345678.90", "which programs read"
+    assert row["reason"].startswith("12,345,678.90 CZK were to be paid, and shop-1 had 1,234,567.89 CZK, shop-2 had ")
+
+
 def test_a_row_that_no_account_can_pay_is_rejected_until_it_is_asked_for(shop: World, file: Path) -> None:
     write(file, ["shop;bob;11;x"])
     words = (*COLUMNS, *POOL, "--choice", "round-robin")
