@@ -658,6 +658,17 @@ def test_the_result_file_of_a_network_is_not_left_as_that_of_another(tmp_path: P
     assert not is_worse(path, here, rows, unknown, 2) and not other_runs(path, here)
 
 
+def test_outcomes_that_a_spreadsheet_saved_are_compared_row_by_row(tmp_path: Path) -> None:
+    path, run = tmp_path / "may.result.csv", Run("may.csv", "aa" * 32)
+    rows = [Payment(line, "ann", "bob", line, "", 0) for line in (2, 3)]
+    known = [RowResult("completed", answered=True, request_id=f"{n:064x}") for n in (2, 3)]
+    write_results(path, run, rows, known, 2)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert is_worse(path, run, rows, [known[0], RowResult("not_sent")], 2)
+    other = RowResult("completed", answered=True, request_id="ff" * 32)
+    assert not is_worse(path, run, rows, [other, RowResult("not_sent")], 2)
+
+
 def test_files_that_differ_in_their_endings_do_not_share_a_result_file() -> None:
     names = [result_path(Path("x") / name).name for name in ("sal.csv", "sal.txt", "sal.2.csv", ".csv")]
     assert names == ["sal.result.csv", "sal.txt.result.csv", "sal.2.result.csv", ".result.csv"]
