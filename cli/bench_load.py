@@ -146,7 +146,6 @@ class Measurement:
         self._second: list[float] = []
         self._per_second: list[int] = []
         self._from = self._until = 0.0
-        self._open = True
         self._probed = 0.0
         self._most_in_flight = 0
         routed = spec.route and spec.profile is not Profile.READ
@@ -171,7 +170,6 @@ class Measurement:
         self._until_time(self._until)
         cpu_s, moved = self._ports.cpu() - cpu_s, self._lines.bytes_moved - moved
         self._ports.tell(News("measured"))
-        self._open = False
         self._drain()
         unknown = len(self._unknown)
         self._settle()
@@ -283,7 +281,7 @@ class Measurement:
             if self._from <= now < self._until:
                 self._latencies.append(took_ms)
                 self._counts["completed"] += completed
-        if self._open:
+        if now < self._until:
             self._next(flight.client)
 
     def _recorded(self, flight: Flight, line: int, body: wire.Recorded, now: float) -> int:

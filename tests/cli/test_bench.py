@@ -121,6 +121,10 @@ class Bench:
         self.most_in_flight = 0
         self._time = itertools.count()
 
+    def jump(self) -> None:
+        """A million seconds pass."""
+        self._time = itertools.count(next(self._time) + 10**9)
+
     def spec(self, **changes: object) -> Spec:
         spec = Spec(
             job=Job.MEASURE,
@@ -280,6 +284,25 @@ def test_what_did_not_start_is_sent_again_to_another_node_until_it_has_an_outcom
         "a latency goes from the first attempt to the outcome, over the pause"
     )
     assert route or slow == latencies, "a client stays with its node"
+
+
+def test_nothing_is_asked_after_the_end_of_the_window(bench: Bench) -> None:
+    """The answer to the third call comes after it: that one is waited for, and is the last."""
+    bench.prepare()
+    asked = 0
+
+    def late(call: wire.CallBody) -> None:
+        nonlocal asked
+        if isinstance(call, wire.Submit):
+            asked += 1
+            if asked == 3:
+                bench.jump()
+
+    for node in bench.world.nodes:
+        node.fault = late
+    result = bench.measure(clients=1, warm_up_s=0.0)
+    assert asked == result.completed_in_all == result.answered == 3
+    assert result.completed == 2
 
 
 def test_unknown_is_counted_and_settled_by_the_same_request(bench: Bench) -> None:
