@@ -53,9 +53,7 @@ INBOX_EVENTS: Final = 8192  # four turns; a full inbox stops reading, and TCP st
 INBOX_BYTES: Final = 64 * 1024 * 1024  # of their messages
 CLIENT_CALLS: Final = 1024  # of one client that are not answered yet; above it the client is not read
 CLIENT_BYTES: Final = 8 * 1024 * 1024  # of those calls: seven full transfers
-CALL_BYTES: Final = (
-    4096  # that a call weighs beside its own: its signature and answer cost as much as so much of a link
-)
+CALL_BYTES: Final = 4096  # that a call weighs beside its own: as much of a link costs what its signature and answer do
 TURN_CALLS: Final = 512 * CALL_BYTES  # weight of the calls of one turn, some 100 ms
 LEAST_CALLS: Final = TURN_CALLS // 8  # when members fill a turn: clients go on, and members hardly wait for it
 CALLS_WAITING: Final = 4096 * CALL_BYTES  # weight of those that wait for a turn: eight turns, in equal parts
@@ -181,7 +179,8 @@ class Driver:
             return
         if isinstance(call, ClientBalance) and call.ask.linearizable:
             if client.held or len(client.reads) >= READS_AT_ONCE:
-                client.held_at = client.held_at if client.held else self._clock().mono
+                if not client.held:
+                    client.held_at = self._clock().mono
                 client.held.append(call)
                 return
             client.reads.add(call.caller.number)
