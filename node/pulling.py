@@ -206,7 +206,9 @@ class Pulling:
             self._follow.pop(puller.peer, None)
         more = offer.upto < offer.head and complete
         alive = self._alive(turn)
-        elsewhere = not offer.hashes and bool(self._ahead(alive))
+        ahead = self._ahead(alive)
+        # This peer had no more, as it is catching up itself, say; nobody is asked twice in a row for nothing.
+        elsewhere = complete and bool(ahead) and (bool(offer.hashes) or puller.peer not in ahead)
         if more or elsewhere or any(peer in self._follow for peer in alive):
             self.pull_soon(turn.now.mono)
 
@@ -214,8 +216,10 @@ class Pulling:
         return [p for p in self._peers.connected() if self._peers.alive(p, turn.now)]
 
     def _ahead(self, alive: list[NodeId]) -> list[NodeId]:
-        """The members in whose log much is that this node lacks."""
-        return [p for p in alive if self._self.view.is_member(p) and self._replica.is_far_behind(self._peers.links(p))]
+        """The members that have much that this node lacks, and at least half of what anybody has: others may be catching up, too."""
+        links = {p: self._peers.links(p) for p in alive if self._self.view.is_member(p)}
+        half = (max(links.values(), default=0) + self._replica.count) // 2
+        return [p for p, there in links.items() if there >= half and self._replica.is_far_behind(there)]
 
     def _timeout(self, peer: NodeId) -> float:
         """How long a pull may be silent; when somebody waits for it, little more than its round trips take."""

@@ -7,6 +7,7 @@ import pytest
 import chain.needs
 from node import replica
 from node.messages import Links, Offer, Pull, Want
+from node.pulling import PULL_S
 from routing.keyspace import NodeId
 from tests.node.world import Faults, World
 
@@ -108,3 +109,47 @@ def test_who_is_far_behind_asks_nobody_who_is_not_ahead(monkeypatch: pytest.Monk
     assert world.run_until(lambda: not behind(world.core(world.ids[2]).replica.count), 2)
     assert len(asked) > 5
     assert asked.count(other) <= 1, "before it has told how many links it has"
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_who_read_all_of_a_log_that_is_catching_up_itself_reads_on_at_once(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """At the end of that log it knows from pings that others have more."""
+    monkeypatch.setattr(replica, "FAR_BEHIND", 32)
+    world = World(5, 5, seed, Faults(delay_s=(0.005, 0.01)))
+    world.open_funded(**dict.fromkeys(ACCOUNTS, 10_000))
+    away, other, *others = world.ids
+    for node, count in ((away, 120), (other, 200)):
+        world.crash(node)
+        world.run(3)
+        pay_on(world, others, 0.02, count)
+        world.run(8)
+    there = world.core(others[0]).replica.count
+    for node in (other, away):
+        world.start(node)
+    assert there - world.core(away).replica.count > 150
+    assert world.run_until(lambda: all(world.core(node).replica.count >= there for node in (away, other)), 0.5)
+
+
+def test_who_is_far_behind_reads_the_logs_of_those_who_have_at_least_half_of_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(5, 5, 1)
+    world.open_funded(alice=0)
+    world.run(1)
+    away, *others = world.ids
+    core = world.core(away)
+    told = dict(zip(others, (0, 590, 600, 1200), strict=True))
+    monkeypatch.setattr(core.peers, "links", lambda node: core.replica.count + told.get(node, 0))
+    asked: list[tuple[float, NodeId]] = []
+
+    def note(source: NodeId, target: NodeId, message: object) -> bool:
+        if source == away and isinstance(message, Pull):
+            asked.append((world.now, target))
+        return False
+
+    world.lose = note
+    world.run(60)
+    assert {target for _, target in asked} == set(others[2:])
+    assert len(asked) < 2 * 60 / PULL_S, "their logs have nothing, whatever they told: none is asked without end"
