@@ -16,6 +16,7 @@ import msgspec
 
 from chain.link import Link, LinkHash, PostingHash
 from chain.needs import CHAIN_BATCH, Needs
+from node.due import Due
 from node.messages import Accept, Forward, Links, Message, Prepare, Want
 from node.peers import Peers
 from node.turn import FromPeer, Learn, LinkDecoder, Self, Turn
@@ -70,6 +71,8 @@ class Lacking:
         self._waiting: dict[LinkHash, _Waiting] = {}
         self._waiters: dict[Key, set[LinkHash]] = {}
         self._waiting_bytes = 0
+        self._due = Due()
+        self._looks: list[LinkHash] = []  # those that this turn looks at again
         self._early: dict[At, list[FromPeer]] = {}  # by the link that they wait for
         self._early_count = 0
         self._early_bytes = 0
@@ -78,9 +81,8 @@ class Lacking:
         self._coming: set[PostingHash] = set()  # those waited for which a link makes that has come to wait since
         # And for a chain of which it had told: when, and up to which height.
         self._inquired: dict[tuple[NodeId, str], tuple[float, int]] = {}
-        self.pulled: Callable[[NodeId], Collection[bytes]] = (
-            lambda _: ()
-        )  # the links that the log of a peer is about to bring
+        # The links that the log of a peer is about to bring.
+        self.pulled: Callable[[NodeId], Collection[bytes]] = lambda _: ()
         self.on_dropped: Callable[[LinkHash], None] = lambda _: None  # told of a link that found no room
 
     def _is_far_behind(self) -> bool:
@@ -112,15 +114,15 @@ class Lacking:
         waiting = _Waiting(link, source, by, missing, ask_at, pause_s)
         self._waiting[link.hash] = waiting
         self._waiting_bytes += len(link.raw)
+        self._due.by(ask_at)
         for key in missing:
             self._waiters.setdefault(key, set()).add(link.hash)
         self._coming.update(h for h in link.posting_hashes if h in self._waiters)
         if known is None:
             self._self.counters["links_waited"] += 1
-            if link.hash not in self.pulled(
-                source
-            ):  # else what it stands on is before it in that log, and was asked for
-                self._ask(turn, source, (waiting,), (waiting,))
+            if link.hash in self.pulled(source):
+                return  # what it stands on is before it in that log, and was asked for
+            self._ask(turn, source, (waiting,), (waiting,))
 
     def forget(self, link: LinkHash) -> None:
         """This link waits no more: it is applied, or is to be looked at anew."""
@@ -281,12 +283,18 @@ class Lacking:
 
     def deadline(self) -> float | None:
         """When the next link is to be looked at again."""
-        return min((waiting.ask_at for waiting in self._waiting.values()), default=None)
+        return self._due.at
 
     def needs_tick(self, now: float, needs: Needs) -> None:
-        for waiting in self._waiting.values():
+        """Find those that are to be looked at again."""
+        if not self._due.passed(now):
+            return
+        for link, waiting in self._waiting.items():
             if waiting.ask_at <= now:
+                self._looks.append(link)
                 needs.heads.update(key[0] for key in waiting.missing if isinstance(key, tuple))
+            else:
+                self._due.by(waiting.ask_at)
 
     def tick(self, turn: Turn) -> None:
         """Ask again, a random living peer, for what waiting links lack."""
@@ -295,14 +303,14 @@ class Lacking:
             self._postings_asked = {p: q for p, q in self._postings_asked.items() if q.at + WANT_AGAIN_S > now}
         if self._inquired:
             self._inquired = {what: at for what, at in self._inquired.items() if at[0] + WANT_AGAIN_S > now}
-        due = [waiting for waiting in self._waiting.values() if waiting.ask_at <= now]
-        for waiting in due:
+        looks, self._looks = [self._waiting[link] for link in self._looks if link in self._waiting], []
+        for waiting in looks:
             waiting.ask_at = now + waiting.pause_s * (1 + self._self.rng.random())
             waiting.pause_s = min(2 * waiting.pause_s, MAX_WANT_AGAIN_S)
-            turn.again.append(Learn(waiting.link, waiting.by))
-        alive = [p for p in self._peers.connected() if self._peers.alive(p, turn.now)] if due else []
+            turn.again.append(Learn(waiting.link, waiting.by))  # which lets it wait again, until then
+        alive = [p for p in self._peers.connected() if self._peers.alive(p, turn.now)] if looks else []
         if alive:
-            self._ask(turn, self._self.rng.choice(alive), due, self._waiting.values())
+            self._ask(turn, self._self.rng.choice(alive), looks, self._waiting.values())
 
 
 def _size(message: Message) -> int:

@@ -1,19 +1,24 @@
 """Questions for what links and messages wait for: what each asks for, and what ends it."""
 
+from itertools import pairwise
+
 import pytest
 
 import chain.needs
-from chain.needs import Loaded
+from chain.link import Link
+from chain.needs import Loaded, load
 from chain.request import Posting
+from chain.rows import Applied
 from node import lacking
-from node.lacking import WANT_AGAIN_S
-from node.messages import Links, Offer, Prepare, SlotName, Want
+from node.lacking import MAX_WANT_AGAIN_S, WANT_AGAIN_S
+from node.messages import Decided, Links, Offer, Prepare, SlotName, Want
 from node.paxos import Ballot
 from node.peers import PING_EVERY_S
-from node.turn import FromPeer, Now, Send, Turn
+from node.turn import FromPeer, Learn, Now, Send, Turn
+from routing.broadcast import LEAF
 from routing.keyspace import NodeId
 from tests.node.test_catching_up import assert_paid, lagging_behind, noting, paying, tell
-from tests.node.world import TOLD, World
+from tests.node.world import EPOCH_MS, TOLD, World
 
 
 def test_the_chain_is_asked_for_up_to_the_highest_link_that_anybody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,3 +97,49 @@ def test_who_was_asked_for_which_chain_is_forgotten_when_it_may_be_asked_again()
     assert there._inquired
     world.run(WANT_AGAIN_S + PING_EVERY_S)
     assert not there._inquired
+
+
+def test_each_link_that_waits_is_looked_at_again_in_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging, other = lagging_behind(world, paying(world, 4))
+    noting(world, lagging, (*TOLD.__args__, Links, Offer))
+    looked: list[tuple[float, Link]] = []
+
+    def learn(link: Link, by: NodeId) -> Learn:
+        looked.append((world.now, link))
+        return Learn(link, by)
+
+    monkeypatch.setattr(lacking, "Learn", learn)
+    came = {}
+    for link in world.watch.accounts["alice"].links[-2:]:
+        came[link] = world.now
+        tell(world, lagging, other, [link])
+        world.run(0.1)
+    world.run(20)
+    for link, at in came.items():
+        times = [at, *(when for when, which in looked if which == link)]
+        pauses = [after - before for before, after in pairwise(times)]
+        assert pauses[0] < WANT_AGAIN_S + 0.02
+        assert len(pauses) > 5
+        assert all(MAX_WANT_AGAIN_S <= pause < 2 * MAX_WANT_AGAIN_S + 0.02 for pause in pauses[5:])
+
+
+def test_a_link_that_is_applied_in_the_turn_that_would_look_at_it_again() -> None:
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging, other = lagging_behind(world, paying(world, 2))
+    noting(world, lagging, (*TOLD.__args__, Links, Offer))
+    core = world.core(lagging)
+    before, link = world.watch.accounts["alice"].links[-2:]
+    tell(world, lagging, other, [link])
+    assert len(core.replica.lacking) == 1
+    due = core.replica.lacking.deadline()
+    assert due is not None
+    world.run(due - world.now - 0.001)
+    now = Now(due, EPOCH_MS + int(1000 * due))
+    events = [FromPeer(other, Decided(known.raw, other, LEAF)) for known in (before, link)]
+    effects = core.step(load(world.nodes[lagging].conn, core.needs(events, now)), now)
+    assert [write.link for write in effects.writes if isinstance(write, Applied)] == [before, link]
+    assert not [send for send in effects.send if isinstance(send.message, Want)]
+    assert core.replica.lacking.deadline() is None
