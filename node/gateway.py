@@ -181,11 +181,14 @@ class Gateway:
         self, turn: Turn, event: ClientSubmit, account: str, head: AccountHead | None, why: str
     ) -> None:
         """Before a client is told that something does not exist, a majority is asked for what this replica lacks."""
+        request_id = SignedRequest(event.submit.raw, event.submit.signature).request_id
         until = event.until if event.until is not None else turn.now.mono + _timeout_s(event.submit.timeout_ms)
         if until <= turn.now.mono:
-            request_id = SignedRequest(event.submit.raw, event.submit.signature).request_id
             reason = f"the chain of {account} grew faster than it could be read; send the request again"
             turn.answer(event.caller, NotStarted(request_id, "too_busy", reason))
+            return
+        if full := self._inquiries.no_room(for_read=False):
+            turn.answer(event.caller, NotStarted(request_id, "busy", full))
             return
         at = slot_of(head, account, opening_slot(self._self.network, account))
 
@@ -196,7 +199,6 @@ class Gateway:
                 code = "unknown_sender" if head is None else "unknown_tip"
                 turn.answer(event.caller, Refused(code, why))
             else:
-                request_id = SignedRequest(event.submit.raw, event.submit.signature).request_id
                 reason = f"no majority of the {len(self._self.view.group(route_key(at.slot)))} nodes that know {account} answered"
                 turn.answer(event.caller, NotStarted(request_id, "no_majority", reason))
 

@@ -39,6 +39,7 @@ ASK_DEADLINE_S: Final = 3.0  # a takeover of a stuck slot and its second round f
 ASK_AGAIN_S: Final = 0.1
 MAX_SENDERS: Final = 50_000  # of unconfirmed income in one answer: 4 MB; an account that has more takes it up first
 MAX_INQUIRIES: Final = 10_000  # at once; above it the answer is "not in time"
+MAX_OF_READS: Final = 5_000  # with so many under way, none begins for a read: payments have the rest
 
 
 class SlotResult(msgspec.Struct, frozen=True):
@@ -103,6 +104,12 @@ class Inquiries:
 
     def __len__(self) -> int:
         return len(self._slots) + len(self._incomes)
+
+    def no_room(self, *, for_read: bool) -> str | None:
+        """Why another one cannot begin now, for a read or for a payment; None: it can."""
+        if len(self) < (MAX_OF_READS if for_read else MAX_INQUIRIES):
+            return None
+        return f"{len(self)} questions to other nodes are under way at this one: ask another node, or again in a while"
 
     # --- a slot ---
 

@@ -71,6 +71,9 @@ class Reading:
             reason = f"its time was over before the chain of {account} was read to its end: it grows fast, or this node is busy"
             turn.answer(event.caller, Unknown(b"", reason))
             return
+        if full := self._inquiries.no_room(for_read=True):
+            turn.answer(event.caller, Unknown(b"", full))
+            return
         head = turn.loaded.heads.get(account)
         at = slot_of(head, account, opening_slot(self._self.network, account))
 

@@ -489,11 +489,27 @@ def test_too_many_inquiries_are_not_in_time(world: World, monkeypatch: pytest.Mo
     monkeypatch.setattr(inquiry, "MAX_INQUIRIES", 0)
     answer = world.pay("nobody", "bob", 1, at=world.ids[0])
     assert isinstance(answer, NotStarted)
-    assert answer.code == "no_majority"
+    assert answer.code == "busy"
+    assert answer.reason.startswith("0 questions")
     answer = world.pay("alice", "bob", 5000, at=world.ids[0])
     assert isinstance(answer, NotStarted)
     assert answer.code == "not_askable"
     assert len(world.watch.accounts["alice"].links) == 1
+
+
+def test_reads_leave_room_to_ask_for_payments(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inquiry, "MAX_OF_READS", 2)
+    node, *others = world.ids
+    world.part([node], others)
+    reads = [world.read(node, "alice", linearizable=True) for _ in range(3)]
+    world.run(0.1)
+    *asked, refused = reads
+    assert [read.answer for read in asked] == [None, None]
+    assert isinstance(refused.answer, Unknown) and refused.answer.reason.startswith("2 questions to other nodes")
+    world.cut.clear()
+    assert isinstance(world.pay("alice", "bob", 1, at=node), Recorded)
+    assert world.run_until_answered(asked, 5)
+    assert all(isinstance(read.answer, Balance) for read in asked)
 
 
 def test_too_many_reads_are_unknown(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
