@@ -55,6 +55,7 @@ PORT: Final = 4000
 CLIENT_PORT: Final = 4001
 START_S: Final = 2.0  # until all connections stand
 CLIENT_QUEUE_BYTES: Final = 2 * wire.MAX_CLIENT_FRAME_BYTES
+SESSIONS: Final = 3  # with each node: their calls share its turns
 MAX_SETUP_S: Final = 20.0
 _NETWORK_KEY: Final = hashlib.sha256(b"netsim network key").digest()
 _running_node: ContextVar[int] = ContextVar("running_node")
@@ -161,7 +162,8 @@ class WholeNetwork:
             with node.scope:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(running.run)
-                    nursery.start_soon(self._serve_clients, node)
+                    for _ in range(SESSIONS):
+                        nursery.start_soon(self._serve_clients, node)
         except* StorageFailure:
             if node.core is not None:  # not by a fault of the plan
                 raise
@@ -205,7 +207,7 @@ class WholeNetwork:
         assert node.tcp is not None
         assert node.datagrams is not None
         self.note("kill", node.index)
-        node.core, node.clients, node.armed, node.frames_left = None, None, None, 0
+        node.core, node.clients, node.armed, node.frames_left = None, [], None, 0
         node.tcp.die()
         node.datagrams.die()
         self.watch.crashed(node.index, self.now)
@@ -313,7 +315,7 @@ class WholeNetwork:
     # --- clients ---
 
     async def _serve_clients(self, node: WholeNode) -> None:
-        """The connection over which all clients talk to this process."""
+        """One of the connections over which clients talk to this process."""
         try:
             stream = await self._client.connect(node.host, CLIENT_PORT)
             secure = await start_tls(stream, plain_context(), server=False)
@@ -323,7 +325,7 @@ class WholeNetwork:
         except (OSError, *HANDSHAKE_ERRORS):
             return
         assert hello is not None and isinstance(wire.decode_node_frame_untrusted(hello), wire.Hello)
-        node.clients = channel
+        node.clients.append(channel)
 
         async def on_frame(payload: bytes) -> None:
             frame = wire.decode_node_frame_untrusted(payload)
@@ -341,10 +343,10 @@ class WholeNetwork:
         return self._call(node, ask, done)
 
     def _call(self, node: int, asked: wire.Submit | wire.AskBalance, done: Done | None) -> int:
-        channel = self.nodes[node].clients
-        call = self.calls.begin(node, asked, done, refused=channel is None)
-        if channel is not None:
-            channel.send_nowait(wire.encode(wire.Call(call, asked)))
+        channels = self.nodes[node].clients
+        call = self.calls.begin(node, asked, done, refused=not channels)
+        if channels:
+            channels[call % len(channels)].send_nowait(wire.encode(wire.Call(call, asked)))
         return call
 
     async def ask(self, node: int, submit: wire.Submit) -> wire.ReplyBody:

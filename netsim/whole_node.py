@@ -40,5 +40,5 @@ class WholeNode:
         self.datagrams: NodeDatagrams | None = None
         self.scope = trio.CancelScope()
         self.ended: trio.Event | None = None  # of the last process: set when it is over
-        self.clients: Channel | None = None  # the connection over which all of them talk
+        self.clients: list[Channel] = []  # the connections over which they talk
         self.counters: Counter[str] = Counter()  # of processes that have ended

@@ -22,6 +22,8 @@ from netsim.names import ISSUER, key_of, public_key
 from netsim.plan import ClockJump, Clog, Cut, DiskError, Kill, Load, Pause, Plan, SlowDisk, Weather, WeatherChange
 from netsim.whole import run_whole
 from netsim.whole_network import WholeNetwork
+from node.core import Core
+from node.turn import ClientBalance, ClientSubmit
 
 CONNECTED_S = 0.6  # from the start: all connections stand
 DOWN_S = 0.2
@@ -298,3 +300,16 @@ def test_a_network_that_does_not_agree_is_caught(monkeypatch):
     monkeypatch.setattr("node.pulling.Pulling.on_offer", lambda self, turn, peer, message: None)
     monkeypatch.setattr("node.pulling.Pulling.needs_offer", lambda self, message, needs: None)
     assert run_whole(_cut_and_kill(1, 3)).rule in ("I7", "I13")
+
+
+def test_calls_of_several_clients_meet_in_the_turns_of_a_node(monkeypatch):
+    sessions: list[set[int]] = []  # of the calls of one turn
+    needs = Core.needs
+
+    def noted(core, events, now):
+        sessions.append({event.caller.session for event in events if isinstance(event, ClientSubmit | ClientBalance)})
+        return needs(core, events, now)
+
+    monkeypatch.setattr(Core, "needs", noted)
+    assert run_whole(Plan(8, nodes=3, k=3, load=Load(accounts=3, requests=100), fault_s=2.0)).ok
+    assert max(map(len, sessions)) > 1
