@@ -1,14 +1,14 @@
 """Lacking: the links and messages that wait for links which are not here yet, and the questions that bring those.
 
 * A link waits until all it stands on is applied: the link before it, the openings of the accounts it pays, the
-  postings it confirms. The last of what it lacked wakes it.
+  postings it confirms. The last of what it lacked wakes it, in the same turn if it was known when the turn began.
 * What it lacks is asked for, at its sender first, then at others: a chain once, and postings at one peer once at a time, however many
   links and messages wait for them.
 * Who is far behind asks for nothing here: the log of a peer brings it all (`node.pulling`).
 * All that waits is bounded, in number and in bytes. What found no room comes again with a log.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain, islice
 from typing import Final
 
@@ -29,6 +29,8 @@ MAX_EARLY_BYTES: Final = 64 * 1024 * 1024  # of their links and requests; propos
 MAX_WAITING: Final = 10_000  # links that wait; above it they are dropped, and pulled again later
 MAX_WAITING_BYTES: Final = 64 * 1024 * 1024  # and their bytes; decoded they take about twice as many
 WANT_BATCH: Final = 512  # postings, and chains, of one Want
+MAX_WOKEN: Final = 512  # links that waited, applied in the turn that wakes them; the rest in the next turn
+MAX_WOKEN_BYTES: Final = 4 * 1024 * 1024  # and their bytes
 
 At = tuple[str, int]  # the link of this account at this height
 Key = At | PostingHash  # what a waiting link waits for
@@ -76,6 +78,9 @@ class Lacking:
         self._early: dict[At, list[FromPeer]] = {}  # by the link that they wait for
         self._early_count = 0
         self._early_bytes = 0
+        self._arriving: set[LinkHash] = set()  # what this turn may apply: what arrives, and what that wakes
+        self._lacks: dict[LinkHash, int] = {}  # of a waiting link: how much of what it lacks is not among these
+        self._woken = self._woken_bytes = 0  # how many of them waited
         self._asked: dict[str, _Asked] = {}  # by account, for its chain
         self._postings_asked: dict[NodeId, _PostingsAsked] = {}
         self._coming: set[PostingHash] = set()  # those waited for which a link makes that has come to wait since
@@ -136,32 +141,58 @@ class Lacking:
             if not links:
                 del self._waiters[key]
 
-    def came(self, turn: Turn, link: Link) -> None:
-        """`link` is applied: go on with what waited for it."""
-        self._wake(turn, link)
-        self._chain_came(turn, link)
+    def wakes(self, link: Link) -> list[Link]:
+        """The links that will wait for nothing else when this turn has applied `link` and what was named before. Its rows are looked
+        up with theirs: one that stands on another, and so on, would take a turn each."""
+        if link.hash in self._arriving:
+            return []
+        self._arriving.add(link.hash)
+        found = [link]
+        for arriving in found if self._waiters else ():
+            for key in _made_by(arriving):
+                for waiter in self._waiters.get(key, ()):
+                    waiting = self._waiting[waiter]
+                    left = self._lacks.get(waiter, len(waiting.missing)) - 1
+                    self._lacks[waiter] = left
+                    if left == 0 and waiter not in self._arriving and self._has_room(waiting.link):
+                        found.append(waiting.link)
+        return found[1:]
 
-    def _wake(self, turn: Turn, link: Link) -> None:
-        """Go on with what waited for `link` and now for nothing else: every link is applied here, one height after the other, so
-        nothing is passed over."""
+    def _has_room(self, link: Link) -> bool:
+        """Whether this turn applies that link, too, which waited."""
+        if self._woken >= MAX_WOKEN or self._woken_bytes + len(link.raw) > MAX_WOKEN_BYTES:
+            return False
+        self._arriving.add(link.hash)
+        self._woken += 1
+        self._woken_bytes += len(link.raw)
+        return True
+
+    def came(self, turn: Turn, link: Link) -> list[Learn]:
+        """`link` is applied. What waited for it and now for nothing else: to be learned now, where this turn has its rows."""
+        ready = self._wake(turn, link)
+        self._chain_came(turn, link)
+        turn.again += [learn for learn in ready if learn.link.hash not in self._arriving]
+        return [learn for learn in ready if learn.link.hash in self._arriving]
+
+    def _wake(self, turn: Turn, link: Link) -> list[Learn]:
+        """Every link is applied here, one height after the other, so nothing that waits is passed over."""
         at = (link.account, link.height)
         for early in self._early.pop(at, ()):
             self._early_count -= 1
             self._early_bytes -= _size(early.message)
             turn.again.append(early)
         if not self._waiters:
-            return
+            return []
         ready: list[_Waiting] = []
-        keys: list[Key] = [at, *link.posting_hashes]
         self._coming.difference_update(link.posting_hashes)
-        for key in keys:
+        for key in _made_by(link):
             for waiter in self._waiters.pop(key, ()):
                 waiting = self._waiting[waiter]
                 del waiting.missing[key]
                 if not waiting.missing:
                     ready.append(waiting)
         ready.sort(key=lambda w: (w.link.account, w.link.height))
-        turn.again += [Learn(waiting.link, waiting.by) for waiting in ready]
+        return [Learn(waiting.link, waiting.by) for waiting in ready]
 
     def wait_for_parent(self, turn: Turn, peer: NodeId, message: Accept | Prepare | Forward) -> None:
         """A message about a slot whose parent is not applied here: ask its sender for the chain, and handle the message
@@ -299,6 +330,10 @@ class Lacking:
     def tick(self, turn: Turn) -> None:
         """Ask again, a random living peer, for what waiting links lack."""
         now = turn.now.mono
+        if self._arriving:
+            self._arriving.clear()
+            self._lacks.clear()
+            self._woken = self._woken_bytes = 0
         if self._postings_asked:
             self._postings_asked = {p: q for p, q in self._postings_asked.items() if q.at + WANT_AGAIN_S > now}
         if self._inquired:
@@ -311,6 +346,12 @@ class Lacking:
         alive = [p for p in self._peers.connected() if self._peers.alive(p, turn.now)] if looks else []
         if alive:
             self._ask(turn, self._self.rng.choice(alive), looks, self._waiting.values())
+
+
+def _made_by(link: Link) -> Iterator[Key]:
+    """What other links may wait for."""
+    yield link.account, link.height
+    yield from link.posting_hashes
 
 
 def _size(message: Message) -> int:

@@ -93,7 +93,12 @@ class Replica:
             self._check_same(at.account, at.height, turn.loaded.links_at.get((at.account, at.height)), link)
 
     def needs_link(self, link: Link, needs: Needs) -> None:
-        """What must be looked at to apply `link`."""
+        """What must be looked at to apply `link`, and what waits for it and nothing else."""
+        self._needs_rows(link, needs)
+        for waiting in self.lacking.wakes(link):
+            self._needs_rows(waiting, needs)
+
+    def _needs_rows(self, link: Link, needs: Needs) -> None:
         needs.heads.add(link.account)
         needs.links_at.add((link.account, link.height))
         if link.confirmed:
@@ -126,18 +131,25 @@ class Replica:
         self.learn(turn, event.link, event.by, event.by)
 
     def learn(self, turn: Turn, link: Link, source: NodeId, by: NodeId) -> None:
-        """Apply a decided link, or let it wait for what it stands on."""
+        """Apply a decided link, and what waited for it, or let it wait for what it stands on."""
+        learned = [(link, source, by)]
+        for item in learned:
+            if self._apply(turn, *item):
+                learned += [(woken.link, woken.by, woken.by) for woken in self.lacking.came(turn, item[0])]
+
+    def _apply(self, turn: Turn, link: Link, source: NodeId, by: NodeId) -> bool:
+        """True when the link was applied now."""
         self._check_network(link)
         loaded = turn.loaded
         head = loaded.heads.get(link.account)
         height = head.height if head is not None else -1
         if link.height <= height:
             self._check_same(link.account, link.height, loaded.links_at.get((link.account, link.height)), link.hash)
-            return
+            return False
         missing = self._missing(turn, link, height)
         if missing:
             self.lacking.wait(turn, link, source, by, missing)
-            return
+            return False
         confirmed = tuple([loaded.postings[h] for h in link.confirmed])
         check_successor(link, head, confirmed)
         turn.applied.append(Applied(link, confirmed))
@@ -147,7 +159,7 @@ class Replica:
         self.lacking.forget(link.hash)
         for hook in self.hooks:
             hook(turn, link, by)
-        self.lacking.came(turn, link)
+        return True
 
     def _check_same(self, account: str, height: int, here: bytes | None, elsewhere: bytes) -> None:
         if here is not None and here != elsewhere:

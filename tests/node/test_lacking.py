@@ -5,10 +5,11 @@ from itertools import pairwise
 import pytest
 
 import chain.needs
-from chain.link import Link
+from chain.link import Link, PostingHash
 from chain.needs import Loaded, load
 from chain.request import Posting
 from chain.rows import Applied
+from chain.store import commit
 from node import lacking
 from node.lacking import MAX_WANT_AGAIN_S, WANT_AGAIN_S
 from node.messages import Decided, Links, Offer, Prepare, SlotName, Want
@@ -143,3 +144,76 @@ def test_a_link_that_is_applied_in_the_turn_that_would_look_at_it_again() -> Non
     assert [write.link for write in effects.writes if isinstance(write, Applied)] == [before, link]
     assert not [send for send in effects.send if isinstance(send.message, Want)]
     assert core.replica.lacking.deadline() is None
+
+
+def told_in_one_turn(world: World, node: NodeId, source: NodeId, links: list[Link]) -> list[Link]:
+    """What `node` applies in the turn in which it hears of these links."""
+    core = world.core(node)
+    now = Now(world.now, EPOCH_MS + int(1000 * world.now))
+    events = [FromPeer(source, Decided(link.raw, source, LEAF)) for link in links]
+    effects = core.step(load(world.nodes[node].conn, core.needs(events, now)), now)
+    commit(world.nodes[node].conn, effects.writes)
+    return [write.link for write in effects.writes if isinstance(write, Applied)]
+
+
+def waiting_for_the_first(world: World) -> tuple[NodeId, NodeId, list[Link]]:
+    """Who lacks the first of these links of two accounts, and lets the others wait for it and for each other."""
+
+    def pays(at: NodeId) -> None:
+        paying(world, 3)(at)
+        for _ in range(2):
+            assert_paid(world.pay("bob", "carol", 1, at=at))
+
+    world.open_funded(alice=100, bob=0, carol=0)
+    lagging, other = lagging_behind(world, pays)
+    noting(world, lagging, (*TOLD.__args__, Links, Offer))
+    chains = {name: world.watch.accounts[name].links[world.height(lagging, name) + 1 :] for name in ("alice", "bob")}
+    assert [len(links) for links in chains.values()] == [3, 2]
+    links = [*chains["alice"], *chains["bob"]]
+    tell(world, lagging, other, links[:0:-1])
+    assert len(world.core(lagging).replica.lacking) == 4
+    return lagging, other, links
+
+
+def test_links_that_wait_for_each_other_are_applied_in_the_turn_that_brings_the_first() -> None:
+    world = World(3, 3, 1)
+    lagging, other, links = waiting_for_the_first(world)
+    first = links[0]
+    assert sorted(told_in_one_turn(world, lagging, other, [first, first]), key=links.index) == links
+    core = world.core(lagging)
+    assert not core._again
+    assert (core.replica.lacking._waiting, core.replica.lacking._arriving) == ({}, set())
+
+
+def test_a_link_that_lacks_more_than_this_turn_brings_is_not_looked_up() -> None:
+    world = World(3, 3, 1)
+    lagging, _, links = waiting_for_the_first(world)
+    core = world.core(lagging)
+    second, third, *_ = links[1:]
+    there = core.replica.lacking
+    assert there.wakes(links[3]) == links[4:]
+    assert there.wakes(links[0]) == [second, third], "the others were named before"
+    there._waiting[third.hash].missing[PostingHash(bytes(32))] = None
+    there._waiters[PostingHash(bytes(32))] = {third.hash}
+    there.tick(Turn(Loaded(), Now(world.now, 0)))
+    assert there.wakes(links[0]) == [second]
+    assert there.wakes(links[0]) == [], "two copies of it bring no more than one"
+
+
+@pytest.mark.parametrize("bound", ["MAX_WOKEN", "MAX_WOKEN_BYTES"])
+def test_of_links_that_wait_for_each_other_the_turn_applies_as_many_as_one_takes(
+    monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    world = World(3, 3, 1)
+    lagging, other, links = waiting_for_the_first(world)
+    monkeypatch.setattr(lacking, bound, 2 if bound == "MAX_WOKEN" else len(links[1].raw) + len(links[2].raw) + 1)
+    assert told_in_one_turn(world, lagging, other, links[:1]) == links[:3]
+    assert told_in_one_turn(world, lagging, other, []) == links[3:]
+
+
+def test_links_that_come_in_the_wrong_order_within_a_turn_are_applied_in_it() -> None:
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    lagging, other = lagging_behind(world, paying(world, 3))
+    links = world.watch.accounts["alice"].links[-3:]
+    assert told_in_one_turn(world, lagging, other, links[::-1]) == links
