@@ -112,7 +112,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "A decided link is applied although a posting that it confirms is not here yet.",
         (_REPLICA + "_missing", "if loaded.posting(h) is None", "if False"),
         (
-            _REPLICA + "learn",
+            _REPLICA + "_apply",
             "[loaded.postings[h] for h in link.confirmed]",
             "[loaded.postings[h] for h in link.confirmed if h in loaded.postings]",
         ),
@@ -123,7 +123,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "R15",
         "A replica drops decided links that come from its future.",
         (
-            _REPLICA + "learn",
+            _REPLICA + "_apply",
             "loaded = turn.loaded\n",
             "loaded = turn.loaded\n    if link.time_ms > turn.now.unix_ms + 60000:\n        return\n",
         ),
@@ -368,7 +368,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "no pull",
         "progress",
         "A node that missed a link does not ask for it.",
-        (_PULLING + "tick", "if wanted and self._puller", "if False and self._puller"),
+        (_PULLING + "tick", "if wanted:", "if False:"),
     ),
     mutant(
         "gateway tries once",

@@ -374,6 +374,7 @@ class Core:
                 self.owner.on_up(turn, event.peer)
             case PeerDown():
                 self.peers.on_down(event.peer, turn.now)
+                self.pulling.on_down(turn, event.peer)
             case _:
                 assert_never(event)
 

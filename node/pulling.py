@@ -26,6 +26,7 @@ PULL_S: Final = 2.0
 PULL_TIMEOUT_S: Final = 3.0  # then the pull is given up and another peer asked
 FOLLOW_S: Final = 0.1  # the same while this node syncs, and a few round trips more
 FOLLOW_RTTS: Final = 8
+REST_S: Final = 0.1  # until a page is compared again of which links waited at its end
 PULL_BATCH: Final = 512  # hashes of one Want
 LOG_ID_BITS: Final = 62
 
@@ -133,8 +134,14 @@ class Pulling:
     # --- this node reads that of a peer ---
 
     def pull_soon(self, now: float) -> None:
-        """Compare logs in the next turn: a connection stands again, or more is to be had."""
+        """Compare logs at once, or then: a connection stands again, or more is to be had."""
         self._next_pull = now
+
+    def on_down(self, turn: Turn, peer: NodeId) -> None:
+        """What was asked of `peer` does not come: ask another one."""
+        if self._puller is not None and self._puller.peer == peer:
+            self._puller = None
+            self.pull_soon(turn.now.mono)
 
     def needs_offer(self, message: Offer, needs: Needs) -> None:
         offered = {LinkHash(h) for h in message.hashes}
@@ -211,6 +218,8 @@ class Pulling:
         elsewhere = complete and bool(ahead) and (bool(offer.hashes) or puller.peer not in ahead)
         if more or elsewhere or any(peer in self._follow for peer in alive):
             self.pull_soon(turn.now.mono)
+        elif not complete and not puller.dropped:
+            self.pull_soon(turn.now.mono + REST_S)
 
     def _alive(self, turn: Turn) -> list[NodeId]:
         return [p for p in self._peers.connected() if self._peers.alive(p, turn.now)]
@@ -230,12 +239,11 @@ class Pulling:
     # --- time ---
 
     def deadline(self) -> float:
-        """When a log is to be asked for, or is silent for too long."""
-        pulling = self._puller.until if self._puller is not None and self._follow else self._next_pull
-        return min(pulling, self._next_pull)
+        """When a log is to be asked for: another one, when this one is silent for too long."""
+        return self._puller.until if self._puller is not None else self._next_pull
 
     def needs_tick(self, now: float, needs: Needs) -> None:
-        needs.log_head = needs.log_head or now >= self._next_pull
+        needs.log_head = needs.log_head or now >= self.deadline()
 
     def tick(self, turn: Turn) -> None:
         """Compare logs with a random living peer; while this node is far behind, with one that is ahead."""
@@ -244,18 +252,15 @@ class Pulling:
         if self._self.id not in self._cursors:  # in this node's first turn: nobody was told of the log before
             self._cursors[self._self.id] = self.log_id
             turn.persist.append(CursorRow(self._self.id, self.log_id))
-        if self._puller is not None and self._puller.until <= now:
-            self._puller = None
-            if self._follow:
-                self._next_pull = now
         log = turn.loaded.log_head
-        if now < self._next_pull or log is None:  # None: it became time within this turn; the next one has it
+        if now < self.deadline() or log is None:  # None: it became time within this turn; the next one has it
             return
+        self._puller = None
         self._next_pull = now + PULL_S * (0.5 + self._self.rng.random())
         alive = self._alive(turn)
         members = [p for p in alive if self._self.view.is_member(p)] or alive
         wanted = [p for p in alive if p in self._follow] or self._ahead(alive) or members
-        if wanted and self._puller is None:
+        if wanted:
             peer = self._self.rng.choice(wanted)
             log_id, after = self._log_ids.get(peer, 0), self._cursor(peer)
             self._puller = _Puller(peer, log_id, after, now + self._timeout(peer))

@@ -260,7 +260,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     # liveness
     "a stuck vote is nobody's": Mutant("undecided_votes=[1-9]", BROKEN, Edit("node.acceptor:Acceptor.tick", "self._finish(turn, held.at)", "pass")),
-    "no pull": Mutant("links are chosen", LAGGING, Edit("node.pulling:Pulling.tick", "if wanted and self._puller", "if False and self._puller")),
+    "no pull": Mutant("links are chosen", LAGGING, Edit("node.pulling:Pulling.tick", "if wanted:", "if False:")),
 }  # fmt: skip
 
 

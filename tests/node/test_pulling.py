@@ -1,13 +1,15 @@
 """Logs of peers are read once, on slow lines too, and a cursor passes nothing that is not applied here (design R8)."""
 
+from itertools import pairwise
+
 import pytest
 
 from chain.link import Link
 from node import lacking
-from node.messages import Accept, Forward, Links, Message, Prepare, Pull, SlotName, Want
+from node.messages import Accept, Forward, Links, Message, Offer, Prepare, Pull, SlotName, Want
 from node.paxos import Ballot
-from node.pulling import PULL_TIMEOUT_S
-from node.turn import FromPeer
+from node.pulling import PULL_TIMEOUT_S, REST_S
+from node.turn import FromPeer, PeerDown
 from routing.keyspace import NodeId
 from tests.node.test_catching_up import assert_paid, lagging_behind, paying
 from tests.node.test_syncing import grown, log, pulling, rest
@@ -48,8 +50,11 @@ def hashes(links: list[Link]) -> tuple[bytes, ...]:
 # --- cursors --------------------------------------------------------------------------------------------------------
 
 
-def test_a_cursor_does_not_pass_a_link_of_its_page_that_is_applied_in_the_next_turn() -> None:
+def test_a_cursor_does_not_pass_a_link_of_its_page_that_is_applied_in_the_next_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A crash between the two turns would leave a gap before the cursor."""
+    monkeypatch.setattr(lacking, "MAX_WOKEN", 0)
     world = grown(4, 3)
     (guest,) = world.guests
     world.run(8.0)
@@ -132,3 +137,80 @@ def test_links_of_a_log_ask_for_no_more_of_a_chain_that_was_asked_for() -> None:
         reader.send(Links((link.raw,)))
     assert reader.world.tip(reader.node, "alice") == last.hash
     assert reader.wants[1:] == [question]
+
+
+# --- when the next log is read --------------------------------------------------------------------------------------
+
+
+def pulls_of(world: World, node: NodeId, *lost: type[Message]) -> list[tuple[float, NodeId]]:
+    """When `node` asks for a log from now on, and whose; messages of the kinds `lost` do not reach it."""
+    pulls: list[tuple[float, NodeId]] = []
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if source == node and isinstance(message, Pull):
+            pulls.append((world.now, target))
+        return target == node and isinstance(message, lost)
+
+    world.lose = lose
+    return pulls
+
+
+def test_who_reads_a_log_whose_connection_ends_reads_another_one_at_once() -> None:
+    world = World(4, 3, 1)
+    world.open_funded(alice=100)
+    node = world.ids[0]
+    pulls = pulls_of(world, node, Offer)
+    assert world.run_until(lambda: bool(pulls), 10)
+    (begun, peer), *_ = pulls
+    away, other = (known for known in world.ids if known not in (node, peer))
+    world.run(0.1)
+    world.deliver(node, PeerDown(away))
+    world.run(0.1)
+    assert len(pulls) == 1, "what was asked of another is still to come"
+    world.deliver(node, PeerDown(peer))
+    world.run(0.01)
+    assert pulls[1:] == [(pytest.approx(begun + 0.2, abs=0.02), other)]
+
+
+def test_when_a_log_is_silent_for_too_long_another_one_is_asked_for_at_once() -> None:
+    world = World(3, 3, 1)
+    world.open_funded(alice=100)
+    pulls = pulls_of(world, world.ids[0], Offer)
+    world.run(30)
+    pauses = [after - before for (before, _), (after, _) in pairwise(pulls)]
+    assert len(pauses) > 5
+    assert all(PULL_TIMEOUT_S <= pause < PULL_TIMEOUT_S + 0.02 for pause in pauses[1:])
+
+
+def test_a_page_of_which_links_waited_at_its_end_is_compared_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lacking, "MAX_WOKEN", 0)
+    world = grown(4, 3)
+    (guest,) = world.guests
+    world.run(8.0)
+    peer = pulling(world, guest, Links)
+    first, second = world.watch.accounts["alice"].links[-2:]
+    pulls = pulls_of(world, guest, Links, *TOLD.__args__)
+    for link in (second, first):
+        at = world.now
+        world.deliver(guest, FromPeer(peer, Links((link.raw,))))
+        world.run(0.001)
+    world.run(REST_S + 0.05)
+    assert world.height(guest, "alice") == second.height
+    assert [when for when, _ in pulls] == [pytest.approx(at + REST_S, abs=0.02)]
+
+
+def test_a_page_of_which_a_link_found_no_room_is_compared_again_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There would be none in a moment either."""
+    world = grown(4, 3)
+    (guest,) = world.guests
+    world.run(8.0)
+    peer = pulling(world, guest, Links)
+    first, second = world.watch.accounts["alice"].links[-2:]
+    pulls = pulls_of(world, guest, Links, *TOLD.__args__)
+    monkeypatch.setattr(lacking, "MAX_WAITING", 0)
+    for link in (second, first):
+        world.deliver(guest, FromPeer(peer, Links((link.raw,))))
+    world.run(3 * REST_S)
+    assert world.core(guest).counters["links_dropped"] == 1
+    assert not pulls
+    assert world.run_until(lambda: bool(pulls), PULL_TIMEOUT_S)
