@@ -8,7 +8,7 @@ that is the whole of group commit. The inbox is bounded: when it is full, connec
 
 Clients' calls have a queue of their own, which they share (`FairQueue`, ADR 30): a turn takes what has come from members first, whatever
 clients have waiting, then calls up to TURN_CALLS, of each client in turn. Of a client that has READS_AT_ONCE linearizable reads under way the
-next ones are held here; its connection is read on, and its other calls go on.
+next ones are held here; its connection is read on, and its other calls go on. One whose time is over while it is held goes to the core, which says so.
 """
 
 import logging
@@ -26,6 +26,7 @@ from hopchain.wire import MAX_CLIENT_FRAME_BYTES, Refused, Reply, ReplyBody, enc
 from node.client_port import Session
 from node.core import Core
 from node.database import Database
+from node.due import Due
 from node.fair import FairQueue
 from node.messages import MAX_MESSAGE_BYTES, Message, decode_frame_untrusted, encode_frames, encode_message
 from node.turn import (
@@ -58,7 +59,7 @@ TURN_CALLS: Final = 512 * CALL_BYTES  # weight of the calls of one turn, some 10
 LEAST_CALLS: Final = TURN_CALLS // 8  # when members fill a turn: clients go on, and members hardly wait for it
 CALLS_WAITING: Final = 4096 * CALL_BYTES  # weight of those that wait for a turn: eight turns, in equal parts
 READS_AT_ONCE: Final = 128  # linearizable, of one client: fewer slow one that asks alone, more slow all others
-HELD_S: Final = 0.1  # the next ones begin when half of those are answered, or so much later: a turn for each is slower
+HELD_S: Final = 0.1  # the next begin when half of those are answered, or any so much later: a turn for each is slower
 _NO_NEEDS: Final = Needs()
 ClientCall = ClientSubmit | ClientChange | ClientBalance
 
@@ -80,6 +81,7 @@ class _Client:
         self.reads: set[int] = set()  # numbers of the linearizable ones that the core has, or a turn is about to take
         self.held: deque[ClientBalance] = deque()  # those that came when these were READS_AT_ONCE
         self.held_at = 0.0  # when the first of them came, or others of them went on
+        self.over = Due()  # when the time of one of them may be over
 
 
 class Driver:
@@ -111,6 +113,8 @@ class Driver:
         self._answered = trio.lowlevel.ParkingLot()
         self._calls: FairQueue[ClientCall] = FairQueue()
         self._taken = trio.lowlevel.ParkingLot()
+        self._held = Due()  # when a read that is held may begin, or its time be over
+        self._nap = trio.CancelScope()  # in which `run` waits for what arrives
         # accounts of links that clients know of and the database not yet
         self._committing: frozenset[str] = frozenset()
         self._committed = trio.lowlevel.ParkingLot()
@@ -182,6 +186,9 @@ class Driver:
                 if not client.held:
                     client.held_at = self._clock().mono
                 client.held.append(call)
+                if call.until is not None:
+                    client.over.by(call.until)
+                    self._look_by(call.until)
                 return
             client.reads.add(call.caller.number)
         self._push(call, size)
@@ -192,16 +199,48 @@ class Driver:
         self._calls.push(call.caller.session, call, size + CALL_BYTES)
         self._arrived.set()
 
-    def _read_on(self, client: _Client) -> None:
-        """Linearizable reads of this client were answered: begin some of those that are held."""
-        free, now = READS_AT_ONCE - len(client.reads), self._clock().mono
-        if not client.held or (free < READS_AT_ONCE // 2 and now < client.held_at + HELD_S):
+    def _read_on(self, client: _Client, now: float) -> None:
+        """Begin the held reads of this client that have a place, at once when they are half of READS_AT_ONCE, else in time."""
+        free = READS_AT_ONCE - len(client.reads)
+        if not client.held or not free:
+            return
+        if free < READS_AT_ONCE // 2 and now < client.held_at + HELD_S:
+            self._look_by(client.held_at + HELD_S)
             return
         client.held_at = now
         for _ in range(min(free, len(client.held))):
             read = client.held.popleft()
             client.reads.add(read.caller.number)
             self._push(read, 0)
+
+    def _look_by(self, when: float) -> None:
+        """`_look_at_held` has something to do then, also if nothing arrives and nothing is answered until then."""
+        self._held.by(when)
+        if when < self._nap.deadline:
+            self._nap.deadline = when
+
+    def _look_at_held(self, now: float) -> None:
+        """Whose timers are due: reads that have had a place for long enough, and those whose time is over."""
+        if not self._held.passed(now):
+            return
+        for client in self._clients.values():
+            if client.held:
+                if client.over.passed(now):
+                    self._hand_over_late(client, now)
+                self._read_on(client, now)
+                if client.over.at is not None:
+                    self._held.by(client.over.at)
+
+    def _hand_over_late(self, client: _Client, now: float) -> None:
+        """Those whose time is over take no place: the core asks nobody about them, and tells their client at once."""
+        held, client.held = client.held, deque()
+        for read in held:
+            if read.until is not None and read.until <= now:
+                self._push(read, 0)
+                continue
+            client.held.append(read)
+            if read.until is not None:
+                client.over.by(read.until)
 
     async def wait_committed(self, account: str) -> None:
         """Return when what a client may have been told of this account before now is in the database. Empty: of any account."""
@@ -221,15 +260,16 @@ class Driver:
             await trio.lowlevel.checkpoint()
             return
         self._arrived = trio.Event()
-        deadline = self._core.deadline()
-        with trio.move_on_at(deadline if deadline is not None else float("inf")):
+        times = [at for at in (self._core.deadline(), self._held.at) if at is not None]
+        with trio.move_on_at(min(times, default=float("inf"))) as self._nap:
             await self._arrived.wait()
 
     async def turn(self) -> None:
         """One turn with what has arrived so far."""
+        now = self._clock()
+        self._look_at_held(now.mono)
         events = self._take()
         self._room.unpark_all()
-        now = self._clock()
         needs = self._core.needs(events, now)
         loaded = Loaded() if needs == _NO_NEEDS else await self._database.run(load, needs)
         effects = self._core.step(loaded, now)
@@ -325,7 +365,7 @@ class Driver:
         self._answered.unpark_all()
         if caller.number in client.reads:
             client.reads.discard(caller.number)
-            self._read_on(client)
+            self._read_on(client, self._clock().mono)
         payload = encode(Reply(caller.number, body))
         if len(payload) > MAX_CLIENT_FRAME_BYTES:
             self.counters["answers_too_large"] += 1

@@ -2,7 +2,7 @@
 the network are fakes that write into one journal."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, ValuesView
 from itertools import count
 
 import msgspec
@@ -631,8 +631,8 @@ def submit(session: int, number: int) -> ClientSubmit:
     return ClientSubmit(Caller(session, number), Submit(b"request", bytes(64), 1000))
 
 
-def read(session: int, number: int, *, linearizable: bool = True) -> ClientBalance:
-    return ClientBalance(Caller(session, number), AskBalance("x", linearizable))
+def read(session: int, number: int, *, linearizable: bool = True, until: float | None = None) -> ClientBalance:
+    return ClientBalance(Caller(session, number), AskBalance("x", linearizable), until)
 
 
 def calls_of(turn: Sequence[Event]) -> list[tuple[int, int]]:
@@ -851,6 +851,103 @@ async def test_reads_that_are_answered_late_do_not_hold_the_others_for_long(
     assert await begun_after_an_answer(2, 0) == []
     assert await begun_after_an_answer(3, driver_module.HELD_S) == [2]
     assert await begun_after_an_answer(4, driver_module.HELD_S) == []
+
+
+async def test_reads_that_have_a_place_begin_in_time_though_nothing_is_answered_any_more(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Fewer than half were answered, all of them at once; the others wait for a link that does not come."""
+    rig = crowd(1)
+    start, quick, held = trio.current_time(), READS_AT_ONCE // 2 - 4, 100
+    nursery.start_soon(rig.driver.run)
+    for number in range(READS_AT_ONCE + held):
+        await rig.driver.put_call(read(1, number, until=start + 5.0))
+    await trio.sleep(driver_module.HELD_S / 2)
+    for number in range(quick):
+        rig.driver.reply(Caller(1, number), NotFound("x"))
+    await trio.sleep(4.0)
+    begun = [
+        (round(time - start, 3), number - READS_AT_ONCE)
+        for time, turn in zip(rig.core.times, rig.core.turns, strict=True)
+        for _, number in calls_of(turn)
+        if number >= READS_AT_ONCE
+    ]
+    assert begun == [(driver_module.HELD_S, number) for number in range(quick)]
+    assert len(rig.core.turns) < 10, "it turns on and on"
+    nursery.cancel_scope.cancel()
+
+
+async def test_who_waits_for_a_place_until_its_time_is_over_is_handed_over_then_and_takes_none(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The core asks nobody about it: it tells the client. None of those under way is answered."""
+    rig = crowd(1, 2)
+    start = trio.current_time()
+    nursery.start_soon(rig.driver.run)
+    for number in range(READS_AT_ONCE):
+        await rig.driver.put_call(read(1, number, until=start + 60.0))
+    await trio.testing.wait_all_tasks_blocked()
+    for number, time_s in enumerate((3.0, 1.0, 2.0, 1.0, 30.0)):
+        await rig.driver.put_call(read(1, 1000 + number, until=start + time_s))
+    await trio.sleep(5.0)
+    late = [
+        (round(time - start, 3), number)
+        for time, turn in zip(rig.core.times, rig.core.turns, strict=True)
+        for _, number in calls_of(turn)
+        if number >= 1000
+    ]
+    assert late == [(1.0, 1001), (1.0, 1003), (2.0, 1002), (3.0, 1000)]
+    for _, number in late:
+        rig.driver.reply(Caller(1, number), NotFound("x"))
+    await trio.sleep(1.0)
+    assert calls_of(rig.core.turns[-1]) == [(1, 1000)], "their answers made no place"
+    rig.driver.reply(Caller(1, 0), NotFound("x"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert calls_of(rig.core.turns[-1]) == [(1, 1004)], "it was held for long enough"
+    assert len(rig.core.turns) < 10, "it turns on and on"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_client_that_is_gone_takes_its_timers_with_it(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    rig = crowd(1)
+    nursery.start_soon(rig.driver.run)
+    for number in range(READS_AT_ONCE + 2):
+        await rig.driver.put_call(read(1, number, until=trio.current_time() + 1.0))
+    await trio.testing.wait_all_tasks_blocked()
+    rig.driver.reply(Caller(1, 0), NotFound("x"))
+    rig.driver.remove_session(FakeSession(rig.journal, 1))
+    await trio.sleep(10.0)
+    assert len(calls_of([event for turn in rig.core.turns for event in turn])) == READS_AT_ONCE
+    assert len(rig.core.turns) < 5, "it turns on and on"
+    nursery.cancel_scope.cancel()
+
+
+async def test_clients_with_held_reads_are_not_all_looked_at_in_every_turn(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    looked: list[float] = []
+
+    class Clients(dict[int, driver_module._Client]):
+        def values(self) -> ValuesView[driver_module._Client]:
+            looked.append(trio.current_time())
+            return super().values()
+
+    rig = crowd(1, 2)
+    driver = rig.driver
+    driver._clients = Clients(driver._clients)
+    for session in (1, 2):
+        for number in range(READS_AT_ONCE + 10):
+            await driver.put_call(read(session, number, until=trio.current_time() + 5.0))
+        driver.reply(Caller(session, 0), NotFound("x"))
+    for _ in range(100):
+        await driver.turn()
+    assert not looked
+    await trio.sleep(driver_module.HELD_S)
+    for _ in range(100):
+        await driver.turn()
+    assert len(looked) == 1
 
 
 async def test_a_client_whose_reads_are_held_is_read_on_while_many_others_wait(nursery: trio.Nursery) -> None:
