@@ -361,12 +361,13 @@ class Gateway:
         for job in list(self._jobs.values()):
             if any(at <= now for _, at in job.callers):
                 self._time_is_up(turn, job)
-            elif job.next_try <= now and self._may_hold(turn, job):
+            if not job.callers:
+                continue
+            self._due.by(min(at for _, at in job.callers))
+            if job.next_try <= now and self._may_hold(turn, job):
                 job.next_try = now + TRY_AGAIN_S
             elif job.next_try <= now:
                 due.add(job.queued.request.sender)
-            if job.callers:
-                self._due.by(min(at for _, at in job.callers))
             if job.next_try > now:
                 self._due.by(job.next_try)
         turn.again += [RouteJobs(account) for account in sorted(due)]

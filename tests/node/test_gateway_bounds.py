@@ -63,6 +63,26 @@ def test_a_request_that_ended_in_doubt_is_not_called_not_started_when_it_comes_a
     assert isinstance(again.answer, Unknown)
 
 
+@pytest.mark.parametrize("patient", [True, False], ids=["the holder may have it", "at once"])
+def test_a_request_is_handed_over_again_though_one_of_two_callers_gives_up_just_then(
+    world: World, patient: bool
+) -> None:
+    gate, _, call = handed_to_nobody(world, 0.5)
+    assert call.signed is not None
+    other = world.submit(gate, call.signed, 600.0)
+    world.run(0.1)
+    (job,) = world.core(gate).gateway._jobs.values()
+    job.next_try = min(at for _, at in job.callers)
+    if not patient:
+        job.held_since -= gateway.HOLDER_S
+    assert world.run_until_answered([call], 1)
+    assert isinstance(call.answer, Unknown) and other.answer is None
+    world.heal()
+    within_s = gateway.HOLDER_S + gateway.TRY_AGAIN_S if patient else 0.1
+    assert world.run_until_answered([other], within_s)
+    assert isinstance(other.answer, Recorded)
+
+
 def test_what_is_in_doubt_is_remembered_within_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest are."""
     monkeypatch.setattr(gateway, "MAX_DOUBTFUL", 2)
