@@ -124,7 +124,7 @@ class Gateway:
         head = turn.loaded.heads.get(request.sender)
         if not self._self.is_member:
             reason = f"node {short(self._self.id)} is no member of epoch {self._self.view.epoch}: it only reads; send it to one"
-            turn.answer(event.caller, NotStarted(signed.request_id, "not_member", reason))
+            turn.answer(event.caller, self._not_started(signed.request_id, "not_member", reason))
             return
         if head is None and request.kind is not Kind.OPEN and request.network == self._self.network:
             self._ask_then_submit(turn, event, request.sender, None, f"no account {request.sender} exists; open it")
@@ -218,13 +218,13 @@ class Gateway:
             return
         if len(self._jobs) >= MAX_JOBS:
             reason = f"{len(self._jobs)} requests wait at this node; send it again in a while, or to another node"
-            turn.answer(event.caller, NotStarted(queued.request_id, "busy", reason))
+            turn.answer(event.caller, self._not_started(queued.request_id, "busy", reason))
             return
         account = queued.request.sender
         waits = len(self._by_account.get(account, ()))
         if waits >= MAX_JOBS_OF_ONE:
             reason = f"{waits} requests of {account} wait at this node; send it again in a while, or to another node"
-            turn.answer(event.caller, NotStarted(queued.request_id, "busy", reason))
+            turn.answer(event.caller, self._not_started(queued.request_id, "busy", reason))
             return
         job = Job(queued, now + TRY_AGAIN_S, [waiting])
         self._due.by(min(job.next_try, waiting[1]))
@@ -232,6 +232,12 @@ class Gateway:
         jobs = self._by_account.setdefault(account, {})
         jobs[queued.request_id] = job
         turn.again.append(RouteJobs(account))
+
+    def _not_started(self, request_id: RequestId, code: str, reason: str) -> NotStarted | Unknown:
+        """That nothing is done about a request now. One that was handed over on an earlier call may have an outcome yet."""
+        if request_id in self._doubtful or request_id in self._jobs:
+            return Unknown(request_id, reason)
+        return NotStarted(request_id, code, reason)
 
     # --- routing ---
 

@@ -3,10 +3,10 @@
 import pytest
 
 from chain.needs import load
-from hopchain.wire import NotStarted, Recorded, Refused, Submit, Unknown
+from hopchain.wire import Changed, NotStarted, Recorded, Refused, Submit, Unknown
 from node import gateway
 from node.messages import Declined, Forward
-from node.turn import Caller, ClientSubmit, FromPeer
+from node.turn import Caller, ClientSubmit, FromPeer, ToldRemoved
 from routing.keyspace import NodeId
 from tests.node.watch import Call
 from tests.node.world import World
@@ -81,6 +81,51 @@ def test_a_request_is_handed_over_again_though_one_of_two_callers_gives_up_just_
     within_s = gateway.HOLDER_S + gateway.TRY_AGAIN_S if patient else 0.1
     assert world.run_until_answered([other], within_s)
     assert isinstance(other.answer, Recorded)
+
+
+def in_doubt(world: World) -> tuple[NodeId, Call]:
+    """A request that ended as Unknown: its gateway, where nothing waits, and the call."""
+    gate, _, call = handed_to_nobody(world, 0.3)
+    assert world.run_until_answered([call], 1)
+    assert isinstance(call.answer, Unknown) and not len(world.core(gate).gateway)
+    return gate, call
+
+
+def assert_told_apart(world: World, gate: NodeId, doubtful: Call, code: str) -> None:
+    """What nobody has is NotStarted with `code` at this gateway; the other one is Unknown, for the same reason."""
+    assert doubtful.signed is not None
+    again = world.submit(gate, doubtful.signed, 0.3)
+    new = world.submit(gate, world.pay_request("alice", "bob", 1), 0.3)
+    assert world.run_until_answered([again, new], 0.1)
+    assert isinstance(new.answer, NotStarted) and new.answer.code == code
+    assert isinstance(again.answer, Unknown) and again.answer.reason == new.answer.reason
+
+
+@pytest.mark.parametrize("bound", ["MAX_JOBS", "MAX_JOBS_OF_ONE"])
+def test_a_full_gateway_does_not_say_that_what_is_in_doubt_did_not_start(
+    world: World, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    gate, call = in_doubt(world)
+    monkeypatch.setattr(gateway, bound, 1)
+    world.submit(gate, world.pay_request("alice", "bob", 1), 10.0)
+    assert_told_apart(world, gate, call, "busy")
+
+
+def test_a_node_that_was_removed_does_not_say_that_what_is_in_doubt_did_not_start(world: World) -> None:
+    gate, call = in_doubt(world)
+    world.heal()
+    assert isinstance(world.remove(next(node for node in world.ids if node != gate), gate), Changed)
+    assert world.run_until(lambda: not world.core(gate)._self.is_member, 5)
+    assert_told_apart(world, gate, call, "not_member")
+
+
+def test_a_node_that_was_removed_does_not_say_that_what_it_has_handed_over_did_not_start(world: World) -> None:
+    """The first call of it waits still."""
+    gate, owner, call = handed_to_nobody(world, 60.0)
+    world.run(0.1)
+    world.deliver(gate, ToldRemoved(owner, 2))
+    assert_told_apart(world, gate, call, "not_member")
+    assert call.answer is None
 
 
 def test_what_is_in_doubt_is_remembered_within_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
