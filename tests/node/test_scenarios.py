@@ -506,10 +506,13 @@ def test_reads_leave_room_to_ask_for_payments(world: World, monkeypatch: pytest.
     *asked, refused = reads
     assert [read.answer for read in asked] == [None, None]
     assert isinstance(refused.answer, Unknown) and refused.answer.reason.startswith("2 questions to other nodes")
+    payment = world.submit(node, world.pay_request("nobody", "bob", 1))
+    world.run(0.1)
+    assert [call.answer for call in (*asked, payment)] == [None, None, None], "it asks whether its sender exists"
     world.cut.clear()
-    assert isinstance(world.pay("alice", "bob", 1, at=node), Recorded)
-    assert world.run_until_answered(asked, 5)
+    assert world.run_until_answered([*asked, payment], 5)
     assert all(isinstance(read.answer, Balance) for read in asked)
+    assert isinstance(payment.answer, Refused) and payment.answer.code == "unknown_sender"
 
 
 def test_too_many_reads_are_unknown(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
