@@ -148,6 +148,7 @@ class WholeNetwork:
         ended = node.ended = trio.Event()
         node.scope = trio.CancelScope()
         node.frames_left = None
+        node.clients = []  # only now: a connection of the process before may have come to stand while that died
         if life > 1:
             node.disk.restart()
         conn = node.disk.conn
@@ -207,7 +208,7 @@ class WholeNetwork:
         assert node.tcp is not None
         assert node.datagrams is not None
         self.note("kill", node.index)
-        node.core, node.clients, node.armed, node.frames_left = None, [], None, 0
+        node.core, node.armed, node.frames_left = None, None, 0
         node.tcp.die()
         node.datagrams.die()
         self.watch.crashed(node.index, self.now)
@@ -343,10 +344,12 @@ class WholeNetwork:
         return self._call(node, ask, done)
 
     def _call(self, node: int, asked: wire.Submit | wire.AskBalance, done: Done | None) -> int:
-        channels = self.nodes[node].clients
+        to = self.nodes[node]
+        channels = to.clients if to.core is not None else []
         call = self.calls.begin(node, asked, done, refused=not channels)
         if channels:
-            channels[call % len(channels)].send_nowait(wire.encode(wire.Call(call, asked)))
+            sent = channels[call % len(channels)].send_nowait(wire.encode(wire.Call(call, asked)))
+            assert sent, f"call {call} finds its connection with node {node} closed or full: no fault is on its path"
         return call
 
     async def ask(self, node: int, submit: wire.Submit) -> wire.ReplyBody:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -17,11 +18,11 @@ import trio
 
 from chain.link import opening_slot
 from chain.request import Posting, opening, sign, transfer
-from hopchain.wire import Recorded, Submit
+from hopchain.wire import AskBalance, Recorded, Submit
 from netsim.names import ISSUER, key_of, public_key
 from netsim.plan import ClockJump, Clog, Cut, DiskError, Kill, Load, Pause, Plan, SlowDisk, Weather, WeatherChange
 from netsim.whole import run_whole
-from netsim.whole_network import WholeNetwork
+from netsim.whole_network import SESSIONS, WholeNetwork
 from node.core import Core
 from node.turn import ClientBalance, ClientSubmit
 
@@ -229,6 +230,43 @@ def test_a_crash_at_any_await_loses_nothing(victim, capsys):
         assert (result.rule, result.problem, result.lives) == ("", "", 4), f"node {victim} died at its step {step}"
     with capsys.disabled():
         sys.stdout.write(f"\n  node {victim} was killed at each of {count} awaits" + "\n")
+
+
+def test_a_process_that_dies_while_clients_connect_leaves_no_dead_connection_to_the_next():
+    """At each step of its start. Whoever calls while it is down is refused, and the next process answers on all connections."""
+
+    async def play(network: WholeNetwork) -> None:
+        node, ask = network.nodes[0], AskBalance(ISSUER)
+        steps = Counter[int]()  # of each life, up to its last connection; every other life dies on its way
+        down = 0
+
+        def call_while_it_is_down() -> None:
+            nonlocal down
+            down += node.core is None
+            network.read(0, ask)
+
+        def after_step(index: int, number: int) -> None:
+            steps[node.life] += len(node.clients) < SESSIONS
+            if node.core is not None and node.life % 2 == 0 and steps[node.life] >= node.life // 2:
+                network.kill(node, network.now + DOWN_S)
+                network.at(network.now + DOWN_S / 2, call_while_it_is_down)
+
+        network.after_step = after_step
+        await trio.sleep(CONNECTED_S)
+        rounds = steps[1]
+        assert 40 < rounds < 400, "a start is the size this test is made for"
+        for life in range(1, rounds + 1):
+            network.kill(node, network.now + DOWN_S)
+            await trio.sleep(2 * DOWN_S + CONNECTED_S)
+            assert (node.life, len(node.clients)) == (2 * life + 1, SESSIONS)
+            for _ in range(4 * SESSIONS):
+                network.read(0, ask)
+            await trio.sleep(0.1)
+            network.watch.all_ended(network.now)
+        assert down == rounds
+
+    result = run_whole(Plan(1, nodes=1, k=1), play)
+    assert (result.rule, result.problem) == ("", "")
 
 
 # --- addresses ---
