@@ -68,7 +68,7 @@ class Reading:
         account = event.ask.account
         until = until_of(event, turn.now.mono)
         if until <= turn.now.mono:
-            reason = f"its time was over before the chain of {account} was read to its end: it grows fast, or this node is busy"
+            reason = f"its time was over before the chain of {account} was read to its end: it grows fast, or this node or connection is busy"
             turn.answer(event.caller, Unknown(b"", reason))
             return
         if full := self._inquiries.no_room(for_read=True):
