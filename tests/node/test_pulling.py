@@ -47,6 +47,15 @@ def hashes(links: list[Link]) -> tuple[bytes, ...]:
     return tuple(link.hash for link in links)
 
 
+def guest_that_pulls() -> tuple[World, NodeId, NodeId, list[Link]]:
+    """A guest, the member whose log it reads, and the two links of that which it lacks; no links come to it."""
+    world = grown(4, 3)
+    (guest,) = world.guests
+    world.run(8.0)
+    peer = pulling(world, guest, Links)
+    return world, guest, peer, world.watch.accounts["alice"].links[-2:]
+
+
 # --- cursors --------------------------------------------------------------------------------------------------------
 
 
@@ -55,11 +64,7 @@ def test_a_cursor_does_not_pass_a_link_of_its_page_that_is_applied_in_the_next_t
 ) -> None:
     """A crash between the two turns would leave a gap before the cursor."""
     monkeypatch.setattr(lacking, "MAX_WOKEN", 0)
-    world = grown(4, 3)
-    (guest,) = world.guests
-    world.run(8.0)
-    peer = pulling(world, guest, Links)
-    first, second = world.watch.accounts["alice"].links[-2:]
+    world, guest, peer, (first, second) = guest_that_pulls()
     world.deliver(guest, FromPeer(peer, Links((second.raw,))))
     world.run(0.001)
     world.doom(guest, Doom.AFTER_COMMIT)
@@ -184,11 +189,7 @@ def test_when_a_log_is_silent_for_too_long_another_one_is_asked_for_at_once() ->
 
 def test_a_page_of_which_links_waited_at_its_end_is_compared_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lacking, "MAX_WOKEN", 0)
-    world = grown(4, 3)
-    (guest,) = world.guests
-    world.run(8.0)
-    peer = pulling(world, guest, Links)
-    first, second = world.watch.accounts["alice"].links[-2:]
+    world, guest, peer, (first, second) = guest_that_pulls()
     pulls = pulls_of(world, guest, Links, *TOLD.__args__)
     for link in (second, first):
         at = world.now
@@ -201,11 +202,7 @@ def test_a_page_of_which_links_waited_at_its_end_is_compared_again_soon(monkeypa
 
 def test_a_page_of_which_a_link_found_no_room_is_compared_again_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """There would be none in a moment either."""
-    world = grown(4, 3)
-    (guest,) = world.guests
-    world.run(8.0)
-    peer = pulling(world, guest, Links)
-    first, second = world.watch.accounts["alice"].links[-2:]
+    world, guest, peer, (first, second) = guest_that_pulls()
     pulls = pulls_of(world, guest, Links, *TOLD.__args__)
     monkeypatch.setattr(lacking, "MAX_WAITING", 0)
     for link in (second, first):
