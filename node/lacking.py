@@ -154,12 +154,12 @@ class Lacking:
                     waiting = self._waiting[waiter]
                     left = self._lacks.get(waiter, len(waiting.missing)) - 1
                     self._lacks[waiter] = left
-                    if left == 0 and waiter not in self._arriving and self._has_room(waiting.link):
+                    if left == 0 and waiter not in self._arriving and self._admit(waiting.link):
                         found.append(waiting.link)
         return found[1:]
 
-    def _has_room(self, link: Link) -> bool:
-        """Whether this turn applies that link, too, which waited."""
+    def _admit(self, link: Link) -> bool:
+        """Count a link that waited among what this turn applies; False: there is no room for it."""
         if self._woken >= MAX_WOKEN or self._woken_bytes + len(link.raw) > MAX_WOKEN_BYTES:
             return False
         self._arriving.add(link.hash)
