@@ -8,11 +8,12 @@ from pathlib import Path
 import anyio
 import click
 
+from chain.link import opening_slot
 from cli.command import HopCommand, at_option, checked_name, network_option, run
 from cli.home import SHORT_ID, KnownNode, Network, find_network
 from cli.members import Picture, look, open_patiently
 from cli.output import Exit, JsonValue, Output, counted
-from cli.session import ask_until_found, not_found, open_client, pinned, say_stale
+from cli.session import ask_until_found, open_client, pinned, say_stale
 from hopchain import Client, ClientError, NotFound, RemoteFault, Route, Status, Unreachable
 from hopchain.addresses import NodeAddress
 from hopchain.wire import RouteNode
@@ -33,18 +34,11 @@ def route(out: Output, what: str, as_account: bool, at: str | None, network_dir:
     network = find_network(network_dir)
     node = pinned(network, at)
 
-    async def ask() -> Route | NotFound:
-        async with open_client(network) as client:
-            return await ask_until_found(
-                network, node, lambda address: client.route(account=account, key=key, at=address)
-            )
-
-    found = run(ask)
-    if isinstance(found, NotFound):
-        raise not_found(f"account {what}", node, stale=found.stale)
+    found, opened = run(lambda: _look_up(network, node, account, key))
     out.data(
         {
             "account": account or None,
+            "open": opened if account else None,
             "key": found.key.hex(),
             "slot": found.slot.hex(),
             "epoch": found.epoch,
@@ -72,7 +66,26 @@ def route(out: Output, what: str, as_account: bool, at: str | None, network_dir:
             for n in found.group
         ],
     )
+    if account and not opened:
+        out.note(f"account {account} is not open: this is where it would be opened. `hopchain balance` is of open ones")
     say_stale(out, found)
+
+
+async def _look_up(network: Network, node: NodeAddress | None, account: str, key: bytes) -> tuple[Route, bool]:
+    """The route of `account`, else of `key`, and whether the account is open: a node may be a moment behind the others."""
+    opening = opening_slot(network.id, account)
+    unopened: list[Route] = []
+
+    async def ask(address: NodeAddress) -> Route | NotFound:
+        found = await client.route(account=account, key=key, at=address)
+        if account and found.slot == opening:
+            unopened.append(found)
+            return NotFound(f"account {account}", found.stale)
+        return found
+
+    async with open_client(network) as client:
+        found = await ask_until_found(network, node, ask)
+    return (found, True) if isinstance(found, Route) else (min(unopened, key=lambda route: route.stale), False)
 
 
 def _key(text: str) -> bytes:

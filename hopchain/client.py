@@ -320,9 +320,12 @@ class Client:
 
     async def route(
         self, *, account: str = "", key: bytes = b"", timeout_s: float | None = None, at: NodeAddress | None = None
-    ) -> Route | NotFound:
-        """A Kademlia lookup of an account's tail hash, or of a key or hash."""
-        return await self._ask_for((Route, NotFound), AskRoute(account, key), at, timeout_s)
+    ) -> Route:
+        """A Kademlia lookup of an account's tail hash, or of a key or hash.
+
+        Of an account that the node does not know: of the slot of its opening (`chain.link.opening_slot`).
+        """
+        return await self._ask_for((Route,), AskRoute(account, key), at, timeout_s)
 
     async def status(self, *, timeout_s: float | None = None, at: NodeAddress | None = None) -> Status:
         """How one node is."""

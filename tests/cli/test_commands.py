@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chain.link import Outcome
+from chain.link import Outcome, opening_slot
 from cli.wallet import Wallet
 from hopchain import wire
 from hopchain.client import raw_public_key
@@ -595,6 +595,15 @@ def _payment(world: World, amount: int) -> wire.Submit:
     return wire.Submit(signed.raw, signed.signature, 1000)
 
 
+def test_route_says_that_an_account_is_not_open(world: World) -> None:
+    found = world.json("route", "ab" * 32, "--account")
+    assert (found["account"], found["open"]) == ("ab" * 32, False)
+    assert found["slot"] == opening_slot(world.ledger.genesis.network_id, "ab" * 32).hex()
+    assert "account alise is not open" in world.run("route", "alise").stderr
+    opened(world, "alise")
+    assert "not open" not in world.run("route", "alise").stderr
+
+
 def test_route_takes_names_and_hashes(world: World) -> None:
     opened(world, "alice")
     found = world.json("route", "alice")
@@ -603,7 +612,7 @@ def test_route_takes_names_and_hashes(world: World) -> None:
     assert found["owner"]["name"] == "node-1" and found["group"][0]["rank"] == 0 and found["hops"] == 1
     assert world.json("route", "ab" * 32)["key"] == "ab" * 20
     assert world.json("route", "cd" * 20)["account"] is None
-    assert world.json("route", "ab" * 32, "--account", code=1)["error"] == "not_found"
+    assert (found["open"], world.json("route", "cd" * 20)["open"]) == (True, None)
     assert "owner" in world.run("route", "alice").stdout
     world.run("route", "Not A Name", code=2)
 

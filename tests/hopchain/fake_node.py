@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from chain.genesis import Asset, Genesis, GenesisMember, Issuer
+from chain.link import opening_slot
 from hopchain import wire
 from hopchain.framing import FrameReader, frame
 from tests.hopchain.ledger import Ledger
@@ -202,13 +203,11 @@ class FakeNode:
             case wire.AskHealth():
                 return self.membership.health(self.id, self.ledger.executed)
 
-    def _route(self, call: wire.AskRoute) -> wire.Route | wire.NotFound:
+    def _route(self, call: wire.AskRoute) -> wire.Route:
         slot = call.key
         if call.account:
             account = self.ledger.accounts.get(call.account)
-            if account is None:
-                return wire.NotFound(f"account {call.account}")
-            slot = account.tip
+            slot = account.tip if account else opening_slot(self.ledger.genesis.network_id, call.account)
         me = wire.RouteNode(self.id, "127.0.0.1", self.port, 0, True)
         return wire.Route(slot[:20], slot, (self.id,), 1, (me,), (me,), 1)
 
