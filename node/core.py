@@ -136,11 +136,8 @@ class Core:
         requests = RequestDecoder()
         self.identity = Identity(self._self, start.seen, now.mono)
         self.peers = Peers(self._self, self.identity, now.mono)
-        cursors = dict(start.cursors)
-        if not self.identity.votes:  # nobody guards this disk (R12), an older one may have been put back: another log
-            cursors.pop(node_id, None)
         self.replica = Replica(self._self, self._decoder, self.peers, start.links)
-        self.pulling = Pulling(self._self, self._decoder, self.peers, self.replica, cursors)
+        self.pulling = Pulling(self._self, self._decoder, self.peers, self.replica, start.cursors)
         self.acceptor = Acceptor(self._self, self._decoder, self.identity, self.replica, self._finish)
         self.replica.hooks.append(lambda turn, link, by: self.acceptor.forget(link))
         self.pulling.voted = self.acceptor.values

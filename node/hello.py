@@ -13,7 +13,7 @@ import msgspec
 from chain.errors import RemoteFault
 from routing.keyspace import NodeId, short
 
-PROTOCOL_VERSION: Final = 5
+PROTOCOL_VERSION: Final = 6
 MAX_HELLO_BYTES: Final = 4096  # several times a hello; nobody gets more room before we know who it is
 MAX_REASON_CHARS: Final = 400  # of another node's words in our log
 

@@ -292,7 +292,8 @@ class Pull(_Message, frozen=True, tag="pull"):
 
 class Offer(_Message, frozen=True, tag="offer"):
     """Answer to Pull: hashes of the log behind `after` up to `upto`; `head` is where the log of `count` links ends. Equal
-    replicas: no hashes. `log_id`: drawn when the log was begun, so a node that joined again has another one."""
+    replicas: no hashes. `log_id`: drawn by each process of a node. `earlier`, when `after` is 0: the last logs of that disk, newest first,
+    and for how many links each of them is the same as this one."""
 
     hashes: tuple[bytes, ...]
     upto: Count
@@ -300,6 +301,7 @@ class Offer(_Message, frozen=True, tag="offer"):
     count: Count
     after: Count
     log_id: Count
+    earlier: tuple[tuple[Count, Count], ...] = ()
 
 
 class Ping(_Message, frozen=True, tag="ping"):

@@ -3,7 +3,10 @@
 * Decided links go out at once (`node.replica`), and every PULL_S a random peer is asked what its log holds that this one
   lacks. So a lost message costs time, never a link.
 * R8 a cursor says that all links before it in one log are applied here; syncs rely on it (`has_log`). So it moves only behind
-      what was compared from where it stood, and it belongs to a log, not to a node: who joins again begins another one.
+      what was compared from where it stood, and it belongs to a log, not to a node.
+* Every process of a node begins another log, because its disk may be an older one than the last process had: what comes now is
+  not what others have read behind that place. It says which earlier logs begin as its own does, and for how many links
+  (`Offer.earlier`), so a cursor into one of them is worth as much in this one, and nobody compares all again.
 """
 
 import hashlib
@@ -29,6 +32,7 @@ FOLLOW_RTTS: Final = 8
 REST_S: Final = 0.1  # until a page is compared again of which links waited at its end
 PULL_BATCH: Final = 512  # hashes of one Want
 LOG_ID_BITS: Final = 62
+EARLIER: Final = 16  # logs before its own that a node tells of; who has read none of them compares from the start
 
 
 class _Puller(msgspec.Struct):
@@ -55,7 +59,10 @@ class Pulling:
         self._peers = peers
         self._replica = replica
         self._cursors: dict[bytes, int] = dict(cursors.items())  # by `log_name`
-        self._log_id = self._cursors.get(self_.id, 0)
+        self.log_id: Final = self_.rng.getrandbits(LOG_ID_BITS) + 1
+        self._unwritten = self._begin(replica.count)
+        self._earlier = self._earlier_logs()
+        self._from_start: set[bytes] = set()  # logs with a gap before the cursor, by `log_name`
         self._log_ids: dict[NodeId, int] = {}  # as the peers have told in this life
         self._puller: _Puller | None = None
         self._next_pull = 0.0
@@ -74,12 +81,22 @@ class Pulling:
 
     # --- cursors ---
 
-    @property
-    def log_id(self) -> int:
-        """Which log this is: drawn when it was begun, and kept with it (as the cursor under this node's own id)."""
-        if not self._log_id:
-            self._log_id = self._self.rng.getrandbits(LOG_ID_BITS) + 1
-        return self._log_id
+    def _begin(self, count: int) -> list[CursorRow]:
+        """A log that begins as the last one of this disk did, with `count` links: the rows that say so."""
+        node, last = self._self.id, self._cursors.get(self._self.id, 0)
+        begun: dict[bytes, int] = {node: self.log_id}
+        if last:
+            begun |= {_before_name(node, self.log_id): last, log_name(node, last): count}
+        self._cursors |= begun
+        return [CursorRow(name, value) for name, value in begun.items()]
+
+    def _earlier_logs(self) -> tuple[tuple[int, int], ...]:
+        """The last logs of this disk before this one, newest first: (id, with how many links of it this one begins)."""
+        node, log_id = self._self.id, self.log_id
+        earlier: list[tuple[int, int]] = []
+        while len(earlier) < EARLIER and (log_id := self._cursors.get(_before_name(node, log_id), 0)):
+            earlier.append((log_id, self._cursors.get(log_name(node, log_id), 0)))
+        return tuple(earlier)
 
     def follow(self, turn: Turn, peer: NodeId, log_id: int, upto: int) -> None:
         """Read this log of `peer` up to this length as soon as possible: `has_log` tells when it is applied here."""
@@ -106,6 +123,13 @@ class Pulling:
         """How far the log that `peer` has now is read; 0 while it has not told which one that is."""
         return self._cursors.get(log_name(peer, self._log_ids.get(peer, 0)), 0)
 
+    def _go_on(self, turn: Turn, peer: NodeId, offer: Offer) -> None:
+        """Nothing is read of this log: all that was read of an earlier one is, as far as both are the same."""
+        name = log_name(peer, offer.log_id)
+        read = (min(self._cursors.get(log_name(peer, log), 0), length) for log, length in offer.earlier)
+        if name not in self._from_start and not self._cursors.get(name, 0):
+            self._move_cursor(turn, peer, offer.log_id, max(read, default=0))
+
     def _move_cursor(self, turn: Turn, peer: NodeId, log_id: int, upto: int) -> None:
         name = log_name(peer, log_id)
         if self._cursors.get(name, 0) != upto:
@@ -125,11 +149,12 @@ class Pulling:
         log = turn.loaded.log_head
         assert log is not None
         after = self._after(message)
+        earlier = () if after else self._earlier
         if (message.count, message.accumulator) == (log.count, log.xor):
-            turn.send(peer, Offer((), log.seq, log.seq, log.count, after, self.log_id))
+            turn.send(peer, Offer((), log.seq, log.seq, log.count, after, self.log_id, earlier))
             return
         page = turn.loaded.log[after]
-        turn.send(peer, Offer(page.hashes, page.last_seq, log.seq, log.count, after, self.log_id))
+        turn.send(peer, Offer(page.hashes, page.last_seq, log.seq, log.count, after, self.log_id, earlier))
 
     # --- this node reads that of a peer ---
 
@@ -155,9 +180,10 @@ class Pulling:
         puller = self._puller
         if puller is None or puller.peer != peer:
             return
-        if message.log_id != puller.log_id and message.after == 0:
+        if message.after == 0 and (puller.after == 0 or message.log_id != puller.log_id):
             self._log_ids[peer] = message.log_id
-            if self._cursor(peer) > 0 and message.hashes:  # it was read before this node started: go on there
+            self._go_on(turn, peer, message)
+            if self._cursor(peer) > 0 and message.hashes:  # so much of it is read: go on there
                 self._puller = None
                 self.pull_soon(turn.now.mono)
                 return
@@ -166,6 +192,7 @@ class Pulling:
         known = turn.loaded.known
         if not message.hashes and message.count > self._replica.count:
             self._move_cursor(turn, peer, message.log_id, 0)  # a gap before the cursor: compare from the start
+            self._from_start.add(log_name(peer, message.log_id))
             self._puller = None
             return
         here = [link for h in message.hashes if (link := self._offered.get(LinkHash(h))) is not None]
@@ -249,9 +276,8 @@ class Pulling:
         """Compare logs with a random living peer; while this node is far behind, with one that is ahead."""
         now = turn.now.mono
         self._offered.clear()
-        if self._self.id not in self._cursors:  # in this node's first turn: nobody was told of the log before
-            self._cursors[self._self.id] = self.log_id
-            turn.persist.append(CursorRow(self._self.id, self.log_id))
+        turn.persist += self._unwritten
+        self._unwritten = []
         log = turn.loaded.log_head
         if now < self.deadline() or log is None:  # None: it became time within this turn; the next one has it
             return
@@ -270,3 +296,8 @@ class Pulling:
 def log_name(peer: NodeId, log_id: int) -> bytes:
     """What the cursor into a log is kept under, 20 bytes. (Under a node's own id: the id of its own log.)"""
     return hashlib.sha256(b"hopchain:log:1\0" + peer + log_id.to_bytes(8)).digest()[:ID_BYTES]
+
+
+def _before_name(node: NodeId, log_id: int) -> bytes:
+    """What the id of the log is kept under that this disk had before this one, 20 bytes."""
+    return hashlib.sha256(b"hopchain:log-before:1\0" + node + log_id.to_bytes(8)).digest()[:ID_BYTES]

@@ -165,7 +165,8 @@ def test_how_far_a_log_was_read_is_written_with_its_links() -> None:
     world.run(8)
     assert world.height(behind, "alice") == 3
     rows = [(node, e, write) for node, e in world.noted for write in e.writes if isinstance(write, CursorRow)]
-    cursors = [(e, write) for node, e, write in rows if write.peer != node]
+    began = [e for node, e, write in rows if write.peer == node]
+    cursors = [(e, write) for _, e, write in rows if e not in began]
     assert [e for e, _ in cursors if any(isinstance(write, Applied) for write in e.applied)]
     assert all(write in effects.applied for effects, write in cursors)
 
@@ -204,8 +205,9 @@ def test_a_log_counts_as_read_no_earlier_than_its_links_are_durable() -> None:
     assert read <= links < before + 3
 
 
-def test_a_log_that_was_taken_for_read_and_is_not_is_compared_from_its_start() -> None:
-    """Nothing is offered after the cursor, and yet the other log is longer."""
+@pytest.mark.parametrize("begun_anew", [False, True])
+def test_a_log_that_was_taken_for_read_and_is_not_is_compared_from_its_start(*, begun_anew: bool) -> None:
+    """Nothing is offered after the cursor, and yet the other log is longer; also where the cursor is of the log before."""
     world = World(3, 3, 1)
     world.open_funded(alice=100, bob=0)
     lagging = next(node for node in world.ids if node != world.group("alice")[0])
@@ -219,6 +221,10 @@ def test_a_log_that_was_taken_for_read_and_is_not_is_compared_from_its_start() -
     for node in others:
         read = CursorRow(log_name(node, world.core(node).pulling.log_id), world.core(node).replica.count)
         commit(conn, [read])
+        if begun_anew:
+            world.crash(node)
+            world.start(node)
+    world.run(5)
     world.start(lagging)
     world.lose = lambda source, target, message: target == lagging and isinstance(message, TOLD | Accept | Prepare)
     tip = world.tip(others[0], "alice")
