@@ -4,7 +4,8 @@
 * R7  only where this node is ACTIVE in that epoch (node.syncing).
 * R3  no vote below a slot's birth epoch; round 0 only from the owner, and only in the birth epoch.
 * R4  a vote is in `Turn.persist` of the turn whose `Turn.sends` carry the answer: durable before it leaves.
-* R11 a vote only on a decided parent: without it the message waits here until the parent is applied.
+* R11 a vote only on a decided parent: without it the message waits here until the parent is applied. And only for a link that could
+      be applied here (ADR 33): what is decided is applied or stops the node, so one damaged database must not get so far.
 
 All undecided votes are in memory (the table `votes` holds them across a restart); a decided slot is forgotten, for
 then the link itself answers. A vote that stays undecided for STUCK_S is finished by its voters: rank by rank they
@@ -16,11 +17,12 @@ from typing import Final
 
 import msgspec
 
-from chain.errors import RemoteFault
+from chain.errors import Corruption, RemoteFault
 from chain.link import HEADER_BYTES, Link, LinkHash, Slot, header_hash, opening_slot
 from chain.needs import Needs
 from chain.request import NetworkId
 from chain.rows import AccountHead, VoteRow
+from chain.rules import check_successor
 from node.due import Due
 from node.epochs import Admission, admit
 from node.identity import Identity
@@ -34,6 +36,7 @@ STUCK_S: Final = 1.0  # a vote older than this lost its proposer
 STUCK_PER_RANK_S: Final = 0.3  # so that voters do not all begin at once
 STUCK_HANDLINGS: Final = 3  # a large link waits behind others of its kind, here and elsewhere
 MAX_INDEXED: Final = 64  # recipients of a link
+MAX_CHECKED: Final = 256  # postings that a link confirms: of more, reading them all for a vote costs more than it gives
 MANY: Final = ""
 VIEWS_AGAIN_S: Final = 0.2  # a peer that lags sends a lot before the views are there: they go out once in this time
 
@@ -62,6 +65,7 @@ class Acceptor:
         self._finish = finish
         self._held: dict[Slot, _Held] = {}
         self._due = Due()
+        self.doubted: dict[NodeId, str] = {}  # who proposed a link that does not follow from the chain here -> why not
         self._proposed: dict[LinkHash, bytes] = {}  # the links that are proposed to this node in this turn
         self._views_sent: dict[NodeId, float] = {}  # when, to who lags
         # recipient -> (height, sender, slot) of undecided links; of those that pay many under MANY, which is no account
@@ -112,6 +116,9 @@ class Acceptor:
     def needs_accept(self, message: Accept, needs: Needs) -> None:
         needs.heads.add(message.at.account)
         self._proposed[header_hash(message.link[:HEADER_BYTES])] = message.link
+        link = self._decoder.untrusted(message.link)
+        if 0 < len(link.confirmed) <= MAX_CHECKED:
+            needs.postings.setdefault(link.account, set()).update(link.confirmed)
 
     def needs_decided_hash(self, message: DecidedHash, needs: Needs) -> None:
         """What applies the link: this node voted for it, or is asked to in this very turn."""
@@ -140,6 +147,8 @@ class Acceptor:
             return
         link = self._decoder.untrusted(message.link)
         check_vote_untrusted(message.at, link, self._self.network)
+        if not self._follows(turn, peer, link):
+            return  # no answer: others vote, if it is the database here that is damaged
         result = self.vote_for(turn, message.at, message.ballot, link)
         answer: Message = Accepted(message.at.slot, message.ballot)
         if isinstance(result, Refusal):
@@ -152,6 +161,20 @@ class Acceptor:
             self._replica.learn_vote(turn, vote.value, peer)
         else:
             self._replica.ask_for_link(turn, peer, message.at, LinkHash(message.link))
+
+    def _follows(self, turn: Turn, peer: NodeId, link: Link) -> bool:
+        """False when `link`, whose parent is the tip here, could not be applied here: then one of two databases is damaged, and who
+        voted for it would stop when it is decided. True also when not all is here by which to judge."""
+        confirmed = [turn.loaded.posting(h) for h in link.confirmed] if len(link.confirmed) <= MAX_CHECKED else [None]
+        rows = [posting for posting in confirmed if posting is not None]
+        if len(rows) == len(confirmed):
+            try:
+                check_successor(link, turn.loaded.heads.get(link.account), rows)
+            except Corruption as error:
+                self._self.counters["links_doubted"] += 1
+                self.doubted[peer] = str(error)
+                return False
+        return True
 
     def _admits(self, turn: Turn, peer: NodeId, message: Prepare | Accept) -> bool:
         """R2, R3, R11, R12. False when the message got its answer, or must wait for the parent."""

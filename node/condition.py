@@ -6,6 +6,7 @@
 | ACTIVE | it has to copy what it must know before it votes in some key ranges (design R7), or has it all |
 | silence | a member that is connected does not answer, or does again |
 | majority | key ranges have no majority of their group that this node reaches, or all have one again |
+| doubt | a member proposed a link that does not follow from the chain here: one of the two databases is damaged |
 | votes | the members have vouched for its disk (design R12), or must do so again |
 | sleep | this process did not run for a while |
 
@@ -42,6 +43,7 @@ class Condition(msgspec.Struct, frozen=True):
     ranges: int = 0  # of keys, each with its group
     without_majority: int = 0
     votes: bool = False
+    doubted: frozenset[NodeId] = frozenset()
 
 
 class ConditionLog:
@@ -87,6 +89,7 @@ class ConditionLog:
             frozenset(view.ids).intersection(connected) - alive,
             *self._counts,
             votes=view.is_member(self._id) and core.identity.verified,
+            doubted=frozenset(core.acceptor.doubted),
         )
 
 
@@ -115,6 +118,12 @@ def changes(before: Condition, after: Condition) -> Iterator[tuple[int, str]]:
         yield logging.INFO, f"in all {after.ranges} key ranges a majority of the group is reached from here"
     if before.silent - after.silent:
         yield logging.INFO, f"{_named(before.silent - after.silent)}: answers again, or disconnected"
+    if after.doubted - before.doubted:
+        yield (
+            logging.ERROR,
+            f"this node does not vote for what {_named(after.doubted - before.doubted)} proposed: it does not follow from the chain "
+            "here. One of the databases is damaged: run `hopchain verify` on each, and replace the node whose database is",
+        )
     if after.votes and not before.votes:
         yield logging.INFO, "this node votes: the members have vouched for its disk"
     if before.votes and not after.votes:

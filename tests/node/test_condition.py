@@ -30,9 +30,10 @@ class Core:
     connected_: list[NodeId] = field(default_factory=lambda: IDS[1:3])
     verified: bool = True
     syncing: int = 0
+    doubted: dict[NodeId, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.peers = self.identity = self
+        self.peers = self.identity = self.acceptor = self
 
     def gauges(self) -> "Core":
         return self
@@ -108,6 +109,13 @@ def test_a_member_is_silent_and_heard_of_again(told: Told, core: Core) -> None:
     assert told.look(9) == [f"WARNING no answer from node {NAMES[2]}: requests go round it"]
     core.alive_ = set(IDS)
     assert told.look(9) == [f"INFO node {NAMES[2]}: answers again, or disconnected"]
+
+
+def test_who_proposes_what_does_not_follow_is_named_once(told: Told, core: Core) -> None:
+    core.doubted = {IDS[2]: "link 3 of alice .. its balance is 7, but 5 + 1 - 0 = 6"}
+    (line,) = told.look(9)
+    assert line.startswith(f"ERROR this node does not vote for what node {NAMES[2]} proposed: ")
+    assert "`hopchain verify`" in line
 
 
 def test_views_and_what_must_be_copied_for_them(told: Told, core: Core) -> None:

@@ -146,6 +146,7 @@ class SendsBeforeCommit(World):
 
 JUDGE = "chain.rules:_Judge."
 FOUND = Edit("node.owner:Owner._form", "work.proposer.found is not None", "False")
+VOTED_UNSEEN = Edit("node.acceptor:Acceptor._follows", "len(rows) == len(confirmed)", "False")
 FREE = Edit("node.paxos:Proposer.propose", "self._found is None or self._found[1] == value", "True")
 
 MUTANTS: dict[str, Mutant] = {
@@ -197,9 +198,13 @@ MUTANTS: dict[str, Mutant] = {
             " 'FROM transfers AS t JOIN accounts AS r ON r.name = t.recipient JOIN accounts AS s ON s.name = t.sender) AS i'),",
         ),
         Edit("chain.rules:check_second_thread", "forming.incoming", "()"),
+        VOTED_UNSEEN,
     ),
     "income counted twice": Mutant(
-        "I3", CALM, Edit("chain.rules:take_up", "funds += incoming.posting.amount", "funds += 2 * incoming.posting.amount")
+        "I3",
+        CALM,
+        Edit("chain.rules:take_up", "funds += incoming.posting.amount", "funds += 2 * incoming.posting.amount"),
+        VOTED_UNSEEN,
     ),
     "idempotency unchecked": Mutant(
         "I5",
