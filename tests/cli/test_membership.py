@@ -20,6 +20,7 @@ from hopchain import wire
 from hopchain.change import ChangeAction, change_id, decode_change_untrusted, is_change_signed_by
 from node.invite import load_invite, make_node_directory
 from node.layout import make_network, read_genesis, read_network, replace_places
+from node.lock import lock_holder
 from node.pki import certificate_until_ms, certified_key, node_contexts, read_node_key
 from routing.keyspace import node_id_of
 from tests.cli.conftest import TIME_MS, Cli, World, context_of
@@ -573,6 +574,30 @@ def test_leave_says_so_before_it_ends_the_process(world: World) -> None:
         assert node.stdout is not None and node.stdout.readline() == b"held\n"
         world.run("leave", "--data", str(data))
         assert node.wait() == 7
+
+
+def test_leave_is_done_when_the_process_has_ended_by_itself_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A removed node ends when nobody needs it any more: that may be between two looks at it."""
+    data = data_of(world, 2)
+    looks = []
+
+    def holder_of(directory: Path) -> int | None:
+        pid = lock_holder(directory)
+        if not looks:
+            node.kill()
+            node.wait()
+        looks.append(pid)
+        return pid
+
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(data)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as node:
+        assert node.stdout is not None and node.stdout.readline() == b"held\n"
+        monkeypatch.setattr("node.lock.lock_holder", holder_of)
+        assert world.json("leave", "--data", str(data))["stopped_pid"] == node.pid
+    assert looks == [node.pid, None]
 
 
 def test_leave_stops_no_process_that_merely_has_the_number(world: World) -> None:
