@@ -313,7 +313,7 @@ class Ping(_Message, frozen=True, tag="ping"):
     votes: Count
     epoch: Count
     active: bool
-    time_ms: int
+    time_ms: Count
 
 
 class Pong(_Message, frozen=True, tag="pong"):

@@ -11,6 +11,7 @@ from chain.errors import Corruption, Quarantined, RemoteFault
 from chain.store import Write
 from node.messages import (
     Message,
+    Ping,
     decode_frame_untrusted,
     encode_frames,
     encode_message,
@@ -55,6 +56,13 @@ def frame(messages: list[Message]) -> bytes:
 def test_a_frame_gives_back_its_messages(messages: list[Message]) -> None:
     assert len(messages) >= 14
     assert list(decode_frame_untrusted(frame(messages))) == messages
+
+
+def test_a_ping_from_a_clock_that_no_answer_to_a_client_could_tell_is_refused() -> None:
+    """How far its clock is apart from this one is told as an integer of 64 bits."""
+    for time_ms in (-(2**63), -1, 2**63):
+        with pytest.raises(RemoteFault):
+            decode_frame_untrusted(frame([Ping(0.0, 0, 0, 1, True, time_ms)]))
 
 
 def test_messages_are_split_into_frames_in_order(messages: list[Message], monkeypatch: pytest.MonkeyPatch) -> None:
