@@ -261,14 +261,18 @@ def certificate_matches(pem: bytes, where: str, ca_pem: str, node: NodeId) -> No
         raise LocalMisuse(
             f"{where} is not signed by the CA in genesis.json: the two are of different networks; copy the right ones"
         ) from None
-    if peer_node_id_untrusted(certificate.public_bytes(Encoding.DER)) != node:
+    try:
+        certified = peer_node_id_untrusted(certificate.public_bytes(Encoding.DER))
+    except RemoteFault:  # the CA has signed a key of another kind
+        certified = None
+    if certified != node:
         raise LocalMisuse(
             f"{where} is not the certificate of node {node.hex()}: copy node.crt and node.key from one node"
         )
 
 
-def _check_pair(directory: Path, ca_pem: str) -> None:
-    """`LocalMisuse` unless node.crt is signed by this CA and made for node.key."""
+def _check_pair(directory: Path, ca_pem: str) -> int:
+    """When node.crt ends, Unix milliseconds; `LocalMisuse` unless it is signed by this CA and made for node.key."""
     path = directory / NODE_CERTIFICATE
     certificate_matches(_read_file(path), str(path), ca_pem, read_node_key(directory).id)
 
@@ -311,7 +315,7 @@ def _day(when: datetime.datetime) -> str:
 def _certificate(pem: bytes, where: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise LocalMisuse(f"{where} is not a certificate in PEM form") from None
 
 

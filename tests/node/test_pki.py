@@ -30,6 +30,7 @@ from node.pki import (
     make_node_certificate,
     node_contexts,
     node_key,
+    parse_private_key,
     peer_node_id_untrusted,
     private_key_pem,
     raw_public_key,
@@ -117,6 +118,19 @@ def test_the_certified_key_is_the_nodes(tmp_path: Path) -> None:
     assert certified_key(tmp_path / "node.crt") == read_node_key(tmp_path).public_key
     with pytest.raises(LocalMisuse, match="cannot be read"):
         certified_key(tmp_path / "none")
+
+
+def test_a_certificate_of_this_ca_with_another_kind_of_key_is_not_the_nodes(tmp_path: Path) -> None:
+    ca = make_ca("test", NOW_MS)
+    new_node(tmp_path, ca)
+    authority = x509.load_pem_x509_certificate(ca[0])
+    start = authority.not_valid_before_utc
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    builder = x509.CertificateBuilder(authority.subject, authority.subject, key, 1, start, start)
+    signed = builder.sign(parse_private_key(ca[1], "the CA key"), None)
+    (tmp_path / "node.crt").write_bytes(signed.public_bytes(Encoding.PEM))
+    with pytest.raises(LocalMisuse, match=r"node\.crt is not the certificate of node"):
+        node_contexts(tmp_path, ca[0].decode())
 
 
 def test_a_certificate_with_another_kind_of_key_is_nobodys() -> None:
