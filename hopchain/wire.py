@@ -434,7 +434,8 @@ class Health(_Message, frozen=True, tag="health_is"):
     `role`: "member" of the newest view it knows; "guest": never was one; "removed": was one, until epoch `removed_in`
     (0 otherwise). `active`: it may vote everywhere it has to; `syncing_regions`: how many regions it is not ACTIVE in yet
     (design R7); `regions_without_majority`: regions of the view of whose group it reaches no majority. `verified`: others
-    have vouched for its disk (R12). Sizes are bytes; `certificate_until_ms`: when its certificate ends.
+    have vouched for its disk (R12). Sizes are bytes, and `disk_total` is 0 when they are not known; `certificate_until_ms`:
+    when the certificate ends that it shows, which may not be the one in its directory.
     """
 
     node: bytes

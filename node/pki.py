@@ -55,15 +55,16 @@ class NodeKey:
     private: Ed25519PrivateKey = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NodeContexts:
     """The three ways in which a node uses TLS: `accept` and `dial` between members, `serve` for clients. `ca_pem`: the CA
-    that they trust."""
+    that they trust; `until_ms`: when the certificate that they show ends, Unix milliseconds, whatever its file holds now."""
 
     accept: ssl.SSLContext
     dial: ssl.SSLContext
     serve: ssl.SSLContext
     ca_pem: str = field(default="", repr=False)
+    until_ms: int = 0
 
 
 # --- secrets as files ----------------------------------------------------------------------------------------------
@@ -197,14 +198,14 @@ def node_contexts(directory: Path, ca_pem: str) -> NodeContexts:
 
     `LocalMisuse` when the certificate is not this network's or not this key's.
     """
-    _check_pair(directory, ca_pem)
+    until_ms = _check_pair(directory, ca_pem)
     accept = _context(ssl.PROTOCOL_TLS_SERVER, directory)
     accept.verify_mode = ssl.CERT_REQUIRED
     accept.load_verify_locations(cadata=ca_pem)
     dial = _context(ssl.PROTOCOL_TLS_CLIENT, directory)
     dial.verify_mode = ssl.CERT_REQUIRED
     dial.load_verify_locations(cadata=ca_pem)
-    return NodeContexts(accept, dial, _context(ssl.PROTOCOL_TLS_SERVER, directory), ca_pem)
+    return NodeContexts(accept, dial, _context(ssl.PROTOCOL_TLS_SERVER, directory), ca_pem, until_ms)
 
 
 def reload_contexts(contexts: NodeContexts, directory: Path) -> None:
@@ -212,9 +213,10 @@ def reload_contexts(contexts: NodeContexts, directory: Path) -> None:
 
     `LocalMisuse`, and nothing changed, when it is not this network's or not this key's.
     """
-    _check_pair(directory, contexts.ca_pem)
+    until_ms = _check_pair(directory, contexts.ca_pem)
     for context in (contexts.accept, contexts.dial, contexts.serve):
         context.load_cert_chain(directory / NODE_CERTIFICATE, directory / NODE_KEY)
+    contexts.until_ms = until_ms
 
 
 def certificate_until_ms(path: Path) -> int:
@@ -274,7 +276,9 @@ def certificate_matches(pem: bytes, where: str, ca_pem: str, node: NodeId) -> No
 def _check_pair(directory: Path, ca_pem: str) -> int:
     """When node.crt ends, Unix milliseconds; `LocalMisuse` unless it is signed by this CA and made for node.key."""
     path = directory / NODE_CERTIFICATE
-    certificate_matches(_read_file(path), str(path), ca_pem, read_node_key(directory).id)
+    pem = _read_file(path)
+    certificate_matches(pem, str(path), ca_pem, read_node_key(directory).id)
+    return _ms(_certificate(pem, str(path)).not_valid_after_utc)
 
 
 def _context(protocol: int, directory: Path) -> ssl.SSLContext:

@@ -33,7 +33,6 @@ from node.marker import MarkerFile
 from node.pki import (
     NODE_CERTIFICATE,
     NodeContexts,
-    certificate_until_ms,
     check_certificate_time,
     node_contexts,
     read_node_key,
@@ -125,7 +124,7 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
                     remember=marker.write,
                     addresses=book.read(),
                     note_addresses=book.write,
-                    certificate_until_ms=lambda: certificate_until_ms(directory / NODE_CERTIFICATE),
+                    certificate_until_ms=lambda: contexts.until_ms,
                     open_files=raise_limit(),
                 )
                 nursery.start_soon(_renew_certificates, contexts, directory)
@@ -134,9 +133,12 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
 
 
 def _disk(database: Path) -> Disk:
-    """The disk of the database, and the size of the database with its write-ahead log."""
-    usage = shutil.disk_usage(database.parent)
-    size = sum(file.stat().st_size for file in database.parent.glob(f"{database.name}*"))
+    """The disk of the database, and the size of the database with its write-ahead log; all 0 when they cannot be looked at."""
+    try:
+        usage = shutil.disk_usage(database.parent)
+        size = sum(file.stat().st_size for file in database.parent.glob(f"{database.name}*"))
+    except OSError:  # a client asks: that the directory was moved, or a file beside the database is gone, ends no node
+        return Disk(0, 0, 0)
     return Disk(usage.free, usage.total, size)
 
 

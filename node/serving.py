@@ -49,7 +49,7 @@ Read = (
 
 
 class Disk(msgspec.Struct, frozen=True):
-    """The file system of the data directory and the database in it, bytes."""
+    """The file system of the data directory and the database in it, bytes; all 0 when that is not known."""
 
     free: int
     total: int

@@ -226,7 +226,9 @@ async def test_a_renewed_certificate_is_shown_in_new_handshakes_and_old_connecti
     renewed = make_node_certificate(*ca, read_node_key(tmp_path).public_key, NOW_MS, 36_500)
     (tmp_path / "node.crt").write_bytes(renewed)
     assert (await shown_by(getattr(contexts, way), contexts.dial))[1] == der(before)
+    assert contexts.until_ms == NOW_MS + 36_499 * DAY_MS
     reload_contexts(contexts, tmp_path)
+    assert contexts.until_ms == NOW_MS + 36_500 * DAY_MS
     assert (await shown_by(getattr(contexts, way), contexts.dial))[1] == der(renewed)
     if way == "accept":  # the dialling side shows the new one too
         other, _ = await shown_by(contexts.accept, contexts.dial)
@@ -249,6 +251,7 @@ async def test_what_is_no_certificate_of_this_node_is_not_loaded(tmp_path: Path)
         with pytest.raises(LocalMisuse, match=r"node\.crt is not"):
             reload_contexts(contexts, tmp_path)
         assert (await shown_by(contexts.accept, contexts.dial))[1] == der(good)
+        assert contexts.until_ms == NOW_MS + 36_500 * DAY_MS
 
 
 # --- secrets ---

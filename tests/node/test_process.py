@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from chain.rows import VoteRow
 from chain.store import CursorRow, SeenRow, commit, create_or_check
 from hopchain import Client, Outcome, Posting, Recorded, Unreachable
 from hopchain.wire import Balance
+from node import process
 from node.config import read_config
-from node.layout import DATABASE, Network, make_network
+from node.layout import DATABASE, Network, make_network, read_genesis
 from node.lock import DataLock
 from node.messages import Accept, Decided, SlotName
 from node.paxos import Ballot
+from node.pki import certificate_until_ms, make_node_certificate, read_node_key
 from node.process import COLLECT_AFTER, now, serve_node, serve_until_signal, settle_collector, view_of
 from node.start import read_start
 from node.turn import FromPeer
@@ -116,6 +119,94 @@ async def test_a_second_node_on_the_directory_is_refused_and_the_first_serves_on
                     await serve_node(directory, config)
                 assert isinstance(await client.balance("mint"), Balance)
                 signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that looks at its certificate all the time."""
+    monkeypatch.setattr(process, "LOOK_AT_CERTIFICATE_S", 0.02)
+
+
+async def wait_logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    with trio.fail_after(30):
+        while True:
+            if text in caplog.text:
+                return
+            await trio.sleep(0.02)  # the node looks at its certificate
+
+
+def tear(certificate: Path) -> None:
+    certificate.write_bytes(certificate.read_bytes()[:100])
+
+
+def lose(certificate: Path) -> None:
+    certificate.unlink()
+
+
+def put_directory(certificate: Path) -> None:
+    certificate.unlink()
+    certificate.mkdir()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("spoil", [tear, lose, put_directory])
+async def test_a_node_whose_certificate_is_spoiled_goes_on_and_tells_when_the_old_one_ends(
+    network: Network, directory: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+) -> None:
+    until_ms = certificate_until_ms(directory / "node.crt")
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_node, directory, read_config(directory))
+            async with client_of(network) as client:
+                await wait_serving(client)
+                spoil(directory / "node.crt")
+                assert (await client.health()).certificate_until_ms == until_ms, "before it was noticed"
+                await wait_logged(caplog, "cannot be used")
+                assert (await client.health()).certificate_until_ms == until_ms
+                signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_node_tells_when_the_certificate_ends_that_it_has_taken_up(
+    network: Network, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    ca, ca_key = read_genesis(directory).ca.encode(), (network.directory / "ca.key").read_bytes()
+    public_key, now_ms = read_node_key(directory).public_key, now().unix_ms
+    path = directory / "node.crt"
+    at_first_ms = certificate_until_ms(path)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_node, directory, read_config(directory))
+            async with client_of(network) as client:
+                await wait_serving(client)
+                path.write_bytes(make_node_certificate(ca, ca_key, public_key, now_ms, 30))
+                await wait_logged(caplog, "it is used from now on")
+                until_ms = certificate_until_ms(path)
+                assert (await client.health()).certificate_until_ms == until_ms < at_first_ms
+                signal.raise_signal(signal.SIGTERM)
+
+
+def move(directory: Path, to: Path) -> None:
+    directory.rename(to)
+
+
+async def test_a_node_whose_disk_cannot_be_looked_at_says_that_it_is_not_known(
+    network: Network, directory: Path
+) -> None:
+    moved = directory.with_name("moved")
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_node, directory, read_config(directory))
+            async with client_of(network) as client:
+                await wait_serving(client)
+                assert (await client.health()).disk_total > 0
+                move(directory, moved)
+                health = await client.health()
+                assert (health.disk_free, health.disk_total, health.database_bytes) == (0, 0, 0)
+                move(moved, directory)
+                assert (await client.health()).disk_total > 0
+                signal.raise_signal(signal.SIGTERM)
 
 
 async def test_files_are_checked_before_a_database_is_made_for_them(network: Network, directory: Path) -> None:
