@@ -90,6 +90,7 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
     genesis = read_genesis(directory)
     key = read_node_key(directory)
     check_certificate_time(directory, now().unix_ms)
+    certificate_ns = _certificate_ns(directory)  # before it is read: what is written from now on is new
     contexts = node_contexts(directory, genesis.ca)  # all files are read before a database is made for them
     network_key = read_network_key(directory)
     view = view_of(genesis)
@@ -127,7 +128,7 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
                     certificate_until_ms=lambda: contexts.until_ms,
                     open_files=raise_limit(),
                 )
-                nursery.start_soon(_renew_certificates, contexts, directory)
+                nursery.start_soon(_renew_certificates, contexts, directory, certificate_ns)
                 await serve_until_signal(RunningNode(config, genesis, key.id, core, ports), config)
                 nursery.cancel_scope.cancel()
 
@@ -142,18 +143,23 @@ def _disk(database: Path) -> Disk:
     return Disk(usage.free, usage.total, size)
 
 
-async def _renew_certificates(contexts: NodeContexts, directory: Path) -> None:
-    """Use a new node.crt as soon as it is there: standing connections go on, the next handshakes show it."""
-    path = directory / NODE_CERTIFICATE
-    before = path.stat().st_mtime_ns
+def _certificate_ns(directory: Path) -> int:
+    """When node.crt was written, nanoseconds."""
+    return (directory / NODE_CERTIFICATE).stat().st_mtime_ns
+
+
+async def _renew_certificates(contexts: NodeContexts, directory: Path, loaded_ns: int) -> None:
+    """Use a new node.crt as soon as it is there: standing connections go on, the next handshakes show it. `loaded_ns`: when
+    the one in `contexts` was written."""
     while True:
         await trio.sleep(LOOK_AT_CERTIFICATE_S)
         try:
-            now = path.stat().st_mtime_ns
-            if now != before:
+            written_ns = _certificate_ns(directory)
+            if written_ns != loaded_ns:
+                check_certificate_time(directory, now().unix_ms)
                 reload_contexts(contexts, directory)
                 log.info("node.crt was replaced: it is used from now on")
-                before = now
+                loaded_ns = written_ns
         except (LocalMisuse, OSError) as error:
             log.warning("node.crt was replaced, but cannot be used: %s", error)
             await trio.sleep(LOOK_AT_CERTIFICATE_S)

@@ -184,7 +184,31 @@ async def test_a_node_tells_when_the_certificate_ends_that_it_has_taken_up(
                 await wait_logged(caplog, "it is used from now on")
                 until_ms = certificate_until_ms(path)
                 assert (await client.health()).certificate_until_ms == until_ms < at_first_ms
+                path.write_bytes(make_node_certificate(ca, ca_key, public_key, NOW_MS, 30))
+                await wait_logged(caplog, "node.crt expired on 2023-12-14")
+                assert (await client.health()).certificate_until_ms == until_ms
                 signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_certificate_that_comes_while_the_database_is_opened_is_taken_up(
+    network: Network, directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    ca, ca_key = read_genesis(directory).ca.encode(), (network.directory / "ca.key").read_bytes()
+    renewed = make_node_certificate(ca, ca_key, read_node_key(directory).public_key, now().unix_ms, 30)
+
+    def open_slowly(path: Path, *, writer: bool) -> sqlite3.Connection:
+        if writer:
+            (directory / "node.crt").write_bytes(renewed)
+        return open_database(path, writer=writer)
+
+    monkeypatch.setattr(process, "open_database", open_slowly)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_node, directory, read_config(directory))
+            await wait_logged(caplog, "it is used from now on")
+            signal.raise_signal(signal.SIGTERM)
 
 
 def move(directory: Path, to: Path) -> None:
