@@ -4,6 +4,8 @@ It is a normal node from the start, first as a guest. So a join that was killed 
 files that are there stay, links that are there are not copied again, and the change that adds the node can be sent twice.
 
     node process starts -> copies links -> its database is verified -> the invitation's change -> member -> active -> runs on
+
+`member add` and `replace` may make it a member before it is verified. It is verified all the same, once (`cli.verified`).
 """
 
 import ipaddress
@@ -30,6 +32,7 @@ from cli.names import add_names
 from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.ports import choose_ports
 from cli.supervisor import LOG_NAME, last_words, node_command, stop
+from cli.verified import verify_copy
 from hopchain import Client, ClientError, Status, Timing, Unreachable
 from hopchain.wire import Health
 from node.config import CONFIG_FILE, read_config
@@ -192,12 +195,12 @@ class _Join:
         around = msgspec.structs.replace(self.network, nodes=(here,))
         async with open_patiently(around, TIMING) as client:
             health = await self._copy(client)
+            await self._verify()
             if self.observer:
                 self._tell("observing", f"observer {self.told} has all links and follows", epoch=health.epoch)
             else:
                 if health.role == "guest":
-                    await self._verify()
-                    health = await self._add(client)
+                    await self._add(client)
                 await self._activate(client)
         if self.exit_after:
             scope.cancel()
@@ -230,34 +233,26 @@ class _Join:
                 await anyio.sleep(LOOK_AGAIN_S)
 
     async def _verify(self) -> None:
-        """Derive everything again from the links that were copied."""
-        from chain.audit import audit
-        from chain.disk import open_database
-        from node.layout import DATABASE
-
-        def check() -> tuple[int, str | None]:
-            conn = open_database(self.data / DATABASE, writer=False)
-            try:
-                report = audit(conn, genesis=self.network.genesis)
-            finally:
-                conn.close()
-            return report.links, None if report.fault is None else str(report.fault)
-
-        links, fault = await anyio.to_thread.run_sync(check)
-        if fault is not None:
+        """Derive everything again from the links that were copied, once. `CommandFailed`, which stops the node, when they do not hold
+        up: others may have made it a member by now, and what it then knows of that may be old."""
+        report = await anyio.to_thread.run_sync(verify_copy, self.data, self.network.genesis, self.id)
+        if report is None:
+            return
+        if report.fault is not None:
             raise CommandFailed(
                 Exit.REJECTED,
                 "corruption",
-                f"the copy in {self.data} does not hold up after {links} links: {fault}. It does not become a member; move "
-                "the directory away and join again with this invitation",
+                f"the copy in {self.data} does not hold up after {counted(report.links, 'link')}: {report.fault}. Its node was "
+                f"stopped; do not start it again. When `hopchain member list` shows it ({self.id.hex()}), replace it; else "
+                "move the directory away and join again with this invitation",
             )
         self._tell(
             "verified",
-            f"verified what is on disk by now: {counted(links, 'link')}; later ones are checked as they come there",
-            links=links,
+            f"verified what is on disk by now: {counted(report.links, 'link')}; later ones are checked as they come there",
+            links=report.links,
         )
 
-    async def _add(self, client: Client) -> Health:
+    async def _add(self, client: Client) -> None:
         """Send the invitation's change to a member, and wait until the node itself knows that it is one."""
         assert self.invitation.change is not None
         members = [(seed.host, seed.client_port) for seed in self.network_seeds()]
@@ -278,7 +273,7 @@ class _Join:
                     self._tell(
                         "member", f"node {self.told} is a member since epoch {seen[1].epoch}", epoch=seen[1].epoch
                     )
-                    return seen[1]
+                    return
                 await anyio.sleep(LOOK_AGAIN_S)
 
     async def _activate(self, client: Client) -> None:

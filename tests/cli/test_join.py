@@ -1,6 +1,8 @@
 """Joining, as far as it can be judged without a node: progress, addresses, what is printed."""
 
+import json
 import os
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,14 +12,16 @@ import pytest
 from chain.disk import open_database
 from chain.errors import LocalMisuse
 from chain.rows import ViewRow
-from chain.store import commit, create_or_check
+from chain.store import CursorRow, commit, create_or_check
 from cli import join
 from cli.copying import CLOSE_LINKS, LEVEL_LINKS, Copied, CopyMeter, most_heard, progress_line
 from cli.join import default_host, removed_in
-from hopchain.wire import PeerStatus, Status
+from cli.verified import VERIFIED_FILE
+from hopchain.wire import PeerStatus, Status, SubmitChange
 from node.invite import load_invite, make_node_directory
 from node.lock import DataLock
 from node.process import view_of
+from routing.keyspace import NodeId
 from routing.view import encode_view, without_member
 from tests.cli.conftest import World
 from tests.cli.test_diagnosis import IDS
@@ -111,6 +115,97 @@ def test_a_node_that_was_removed_is_not_to_be_started_again(world: World, tmp_pa
     assert removed_in(tmp_path / "none", node) == 0
     (tmp_path / "node.db").write_bytes(b"x" * 10_000)
     assert removed_in(tmp_path, node) == 0
+
+
+# --- verifying the copy ---
+
+
+class Joiner:
+    """`hopchain join --exit` of a node that has a complete copy; what it says of itself is what the network's views say of it."""
+
+    def __init__(self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.world = world
+        self.invite = Path(world.json("invite")["invite"])
+        self.invitation = load_invite(self.invite)
+        self.id: bytes = self.invitation.key.id
+        self.data = tmp_path / "new"
+        make_node_directory(self.invitation, self.data, "127.0.0.1", 7400, 7401)
+        self.copy(log_number=7)
+
+        async def seen(join: object, client: object) -> object:
+            return status(1, 1), world.membership.health(self.id)
+
+        monkeypatch.setattr("cli.join._Join._seen", seen)
+        monkeypatch.setattr("cli.join.node_command", lambda data: [sys.executable, "-c", "import time; time.sleep(60)"])
+
+    def copy(self, log_number: int) -> None:
+        """Have the database made, anew when one is there."""
+        for path in self.data.glob("node.db*"):
+            path.unlink()
+        first = view_of(self.world.ledger.genesis)
+        conn = open_database(self.data / "node.db", writer=True)
+        create_or_check(conn, self.world.ledger.genesis, self.id, (first.hash, encode_view(first)))
+        commit(conn, [CursorRow(self.id, log_number)])
+        conn.close()
+
+    def damage(self) -> None:
+        conn = open_database(self.data / "node.db", writer=True)
+        conn.execute("UPDATE cursors SET checksum = x'00'")
+        conn.close()
+
+    def is_added(self) -> None:
+        """`member add` or `replace` made it a member."""
+        change = self.invitation.change
+        assert change is not None
+        self.world.membership.change(SubmitChange(change.raw, change.signature, 1_000), self.world.nodes[0].id)
+
+    def stages(self, *words: str) -> list[str]:
+        """What a run tells of."""
+        shown = self.world.run("join", str(self.invite), "--data", str(self.data), "--exit", "--json", *words).stdout
+        return [json.loads(line)["event"] for line in shown.splitlines()]
+
+
+@pytest.fixture
+def joiner(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Joiner:
+    return Joiner(world, tmp_path, monkeypatch)
+
+
+def test_a_guest_is_verified_before_it_becomes_a_member(joiner: Joiner) -> None:
+    assert joiner.stages() == ["started", "progress", "verified", "member", "active", "ended"]
+
+
+def test_a_node_that_others_made_a_member_meanwhile_is_verified(joiner: Joiner) -> None:
+    joiner.is_added()
+    assert joiner.stages() == ["started", "progress", "verified", "active", "ended"]
+
+
+def test_an_observer_is_verified(joiner: Joiner) -> None:
+    """Its invitation may make it a member later."""
+    assert joiner.stages("--observer") == ["started", "progress", "verified", "observing", "ended"]
+
+
+def test_a_database_is_verified_once(joiner: Joiner) -> None:
+    assert "verified" in joiner.stages()
+    assert joiner.stages() == ["started", "progress", "active", "ended"]
+    joiner.copy(log_number=8)
+    assert "verified" in joiner.stages()
+    (joiner.data / VERIFIED_FILE).unlink()
+    (joiner.data / VERIFIED_FILE).mkdir()
+    assert "verified" in joiner.stages(), "where that cannot be noted it is done again"
+
+
+@pytest.mark.parametrize("member", [False, True])
+def test_a_damaged_copy_stops_its_node_each_time(joiner: Joiner, member: bool) -> None:
+    if member:
+        joiner.is_added()
+    joiner.damage()
+    for _ in range(2):
+        done = joiner.world.run("join", str(joiner.invite), "--data", str(joiner.data), code=1)
+        assert "does not hold up after 0 links: cursors row" in done.stderr
+        assert f"When `hopchain member list` shows it ({joiner.id.hex()}), replace it" in done.stderr
+        assert "verified" not in done.stdout and "active" not in done.stdout
+    assert joiner.world.membership.newest.is_member(NodeId(joiner.id)) is member
+    assert not (joiner.data / VERIFIED_FILE).exists()
 
 
 @pytest.mark.parametrize("words", [("join", "--data", "data"), ("member", "add"), ("replace", "node-2", "--with")])
