@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 
 import anyio
 import anyio.abc
+import anyio.from_thread
 import click
 import msgspec
 
@@ -235,7 +236,13 @@ class _Join:
     async def _verify(self) -> None:
         """Derive everything again from the links that were copied, once. `CommandFailed`, which stops the node, when they do not hold
         up: others may have made it a member by now, and what it then knows of that may be old."""
-        report = await anyio.to_thread.run_sync(verify_copy, self.data, self.network.genesis, self.id)
+        report = await anyio.to_thread.run_sync(
+            verify_copy,
+            self.data,
+            self.network.genesis,
+            self.id,
+            anyio.from_thread.check_cancelled,  # millions of links take minutes
+        )
         if report is None:
             return
         if report.fault is not None:

@@ -3,16 +3,19 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from threading import Event
 
 import msgspec
 import pytest
 
+from chain.audit import AuditReport
 from chain.disk import open_database
 from chain.errors import LocalMisuse
 from chain.rows import ViewRow
-from chain.store import CursorRow, commit, create_or_check
+from chain.store import CursorRow, commit, create_or_check, load_cursors
 from cli import join
 from cli.copying import CLOSE_LINKS, LEVEL_LINKS, Copied, CopyMeter, most_heard, progress_line
 from cli.join import default_host, removed_in
@@ -21,6 +24,7 @@ from hopchain.wire import PeerStatus, Status, SubmitChange
 from node.invite import load_invite, make_node_directory
 from node.lock import DataLock
 from node.process import view_of
+from node.pulling import log_name
 from routing.keyspace import NodeId
 from routing.view import encode_view, without_member
 from tests.cli.conftest import World
@@ -119,6 +123,8 @@ def test_a_node_that_was_removed_is_not_to_be_started_again(world: World, tmp_pa
 
 # --- verifying the copy ---
 
+LINKS = 1_000  # of an audit that takes ten seconds
+
 
 class Joiner:
     """`hopchain join --exit` of a node that has a complete copy; what it says of itself is what the network's views say of it."""
@@ -146,6 +152,13 @@ class Joiner:
         conn = open_database(self.data / "node.db", writer=True)
         create_or_check(conn, self.world.ledger.genesis, self.id, (first.hash, encode_view(first)))
         commit(conn, [CursorRow(self.id, log_number)])
+        conn.close()
+
+    def is_restarted(self, log_number: int) -> None:
+        """Another process has begun another log, as the last one went until then."""
+        conn = open_database(self.data / "node.db", writer=True)
+        last = next(row.seq for row in load_cursors(conn) if row.peer == self.id)
+        commit(conn, [CursorRow(self.id, log_number), CursorRow(log_name(NodeId(self.id), last), 1)])
         conn.close()
 
     def damage(self) -> None:
@@ -187,11 +200,32 @@ def test_an_observer_is_verified(joiner: Joiner) -> None:
 def test_a_database_is_verified_once(joiner: Joiner) -> None:
     assert "verified" in joiner.stages()
     assert joiner.stages() == ["started", "progress", "active", "ended"]
+    joiner.is_restarted(log_number=9)
+    assert joiner.stages() == ["started", "progress", "active", "ended"]
     joiner.copy(log_number=8)
     assert "verified" in joiner.stages()
     (joiner.data / VERIFIED_FILE).unlink()
     (joiner.data / VERIFIED_FILE).mkdir()
     assert "verified" in joiner.stages(), "where that cannot be noted it is done again"
+
+
+def test_verifying_ends_when_the_join_does(joiner: Joiner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here its node ends first."""
+    done = 0
+
+    def long_audit(
+        conn: object, *, genesis: object, progress: Callable[[int, int], None] = lambda _done, _total: None
+    ) -> AuditReport:
+        nonlocal done
+        for done in range(LINKS):
+            progress(done, LINKS)
+            Event().wait(0.01)
+        return AuditReport(LINKS, 0, 0, 0, None)
+
+    monkeypatch.setattr("chain.audit.audit", long_audit)
+    monkeypatch.setattr("cli.join.node_command", lambda data: ["sleep", "0.5"])
+    assert joiner.stages() == ["started", "progress", "ended"]
+    assert done < LINKS - 1 and not (joiner.data / VERIFIED_FILE).exists()
 
 
 @pytest.mark.parametrize("member", [False, True])

@@ -56,7 +56,7 @@ def test_a_node_that_is_far_behind_is_sent_every_link_about_once(monkeypatch: py
     assert world.run_until(lambda: world.core(away).replica.count >= there - 64, 5)
     assert not asked, "the log brings it"
     assert world.run_until(lambda: world.core(away).replica.count >= there, 5)
-    assert lacked <= len(sent) < 1.2 * lacked
+    assert 0.95 * lacked <= len(sent) < 1.2 * lacked, "a few are decided only now, and told"
     world.run(20)
     world.assert_equal_replicas()
 
