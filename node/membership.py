@@ -66,7 +66,7 @@ class _Waiting(msgspec.Struct):
     change: Change
     deadline: float
     since: float
-    proposed: bool = False  # as the next view, in this epoch: it may be made, whatever is judged now
+    proposed: bool = False  # as the next view, in this epoch, by whomever: it may be made, whatever is judged now
     barred: bool = False  # it must not be proposed, by what was known in this turn (`_look_at`)
     confirmed: bool = False  # a majority of the members knew no later view after it was admitted
     waits_for: str = "it was not looked at yet"
@@ -95,6 +95,7 @@ class Membership:
         self.hooks: list[Callable[[Turn], None]] = []
         self._checked: tuple[bytes, View] | None = None  # found good last: the same one comes in many messages
         self._vote: Vote[bytes] | None = None
+        self._voted: View | None = None  # the one that `_vote` is for
         self._stuck_at = now + STUCK_S
         self._proposer: Proposer[bytes] | None = None
         self._own: View | None = None  # what this node wants to be next
@@ -112,6 +113,7 @@ class Membership:
             if not row.account and row.slot == self_.view.hash:
                 accepted = _ballot(row.accepted) if row.accepted is not None else None
                 self._vote = Vote(_ballot(row.promised), accepted, row.link)
+                self._voted = decode_view(row.link) if row.link is not None else None
 
     def __len__(self) -> int:
         """Changes that wait for an answer."""
@@ -210,7 +212,7 @@ class Membership:
         self.views.append(view)
         self._self.view = view
         self._self.counters["views_installed"] += 1
-        self._vote = self._proposer = self._own = None
+        self._vote = self._voted = self._proposer = self._own = None
         self._attempt, self._lowest_round, self._wake_at = 0, 1, turn.now.mono
         self._changed = self._changed_regions()
         self._settled = self._lingered = False
@@ -266,6 +268,8 @@ class Membership:
 
     def _keep(self, turn: Turn, result: Vote[bytes] | Refusal) -> Vote[bytes] | Refusal:
         if isinstance(result, Vote) and result is not self._vote:
+            if result.value is not None and (self._vote is None or result.value != self._vote.value):
+                self._voted = decode_view(result.value)
             self._vote = result
             self._stuck_at = turn.now.mono + STUCK_S * (1 + self._self.rng.random())
             view = self._self.view
@@ -366,7 +370,8 @@ class Membership:
     # --- changes ---
 
     def on_change(self, turn: Turn, event: ClientChange) -> None:
-        """Admit a change, or say why not. What is said in `Refused` happened nowhere."""
+        """Admit a change, or say why not. `Refused` begins nothing; what is judged later (`_look_at`) is `Refused` only while this
+        node has not voted for such a view and proposes none: what others did, a node cannot know."""
         submit = event.submit
         signed = SignedChange(submit.raw, submit.signature)
         try:
@@ -395,13 +400,15 @@ class Membership:
                 f"node {short(change.node_id)} was removed in epoch {self.removed_epoch(change.node_id)}: ids do not come "
                 "back; make a new invitation and join under a new id",
             )
-        elif self._wake_at <= turn.now.mono:
-            refused = self._refuse(waiting, turn.now)
-            waiting.barred = refused is not None
-            if refused is not None:
-                waiting.waits_for = refused.reason
-                if not waiting.proposed:
-                    return refused
+        else:
+            waiting.proposed = waiting.proposed or self._may_be_made(change)
+            if self._wake_at <= turn.now.mono:
+                refused = self._refuse(waiting, turn.now)
+                waiting.barred = refused is not None
+                if refused is not None:
+                    waiting.waits_for = f"it was proposed and may be made, though now it would not be: {refused.reason}"
+                    if not waiting.proposed:
+                        return refused
         if waiting.deadline > turn.now.mono:
             return None
         reason = f"{waiting.waits_for}; look at `hopchain member list` and send it again"
@@ -412,6 +419,13 @@ class Membership:
     def _holds(self, change: Change) -> bool:
         """True when the newest view here is as the change asks."""
         return self._self.view.is_member(change.node_id) == (change.action is ChangeAction.ADD)
+
+    def _may_be_made(self, change: Change) -> bool:
+        """True when a view that this node voted for, or proposes, is as the change asks: whoever asked for it, and whatever has
+        become of that one, a majority may vote for it yet (R1)."""
+        proposed = self._own if self._proposer is not None else None
+        wanted = change.action is ChangeAction.ADD
+        return any(view is not None and view.is_member(change.node_id) == wanted for view in (self._voted, proposed))
 
     def _is_certain(self, waiting: _Waiting) -> bool:
         """A node that lags must not say that a change holds which a later view has taken back. A removal is final."""

@@ -353,6 +353,52 @@ def test_a_change_that_was_proposed_in_this_epoch_and_is_not_fit_any_more_may_st
     assert set(world.epochs()) == {1}
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_change_that_this_node_voted_for_is_not_refused_though_its_proposer_is_dead(*, restart: bool) -> None:
+    """It is not fit any more: one of two would be alive. The vote is on the disk, and is finished a second later (R1, R4)."""
+    world = grown(3, 3)
+    proposer, voter, leaver = world.ids
+    world.lose = lambda source, target, message: isinstance(message, ViewAccepted)
+    world.change(proposer, REMOVE, leaver)
+    rows = "SELECT count(*) FROM votes WHERE account = '' AND link IS NOT NULL"
+    assert world.run_until(lambda: world.nodes[voter].conn.execute(rows).fetchone()[0] == 1, 2)
+    world.crash(proposer)
+    world.heal()
+    if restart:
+        world.crash(voter)
+        world.start(voter)
+    asked = world.change(voter, REMOVE, leaver, timeout_s=5)
+    world.run(0.2)
+    assert asked.answer is None
+    assert world.core(voter).view.epoch == 1
+    answer = world.answer_of(asked)
+    assert isinstance(answer, Unknown), answer
+    assert world.core(voter).view.epoch == 2, "made, and not ACTIVE without the dead one"
+    world.start(proposer)
+    changed(world.remove(voter, leaver), 2, member=False)
+    at_rest(world, 2)
+
+
+def test_whoever_asks_for_what_this_node_proposes_already_is_not_refused() -> None:
+    """The first asked while the guest was there; the second asks when it is gone, and the ballot goes on."""
+    world = grown(4, 3)
+    (guest,) = world.guests
+    here = world.view.ids[0]
+    world.lose = lambda source, target, message: source == here and isinstance(message, ViewPrepare)
+    first = world.change(here, ADD, guest, timeout_s=20)
+    world.run(0.1)
+    world.crash(guest)
+    world.run(1.0)
+    second = world.change(here, ADD, guest, timeout_s=1)
+    answer = world.answer_of(second)
+    assert isinstance(answer, Unknown), answer
+    assert first.answer is None
+    world.heal()
+    assert world.run_until(lambda: set(world.epochs()) == {2}, 5), "it is made"
+    world.start(guest)
+    changed(world.answer_of(first), 2, member=True)
+
+
 def test_the_last_member_stays() -> None:
     world = grown(1, 1)
     answer = world.remove(world.ids[0], world.ids[0])
@@ -377,7 +423,8 @@ def test_changes_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for other in others:
         world.crash(other)
     world.run(0.5)
-    asked = [world.change(here, REMOVE, others[0], force=True, timeout_s=3) for _ in range(3)]
+    gone = [others[0], others[1], others[0]]
+    asked = [world.change(here, REMOVE, node, force=True, timeout_s=3) for node in gone]
     answers = [world.answer_of(each) for each in asked]
     assert [getattr(answer, "code", "unknown") for answer in answers] == ["unknown", "not_in_time", "busy"]
     assert isinstance(answers[0], Unknown)
