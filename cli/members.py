@@ -16,7 +16,7 @@ from chain.errors import LocalMisuse
 from chain.genesis import Genesis
 from cli.home import SHORT_ID, KnownNode, Network
 from cli.output import CommandFailed, Exit
-from hopchain import Client, ClientError, Refused, RemoteFault, Timing, Unreachable
+from hopchain import Client, ClientError, Refused, RemoteFault, Timing, Unknown, Unreachable
 from hopchain.change import SignedChange
 from hopchain.wire import Changed, Health, MemberLine, ViewLine
 from routing.regions import group_ranges
@@ -28,6 +28,9 @@ LOOK_TIMING: Final = Timing(dial_s=2.0, read_s=4.0)  # a node that needs longer 
 LOOK_AGAIN_S: Final = 0.3
 MAX_ROUNDS: Final = 4  # of asking nodes that others told of: each finds those whom the last one knew
 CHANGE_TRY_S: Final = 10.0  # for one node's answer to a change, before another is asked
+MAY_BE_MADE: Final = (
+    "it may still be made: the same command again goes on with it, `hopchain member list` shows the members"
+)
 
 
 class Picture(msgspec.Struct, frozen=True):
@@ -246,9 +249,11 @@ async def submit_change(
 ) -> Changed:
     """Have the change made: ask node after node, again and again, which is safe. `on_wait` is told why it is not made yet.
 
-    Raises `CommandFailed`: refused for good, or not made within `timeout_s` (then it may still be made).
+    Raises `CommandFailed`: refused for good, or not made within `timeout_s` (then it may still be made). A refusal says what one
+    node knows: after an `Unknown`, from whichever node, the change may still be made, too.
     """
     why = "no node can be asked"
+    doubt = ""  # of the last node that does not know what became of it
     deadline = anyio.current_time() + timeout_s
     while True:
         for host, port in addresses():
@@ -262,14 +267,18 @@ async def submit_change(
             if isinstance(answer, Changed):
                 return answer
             if isinstance(answer, Refused):
-                raise CommandFailed(Exit.REJECTED, answer.code, f"{host}:{port} refused the change: {answer.reason}")
+                refused = f"{host}:{port} refused the change: {answer.reason}"
+                if doubt:
+                    raise CommandFailed(Exit.UNREACHABLE, "unknown", f"{refused}. But {doubt}; {MAY_BE_MADE}")
+                raise CommandFailed(Exit.REJECTED, answer.code, refused)
             why = f"{host}:{port}: {answer.reason}"
+            if isinstance(answer, Unknown):
+                doubt = f"{host}:{port} was asked before and does not know what became of it ({answer.reason})"
         if anyio.current_time() >= deadline:
             raise CommandFailed(
                 Exit.UNREACHABLE,
                 "unknown",
-                f"the change was not confirmed within {timeout_s:g} s ({why}); it may still be made: the same command again "
-                "goes on with it, `hopchain member list` shows the members",
+                f"the change was not confirmed within {timeout_s:g} s ({why}); {MAY_BE_MADE}",
             )
         on_wait(why)
         await anyio.sleep(LOOK_AGAIN_S)

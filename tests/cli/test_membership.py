@@ -27,7 +27,7 @@ from tests.cli.conftest import TIME_MS, Cli, World, context_of
 from tests.cli.test_commands import documented
 from tests.cli.test_diagnosis import health
 from tests.cli.test_join import EMPTY
-from tests.hopchain.fake_node import FakeNode
+from tests.hopchain.fake_node import Drop, FakeNode
 from tests.hopchain.membership import NOW_MS
 
 DAY_MS = 86_400_000
@@ -351,6 +351,29 @@ def test_a_refusal_is_final_and_told(world: World) -> None:
         )
     refused = world.json("member", "remove", "node-2", code=1)
     assert (refused["error"], "no more today" in refused["message"]) == ("quota", True)
+
+
+@pytest.mark.parametrize("first", ["says so", "is lost"])
+def test_a_refusal_is_not_final_when_another_node_does_not_know(world: World, first: str) -> None:
+    """The first may have proposed it, and the second know nothing of that."""
+    one, two = world.nodes
+
+    def unsure(call: wire.CallBody) -> wire.Unknown | Drop | None:
+        if not isinstance(call, wire.SubmitChange):
+            return None
+        return wire.Unknown(change_id(call.raw), "no majority") if first == "says so" else Drop()
+
+    one.fault = unsure
+    two.fault = lambda call: wire.Refused("unsafe", "too few") if isinstance(call, wire.SubmitChange) else None
+    refused = world.json("member", "remove", "node-2", code=3)
+    assert refused["error"] == "unknown"
+    for said in (
+        f":{one.port} was asked before",
+        f":{two.port} refused the change: too few",
+        "the same command again goes on",
+    ):
+        assert said in refused["message"], refused
+    assert ("no majority" in refused["message"]) == (first == "says so")
 
 
 def test_a_change_that_is_never_made_ends_with_what_to_do(world: World) -> None:
