@@ -68,6 +68,8 @@ class _Waiting(msgspec.Struct):
     since: float
     proposed: bool = False  # as the next view, in this epoch, by whomever: it may be made, whatever is judged now
     barred: bool = False  # it must not be proposed, by what was known in this turn (`_look_at`)
+    judged: bool = False  # `unfit` is right for this view and for the members that live now
+    unfit: Refused | None = None
     confirmed: bool = False  # a majority of the members knew no later view after it was admitted
     waits_for: str = "it was not looked at yet"
 
@@ -104,6 +106,7 @@ class Membership:
         self._attempt = 0
         self._lowest_round = 1
         self._waiting: list[_Waiting] = []
+        self._living: frozenset[NodeId] = frozenset()  # the members that could be reached when changes were judged last
         self._changed: tuple[Region, ...] = self._changed_regions()
         self._settled = False
         self._linger_until: float | None = None  # set once it is settled
@@ -218,7 +221,9 @@ class Membership:
         self._settled = self._lingered = False
         self._linger_until = None
         for waiting in self._waiting:
-            waiting.proposed = False  # what was proposed as the view of this epoch is made now, or never
+            waiting.proposed = waiting.judged = (
+                False  # what was proposed as the view of this epoch is made now, or never
+            )
         self._syncing.install(turn, before, view)
         for hook in self.hooks:
             hook(turn)
@@ -402,7 +407,9 @@ class Membership:
             )
         else:
             waiting.proposed = waiting.proposed or self._may_be_made(change)
-            if self._wake_at <= turn.now.mono:
+            if self._self.is_member and not self._identity.verified:  # it may lag, and proposes nothing
+                waiting.waits_for = f"node {short(self._self.id)} does not vote now: `hopchain doctor` says why"
+            elif self._wake_at <= turn.now.mono:
                 refused = self._refuse(waiting, turn.now)
                 waiting.barred = refused is not None
                 if refused is not None:
@@ -444,41 +451,61 @@ class Membership:
         if not self._self.is_member:
             reason = f"node {short(self._self.id)} is no member; send the change to one"
             return NotStarted(waiting.id, "not_member", reason)
-        try:
-            after = self._after(change, now)
-            group_ranges(after)
-        except RoutingMisuse as error:
-            return Refused("impossible", str(error))
-        return None if change.force else self._refuse_unsafe(waiting, after, now)
+        if change.action is ChangeAction.ADD and not change.force:
+            absent = self._refuse_absent(waiting, now)
+            if absent is not None:
+                return absent
+        if not waiting.judged:
+            waiting.judged, waiting.unfit = True, self._judge(change, now)
+        return waiting.unfit
 
-    def _refuse_unsafe(self, waiting: _Waiting, after: View, now: Now) -> Refused | NotStarted | None:
-        view, change = self._self.view, waiting.change
-        node = change.node_id
-        if change.action is ChangeAction.ADD:
-            if not self._peers.alive(node, now):
-                return NotStarted(
-                    waiting.id,
-                    "not_connected",
-                    f"node {short(node)} is not connected to node {short(self._self.id)}: start it with `hopchain join`",
-                )
-            behind = self._replica.count - self._peers.links(node)
-            if behind > MAX_BEHIND:
-                return NotStarted(
-                    waiting.id, "behind", f"node {short(node)} lacks {behind} links: add it when it has copied them"
-                )
-        alive = {member for member in {*view.ids, *after.ids} if self._peers.alive(member, now)}
-        lost = without_majority({group for _, group in group_ranges(view)}, alive)
-        dead = without_majority({frozenset(after.ids), *(group for _, group in group_ranges(after))}, alive)
-        if (lost or dead) and not is_undo(self.views, after):
-            here = sum(member in alive for member in after.ids)
-            return Refused(
-                "unsafe",
-                f"{here} of the {len(after.ids)} members of the next view can be reached; {lost} groups of now have no "
-                f"majority of living members, so what only the others know would be lost, and {dead} groups of the next view "
-                "have none: their accounts could not pay, and no other change could follow until enough of them are back. "
-                "Start them first, or force it",
+    def _refuse_absent(self, waiting: _Waiting, now: Now) -> NotStarted | None:
+        node = waiting.change.node_id
+        if not self._peers.alive(node, now):
+            return NotStarted(
+                waiting.id,
+                "not_connected",
+                f"node {short(node)} is not connected to node {short(self._self.id)}: start it with `hopchain join`",
+            )
+        behind = self._replica.count - self._peers.links(node)
+        if behind > MAX_BEHIND:
+            return NotStarted(
+                waiting.id, "behind", f"node {short(node)} lacks {behind} links: add it when it has copied them"
             )
         return None
+
+    def _judge(self, change: Change, now: Now) -> Refused | None:
+        """What the groups of now and of the next view say, with the members that live; a node to be added is connected. It takes
+        0.2 s at 600 members, and follows from the view, the change and `_living` alone."""
+        view = self._self.view
+        try:
+            after = self._after(change, now)
+            groups = {frozenset(after.ids), *(group for _, group in group_ranges(after))}
+        except RoutingMisuse as error:
+            return Refused("impossible", str(error))
+        if change.force or is_undo(self.views, after):
+            return None
+        alive = self._living | {change.node_id} if change.action is ChangeAction.ADD else self._living
+        lost = without_majority({group for _, group in group_ranges(view)}, alive)
+        dead = without_majority(groups, alive)
+        if not lost and not dead:
+            return None
+        here = sum(member in alive for member in after.ids)
+        return Refused(
+            "unsafe",
+            f"{here} of the {len(after.ids)} members of the next view can be reached; {lost} groups of now have no "
+            f"majority of living members, so what only the others know would be lost, and {dead} groups of the next view "
+            "have none: their accounts could not pay, and no other change could follow until enough of them are back. "
+            "Start them first, or force it",
+        )
+
+    def _look_around(self, now: Now) -> None:
+        """Which members live decides which changes are fit: when others do than the last time, all are judged anew."""
+        living = frozenset(member for member in self._self.view.ids if self._peers.alive(member, now))
+        if living != self._living:
+            self._living = living
+            for waiting in self._waiting:
+                waiting.judged = False
 
     def _after(self, change: Change, now: Now) -> View:
         view, me = self._self.view, self._self.id
@@ -533,6 +560,8 @@ class Membership:
     def tick(self, turn: Turn) -> None:
         """Answer changes, begin the next, send again what was not answered, finish what its proposer left behind."""
         now = turn.now.mono
+        if self._waiting and self._may_propose and self._wake_at <= now:
+            self._look_around(turn.now)
         for waiting in list(self._waiting):
             answer = self._look_at(turn, waiting)
             if answer is not None:

@@ -199,6 +199,63 @@ def test_the_next_view_waits_until_this_one_is_active() -> None:
     at_rest(world, 3)
 
 
+def count_groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epochs of the views whose groups are worked out to judge a change, which takes 0.1 s each at 600 members."""
+    seen: list[int] = []
+
+    def counted(view: View) -> tuple[regions.GroupRange, ...]:
+        seen.append(view.epoch)
+        return group_ranges(view)
+
+    monkeypatch.setattr(membership, "group_ranges", counted)
+    return seen
+
+
+def test_a_change_that_waits_is_judged_once_for_each_set_of_living_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R9. It may wait long until the last view is ACTIVE, and is looked at 20 times a second."""
+    world = grown(7, 5)
+    first, second = world.guests
+    here, *others = world.view.ids
+    world.lose = lambda source, target, message: isinstance(message, SyncPart)
+    world.change(here, ADD, first, timeout_s=60)
+    assert world.run_until(lambda: set(world.epochs()) == {2}, 5)
+    seen = count_groups(monkeypatch)
+    asked = world.change(here, ADD, second, timeout_s=60)
+    world.run(5.0)
+    assert sorted(seen) == [2, 3]
+    world.crash(first)
+    world.run(5.0)
+    assert sorted(seen) == [2, 2, 3, 3], "it is judged anew"
+    assert asked.answer is None
+    for node in others[:3]:
+        world.crash(node)
+    assert code(world.answer_of(asked)) == "unsafe"
+
+
+def test_a_member_that_does_not_vote_judges_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has restarted and lags, so it would judge by a view that is no longer the last; and it proposes nothing (design R12)."""
+    world = grown(4, 3)
+    (guest,) = world.guests
+    lagging, here, there = world.view.ids
+    world.lose = lambda source, target, message: target == lagging and isinstance(message, Views)
+    changed(world.add(here, guest), 2, member=True)
+    world.crash(lagging)
+    world.start(lagging)
+    world.run(2.0)
+    assert world.core(lagging).view.epoch == 1
+    assert not world.core(lagging).identity.verified
+    seen = count_groups(monkeypatch)
+    world.crash(there)
+    world.run(3.0)
+    answer = world.answer_of(world.change(lagging, REMOVE, here, timeout_s=3))
+    assert code(answer) == "not_in_time", "two of four: it cannot say that this is unsafe"
+    assert "does not vote" in str(answer)
+    assert not seen
+    world.start(there)
+    world.heal()
+    changed(world.remove(lagging, there), 3, member=False)
+
+
 def test_a_lagging_member_does_not_take_an_old_view_for_the_newest() -> None:
     """It knows nothing of the addition, so a removal looks as if it was made already: it asks a majority first."""
     world = grown(4, 3)
