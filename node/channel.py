@@ -1,6 +1,7 @@
 """One framed stream with a bounded queue of what is to be sent; under both the peers' and the clients' connections.
 
 * Receiving is back-pressure: the next frame is read when the handler of the last one has returned.
+* Who shares a `Pace` shares the thread: frames that need not wait are handled for BURST_S, then others run.
 * Sending never waits: `send_nowait` queues up to `queue_bytes` and says False beyond. One task writes; what has
   queued up meanwhile goes out in one piece.
 * `stop(code, text)` ends it from anywhere; the first reason counts. `dismiss(fault)` does so with a word to the other side.
@@ -34,6 +35,7 @@ MAX_HANDSHAKES: Final = (
     256  # at once on one port (`Strangers`), a descriptor and some 50 KiB each; more wait in the kernel's backlog
 )
 PATIENCE_S: Final = 0.5  # in which a busy node does so many handshakes
+BURST_S: Final = 0.0002  # of one channel's frames: a few calls; the way through the scheduler costs 5 us
 ACCEPT_RETRY_S: Final = 0.1  # out of descriptors: give others time to close theirs
 
 
@@ -66,9 +68,23 @@ class TcpNetwork:
         return await trio.open_tcp_stream(host, port)
 
 
+class Pace:
+    """For channels that others must not wait for, however many they are. Who has had BURST_S waits in one line with all the
+    others of whom that is true, and from there one goes on in each pass of the scheduler. Without the line each would go on
+    in each pass, and whoever needs several, as a payment does, would wait for all of them each time."""
+
+    def __init__(self) -> None:
+        self._line = trio.StrictFIFOLock()
+
+    async def wait_turn(self) -> None:
+        """Let all others run that can, and those go first that came to the line before."""
+        async with self._line:
+            pass  # to take it is to let others run
+
+
 class Channel:
     """Frames over one stream. `frame_limit` bytes each way in one frame, `queue_bytes` unsent at most. `on_more`: it holds some
-    STEP_BYTES more than before."""
+    STEP_BYTES more than before. Without a `pace`, frames that have arrived together are handled one after the other."""
 
     def __init__(
         self,
@@ -77,6 +93,7 @@ class Channel:
         frame_limit: int,
         queue_bytes: int,
         on_more: Callable[[], None] = lambda: None,
+        pace: Pace | None = None,
     ) -> None:
         assert queue_bytes >= HEADER_BYTES + frame_limit, (queue_bytes, frame_limit)
         self._stream = stream
@@ -84,6 +101,7 @@ class Channel:
         self._frame_limit = frame_limit
         self._queue_bytes = queue_bytes
         self._on_more = on_more
+        self._pace = pace
         self._steps = 0  # that it held when it was looked at last
         self._outbox: deque[bytes] = deque()
         self._queued = 0
@@ -204,8 +222,16 @@ class Channel:
     ) -> None:
         try:
             with self._listening:
+                spent_s = (
+                    0.0  # on frames, since others were let run for it; waiting counts, too: that is not told apart
+                )
                 while (payload := await self.receive()) is not None:
+                    began = trio.current_time()
                     await on_frame(payload)
+                    spent_s += trio.current_time() - began
+                    if self._pace is not None and spent_s >= BURST_S:
+                        spent_s = 0.0
+                        await self._pace.wait_turn()
             if self._fault is not None:
                 raise self._fault
         except RemoteFault as fault:

@@ -26,6 +26,7 @@ from node.channel import (
     MAX_HANDSHAKES,
     Channel,
     Network,
+    Pace,
     Strangers,
     TcpNetwork,
     WarnOnce,
@@ -118,6 +119,7 @@ class ClientServer:
         self._sessions: set[Session] = set()
         self._numbers = 0
         self._strangers = Strangers(max_handshakes)
+        self._pace = Pace()
         self._scope = trio.CancelScope()
         self._running = False
         self._finished = trio.Event()
@@ -179,6 +181,7 @@ class ClientServer:
                     frame_limit=wire.MAX_CLIENT_FRAME_BYTES,
                     queue_bytes=self._queue_bytes,
                     on_more=self._weigh,
+                    pace=self._pace,
                 )
                 closing = channel
                 session = await self._hear(channel, remote)

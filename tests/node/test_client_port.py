@@ -2,6 +2,7 @@
 
 import random
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from hopchain import connection, wire
 from hopchain.connection import ConnectionFailed, client_context, connect
 from hopchain.framing import frame
 from node import client_port
-from node.channel import CLOSE_S, FLUSH_S, HANDSHAKE_S, MAX_HANDSHAKES, PATIENCE_S, Channel, Strangers, origin
+from node.channel import BURST_S, CLOSE_S, FLUSH_S, HANDSHAKE_S, MAX_HANDSHAKES, PATIENCE_S, Channel, Strangers, origin
 from node.client_port import CLIENT_QUEUE_BYTES, HELD_BYTES, IDLE_S, ClientServer, Session
 from node.layout import Network
 from node.tls import start_tls
@@ -244,6 +245,35 @@ async def test_sessions_are_numbered_counted_and_closed_once(
         assert await second.receive() is None
     assert echo.closed == [1, 2]
     assert echo.server.counters["closed.drained"] == 1
+
+
+@pytest.mark.parametrize("greedy", [1, 8])
+async def test_frames_that_arrive_together_let_others_run(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, mock_clock: MockClock, greedy: int
+) -> None:
+    """However many connections send them, of frames that are answered without waiting about BURST_S go before all others run."""
+    echo = Echo(node, network)
+    calls, burst = 200, 4
+
+    def work(session: Session, payload: bytes) -> None:
+        mock_clock.jump(1.01 * BURST_S / burst)
+
+    async with serving(echo):
+        channels = [await enter(network, tls, node) for _ in range(greedy)]
+        await trio.testing.wait_all_tasks_blocked()
+        echo.handle = work
+        for channel in channels:
+            await channel._stream.send_all(frame(bytes(8)) * calls)
+        between: list[int] = []
+        while len(echo.seen) < greedy * calls:
+            before = len(echo.seen)
+            await trio.lowlevel.checkpoint()
+            between.append(len(echo.seen) - before)
+        begin, on = between[:5], between[5:]  # between two runs of this task are one or two passes of the scheduler
+        assert max(begin) <= 2 * burst * greedy, "all of them begin in one pass"
+        assert max(on) <= 2 * burst, "one of them goes on in each"
+        middle = Counter(session.number for session in echo.sessions[greedy * calls // 4 : greedy * calls // 2])
+        assert len(middle) == greedy and max(middle.values()) - min(middle.values()) <= 2 * burst, "each has its turn"
 
 
 async def test_the_handler_is_back_pressure(
