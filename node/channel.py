@@ -275,12 +275,19 @@ class Channel:
 class Strangers:
     """Connections whose handshake is not over, at most `most` of them. More wait until one is; but who is not done after
     PATIENCE_S may lose its place to them: the oldest, of the address that has most. So who connects and says nothing, or speaks
-    slowly, keeps nobody out for long, and of many who come at once each has its turn."""
+    slowly, keeps nobody out for long, and of many who come at once each has its turn. An address that lost half as many places as
+    there are, not counting one for each handshake that it ended well, is not waited for any more: else who connects again faster than
+    its places become free would keep everybody out."""
+
+    MAX_KNOWN: Final = 1024  # addresses that lost places; with more of them all begin anew, rather than grow
 
     def __init__(self, most: int) -> None:
         assert most >= 1, most
         self._most = most
         self._inside: dict[trio.CancelScope, tuple[str, float]] = {}  # whose, since when, in order of arrival
+        self._lost: Counter[str] = (
+            Counter()
+        )  # places of an address, `most` at most, less its handshakes that ended well
         self._left = trio.lowlevel.ParkingLot()
 
     async def wait_for_place(self) -> None:
@@ -289,27 +296,39 @@ class Strangers:
         while len(self._inside) >= self._most:
             most, _ = Counter(whose for whose, _ in self._inside.values()).most_common(1)[0]
             first, since = next((scope, since) for scope, (whose, since) in self._inside.items() if whose == most)
-            with trio.move_on_at(since + PATIENCE_S) as patience:
-                await self._left.park()
-            if patience.cancelled_caught:
-                self._inside.pop(first, None)
-                first.cancel()
+            if 2 * self._lost[most] < self._most:
+                with trio.move_on_at(since + PATIENCE_S) as patience:
+                    await self._left.park()
+                if not patience.cancelled_caught:
+                    continue
+            self._inside.pop(first, None)
+            first.cancel()
+            if len(self._lost) >= self.MAX_KNOWN:
+                self._lost.clear()
+            self._lost[most] = min(self._lost[most] + 1, self._most)
 
     @contextmanager
     def handshake(self, remote: str) -> Iterator[None]:
         """The handshake within takes a place. Raises `RemoteFault("crowded")` when it has lost it."""
+        whose = origin(remote)
         with trio.CancelScope() as scope:
-            self._inside[scope] = (origin(remote), trio.current_time())
+            self._inside[scope] = (whose, trio.current_time())
             try:
                 yield
+                self._ended_well(whose)
             finally:
                 self._inside.pop(scope, None)
                 self._left.unpark_all()
         if scope.cancelled_caught:
             raise RemoteFault(
-                "crowded",
-                f"its handshake was not done after {PATIENCE_S:g} s, and {self._most} others wait or are at it",
+                "crowded", f"its handshake was not done in time, and {self._most} others wait or are at it"
             )
+
+    def _ended_well(self, whose: str) -> None:
+        if self._lost[whose] > 1:
+            self._lost[whose] -= 1
+        else:
+            del self._lost[whose]
 
 
 def origin(remote: str) -> str:

@@ -4,7 +4,7 @@ import random
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -608,6 +608,73 @@ async def test_who_connects_and_says_nothing_keeps_nobody_out(
         assert trio.current_time() <= 3 * PATIENCE_S
         assert echo.server.counters["refused.crowded"] >= 2 * MAX_HANDSHAKES
         assert await mute[0].receive_some() == b""
+
+
+async def test_who_connects_faster_than_it_loses_places_keeps_nobody_out(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    echo = Echo(node, network, max_handshakes=8)
+    async with serving(echo):
+        mute = []
+        for _ in range(500):  # in 5 s, of which 8 go in half a second when each is waited for
+            mute.append(await network.connect(HOST, PORT))
+            await trio.sleep(0.01)
+        for _ in range(3):
+            came = trio.current_time()
+            await serves_still(network, tls, node)
+            assert trio.current_time() - came <= PATIENCE_S
+
+
+async def test_an_address_is_waited_for_again_when_its_handshakes_end_well(autojump_clock: MockClock) -> None:
+    strangers = Strangers(2)
+    waited: list[float] = []
+    ended: list[str] = []
+
+    async def stay(remote: str, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            with strangers.handshake(remote):
+                task_status.started()
+                await trio.sleep_forever()
+        except RemoteFault:
+            ended.append(remote)
+
+    async with trio.open_nursery() as nursery:
+
+        async def come(remote: str) -> None:
+            came = trio.current_time()
+            await strangers.wait_for_place()
+            waited.append(trio.current_time() - came)
+            await nursery.start(stay, remote)
+
+        for _ in range(5):
+            await come("1")
+        assert waited == [0, 0, PATIENCE_S, 0, 0], "it has lost a place: half of them"
+        for _ in range(strangers._most):
+            with strangers.handshake("1"):
+                pass
+        await come("1")
+        assert waited[-1] == PATIENCE_S
+        nursery.cancel_scope.cancel()
+    assert ended == ["1"] * 4
+
+
+async def test_addresses_that_lost_places_are_not_remembered_without_end(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Strangers, "MAX_KNOWN", 3)
+    strangers = Strangers(1)
+
+    async def stay(remote: str, task_status: trio.TaskStatus[None]) -> None:
+        with suppress(RemoteFault), strangers.handshake(remote):
+            task_status.started()
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        for number in range(8):
+            await strangers.wait_for_place()
+            await nursery.start(stay, f"10.0.0.{number}")
+            assert len(strangers._lost) <= 3
+        nursery.cancel_scope.cancel()
 
 
 async def test_of_many_who_come_at_once_each_has_its_turn(
