@@ -34,7 +34,8 @@ MAX_PEERS: Final = 1000  # seeds; the DHT finds the others
 
 _MIB: Final = 1024 * 1024
 
-HOST_PATTERN: Final = re.compile(r"[A-Za-z0-9.:_-]{1,253}", re.ASCII)
+# Of a name no label is empty or longer than 63 characters: the resolver does not look up any other, but raises UnicodeError.
+HOST_PATTERN: Final = re.compile(r"(?!.{254})[A-Za-z0-9:_-]{1,63}(\.[A-Za-z0-9:_-]{1,63})*\.?", re.ASCII)
 Host = Annotated[str, msgspec.Meta(pattern=f"^{HOST_PATTERN.pattern}$")]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 NodeIdHex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{40}$")]
@@ -78,7 +79,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: Limits = Limits()
 
 
-_HOST: Final = "a host name or an IP address"
+_HOST: Final = "a host name (parts of 1 to 63 characters between single dots) or an IP address"
 _PORT: Final = "a whole number from 1 to 65535"
 # What each key may hold, in words; the test checks that no key is missing.
 ALLOWED: Final[dict[str, str]] = {

@@ -372,7 +372,7 @@ class PeerMesh:
         try:
             with trio.fail_after(HANDSHAKE_S):
                 stream = await self._network.connect(*address)
-        except (OSError, trio.TooSlowError) as error:
+        except (OSError, UnicodeError, trio.TooSlowError) as error:  # UnicodeError: what cannot be the name of a host
             self.counters["dial.failed"] += 1
             log.debug("node %s does not answer at %s:%d: %s", short(member), *address, error)
             return

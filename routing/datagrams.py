@@ -70,7 +70,7 @@ class UdpFactory:
         """The first address the resolver gives."""
         try:
             found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-        except OSError:
+        except (OSError, UnicodeError):  # the latter when it cannot be a name
             return None
         return (str(found[0][4][0]), port)
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from chain.errors import LocalMisuse
-from node.config import ALLOWED, CONFIG_FILE, Limits, NodeConfig, Peer, encode_config, read_config
+from node.config import ALLOWED, CONFIG_FILE, HOST_PATTERN, Limits, NodeConfig, Peer, encode_config, read_config
 
 PEER = Peer("ab" * 20, "10.0.0.2", 7001)
 FULL = NodeConfig("0.0.0.0", 7000, 7002, "node.example", "debug", (PEER,), Limits(client_connections=7))
@@ -38,7 +38,15 @@ BAD = [
     (GOOD.replace("port = 1\n", "port = 70000\n", 1), ["port: ", "a whole number from 1 to 65535"]),
     (GOOD.replace("client_port = 2\n", ""), ["client_port: Object missing required field"]),
     (GOOD.replace("client_port = 2", "client_port = 1"), ["port and client_port are both 1: choose two ports"]),
-    (GOOD.replace("::1", "a b"), ["host: ", "a host name or an IP address"]),
+    (
+        GOOD.replace("::1", "a b"),
+        ["host: ", "a host name (parts of 1 to 63 characters between single dots) or an IP address"],
+    ),
+    (GOOD.replace("n-1.example", "n-1..example"), ["advertise_host: ", "parts of 1 to 63 characters"]),
+    (
+        GOOD + f'[[peers]]\nid = "{"ab" * 20}"\nhost = "{"n" * 64}.example"\nport = 1\n',
+        ["peers[0].host: ", "parts of 1"],
+    ),
     (GOOD + 'log_level = "loud"\n', ["log_level: ", "one of debug, info, warning, error"]),
     (GOOD + 'peers = "x"\n', ["peers: ", "a list of at most 1000 tables"]),
     (GOOD + f'[[peers]]\nid = "{"AB" * 20}"\nhost = "h"\nport = 1\n', ["peers[0].id: ", "40 hex digits"]),
@@ -64,6 +72,20 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, says: list[str]) -> N
     assert message.startswith(str(tmp_path / CONFIG_FILE))
     for part in says:
         assert part in message
+
+
+@pytest.mark.parametrize("last", ["", ".", "..", "a", "a."])
+@pytest.mark.parametrize(
+    "first", ["", ".", "a..", "n.", "-1.", "2001:db8::1", "10.0.0.1", "a" * 63, "a" * 64, "a." * 126]
+)
+def test_a_host_is_what_the_resolver_takes_for_a_name(first: str, last: str) -> None:
+    host = first + last
+    try:
+        host.encode("idna")
+        taken = 1 <= len(host) <= 253
+    except UnicodeError:
+        taken = False
+    assert (HOST_PATTERN.fullmatch(host) is not None) is taken
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

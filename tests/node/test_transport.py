@@ -487,6 +487,20 @@ async def test_an_address_that_becomes_known_is_used(
         await expect_up(small, large)
 
 
+async def test_what_cannot_be_the_name_of_a_host_is_a_dial_that_failed(
+    nodes: list[Certified], network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    small = Node(nodes[0], nodes[:2], network)
+
+    def look_up() -> None:
+        "node-2..example".encode("idna")  # as the resolver does
+
+    network.before_connect = look_up
+    async with running(small):
+        await trio.sleep(DIAL_MAX_S)
+        assert small.mesh.counters["dial.failed"] == len(network.tries) > 1
+
+
 async def test_the_larger_id_dials_when_the_smaller_does_not_know_the_way(
     nodes: list[Certified], network: MemoryNetwork, autojump_clock: MockClock
 ) -> None:

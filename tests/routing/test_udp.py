@@ -43,4 +43,5 @@ async def test_a_port_in_use_and_a_name_that_does_not_exist():
             async with _open(b"b", a.port):
                 pass
         with trio.fail_after(30):
-            assert await a.bootstrap([("no-such-host.invalid", 1)]) == 0
+            for host in ("no-such-host.invalid", "no-such..host.invalid", "n" * 64):
+                assert await a.bootstrap([(host, 1)]) == 0
