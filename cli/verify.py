@@ -24,6 +24,7 @@ from hopchain.wire import AssetTotal
 DATABASE: Final = "node.db"
 SETTLE_S: Final = 10.0  # for replicas to become equal; links travel in milliseconds, pulls repeat every few seconds
 LOOK_AGAIN_S: Final = 0.2
+DIGEST_S: Final = 120.0  # for one digest: some 36 s with ten million accounts, by what 200,000 took
 MAX_PAGES: Final = 10_000  # of the search for the first account that differs
 
 
@@ -154,7 +155,7 @@ async def compare(network: Network, settle_s: float) -> Comparison:
                 break
             await anyio.sleep(LOOK_AGAIN_S)
         if not digests:
-            raise Unreachable(list(missing.items()))
+            raise Unreachable(list(missing.items()), reached=True)  # somebody told just now who the members are
         if len({d.digest for d in digests.values()}) == 1:
             return found
         first, *others = [n for n in nodes if n.name in digests]
@@ -168,7 +169,7 @@ async def _digests(client: Client, nodes: Sequence[KnownNode]) -> tuple[dict[str
 
     async def ask(node: KnownNode) -> None:
         try:
-            digests[node.name] = await client.digest(at=node.address)
+            digests[node.name] = await client.digest(at=node.address, timeout_s=DIGEST_S)
         except Unreachable as error:
             missing[node.name] = error.tried[-1][1] if error.tried else str(error)
         except ClientError as error:

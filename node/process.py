@@ -107,6 +107,7 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
             start = await database.run(read_start)
             async with (
                 open_database_thread(lambda: open_database(path, writer=False)) as reader,
+                open_database_thread(lambda: open_database(path, writer=False)) as long_reader,
                 trio.open_nursery() as nursery,
             ):
                 core = Core(key.id, genesis, view, random.Random(secrets.randbits(64)), start, now())
@@ -119,6 +120,7 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
                     network_key=network_key,
                     database=database,
                     reader=reader,
+                    long_reader=long_reader,
                     tcp=TcpNetwork(),
                     datagrams=_Udp(),
                     disk=lambda: _disk(path),

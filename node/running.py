@@ -21,6 +21,8 @@ from chain.genesis import Genesis
 from hopchain.wire import (
     AT_ONCE,
     AskBalance,
+    AskDigest,
+    AskRoute,
     Call,
     Hello,
     Refused,
@@ -44,6 +46,7 @@ from node.messages import Closing, encode_frames, encode_message
 from node.pki import NodeContexts
 from node.reading import until_of
 from node.serving import Disk, Serving, account_asked, check_question_untrusted
+from node.serving import Read as Question
 from node.transport import MeshIdentity, PeerMesh
 from node.turn import Caller, ClientBalance, ClientChange, ClientSubmit, Now, Read
 from routing.datagrams import DatagramFactory
@@ -55,6 +58,9 @@ log = logging.getLogger(__name__)
 
 JOIN_AGAIN_S: Final = 1.0
 NOTE_EVERY_S: Final = 1.0  # at most, where the members are, and what the log says of this node
+MAX_BESIDE: Final = (
+    64  # answers that are made beside their connections; a connection that is gone may have left one behind
+)
 MAX_LOOKUPS: Final = 16  # that wait at once; they only find addresses, so more would find the same
 
 
@@ -62,7 +68,8 @@ MAX_LOOKUPS: Final = 16  # that wait at once; they only find addresses, so more 
 class Ports:
     """Everything outside of it that a node touches. `boot`: 16 bytes, new at each start. `rng` is for what may be
     guessed (jitter, message ids). `disk` and `certificate_until_ms` are for `hopchain doctor`. `remember` keeps what is durable
-    beside the database; `open_files` is how many this process may have; `addresses` are those that were given to `note_addresses` last, before this start. Secrets: `contexts` and `network_key`."""
+    beside the database; `open_files` is how many this process may have; `addresses` are those that were given to `note_addresses` last, before this start. `long_reader` is for
+    reads that take seconds, None: `reader`. Secrets: `contexts` and `network_key`."""
 
     clock: Callable[[], Now]
     rng: random.Random
@@ -79,6 +86,7 @@ class Ports:
     note_addresses: Callable[[Mapping[NodeId, tuple[str, int]]], None] = lambda addresses: None
     certificate_until_ms: Callable[[], int] = lambda: 0
     open_files: int = NO_LIMIT
+    long_reader: Database | None = None
 
 
 class RunningNode:
@@ -158,10 +166,12 @@ class RunningNode:
             ports.certificate_until_ms,
             self._client_port_of,
         )
+        self._serving.long_reader = ports.long_reader or ports.reader
         self._nursery: trio.Nursery | None = None
         self._dht: Dht | None = None
         self._reads = 0  # that are on their way to a client
         self._read_done = trio.lowlevel.ParkingLot()
+        self._beside: set[int] = set()  # numbers of the sessions of which a call is answered beside them
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled, or until the error that ends the node. Starts when all ports are open."""
@@ -311,11 +321,30 @@ class RunningNode:
             read = ClientBalance(caller, body)
             until = until_of(read, self._ports.clock().mono)  # its time runs while it waits for others of this client
             await self.driver.put_call(msgspec.structs.replace(read, until=until))
+        elif (
+            isinstance(body, AskDigest | AskRoute)
+            and caller.session not in self._beside
+            and len(self._beside) < MAX_BESIDE
+        ):
+            assert self._nursery is not None
+            self._beside.add(caller.session)
+            self._nursery.start_soon(self._answer_beside, caller, body)
         else:
-            account = account_asked(body)
-            if account is not None:
-                await self.driver.wait_committed(account)
-            self.driver.reply(caller, await self._serving.answer(body))
+            await self._answer(caller, body)
+
+    async def _answer(self, caller: Caller, body: Question) -> None:
+        """Read the replica when it has what clients were told."""
+        account = account_asked(body)
+        if account is not None:
+            await self.driver.wait_committed(account)
+        self.driver.reply(caller, await self._serving.answer(body))
+
+    async def _answer_beside(self, caller: Caller, body: Question) -> None:
+        """It takes long: its connection is read on, since its client asks for signs of life meanwhile. One such call of each."""
+        try:
+            await self._answer(caller, body)
+        finally:
+            self._beside.discard(caller.session)
 
     def _serve_read(self, session: Session, read: Read) -> None:
         """A balance that the core has made certain: read it now."""

@@ -77,6 +77,7 @@ class Serving:
         self._network = genesis.network_id
         self._core = core
         self._reader = reader
+        self.long_reader = reader  # for what takes seconds; others wait only for one another there
         self._addresses = addresses
         self._counters = counters
         self._clock = clock
@@ -113,7 +114,7 @@ class Serving:
             case wire.AskStatus():
                 return await self._status()
             case wire.AskDigest():
-                state = await self._reader.run(state_digest)
+                state = await self.long_reader.run(state_digest)
                 totals = tuple(wire.AssetTotal(asset, total) for asset, total in state.totals)
                 epoch = self._core.view.epoch
                 return wire.Digest(state.digest, state.accounts, state.links, epoch, totals, self._stale)

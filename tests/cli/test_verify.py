@@ -9,10 +9,12 @@ import pytest
 
 from chain.disk import open_database
 from chain.store import create_or_check
+from cli import verify
 from hopchain import wire
 from node.layout import read_network
 from tests.cli.conftest import Cli, World
 from tests.cli.test_commands import documented
+from tests.hopchain.fake_node import Hang
 
 
 @pytest.fixture
@@ -130,6 +132,17 @@ def test_a_node_that_does_not_answer_is_no_agreement(world: World) -> None:
     found = world.json("verify", "--cluster", "--settle", "0", code=3)
     assert list(found["missing"]) == ["node-2"] and found["equal"] is False
     assert "not all nodes answered: node-2" in world.run("verify", "--cluster", "--settle", "0", code=3).stdout
+
+
+def test_nodes_that_are_not_done_in_time_are_not_called_unreachable(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "DIGEST_S", 0.3)
+    for node in world.nodes:
+        node.fault = lambda call: Hang() if isinstance(call, wire.AskDigest) else None
+    said = world.run("verify", "--cluster", "--settle", "0", code=3).stderr
+    assert "no node answered (2 tried): node-1: no answer within 0.3 s; node-2: no answer within 0.3 s" in said
+    assert "Is the network up?" not in said
 
 
 def test_a_file_that_was_cut_is_not_to_be_verified_again(cli: Cli, node_directory: Path, tmp_path: Path) -> None:

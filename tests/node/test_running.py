@@ -7,8 +7,10 @@ import pytest
 import trio
 import trio.testing
 
-from hopchain.wire import AskBalance, AskDigest, AskStatus, Call, CallBody, NotFound, Submit, SubmitChange
+from hopchain.wire import AskBalance, AskDigest, AskRoute, AskStatus, Call, CallBody, NotFound, Submit, SubmitChange
 from node import driver as driver_module
+from node import running
+from node.client_port import Session
 from node.driver import CALL_BYTES
 from node.running import MAX_LOOKUPS, RunningNode
 from node.turn import ClientBalance, Now
@@ -27,7 +29,9 @@ JUST_READ = ["read", "reply"]
         (AskBalance("alice", min_height=0, timeout_ms=2**40), ["hand to the core until 160.0"]),
     ],
 )
-async def test_the_replica_is_read_when_it_has_what_clients_were_told(question: CallBody, expected: list[str]) -> None:
+async def test_the_replica_is_read_when_it_has_what_clients_were_told(
+    question: CallBody, expected: list[str], nursery: trio.Nursery
+) -> None:
     journal: list[str] = []
 
     async def wait_for_room(caller: object, size: int) -> None:
@@ -51,9 +55,60 @@ async def test_the_replica_is_read_when_it_has_what_clients_were_told(question: 
         reply=lambda caller, body: journal.append("reply"),
     )
     ports = SimpleNamespace(clock=lambda: Now(100.0, 0))
-    node = SimpleNamespace(driver=driver, _ports=ports, _serving=SimpleNamespace(answer=answer))
-    await RunningNode._on_call(cast(Any, node), cast(Any, SimpleNamespace(number=1)), Call(1, question), 10)
+    node = answering(driver, answer, nursery)
+    node._ports = ports
+    await RunningNode._on_call(node, session(1), Call(1, question), 10)
+    await trio.testing.wait_all_tasks_blocked()
     assert journal == expected
+
+
+def session(number: int) -> Session:
+    return cast(Session, SimpleNamespace(number=number))
+
+
+def answering(driver: object, answer: object, nursery: trio.Nursery) -> Any:
+    """A node that answers questions and nothing else."""
+    node: Any = SimpleNamespace(
+        driver=driver, _serving=SimpleNamespace(answer=answer), _nursery=nursery, _beside=set[int]()
+    )
+    node._answer = lambda caller, body: RunningNode._answer(node, caller, body)
+    node._answer_beside = lambda caller, body: RunningNode._answer_beside(node, caller, body)
+    return node
+
+
+@pytest.mark.parametrize("question", [AskDigest(), AskRoute("alice", b"")], ids=lambda body: type(body).__name__)
+async def test_a_connection_is_read_on_while_one_long_question_of_it_is_answered(
+    question: CallBody, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its client, which asks for signs of life, takes the node for dead after a few seconds."""
+    monkeypatch.setattr(running, "MAX_BESIDE", 2)
+    ready = trio.Event()
+    under_way: list[CallBody] = []
+
+    async def answer(body: CallBody) -> NotFound:
+        if body == question:
+            under_way.append(body)
+            await ready.wait()
+        return NotFound("nothing")
+
+    replies: list[tuple[int, int]] = []
+    driver = Rig().driver
+    monkeypatch.setattr(driver, "reply", lambda caller, body: replies.append((caller.session, caller.number)))
+    node = answering(driver, answer, nursery)
+
+    async def converse(number: int) -> None:
+        for call, body in enumerate([question, AskStatus(), question, AskStatus()]):
+            await RunningNode._on_call(node, session(number), Call(call, body), 10)
+
+    for number in (1, 2, 3):
+        nursery.start_soon(converse, number)
+        await trio.testing.wait_all_tasks_blocked()
+    assert sorted(replies) == [(1, 1), (2, 1)], "of the third connection none is answered beside it: two are"
+    assert len(under_way) == 5, "the second one of a connection stops it"
+    ready.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert sorted(replies) == [(number, call) for number in (1, 2, 3) for call in range(4)]
+    assert node._beside == set()
 
 
 @pytest.mark.parametrize(
@@ -68,11 +123,9 @@ async def test_a_request_counts_with_its_bytes_where_it_waits(body: CallBody, mo
     driver = Rig().driver
     node = cast(Any, SimpleNamespace(driver=driver))
 
-    session = cast(Any, SimpleNamespace(number=1))
-
     async def read_connection() -> None:
         for number in range(4):
-            await RunningNode._on_call(node, session, Call(number, body), 700)
+            await RunningNode._on_call(node, session(1), Call(number, body), 700)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read_connection)
