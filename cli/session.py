@@ -21,7 +21,7 @@ _BEHIND: Final = "who answered was removed, reaches no majority of the members, 
 
 
 def open_client(network: Network, *, spread: bool = False) -> Client:
-    """A client of all nodes of the network. It stays with one; with `spread` a request goes to the node that makes its
+    """A client of all nodes of the network. It stays with one that answers; with `spread` a request goes to the node that makes its
     sender's next link, as far as that is known, everything else to each in turn."""
     return Client([n.address for n in network.nodes], network.genesis.ca, network.id, spread=spread)
 

@@ -60,11 +60,12 @@ async def ask_for(
             continue
         if answer is None:
             tried.add(node, f"no answer within {shown_s(timeout_s)}")
+            nodes.doubted(node, at)
             break
         if isinstance(answer, Refused):
             raise CallRefused(str(node.address), answer.code, answer.reason)
         if isinstance(answer, kinds):
-            nodes.answered(node, at)
+            _note(nodes, node, answer, at)
             return answer
         _lose(node, connection, question, answer, tried)
     raise tried.unreachable()
@@ -93,9 +94,11 @@ async def propose(
                 continue
             answer, why = None, error.cause
         if isinstance(answer, Changed | Refused | NotStarted | Unknown):
-            nodes.answered(node, at)
+            _note(nodes, node, answer, at)
             return answer
-        if answer is not None:
+        if answer is None:
+            nodes.doubted(node, at)
+        else:
             why = _lose(node, connection, change, answer, tried)
         return Unknown(signed.id, f"{node.address} had the change and {why}")
     raise tried.unreachable(RequestId(signed.id))
@@ -120,6 +123,14 @@ async def _call(connection: Calls, body: CallBody, deadline: float) -> ReplyBody
     with anyio.CancelScope(deadline=deadline):
         return await connection.call(body)
     return None
+
+
+def _note(nodes: Nodes, node: Node, answer: object, at: Address | None) -> None:
+    """Whether the node that gave this answer is asked again."""
+    if isinstance(answer, Unknown):
+        nodes.doubted(node, at)
+    else:
+        nodes.answered(node, at)
 
 
 def _lose(node: Node, connection: Calls, body: CallBody, answer: ReplyBody, tried: Tried) -> str:

@@ -17,7 +17,7 @@ Exceptions are `ClientError`s (hopchain.errors): `Unreachable` when no node coul
 when a node refuses a question. Arguments that make no sense are a `LocalMisuse` that names them, before anything is sent.
 
 A request is its bytes: sending it twice, anywhere, executes it once. So `submit` goes on to the next node when one is
-lost or does not start, until its deadline (hopchain.submitting).
+lost, does not start, or says nothing for half of the time, until its deadline (hopchain.submitting).
 
 `timeout_s`, in seconds, is all that a call may take, whatever the nodes do. Questions have `Timing.read_s` unless they say
 otherwise; those that read page after page have it for each page.
@@ -103,10 +103,10 @@ class Client:
     """A client of one network. Use as `async with Client(...) as client`; any number of tasks may share it. The task that
     opened it closes it, not another one: the connections' tasks belong to it.
 
-    `nodes`: (host, client port) of the nodes to ask, the first that answers is kept until it fails; `spread` uses all of them:
-    a request goes to the one that makes its sender's next link, as far as that is known (hopchain.tails), everything else to
-    each in turn. `ca_pem`: the text of the network's CA certificate. `network`: the 32-byte network id. Methods take
-    `at=(host, port)` to pin one node.
+    `nodes`: (host, client port) of the nodes to ask, the first that answers is kept until it fails or leaves a call without
+    an answer; `spread` uses all of them: a request goes to the one that makes its sender's next link, as far as that is known
+    (hopchain.tails), everything else to each in turn. `ca_pem`: the text of the network's CA certificate. `network`: the
+    32-byte network id. Methods take `at=(host, port)` to pin one node.
     """
 
     def __init__(

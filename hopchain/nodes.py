@@ -6,8 +6,9 @@
   nodes left to try waits for one dial no longer than its share (`share_s`). A node that somebody has waited for in vain
   counts as failing until it is open.
 * Failing nodes are asked last. As long as another is open they are dialled again beside the calls, after a rest.
-* Without `spread` the node that answered last is asked first. With it the first of the list moves on with every call, and a
-  request goes to the node that makes its sender's next link (hopchain.tails).
+* Without `spread` the node that answered last is asked first, until it leaves a call in doubt (`doubted`): it may be cut off
+  from the others. With it the first of the list moves on with every call, and a request goes to the node that makes its
+  sender's next link (hopchain.tails).
 """
 
 import ssl
@@ -48,6 +49,7 @@ class Node:
         self.dial: _Dial | None = None  # under way
         self.rest_s = 0.0  # after the last failure; 0 when there was none since it was open
         self.rest_until = 0.0
+        self.doubted_at = 0.0  # when it last left a call in doubt; 0 when it never did
 
     @property
     def open(self) -> bool:
@@ -132,6 +134,8 @@ class Nodes:
             # One that has no room comes after the others. While a node has not said its id all stay in turn, and so each
             # of them is dialled in the end.
             working.sort(key=lambda node: (node.full, distance(node.id, key)))
+        elif not self._spread:
+            working.sort(key=lambda node: node.doubted_at)
         return working + [node for node in rotated if node.failing]
 
     def answered(self, node: Node, at: Address | None) -> None:
@@ -139,6 +143,13 @@ class Nodes:
         when the call was pinned to it."""
         if not self._spread and at is None:
             self._turn = self._listed.index(node)
+
+    def doubted(self, node: Node, at: Address | None) -> None:
+        """It had a call and gave no answer in its time, or said that it does not know. Without `spread` those that did so
+        longer ago, or never, are asked before it from now on. Not so when the call was pinned to it. With `spread` all are
+        asked in turn anyway, and the sender's next request is (hopchain.tails)."""
+        if at is None:
+            node.doubted_at = anyio.current_time()
 
     def _node_at(self, address: Address) -> Node:
         listed = next((node for node in self._listed if node.address == address), None)

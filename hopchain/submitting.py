@@ -1,8 +1,12 @@
 """One request on its way: handed to node after node until one has its outcome, or the time is up.
 
-Once any node may have taken the request, "it did not happen" is never concluded from another node's refusal.
+A node that answers the client and is cut off from the others gets no outcome, and does not know it. So each has half of the
+time that is left, and the next one is handed the same bytes, which are executed once however many nodes have them. `Unknown`
+is the answer only when none of them gave an outcome; once any node may have taken the request, "it did not happen" is never
+concluded from another node's refusal.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import anyio
@@ -59,19 +63,31 @@ class Submission:
                 if self._left_s <= 0:
                     return self._at_the_end()
                 try:
-                    connection = await self._nodes.connect(node, share_s(self._deadline, len(nodes) - number))
+                    connection = await self._nodes.connect(node, share_s(self._deadline, self._to_try(nodes, number)))
                 except ConnectionFailed as error:
                     self._tried.failed(node, error)
                     continue
                 asked = True
-                answer = await self._attempt(node, connection)
+                answer = await self._attempt(node, connection, self._patience_s(last=number == len(nodes) - 1))
                 if answer is not None and not self._may_be_asked_again(answer):
-                    self._nodes.answered(node, self._at)
+                    if not isinstance(answer, Unknown):
+                        self._nodes.answered(node, self._at)
                     return answer
             if not asked and not self._worth_waiting():
                 return self._at_the_end()
             await anyio.sleep(max(0.0, min(pause_s, self._left_s)))
             pause_s = min(2 * pause_s, LAST_PAUSE_S)
+
+    def _to_try(self, nodes: Sequence[Node], number: int) -> int:
+        """How many nodes share the time for dials. A request in doubt leaves some for another round: a slow node that had it
+        may know its outcome by then."""
+        return len(nodes) - number + (self._doubt is not None)
+
+    def _patience_s(self, *, last: bool) -> float:
+        """How long the next node has. Halves end where a node could no longer say in time that it has no outcome: a request
+        that none can settle is handed to four nodes, not to all of a large network."""
+        half_s = self._left_s / 2
+        return self._left_s if last or half_s < self._timeout_s * (1 - NODE_SHARE) else half_s
 
     def _may_be_asked_again(self, answer: Answer) -> bool:
         """A node that stops says Unknown at once, and others may know more. At the end of the time its words are the answer."""
@@ -91,13 +107,13 @@ class Submission:
             return self._not_started
         raise self._tried.unreachable(self._signed.request_id)
 
-    async def _attempt(self, node: Node, connection: Calls) -> Answer | None:
+    async def _attempt(self, node: Node, connection: Calls, patience_s: float) -> Answer | None:
         """Hand the request to one node: its answer, or None when another node should be asked."""
         where = node.address
-        call = Submit(self._signed.raw, self._signed.signature, ms_for_node(self._left_s))
+        call = Submit(self._signed.raw, self._signed.signature, ms_for_node(patience_s))
         answer = None
         try:
-            with anyio.CancelScope(deadline=self._deadline):
+            with anyio.move_on_after(patience_s):
                 answer = await connection.call(call)
         except ConnectionLost as error:
             if error.sent:
@@ -108,12 +124,14 @@ class Submission:
         match answer:
             case None:
                 self._doubt = self._doubt or f"{where} had it and did not answer"
+                self._nodes.doubted(node, self._at)
             case Recorded(request_id=about) | Stale(request_id=about) if about == self._signed.request_id:
                 return answer
             case NotStarted(request_id=about) if about == self._signed.request_id:
                 self._not_started = answer
             case Unknown(request_id=about) if about == self._signed.request_id:
                 self._doubt = answer.reason
+                self._nodes.doubted(node, self._at)
                 return answer
             case Refused():
                 if self._doubt is None:

@@ -565,7 +565,7 @@ def test_only_what_was_handed_over_is_in_doubt(backend: str, sent: bool) -> None
         )
         submission = Submission(nodes, Tails(), world.payment(), "mint", None)
         submission._deadline = anyio.current_time() + 1
-        assert await submission._attempt(node, cast(Any, Lost())) is None
+        assert await submission._attempt(node, cast(Any, Lost()), 1.0) is None
         if sent:
             assert isinstance(submission._at_the_end(), Unknown)
         else:
@@ -657,11 +657,11 @@ def test_a_slow_node_that_shows_signs_of_life_is_waited_for(backend: str) -> Non
         world.nodes[0].fault = slow
         async with world.client(timing=Timing(ping_after_s=0.02, dead_after_s=5.0)) as client:
             await connect(world, client)
-            answer = await client.submit(request, timeout_s=0.6)
+            answer = await client.submit(request, timeout_s=0.6, at=world.nodes[0].address)
         assert isinstance(answer, Unknown)
-        assert world.nodes[0].connections == 1 and len(world.nodes[1].calls) == 0 and signs >= 4
+        assert world.nodes[0].connections == 1 and signs >= 4
 
-    run(test, backend, 2)
+    run(test, backend)
 
 
 def test_a_question_that_nobody_answers_in_time_is_unreachable(backend: str) -> None:
