@@ -3,15 +3,17 @@
 * `dial` connects and exchanges hellos (`hopchain.connection`); `ConnectionFailed` says why it cannot.
 * `run` reads, writes and watches until the connection ends; then every waiting call raises `ConnectionLost`.
 * `call` may be used by any number of tasks. A call that is cancelled leaves its number behind; its late reply is dropped.
+  One that has not left by then never leaves.
 * Calls that are made before the writer comes to them leave together in one write, without anything waiting for more to
   come: a busy client batches, an idle one does not.
 
-A connection on which calls wait but nothing is heard for `ping_after_s` is asked for a sign of life; after
-`dead_after_s` without any frame it is given up. TCP alone would take minutes to notice.
+A connection on which calls wait but nothing is heard for `ping_after_s` is asked for a sign of life; when none comes within
+`dead_after_s`, less what was waited before, it is given up. TCP alone would take minutes to notice. A call that nobody waits
+for any more leaves the silence what it is: many short ones find out as well as one long one.
 """
 
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
@@ -98,10 +100,10 @@ class Calls:
         self._timing = timing
         self._waiting: dict[int, _Waiter] = {}
         self._number = 0
-        self._outbox: list[bytes] = []
+        self._outbox: dict[int, bytes] = {}  # calls that have not left, by number, in order
         self._wake = anyio.Event()
         self._busy = anyio.Event()
-        self._busy_since = 0.0
+        self._busy_since = 0.0  # no later than the first call that nothing was heard after
         self._heard_at = 0.0
         self._room = anyio.Semaphore(MAX_IN_FLIGHT)
 
@@ -117,7 +119,8 @@ class Calls:
                 raise ConnectionLost(self.address, self.lost, sent=False)
             waiter = _Waiter()
             if not self._waiting:
-                self._busy_since = anyio.current_time()
+                if self._heard_at >= self._busy_since:
+                    self._busy_since = anyio.current_time()
                 self._busy.set()
             number = self._post(body)
             self._waiting[number] = waiter
@@ -125,6 +128,7 @@ class Calls:
                 await waiter.done.wait()
             finally:
                 self._waiting.pop(number, None)
+                self._outbox.pop(number, None)
             if waiter.reply is None:
                 raise ConnectionLost(self.address, self.lost or _WAS_CLOSED, sent=True)
             return waiter.reply
@@ -154,7 +158,7 @@ class Calls:
 
     def _post(self, body: CallBody) -> int:
         self._number += 1
-        self._outbox.append(encode(Call(self._number, body)))
+        self._outbox[self._number] = encode(Call(self._number, body))
         self._wake.set()
         return self._number
 
@@ -186,38 +190,39 @@ class Calls:
         while self.lost is None:
             await self._wake.wait()
             self._wake = anyio.Event()
-            batch, self._outbox = self._outbox, []
-            for payloads in writes(batch):
-                await self._stream.send(*payloads)
+            while self._outbox and self.lost is None:
+                await self._stream.send(*take_write(self._outbox))
 
     async def _watch(self) -> None:
         timing = self._timing
         pinged_since = -1.0  # the silence that a ping was sent into
+        give_up_at = 0.0  # when it has no answer by then
         while self.lost is None:
-            if not self._waiting:
+            quiet_since = max(self._heard_at, self._busy_since)
+            pinged = pinged_since == quiet_since
+            if not (self._waiting or pinged):
                 self._busy = anyio.Event()
                 await self._busy.wait()
+                continue
             now = anyio.current_time()
-            quiet_since = max(self._heard_at, self._busy_since)
-            if pinged_since == quiet_since and now >= quiet_since + timing.dead_after_s:
+            if pinged and now >= give_up_at:
                 self.lose(f"has been silent for {timing.dead_after_s:g} s")
-            elif pinged_since != quiet_since and now >= quiet_since + timing.ping_after_s:
+            elif not pinged and now >= quiet_since + timing.ping_after_s:
                 self._post(AskStatus())
-                pinged_since = quiet_since
+                pinged_since, give_up_at = quiet_since, now + timing.dead_after_s - timing.ping_after_s
             else:
-                patience_s = timing.dead_after_s if pinged_since == quiet_since else timing.ping_after_s
-                await anyio.sleep_until(min(quiet_since + patience_s, now + timing.ping_after_s))
+                due = give_up_at if pinged else quiet_since + timing.ping_after_s
+                await anyio.sleep_until(min(due, now + timing.ping_after_s))
 
 
-def writes(payloads: Sequence[bytes]) -> Iterator[list[bytes]]:
-    """The payloads in order, in parts that each leave in one write: at most WRITE_BYTES, or one payload."""
+def take_write(outbox: dict[int, bytes]) -> list[bytes]:
+    """Take out of the outbox what leaves in the next write: the first calls, at most WRITE_BYTES of them, or one."""
     part: list[bytes] = []
     size = 0
-    for payload in payloads:
-        if part and size + len(payload) > WRITE_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(payload)
-        size += len(payload)
-    if part:
-        yield part
+    while outbox:
+        number = next(iter(outbox))
+        size += len(outbox[number])
+        if part and size > WRITE_BYTES:
+            break
+        part.append(outbox.pop(number))
+    return part
