@@ -88,11 +88,11 @@ async def propose(
         try:
             connection = await nodes.connect(node, share_s(deadline, len(turn) - number))
             answer = await _call(connection, change, deadline)
-        except ConnectionFailed as error:
-            if not isinstance(error, ConnectionLost) or not error.sent:
-                tried.failed(node, error)
-                continue
+        except ConnectionLost as error:
             answer, why = None, error.cause
+        except ConnectionFailed as error:
+            tried.failed(node, error)
+            continue
         if isinstance(answer, Changed | Refused | NotStarted | Unknown):
             _note(nodes, node, answer, at)
             return answer
@@ -117,12 +117,10 @@ def check_can_be_sent(body: CallBody) -> None:
 
 
 async def _call(connection: Calls, body: CallBody, deadline: float) -> ReplyBody | None:
-    """The reply; None at the deadline. A call that the node limits itself is told a little less than what is left."""
+    """As `Calls.call`. A call that the node limits itself is told a little less than what is left."""
     if isinstance(body, AskBalance | SubmitChange):
         body = msgspec.structs.replace(body, timeout_ms=ms_for_node(deadline - anyio.current_time()))
-    with anyio.CancelScope(deadline=deadline):
-        return await connection.call(body)
-    return None
+    return await connection.call(body, deadline)
 
 
 def _note(nodes: Nodes, node: Node, answer: object, at: Address | None) -> None:

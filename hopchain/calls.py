@@ -1,7 +1,8 @@
 """Calls over one connection: many in flight, replies in any order.
 
 * `dial` connects and exchanges hellos (`hopchain.connection`); `ConnectionFailed` says why it cannot.
-* `run` reads, writes and watches until the connection ends; then every waiting call raises `ConnectionLost`.
+* `run` reads, writes and watches until the connection ends; then every waiting call raises `ConnectionLost`, or another
+  `ConnectionFailed` if it has not left: the node certainly does not have it.
 * `call` may be used by any number of tasks. A call that is cancelled leaves its number behind; its late reply is dropped.
   One that has not left by then never leaves.
 * Calls that are made before the writer comes to them leave together in one write, without anything waiting for more to
@@ -12,6 +13,7 @@ A connection on which calls wait but nothing is heard for `ping_after_s` is aske
 for any more leaves the silence what it is: many short ones find out as well as one long one.
 """
 
+import math
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -64,11 +66,7 @@ class Timing(msgspec.Struct, frozen=True):
 
 
 class ConnectionLost(connection.ConnectionFailed):
-    """The connection ended before the reply. `sent` is False when the call was certainly never handed over."""
-
-    def __init__(self, address: Address, cause: str, *, sent: bool) -> None:
-        super().__init__(str(address), cause)
-        self.sent = sent
+    """The connection ended before the reply. The node may have the call."""
 
 
 class _Waiter:
@@ -112,26 +110,35 @@ class Calls:
         """The next call would wait for room."""
         return self._room.value == 0
 
-    async def call(self, body: CallBody) -> ReplyBody:
-        """Send one call and wait for its reply, however long that takes. Raises `ConnectionLost`."""
-        async with self._room:
-            if self.lost is not None:
-                raise ConnectionLost(self.address, self.lost, sent=False)
-            waiter = _Waiter()
-            if not self._waiting:
-                if self._heard_at >= self._busy_since:
-                    self._busy_since = anyio.current_time()
-                self._busy.set()
-            number = self._post(body)
-            self._waiting[number] = waiter
-            try:
-                await waiter.done.wait()
-            finally:
-                self._waiting.pop(number, None)
-                self._outbox.pop(number, None)
-            if waiter.reply is None:
-                raise ConnectionLost(self.address, self.lost or _WAS_CLOSED, sent=True)
+    async def call(self, body: CallBody, deadline: float = math.inf) -> ReplyBody | None:
+        """Send one call and wait for its reply: None when there is none by the deadline, and the node may have the call.
+        Raises `ConnectionLost` when the connection ended and the node may have it, another `ConnectionFailed` when it never
+        left."""
+        waiter = _Waiter()
+        left = False
+        with anyio.CancelScope(deadline=deadline):
+            async with self._room:
+                if self.lost is not None:
+                    raise connection.ConnectionFailed(str(self.address), self.lost)
+                if not self._waiting:
+                    if self._heard_at >= self._busy_since:
+                        self._busy_since = anyio.current_time()
+                    self._busy.set()
+                number = self._post(body)
+                self._waiting[number] = waiter
+                try:
+                    await waiter.done.wait()
+                finally:
+                    self._waiting.pop(number, None)
+                    left = self._outbox.pop(number, None) is None
+        if waiter.reply is not None:
             return waiter.reply
+        if not left:
+            why = f"was not handed it in time: {MAX_IN_FLIGHT - self._room.value} calls wait on its connection"
+            raise connection.ConnectionFailed(str(self.address), self.lost or why)
+        if self.lost is not None:
+            raise ConnectionLost(str(self.address), self.lost)
+        return None
 
     async def run(self) -> None:
         """Serve the connection until it ends or is cancelled. Raises nothing of its own: `lost` says why it ended."""

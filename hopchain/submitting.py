@@ -111,15 +111,13 @@ class Submission:
         """Hand the request to one node: its answer, or None when another node should be asked."""
         where = node.address
         call = Submit(self._signed.raw, self._signed.signature, ms_for_node(patience_s))
-        answer = None
         try:
-            with anyio.move_on_after(patience_s):
-                answer = await connection.call(call)
+            answer = await connection.call(call, anyio.current_time() + patience_s)
         except ConnectionLost as error:
-            if error.sent:
-                self._doubt = f"{where} had it when the connection was lost ({error.cause})"
-            else:
-                self._tried.failed(node, error)
+            self._doubt = f"{where} had it when the connection was lost ({error.cause})"
+            return None
+        except ConnectionFailed as error:
+            self._tried.failed(node, error)
             return None
         match answer:
             case None:

@@ -117,10 +117,10 @@ async def test_a_client_of_all_nodes_hands_a_request_to_the_node_that_makes_its_
     asked: dict[bytes, tuple[str, int]] = {}  # by request: the node that it was handed to last
     call = Calls.call
 
-    async def noted(self: Calls, body: wire.CallBody) -> wire.ReplyBody:
+    async def noted(self: Calls, body: wire.CallBody, deadline: float) -> wire.ReplyBody | None:
         if isinstance(body, wire.Submit):
             asked[body.raw] = (self.address.host, self.address.port)
-        return await call(self, body)
+        return await call(self, body, deadline)
 
     async with cluster.new_client(range(5), spread=True) as client:
         for node in cluster.nodes:

@@ -7,9 +7,11 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from hopchain import Status, Timing, Unreachable, calls, wire
+from hopchain import Status, Timing, Unknown, Unreachable, calls, wire
 from hopchain.addresses import Address
-from hopchain.calls import Calls, take_write
+from hopchain.calls import Calls, ConnectionLost, take_write
+from hopchain.change import SignedChange
+from hopchain.connection import ConnectionFailed
 from tests.hopchain.fake_node import Hang
 from tests.hopchain.test_client import BACKENDS, World, connect, run
 
@@ -140,3 +142,81 @@ def test_the_next_write_takes_the_first_calls_that_fit_or_one(monkeypatch: pytes
     while outbox:
         parts.append([len(payload) for payload in take_write(outbox)])
     assert parts == [[4, 6], [1], [11], [10], [1]]
+
+
+def test_a_call_that_never_left_is_told_from_one_that_the_node_may_have(backend: str) -> None:
+    async def main() -> None:
+        stream = Wire()
+        ended: dict[str, str] = {}
+
+        async def call(connection: Calls, name: str, deadline: float) -> None:
+            try:
+                ended[name] = str(await connection.call(wire.AskStatus(), deadline))
+            except ConnectionFailed as error:
+                ended[name] = f"{type(error).__name__}: {error.cause.partition(':')[0]}"
+
+        async with connected(stream) as connection, anyio.create_task_group() as tasks:
+            soon = anyio.current_time() + 0.3
+            for name, deadline in (("written", soon), ("written before the end", LONG_S + soon)):
+                tasks.start_soon(call, connection, name, deadline)
+            await anyio.wait_all_tasks_blocked()  # both in one write
+            for name, deadline in (("not written", soon), ("not written before the end", LONG_S + soon)):
+                tasks.start_soon(call, connection, name, deadline)
+            await anyio.sleep_until(soon)
+            with anyio.fail_after(LONG_S):
+                while len(ended) < 2:  # noqa: ASYNC110 (a busy machine takes its time)
+                    await anyio.sleep(0.001)
+            connection.lose("was cut")
+            with pytest.raises(ConnectionFailed, match="was cut") as caught:
+                await connection.call(wire.AskStatus())
+            assert not isinstance(caught.value, ConnectionLost)
+        assert ended == {
+            "written": "None",
+            "not written": "ConnectionFailed: was not handed it in time",
+            "written before the end": "ConnectionLost: was cut",
+            "not written before the end": "ConnectionFailed: was cut",
+        }
+
+    anyio.run(main, backend=backend)
+
+
+@pytest.mark.parametrize("what", ["request", "change", "question"])
+def test_a_request_that_never_left_is_not_said_to_have_been_had(
+    backend: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "MAX_IN_FLIGHT", 2)
+
+    async def test(world: World) -> None:
+        (node,) = world.nodes
+        node.fault = lambda call: None if isinstance(call, wire.AskStatus) else Hang()
+        answers: list[object] = []
+        async with world.client() as client:
+            await connect(world, client)
+
+            async def pay(number: int, timeout_s: float) -> None:
+                nonce = number.to_bytes(32, "big")
+                try:
+                    if what == "request":
+                        answers.append(await client.submit(world.payment(nonce=nonce), timeout_s=timeout_s))
+                    elif what == "change":
+                        answers.append(await client.change(SignedChange(nonce, b"signature"), timeout_s=timeout_s))
+                    else:
+                        answers.append(await client.balance("mint", timeout_s=timeout_s))
+                except Unreachable as error:
+                    answers.append(error)
+
+            async with anyio.create_task_group() as tasks:
+                for number in range(2):
+                    tasks.start_soon(pay, number, 1.0)
+                await anyio.wait_all_tasks_blocked()
+                for number in range(2, 5):
+                    tasks.start_soon(pay, number, 0.1)
+        had = [call for call in node.calls if not isinstance(call, wire.AskStatus)]
+        not_had = [answer for answer in answers if isinstance(answer, Unreachable) and "not handed" in str(answer)]
+        assert (len(had), len(not_had)) == (2, 3)
+        if what != "question":
+            assert sum(isinstance(answer, Unknown) for answer in answers) == 2
+        for error in not_had:
+            assert error.reached and bool(error.request_id) is (what != "question")
+
+    run(test, backend)

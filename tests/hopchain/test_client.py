@@ -31,6 +31,7 @@ from hopchain import nodes as nodes_module
 from hopchain.addresses import Address
 from hopchain.calls import Calls, ConnectionLost, dial
 from hopchain.client import raw_public_key
+from hopchain.connection import ConnectionFailed
 from hopchain.framing import frame
 from hopchain.nodes import Node, Nodes
 from hopchain.submitting import Submission
@@ -556,8 +557,8 @@ def test_only_what_was_handed_over_is_in_doubt(backend: str, sent: bool) -> None
     node = Node(Address("127.0.0.1", 1))
 
     class Lost:
-        async def call(self, body: wire.CallBody) -> wire.ReplyBody:
-            raise ConnectionLost(node.address, "it was closed", sent=sent)
+        async def call(self, body: wire.CallBody, deadline: float) -> wire.ReplyBody:
+            raise (ConnectionLost if sent else ConnectionFailed)(str(node.address), "it was closed")
 
     async def test(world: World) -> None:
         nodes = Nodes(
