@@ -12,16 +12,16 @@ then the link itself answers. A vote that stays undecided for STUCK_S is finishe
 start a takeover, so a slot does not depend on anybody asking for it again.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 import msgspec
 
 from chain.errors import Corruption, RemoteFault
 from chain.link import HEADER_BYTES, Link, LinkHash, Slot, header_hash, opening_slot
-from chain.needs import Needs
+from chain.needs import Loaded, Needs
 from chain.request import NetworkId
-from chain.rows import AccountHead, VoteRow
+from chain.rows import AccountHead, Credit, VoteRow
 from chain.rules import check_successor
 from node.due import Due
 from node.epochs import Admission, admit
@@ -36,7 +36,9 @@ STUCK_S: Final = 1.0  # a vote older than this lost its proposer
 STUCK_PER_RANK_S: Final = 0.3  # so that voters do not all begin at once
 STUCK_HANDLINGS: Final = 3  # a large link waits behind others of its kind, here and elsewhere
 MAX_INDEXED: Final = 64  # recipients of a link
-MAX_CHECKED: Final = 256  # postings that a link confirms: of more, reading them all for a vote costs more than it gives
+MAX_CHECKED: Final = (
+    256  # postings that a link confirms, and requests: to read more of them for a vote costs more than it gives
+)
 MANY: Final = ""
 VIEWS_AGAIN_S: Final = 0.2  # a peer that lags sends a lot before the views are there: they go out once in this time
 
@@ -116,9 +118,15 @@ class Acceptor:
     def needs_accept(self, message: Accept, needs: Needs) -> None:
         needs.heads.add(message.at.account)
         self._proposed[header_hash(message.link[:HEADER_BYTES])] = message.link
-        link = self._decoder.untrusted(message.link)
-        if 0 < len(link.confirmed) <= MAX_CHECKED:
-            needs.postings.setdefault(link.account, set()).update(link.confirmed)
+        self.needs_check(self._decoder.untrusted(message.link), needs)
+
+    def needs_check(self, link: Link, needs: Needs) -> None:
+        """What `follows` looks at."""
+        needs.heads.add(link.account)
+        if _is_checked(link):
+            if link.confirmed:
+                needs.postings.setdefault(link.account, set()).update(link.confirmed)
+            needs.outcomes.update((link.account, request_id) for request_id, _ in link.outcomes())
 
     def needs_decided_hash(self, message: DecidedHash, needs: Needs) -> None:
         """What applies the link: this node voted for it, or is asked to in this very turn."""
@@ -147,7 +155,7 @@ class Acceptor:
             return
         link = self._decoder.untrusted(message.link)
         check_vote_untrusted(message.at, link, self._self.network)
-        if not self._follows(turn, peer, link):
+        if not self.follows(turn, peer, link):
             return  # no answer: others vote, if it is the database here that is damaged
         result = self.vote_for(turn, message.at, message.ballot, link)
         answer: Message = Accepted(message.at.slot, message.ballot)
@@ -162,19 +170,20 @@ class Acceptor:
         else:
             self._replica.ask_for_link(turn, peer, message.at, LinkHash(message.link))
 
-    def _follows(self, turn: Turn, peer: NodeId, link: Link) -> bool:
-        """False when `link`, whose parent is the tip here, could not be applied here: then one of two databases is damaged, and who
-        voted for it would stop when it is decided. True also when not all is here by which to judge."""
-        confirmed = [turn.loaded.posting(h) for h in link.confirmed] if len(link.confirmed) <= MAX_CHECKED else [None]
+    def follows(self, turn: Turn, peer: NodeId, link: Link) -> bool:
+        """False when `link`, which `peer` proposed or voted for in the slot after the tip here, could not be applied here (ADR 33): then one
+        of two databases is damaged, and who voted for it would stop when it is decided. True also where not all is here by which to judge."""
+        head = turn.loaded.heads.get(link.account)
+        tip = head.slot if head is not None else opening_slot(self._self.network, link.account)
+        confirmed = [turn.loaded.posting(h) for h in link.confirmed] if _is_checked(link) else [None]
         rows = [posting for posting in confirmed if posting is not None]
-        if len(rows) == len(confirmed):
-            try:
-                check_successor(link, turn.loaded.heads.get(link.account), rows)
-            except Corruption as error:
-                self._self.counters["links_doubted"] += 1
-                self.doubted[peer] = str(error)
-                return False
-        return True
+        if link.prev_hash != tip or len(rows) < len(confirmed):
+            return True
+        why = _fault(turn.loaded, link, head, rows)
+        if why:
+            self._self.counters["links_doubted"] += 1
+            self.doubted[peer] = why
+        return not why
 
     def _admits(self, turn: Turn, peer: NodeId, message: Prepare | Accept) -> bool:
         """R2, R3, R11, R12. False when the message got its answer, or must wait for the parent."""
@@ -323,6 +332,22 @@ def _indexed(link: Link) -> Collection[str]:
 def _patience(vote: Vote[Link]) -> float:
     """How much longer than others this one may take, seconds, because its link is large."""
     return STUCK_HANDLINGS * handling_s(vote.value) if vote.value is not None else 0.0
+
+
+def _is_checked(link: Link) -> bool:
+    return len(link.confirmed) + len(link.entries) <= MAX_CHECKED
+
+
+def _fault(loaded: Loaded, link: Link, head: AccountHead | None, confirmed: Sequence[Credit]) -> str:
+    """Why `link` could not be applied here; empty when it could."""
+    again = next((i for i, _ in link.outcomes() if (link.account, i) in loaded.outcomes), None)
+    if again is not None:
+        return f"link {link.height} of {link.account} has an outcome of request {again.hex()[:16]}, which has one here"
+    try:
+        check_successor(link, head, confirmed)
+    except Corruption as error:
+        return str(error)
+    return ""
 
 
 def check_vote_untrusted(at: SlotName, link: Link, network: NetworkId) -> None:

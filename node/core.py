@@ -390,7 +390,7 @@ class Core:
         table: dict[type[Any], tuple[Callable[[Any, Needs], None], Callable[[Turn, NodeId, Any], None]]] = {
             Prepare: (a.needs_prepare, a.on_prepare),
             Accept: (a.needs_accept, a.on_accept),
-            Promise: (_nothing, o.on_promise),
+            Promise: (o.needs_promise, o.on_promise),
             Accepted: (o.needs_accepted, o.on_accepted),
             Refuse: (_nothing, o.on_refuse),
             Decided: (lambda m, needs: r.needs_links((m.link,), needs), r.on_decided),

@@ -293,7 +293,8 @@ class Pull(_Message, frozen=True, tag="pull"):
 class Offer(_Message, frozen=True, tag="offer"):
     """Answer to Pull: hashes of the log behind `after` up to `upto`; `head` is where the log of `count` links ends. Equal
     replicas: no hashes. `log_id`: drawn by each process of a node. `earlier`, when `after` is 0: the last logs of that disk, newest first,
-    and for how many links each of them is the same as this one."""
+    and for how many links each of them is the same as this one. `accumulator`: when the replicas are equal, of both: a late answer may come to
+    another process than asked."""
 
     hashes: tuple[bytes, ...]
     upto: Count
@@ -302,6 +303,7 @@ class Offer(_Message, frozen=True, tag="offer"):
     after: Count
     log_id: Count
     earlier: tuple[tuple[Count, Count], ...] = ()
+    accumulator: bytes = b""
 
 
 class Ping(_Message, frozen=True, tag="ping"):

@@ -556,6 +556,11 @@ class Owner:
         if waiting and self._self.id == self._self.view.group(route_key(link.next_slot))[0]:
             self._needs_forming(link.account, waiting, needs)
 
+    def needs_promise(self, message: Promise, needs: Needs) -> None:
+        """What a vote that it tells of is checked against."""
+        if message.link is not None:
+            self._acceptor.needs_check(self._decoder.untrusted(message.link), needs)
+
     def on_promise(self, turn: Turn, peer: NodeId, message: Promise) -> None:
         work = self._by_slot.get(message.slot)
         if work is None or work.proposer is None:
@@ -565,6 +570,8 @@ class Owner:
         link = self._decoder.untrusted(message.link) if message.link is not None else None
         if link is not None and work.at is not None:
             check_vote_untrusted(work.at, link, self._self.network)
+            if not self._acceptor.follows(turn, peer, link):
+                return  # as if it was lost: a majority without it may decide what can be applied
         if work.proposer.on_promise(peer, message.ballot, message.accepted, link):
             turn.again.append(FormLink(work.account))
 

@@ -40,6 +40,7 @@ class _Puller(msgspec.Struct):
     log_id: int
     after: int
     until: float
+    told: tuple[int, bytes]  # of this replica, with the question: (count, accumulator)
     dropped: bool = False  # a link of its page: the cursor stays
     offer: Offer | None = None
     wanted: deque[bytes] = msgspec.field(default_factory=deque)
@@ -62,8 +63,8 @@ class Pulling:
         self.log_id: Final = self_.rng.getrandbits(LOG_ID_BITS) + 1
         self._unwritten = self._begin(replica.count)
         self._earlier = self._earlier_logs()
-        self._from_start: set[bytes] = set()  # logs with a gap before the cursor, by `log_name`
         self._log_ids: dict[NodeId, int] = {}  # as the peers have told in this life
+        self._earlier_of: dict[NodeId, tuple[tuple[int, int], ...]] = {}  # `Offer.earlier` of these
         self._puller: _Puller | None = None
         self._next_pull = 0.0
         self._follow: dict[NodeId, tuple[int, int]] = {}  # peers of whom this log must be read up to here (design R8)
@@ -125,9 +126,8 @@ class Pulling:
 
     def _go_on(self, turn: Turn, peer: NodeId, offer: Offer) -> None:
         """Nothing is read of this log: all that was read of an earlier one is, as far as both are the same."""
-        name = log_name(peer, offer.log_id)
         read = (min(self._cursors.get(log_name(peer, log), 0), length) for log, length in offer.earlier)
-        if name not in self._from_start and not self._cursors.get(name, 0):
+        if not self._cursor(peer):
             self._move_cursor(turn, peer, offer.log_id, max(read, default=0))
 
     def _move_cursor(self, turn: Turn, peer: NodeId, log_id: int, upto: int) -> None:
@@ -151,7 +151,7 @@ class Pulling:
         after = self._after(message)
         earlier = () if after else self._earlier
         if (message.count, message.accumulator) == (log.count, log.xor):
-            turn.send(peer, Offer((), log.seq, log.seq, log.count, after, self.log_id, earlier))
+            turn.send(peer, Offer((), log.seq, log.seq, log.count, after, self.log_id, earlier, log.xor))
             return
         page = turn.loaded.log[after]
         turn.send(peer, Offer(page.hashes, page.last_seq, log.seq, log.count, after, self.log_id, earlier))
@@ -180,8 +180,10 @@ class Pulling:
         puller = self._puller
         if puller is None or puller.peer != peer:
             return
+        if message.accumulator and (message.count, message.accumulator) != puller.told:
+            return  # said to another process of this node: that one's replica was equal
         if message.after == 0 and (puller.after == 0 or message.log_id != puller.log_id):
-            self._log_ids[peer] = message.log_id
+            self._log_ids[peer], self._earlier_of[peer] = message.log_id, message.earlier
             self._go_on(turn, peer, message)
             if self._cursor(peer) > 0 and message.hashes:  # so much of it is read: go on there
                 self._puller = None
@@ -192,7 +194,8 @@ class Pulling:
         known = turn.loaded.known
         if not message.hashes and message.count > self._replica.count:
             self._move_cursor(turn, peer, message.log_id, 0)  # a gap before the cursor: compare from the start
-            self._from_start.add(log_name(peer, message.log_id))
+            for log, _ in self._earlier_of.get(peer, ()):
+                self._move_cursor(turn, peer, log, 0)  # nor may a later log go on from one of these
             self._puller = None
             return
         here = [link for h in message.hashes if (link := self._offered.get(LinkHash(h))) is not None]
@@ -289,7 +292,7 @@ class Pulling:
         if wanted:
             peer = self._self.rng.choice(wanted)
             log_id, after = self._log_ids.get(peer, 0), self._cursor(peer)
-            self._puller = _Puller(peer, log_id, after, now + self._timeout(peer))
+            self._puller = _Puller(peer, log_id, after, now + self._timeout(peer), (log.count, log.xor))
             turn.send(peer, Pull(after, log.count, log.xor, log_id))
 
 

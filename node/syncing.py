@@ -257,7 +257,9 @@ class Syncing:
     def needs_finish(self, event: FinishSync, needs: Needs) -> None:
         sync = self._syncs.get(event.epoch)
         if sync is not None:
-            needs.heads.update(v.at.account for source in sync.sources.values() for v in source.votes)
+            for source in sync.sources.values():
+                for vote in source.votes:
+                    self._acceptor.needs_check(self._decoder.untrusted(vote.link), needs)
 
     def on_finish(self, turn: Turn, event: FinishSync) -> None:
         """Merge the votes of the regions for which a majority has answered, and mark them ACTIVE: one transaction."""
@@ -265,6 +267,10 @@ class Syncing:
         if sync is None:
             return
         counted = self._counted(sync, event.epoch)
+        for node in sorted(counted.keys() & sync.sources.keys()):
+            links = (self._decoder.untrusted(vote.link) for vote in sync.sources[node].votes)
+            if not all(self._acceptor.follows(turn, node, link) for link in links):
+                del sync.sources[node], counted[node]  # as if it had not answered
         done = tuple(part for region in sync.regions for part in synced_parts(region, counted))
         if not done:
             return
@@ -329,9 +335,10 @@ class Syncing:
             wanted = {node for region in sync.regions for node in region.before | region.after} - {self._self.id}
             for node in sorted(wanted):
                 source = sync.sources.get(node)
-                if source is not None and self._pulling.is_replaced(node, source.log_id):
-                    del sync.sources[node]  # it joined again since, with another log: that one may never be had
-                elif source is not None:
+                read = source is not None and self._pulling.has_log(node, source.log_id, source.log)
+                if source is not None and not read and self._pulling.is_replaced(node, source.log_id):
+                    del sync.sources[node]  # it was started since, with another log: that one may never be had
+                elif source is not None and not read:
                     self._pulling.follow(turn, node, source.log_id, source.log)
                 if sync.lacks(node):  # also of who was not ACTIVE itself when it answered: it may be now
                     self._ask(turn, node, sync, epoch)

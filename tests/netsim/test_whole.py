@@ -47,7 +47,8 @@ def _cut_and_kill(seed: int, nodes: int) -> Plan:
         ),
         fault_s=5.0,
         core_s=2.0,
-        heal_s=8.0,
+        heal_s=REPLACED_S
+        + 3.0,  # a process that took the place of another one waits so long for the members' word (node.doubles)
     )
 
 

@@ -146,7 +146,7 @@ class SendsBeforeCommit(World):
 
 JUDGE = "chain.rules:_Judge."
 FOUND = Edit("node.owner:Owner._form", "work.proposer.found is not None", "False")
-VOTED_UNSEEN = Edit("node.acceptor:Acceptor._follows", "len(rows) == len(confirmed)", "False")
+VOTED_UNSEEN = Edit("node.acceptor:Acceptor.follows", "if why:", "why = ''\n    if why:")
 FREE = Edit("node.paxos:Proposer.propose", "self._found is None or self._found[1] == value", "True")
 
 MUTANTS: dict[str, Mutant] = {

@@ -4,21 +4,60 @@ import sqlite3
 
 import pytest
 
+from chain.errors import Corruption
 from chain.link import Outcome
 from chain.needs import Needs
-from hopchain.wire import Recorded
+from hopchain.wire import Changed, Recorded
 from node import acceptor
 from node.messages import Accept, Accepted
 from routing.keyspace import NodeId
-from tests.node.world import World
+from tests.node.world import Node, World
+
+RICHER = "UPDATE accounts SET balance = balance + 1048576 WHERE name = 'alice'"
 
 
-def damage(conn: sqlite3.Connection, sql: str) -> None:
+def damage(conn: sqlite3.Connection, sql: str, *values: bytes, trigger: str = "accounts_update") -> None:
     """Change a row as a disk does: no trigger is asked."""
-    (trigger,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'accounts_update'").fetchone()
-    conn.execute("DROP TRIGGER accounts_update")
-    assert conn.execute(sql).rowcount == 1
-    conn.execute(trigger)
+    (statement,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = ?", (trigger,)).fetchone()
+    conn.execute(f"DROP TRIGGER {trigger}")
+    assert conn.execute(sql, values).rowcount == 1
+    conn.execute(statement)
+
+
+class Stopping(World):
+    """A node that meets `Corruption` stops, as its process would."""
+
+    stopped: set[NodeId]
+
+    def _turn(self, node: Node, when: float) -> None:
+        try:
+            super()._turn(node, when)
+        except Corruption:
+            self.stopped.add(node.id)
+            self.crash(node.id)
+
+
+def with_damage(
+    nodes: int, k: int, seed: int, rank: int, *, members: int | None = None
+) -> tuple[Stopping, NodeId, list[NodeId]]:
+    """The node of this rank takes alice for rich. Which one that is, and the others of her group in order."""
+    world = Stopping(nodes, k, seed, first=members)
+    world.stopped = set()
+    world.open_funded(alice=100, bob=0)
+    world.settle(world.ids[0], world.pay_request("alice", "bob", 1))
+    world.run(3)
+    sound = list(world.group("alice"))
+    damaged = sound.pop(rank)
+    damage(world.nodes[damaged].conn, RICHER)
+    return world, damaged, sound
+
+
+def pays(world: Stopping, at: NodeId, damaged: NodeId) -> None:
+    """Alice pays through that node, and no sound one has stopped."""
+    call = world.submit(at, world.pay_request("alice", "bob", 5), timeout_s=60.0)
+    assert world.run_until(lambda: call.answer is not None, 65)
+    assert isinstance(call.answer, Recorded) and call.answer.outcome is Outcome.COMPLETED
+    assert world.stopped <= {damaged}
 
 
 def votes_on(world: World) -> list[NodeId]:
@@ -53,6 +92,50 @@ def test_nobody_votes_for_what_a_damaged_database_makes(change: str) -> None:
     assert world.settle(sound[0], world.pay_request("alice", "bob", 5)).outcome is Outcome.COMPLETED
 
 
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_a_vote_that_does_not_follow_is_not_found_in_phase_1(seed: int) -> None:
+    """A damaged standby takes over while the owner is away, and votes for what it makes. The owner comes back and takes over, too."""
+    world, damaged, (owner, _) = with_damage(3, 3, seed, rank=1)
+    world.crash(owner)
+    world.submit(damaged, world.pay_request("alice", "bob", 5000), timeout_s=8.0)
+    world.run(3)
+    world.start(owner)
+    world.run(3)
+    pays(world, owner, damaged)
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_a_vote_that_does_not_follow_is_not_taken_over_by_a_sync(seed: int) -> None:
+    """The members change while a damaged owner is up; then it is stopped for good."""
+    world, damaged, sound = with_damage(6, 5, seed, rank=0, members=5)
+    world.submit(damaged, world.pay_request("alice", "bob", 5000), timeout_s=4.0)
+    world.run(6)
+    assert isinstance(world.add(sound[0], world.guests[0]), Changed)
+    world.run(10)
+    if damaged in world.alive:
+        world.crash(damaged)
+    world.run(30)
+    pays(world, sound[1], damaged)
+
+
+def test_nobody_votes_for_a_request_that_has_its_outcome() -> None:
+    """Its owner lost the row of it, and the client sends the same bytes again."""
+    world = Stopping(5, 5, 1)
+    world.stopped = set()
+    world.open_funded(alice=100, bob=0)
+    request = world.pay_request("alice", "bob", 1)
+    world.settle(world.ids[0], request)
+    world.run(3)
+    damaged, *sound = world.group("alice")
+    conn = world.nodes[damaged].conn
+    damage(conn, "DELETE FROM outcomes WHERE request_id = ?", request.request_id, trigger="outcomes_delete")
+    voters = votes_on(world)
+    world.submit(damaged, request, timeout_s=5.0)
+    world.run(8)
+    assert voters == [] and not world.stopped - {damaged}
+    assert all("has one here" in world.core(node).acceptor.doubted[damaged] for node in sound)
+
+
 def test_more_confirmations_than_are_worth_it_are_not_read_for_a_vote(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(3, 3, 1)
     world.open_funded(alice=100, bob=100)
@@ -67,7 +150,7 @@ def test_more_confirmations_than_are_worth_it_are_not_read_for_a_vote(monkeypatc
     world.lose = note
     world.settle(world.ids[0], world.pay_request("bob", "alice", 1))
     voter, accept = asked[0]
-    for bound, read in ((2, 2), (1, 0)):
+    for bound, read in ((3, 2), (2, 0)):
         monkeypatch.setattr(acceptor, "MAX_CHECKED", bound)
         needs = Needs()
         world.core(voter).acceptor.needs_accept(accept, needs)

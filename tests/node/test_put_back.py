@@ -7,10 +7,13 @@ from typing import NamedTuple
 import pytest
 
 from chain.link import Slot
+from chain.store import CursorRow, commit
 from hopchain.change import ChangeAction
 from hopchain.wire import Changed, Recorded
 from node import pulling
 from node.messages import Accept, Decided, DecidedHash, Links, Moved, Offer, Prepare, Pull, SlotAnswer
+from node.pulling import log_name
+from node.turn import FromPeer
 from routing.keyspace import NodeId, route_key
 from routing.regions import holds
 from routing.view import member_of, with_member
@@ -191,3 +194,68 @@ def test_only_what_a_disk_that_was_put_back_holds_counts_as_read() -> None:
     begun = world.core(node).pulling.log_id
     assert world.run_until(lambda: any(pull.log_id == begun for pull in pulls), 30)
     assert next(pull.after for pull in pulls if pull.log_id == begun) == before < count
+
+
+def test_a_cursor_that_was_found_false_is_not_believed_for_the_next_log() -> None:
+    world = World(3, 3, 1)
+    world.open_funded(alice=100, bob=0)
+    owner, reader, _ = world.group("alice")
+    world.run(5.0)
+    world.crash(reader)
+    world.settle(owner, world.pay_request("alice", "bob", 1))
+    log_id, count = log(world, owner)
+    commit(
+        world.nodes[reader].conn, [CursorRow(log_name(owner, log_id), count)]
+    )  # which is false: it lacks the last link
+    world.crash(owner)
+    world.start(owner)
+    world.run(4.0)
+    world.start(reader)
+    world.lose = lambda source, target, message: (
+        target == reader and (isinstance(message, UNASKED | Links) or (isinstance(message, Offer) and source != owner))
+    )
+    read = world.core(reader).pulling
+    assert world.run_until(lambda: read._cursors.get(log_name(owner, log(world, owner)[0])) == 0, 60), "a gap is found"
+    world.crash(owner)
+    world.start(owner)
+    assert not world.run_until(lambda: read.has_log(owner, *log(world, owner)), 30)
+    assert world.height(reader, "alice") == 0
+
+
+def test_that_two_replicas_are_equal_is_heeded_by_the_process_that_asked() -> None:
+    """The answer comes late, to a process whose disk was put back and has as many links, but not the same."""
+    world = World(4, 1, 1)
+    world.open_funded(sink=0, **dict.fromkeys(NAMES, 100))
+    world.run(5.0)
+    reader = world.ids[0]
+    one, told = next((name, world.group(name)[0]) for name in NAMES if world.group(name)[0] != reader)
+    two = next(name for name in NAMES if world.group(name)[0] not in (reader, told))
+    old, owner = copy_of(world, reader), world.group(two)[0]
+    world.settle(told, world.pay_request(one, "sink", 1))
+    assert world.run_until(lambda: world.height(reader, one) == 1, 10)
+    late: list[Offer] = []
+
+    def hold_back(source: NodeId, target: NodeId, message: object) -> bool:
+        if (source, target) == (told, reader) and isinstance(message, Offer) and not message.hashes:
+            late.append(message)
+        return target == reader and isinstance(message, Offer)
+
+    world.crash(reader)
+    world.lose = hold_back
+    world.start(reader)
+    assert world.run_until(lambda: bool(late), 60)
+    world.crash(reader)
+    world.nodes[reader].conn = old
+    world.lose = lambda source, target, message: (
+        target == reader and isinstance(message, SHOWS_LINKS) and not (source == owner and isinstance(message, TOLD))
+    )
+    world.start(reader)
+    world.run(3.0)
+    world.settle(owner, world.pay_request(two, "sink", 1))
+    assert world.run_until(lambda: world.height(reader, two) == 1, 10)
+    read = world.core(reader).pulling
+    assert world.run_until(lambda: read._puller is not None and read._puller.peer == told, 60)
+    world.deliver(reader, FromPeer(told, late[0]))
+    world.run(0.01)
+    assert world.height(reader, one) == 0
+    assert not read.has_log(told, late[0].log_id, late[0].count)

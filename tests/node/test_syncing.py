@@ -630,6 +630,28 @@ def test_a_cursor_is_of_one_log_and_each_process_has_another() -> None:
     ]
 
 
+def test_an_answer_that_counts_outlives_a_restart_of_its_source() -> None:
+    world = grown(4, 3)
+    source, other, away = world.view.ids
+    world.run(8.0)
+    world.lose = lambda sender, _, message: isinstance(message, SyncPart) and sender != source
+    guest = grow(world)
+    syncing = world.core(guest).syncing
+
+    def counted() -> bool:
+        return any(source in syncing._counted(sync, 2) for sync in syncing._syncs.values())
+
+    assert world.run_until(counted, 20)
+    world.crash(source)
+    world.start(source)
+    world.lose = lambda _, __, message: isinstance(message, SyncPart)
+    world.run(20)
+    for node in (source, away):
+        world.crash(node)
+    world.heal()
+    assert world.run_until(lambda: world.core(guest).fully_active, 60), f"{other.hex()} and what was counted are enough"
+
+
 def test_the_answer_of_a_source_with_another_log_than_the_one_that_was_read_does_not_count_yet() -> None:
     world = grown(4, 3, k=5)
     world.run(8.0)
