@@ -4,14 +4,16 @@ The request of an account is a function of its name, asset and key, so opening a
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
 
 from chain.request import opening
 from cli.receipt import interrupted
+from cli.session import account_line
 from cli.wallet import Wallet
-from hopchain import Answer, Client, Refused, SignedRequest
+from hopchain import Accounts, Answer, Client, ClientError, Refused, SignedRequest
 from hopchain.client import raw_public_key, sign_request
 from hopchain.workers import work_on_each
 
@@ -42,7 +44,7 @@ async def open_accounts(
     """Open all `names` in `asset`; the answers in the same order. `progress` is called after each, `sending`
     before the first leaves, with what gives the answers so far: `unknown` for those that have none.
 
-    A new key whose name turns out to be taken is removed again. Raises `Unreachable` when no node could be asked.
+    A new key whose name turns out to be another key's is removed again. Raises `Unreachable` when no node could be asked.
     """
     new = {name for name in names if not wallet.has(name)}
     wallet.create(names)
@@ -57,7 +59,8 @@ async def open_accounts(
     async def submit(each: tuple[str, bytes, SignedRequest]) -> None:
         name, public_key, request = each
         answer = await client.submit(request, timeout_s=timeout_s, at=at)
-        if isinstance(answer, Refused) and answer.code == "name_taken" and name in new:
+        taken = isinstance(answer, Refused) and answer.code == "name_taken"
+        if taken and name in new and await _is_of_another_key(client, name, public_key, at):
             wallet.discard(name)
         found[name] = Opened(name, request.request_id, public_key, answer)
         progress()
@@ -70,3 +73,12 @@ async def open_accounts(
     sending(so_far)
     await work_on_each(signed, submit, at_once=CONCURRENCY)
     return so_far()
+
+
+async def _is_of_another_key(client: Client, name: str, public_key: bytes, at: tuple[str, int] | None) -> bool:
+    """True when the account is known to have another key. That its name is taken does not say so: another process of this wallet
+    may have opened it meanwhile, in another asset, with the key that both found. Not known is False: a key too many harms nobody."""
+    with suppress(ClientError):
+        found = await account_line(client, name, at)
+        return isinstance(found, Accounts) and found.accounts[0].public_key != public_key
+    return False

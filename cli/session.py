@@ -100,7 +100,7 @@ async def asset_of(client: Client, network: Network, account: str, at: NodeAddre
     return network.asset(answer.asset)
 
 
-async def account_line(client: Client, account: str, at: NodeAddress) -> Accounts | NotFound:
+async def account_line(client: Client, account: str, at: NodeAddress | None) -> Accounts | NotFound:
     """One account with its public key, from one node's list: a list of one."""
     before = account[:-1] + chr(ord(account[-1]) - 1) + "\x7f"  # sorts after every name that sorts before `account`
     page = await client.accounts(before, 1, at=at)

@@ -114,7 +114,7 @@ class Wallet:
                 self._sync()
 
     def discard(self, account: str) -> None:
-        """Remove the key of an account that turned out to be somebody else's."""
+        """Remove the key of an account that is known to have another one: the key of an account that is open is never removed."""
         self.path(account).unlink(missing_ok=True)  # another process may have found the same
 
     def record(self, requests: Iterable[tuple[RequestId, str, str]]) -> None:

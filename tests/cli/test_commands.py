@@ -3,6 +3,7 @@
 import re
 import shlex
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hopchain import wire
 from hopchain.client import raw_public_key
 from node.layout import read_network
 from tests.cli.conftest import TIME_MS, Cli, World
-from tests.hopchain.fake_node import FaultMaker, Hang, key_number
+from tests.hopchain.fake_node import Drop, FaultMaker, Hang, key_number
 from tests.hopchain.ledger import TIME_MS as LINK_TIME_MS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "cli-json.md"
@@ -254,6 +255,34 @@ def test_a_taken_name_is_told_and_its_useless_key_removed(world: World) -> None:
 def test_a_key_that_was_there_before_stays_when_the_name_is_taken(world: World) -> None:
     world.ledger.open("alice", "CZK", raw_public_key(key_number(5)))
     world.wallet.add("alice", key_number(6))
+    world.run("account", "open", "alice", code=1)
+    assert world.wallet.has("alice")
+
+
+def test_the_key_of_an_account_that_another_process_opened_is_never_removed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stored its key after this process had looked for one, so both use it, and opened the account by another request."""
+    create = Wallet.create
+
+    def late(wallet: Wallet, names: Sequence[str]) -> None:
+        create(wallet, names)
+        world.ledger.open("shop", "CZK", raw_public_key(wallet.key("shop")))
+        create(wallet, names)
+
+    monkeypatch.setattr(Wallet, "create", late)
+    found = world.json("account", "open", "shop", code=1)
+    assert found["accounts"][0]["code"] == "name_taken" and found["accounts"][0]["key_file"] is not None
+    assert raw_public_key(world.wallet.key("shop")) == world.ledger.accounts["shop"].public_key
+
+
+@pytest.mark.parametrize(
+    "answer", [wire.Refused("memory", "too much is kept"), wire.Accounts((), False, stale=True), Drop()]
+)
+def test_a_key_stays_while_it_is_not_known_whose_the_account_is(world: World, answer: wire.ReplyBody | Drop) -> None:
+    world.ledger.open("alice", "CZK", raw_public_key(key_number(5)))
+    for node in world.nodes:
+        node.fault = lambda call: answer if isinstance(call, wire.AskAccounts) else None
     world.run("account", "open", "alice", code=1)
     assert world.wallet.has("alice")
 
