@@ -16,7 +16,7 @@ from cli.output import CommandFailed, Exit, Output, counted
 from cli.paybulk import AtomicRun, BulkRun
 from cli.payfile import Columns, Payment, payments, read_table
 from cli.payplan import Plan, Settings
-from cli.payreport import Ended, left_the_file, report
+from cli.payreport import Ended, left_the_file, may_be_taken_for_known, report
 from cli.payresult import Run, is_worse, other_runs, result_path, why_kept, write_results
 from cli.payrun import PayRun
 from cli.poolrun import PoolRun
@@ -237,8 +237,9 @@ def _execute(
 ) -> tuple[Path, list[Payment], CommandFailed | None, HopchainError | None]:
     """Pay, and write the result file however that ends: where it is, the payments of earlier runs that the file has no more, why the result
     file could not be written, and what ended the run after a request left. `tell` prints the end also of a run that is
-    interrupted. Raises what ended it before any left."""
+    interrupted. Raises what ended it before any left, but not a rejection while there are rows of which nothing is known."""
     work.check(network.id)
+    work.note_sent_before(network.id)
     gone: list[Payment] = []
     unwritten: CommandFailed | None = None
     out.sending(
@@ -264,7 +265,7 @@ def _execute(
         for text in work.books.mismatches():
             out.warn(text)  # nobody would ever tell: the next run compares what leaves then
         error = raised_on_purpose(ended)
-        if error is None or not work.began:
+        if error is None or not (work.began or may_be_taken_for_known(error, work)):
             raise
         return target, gone, unwritten, error
     try:

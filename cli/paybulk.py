@@ -89,10 +89,7 @@ class BulkRun(PayRun):
     async def _pay(self, client: Client) -> None:
         self._progress.begin("paying", len(self.rows))
         batches = RunBatches(self._plan, client.network, self._keys.key, self._sent)
-        payable = self._payable(client.network)
-        for key, index in payable.items():
-            if batch := self._sent.of.get(key):
-                self._note_sent(index, bytes.fromhex(batch.request_id), batch.sender)
+        payable = self._payable()
         parts, fresh = await self._sent_before(client, batches, payable)
         for index in fresh:
             self.results[index] = not_sent()
@@ -103,7 +100,7 @@ class BulkRun(PayRun):
         self._record(parts)
         await work_on_each(parts, partial(self._pay_part, client, batches), at_once=self.settings.concurrency)
 
-    def _payable(self, network: NetworkId) -> dict[str, int]:
+    def _payable(self) -> dict[str, int]:
         """The rows that can be sent, by key; the others get their results."""
         found: dict[str, int] = {}
         for index, payment in enumerate(self.rows):
@@ -111,7 +108,7 @@ class BulkRun(PayRun):
             if cannot is None:
                 found[payment_key(payment)] = index
             else:
-                self._end([index], [self._not_now(network, payment, cannot)])
+                self._end([index], [self._not_now(payment, cannot)])
         return found
 
     async def _sent_before(
@@ -123,7 +120,7 @@ class BulkRun(PayRun):
         for batch, left in batches.earlier(payable):
             if why := self._keys.why_none(batch.sender):
                 none = RowResult("no_key", why)
-                self._end(left, [self._not_now(client.network, self.rows[index], none) for index in left])
+                self._end(left, [self._not_now(self.rows[index], none) for index in left])
             elif len(left) == len(batch.rows) and (not self.atomic or len(left) == len(self.rows)):
                 self.books.begin(batch.sender)
                 parts.append(batches.again(batch, left))
@@ -161,6 +158,7 @@ class BulkRun(PayRun):
         else:
             result = result_of(decided, target, batch.sender)
         self.books.may_have_paid(batch.sender, decided.height if decided is not None else None)
+        self._end(left, [result] * len(left))
         if self.atomic:
             raise CommandFailed(
                 Exit.REJECTED if decided is not None else Exit.UNREACHABLE,
@@ -169,7 +167,6 @@ class BulkRun(PayRun):
                 f"{result.outcome}: this file cannot be paid as one. Nothing was sent; run it without --atomic, or name another "
                 "run with --run",
             )
-        self._end(left, [result] * len(left))
         return False
 
     async def _outcome(self, client: Client, target: RequestId, sender: str) -> Recorded | None:

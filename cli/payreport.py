@@ -63,10 +63,16 @@ def report(out: Output, ended: Ended) -> Exit:
     if ended.work.paid_before:
         out.note(f"warning: {all_paid_before(ended.work)}")
     if ended.trouble is not None:
-        return describe(ended.trouble)[0] if out.as_json else out.fail(ended.trouble)
+        code = describe(ended.trouble)[0] if out.as_json else out.fail(ended.trouble)
+        return Exit.UNREACHABLE if may_be_taken_for_known(ended.trouble, ended.work) else code
     if any(result.outcome in _OPEN for _, result in ended.failed):
         return Exit.UNREACHABLE  # whoever concluded now that these were rejected would pay them twice
     return Exit.REJECTED if ended.failed or ended.work.books.mismatch else Exit.DONE
+
+
+def may_be_taken_for_known(error: HopchainError, work: PayRun) -> bool:
+    """True when an error that ends a run has the exit code of rows that are known to be rejected, and what became of some is not known."""
+    return work.unknown and describe(error)[0] is Exit.REJECTED
 
 
 def all_paid_before(work: PayRun) -> str:

@@ -55,6 +55,7 @@ class PayRun:
         self._progress = plan.progress
         self._sent = SentBatches(plan.wallet.directory, plan.settings.label)
         self._keys = RunKeys(plan.wallet)
+        self._before: dict[str, tuple[RequestId, str]] = {}  # row -> its newest request of an earlier run, and whose
         self._submitted = False
         self._failures = 0  # rows that ended and are not completed
         self._done = [anyio.Event() for _ in self.rows]
@@ -94,6 +95,21 @@ class PayRun:
                 "--pool, which pays nothing twice"
             )
 
+    def note_sent_before(self, network: NetworkId) -> None:
+        """Call each row that an earlier run may have sent unknown, until this one asks for it. Before anything else, so that
+        this is told of it however early the run ends."""
+        rows = [payment for payment in self.rows if not payment.fault] if self._journal else []
+        found = self._requests_before(network, rows)
+        self._before = {row: sent for row, sent in found.items() if sent[0] in self._journal}
+        for index, payment in enumerate(self.rows):
+            if sent := self._before.get(payment_key(payment)):
+                self.results[index] = not_asked(*sent)
+
+    @property
+    def unknown(self) -> bool:
+        """True while it is not known what became of some row."""
+        return any(result.outcome == "unknown" for result in self.results)
+
     @property
     def paid_before(self) -> bool:
         """True when every row is paid, and was sent and paid before this run. What another wallet paid does not count: an
@@ -121,7 +137,6 @@ class PayRun:
 
     async def run(self, client: Client) -> None:
         """All of it, after `look_back`. Raises `Unreachable` when the network is gone, `CommandFailed` when the funding is rejected."""
-        _ = self._journal  # read now: as it was before this run
         if self.settings.open_missing or self.settings.fund_from:
             await self.accounts.find(client)
         if self.settings.fund_from:
@@ -163,12 +178,10 @@ class PayRun:
         """key -> the newest request, with its account, of those rows that an earlier run sent."""
         return newest_requests(network, self.settings.label, rows, self._sent, self._sources, self._journal)
 
-    def _not_now(self, network: NetworkId, payment: Payment, cannot: RowResult) -> RowResult:
+    def _not_now(self, payment: Payment, cannot: RowResult) -> RowResult:
         """The result of a row that this run cannot send: one that an earlier run may have sent is unknown, for nobody asks."""
-        if payment.fault:
-            return cannot
-        sent = self._requests_before(network, [payment]).get(payment_key(payment))
-        return cannot if sent is None or sent[0] not in self._journal else not_asked(*sent, cannot.reason)
+        sent = self._before.get(payment_key(payment))
+        return cannot if sent is None else not_asked(*sent, cannot.reason)
 
     # --- rows --------------------------------------------------------------------------------------------------
 
@@ -181,9 +194,6 @@ class PayRun:
             for p, s in zip(self.rows, signed, strict=True)
             if isinstance(s, SignedRequest)
         )
-        for index, first in enumerate(signed):
-            if isinstance(first, SignedRequest):
-                self._note_sent(index, first.request_id, self._payer(self.rows[index]))
 
         async def work(index: int) -> None:
             self._end([index], [await self._result(client, index, signed[index])])
@@ -209,11 +219,6 @@ class PayRun:
             self._failures += result.outcome != "completed"
             self._done[index].set()
         self._progress.advance(len(rows))
-
-    def _note_sent(self, index: int, request: bytes, paid_from: str) -> None:
-        """A row whose request an earlier run may have sent is not one that was not sent, as long as it is not asked for."""
-        if request in self._journal:
-            self.results[index] = not_asked(request, paid_from)
 
     def _too_many(self) -> str:
         """Why no more rows are sent, when more have failed than `max_failures` allows; else empty."""
@@ -287,7 +292,7 @@ class PayRun:
         """The row's request, or its result when it cannot be one."""
         cannot = self._cannot(payment)
         if cannot is not None:
-            return self._not_now(client.network, payment, cannot)
+            return self._not_now(payment, cannot)
         request = row_request(client.network, self.settings.label, payment, attempt)
         return sign_request(request, self._keys.key(payment.sender))
 

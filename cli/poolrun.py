@@ -67,7 +67,7 @@ class PoolRun(PayRun):
             return super()._first(client, payment)
         cannot = self._cannot(payment)
         if cannot is not None:
-            return self._not_now(client.network, payment, cannot)
+            return self._not_now(payment, cannot)
         return self._newest(client, payment) if self._sources.tried(payment_key(payment)) else None
 
     def _newest(self, client: Client, payment: Payment) -> SignedRequest:

@@ -465,6 +465,74 @@ def test_rows_that_were_funded_without_the_pool_are_refused_with_it(
     assert shop.json("pay", str(file), *COLUMNS, "--fund-from", "mint")["completed"] == 6
 
 
+# --- a run that ends before it asks for what earlier runs sent -----------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [(), POOL, ("--bulk",)], ids=["alone", "pool", "bulk"])
+def test_rows_that_were_sent_are_unknown_when_the_funding_of_a_new_row_is_rejected(
+    shop: World, file: Path, kind: tuple[str, ...]
+) -> None:
+    rich(shop)
+    alone(shop)
+    shop.run("account", "open", "bank")
+    shop.run("pay", str(file), *COLUMNS, *kind)
+    file.with_suffix(".result.csv").unlink()
+    write(file, [*ROWS, "shop;bob;1000;new"])
+    found = shop.json("pay", str(file), *COLUMNS, *kind, "--fund-from", "bank", code=3)
+    assert found["error"] == "insufficient_funds" and found["outcomes"] == {"unknown": 6, "not_sent": 1}
+    told = results(file)
+    assert all(EARLIER in r["reason"] and r["request_id"] for r in told[:6]) and not told[6]["request_id"]
+
+
+def test_a_request_that_is_on_its_way_is_not_called_not_sent(shop: World, file: Path) -> None:
+    """It executes after the second run has ended."""
+    alone(shop)
+    shop.run("account", "open", "bank")
+    write(file, ROWS[:1])
+    (late,) = {call.raw: call for call in never_arrives(shop, file)}.values()
+    file.with_suffix(".result.csv").unlink()
+    write(file, [*ROWS[:1], "shop-1;bob;1000;typo"])
+    shop.run("pay", str(file), *COLUMNS, "--fund-from", "bank", code=3)
+    assert [r["outcome"] for r in results(file)] == ["unknown", "not_sent"]
+    shop.ledger.submit(late, b"")
+    assert available(shop)["bob"] == 100
+
+
+@pytest.mark.parametrize("kind", [(), ("--bulk",)], ids=["alone", "bulk"])
+def test_a_run_that_asks_for_nothing_does_not_say_that_all_is_known(
+    shop: World, file: Path, monkeypatch: pytest.MonkeyPatch, kind: tuple[str, ...]
+) -> None:
+    alone(shop)
+    shop.run("account", "open", "bank")
+    shop.run("pay", str(file), *COLUMNS, *kind)
+    shop.ledger.accounts["bank"].asset = "EUR"
+    monkeypatch.setattr(shop.ledger, "_scale", lambda code: 2)
+    found = shop.json("pay", str(file), *COLUMNS, *kind, "--fund-from", "bank", code=3)
+    assert found["error"] == "asset_mismatch" and found["outcomes"] == {"unknown": 6}
+    assert (
+        shop.run("pay", str(file), *COLUMNS, *kind, "--fund-from", "bank", code=3).stderr.count("bank holds EUR") == 1
+    )
+    write(file, ["shop;bob;7;another"])
+    assert "outcomes" not in shop.json("pay", str(file), *COLUMNS, *kind, "--fund-from", "bank", code=1)
+
+
+@pytest.mark.parametrize("retried", [False, True])
+def test_rows_that_a_killed_run_sent_are_unknown_while_the_network_is_down(
+    shop: World, file: Path, retried: bool
+) -> None:
+    """Their newest requests are named: these are what may have paid."""
+    shop.run("account", "open", "shop")
+    if retried:
+        shop.run("pay", str(file), *COLUMNS, code=1)
+    shop.ledger.accounts["shop"].settled = 10 * FUNDS
+    shop.run("pay", str(file), *COLUMNS, "--retry-rejected")
+    paid = [r["request_id"] for r in results(file)]
+    file.with_suffix(".result.csv").unlink()
+    shop.stop()
+    shop.run("pay", str(file), *COLUMNS, "--open-missing", "--timeout", "0.3", code=3)
+    assert [(r["outcome"], r["request_id"]) for r in results(file)] == [("unknown", one) for one in paid]
+
+
 # --- found in the wallet -------------------------------------------------------------------------------------------
 
 
