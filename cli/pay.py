@@ -56,7 +56,8 @@ from hopchain import Choice
     "--fund-from",
     metavar="NAME",
     help="First pay each payer from this account exactly what its rows need. A row is funded once; one that an earlier run paid "
-    "without this option needs nothing, nor does one that it was told is rejected, without --retry-rejected.",
+    "without this option needs nothing, nor does one that it was told is rejected, without --retry-rejected. What was funded for a row "
+    "that then leaves the file stays with its payer.",
 )
 @click.option(
     "--run",

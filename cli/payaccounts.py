@@ -3,19 +3,20 @@
 Every step is a set of requests that are the same when made again. Funding is remembered row by row in the wallet
 (cli.funding), because rows that are added to a file later must add to what a payer got, not get it all a second time. A row
 that an earlier run paid without funding it, or may have, needs nothing.
+
+A funding some of whose rows are not in the file any more is not made for them: it is cancelled. When it was rejected, or now never
+executes, that is remembered, and what is left of its rows is funded anew. When it was made, its payers keep it.
 """
 
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import suppress
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.link import Outcome
-from chain.names import MAX_AMOUNT
-from chain.request import MAX_POSTINGS, Posting, RequestId, SignedRequest, encode_request, request_id, transfer
-from cli.funding import FundedRows, Needs
+from chain.request import NetworkId, Posting, Request, RequestId, SignedRequest, encode_request, request_id, transfer
+from cli.funding import FundedRows, Funding
 from cli.opening import open_accounts
 from cli.output import CommandFailed, Exit, counted
 from cli.payfile import Payment, funding_nonce, payment_key
@@ -28,6 +29,7 @@ from hopchain.workers import work_on_each
 
 SentBefore = Callable[[Sequence[Payment]], Mapping[str, tuple[RequestId, str]]]
 Submit = Callable[[SignedRequest], Awaitable[Answer]]
+Cancel = Callable[[RequestId, str], Awaitable[tuple[Answer, Recorded | None]]]
 
 
 class RunAccounts:
@@ -64,15 +66,26 @@ class RunAccounts:
         sent_before: SentBefore,
         journal: Container[bytes],
         submit: Submit,
+        cancel: Cancel,
     ) -> None:
         """Give the payers of `rows`, each row with its payer, from `source` what their rows need; call `find` first. Payers that
         cannot be funded become `unfit`. Raises `CommandFailed` when the source cannot fund, `LocalMisuse` without its key.
 
         `sent_before` finds the newest request, with its account, of those rows that an earlier run sent, by key; `journal` has
-        the ids of all requests of earlier runs; `submit` gets the answer to a request."""
+        the ids of all requests of earlier runs; `submit` gets the answer to a request, `cancel` that to the cancellation of one, of
+        an account, and the outcome of one that had it already."""
         key = self._wallet.key(source)
         await self._check_assets(client, source, {payer for _, payer in rows} - {source})
         remembered = FundedRows(self._wallet.directory, self._settings.label, source)
+        here = {payment_key(payment) for payment in self._rows if not payment.fault}
+        made: set[int] = set()  # numbers of requests that this file would not make again
+        for request in remembered.requests:
+            if not request.alone or here.issuperset(request.rows):
+                continue
+            if await self._was_made(client, source, request, journal, cancel):
+                made.add(request.number)
+            else:
+                remembered.give_up(request)
         needy = {
             payment_key(payment): (payment, payer)
             for payment, payer in rows
@@ -80,17 +93,12 @@ class RunAccounts:
         }
         sent = sent_before([payment for row, (payment, _) in needy.items() if row not in remembered.rows])
         settled = await self._settled(client, sent)
-        fresh = [row for row in needy if row not in remembered.rows and row not in settled]
-        if fresh:
-            sums: Counter[str] = Counter()
-            for row in fresh:
-                payment, payer = needy[row]
-                sums[payer] += payment.amount
-            remembered.add(fresh, sorted(sums.items()))
-        parts = [part for needs in remembered.batches for part in split(needs)]
-        self._progress.begin("funding payers", len(parts))
-        for number, part in enumerate(parts):
-            await self._fund_part(client, source, key, number, part, journal, submit)
+        fresh = {row: each for row, each in needy.items() if row not in remembered.rows and row not in settled}
+        remembered.add({row: (payer, payment.amount) for row, (payment, payer) in fresh.items()})
+        asked = [request for request in remembered.requests if request.number not in made]
+        self._progress.begin("funding payers", len(asked))
+        for request in asked:
+            await self._fund_payers(client, source, key, request, journal, submit)
             self._progress.advance()
 
     # --- which accounts exist ----------------------------------------------------------------------------------
@@ -183,21 +191,54 @@ class RunAccounts:
         await work_on_each(set(sent.values()), ask, at_once=self._settings.concurrency)
         return {row for row, request in sent.items() if request in settled}
 
-    async def _fund_part(
+    def _transfer(self, network: NetworkId, source: str, funding: Funding, attempt: int) -> Request:
+        """One request for many payers. `attempt` above 0: once more after a rejection."""
+        postings = [Posting(payer, amount, "funding") for payer, amount in funding.needs]
+        nonce = funding_nonce(self._settings.label, source, funding.number, attempt, funding.needs)
+        return transfer(network, source, postings, nonce)
+
+    async def _was_made(
+        self, client: Client, source: str, funding: Funding, journal: Container[bytes], cancel: Cancel
+    ) -> bool:
+        """Whether a request that funds rows which are not all in the file any more was executed; when this is False, it never will be.
+        Raises `CommandFailed` when that cannot be found out: funded anew, its rows might be funded twice."""
+        newest: RequestId | None = None
+        for attempt in range(MAX_ATTEMPTS):
+            made = request_id(encode_request(self._transfer(client.network, source, funding, attempt)))
+            if made not in journal:
+                break
+            newest = made  # those before it were rejected
+        if newest is None:
+            return False  # it never left
+        with suppress(CallRefused):
+            decided = await client.outcome(newest, source)
+            if isinstance(decided, Recorded):
+                return decided.completed
+        answer, outcome = await cancel(newest, source)
+        if isinstance(answer, Recorded) and answer.completed:
+            return False
+        if outcome is not None:
+            return outcome.completed
+        raise CommandFailed(
+            Exit.UNREACHABLE,
+            "unknown",
+            f"an earlier funding of {counted(len(funding.needs), 'payer')} from {source}, whose rows are not all in the file any more, "
+            f"is not settled: {answer_name(answer)}: {row_text(answer, '')}. No row was paid in this run: run it again",
+        )
+
+    async def _fund_payers(
         self,
         client: Client,
         source: str,
         key: Ed25519PrivateKey,
-        number: int,
-        needs: Needs,
+        funding: Funding,
         journal: Container[bytes],
         submit: Submit,
     ) -> None:
-        """One request for many payers. One that was rejected in an earlier run is made anew, once a run."""
-        postings = [Posting(payer, amount, "funding") for payer, amount in needs]
+        """Make a request that funds payers. One that was rejected in an earlier run is made anew, once a run."""
+        needs = funding.needs
         for attempt in range(MAX_ATTEMPTS):
-            nonce = funding_nonce(self._settings.label, source, number, attempt, needs)
-            signed = sign_request(transfer(client.network, source, postings, nonce), key)
+            signed = sign_request(self._transfer(client.network, source, funding, attempt), key)
             self._wallet.record_new([(signed.request_id, source, "funding")])
             answer = await submit(signed)
             if answer_exit(answer) is Exit.DONE:
@@ -206,8 +247,8 @@ class RunAccounts:
                 return
             if not isinstance(answer, Recorded):
                 break
-            following = funding_nonce(self._settings.label, source, number, attempt + 1, needs)
-            known = request_id(encode_request(transfer(client.network, source, postings, following))) in journal
+            following = self._transfer(client.network, source, funding, attempt + 1)
+            known = request_id(encode_request(following)) in journal
             if not (known or answer.repeated):
                 break
         raise CommandFailed(
@@ -216,16 +257,3 @@ class RunAccounts:
             f"funding {counted(len(needs), 'payer')} from {source} did not work: {answer_name(answer)}: {row_text(answer, '')}. "
             "No row was paid in this run",
         )
-
-
-def split(needs: Needs) -> list[Needs]:
-    """The needs in parts that one request can hold: at most MAX_POSTINGS, adding up to at most MAX_AMOUNT."""
-    parts: list[list[tuple[str, int]]] = [[]]
-    total = 0
-    for payer, amount in needs:
-        if parts[-1] and (len(parts[-1]) == MAX_POSTINGS or total + amount > MAX_AMOUNT):
-            parts.append([])
-            total = 0
-        parts[-1].append((payer, amount))
-        total += amount
-    return [tuple(part) for part in parts]

@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
-import anyio
 import msgspec
 
 from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.names import MAX_AMOUNT
-from chain.request import MAX_POSTINGS, NetworkId, RequestId, cancellation, encode_request, request_id
+from chain.request import MAX_POSTINGS, NetworkId, RequestId, encode_request, request_id
 from cli.batches import Batch
 from cli.output import CommandFailed, Exit
 from cli.paybatches import Part, RunBatches, cut
@@ -29,11 +28,10 @@ from cli.payfile import payment_key
 from cli.payplan import MAX_ATTEMPTS, Plan
 from cli.payrequests import row_request
 from cli.payresult import RowResult, not_sent, result_of, row_text
-from cli.payrun import PAUSE_S, TRIES, PayRun, doubt
+from cli.payrun import PayRun, doubt
 from cli.receipt import answer_name
 from cli.sources import another, in_this_round
 from hopchain import Answer, Client, Recorded
-from hopchain.client import sign_request
 from hopchain.workers import work_on_each
 
 _OF_A_RECIPIENT: Final = frozenset({"unknown_recipient", "asset_mismatch"})
@@ -141,13 +139,10 @@ class BulkRun(PayRun):
     async def _is_void(self, client: Client, batch: Batch, left: Sequence[int]) -> bool:
         """Make sure that a batch never executes, or note that it has: `left` are those of its rows that the file has."""
         target = RequestId(bytes.fromhex(batch.request_id))
-        signed = sign_request(cancellation(client.network, batch.sender, target, target), self._keys.key(batch.sender))
         self._sent.give_up(batch)
-        self._wallet.record([(signed.request_id, batch.sender, "cancel")])
-        answer = await self._until_known(client, signed)
+        answer, decided = await self._cancel(client, target, batch.sender)
         if isinstance(answer, Recorded) and answer.completed:
             return True
-        decided = await self._outcome(client, target, batch.sender)
         if isinstance(answer, Recorded) and decided is not None and not decided.completed:
             return True
         if decided is None:
@@ -168,15 +163,6 @@ class BulkRun(PayRun):
                 "run with --run",
             )
         return False
-
-    async def _outcome(self, client: Client, target: RequestId, sender: str) -> Recorded | None:
-        """The outcome of a request that a node has already; another one may be a moment behind."""
-        for left in reversed(range(TRIES)):
-            found = await client.outcome(target, sender)
-            if isinstance(found, Recorded) or not left:
-                return found if isinstance(found, Recorded) else None
-            await anyio.sleep(PAUSE_S)
-        raise AssertionError("the last try returns")
 
     def _record(self, parts: Sequence[Part]) -> None:
         self._wallet.record_new((part.signed.request_id, part.batch.sender, "pay") for part in parts)

@@ -11,6 +11,7 @@ One process at a time makes a run (cli.runlock): whoever starts one holds its lo
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Final
 
@@ -18,7 +19,7 @@ import anyio
 import msgspec
 
 from chain.errors import LocalMisuse
-from chain.request import NetworkId, RequestId, SignedRequest
+from chain.request import NetworkId, RequestId, SignedRequest, cancellation
 from cli.batches import SentBatches
 from cli.payaccounts import RunAccounts
 from cli.payfile import Payment, payment_key
@@ -29,7 +30,7 @@ from cli.payresult import NOT_SENT, RowResult, not_asked, not_sent, result_of, r
 from cli.payrows import SeenRows
 from cli.poolbooks import PoolBooks
 from cli.sources import sent_elsewhere
-from hopchain import Answer, Client, NotStarted, Recorded, Refused, Unknown, Unreachable
+from hopchain import Answer, CallRefused, Client, NotStarted, Recorded, Refused, Unknown, Unreachable
 from hopchain.client import sign_request
 from hopchain.workers import work_on_each
 
@@ -172,6 +173,7 @@ class PayRun:
             sent_before=partial(self._requests_before, client.network),
             journal=self._journal,
             submit=partial(self._until_known, client),
+            cancel=partial(self._cancel, client),
         )
 
     def _requests_before(self, network: NetworkId, rows: Sequence[Payment]) -> dict[str, tuple[RequestId, str]]:
@@ -287,6 +289,27 @@ class PayRun:
                     return unknown or answer
             await anyio.sleep(PAUSE_S)
         raise AssertionError("the last try returns or raises")
+
+    async def _cancel(self, client: Client, target: RequestId, sender: str) -> tuple[Answer, Recorded | None]:
+        """Give up a request of an earlier run: the answer to its cancellation, and when that is not `completed`, the outcome of
+        the request itself, None as long as no node has it."""
+        signed = sign_request(cancellation(client.network, sender, target, target), self._keys.key(sender))
+        self._wallet.record([(signed.request_id, sender, "cancel")])
+        answer = await self._until_known(client, signed)
+        if isinstance(answer, Recorded) and answer.completed:
+            return answer, None
+        return answer, await self._outcome(client, target, sender)
+
+    async def _outcome(self, client: Client, target: RequestId, sender: str) -> Recorded | None:
+        """The outcome of a request that a node has already; another one may be a moment behind, or refuse to tell."""
+        for left in reversed(range(TRIES)):
+            with suppress(CallRefused):
+                found = await client.outcome(target, sender)
+                if isinstance(found, Recorded):
+                    return found
+            if left:
+                await anyio.sleep(PAUSE_S)
+        return None
 
     def _signed(self, client: Client, payment: Payment, attempt: int) -> SignedRequest | RowResult:
         """The row's request, or its result when it cannot be one."""

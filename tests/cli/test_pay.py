@@ -17,9 +17,8 @@ from chain.errors import LocalMisuse
 from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, request_id
 from cli import paybatches, payrun
-from cli.funding import FundedRows
+from cli.funding import FundedRows, Funding, split
 from cli.orders import make_orders
-from cli.payaccounts import split
 from cli.payfile import Columns, Payment, find_delimiter, payment_nonce, payments, read_table
 from cli.payresult import RowResult, Run, is_worse, other_runs, result_path, why_kept, write_results
 from cli.payrun import PayRun
@@ -835,10 +834,14 @@ def test_needs_are_split_into_what_one_request_holds() -> None:
 
 def test_what_was_funded_is_remembered_and_a_cut_line_forgotten(tmp_path: Path) -> None:
     first = FundedRows(tmp_path, "may", "mint")
-    first.add(["r1", "r2"], [("ann", 5)])
-    first.add(["r3"], [("dan", 1)])
+    first.add({"r1": ("ann", 2), "r2": ("ann", 3)})
+    first.add({"r3": ("dan", 1)})
     again = FundedRows(tmp_path, "may", "mint")
-    assert again.rows == {"r1", "r2", "r3"} and again.batches == [(("ann", 5),), (("dan", 1),)]
+    assert again.rows == {"r1", "r2", "r3"}
+    assert again.requests == [
+        Funding(0, (("ann", 5),), ("r1", "r2"), 0, True),
+        Funding(1, (("dan", 1),), ("r3",), 1, True),
+    ]
     (path,) = (tmp_path / "funded").iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"rows":["r4"')
