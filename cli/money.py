@@ -5,7 +5,6 @@ minor units is refused with the form that is allowed.
 """
 
 import re
-from decimal import Decimal
 
 from chain.errors import LocalMisuse
 from chain.names import MAX_AMOUNT
@@ -15,10 +14,12 @@ _AMOUNT = re.compile(r"[0-9]{1,40}(\.[0-9]{1,40})?", re.ASCII)
 
 def parse_amount(text: str, scale: int, asset: str = "") -> int:
     """Minor units of `text`, which must be above zero; `LocalMisuse` says what is allowed."""
-    amount = Decimal(text).scaleb(scale) if _AMOUNT.fullmatch(text) else Decimal(0)
-    if amount <= 0 or amount != amount.to_integral_value() or amount > MAX_AMOUNT:
+    whole, _, decimals = text.partition(".")
+    decimals = decimals.rstrip("0").ljust(scale, "0")
+    amount = int(whole + decimals) if _AMOUNT.fullmatch(text) and len(decimals) == scale else 0
+    if not 0 < amount <= MAX_AMOUNT:
         raise LocalMisuse(f"{text[:80]!r} is not an amount{f' of {asset}' if asset else ''}: {_allowed(scale)}")
-    return int(amount)
+    return amount
 
 
 def format_amount(amount: int, scale: int, asset: str = "", *, grouped: bool = False) -> str:

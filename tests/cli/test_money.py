@@ -18,7 +18,10 @@ def test_what_is_printed_is_read_back(amount: int, scale: int) -> None:
     assert parse_amount(format_amount(amount, scale), scale) == amount
 
 
-@given(st.text(alphabet="0123456789.,-+eE_ ", max_size=50), scales)
+@given(
+    st.text(alphabet="0123456789.,-+eE_ ", max_size=50) | st.from_regex(r"[0-9]{1,20}\.[09]{20,40}1?", fullmatch=True),
+    scales,
+)
 def test_parsing_agrees_with_integer_arithmetic(text: str, scale: int) -> None:
     whole, point, decimals = text.partition(".")
     plain = whole.isdigit() and len(whole) <= 40 and (decimals.isdigit() if point else True) and len(decimals) <= 40
@@ -39,7 +42,15 @@ def test_any_text_is_an_amount_or_refused(text: str, scale: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "scale", "amount"),
-    [("12.50", 2, 1250), ("12.5", 2, 1250), ("12", 2, 1200), ("0.01", 2, 1), ("12.500", 2, 1250), ("7", 0, 7)],
+    [
+        ("12.50", 2, 1250),
+        ("12.5", 2, 1250),
+        ("12", 2, 1200),
+        ("0.01", 2, 1),
+        ("12.500", 2, 1250),
+        ("7", 0, 7),
+        ("1." + "0" * 40, 0, 1),
+    ],
 )
 def test_amounts_that_people_type(text: str, scale: int, amount: int) -> None:
     assert parse_amount(text, scale) == amount
@@ -67,6 +78,7 @@ def test_amounts_that_people_type(text: str, scale: int, amount: int) -> None:
             "9" * 41,
         ),
         *("92233720368547758.08", "100000000000000000000000000000.00"),
+        *("12.4999999999999999999999999999999999", "1.00000000000000000000000000000000001"),
     ],
 )
 def test_refused_amounts_say_what_is_allowed(text: str) -> None:
