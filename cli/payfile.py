@@ -7,6 +7,7 @@ file with rows added, or one sorted otherwise gives the same requests for the sa
 
 import csv
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from chain.request import MEMO_BYTES
 from cli.money import parse_amount
 
 DELIMITERS: Final = ";,\t|"
+_MARK: Final = "\ufeff"  # spreadsheets may begin UTF-8 with it
 _TAG: Final = b"hopchain:pay:1\0"
 
 
@@ -66,7 +68,7 @@ def read_table(path: Path, delimiter: str | None, columns: Sequence[str]) -> lis
             f"--delimiter {delimiter[:80]!r}: it must be one character, such as ';', and no quote or end of a line"
         )
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with io.StringIO(path.read_bytes().decode().removeprefix(_MARK), newline="") as file:
             head = next((line for line in file if line.strip()), "")
             file.seek(0)
             delimiter = delimiter or find_delimiter(head)
@@ -93,7 +95,10 @@ def read_table(path: Path, delimiter: str | None, columns: Sequence[str]) -> lis
                 if not _is_blank(cells)
             ]
     except UnicodeDecodeError as error:
-        raise LocalMisuse(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise LocalMisuse(
+            f"{path} is not UTF-8 text (line {line}, byte {error.start} of the file): convert it first"
+        ) from None
     except csv.Error as error:
         raise LocalMisuse(
             f"{path} is not a CSV file (line {reader.line_num}: {error}): is a quote not closed, or --delimiter wrong?"

@@ -120,7 +120,8 @@ def test_bad_rows_carry_their_fault_and_the_others_go_on(file: Path) -> None:
         (b"", "is empty"),
         (b"\n;;;\n", "is empty"),
         (b'payer;payee;amount;for\na;"b;1;\n', r"line 2: .* a quote not closed"),
-        (b"payer;payee;amount;for\n\xff\xfe;;;\n", "not UTF-8"),
+        (b"payer;payee;amount;for\n\xff\xfe;;;\n", r"not UTF-8 text \(line 2, byte 23 of the file\)"),
+        (b"\xef\xbb\xbfpayer\n" + b"a\r\n" * 10_000 + b"b\xff\n", r"\(line 10002, byte 30010 of the file\)"),
         (b'payer;payee;amount;for\n"a"b;c;1;\n', "not a CSV file"),
     ],
 )
