@@ -1,6 +1,9 @@
 """`pay --fund-from` while the file changes: payers get what the rows need that are there now, and nobody gets it twice."""
 
+import os
+import random
 from collections.abc import Callable
+from inspect import iscoroutinefunction
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from chain.request import Kind, RequestId, decode_request_untrusted, request_id
 from cli import funding, payrun
 from cli.funding import FundedRows, Funding
 from cli.payaccounts import RunAccounts
+from cli.payrun import PayRun
 from cli.remembered import Remembered
 from hopchain import wire
 from tests.cli.conftest import World
@@ -204,6 +208,99 @@ def test_a_retry_of_a_funding_is_what_is_given_up(purse: World, file: Path) -> N
     assert purse.json("pay", str(file), *FUND)["funded"] == 1500
     purse.ledger.submit(late, b"")
     assert fundings(purse) == [{"ann": 500, "dan": 1000}]
+
+
+# --- any order of edits and faults ---------------------------------------------------------------------------------
+
+
+def interrupts(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, *, after: bool) -> None:
+    """Ctrl-C when this method begins, or ends."""
+    real = getattr(owner, name)
+
+    async def asynchronous(*words: object, **more: object) -> None:
+        if after:
+            await real(*words, **more)
+        raise KeyboardInterrupt
+
+    def plain(*words: object, **more: object) -> None:
+        if after:
+            real(*words, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, asynchronous if iscoroutinefunction(real) else plain)
+
+
+MOMENTS = (
+    (FundedRows, "give_up"),
+    (FundedRows, "add"),
+    (RunAccounts, "_fund_payers"),
+    (PayRun, "_until_known"),
+    (PayRun, "_outcome"),
+    (PayRun, "_pay"),
+)
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("HOPCHAIN_SEEDS", "8"))))
+def test_no_row_is_funded_twice_and_none_is_left_without(
+    purse: World, file: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    rng = random.Random(seed)
+    rows: dict[int, tuple[str, int]] = {0: ("ann", 5)}
+    ever: dict[tuple[int, str, int], int] = {}  # every row that was in the file: what it needs
+    late: list[wire.Submit] = []  # requests that are on their way
+
+    def arrives() -> None:
+        purse.ledger.submit(late.pop(rng.randrange(len(late))), b"")
+
+    def weather(how: str) -> Callable[[wire.CallBody], object]:
+        def made(call: wire.CallBody) -> object:
+            if late and rng.random() < 0.1:
+                arrives()
+            if isinstance(call, wire.AskOutcome) and how == "lags" and rng.random() < 0.7:
+                return wire.NotFound("request", stale=rng.random() < 0.5)
+            if not isinstance(call, wire.Submit):
+                return None
+            if how == "delays" and rng.random() < 0.6:
+                late.append(call)
+                return wire.NotStarted(_id(call), "no_majority", "cut off")
+            if how == "loses" and rng.random() < 0.4:
+                purse.ledger.submit(call, b"")
+                return wire.Unknown(_id(call), "cut off")
+            if how == "down" or (how == "no cancel" and kind_of(call) is Kind.CANCEL):
+                return wire.NotStarted(_id(call), "no_majority", "cut off")
+            return None
+
+        return made
+
+    def edit() -> None:
+        for number in rng.choices(range(4), k=rng.randint(1, 4)):
+            if len(rows) > 1 and rng.random() < 0.3:
+                rows.pop(number, None)
+            else:
+                rows[number] = (rng.choice(["ann", "dan"]), rng.choice([5, 10, 300]))
+        ever.update({(n, payer, amount): 100 * amount for n, (payer, amount) in rows.items()})
+        write(file, [f"{payer};bob;{amount};r{number}" for number, (payer, amount) in rows.items()])
+
+    purse.ledger.accounts["purse"].settled = 0
+    for _ in range(8):
+        edit()
+        purse.ledger.accounts["purse"].settled += rng.choice([0, 0, 20_000, 100_000])
+        with monkeypatch.context() as patched:
+            if rng.random() < 0.25:
+                interrupts(patched, *rng.choice(MOMENTS), after=rng.random() < 0.5)
+            fault(purse, weather(rng.choice(["fair", "down", "loses", "delays", "lags", "no cancel"])))
+            purse.run_any("pay", str(file), *FUND, "--timeout", "0.3")
+        while late and rng.random() < 0.3:
+            arrives()
+    healthy(purse)
+    edit()
+    purse.ledger.accounts["purse"].settled += 10_000_000
+    purse.run("pay", str(file), *FUND, "--retry-rejected")
+    while late:
+        arrives()
+    for payer in ("ann", "dan"):
+        funded = sum(link.get(payer, 0) for link in fundings(purse))
+        assert funded <= sum(need for (_, whose, _), need in ever.items() if whose == payer), payer
 
 
 # --- what is remembered --------------------------------------------------------------------------------------------
