@@ -2,11 +2,19 @@
 
 One connection writes and checkpoints; readers have their own, which never checkpoint: the SQLite of Debian 12 (3.40)
 has the WAL-reset bug, which needs two writers or checkpointers (design section 2).
+
+A checkpoint copies the pages of the log into the database and syncs that. Of SQLite's own checkpoints nobody learns when
+they fail: not of the automatic ones (`wal_autocheckpoint`), which are tried again after the next commit, and not of the one
+when the last connection of a file is closed. Trying again loses pages: what an earlier checkpoint has copied without a sync,
+because a reader held it back, is not copied again, and a sync after one that failed says that all is well. So the writer
+checkpoints by itself (`checkpoint_if_due`), an error ends the process, and a connection that must not checkpoint does not do
+so when it is closed. The next process begins with the whole log.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +22,10 @@ from chain.errors import LocalMisuse, StorageFailure
 
 _CACHE_KIB: Final = 64 * 1024  # a transaction with the largest link fits, so nothing is spilled before its commit
 _WAL_PAGES: Final = 16384  # 64 MiB between checkpoints: pages that change often are copied once
+_HELD_BACK: Final = 16  # by this part of that the log grows before what a reader held back is tried again
+_WAL_HEADER_BYTES: Final = 32  # SQLite's file format, section 4.1: page size at 8, salts at 16
+_FRAME_HEADER_BYTES: Final = 24  # the salts at 8
+_SALT_BYTES: Final = 8
 _BUSY_TIMEOUT_S: Final = 5.0  # only another process that writes can make us wait, and there must be none
 
 _ADVICE: Final = {
@@ -29,7 +41,7 @@ _ADVICE: Final = {
 _OTHER_ADVICE: Final = "stop the node, run `hopchain verify` on its directory, then start it again"
 
 
-def storage_failure(error: sqlite3.Error, doing: str) -> StorageFailure:
+def storage_failure(error: sqlite3.Error | OSError, doing: str) -> StorageFailure:
     """The error that a node ends with: what was being done, what SQLite said, what to do about it."""
     name = str(getattr(error, "sqlite_errorname", type(error).__name__))
     advice = next((text for prefix, text in _ADVICE.items() if name.startswith(prefix)), _OTHER_ADVICE)
@@ -38,27 +50,86 @@ def storage_failure(error: sqlite3.Error, doing: str) -> StorageFailure:
 
 @contextmanager
 def storage_errors(doing: str) -> Iterator[None]:
-    """Turns SQLite's errors into `StorageFailure`."""
+    """Turns SQLite's errors, and the system's about its files, into `StorageFailure`."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise storage_failure(error, doing) from error
 
 
-def open_database(path: Path | str, *, writer: bool) -> sqlite3.Connection:
+class _Connection(sqlite3.Connection):
+    """Knows whether it may checkpoint, and how long the log may become before it does.
+
+    SQLite does not say how long the log is, and its file never shrinks. But each frame carries the salts of the log's
+    header, which change when the log begins anew: so one look at the frame where a checkpoint is due says whether the log has
+    come that far.
+    """
+
+    _log: int | None = None  # a descriptor: SQLite takes no locks on this file, so closing it releases none
+    _salts = b""
+    _pages = _due = 0
+
+    def watch_log(self, file: Path, pages: int) -> None:
+        """This connection checkpoints: each time when the log has come to so many pages, and when it is closed."""
+        self.execute("SELECT count(*) FROM sqlite_master")  # makes the file of the log
+        self._log = os.open(file.with_name(f"{file.name}-wal"), os.O_RDONLY)
+        self._pages = self._due = pages
+
+    def is_due(self) -> bool:
+        """True when the log has come to the page where the next checkpoint is due."""
+        if self._log is None:
+            return False
+        header = os.pread(self._log, _WAL_HEADER_BYTES, 0)
+        salts = header[16 : 16 + _SALT_BYTES]
+        if salts != self._salts:
+            self._salts, self._due = salts, self._pages
+        frame_bytes = _FRAME_HEADER_BYTES + int.from_bytes(header[8:12])
+        at = _WAL_HEADER_BYTES + (self._due - 1) * frame_bytes + 8
+        return bool(salts) and os.pread(self._log, _SALT_BYTES, at) == salts
+
+    def put_off(self, pages: int) -> None:
+        """A log of so many pages was copied, as far as readers let it be. They may also keep it from beginning anew: so the
+        next checkpoint is due when it has grown, not with the next commit."""
+        self._due = max(self._pages, pages + max(1, self._pages // _HELD_BACK))
+
+    def give_up(self) -> None:
+        """No checkpoint any more, neither when the connection is closed."""
+        log, self._log = self._log, None
+        if log is not None:
+            os.close(log)
+
+    def close(self) -> None:
+        """Only a connection that checkpoints does so here; the log stays where it is otherwise."""
+        if self._log is None:
+            with suppress(sqlite3.ProgrammingError):  # it is closed
+                self.interrupt()  # SQLite's checkpoint ends at the first page that it would copy
+        self.give_up()
+        super().close()
+
+    def __del__(self) -> None:
+        """A connection that nobody has closed is closed in the same way."""
+        with suppress(sqlite3.Error):  # it was never opened
+            self.close()
+
+
+def open_database(path: Path | str, *, writer: bool, wal_pages: int = _WAL_PAGES) -> sqlite3.Connection:
     """A connection in autocommit mode that other threads than this one may use (so: a connector for aiosqlite).
 
-    Raises `LocalMisuse` when a reader's file does not exist, and `StorageFailure` when the file cannot be opened or
-    does not take WAL and synchronous=FULL.
+    The writer checkpoints when the log has come to `wal_pages` pages. Raises `LocalMisuse` when a reader's file does not exist,
+    and `StorageFailure` when the file cannot be opened or does not take WAL and synchronous=FULL.
     """
     file = Path(path)
     if not writer and not file.exists():
         raise LocalMisuse(f"there is no database {file}: start its node once, or name another directory")
     with storage_errors(f"opening {file}"):
-        conn = sqlite3.connect(file, isolation_level=None, timeout=_BUSY_TIMEOUT_S, check_same_thread=False)
+        conn = sqlite3.connect(
+            file, isolation_level=None, timeout=_BUSY_TIMEOUT_S, check_same_thread=False, factory=_Connection
+        )
         try:
             _configure(conn, file, writer)
-        except (sqlite3.Error, StorageFailure):
+            if writer:
+                conn.watch_log(file, wal_pages)
+        except (sqlite3.Error, OSError, StorageFailure):
             conn.close()
             raise
     return conn
@@ -67,14 +138,13 @@ def open_database(path: Path | str, *, writer: bool) -> sqlite3.Connection:
 def _configure(conn: sqlite3.Connection, file: Path, writer: bool) -> None:
     conn.execute("PRAGMA synchronous=FULL")
     conn.execute("PRAGMA temp_store=MEMORY")
+    conn.execute("PRAGMA wal_autocheckpoint=0")  # SQLite tells nobody when an automatic checkpoint fails
     if writer:
         conn.execute("PRAGMA journal_mode=WAL")
         # Debian's default is ON: zeros written over votes that are decided, 1 MB for a large one.
         conn.execute("PRAGMA secure_delete=OFF")
         conn.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
-        conn.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
     else:
-        conn.execute("PRAGMA wal_autocheckpoint=0")
         conn.execute("PRAGMA query_only=ON")
     journal, synchronous = (conn.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous"))
     if (journal, synchronous) != ("wal", 2):
@@ -82,6 +152,44 @@ def _configure(conn: sqlite3.Connection, file: Path, writer: bool) -> None:
             f"{file}: SQLite gives journal_mode={journal} and synchronous={synchronous}, where wal and 2 (FULL) are "
             "needed: put the database on a local disk and open it with this program only"
         )
+
+
+def checkpoint(conn: sqlite3.Connection) -> bool:
+    """Copy the log into the database and sync that. False when a reader held it back from the end of the log.
+
+    Raises `StorageFailure`; the process must end then, because the same again would lose pages.
+    """
+    with storage_errors("copying the log into the database"):
+        _, pages, copied = conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    if isinstance(conn, _Connection):
+        conn.put_off(pages)
+    return bool(pages == copied)
+
+
+def checkpoint_if_due(conn: sqlite3.Connection) -> None:
+    """`checkpoint` when the log is long enough; the same errors. For a database in memory nothing is to be done."""
+    if isinstance(conn, _Connection):
+        with storage_errors("looking at the log"):
+            due = conn.is_due()
+        if due:
+            checkpoint(conn)
+
+
+def settle(conn: sqlite3.Connection) -> None:
+    """What this connection reads is on the disk when this returns; to be called at the start. Raises `StorageFailure`.
+
+    The process before may have been killed when its last transaction was in the log and not synced, or have ended because a sync
+    failed: the system still shows then what the disk does not hold. The checkpoint writes all of it once more.
+    """
+    if not checkpoint(conn):  # a reader holds it back, maybe before the log is synced: a commit syncs it
+        with storage_errors("writing to the log"):
+            conn.execute("PRAGMA user_version=0")  # a page, though nothing changes
+
+
+def give_up(conn: sqlite3.Connection) -> None:
+    """The disk or SQLite has failed: nothing is tried again on this connection, not even a checkpoint when it is closed."""
+    if isinstance(conn, _Connection):
+        conn.give_up()
 
 
 @contextmanager

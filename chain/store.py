@@ -18,8 +18,8 @@ from typing import Final
 
 import msgspec
 
-from chain.disk import open_database, storage_errors
-from chain.errors import Corruption, LocalMisuse
+from chain.disk import checkpoint_if_due, give_up, open_database, settle, storage_errors
+from chain.errors import Corruption, LocalMisuse, StorageFailure
 from chain.genesis import FIRST_EPOCH, Genesis, encode_genesis, issuer_links
 from chain.link import HEADER_BYTES, Link, Outcome, PostingHash, header_hash
 from chain.needs import (
@@ -105,9 +105,10 @@ _UPSERT_CURSOR: Final = "INSERT INTO cursors VALUES (?, ?, ?) ON CONFLICT (peer)
 
 
 def commit(conn: sqlite3.Connection, writes: Sequence[Write]) -> None:
-    """Make all `writes` durable in one transaction, in order; nothing of it is written when this raises.
+    """Make all `writes` durable in one transaction, in order, and checkpoint when that is due.
 
-    A link that is applied ends the vote of its slot, and so does a view that is installed. Raises `Corruption` or `StorageFailure`; the node must stop then.
+    A link that is applied ends the vote of its slot, and so does a view that is installed. Raises `Corruption`, and nothing is
+    written then, or `StorageFailure`, and all is written or nothing is; the node must stop.
     """
     if not writes:
         return
@@ -117,12 +118,15 @@ def commit(conn: sqlite3.Connection, writes: Sequence[Write]) -> None:
             for kind, group in groupby(writes, type):
                 _write_group(conn, kind, list(group))
             conn.execute("COMMIT")
-    except BaseException:
-        _roll_back(conn)
+        checkpoint_if_due(conn)
+    except BaseException as error:
+        _roll_back(conn, error)
         raise
 
 
-def _roll_back(conn: sqlite3.Connection) -> None:
+def _roll_back(conn: sqlite3.Connection, error: BaseException) -> None:
+    if isinstance(error, StorageFailure):
+        give_up(conn)
     if conn.in_transaction:  # SQLite may have rolled back by itself
         try:
             conn.execute("ROLLBACK")
@@ -326,7 +330,8 @@ def create_or_check(
     """Make the database of this node and network when it is empty, else check that it is theirs and sound.
 
     `first_view`: (hash, canonical bytes) of view 1. Raises `LocalMisuse` for a database of another network, node or
-    schema version, and `Corruption` when what the node will rely on does not hold (`chain.audit` checks everything).
+    schema version, `Corruption` when what the node will rely on does not hold (`chain.audit` checks everything), and
+    `StorageFailure`. What is read afterwards is on the disk.
     """
     try:
         with storage_errors("checking the database"):
@@ -335,8 +340,9 @@ def create_or_check(
             else:
                 _check_identity(conn, genesis, node_id, first_view)
                 _check_start(conn)
-    except BaseException:
-        _roll_back(conn)
+                settle(conn)
+    except BaseException as error:
+        _roll_back(conn, error)
         raise
 
 

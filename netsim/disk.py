@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from chain.disk import open_database
+from chain.disk import checkpoint, open_database
 from chain.errors import StorageFailure
 from chain.store import Write, commit
 
@@ -76,10 +76,22 @@ class Disk:
             self.conn.execute(f"PRAGMA max_page_count = {2**30}")
 
     def fail_sync(self, writes: Sequence[Write], rng: random.Random) -> None:
-        """The sync fails: whether the writes are on the disk is not known. Always raises."""
+        """A sync fails: that of the log, and nothing is written, or that of the checkpoint after it, and everything is. Always raises."""
         if rng.random() < 0.5:
-            commit(self.conn, writes)
+            self._lose_checkpoint(writes)
         raise StorageFailure("writing failed: disk I/O error [SQLITE_IOERR_FSYNC]; check the disk")
+
+    def _lose_checkpoint(self, writes: Sequence[Write]) -> None:
+        """Commit, and checkpoint into a database file that keeps none of it: the log is all that there is of it."""
+        if self._directory is None:
+            commit(self.conn, writes)
+            return
+        path = self._path()
+        database = path.read_bytes()
+        commit(self.conn, writes)
+        log = path.with_name(path.name + "-wal").read_bytes()
+        checkpoint(self.conn)
+        self._begin_life(database, log)
 
     def cut_commit(self, writes: Sequence[Write], choose: Choose) -> None:
         """The machine stops within the commit: the log up to some byte is on the disk (in memory: nothing or all)."""
@@ -92,12 +104,19 @@ class Disk:
         database, before = path.read_bytes(), wal.read_bytes() if wal.exists() else b""
         commit(self.conn, writes)
         after = wal.read_bytes()
-        cut = choose(_first_difference(before, after), len(after))
+        first = _first_difference(before, after)
+        end = max(first, _end_of_differences(before, after))
+        cut = choose(first, end)
+        self._begin_life(database, after[:cut] + before[cut:])
+
+    def _begin_life(self, database: bytes, log: bytes) -> None:
+        """The process is gone, and these are the files that the next one finds."""
         self.conn.close()
         self._life += 1
-        image = self._path()
-        image.write_bytes(database)
-        image.with_name(image.name + "-wal").write_bytes(after[:cut] + before[cut:])
+        path = self._path()
+        path.write_bytes(database)
+        if log:
+            path.with_name(path.name + "-wal").write_bytes(log)
         self.conn = self._open()
 
     def copy(self) -> sqlite3.Connection:
@@ -118,13 +137,8 @@ class Disk:
         if self._directory is not None:
             path = self._path()
             wal = path.with_name(path.name + "-wal")
-            database, log = path.read_bytes(), wal.read_bytes() if wal.exists() else b""
-            self.conn.close()  # a killed process does not get to checkpoint: start from the files as they were
-            self._life += 1
-            self._path().write_bytes(database)
-            if log:
-                self._path().with_name(self._path().name + "-wal").write_bytes(log)
-            self.conn = self._open()
+            # As they are now: a killed process does not get to checkpoint.
+            self._begin_life(path.read_bytes(), wal.read_bytes() if wal.exists() else b"")
         else:
             self.conn.rollback()  # what a dead process had not committed is gone
         self._check(self.conn)
@@ -139,3 +153,8 @@ def _first_difference(a: bytes, b: bytes) -> int:
         if a[at : at + 4096] != b[at : at + 4096]:
             return next(i for i in range(at, at + 4096) if a[i : i + 1] != b[i : i + 1])
     return min(len(a), len(b))
+
+
+def _end_of_differences(a: bytes, b: bytes) -> int:
+    """Where what is new in `b` ends: a log that has begun anew is as long as it was, and its last bytes are old ones."""
+    return len(b) if len(a) != len(b) else len(b) - _first_difference(a[::-1], b[::-1])

@@ -80,10 +80,10 @@ def nobody(name: str) -> bytes:
 def test_the_writer_has_wal_and_full_sync_and_readers_never_write_or_checkpoint(path: Path) -> None:
     writer = file_database(path)
     reader = open_database(path, writer=False)
-    for conn, checkpoint in ((writer, 16384), (reader, 0)):
+    for conn in (writer, reader):
         assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert conn.execute("PRAGMA synchronous").fetchone() == (2,)
-        assert conn.execute("PRAGMA wal_autocheckpoint").fetchone() == (checkpoint,)
+        assert conn.execute("PRAGMA wal_autocheckpoint").fetchone() == (0,)
         assert conn.isolation_level is None
     assert writer.execute("PRAGMA secure_delete").fetchone() == (0,)
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
