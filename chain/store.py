@@ -21,7 +21,8 @@ import msgspec
 from chain.disk import checkpoint_if_due, give_up, open_database, settle, storage_errors
 from chain.errors import Corruption, LocalMisuse, StorageFailure
 from chain.genesis import FIRST_EPOCH, Genesis, encode_genesis, issuer_links
-from chain.link import HEADER_BYTES, Link, Outcome, PostingHash, header_hash
+from chain.link import HEADER_BYTES, Link, LinkHash, Outcome, PostingHash, header_hash
+from chain.names import ASSET_BYTES
 from chain.needs import (
     CHAIN_BATCH,
     CHAIN_BATCH_BYTES,
@@ -89,6 +90,8 @@ _STAGE_BATCH: Final = "INSERT INTO new_batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _STAGE_CONFIRMATION: Final = "INSERT INTO new_confirmations VALUES (?, ?, ?, ?, ?)"
 _STAGE_OUTCOME: Final = "INSERT INTO new_outcomes VALUES (?, ?, ?)"
 _STAGE_ACCOUNT: Final = "INSERT INTO new_accounts VALUES (?, ?, ?, ?)"
+_OPENED_AT: Final = 4 + 5 + REQUEST_HEAD_BYTES  # in the body of link 0, which is one request: `chain.link`
+_OPENED_BYTES: Final = ASSET_BYTES + 32  # asset and public key
 _UPSERT_VOTE: Final = (
     "INSERT INTO votes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (slot) DO UPDATE SET "
     "account = excluded.account, height = excluded.height, promised_epoch = excluded.promised_epoch, "
@@ -339,7 +342,7 @@ def create_or_check(
                 _create(conn, genesis, node_id, first_view)
             else:
                 _check_identity(conn, genesis, node_id, first_view)
-                _check_start(conn)
+                _check_start(conn, genesis)
                 settle(conn)
     except BaseException as error:
         _roll_back(conn, error)
@@ -395,8 +398,8 @@ def _check_identity(
         raise Corruption("view 1 in the database is not the one of the genesis file: run `hopchain verify`")
 
 
-def _check_start(conn: sqlite3.Connection) -> None:
-    """What the node relies on from its first turn: sound pages, the triggers, checksums, tips that hash to themselves."""
+def _check_start(conn: sqlite3.Connection, genesis: Genesis) -> None:
+    """What the node relies on from its first turn: sound pages, the triggers, checksums, accounts as their links made them."""
     found = conn.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
         raise Corruption(f"SQLite's quick_check says: {found}; join the network anew under a new node id")
@@ -425,17 +428,29 @@ def _check_start(conn: sqlite3.Connection) -> None:
             f"{paid} postings, {confirmed} of them confirmed, and {waiting} rows of incoming, not {paid - confirmed}: run "
             "`hopchain verify` on the database"
         )
-    tips = conn.execute(
-        "SELECT a.name, a.height, a.balance, a.tip, l.height, l.balance, l.header, a.id, o.account, o.height "
+    _check_accounts(conn, {link.hash for link in issuer_links(genesis)})
+
+
+def _check_accounts(conn: sqlite3.Connection, issuers: set[LinkHash]) -> None:
+    """Each account is as its last link leaves it and as link 0 opened it: links are formed from these rows."""
+    rows = conn.execute(
+        "SELECT a.name, a.height, a.balance, a.epoch, a.time_ms, l.height, l.balance, l.epoch, l.time_ms, a.tip, l.header, "
+        f"a.asset, a.public_key, a.issuer, a.id, o.account, o.height, o.hash, substr(o.body, {_OPENED_AT + 1}, {_OPENED_BYTES}) "
         "FROM accounts AS a LEFT JOIN links AS l ON l.hash = a.tip LEFT JOIN links AS o ON o.seq = a.id"
     )
-    for name, height, balance, tip, link_height, link_balance, header, number, *opening in tips:
-        if header is None or header_hash(header) != tip or (height, balance) != (link_height, link_balance):
+    for name, *fields, tip, header, asset, key, issuer, number, opened, opened_at, opening, made in rows:
+        if header is None or header_hash(header) != tip or fields[:4] != fields[4:]:
             raise Corruption(
-                f"the tip of account {name}, link {height} ({tip.hex()[:16]}), is missing, does not hash to itself or has "
-                "another balance: run `hopchain verify` on the database"
+                f"the tip of account {name}, link {fields[0]} ({tip.hex()[:16]}), is missing, does not hash to itself or has "
+                "another balance, epoch or time: run `hopchain verify` on the database"
             )
-        if opening != [name, 0]:
+        if (opened, opened_at) != (name, 0):
             raise Corruption(
                 f"account {name} has number {number}, but link {number} of the log did not open it: run `hopchain verify` on the database"
+            )
+        made_as = (made[:ASSET_BYTES].rstrip(b"\0"), made[ASSET_BYTES:], opening in issuers)
+        if (asset.encode(), key, issuer) != made_as:
+            raise Corruption(
+                f"account {name} has another asset or key than link {number} of the log opened it with, or is wrongly marked as an "
+                "issuer: run `hopchain verify` on the database"
             )
