@@ -34,6 +34,10 @@ And one because of its cost: within a trigger, `INSERT .. SELECT`, `UPDATE .. WH
 subqueries each make a temporary table, which costs more than all the rows of a link of one posting. So rows are carried out
 one by one, by triggers of `new_*` that insert VALUES; only batches use `INSERT .. SELECT`.
 
+A vote is no money, but without it a slot can be decided twice, and no checksum tells that a row is gone. So a vote is deleted only
+when the link of its slot is here (for a vote on a view: when that view is), and until then its ballots only rise. `votes_insert`
+looks for the row that `INSERT OR REPLACE` would silently delete.
+
 A posting is found by its hash through the first six bytes of it (`BY_HASH`): an index of whole hashes would be the
 largest thing that a posting writes. The index is in parts of some 32,768 postings: hashes are random, so in one index of all
 each posting makes a page of its own dirty, in a small part they share them. A search looks into each part, the newest first;
@@ -47,7 +51,7 @@ import re
 import sqlite3
 from typing import Final
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 ID_BITS: Final = 14  # of a row's id: its number in the link; the bits above are the link's seq
 PART_BITS: Final = 15  # of the number of postings before a link; the bits above are the part of the index by hash
 BY_HASH: Final = (  # posting `p` with the hash {0}, by its index: in whichever part it is, the newest first
@@ -515,6 +519,28 @@ END;
 
 CREATE TRIGGER views_delete BEFORE DELETE ON views BEGIN
   SELECT RAISE(ABORT, 'views: a view is never deleted');
+END;
+
+CREATE TRIGGER votes_insert BEFORE INSERT ON votes BEGIN
+  SELECT RAISE(ABORT, 'votes: a ballot never goes back')
+  FROM votes AS v WHERE v.slot = NEW.slot AND ((NEW.promised_epoch, NEW.promised_round, NEW.promised_node) < (v.promised_epoch, v.promised_round, v.promised_node)
+    OR (v.accepted_epoch IS NOT NULL AND ((NEW.accepted_epoch, NEW.accepted_round, NEW.accepted_node)
+      >= (v.accepted_epoch, v.accepted_round, v.accepted_node)) IS NOT TRUE));
+END;
+
+CREATE TRIGGER votes_update BEFORE UPDATE ON votes BEGIN
+  SELECT RAISE(ABORT, 'votes: a vote stays in its slot')
+  WHERE NEW.slot <> OLD.slot OR NEW.account <> OLD.account OR NEW.height <> OLD.height;
+  SELECT RAISE(ABORT, 'votes: a ballot never goes back')
+  WHERE (NEW.promised_epoch, NEW.promised_round, NEW.promised_node) < (OLD.promised_epoch, OLD.promised_round, OLD.promised_node)
+    OR (OLD.accepted_epoch IS NOT NULL AND ((NEW.accepted_epoch, NEW.accepted_round, NEW.accepted_node)
+      >= (OLD.accepted_epoch, OLD.accepted_round, OLD.accepted_node)) IS NOT TRUE);
+END;
+
+CREATE TRIGGER votes_delete BEFORE DELETE ON votes BEGIN
+  SELECT RAISE(ABORT, 'votes: a vote is deleted only when its slot is decided here')
+  WHERE NOT EXISTS (SELECT 1 FROM links WHERE prev_hash = OLD.slot)
+    AND (OLD.account <> '' OR NOT EXISTS (SELECT 1 FROM views WHERE epoch = OLD.height));
 END;
 
 CREATE TRIGGER meta_insert BEFORE INSERT ON meta BEGIN

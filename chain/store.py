@@ -144,7 +144,12 @@ def _write_group(conn: sqlite3.Connection, kind: type[Write], group: Sequence[Wr
         conn.executemany("DELETE FROM votes WHERE slot = ?", [(write.link.prev_hash,) for write in applied])
     elif kind is VoteRow:
         votes = [vote_fields(write) for write in group if isinstance(write, VoteRow)]
-        conn.executemany(_UPSERT_VOTE, [(*row, row_checksum("votes", *row)) for row in votes])
+        try:
+            conn.executemany(_UPSERT_VOTE, [(*row, row_checksum("votes", *row)) for row in votes])
+        except sqlite3.IntegrityError as error:
+            raise Corruption(
+                f"the database refuses one of {len(votes)} votes: {error}; run `hopchain verify` on the database"
+            ) from error
     elif kind is ViewRow:
         for view in group:
             if isinstance(view, ViewRow):

@@ -16,14 +16,16 @@ import msgspec
 import pytest
 
 from chain.audit import audit
-from chain.link import HEADER_BYTES, Entry, Link, Outcome, PostingHash, build_link, opening_slot
+from chain.link import HEADER_BYTES, Entry, Link, LinkHash, Outcome, PostingHash, build_link, opening_slot
 from chain.names import MAX_AMOUNT
 from chain.reads import state_digest
 from chain.request import REQUEST_HEAD_BYTES, Posting, sign
+from chain.rows import VoteRow
 from chain.rules import Queued
 from chain.schema import ID_BITS, STAGING_TABLES, create_schema, schema_faults, statements
 from chain.seal import row_checksum
-from tests.chain.bank import NETWORK, Bank, file_database, key_of, numbered, public_key_of, with_history
+from chain.store import commit
+from tests.chain.bank import NETWORK, NODE, VIEW, Bank, file_database, key_of, numbered, public_key_of, with_history
 
 
 class Shell:
@@ -127,6 +129,10 @@ BOTH_WAYS: Final = pytest.mark.parametrize("shell", ["OFF", "ON"], ids=["plain",
 def shell(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shell]:
     writer = file_database(tmp_path / "node.db")
     bank = with_history(writer)
+    link = bank.form([bank.transfer("carol", ("bob", 1))]).link
+    assert link is not None
+    vote = VoteRow(link.prev_hash, "carol", link.height, (1, 3, NODE), (1, 2, NODE), link.raw)
+    commit(writer, [vote, VoteRow(LinkHash(VIEW[0]), "", 2, (1, 3, NODE))])
     conn = sqlite3.connect(tmp_path / "node.db", isolation_level=None)
     conn.execute("PRAGMA foreign_keys=OFF")
     conn.execute("PRAGMA ignore_check_constraints=ON")
@@ -238,6 +244,22 @@ BY_HAND: list[tuple[str, str, str]] = [
     ("views_update", "UPDATE views SET epoch = epoch + 1", "never changed"),
     ("views_update", "UPDATE views SET raw = zeroblob(3)", "never changed"),
     ("views_delete", "DELETE FROM views", "never deleted"),
+    ("votes_insert", "INSERT OR REPLACE INTO votes SELECT slot, account, height, 1, 0, promised_node, accepted_epoch, "
+                     "accepted_round, accepted_node, link, checksum FROM votes WHERE link IS NOT NULL", "never goes back"),
+    ("votes_insert", "INSERT OR REPLACE INTO votes SELECT slot, account, height, promised_epoch, promised_round, promised_node, "
+                     "NULL, NULL, NULL, NULL, checksum FROM votes WHERE link IS NOT NULL", "never goes back"),
+    ("votes_insert", "INSERT OR REPLACE INTO votes SELECT slot, account, height, promised_epoch, promised_round, promised_node, "
+                     "accepted_epoch, accepted_round - 1, accepted_node, link, checksum FROM votes WHERE link IS NOT NULL", "goes back"),
+    ("votes_update", "UPDATE votes SET slot = randomblob(32) WHERE account <> ''", "stays in its slot"),
+    ("votes_update", "UPDATE votes SET account = ''", "stays in its slot"),
+    ("votes_update", "UPDATE votes SET height = 1 WHERE account = ''", "stays in its slot"),
+    ("votes_update", "UPDATE votes SET promised_round = promised_round - 1", "never goes back"),
+    ("votes_update", "UPDATE OR IGNORE votes SET promised_node = x'' WHERE account = ''", "never goes back"),
+    ("votes_update", "UPDATE votes SET accepted_epoch = NULL", "never goes back"),
+    ("votes_update", "UPDATE votes SET accepted_round = 0", "never goes back"),
+    ("votes_delete", "DELETE FROM votes", "only when its slot is decided"),
+    ("votes_delete", "DELETE FROM votes WHERE account = ''", "only when its slot is decided"),
+    ("votes_delete", "DELETE FROM votes WHERE account <> ''", "only when its slot is decided"),
     ("meta_insert", "INSERT OR REPLACE INTO meta SELECT key, zeroblob(20), checksum FROM meta WHERE key = 'node_id'", "already"),
     ("meta_update", "UPDATE meta SET value = zeroblob(20) WHERE key = 'node_id'", "head of the log"),
     ("meta_delete", "DELETE FROM meta WHERE key = 'log'", "ever deleted"),
@@ -275,6 +297,10 @@ ALSO_BY_HAND: list[tuple[str, str]] = [
     ("INSERT INTO incoming VALUES (#bob, #alice, NULL, 5)", "NOT NULL"),
     ("INSERT OR REPLACE INTO incoming VALUES (NULL, #alice, 5, 5)", "only by the link"),
     ("INSERT INTO threads SELECT * FROM threads WHERE true ON CONFLICT DO UPDATE SET last = 0", "only by a link"),
+    (
+        "INSERT INTO votes SELECT * FROM votes WHERE true ON CONFLICT DO UPDATE SET promised_round = 0",
+        "never goes back",
+    ),
     ("INSERT OR REPLACE INTO threads VALUES (NULL, #bob, 5)", "NOT NULL"),
     ("UPDATE OR REPLACE threads SET recipient = NULL", "NOT NULL"),
 ]

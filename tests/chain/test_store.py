@@ -185,7 +185,7 @@ def _reseal(conn: sqlite3.Connection, key: str, value: bytes) -> None:
 
 def test_another_schema_version_is_refused(conn: sqlite3.Connection) -> None:
     _reseal(conn, "schema_version", b"99")
-    with pytest.raises(LocalMisuse, match="version 99, this program has 5"):
+    with pytest.raises(LocalMisuse, match="version 99, this program has 6"):
         create_or_check(conn, GENESIS, NODE, VIEW)
 
 
@@ -289,6 +289,26 @@ def test_a_link_that_is_applied_ends_the_vote_of_its_slot(conn: sqlite3.Connecti
     commit(conn, [VoteRow(link.prev_hash, "alice", link.height, (1, 0, NODE), (1, 0, NODE), link.raw), other])
     commit(conn, [Applied(link)])
     assert load_votes(conn) == [other]
+
+
+@pytest.mark.parametrize(
+    ("promised", "accepted"), [((1, 1), (1, 1)), ((1, 2), None), ((1, 2), (1, 0))], ids=["promise", "no vote", "vote"]
+)
+def test_a_vote_that_goes_back_is_refused(
+    conn: sqlite3.Connection, bank: Bank, promised: tuple[int, int], accepted: tuple[int, int] | None
+) -> None:
+    link = bank.form([bank.transfer("alice", ("bob", 1))]).link
+    assert link is not None
+    vote = VoteRow(link.prev_hash, "alice", link.height, (1, 2, NODE), (1, 1, NODE), link.raw)
+    commit(conn, [vote])
+    commit(conn, [vote])
+    lower = (*accepted, NODE) if accepted else None
+    back = msgspec.structs.replace(vote, promised=(*promised, NODE), accepted=lower, link=link.raw if lower else None)
+    with pytest.raises(Corruption, match="refuses one of 1 votes: votes: a ballot never goes back"):
+        commit(conn, [back])
+    assert load_votes(conn) == [vote]
+    commit(conn, [Applied(link)])
+    assert load_votes(conn) == []
 
 
 def test_views_are_installed_one_by_one_and_end_the_vote_on_them(path: Path, conn: sqlite3.Connection) -> None:

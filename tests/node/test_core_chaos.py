@@ -172,11 +172,11 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "found value ignored": Mutant("I1|links are chosen", BROKEN, FOUND, FREE),
     "accept below the promise": Mutant(
-        "I8", BROKEN, Edit("node.paxos:accept", "vote is not None and ballot < vote.promised", "False")
+        "I8|never goes back", BROKEN, Edit("node.paxos:accept", "vote is not None and ballot < vote.promised", "False")
     ),
-    "promise below a promise": Mutant("I8", BROKEN, Edit("node.paxos:prepare", "ballot < vote.promised", "False")),
+    "promise below a promise": Mutant("I8|never goes back", BROKEN, Edit("node.paxos:prepare", "ballot < vote.promised", "False")),
     "promise hides the vote": Mutant(
-        "I8|R4", BROKEN, Edit("node.paxos:prepare", "Vote(ballot, vote.accepted, vote.value)", "Vote(ballot)")
+        "I8|R4|never goes back", BROKEN, Edit("node.paxos:prepare", "Vote(ballot, vote.accepted, vote.value)", "Vote(ballot)")
     ),
     "undecided link replicated": Mutant(
         "I9",
