@@ -7,9 +7,9 @@
 4. the oldest unconfirmed postings, at most MAX_CONFIRMED, are taken up: available = balance + taken;
 5. requests are judged one after the other; each gets exactly one outcome.
 
-**What a client could see, it can spend**: `unknown_recipient` and `insufficient_funds` are recorded only when the
-caller says that the network was asked (`absent`, `income_complete`). Otherwise `form_link` names what to ask, and
-the requests concerned stay in the queue.
+**What a client could see, it can spend**: `unknown_recipient`, `insufficient_funds` and, for issuers, `issuer_limit` are
+recorded only when the caller says that the network was asked (`absent`, `income_complete`). Otherwise `form_link` names
+what to ask, and the requests concerned stay in the queue.
 
 `check_successor` is what a replica checks before it applies a decided link. It never judges again (design R11):
 it checks that the link follows from what is here, and a failure means that this replica is damaged.
@@ -261,15 +261,14 @@ class _Judge:
             return None if unasked else Outcome.UNKNOWN_RECIPIENT
         if any(self._assets[name] != self._head.asset for name in recipients):
             return Outcome.ASSET_MISMATCH
-        if self._head.issuer:
-            return Outcome.COMPLETED if self._funds - request.total >= -self._issuer_limit else Outcome.ISSUER_LIMIT
-        if request.total <= self._funds:
+        floor = -self._issuer_limit if self._head.issuer else 0
+        if self._funds - request.total >= floor:
             return Outcome.COMPLETED
         if not self._all_taken:
             self.must_consolidate = True
             return None
         if self._income_complete:
-            return Outcome.INSUFFICIENT_FUNDS
+            return Outcome.ISSUER_LIMIT if self._head.issuer else Outcome.INSUFFICIENT_FUNDS
         self.ask_income = True
         return None
 

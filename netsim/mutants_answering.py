@@ -222,7 +222,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "overdraft",
         "money",
         "A payment is completed without funds.",
-        (_JUDGE + "_outcome", "if request.total <= self._funds", "if True"),
+        (_JUDGE + "_outcome", "if self._funds - request.total >= floor", "if True"),
     ),
     mutant(
         "income counted twice",

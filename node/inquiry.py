@@ -9,8 +9,8 @@ nobody knows beforehand. A decided link has the votes of at least majority(group
 n - majority(group size) + 1 nodes meets each of them, and whoever is ACTIVE in a changed group knows all of its votes
 (design R8). Each answers with the senders it knows of, its undecided votes
 included, and with the account's own tip, for what that has confirmed is income no more; the asker fetches what it lacks
-and waits for what is being decided. Used before `insufficient_funds` and by linearizable reads, so that **what a client
-could see anywhere, it can spend**.
+and waits for what is being decided. Used before `insufficient_funds` and `issuer_limit`, and by linearizable reads, so that
+**what a client could see anywhere, it can spend**.
 
 Both have a deadline: what cannot be fetched in time is no answer (`False`), never a guess. Answers count when both sides
 have the same view installed: a majority is one of one epoch.

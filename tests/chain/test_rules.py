@@ -174,6 +174,15 @@ def test_what_may_be_missing_here_is_asked_for_and_not_rejected() -> None:
     assert formed.ask_income
 
 
+def test_an_issuer_past_its_limit_is_rejected_only_when_its_income_was_asked_for() -> None:
+    """As any other account: what was paid back to it may be decided, and not here yet."""
+    past = pay(("bob", 11))
+    formed = form(forming(MINT), past)
+    assert formed.link is None
+    assert formed.unjudged == (queued(past),)
+    assert formed.ask_income
+
+
 def test_an_answer_about_one_name_says_nothing_about_another() -> None:
     formed = form(forming(), pay(("nobody", 1), ("noone", 1)), absent=("nobody",))
     assert formed.link is None
@@ -193,6 +202,17 @@ def test_more_income_than_fits_one_link_is_consolidated_first() -> None:
     assert formed.link.balance == len(formed.link.confirmed) == MAX_CONFIRMED
     assert {item.request_id for item in formed.left} == {queued(r).request_id for r in (rich, cheap, unknown)}
     assert formed.unjudged == ()
+
+
+def test_income_of_an_issuer_is_consolidated_before_it_is_past_its_limit() -> None:
+    many = forming(MINT, *[1] * MAX_CONFIRMED, count=MAX_CONFIRMED + 1)
+    formed = form(many, pay(("bob", MAX_CONFIRMED + 11)), complete=True)
+    assert formed.link is not None
+    assert formed.link.entries == ()
+    assert len(formed.link.confirmed) == MAX_CONFIRMED
+    exact = forming(MINT, *[1] * MAX_CONFIRMED)
+    assert outcomes(form(exact, pay(("bob", MAX_CONFIRMED + 11)), complete=True)) == [Outcome.ISSUER_LIMIT]
+    assert outcomes(form(many, pay(("bob", MAX_CONFIRMED + 10)))) == [Outcome.COMPLETED]
 
 
 def test_income_that_fits_one_link_is_not_consolidated() -> None:

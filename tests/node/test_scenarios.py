@@ -9,6 +9,7 @@ import pytest
 
 from chain import link, needs, rules
 from chain.link import Outcome
+from chain.names import MAX_AMOUNT
 from chain.reads import Balance
 from chain.request import Posting
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
@@ -204,6 +205,16 @@ def test_money_that_the_owner_has_not_heard_of_is_spent(world: World, dark: int)
     world.keep_in_the_dark(world.ids[dark])
     assert outcome(world.pay("alice", "bob", 1000, at=world.ids[(dark + 1) % 5])) is Outcome.COMPLETED
     assert outcome(world.pay("bob", "alice", 1000, at=world.ids[dark])) is Outcome.COMPLETED
+
+
+@pytest.mark.parametrize("dark", range(5))
+def test_money_paid_back_to_an_issuer_that_its_owner_has_not_heard_of_is_spent(world: World, dark: int) -> None:
+    """It has made all the money that it may; without what came back there is nothing left."""
+    world.settle(world.ids[0], world.pay_request("mint", "alice", MAX_AMOUNT - 1000))
+    world.keep_in_the_dark(world.ids[dark])
+    assert outcome(world.pay("alice", "mint", 50, at=world.ids[(dark + 1) % 5])) is Outcome.COMPLETED
+    assert outcome(world.pay("mint", "bob", 50, at=world.ids[dark])) is Outcome.COMPLETED
+    assert outcome(world.pay("mint", "bob", 1, at=world.ids[dark])) is Outcome.ISSUER_LIMIT
 
 
 @pytest.mark.parametrize("dark", range(5))

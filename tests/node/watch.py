@@ -71,7 +71,7 @@ class Watch:
 
     def __init__(self, genesis: Genesis, view: View) -> None:
         self._network = genesis.network_id
-        self._issuers = {issuer.name for issuer in genesis.issuers}
+        self._limits = {issuer.name: genesis.issuer_limit(issuer.asset) for issuer in genesis.issuers}
         self.views = [view]
         self.epochs: dict[NodeId, int] = {}  # installed
         self._active: dict[tuple[NodeId, int], Ranges] = {}
@@ -204,7 +204,7 @@ class Watch:
         _must(
             link.balance == balance - link.debit, "I3", f"{link.account}: {link.balance} is not {balance - link.debit}"
         )
-        _must(link.balance >= 0 or link.account in self._issuers, "I3", f"{link.account}: {link.balance}")
+        _must(link.balance >= 0 or link.account in self._limits, "I3", f"{link.account}: {link.balance}")
         self._judge(link, account)
         for _, hash_, paid, _ in link.postings():
             self._unconfirmed[hash_] = (paid.recipient, paid.amount)
@@ -218,8 +218,8 @@ class Watch:
         for entry in link.entries:
             asked = self.first_asked.get(entry.request_id, float("inf"))
             recipients = {p.recipient for p in entry.request.postings}
-            if entry.outcome is Outcome.INSUFFICIENT_FUNDS:
-                had = self.income_before(link.account, asked) - spent
+            if entry.outcome in (Outcome.INSUFFICIENT_FUNDS, Outcome.ISSUER_LIMIT):
+                had = self.income_before(link.account, asked) - spent + self._limits.get(link.account, 0)
                 _must(
                     entry.request.total > had,
                     "I6",
