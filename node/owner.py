@@ -38,7 +38,7 @@ from chain.rules import Formed, Queued, form_link
 from node.acceptor import Acceptor, birth_epoch, check_vote_untrusted, is_fast, slot_of
 from node.due import Due
 from node.identity import Identity
-from node.inquiry import Inquiries, SlotResult, height_of
+from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotResult, height_of
 from node.messages import (
     Accept,
     Accepted,
@@ -459,7 +459,8 @@ class Owner:
 
     def _ask(self, turn: Turn, work: Work, formed: Formed) -> bool:
         """Ask the network for the facts without which requests cannot be judged; then form again. One answer may lead
-        to the next question: money is needed only once a recipient is found. False when all of it was asked before."""
+        to the next question: money is needed only once a recipient is found. There is one time for all of them, which the
+        gateway waits out before it hands the requests to somebody else (`HOLDER_S`). False when it is over, or all was asked."""
         if work.asked_at is None:
             work.asked_at = turn.now.mono
             work.asked_names.clear()
@@ -467,7 +468,8 @@ class Owner:
             work.asked_income = work.income_complete = False
         names = sorted(formed.ask_recipients - work.asked_names)[:MAX_NAMES_ASKED]
         ask_income = formed.ask_income and not work.asked_income
-        if not names and not ask_income:
+        until = work.asked_at + ASK_DEADLINE_S
+        if turn.now.mono >= until or (not names and not ask_income):
             return False
         work.asked_names.update(names)
         work.asked_income = work.asked_income or ask_income
@@ -490,14 +492,13 @@ class Owner:
                     work.absent.add(name)
                 asked(turn)
 
-            self._inquiries.ask_slot(
-                turn, SlotName(opening_slot(self._self.network, name), name, 0), birth_epoch(None), done
-            )
+            at = SlotName(opening_slot(self._self.network, name), name, 0)
+            self._inquiries.ask_slot(turn, at, birth_epoch(None), done, until=until)
 
         for name in names:
             on_slot(name)
         if ask_income:
-            self._inquiries.ask_income(turn, account, on_income)
+            self._inquiries.ask_income(turn, account, on_income, until=until)
         return True
 
     def _issuer_limit(self, head: AccountHead | None) -> int:

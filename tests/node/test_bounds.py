@@ -8,8 +8,21 @@ import pytest
 from chain.link import Outcome
 from chain.request import MAX_REQUEST_BYTES, Posting
 from hopchain.wire import NotStarted, Recorded
-from node import lacking, owner
-from node.messages import Accept, AskSlot, Decided, Declined, Forward, Item, Offer, Prepare, Refuse, SlotName, Want
+from node import inquiry, lacking, owner
+from node.messages import (
+    Accept,
+    AskIncome,
+    AskSlot,
+    Decided,
+    Declined,
+    Forward,
+    Item,
+    Offer,
+    Prepare,
+    Refuse,
+    SlotName,
+    Want,
+)
 from node.owner import NO_GATEWAY, LookedUp, item_batches
 from node.paxos import Ballot
 from node.replica import batches
@@ -17,7 +30,7 @@ from node.turn import FromPeer
 from routing.keyspace import NodeId
 from tests.node.test_same_turn import payment
 from tests.node.watch import Call
-from tests.node.world import World
+from tests.node.world import TOLD, World
 
 
 def codes(calls: list[Call]) -> list[str]:
@@ -147,6 +160,42 @@ def test_a_payment_to_many_unknown_names_asks_for_a_few_at_once(monkeypatch: pyt
     assert isinstance(answer, Recorded) and answer.outcome == Outcome.UNKNOWN_RECIPIENT
     assert [name for _, name in asked] == names
     assert sorted(Counter(when for when, _ in asked).values()) == [1, 2, 2]
+
+
+def test_however_many_names_are_asked_for_there_is_one_time_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gateway waits a little longer than that, and then hands the request to a second node: nobody could say `not_started` any more."""
+    monkeypatch.setattr(owner, "MAX_NAMES_ASKED", 2)
+    world = World(3, 3, 1)
+    world.open_funded(alice=100)
+    maker = world.group("alice")[0]
+    world.lose = lambda source, target, message: isinstance(message, AskSlot)
+    began = world.now
+    many = [Posting(f"nobody-{number}", 1) for number in range(5)]
+    answer = world.ask(maker, world.pay_many_request("alice", many), 30)
+    assert isinstance(answer, NotStarted) and answer.code == "not_askable"
+    assert world.now - began < inquiry.ASK_DEADLINE_S + 0.1
+
+
+def test_money_is_asked_for_in_the_time_that_a_name_has_left() -> None:
+    world = World(3, 3, 1)
+    world.open_funded(alice=100)
+    maker, other, _ = world.group("alice")
+    world.keep_in_the_dark(maker)
+    name = next(name for name in ("bob", "carol", "dave", "erik") if world.opening_group(name)[0] != maker)
+    world.settle(other, world.open_request(name))
+    assert world.height(maker, name) == -1
+    asked = world.now
+
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, AskSlot):
+            return world.now < asked + 2
+        return isinstance(message, AskIncome) or (target == maker and isinstance(message, TOLD | Offer))
+
+    world.lose = lose
+    answer = world.ask(maker, world.pay_request("alice", name, 500), 30)
+    assert isinstance(answer, NotStarted) and answer.code == "not_askable"
+    assert world.height(maker, name) == 0
+    assert world.now - asked < inquiry.ASK_DEADLINE_S + 0.1
 
 
 def test_requests_are_handed_over_in_messages_of_a_mebibyte() -> None:
