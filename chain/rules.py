@@ -257,8 +257,10 @@ class _Judge:
         unknown = recipients.difference(self._assets)
         if unknown:
             unasked = unknown.difference(self._absent)
+            if unasked != unknown:  # all or nothing: one name that nobody has is enough
+                return Outcome.UNKNOWN_RECIPIENT
             self.ask_recipients |= unasked
-            return None if unasked else Outcome.UNKNOWN_RECIPIENT
+            return None
         if any(self._assets[name] != self._head.asset for name in recipients):
             return Outcome.ASSET_MISMATCH
         floor = -self._issuer_limit if self._head.issuer else 0

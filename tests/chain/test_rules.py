@@ -184,9 +184,18 @@ def test_an_issuer_past_its_limit_is_rejected_only_when_its_income_was_asked_for
 
 
 def test_an_answer_about_one_name_says_nothing_about_another() -> None:
-    formed = form(forming(), pay(("nobody", 1), ("noone", 1)), absent=("nobody",))
+    formed = form(forming(), pay(("nobody", 1), ("noone", 1), nonce=1), pay(("none", 1), nonce=2), absent=("nil",))
     assert formed.link is None
-    assert formed.ask_recipients == {"noone"}
+    assert formed.ask_recipients == {"nobody", "noone", "none"}
+
+
+def test_one_name_that_nobody_has_is_enough() -> None:
+    """All of a request is paid or nothing: the others of it need not be asked for."""
+    several, other = pay(("nobody", 1), ("noone", 1), nonce=1), pay(("none", 1), nonce=2)
+    formed = form(forming(), several, other, absent=("nobody",))
+    assert outcomes(formed) == [Outcome.UNKNOWN_RECIPIENT]
+    assert formed.unjudged == (queued(other),)
+    assert formed.ask_recipients == {"none"}
 
 
 # --- bounds of one link ---------------------------------------------------------------------------------------------------

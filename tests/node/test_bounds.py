@@ -1,6 +1,5 @@
 """What is kept for others has a bound, and giving up what is above it costs a message or a wait, never an outcome."""
 
-from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -141,25 +140,45 @@ def test_of_two_nodes_that_hold_a_request_neither_says_that_it_dropped_it(monkey
 # --- what is asked of others ----------------------------------------------------------------------------------------
 
 
+def pay_many(world: World, names: list[str]) -> tuple[Outcome, list[list[str]]]:
+    """The outcome of one payment to all these, and the names that its owner asked another node for, in lots."""
+    maker, other, _ = world.group("alice")
+    asked: dict[float, list[str]] = {}
+    lose = world.lose
+
+    def note(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, AskSlot) and (source, target) == (maker, other):
+            asked.setdefault(world.now, []).append(message.at.account)
+        return lose(source, target, message)
+
+    world.lose = note
+    answer = world.ask(maker, world.pay_many_request("alice", [Posting(name, 1) for name in names]))
+    assert isinstance(answer, Recorded)
+    return Outcome(answer.outcome), list(asked.values())
+
+
 def test_a_payment_to_many_unknown_names_asks_for_a_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the next ones when the answers are here; all of them are asked for in the end."""
     monkeypatch.setattr(owner, "MAX_NAMES_ASKED", 2)
     world = World(3, 3, 1)
-    world.open_funded(alice=100, bob=0)
+    world.open_funded(alice=100)
     maker, other, _ = world.group("alice")
+    world.keep_in_the_dark(maker)
+    several = (f"name-{number}" for number in range(100))
+    names = [name for name in several if world.opening_group(name)[0] != maker][:5]
+    for name in names:
+        world.settle(other, world.open_request(name))
+    names.sort()
+    assert pay_many(world, names) == (Outcome.COMPLETED, [names[:2], names[2:4], names[4:]])
+
+
+def test_the_first_name_that_nobody_has_ends_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: all of them could not be asked for in time."""
+    monkeypatch.setattr(owner, "MAX_NAMES_ASKED", 2)
+    world = World(3, 3, 1)
+    world.open_funded(alice=100)
     names = [f"nobody-{number}" for number in range(5)]
-    asked: list[tuple[float, str]] = []
-
-    def note(source: NodeId, target: NodeId, message: object) -> bool:
-        if isinstance(message, AskSlot) and (source, target) == (maker, other):
-            asked.append((world.now, message.at.account))
-        return False
-
-    world.lose = note
-    answer = world.ask(maker, world.pay_many_request("alice", [Posting(name, 1) for name in names]))
-    assert isinstance(answer, Recorded) and answer.outcome == Outcome.UNKNOWN_RECIPIENT
-    assert [name for _, name in asked] == names
-    assert sorted(Counter(when for when, _ in asked).values()) == [1, 2, 2]
+    assert pay_many(world, names) == (Outcome.UNKNOWN_RECIPIENT, [names[:2]])
 
 
 def test_however_many_names_are_asked_for_there_is_one_time_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
