@@ -9,8 +9,9 @@
 whoever holds requests that are not in it hands all of them to the owner of the new tail.
 
 **Takeover.** A standby waits 3 RTT for every rank before it that lives and does not lag, then runs phase 1. Refusals carry
-the promised ballot; the next try goes above it after an exponential, random back-off. Whoever lags itself and lacks the parent
-leaves requests to another rank, and nodes that see this differently send no request in circles (`_leave`).
+the promised ballot; the next try goes above it after a random back-off of some RTT, which each refusal in the slot doubles.
+Whoever lags itself and lacks the parent leaves requests to another rank, and nodes that see this differently send no
+request in circles (`_leave`).
 
 A `Work` is one account with something to decide here:
 
@@ -93,7 +94,8 @@ class Work(msgspec.Struct):
     at: SlotName | None = None  # the slot that `proposer` works on
     proposer: Proposer[Link] | None = None
     finish: bool = False  # a vote is stuck there: phase 1 even with an empty queue
-    attempt: int = 0  # resends and new ballots in this slot
+    attempt: int = 0  # resends in this phase of a ballot
+    refusals: int = 0  # ballots that were refused in this slot; between them it waits
     lowest_round: int = 1
     asked_at: float | None = None  # when facts were asked for; requests since then wait for the next link
     asking: int = 0  # inquiries that are under way
@@ -174,7 +176,7 @@ class Owner:
         """What forms the link in `slot` with these requests, when this node makes it and nothing is being decided there. `few`: only
         if that is not much."""
         work = self._works.get(account)
-        idle = work is None or (work.proposer is None and not work.asking and work.attempt == 0 and not work.put_off)
+        idle = work is None or (work.proposer is None and not work.asking and work.refusals == 0 and not work.put_off)
         if idle and self._self.id == self._self.view.group(route_key(slot))[0]:
             waiting: list[Queued] = []
             if work is not None and account not in self._looked_up:  # once in a turn, however many requests it brings
@@ -276,7 +278,7 @@ class Owner:
                 continue
             self._put_in(work, item)
         self._decline(turn, account, declined, "busy", f"{self.queued} requests wait here; send it again in a while")
-        if work.proposer is None and not work.asking and work.attempt == 0 and wait_s == 0.0:
+        if work.proposer is None and not work.asking and work.refusals == 0 and wait_s == 0.0:
             self._wake(work, turn.now.mono)
             turn.again.append(FormLink(account))
 
@@ -289,7 +291,8 @@ class Owner:
             self._due.by(work.wake_at)
         if work.proposer is None:
             work.finish = True
-            turn.again.append(FormLink(at.account))
+            if work.refusals == 0:  # else it goes on when it has waited
+                turn.again.append(FormLink(at.account))
 
     def _takeover_wait(self, before: list[NodeId]) -> float:
         if not before:
@@ -384,7 +387,7 @@ class Owner:
         for work in self._works.values():
             work.finish = work.finish or work.proposer is not None
             self._end_ballot(work)
-            work.attempt, work.lowest_round = 0, 1
+            work.refusals, work.lowest_round = 0, 1
             work.barred = None
             self._wake(work, turn.now.mono)
             if not work.asking:
@@ -407,6 +410,7 @@ class Owner:
             ballot = Ballot(epoch, max(above, work.lowest_round), self._self.id)
         work.at = at
         work.proposer = Proposer(ballot, group)
+        work.attempt = 0
         work.finish = False
         self._by_slot[at.slot] = work
         if ballot.round > 0:
@@ -592,14 +596,16 @@ class Owner:
             self._back_off(turn, work, message.promised)
 
     def _back_off(self, turn: Turn, work: Work, promised: Ballot) -> None:
-        """Somebody promised a higher ballot: try above it, later."""
+        """Somebody promised a higher ballot: try above it, later. Each refusal in this slot doubles the pause, also when the ballot had
+        its promises: of those who try, one must be left alone for the two round trips that a ballot takes."""
+        assert work.proposer is not None
         self._self.counters["ballots_refused"] += 1
+        work.refusals += 1
+        pause = max(BACKOFF_S, self._peers.rtt(work.proposer.group)) * (1 << min(work.refusals, 7))
         self._end_ballot(work)
         work.lowest_round = max(work.lowest_round, promised.round) + 1
-        work.attempt += 1
-        pause = BACKOFF_S * (1 << min(work.attempt, 7)) * (0.5 + self._self.rng.random())
         work.finish = True
-        self._wake(work, turn.now.mono + min(MAX_BACKOFF_S, pause))
+        self._wake(work, turn.now.mono + min(MAX_BACKOFF_S, pause) * (0.5 + self._self.rng.random()))
 
     def _decided(self, turn: Turn, work: Work, link: Link) -> None:
         assert work.proposer is not None
@@ -619,7 +625,7 @@ class Owner:
         self._end_ballot(work)
         for request_id, _ in link.outcomes():
             self._pull_out(work, request_id)
-        work.attempt, work.lowest_round, work.finish = 0, 1, False
+        work.refusals, work.lowest_round, work.finish = 0, 1, False
         work.asked_at = work.barred = None
         if not work.queue:
             self._remove(work)

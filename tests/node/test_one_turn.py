@@ -208,7 +208,7 @@ def test_a_queue_is_walked_once_in_a_turn_however_many_requests_it_brings(
         owner.needs_queued("alice", world.tip(owner._self.id, "alice"), [queued], needs)
     assert added == [*waiting, *new], "those that wait come first"
     assert needs.forming == needs.income == {"alice"} and len(needs.outcomes) == 150
-    work.attempt, needs = 1, Needs()  # it is being decided, or was
+    work.refusals, needs = 1, Needs()  # it is being decided, or was
     owner.needs_queued("alice", world.tip(owner._self.id, "alice"), new, needs)
     assert needs == Needs()
 

@@ -14,7 +14,7 @@ from chain.reads import Balance
 from chain.request import Posting
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
 from node import gateway, inquiry, lacking, owner, reading
-from node.messages import Accept, AskIncome, AskSlot, Forward, Item, Links, Offer, Ping, Pong, Pull, SlotName
+from node.messages import Accept, Accepted, AskIncome, AskSlot, Forward, Item, Links, Offer, Ping, Pong, Pull, SlotName
 from node.turn import FormLink, FromPeer
 from tests.node.watch import Call
 from tests.node.world import Doom, Faults, World
@@ -326,6 +326,23 @@ def test_transfers_go_on_with_two_of_five_dead() -> None:
     for victim in world.ids[:2]:
         world.start(victim)
     at_rest(world)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_those_who_finish_a_vote_over_a_slow_network_leave_one_of_them_the_time(seed: int) -> None:
+    """A ballot takes 3.4 s here, and four nodes see within two that the owner is gone."""
+    world = World(5, 5, seed)
+    world.open_funded(alice=1000)
+    maker, other, *_ = world.group("alice")
+    world.faults.delay_s = (0.8, 0.9)
+    world.run(10)  # they measure it
+    world.submit(maker, world.pay_request("alice", "mint", 10), 60)
+    world.lose = lambda source, target, message: target == maker and isinstance(message, Accepted)
+    assert world.run_until(lambda: world.core(other).gauges().undecided_votes > 0, 5)
+    world.run(0.2)
+    world.crash(maker)
+    assert world.height(other, "alice") == 0
+    assert world.run_until(lambda: world.height(other, "alice") == 1, 10)
 
 
 def test_a_stuck_vote_is_finished_though_nobody_asks(world: World) -> None:
