@@ -109,14 +109,23 @@ def read_balance(conn: sqlite3.Connection, name: str) -> Balance | None:
     )
 
 
-def read_chain(conn: sqlite3.Connection, name: str, from_height: int = 0, limit: int = 100) -> tuple[ChainLink, ...]:
-    """Links of account `name` from `from_height` on, ascending, at most `limit`."""
+def read_chain(
+    conn: sqlite3.Connection, name: str, from_height: int = 0, limit: int = 100, max_bytes: int = 1024 * 1024
+) -> tuple[ChainLink, ...]:
+    """Links of account `name` from `from_height` on, ascending: the first, and more up to `limit` while they have no more
+    than `max_bytes` together. What comes after them is not read: a full link is some 7 MB as a record."""
+    links: list[ChainLink] = []
+    size = 0
     with storage_errors("reading a chain"), snapshot(conn):
-        rows = conn.execute(
+        for header, body in conn.execute(
             "SELECT header, body FROM links WHERE account = ? AND height >= ? ORDER BY height LIMIT ?",
             (name, from_height, limit),
-        )
-        return tuple(_chain_link(conn, decode_link_untrusted(header + body)) for header, body in rows.fetchall())
+        ):
+            size += len(header) + len(body)
+            if links and size > max_bytes:
+                break
+            links.append(_chain_link(conn, decode_link_untrusted(header + body)))
+    return tuple(links)
 
 
 def find_link(conn: sqlite3.Connection, link_hash: LinkHash) -> ChainLink | None:

@@ -177,7 +177,7 @@ class Serving:
             return wire.NotFound(f"account {ask.account}", self._stale)
         limit = min(max(ask.limit, 1), wire.MAX_PAGE)
         start = min(ask.from_height, balance.height + 1)  # a greater one need not fit SQLite's integers
-        links = await self._reader.run(read_chain, ask.account, start, limit)
+        links = await self._reader.run(read_chain, ask.account, start, limit, MAX_CHAIN_BYTES)
         shown: list[wire.ChainLink] = []
         size = 0
         for link in map(_chain_link, links):

@@ -220,3 +220,15 @@ def with_history(conn: sqlite3.Connection) -> Bank:
     bank.decide(again)
     bank.pay("mint", ("alice", 11), ("carol", 12))
     return bank
+
+
+def damage_body(conn: sqlite3.Connection, link: Link) -> None:
+    """Flip one bit in the middle of the body of this link, as a disk might."""
+    (trigger,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'links_update'").fetchone()
+    (body,) = conn.execute("SELECT body FROM links WHERE hash = ?", (link.hash,)).fetchone()
+    at = len(body) // 2
+    conn.execute("DROP TRIGGER links_update")
+    conn.execute(
+        "UPDATE links SET body = ? WHERE hash = ?", (body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :], link.hash)
+    )
+    conn.execute(trigger)

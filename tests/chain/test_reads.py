@@ -19,7 +19,16 @@ from chain.reads import (
 )
 from chain.request import Kind, Request, RequestId, decode_request_untrusted, request_id
 from chain.store import Needs, load, open_database
-from tests.chain.bank import Bank, file_database, id_of, read_incoming, read_transfers, transfers_of, with_history
+from tests.chain.bank import (
+    Bank,
+    damage_body,
+    file_database,
+    id_of,
+    read_incoming,
+    read_transfers,
+    transfers_of,
+    with_history,
+)
 
 
 @pytest.fixture
@@ -136,6 +145,16 @@ def test_chains_are_read_in_pages(bank: Bank, conn: sqlite3.Connection) -> None:
     assert [link.height for link in read_chain(conn, "alice", 1, 2)] == [1, 2]
     assert read_chain(conn, "alice", 99) == ()
     assert read_chain(conn, "nobody") == ()
+
+
+def test_a_page_of_a_chain_ends_where_its_bytes_do(bank: Bank, conn: sqlite3.Connection) -> None:
+    """And nothing behind it is read: a chain of full links would take gigabytes, for a page that shows two of them."""
+    links = [link for link in bank.links if link.account == "alice"]
+    sizes = [len(link.raw) for link in links]
+    assert len(sizes) >= 3
+    damage_body(bank.conn, links[2])
+    for most, shown in ((0, 1), (sizes[0], 1), (sizes[0] + sizes[1] - 1, 1), (sizes[0] + sizes[1], 2)):
+        assert [link.height for link in read_chain(conn, "alice", 0, 100, most)] == list(range(shown))
 
 
 def test_links_are_found_by_hash(bank: Bank, conn: sqlite3.Connection) -> None:

@@ -21,7 +21,7 @@ from node.turn import Event, FromPeer, Now, PeerUp, ToldRemoved
 from routing.dht import Contact, Lookup
 from routing.keyspace import NodeId, node_id_of
 from routing.view import encode_view, first_view, member_of, with_member, without_member
-from tests.chain.bank import GENESIS, NETWORK, Bank, memory_database, public_key_of
+from tests.chain.bank import GENESIS, NETWORK, Bank, damage_body, memory_database, public_key_of
 
 VIEW = first_view(NETWORK, 2, [member_of(public_key_of(f"node {n}")) for n in (1, 2, 3)])
 ME, PEER, GONE = (node_id_of(public_key_of(f"node {n}")) for n in (1, 2, 3))
@@ -352,10 +352,31 @@ async def test_a_chain_comes_in_pages(serving: Serving, bank: Bank, monkeypatch:
     assert await heights(-(2**63), 0) == [0], "at least one link is shown"
     assert await heights(2**64 - 1, 1) == []
     assert await heights(0, 2**64 - 1) == [0, 1, 2, 3, 4]
-    monkeypatch.setattr(serving_module, "MAX_CHAIN_BYTES", 700)
-    assert await heights(0, 100) == [0, 1], "link 1 shows three rows, link 2 two more"
+    sizes = [len(link.raw) for link in bank.links if link.account == "alice"]
+    monkeypatch.setattr(serving_module, "MAX_CHAIN_BYTES", sum(sizes[:3]) - 1)
+    assert await heights(0, 100) == [0, 1]
     monkeypatch.setattr(serving_module, "MAX_CHAIN_BYTES", 1)
     assert await heights(1, 100) == [1], "one link is shown however large it is"
+    damage_body(bank.conn, next(link for link in bank.links if (link.account, link.height) == ("alice", 2)))
+    assert await heights(1, 100) == [1], "what is not shown is not read"
+
+
+async def test_a_chain_of_much_income_comes_in_pages_of_what_is_shown(
+    serving: Serving, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link has the hash of a posting that it confirms, an answer who paid it and how much, too."""
+    payer = "somebody-with-a-long-name"
+    bank.open(payer)
+    bank.pay("mint", (payer, 100))
+    for _ in range(2):
+        bank.pay(payer, *[("alice", 1)] * 50)
+        bank.pay("alice", ("bob", 1))
+    size = sum(len(link.raw) for link in bank.links if link.account == "alice")
+    monkeypatch.setattr(serving_module, "MAX_CHAIN_BYTES", size)
+    chain = await serving.answer(wire.AskChain("alice", 0, 10))
+    assert isinstance(chain, wire.Chain)
+    assert [link.height for link in chain.links] == [0, 1, 2]
+    assert chain.height == 3
 
 
 async def test_accounts_are_listed_in_name_order_page_by_page(serving: Serving) -> None:
