@@ -7,13 +7,13 @@ caller: balances and heads carry tip, height, epoch and time (design section 3, 
 import hashlib
 import sqlite3
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
 
 from chain.disk import snapshot, storage_errors
-from chain.errors import Corruption
+from chain.errors import Corruption, RemoteFault
 from chain.link import Entry, Link, LinkHash, Outcome, Slot, decode_link_untrusted, find_request
 from chain.needs import (
     HEAD_COLUMNS,
@@ -117,14 +117,14 @@ def read_chain(
     links: list[ChainLink] = []
     size = 0
     with storage_errors("reading a chain"), snapshot(conn):
-        for header, body in conn.execute(
-            "SELECT header, body FROM links WHERE account = ? AND height >= ? ORDER BY height LIMIT ?",
+        for link_hash, header, body in conn.execute(
+            "SELECT hash, header, body FROM links WHERE account = ? AND height >= ? ORDER BY height LIMIT ?",
             (name, from_height, limit),
         ):
             size += len(header) + len(body)
             if links and size > max_bytes:
                 break
-            links.append(_chain_link(conn, decode_link_untrusted(header + body)))
+            links.append(_chain_link(conn, decode_stored(header + body, LinkHash(link_hash))))
     return tuple(links)
 
 
@@ -132,7 +132,24 @@ def find_link(conn: sqlite3.Connection, link_hash: LinkHash) -> ChainLink | None
     """The link with this hash, or None when it is not here."""
     with storage_errors("reading a link"), snapshot(conn):
         raw = load(conn, Needs(by_hash={link_hash})).by_hash.get(link_hash)
-        return None if raw is None else _chain_link(conn, decode_link_untrusted(raw))
+        return None if raw is None else _chain_link(conn, decode_stored(raw, link_hash))
+
+
+def decode_stored(raw: bytes, link_hash: LinkHash, decode: Callable[[bytes], Link] = decode_link_untrusted) -> Link:
+    """The link with these bytes, which stand here under this hash. Raises `Corruption`: whoever asked for it is not at fault."""
+    try:
+        link = decode(raw)
+    except RemoteFault as fault:
+        raise _damaged(link_hash, fault.text) from None
+    if link.hash != link_hash:
+        raise _damaged(
+            link_hash, f"its header is that of link {link.height} of {link.account} ({link.hash.hex()[:16]})"
+        )
+    return link
+
+
+def _damaged(link_hash: LinkHash, what: str) -> Corruption:
+    return Corruption(f"links row {link_hash.hex()[:16]}: {what}; run `hopchain verify` on the database")
 
 
 def _chain_link(conn: sqlite3.Connection, link: Link) -> ChainLink:
@@ -165,13 +182,20 @@ def _chain_entry(entry: Entry, postings: Iterable[PostingRow]) -> ChainEntry:
 
 
 def read_outcome(conn: sqlite3.Connection, request_id: RequestId, account: str | None = None) -> RecordedOutcome | None:
-    """The recorded outcome of a request, or None when there is none here (yet), with the request if it is in the link."""
+    """The recorded outcome of a request, or None when there is none here (yet), with the request if it is in the link.
+    Raises `Corruption` when it must be in it and is not."""
     with storage_errors("reading an outcome"), snapshot(conn):
         row = read_outcome_row(conn, request_id, account)
         if row is None:
             return None
         raw = load(conn, Needs(by_hash={row.link_hash})).by_hash[row.link_hash]
-    return RecordedOutcome(row, find_request(raw, request_id))
+    try:
+        request = find_request(raw, request_id)
+    except RemoteFault as fault:
+        raise _damaged(row.link_hash, fault.text) from None
+    if request is None and row.outcome is not Outcome.CANCELLED:
+        raise _damaged(row.link_hash, f"request {request_id.hex()[:16]}, whose outcome it is, is not in it")
+    return RecordedOutcome(row, request)
 
 
 def read_outcome_row(conn: sqlite3.Connection, request_id: RequestId, account: str | None = None) -> OutcomeRow | None:

@@ -19,6 +19,7 @@ import msgspec
 from chain.errors import RemoteFault
 from chain.link import Link, LinkHash, opening_slot
 from chain.needs import Needs
+from chain.reads import decode_stored
 from chain.request import ANY_TIP, MANY_POSTINGS, Kind, RequestId, SignedRequest, is_signed_by
 from chain.rows import AccountHead, OutcomeRow
 from chain.rules import Queued
@@ -170,8 +171,9 @@ class Gateway:
 
     def _submit_pinned(self, turn: Turn, event: ClientSubmit, queued: Queued, head: AccountHead) -> None:
         """The expected tip is not this replica's: older (stale), newer (this replica lags), or no link of the chain."""
-        raw = turn.loaded.by_hash.get(LinkHash(queued.request.expect_tip))
-        if raw is not None and self._decoder.untrusted(raw).account == head.name:
+        expected = LinkHash(queued.request.expect_tip)
+        raw = turn.loaded.by_hash.get(expected)
+        if raw is not None and decode_stored(raw, expected, self._decoder.untrusted).account == head.name:
             turn.answer(event.caller, Stale(queued.request_id, head.tip, head.height))
             return
         why = f"the expected tip {queued.request.expect_tip.hex()} is no link of {head.name}, whose tip is {head.tip.hex()}"

@@ -222,13 +222,16 @@ def with_history(conn: sqlite3.Connection) -> Bank:
     return bank
 
 
-def damage_body(conn: sqlite3.Connection, link: Link) -> None:
+def damage_body(conn: sqlite3.Connection, link_hash: LinkHash) -> None:
     """Flip one bit in the middle of the body of this link, as a disk might."""
-    (trigger,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'links_update'").fetchone()
-    (body,) = conn.execute("SELECT body FROM links WHERE hash = ?", (link.hash,)).fetchone()
+    header, body = conn.execute("SELECT header, body FROM links WHERE hash = ?", (link_hash,)).fetchone()
     at = len(body) // 2
+    put_link(conn, link_hash, header, body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :])
+
+
+def put_link(conn: sqlite3.Connection, link_hash: LinkHash, header: bytes, body: bytes) -> None:
+    """Write these bytes over the link with this hash, which no program can."""
+    (trigger,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'links_update'").fetchone()
     conn.execute("DROP TRIGGER links_update")
-    conn.execute(
-        "UPDATE links SET body = ? WHERE hash = ?", (body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :], link.hash)
-    )
+    conn.execute("UPDATE links SET header = ?, body = ? WHERE hash = ?", (header, body, link_hash))
     conn.execute(trigger)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from chain.audit import audit
-from chain.errors import RemoteFault, StorageFailure
+from chain.errors import Corruption, RemoteFault, StorageFailure
 from chain.link import HEADER_BYTES, LinkHash, Outcome, Slot, find_request
 from chain.names import MAX_AMOUNT
 from chain.reads import (
@@ -24,6 +24,7 @@ from tests.chain.bank import (
     damage_body,
     file_database,
     id_of,
+    put_link,
     read_incoming,
     read_transfers,
     transfers_of,
@@ -152,7 +153,7 @@ def test_a_page_of_a_chain_ends_where_its_bytes_do(bank: Bank, conn: sqlite3.Con
     links = [link for link in bank.links if link.account == "alice"]
     sizes = [len(link.raw) for link in links]
     assert len(sizes) >= 3
-    damage_body(bank.conn, links[2])
+    damage_body(bank.conn, links[2].hash)
     for most, shown in ((0, 1), (sizes[0], 1), (sizes[0] + sizes[1] - 1, 1), (sizes[0] + sizes[1], 2)):
         assert [link.height for link in read_chain(conn, "alice", 0, 100, most)] == list(range(shown))
 
@@ -161,6 +162,26 @@ def test_links_are_found_by_hash(bank: Bank, conn: sqlite3.Connection) -> None:
     link = bank.links[6]
     assert find_link(conn, link.hash) == read_chain(conn, link.account, link.height, 1)[0]
     assert find_link(conn, LinkHash(bytes(32))) is None
+
+
+def test_a_damaged_link_is_damage_of_this_replica_and_no_fault_of_who_asks(
+    bank: Bank, conn: sqlite3.Connection
+) -> None:
+    link, other = bank.links[8], bank.links[9]
+    request = link.entries[1].request_id
+    where = f"^links row {link.hash.hex()[:16]}: .*{{}}.*; run `hopchain verify` on the database$"
+    damage_body(bank.conn, link.hash)
+    for read in (lambda: read_chain(conn, link.account), lambda: find_link(conn, link.hash)):
+        with pytest.raises(Corruption, match=where.format("its body is not the one its header commits to")):
+            read()
+    with pytest.raises(Corruption, match=where.format(f"request {request.hex()[:16]}, whose outcome it is")):
+        read_outcome(conn, request)
+    put_link(bank.conn, link.hash, link.raw[:HEADER_BYTES], link.raw[HEADER_BYTES : HEADER_BYTES + 50])
+    with pytest.raises(Corruption, match=where.format("is cut short")):
+        read_outcome(conn, request)
+    put_link(bank.conn, link.hash, other.raw[:HEADER_BYTES], other.raw[HEADER_BYTES:])
+    with pytest.raises(Corruption, match=where.format(f"its header is that of link {other.height} of {other.account}")):
+        find_link(conn, link.hash)
 
 
 def test_outcomes_come_with_their_requests(bank: Bank, conn: sqlite3.Connection) -> None:

@@ -2,12 +2,15 @@
 
 import pytest
 
+from chain.errors import Corruption
+from chain.link import LinkHash
 from chain.needs import load
 from hopchain.wire import Changed, NotStarted, Recorded, Refused, Submit, Unknown
 from node import gateway
 from node.messages import Declined, Forward
 from node.turn import Caller, ClientSubmit, FromPeer, ToldRemoved
 from routing.keyspace import NodeId
+from tests.chain.bank import damage_body
 from tests.node.watch import Call
 from tests.node.world import World
 
@@ -155,6 +158,21 @@ def test_no_client_waits_for_longer_than_a_bound(world: World, monkeypatch: pyte
     world.run(0.4)
     assert call.answer is None
     assert world.run_until_answered([call], 0.2)
+
+
+def test_a_link_of_this_disk_that_is_damaged_stops_the_node_when_a_request_is_pinned_to_it(world: World) -> None:
+    """It was dropped like a message of a peer that cannot be read: the client had no answer, and nobody was told."""
+    gate = world.ids[0]
+    paid = [world.pay("alice", "bob", 1, at=gate) for _ in range(2)]
+    world.run(3)
+    assert isinstance(paid[0], Recorded)
+    damage_body(world.nodes[gate].conn, LinkHash(paid[0].link_hash))
+    world.crash(gate)  # it remembers the links that it has decoded
+    world.start(gate)
+    world.run(3)
+    world.submit(gate, world.pay_request("alice", "bob", 1, tip=paid[0].link_hash))
+    with pytest.raises(Corruption, match=rf"links row {paid[0].link_hash.hex()[:16]}: .* its body is not the one"):
+        world.run(3)
 
 
 def test_a_request_that_is_pinned_to_a_tip_of_another_account_is_refused_and_not_called_stale(world: World) -> None:
