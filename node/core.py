@@ -73,6 +73,7 @@ from node.syncing import Syncing
 from node.turn import (
     ClientBalance,
     ClientChange,
+    ClientGone,
     ClientSubmit,
     Effects,
     Event,
@@ -330,7 +331,7 @@ class Core:
                 self.replica.needs_serve(event, needs)
             case FinishSync():
                 self.syncing.needs_finish(event, needs)
-            case PeerUp() | PeerDown() | ToldRemoved() | ClientChange():
+            case PeerUp() | PeerDown() | ToldRemoved() | ClientChange() | ClientGone():
                 pass
             case _:
                 assert_never(event)
@@ -351,6 +352,8 @@ class Core:
                 self.gateway.on_submit(turn, event)
             case ClientBalance():
                 self.reading.on_balance(turn, event)
+            case ClientGone():
+                self.reading.on_gone(event)
             case FormLink():
                 self.owner.on_form(turn, event)
             case Learn():

@@ -33,6 +33,7 @@ from node.turn import (
     Caller,
     ClientBalance,
     ClientChange,
+    ClientGone,
     ClientSubmit,
     Event,
     FromPeer,
@@ -156,8 +157,11 @@ class Driver:
             self._clients[session.number] = _Client(session)
 
     def remove_session(self, session: Session) -> None:
-        """The client is gone: its answers are dropped, and its calls that no turn has taken. Those that the core has go on."""
-        self._clients.pop(session.number, None)
+        """The client is gone: its answers are dropped, its calls that no turn has taken, and its reads that only wait. All else that the
+        core has goes on."""
+        client = self._clients.pop(session.number, None)
+        if client is not None and client.calls:
+            self.put_nowait(ClientGone(session.number))
         self._calls.forget(session.number)
         self._answered.unpark_all()
         self._taken.unpark_all()

@@ -4,6 +4,8 @@
 its own writes at any node. `linearizable`: the tip's slot is asked until a majority knows no successor, then all
 income that was decided before is fetched. In both cases the answer itself is an ordinary local read, done by the
 driver in the same turn's effects, after everything that the turn applied is durable.
+
+Where all places of those that wait for a height are taken, a newcomer gets one of the session that has most (ADR 28).
 """
 
 from typing import Final
@@ -12,22 +14,16 @@ import msgspec
 
 from chain.link import Link, opening_slot
 from chain.needs import Needs
-from hopchain.wire import AskBalance, Unknown
+from hopchain.wire import Unknown
 from node.acceptor import birth_epoch, slot_of
-from node.due import Due
 from node.inquiry import Inquiries, SlotResult, height_of
 from node.replica import Replica
-from node.turn import Caller, ClientBalance, Read, Self, Turn
+from node.turn import ClientBalance, ClientGone, Read, Self, Turn
+from node.waits import Waits
 from routing.keyspace import NodeId
 
-MAX_READS: Final = 100_000
+MAX_READS: Final = 100_000  # that wait for a height: those of a hundred clients that may have no more
 MAX_WAIT_MS: Final = 60_000
-
-
-class _Wait(msgspec.Struct):
-    caller: Caller
-    ask: AskBalance
-    deadline: float
 
 
 class Reading:
@@ -36,9 +32,7 @@ class Reading:
     def __init__(self, self_: Self, inquiries: Inquiries, replica: Replica) -> None:
         self._self = self_
         self._inquiries = inquiries
-        self._waits: dict[str, list[_Wait]] = {}
-        self._count = 0
-        self._due = Due()
+        self._waits = Waits()
         replica.hooks.append(self._on_applied)
 
     def needs_balance(self, event: ClientBalance, needs: Needs) -> None:
@@ -56,13 +50,12 @@ class Reading:
             turn.reads.append(Read(event.caller, ask))
 
     def _wait(self, turn: Turn, event: ClientBalance) -> None:
-        if self._count >= MAX_READS:
-            turn.answer(event.caller, Unknown(b"", f"{self._count} reads wait at this node: ask another one"))
-            return
-        self._count += 1
-        wait = _Wait(event.caller, event.ask, until_of(event, turn.now.mono))
-        self._waits.setdefault(event.ask.account, []).append(wait)
-        self._due.by(wait.deadline)
+        if len(self._waits) >= MAX_READS:
+            loser = self._waits.take_for(event.caller.session) or event
+            turn.answer(loser.caller, Unknown(b"", f"{MAX_READS} reads wait at this node: ask another one"))
+            if loser is event:
+                return
+        self._waits.add(msgspec.structs.replace(event, until=until_of(event, turn.now.mono)))
 
     def _ask_tip(self, turn: Turn, event: ClientBalance) -> None:
         account = event.ask.account
@@ -94,36 +87,20 @@ class Reading:
         self._inquiries.ask_slot(turn, at, birth_epoch(head), done, until=until)
 
     def _on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
-        waits = self._waits.get(link.account)
-        if not waits:
-            return
-        ready = [w for w in waits if w.ask.min_height <= link.height]
-        self._keep(link.account, [w for w in waits if w.ask.min_height > link.height])
-        turn.again += [ClientBalance(w.caller, w.ask, w.deadline) for w in ready]
+        turn.again += self._waits.take_reached(link.account, link.height)
 
-    def _keep(self, account: str, waits: list[_Wait]) -> None:
-        self._count += len(waits) - len(self._waits.pop(account, ()))
-        if waits:
-            self._waits[account] = waits
+    def on_gone(self, event: ClientGone) -> None:
+        """Nobody waits for these any more."""
+        self._waits.take_of(event.session)
 
     def deadline(self) -> float | None:
-        return self._due.at
+        return self._waits.deadline()
 
     def tick(self, turn: Turn) -> None:
         """Tell those whose time is up."""
-        if not self._due.passed(turn.now.mono):
-            return
-        for account, waits in list(self._waits.items()):
-            late = [w for w in waits if w.deadline <= turn.now.mono]
-            left = [w for w in waits if w.deadline > turn.now.mono]
-            if left:
-                self._due.by(min(w.deadline for w in left))
-            if not late:
-                continue
-            self._keep(account, left)
-            for wait in late:
-                reason = f"link {wait.ask.min_height} of {account} did not reach this node in time"
-                turn.answer(wait.caller, Unknown(b"", reason))
+        for late in self._waits.take_late(turn.now.mono):
+            reason = f"link {late.ask.min_height} of {late.ask.account} did not reach this node in time"
+            turn.answer(late.caller, Unknown(b"", reason))
 
 
 def until_of(event: ClientBalance, now: float) -> float:

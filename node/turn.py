@@ -111,6 +111,12 @@ class ClientBalance(msgspec.Struct, frozen=True, gc=False):
     until: float | None = None
 
 
+class ClientGone(msgspec.Struct, frozen=True, gc=False):
+    """A session is over: nobody waits for the answers to its calls."""
+
+    session: int
+
+
 class FormLink(msgspec.Struct, frozen=True, gc=False):
     """The owner of an account's slot is to make its next link (from the core to itself)."""
 
@@ -160,6 +166,7 @@ Event = (
     | ClientSubmit
     | ClientBalance
     | ClientChange
+    | ClientGone
     | FormLink
     | Learn
     | RouteJobs

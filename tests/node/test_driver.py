@@ -44,6 +44,7 @@ from node.turn import (
     Caller,
     ClientBalance,
     ClientChange,
+    ClientGone,
     ClientSubmit,
     Effects,
     Event,
@@ -408,6 +409,18 @@ async def test_an_answer_or_a_read_for_a_client_that_is_gone_is_dropped() -> Non
     rig.driver.remove_session(rig.session)  # nothing happens
     await rig.driver.turn()
     assert rig.journal == ["step", "commit", "send", "look up"]
+
+
+async def test_the_core_hears_that_a_client_is_gone_when_calls_of_it_are_not_answered() -> None:
+    """Its reads that wait for a height would take the places of others until their time is over."""
+    rig = crowd(2, 3)
+    for number in (2, 3):
+        await rig.driver.wait_for_room(Caller(number, 1), 10)
+    rig.driver.reply(Caller(3, 1), NotFound("x"))
+    for number in (2, 3):
+        rig.driver.remove_session(FakeSession(rig.journal, number))
+    await rig.driver.turn()
+    assert rig.core.turns == [(ClientGone(2),)]
 
 
 async def test_a_turn_takes_no_more_events_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1068,7 +1081,7 @@ async def test_every_call_of_clients_that_stay_is_taken_once_in_order_and_answer
     took: list[tuple[int, int]] = []
     for turn in range(400):
         await driver.turn()
-        under_way += rig.core.turns[-1]
+        under_way += [event for event in rig.core.turns[-1] if not isinstance(event, ClientGone)]
         took += calls_of(rig.core.turns[-1])
         for session in stay:
             reads = [e for e in under_way if isinstance(e, ClientBalance) and e.caller.session == session.number]

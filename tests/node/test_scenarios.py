@@ -15,7 +15,7 @@ from chain.request import Posting
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
 from node import gateway, inquiry, lacking, owner, reading
 from node.messages import Accept, Accepted, AskIncome, AskSlot, Forward, Item, Links, Offer, Ping, Pong, Pull, SlotName
-from node.turn import FormLink, FromPeer
+from node.turn import ClientGone, FormLink, FromPeer
 from tests.node.watch import Call
 from tests.node.world import Doom, Faults, World
 
@@ -552,6 +552,31 @@ def test_too_many_reads_are_unknown(world: World, monkeypatch: pytest.MonkeyPatc
     world.pay("alice", "bob", 1, at=world.ids[0])
     assert world.run_until_answered([first], 1)
     assert isinstance(first.answer, Balance)
+
+
+def test_a_read_that_waits_gives_its_place_to_one_of_a_client_with_fewer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MAX_READS", 3)
+    greedy = [world.read(world.ids[0], "alice", min_height=99) for _ in range(4)]
+    others = [world.read(world.ids[0], "alice", min_height=1, session=number) for number in (2, 3, 4)]
+    world.run(0.1)
+    assert [isinstance(read.answer, Unknown) for read in greedy] == [False, True, True, True]
+    assert [isinstance(read.answer, Unknown) for read in others] == [False, False, True], "then all have as many"
+    world.pay("alice", "bob", 1, at=world.ids[0])
+    assert world.run_until_answered(others, 1)
+    assert all(isinstance(read.answer, Balance) for read in others[:2])
+
+
+def test_reads_of_a_client_that_is_gone_take_nobodys_place(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_READS", 2)
+    gone = [world.read(world.ids[0], "alice", min_height=99, session=number) for number in (2, 3)]
+    world.run(0.1)
+    world.deliver(world.ids[0], ClientGone(2))
+    stays = world.read(world.ids[0], "alice", min_height=1, session=4)
+    assert world.run_until_answered([gone[1], stays], 6)
+    assert gone[0].answer is None
+    assert isinstance(stays.answer, Unknown) and stays.answer.reason.endswith("in time"), "it was let in"
 
 
 def test_links_that_found_no_room_to_wait_are_pulled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

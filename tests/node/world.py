@@ -332,12 +332,13 @@ class World:
         min_height: int = AT_ONCE,
         timeout_s: float = 5.0,
         waited_s: float = 0.0,
+        session: int = 0,
     ) -> Call:
         """Ask a node for a balance; the question has waited that long at the node already."""
         ask = AskBalance(account, linearizable, min_height, int(timeout_s * 1000))
         call = self._call(Call(node_id, self.now, ask=ask))
         until = self.now + timeout_s - waited_s if waited_s else None
-        self._deliver(node_id, ClientBalance(Caller(0, len(self.calls)), ask, until))
+        self._deliver(node_id, ClientBalance(Caller(session, len(self.calls)), ask, until))
         return call
 
     def _call(self, call: Call) -> Call:
