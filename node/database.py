@@ -12,6 +12,7 @@ gone once to open and once to close.
 import asyncio
 import queue
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -52,9 +53,10 @@ class Database(Protocol):
 class _DatabaseThread:
     """One SQLite connection with a thread of its own. Needs a `trio_asyncio` loop."""
 
-    def __init__(self, sqlite: sqlite3.Connection, jobs: "_Jobs") -> None:
+    def __init__(self, sqlite: sqlite3.Connection, jobs: "_Jobs", *, withdraws: bool) -> None:
         self._sqlite = sqlite
         self._jobs = jobs
+        self._withdraws = withdraws
 
     async def run(
         self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -62,26 +64,50 @@ class _DatabaseThread:
         """`function(connection, ...)` in the connection's thread. What it raises is raised here.
 
         It is not cut short: a cancelled caller still waits for the function to end, because a transaction must not
-        go on behind its back.
+        go on behind its back. Where the thread `withdraws`, one that has not begun is never called, and its caller does not wait.
         """
-        self._jobs.put((trio.lowlevel.current_task(), partial(function, self._sqlite, *args, **kwargs)))
-        result: T = await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        job = _Job(trio.lowlevel.current_task(), partial(function, self._sqlite, *args, **kwargs))
+        self._jobs.put(job)
+
+        def withdraw(_: object) -> trio.lowlevel.Abort:
+            withdrawn = self._withdraws and job.claim()
+            return trio.lowlevel.Abort.SUCCEEDED if withdrawn else trio.lowlevel.Abort.FAILED
+
+        result: T = await trio.lowlevel.wait_task_rescheduled(withdraw)
         return result
 
 
-_Jobs = queue.SimpleQueue[tuple[trio.lowlevel.Task, Callable[[], Any]] | None]
+class _Job:
+    """A call that a task waits for. The thread claims it to begin it, or its caller, to withdraw it: only the first may."""
+
+    __slots__ = ("_claimed", "call", "task")
+
+    def __init__(self, task: trio.lowlevel.Task, call: Callable[[], Any]) -> None:
+        self.task = task
+        self.call = call
+        self._claimed = threading.Lock()  # for ever: to take it is one step, whichever thread does
+
+    def claim(self) -> bool:
+        """False: the other one has."""
+        return self._claimed.acquire(blocking=False)
+
+
+_Jobs = queue.SimpleQueue[_Job | None]
 
 
 def _serve(jobs: _Jobs, token: trio.lowlevel.TrioToken) -> None:
     """In the connection's thread: job after job, until there is a None."""
     while (job := jobs.get()) is not None:
-        task, call = job
-        token.run_sync_soon(trio.lowlevel.reschedule, task, outcome.capture(call))
+        if job.claim():
+            token.run_sync_soon(trio.lowlevel.reschedule, job.task, outcome.capture(job.call))
 
 
 @asynccontextmanager
-async def open_database_thread(connect: Callable[[], sqlite3.Connection]) -> AsyncIterator[Database]:
-    """`connect()` is called in the new thread, as is everything else; the connection is closed at the end."""
+async def open_database_thread(
+    connect: Callable[[], sqlite3.Connection], *, withdraws: bool = False
+) -> AsyncIterator[Database]:
+    """`connect()` is called in the new thread, as is everything else; the connection is closed at the end. `withdraws`: of a
+    cancelled caller what has not begun yet is dropped; for a connection that only reads."""
     made: list[sqlite3.Connection] = []
 
     def connector() -> sqlite3.Connection:
@@ -111,7 +137,7 @@ async def open_database_thread(connect: Callable[[], sqlite3.Connection]) -> Asy
 
     served = await aio_as_trio(begin)()
     try:
-        yield _DatabaseThread(made[0], jobs)
+        yield _DatabaseThread(made[0], jobs, withdraws=withdraws)
     finally:
         jobs.put(None)
         with trio.CancelScope(shield=True):

@@ -106,8 +106,8 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
             await database.run(create_or_check, genesis, key.id, (view.hash, encode_view(view)))
             start = await database.run(read_start)
             async with (
-                open_database_thread(lambda: open_database(path, writer=False)) as reader,
-                open_database_thread(lambda: open_database(path, writer=False)) as long_reader,
+                open_database_thread(lambda: open_database(path, writer=False), withdraws=True) as reader,
+                open_database_thread(lambda: open_database(path, writer=False), withdraws=True) as long_reader,
                 trio.open_nursery() as nursery,
             ):
                 core = Core(key.id, genesis, view, random.Random(secrets.randbits(64)), start, now())

@@ -55,7 +55,8 @@ async def test_what_a_function_raises_arrives_as_it_is_and_the_thread_goes_on() 
         assert await database.run(lambda conn: conn.execute("SELECT 7").fetchone()) == (7,)
 
 
-async def test_a_cancelled_caller_waits_for_its_function_to_end() -> None:
+@pytest.mark.parametrize("withdraws", [True, False], ids=["reader", "writer"])
+async def test_a_cancelled_caller_waits_for_its_function_to_end(*, withdraws: bool) -> None:
     """Otherwise a transaction would go on behind the back of a node that stops."""
     begun, may_end = trio.Event(), threading.Event()
     done: list[str] = []
@@ -73,7 +74,7 @@ async def test_a_cancelled_caller_waits_for_its_function_to_end() -> None:
             await trio.lowlevel.checkpoint()
             done.append("not cancelled")
 
-    async with trio_asyncio.open_loop(), open_database_thread(connect) as database:
+    async with trio_asyncio.open_loop(), open_database_thread(connect, withdraws=withdraws) as database:
         scope = trio.CancelScope()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(call, scope)
@@ -87,6 +88,44 @@ async def test_a_cancelled_caller_waits_for_its_function_to_end() -> None:
                 may_end.set()
         assert scope.cancelled_caught
         assert done == ["committed"]
+
+
+@pytest.mark.parametrize("withdraws", [True, False], ids=["reader", "writer"])
+async def test_what_has_not_begun_is_withdrawn_with_its_caller_from_a_reader_alone(*, withdraws: bool) -> None:
+    """A node that stops, or a client that is sent away, would wait for the questions of all others."""
+    begun, may_end = trio.Event(), threading.Event()
+    done: list[int] = []
+    token = trio.lowlevel.current_trio_token()
+
+    def first(conn: sqlite3.Connection) -> None:
+        token.run_sync_soon(begun.set)
+        may_end.wait()
+        done.append(0)
+
+    def later(conn: sqlite3.Connection, number: int) -> None:
+        done.append(number)
+
+    async def call(scope: trio.CancelScope, number: int) -> None:
+        with scope:
+            await database.run(later, number)
+
+    async with trio_asyncio.open_loop(), open_database_thread(connect, withdraws=withdraws) as database:
+        async with trio.open_nursery() as nursery:
+            try:
+                nursery.start_soon(database.run, first)
+                await begun.wait()
+                scopes = [trio.CancelScope() for _ in range(4)]
+                for number, scope in enumerate(scopes, 1):
+                    nursery.start_soon(call, scope, number)
+                    await trio.testing.wait_all_tasks_blocked()
+                for scope in scopes[:3]:
+                    scope.cancel()
+                await trio.testing.wait_all_tasks_blocked()
+                assert [scope.cancelled_caught for scope in scopes] == [withdraws] * 3 + [False]
+            finally:
+                may_end.set()
+        assert done == [0, 4] if withdraws else [0, 1, 2, 3, 4]
+        assert await database.run(lambda conn: 7) == 7
 
 
 async def test_functions_of_many_callers_run_one_after_the_other() -> None:
