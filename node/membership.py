@@ -221,9 +221,8 @@ class Membership:
         self._settled = self._lingered = False
         self._linger_until = None
         for waiting in self._waiting:
-            waiting.proposed = waiting.judged = (
-                False  # what was proposed as the view of this epoch is made now, or never
-            )
+            waiting.proposed = False  # what was proposed as the view of this epoch is made now, or never
+            waiting.judged = False
         self._syncing.install(turn, before, view)
         for hook in self.hooks:
             hook(turn)
