@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Final, Literal, assert_never
 
 import msgspec
+import trio
 
 from chain.errors import RemoteFault
 from chain.genesis import Genesis
 from chain.link import opening_slot
 from chain.names import check_name_untrusted
 from chain.reads import Balance as FoundBalance
-from chain.reads import ChainLink, list_accounts, read_balance, read_chain, read_outcome, state_digest
+from chain.reads import ChainLink, StateDigest, list_accounts, read_balance, read_chain, read_outcome, state_digest
 from chain.request import HASH_BYTES, RequestId
 from hopchain import wire
 from node.core import Core
@@ -87,6 +88,8 @@ class Serving:
         self._started = clock().mono
         self._balances: dict[str, FoundBalance] = {}
         self._took: deque[float] = deque(maxlen=TIMED_READS)  # seconds, from the question to the answer
+        self._digesting = trio.StrictFIFOLock()
+        self._digest: tuple[float, float, StateDigest] | None = None  # the last one: when it was begun and had
         self._version = 0  # of the database: the number of commits that changed accounts
         self.dht: Dht | None = None
 
@@ -114,7 +117,7 @@ class Serving:
             case wire.AskStatus():
                 return await self._status()
             case wire.AskDigest():
-                state = await self.long_reader.run(state_digest)
+                state = await self._state()
                 totals = tuple(wire.AssetTotal(asset, total) for asset, total in state.totals)
                 epoch = self._core.view.epoch
                 return wire.Digest(state.digest, state.accounts, state.links, epoch, totals, self._stale)
@@ -170,6 +173,19 @@ class Serving:
             linearizable=ask.linearizable,
             stale=stale,
         )
+
+    async def _state(self) -> StateDigest:
+        """One digest for all who wait when it begins, then none for as long as it took: the log of the database begins anew only
+        when a checkpoint is due while nobody reads it for long."""
+        asked = trio.current_time()
+        async with self._digesting:
+            if self._digest is None or self._digest[0] <= asked:
+                if self._digest is not None:
+                    await trio.sleep_until(2 * self._digest[1] - self._digest[0])
+                began = trio.current_time()
+                state = await self.long_reader.run(state_digest)
+                self._digest = began, trio.current_time(), state
+            return self._digest[2]
 
     async def _chain(self, ask: wire.AskChain) -> wire.ReplyBody:
         balance = await self._found(ask.account)

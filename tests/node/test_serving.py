@@ -4,8 +4,11 @@ import random
 import sqlite3
 from collections.abc import Callable
 from itertools import count
+from typing import Any, cast
 
 import pytest
+import trio
+import trio.testing
 
 from chain.errors import RemoteFault
 from chain.link import Outcome, opening_slot
@@ -463,6 +466,47 @@ async def test_the_status_shows_peers_lag_and_all_counters(serving: Serving, cor
         PEER: wire.PeerStatus(PEER, "10.0.0.2", 2, True, 250.0, 5, 2),
         GONE: wire.PeerStatus(GONE, "", 0, False, -1.0, 0, 7),
     }
+
+
+class Slow:
+    """A database of which every question takes eight seconds."""
+
+    def __init__(self, inner: InlineDatabase) -> None:
+        self.inner = inner
+        self.begun: list[float] = []
+
+    async def run(self, function: Callable[..., object], *args: object) -> object:
+        self.begun.append(trio.current_time())
+        result = await self.inner.run(function, *args)
+        await trio.sleep(8.0)
+        return result
+
+
+async def test_digests_share_what_begins_after_they_were_asked_for_and_leave_a_pause(
+    serving: Serving, bank: Bank, autojump_clock: trio.testing.MockClock
+) -> None:
+    """While one runs no checkpoint reaches the end of the log: without a pause it would never begin anew."""
+    slow = Slow(InlineDatabase(bank.conn))
+    serving.long_reader = cast(Any, slow)
+    links: dict[str, int] = {}
+
+    async def ask(name: str, at: float) -> None:
+        await trio.sleep_until(began + at)
+        answer = await serving.answer(wire.AskDigest())
+        assert isinstance(answer, wire.Digest)
+        links[name] = answer.links
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, "first", 0.0)
+        for number in range(20):
+            nursery.start_soon(ask, f"while it runs {number}", 1.0 + number / 10)
+        await trio.sleep(5.0)
+        bank.pay("alice", ("bob", 1))
+        nursery.start_soon(ask, "after a link", 5.0)
+    assert [at - began for at in slow.begun] == [0.0, 16.0]
+    assert links.pop("first") + 1 == links["after a link"]
+    assert set(links.values()) == {links["after a link"]}
 
 
 async def test_the_digest_is_of_all_chains_and_money_adds_up_to_nothing(serving: Serving, bank: Bank) -> None:
