@@ -8,7 +8,8 @@ they fail: not of the automatic ones (`wal_autocheckpoint`), which are tried aga
 when the last connection of a file is closed. Trying again loses pages: what an earlier checkpoint has copied without a sync,
 because a reader held it back, is not copied again, and a sync after one that failed says that all is well. So the writer
 checkpoints by itself (`checkpoint_if_due`), an error ends the process, and a connection that must not checkpoint does not do
-so when it is closed. The next process begins with the whole log.
+so when it is closed. The next process begins with the whole log, unless another one keeps the database open meanwhile (`hopchain verify`): SQLite
+then goes on where the failed one was.
 """
 
 import os
@@ -30,7 +31,7 @@ _BUSY_TIMEOUT_S: Final = 5.0  # only another process that writes can make us wai
 
 _ADVICE: Final = {
     "SQLITE_FULL": "the disk is full: free some space, then start the node again; nothing that was answered is lost",
-    "SQLITE_IOERR": "the disk reports an error: check the disk, then start the node again; it checks its database",
+    "SQLITE_IOERR": "the disk reports an error: end what else has the database open (`hopchain verify`), check the disk, then start the node again; it checks its database",
     "SQLITE_BUSY": "another process writes to the database: end it; one node only may use a data directory",
     "SQLITE_LOCKED": "another connection writes to the database: end it; one node only may use a data directory",
     "SQLITE_READONLY": "the database is read-only: correct owner and mode of the file and its directory, or use a writer",
@@ -155,15 +156,15 @@ def _configure(conn: sqlite3.Connection, file: Path, writer: bool) -> None:
 
 
 def checkpoint(conn: sqlite3.Connection) -> bool:
-    """Copy the log into the database and sync that. False when a reader held it back from the end of the log.
+    """Copy the log into the database and sync that. False when a reader held it back from the end of the log, or another process from beginning.
 
     Raises `StorageFailure`; the process must end then, because the same again would lose pages.
     """
     with storage_errors("copying the log into the database"):
-        _, pages, copied = conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        busy, pages, copied = conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     if isinstance(conn, _Connection):
         conn.put_off(pages)
-    return bool(pages == copied)
+    return bool(pages == copied and not busy)
 
 
 def checkpoint_if_due(conn: sqlite3.Connection) -> None:

@@ -1,10 +1,12 @@
 """Checkpoints: the log goes into the database when it is long, its errors end the process, and nobody else makes one."""
 
+import gc
 import resource
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -125,6 +127,7 @@ def test_a_connection_that_is_not_closed_does_not_try_it_again_either(path: Path
     fail_a_checkpoint(path, bank)
     database = path.read_bytes()
     del bank
+    gc.collect()
     assert path.read_bytes() == database
     assert log_of(path).exists()
 
@@ -186,3 +189,23 @@ def test_a_database_in_memory_has_no_log() -> None:
 def test_what_was_never_opened_is_no_trouble(tmp_path: Path) -> None:
     with pytest.raises(StorageFailure, match="SQLITE_CANTOPEN"):
         open_database(tmp_path / "missing" / "node.db", writer=True)
+
+
+def test_a_checkpoint_that_another_process_keeps_from_beginning_is_not_complete(path: Path) -> None:
+    with (
+        closing(start(path)) as conn,
+        closing(sqlite3.connect(path)) as reader,
+        closing(sqlite3.connect(path, check_same_thread=False)) as other,
+    ):
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM links").fetchone()
+        Bank(conn).open("alice")
+        other.execute("PRAGMA busy_timeout=60000")
+        waits = Thread(target=lambda: other.execute("PRAGMA wal_checkpoint(RESTART)"), daemon=True)
+        waits.start()
+        while conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1] != -1:  # until it holds the lock
+            waits.join(0.01)
+        assert not checkpoint(conn)
+        reader.rollback()
+        waits.join()
+        assert checkpoint(conn)
