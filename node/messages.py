@@ -17,6 +17,7 @@ from node.paxos import Ballot
 from routing.keyspace import NodeId
 
 MAX_MESSAGE_BYTES: Final = MAX_FRAME_BYTES - 5  # one message in a frame of its own
+MAX_EARLIER: Final = 64  # logs that an Offer names beside its own
 MAX_MESSAGES: Final = 20_000  # of one frame; more wait for the next turn
 
 # What numbers, hashes and names from elsewhere may be, so that they fit SQLite and the view; anything else is no message.
@@ -302,8 +303,8 @@ class Offer(_Message, frozen=True, tag="offer"):
     count: Count
     after: Count
     log_id: Count
-    earlier: tuple[tuple[Count, Count], ...] = ()
-    accumulator: bytes = b""
+    earlier: Annotated[tuple[tuple[Count, Count], ...], msgspec.Meta(max_length=MAX_EARLIER)] = ()
+    accumulator: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
 
 
 class Ping(_Message, frozen=True, tag="ping"):

@@ -10,12 +10,15 @@ import pytest
 from chain.errors import Corruption, Quarantined, RemoteFault
 from chain.store import Write
 from node.messages import (
+    MAX_EARLIER,
     Message,
+    Offer,
     Ping,
     decode_frame_untrusted,
     encode_frames,
     encode_message,
 )
+from node.pulling import EARLIER
 from node.turn import FromPeer
 from routing.keyspace import NodeId
 from tests.node.watch import Watch
@@ -63,6 +66,17 @@ def test_a_ping_from_a_clock_that_no_answer_to_a_client_could_tell_is_refused() 
     for time_ms in (-(2**63), -1, 2**63):
         with pytest.raises(RemoteFault):
             decode_frame_untrusted(frame([Ping(0.0, 0, 0, 1, True, time_ms)]))
+
+
+def test_an_offer_names_no_more_logs_than_a_reader_looks_at_in_a_turn() -> None:
+    for count in (MAX_EARLIER, MAX_EARLIER + 1):
+        offer = Offer((), 0, 0, 0, 0, 1, ((1, 1),) * count)
+        if count <= MAX_EARLIER:
+            assert list(decode_frame_untrusted(frame([offer]))) == [offer]
+        else:
+            with pytest.raises(RemoteFault):
+                decode_frame_untrusted(frame([offer]))
+    assert EARLIER <= MAX_EARLIER
 
 
 def test_messages_are_split_into_frames_in_order(messages: list[Message], monkeypatch: pytest.MonkeyPatch) -> None:
