@@ -197,19 +197,22 @@ class RunAccounts:
         nonce = funding_nonce(self._settings.label, source, funding.number, attempt, funding.needs)
         return transfer(network, source, postings, nonce)
 
+    def _funding_id(self, network: NetworkId, source: str, funding: Funding, attempt: int) -> RequestId:
+        return request_id(encode_request(self._transfer(network, source, funding, attempt)))
+
     async def _was_made(
         self, client: Client, source: str, funding: Funding, journal: Container[bytes], cancel: Cancel
     ) -> bool:
         """Whether a request that funds rows which are not all in the file any more was executed; when this is False, it never will be.
         Raises `CommandFailed` when that cannot be found out: funded anew, its rows might be funded twice."""
-        newest: RequestId | None = None
-        for attempt in range(MAX_ATTEMPTS):
-            made = request_id(encode_request(self._transfer(client.network, source, funding, attempt)))
+        newest = self._funding_id(
+            client.network, source, funding, 0
+        )  # it may have left though the journal has lost its line
+        for attempt in range(1, MAX_ATTEMPTS):
+            made = self._funding_id(client.network, source, funding, attempt)
             if made not in journal:
                 break
             newest = made  # those before it were rejected
-        if newest is None:
-            return False  # it never left
         with suppress(CallRefused):
             decided = await client.outcome(newest, source)
             if isinstance(decided, Recorded):

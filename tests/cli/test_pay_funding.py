@@ -131,6 +131,18 @@ def test_what_was_funded_stays_and_the_row_that_was_put_right_adds_to_it(purse: 
     assert fundings(purse) == [{"ann": 500, "dan": 100_000}, {"dan": 1000}]
 
 
+def test_a_funding_of_which_the_journal_lost_its_line_is_asked_for(purse: World, file: Path) -> None:
+    purse.ledger.submit(never_funded(purse, file), b"")
+    (journal,) = Path(os.environ["HOPCHAIN_HOME"]).rglob("journal")
+    lines = journal.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.strip().endswith("funding")]
+    assert len(kept) < len(lines)
+    journal.write_text("".join(kept))
+    write(file, RIGHT)
+    purse.json("pay", str(file), *FUND)
+    assert fundings(purse) == [{"ann": 500, "dan": 100_000}, {"dan": 1000}]
+
+
 def test_a_file_without_any_of_its_rows_gives_the_funding_up(purse: World, file: Path) -> None:
     never_funded(purse, file)
     write(file, ["ann;dan;7;c", "ann;bob;5;x;"])
