@@ -205,9 +205,7 @@ class RunAccounts:
     ) -> bool:
         """Whether a request that funds rows which are not all in the file any more was executed; when this is False, it never will be.
         Raises `CommandFailed` when that cannot be found out: funded anew, its rows might be funded twice."""
-        newest = self._funding_id(
-            client.network, source, funding, 0
-        )  # it may have left though the journal has lost its line
+        newest = self._funding_id(client.network, source, funding, 0)  # maybe sent: a journal can lose a line
         for attempt in range(1, MAX_ATTEMPTS):
             made = self._funding_id(client.network, source, funding, attempt)
             if made not in journal:

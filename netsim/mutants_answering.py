@@ -13,6 +13,7 @@ _GATEWAY: Final = "node.gateway:Gateway."
 _INQUIRY: Final = "node.inquiry:Inquiries."
 _READING: Final = "node.reading:Reading."
 _REPLICA: Final = "node.replica:Replica."
+_VOTED_UNSEEN: Final = ("node.acceptor:Acceptor.follows", "return not why", "return True")  # so that it is decided
 _PULLING: Final = "node.pulling:Pulling."
 _JUDGE: Final = "chain.rules:_Judge."
 _SYNCING: Final = "node.syncing:Syncing."
@@ -152,6 +153,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         (_JUDGE + "hear", "item.request_id in self._recorded", "False"),
         (_OWNER + "_drop_settled", "if (work.account, i) in turn.loaded.outcomes", "if False"),
         (_OWNER + "_chase", "or (account, held.queued.request_id) in turn.loaded.outcomes", ""),
+        _VOTED_UNSEEN,
     ),
     mutant(
         "cancel forgets its target at once",
@@ -223,12 +225,14 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "money",
         "A payment is completed without funds.",
         (_JUDGE + "_outcome", "if self._funds - request.total >= floor", "if True"),
+        _VOTED_UNSEEN,
     ),
     mutant(
         "income counted twice",
         "money",
         "Each posting adds twice its amount.",
         ("chain.rules:take_up", "funds += incoming.posting.amount", "funds += 2 * incoming.posting.amount"),
+        _VOTED_UNSEEN,
     ),
     mutant(
         "confirmation counted twice",
@@ -241,6 +245,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
             " 'FROM transfers AS t JOIN accounts AS r ON r.name = t.recipient JOIN accounts AS s ON s.name = t.sender) AS i'),",
         ),
         ("chain.rules:check_second_thread", "forming.incoming", "()"),
+        _VOTED_UNSEEN,
     ),
     mutant(
         "a posting lost on taking up",
@@ -251,6 +256,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
             "            entries,\n            taken,",
             "            entries,\n            taken[:-1],",
         ),
+        _VOTED_UNSEEN,
     ),
     mutant(
         "consolidation loses",
@@ -261,6 +267,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
             "        entries, left, unjudged = []",
             "        funds = head.balance\n        entries, left, unjudged = []",
         ),
+        _VOTED_UNSEEN,
     ),
     mutant(
         "no consolidation",

@@ -146,7 +146,7 @@ class SendsBeforeCommit(World):
 
 JUDGE = "chain.rules:_Judge."
 FOUND = Edit("node.owner:Owner._form", "work.proposer.found is not None", "False")
-VOTED_UNSEEN = Edit("node.acceptor:Acceptor.follows", "if why:", "why = ''\n    if why:")
+VOTED_UNSEEN = Edit("node.acceptor:Acceptor.follows", "return not why", "return True")
 FREE = Edit("node.paxos:Proposer.propose", "self._found is None or self._found[1] == value", "True")
 
 MUTANTS: dict[str, Mutant] = {
@@ -211,13 +211,14 @@ MUTANTS: dict[str, Mutant] = {
         LAGGING,
         Edit(JUDGE + "hear", "item.request_id in self._recorded", "False"),
         Edit("node.owner:Owner._drop_settled", "in turn.loaded.outcomes", "in ()"),
+        VOTED_UNSEEN,
     ),
     "stale unchecked": Mutant(
         "R13|AuditReport", PINNED, Edit(JUDGE + "hear", "request.expect_tip not in (ANY_TIP, self._head.tip)", "False")
     ),
     "expiry unchecked": Mutant("R13|AuditReport", CALM, Edit(JUDGE + "_outcome", "self._head.height + 1 > request.valid", "0 > request.valid")),
     "cancel occupies nothing": Mutant(
-        "I5", CALM, Edit(JUDGE + "_outcome", "request.target in self._recorded", "False")
+        "I5", CALM, Edit(JUDGE + "_outcome", "request.target in self._recorded", "False"), VOTED_UNSEEN
     ),
     "unknown_recipient without asking": Mutant(
         "I6", LAGGING, Edit(JUDGE + "_outcome", "unknown.difference(self._absent)", "set()")
