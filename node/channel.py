@@ -1,7 +1,7 @@
 """One framed stream with a bounded queue of what is to be sent; under both the peers' and the clients' connections.
 
 * Receiving is back-pressure: the next frame is read when the handler of the last one has returned.
-* Who shares a `Pace` shares the thread: frames that need not wait are handled for BURST_S, then others run.
+* Who shares a `Pace` shares the thread: frames that are answered at once are handled for BURST_S, then others run.
 * Sending never waits: `send_nowait` queues up to `queue_bytes` and says False beyond. One task writes; what has
   queued up meanwhile goes out in one piece.
 * `stop(code, text)` ends it from anywhere; the first reason counts. `dismiss(fault)` does so with a word to the other side.
@@ -222,13 +222,12 @@ class Channel:
     ) -> None:
         try:
             with self._listening:
-                spent_s = (
-                    0.0  # on frames, since others were let run for it; waiting counts, too: that is not told apart
-                )
+                spent_s = 0.0  # on frames that were answered at once, since others were let run for it
                 while (payload := await self.receive()) is not None:
-                    began = trio.current_time()
+                    began, queued = trio.current_time(), self._queued
                     await on_frame(payload)
-                    spent_s += trio.current_time() - began
+                    if self._queued > queued:  # else it waits for the node, which takes together what came together
+                        spent_s += trio.current_time() - began
                     if self._pace is not None and spent_s >= BURST_S:
                         spent_s = 0.0
                         await self._pace.wait_turn()

@@ -64,6 +64,7 @@ class Echo:
     ) -> None:
         self.closed: list[int] = []
         self.handle: Callable[[Session, bytes], trio.Event | None] = lambda session, payload: None
+        self.silent = False
         self.seen: list[bytes] = []
         self.sessions: list[Session] = []
         self.server = ClientServer(
@@ -86,7 +87,8 @@ class Echo:
         gate = self.handle(session, payload)
         if gate is not None:
             await gate.wait()
-        session.send_nowait(payload)
+        if not self.silent:
+            session.send_nowait(payload)
 
 
 @asynccontextmanager
@@ -274,6 +276,22 @@ async def test_frames_that_arrive_together_let_others_run(
         assert max(on) <= 2 * burst, "one of them goes on in each"
         middle = Counter(session.number for session in echo.sessions[greedy * calls // 4 : greedy * calls // 2])
         assert len(middle) == greedy and max(middle.values()) - min(middle.values()) <= 2 * burst, "each has its turn"
+
+
+async def test_frames_that_arrive_together_and_wait_for_the_node_are_not_parted(
+    node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, mock_clock: MockClock
+) -> None:
+    """Requests that come together become one link."""
+    echo = Echo(node, network)
+    async with serving(echo):
+        channel = await enter(network, tls, node)
+        await trio.testing.wait_all_tasks_blocked()
+        echo.silent = True
+        echo.handle = lambda session, payload: mock_clock.jump(BURST_S)
+        await channel._stream.send_all(frame(bytes(8)) * 200)
+        while not echo.seen:
+            await trio.lowlevel.checkpoint()
+        assert len(echo.seen) == 200
 
 
 async def test_the_handler_is_back_pressure(
