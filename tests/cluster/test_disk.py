@@ -41,7 +41,11 @@ def start_limited(cluster: Cluster) -> None:
     ("start", "said"),
     [
         pytest.param(start_full, "[SQLITE_FULL]; the disk is full: free some space, then start the node", id="full"),
-        pytest.param(start_limited, "[SQLITE_IOERR_WRITE]; the disk reports an error: end what else has the database open", id="failing"),
+        pytest.param(
+            start_limited,
+            "[SQLITE_IOERR_WRITE]; the disk reports an error: end what else has the database open",
+            id="failing",
+        ),
     ],
 )
 async def test_a_node_without_room_ends_and_comes_back_with_all_that_was_answered(
