@@ -36,9 +36,7 @@ STUCK_S: Final = 1.0  # a vote older than this lost its proposer
 STUCK_PER_RANK_S: Final = 0.3  # so that voters do not all begin at once
 STUCK_HANDLINGS: Final = 3  # a large link waits behind others of its kind, here and elsewhere
 MAX_INDEXED: Final = 64  # recipients of a link
-MAX_CHECKED: Final = (
-    256  # postings that a link confirms, and requests: to read more of them for a vote costs more than it gives
-)
+MAX_CHECKED: Final = 256  # postings that a link confirms, and requests: to read more for a vote costs too much
 MANY: Final = ""
 VIEWS_AGAIN_S: Final = 0.2  # a peer that lags sends a lot before the views are there: they go out once in this time
 
@@ -335,6 +333,7 @@ def _patience(vote: Vote[Link]) -> float:
 
 
 def _is_checked(link: Link) -> bool:
+    """Whether it is worth it, for a vote, to read what the link confirms and records."""
     return len(link.confirmed) + len(link.entries) <= MAX_CHECKED
 
 

@@ -284,9 +284,7 @@ class Strangers:
         assert most >= 1, most
         self._most = most
         self._inside: dict[trio.CancelScope, tuple[str, float]] = {}  # whose, since when, in order of arrival
-        self._lost: Counter[str] = (
-            Counter()
-        )  # places of an address, `most` at most, less its handshakes that ended well
+        self._lost: Counter[str] = Counter()  # places by address, at most `most`, less handshakes that ended well
         self._left = trio.lowlevel.ParkingLot()
 
     async def wait_for_place(self) -> None:

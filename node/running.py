@@ -58,9 +58,7 @@ log = logging.getLogger(__name__)
 
 JOIN_AGAIN_S: Final = 1.0
 NOTE_EVERY_S: Final = 1.0  # at most, where the members are, and what the log says of this node
-MAX_BESIDE: Final = (
-    64  # answers that are made beside their connections; a connection that is gone may have left one behind
-)
+MAX_BESIDE: Final = 64  # answers that are made beside their connections, which may be gone meanwhile
 MAX_LOOKUPS: Final = 16  # that wait at once; they only find addresses, so more would find the same
 
 
