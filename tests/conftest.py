@@ -1,7 +1,9 @@
 """Generated examples are the same in every run: what fails once fails again, and the suite answers for this tree alone.
-`HOPCHAIN_EXAMPLES=random` draws new ones. Ports are this process's own (`tests.ports`)."""
+`HOPCHAIN_EXAMPLES=random` draws new ones. Ports are this process's own (`tests.ports`). Ctrl-C works in the processes that tests
+start, also where a shell runs the suite in its background, and so ignores it."""
 
 import os
+import signal
 
 from hypothesis import settings
 
@@ -11,3 +13,5 @@ settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("random", deadline=None)
 settings.load_profile("random" if os.environ.get("HOPCHAIN_EXAMPLES") == "random" else "same")
 os.environ.update(COMMANDS)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # else it is the handler of Python, which no process inherits
+    signal.signal(signal.SIGINT, signal.default_int_handler)

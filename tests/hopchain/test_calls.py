@@ -130,7 +130,7 @@ def test_a_call_that_is_given_up_before_it_left_never_leaves(backend: str) -> No
             await anyio.wait_all_tasks_blocked()
             tasks.cancel_scope.cancel()
         sent = [wire.decode_client_frame_untrusted(payload) for payloads in stream.writes for payload in payloads]
-        assert sent == [wire.Call(1, wire.AskDigest()), wire.Call(102, wire.AskHealth())]
+        assert [call.body for call in sent if isinstance(call, wire.Call)] == [wire.AskDigest(), wire.AskHealth()]
 
     anyio.run(main, backend=backend)
 
