@@ -36,7 +36,8 @@ from netsim.plan import ClockJump, Clog, Cut, DiskError, Fault, Kill, Plan, Slow
 from netsim.streams import CLIENT, HostTcp, StreamNetwork
 from netsim.timeline import Timeline
 from netsim.whole_node import WholeNode
-from node.channel import HANDSHAKE_ERRORS, Channel
+from node.accepting import HANDSHAKE_ERRORS
+from node.channel import Channel
 from node.config import NodeConfig, Peer
 from node.core import Core
 from node.driver import Sender

@@ -19,22 +19,18 @@ import trio
 
 from chain.errors import RemoteFault
 from hopchain import wire
-from node.channel import (
-    FLUSH_S,
+from node.accepting import (
     HANDSHAKE_ERRORS,
     HANDSHAKE_S,
     MAX_HANDSHAKES,
-    Channel,
-    Network,
-    Pace,
     Strangers,
-    TcpNetwork,
     WarnOnce,
     accept_forever,
     handshake_fault,
     origin,
     remote_of,
 )
+from node.channel import FLUSH_S, Channel, Network, Pace, TcpNetwork
 from node.hello import MAX_HELLO_BYTES
 from node.tls import start_tls
 from routing.keyspace import NodeId

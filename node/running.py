@@ -30,8 +30,9 @@ from hopchain.wire import (
     SubmitChange,
     decode_client_frame_untrusted,
 )
+from node.accepting import MAX_HANDSHAKES
 from node.addressbook import Addresses
-from node.channel import FLUSH_S, MAX_HANDSHAKES, Network
+from node.channel import FLUSH_S, Network
 from node.client_port import ClientServer, Session
 from node.condition import ConditionLog
 from node.config import NodeConfig

@@ -24,20 +24,17 @@ import trio
 
 from chain.errors import RemoteFault
 from hopchain.framing import MAX_FRAME_BYTES
-from node.channel import (
-    FLUSH_S,
+from node.accepting import (
     HANDSHAKE_ERRORS,
     HANDSHAKE_S,
     MAX_HANDSHAKES,
-    Channel,
-    Network,
     Strangers,
-    TcpNetwork,
     WarnOnce,
     accept_forever,
     handshake_fault,
     remote_of,
 )
+from node.channel import FLUSH_S, Channel, Network, TcpNetwork
 from node.hello import (
     MAX_HELLO_BYTES,
     Hello,

@@ -17,7 +17,7 @@ import yaml
 from cli.main import main
 from cli.output import Exit
 from cli.supervisor import QUICK_FAILURES, STAYS_DOWN
-from node.channel import HANDSHAKE_S, MAX_HANDSHAKES, PATIENCE_S
+from node.accepting import HANDSHAKE_S, MAX_HANDSHAKES, PATIENCE_S
 from node.client_port import HELD_BYTES, IDLE_S, MAX_SESSIONS
 from node.config import Limits
 from node.descriptors import OWN, shares

@@ -19,7 +19,8 @@ from hopchain import connection, wire
 from hopchain.connection import ConnectionFailed, client_context, connect
 from hopchain.framing import frame
 from node import client_port
-from node.channel import BURST_S, CLOSE_S, FLUSH_S, HANDSHAKE_S, MAX_HANDSHAKES, PATIENCE_S, Channel, Strangers, origin
+from node.accepting import HANDSHAKE_S, MAX_HANDSHAKES, PATIENCE_S, Strangers, origin
+from node.channel import BURST_S, CLOSE_S, FLUSH_S, Channel
 from node.client_port import CLIENT_QUEUE_BYTES, HELD_BYTES, IDLE_S, ClientServer, Session
 from node.layout import Network
 from node.tls import start_tls

@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from node.channel import MAX_HANDSHAKES
+from node.accepting import MAX_HANDSHAKES
 from node.descriptors import OWN, Shares, raise_limit, shares
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from chain.errors import Quarantined
 from chain.needs import Loaded
-from node.channel import HANDSHAKE_S
+from node.accepting import HANDSHAKE_S
 from node.core import Core
 from node.doubles import BOOTS, REPLACED_S, SUSPECT_S, Doubles
 from node.messages import AskBoot, BootAnswer, Closing, Message, Ping, Pong, Twice

@@ -10,7 +10,7 @@ import trio.testing
 
 from hopchain.client import Client
 from hopchain.errors import Unreachable
-from node.channel import handshake_fault
+from node.accepting import handshake_fault
 from node.layout import CA_KEY, Network
 from node.pki import NodeContexts, make_node_certificate, node_contexts, read_node_key, read_secret
 from node.tls import TlsStream

@@ -22,18 +22,8 @@ from chain.errors import LocalMisuse, RemoteFault
 from hopchain.connection import client_context
 from hopchain.framing import HEADER_BYTES, MAX_FRAME_BYTES, frame
 from node import messages, transport
-from node.channel import (
-    ACCEPT_RETRY_S,
-    CLOSE_S,
-    FLUSH_S,
-    HANDSHAKE_S,
-    MAX_HANDSHAKES,
-    PATIENCE_S,
-    Channel,
-    TcpNetwork,
-    WarnOnce,
-    remote_of,
-)
+from node.accepting import ACCEPT_RETRY_S, HANDSHAKE_S, MAX_HANDSHAKES, PATIENCE_S, WarnOnce, remote_of
+from node.channel import CLOSE_S, FLUSH_S, Channel, TcpNetwork
 from node.hello import PROTOCOL_VERSION, Hello, Refused, Welcome, encode
 from node.tls import start_tls
 from node.transport import DIAL_GRACE_S, DIAL_MAX_S, PEER_QUEUE_BYTES, VERDICT_S, MeshIdentity, PeerMesh
