@@ -19,10 +19,9 @@ from typing import Final
 import msgspec
 
 from chain.disk import checkpoint_if_due, give_up, open_database, settle, storage_errors
-from chain.errors import Corruption, LocalMisuse, StorageFailure
+from chain.errors import Corruption, StorageFailure
 from chain.genesis import FIRST_EPOCH, Genesis, encode_genesis, issuer_links
-from chain.link import HEADER_BYTES, Link, LinkHash, Outcome, PostingHash, header_hash
-from chain.names import ASSET_BYTES
+from chain.link import HEADER_BYTES, Link, Outcome, PostingHash
 from chain.needs import (
     CHAIN_BATCH,
     CHAIN_BATCH_BYTES,
@@ -37,24 +36,23 @@ from chain.needs import (
 )
 from chain.request import MANY_POSTINGS, REQUEST_HEAD_BYTES, Kind, RequestId
 from chain.rows import ActiveRow, Applied, Credit, ViewRow, VoteRow
-from chain.schema import ID_BITS, SCHEMA_VERSION, STAGING_TABLES, create_schema, schema_faults
+from chain.schema import ID_BITS, SCHEMA_VERSION, create_schema
 from chain.seal import (
     EMPTY_LOG,
     CursorRow,
     LogHead,
     SeenRow,
-    check_version,
     load_active,
     load_cursors,
     load_seen,
     load_views,
     load_votes,
     read_log_head,
-    read_meta,
     row_checksum,
     vote_fields,
     write_log_head,
 )
+from chain.start import check_identity, check_start
 
 __all__ = [
     "CHAIN_BATCH",
@@ -90,8 +88,6 @@ _STAGE_BATCH: Final = "INSERT INTO new_batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _STAGE_CONFIRMATION: Final = "INSERT INTO new_confirmations VALUES (?, ?, ?, ?, ?)"
 _STAGE_OUTCOME: Final = "INSERT INTO new_outcomes VALUES (?, ?, ?)"
 _STAGE_ACCOUNT: Final = "INSERT INTO new_accounts VALUES (?, ?, ?, ?)"
-_OPENED_AT: Final = 4 + 5 + REQUEST_HEAD_BYTES  # in the body of link 0, which is one request: `chain.link`
-_OPENED_BYTES: Final = ASSET_BYTES + 32  # asset and public key
 _UPSERT_VOTE: Final = (
     "INSERT INTO votes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (slot) DO UPDATE SET "
     "account = excluded.account, height = excluded.height, promised_epoch = excluded.promised_epoch, "
@@ -346,8 +342,8 @@ def create_or_check(
             if conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
                 _create(conn, genesis, node_id, first_view)
             else:
-                _check_identity(conn, genesis, node_id, first_view)
-                _check_start(conn, genesis)
+                check_identity(conn, genesis, node_id, first_view)
+                check_start(conn, genesis)
                 settle(conn)
     except BaseException as error:
         _roll_back(conn, error)
@@ -376,86 +372,3 @@ def _create(conn: sqlite3.Connection, genesis: Genesis, node_id: bytes, first_vi
     conn.execute("INSERT INTO views VALUES (?, ?, ?, ?)", (*view, row_checksum("views", *view)))
     _apply(conn, [Applied(link) for link in issuer_links(genesis)], issuer=True)
     conn.execute("COMMIT")
-
-
-def _check_identity(
-    conn: sqlite3.Connection, genesis: Genesis, node_id: bytes, first_view: tuple[bytes, bytes]
-) -> None:
-    if conn.execute("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0] == 0:
-        raise LocalMisuse("this is a SQLite database, but not one of a node: name another file")
-    check_version(conn)
-    network = read_meta(conn, "network_id")
-    if network != genesis.network_id:
-        raise LocalMisuse(
-            f"the database belongs to network {network.hex()[:16]}, the genesis file to {genesis.network_id.hex()[:16]}: "
-            "put back the genesis file that belongs to this directory, or use an empty directory"
-        )
-    owner = read_meta(conn, "node_id")
-    if owner != node_id:
-        raise LocalMisuse(
-            f"the database belongs to node {owner.hex()[:16]}, the key in this directory to {node_id.hex()[:16]}: "
-            "put back that node's key; a copied database must not run under another id (design R12)"
-        )
-    if read_meta(conn, "genesis") != encode_genesis(genesis):
-        raise Corruption("meta row genesis is not the genesis file of its network id: run `hopchain verify`")
-    views = load_views(conn)
-    if not views or views[0] != (FIRST_EPOCH, *first_view):
-        raise Corruption("view 1 in the database is not the one of the genesis file: run `hopchain verify`")
-
-
-def _check_start(conn: sqlite3.Connection, genesis: Genesis) -> None:
-    """What the node relies on from its first turn: sound pages, the triggers, checksums, accounts as their links made them."""
-    found = conn.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if found != "ok":
-        raise Corruption(f"SQLite's quick_check says: {found}; join the network anew under a new node id")
-    for name, _, _ in schema_faults(conn):
-        raise Corruption(f"{name} in the schema is not what this program made: run `hopchain verify` on the database")
-    for table in STAGING_TABLES:
-        count = conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-        if count:
-            raise Corruption(
-                f"{table} holds {count} rows outside of a transaction: delete them and run `hopchain verify`"
-            )
-    load_votes(conn)
-    load_active(conn)
-    load_cursors(conn)
-    load_seen(conn)
-    head = read_log_head(conn)
-    last = conn.execute("SELECT coalesce(max(seq), 0) FROM links").fetchone()[0]
-    if (head.seq, head.count) != (last, last):
-        raise Corruption(f"the log ends at {last}, meta row log says {head.seq}: run `hopchain verify` on the database")
-    paid, confirmed, waiting = (
-        conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-        for table in ("postings", "confirmations", "incoming")
-    )
-    if paid - confirmed != waiting:
-        raise Corruption(
-            f"{paid} postings, {confirmed} of them confirmed, and {waiting} rows of incoming, not {paid - confirmed}: run "
-            "`hopchain verify` on the database"
-        )
-    _check_accounts(conn, {link.hash for link in issuer_links(genesis)})
-
-
-def _check_accounts(conn: sqlite3.Connection, issuers: set[LinkHash]) -> None:
-    """Each account is as its last link leaves it and as link 0 opened it: links are formed from these rows."""
-    rows = conn.execute(
-        "SELECT a.name, a.height, a.balance, a.epoch, a.time_ms, l.height, l.balance, l.epoch, l.time_ms, a.tip, l.header, "
-        f"a.asset, a.public_key, a.issuer, a.id, o.account, o.height, o.hash, substr(o.body, {_OPENED_AT + 1}, {_OPENED_BYTES}) "
-        "FROM accounts AS a LEFT JOIN links AS l ON l.hash = a.tip LEFT JOIN links AS o ON o.seq = a.id"
-    )
-    for name, *fields, tip, header, asset, key, issuer, number, opened, opened_at, opening, made in rows:
-        if header is None or header_hash(header) != tip or fields[:4] != fields[4:]:
-            raise Corruption(
-                f"the tip of account {name}, link {fields[0]} ({tip.hex()[:16]}), is missing, does not hash to itself or has "
-                "another balance, epoch or time: run `hopchain verify` on the database"
-            )
-        if (opened, opened_at) != (name, 0):
-            raise Corruption(
-                f"account {name} has number {number}, but link {number} of the log did not open it: run `hopchain verify` on the database"
-            )
-        made_as = (made[:ASSET_BYTES].rstrip(b"\0"), made[ASSET_BYTES:], opening in issuers)
-        if (asset.encode(), key, issuer) != made_as:
-            raise Corruption(
-                f"account {name} has another asset or key than link {number} of the log opened it with, or is wrongly marked as an "
-                "issuer: run `hopchain verify` on the database"
-            )
