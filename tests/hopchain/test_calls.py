@@ -7,12 +7,12 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from hopchain import Status, Timing, Unknown, Unreachable, calls, wire
+from hopchain import Client, Status, Timing, Unknown, Unreachable, calls, wire
 from hopchain.addresses import Address
 from hopchain.calls import Calls, ConnectionLost, take_write
 from hopchain.change import SignedChange
 from hopchain.connection import ConnectionFailed
-from tests.hopchain.fake_node import Hang
+from tests.hopchain.fake_node import FakeNode, Hang
 from tests.hopchain.test_client import BACKENDS, World, connect, run
 
 IMPATIENT = Timing(ping_after_s=0.1, dead_after_s=0.4)
@@ -27,12 +27,19 @@ def backend(request: pytest.FixtureRequest) -> str:
 # --- silence -------------------------------------------------------------------------------------------------------
 
 
+@asynccontextmanager
+async def silenced(world: World) -> AsyncIterator[tuple[FakeNode, Client]]:
+    """The only node, and an impatient client that is connected to it: from now on it says nothing, as if its cable were pulled."""
+    (node,) = world.nodes
+    async with world.client(timing=IMPATIENT) as client:
+        await connect(world, client)
+        node.fault = lambda call: Hang()
+        yield node, client
+
+
 def test_a_silent_node_is_given_up_also_by_calls_shorter_than_its_patience(backend: str) -> None:
     async def test(world: World) -> None:
-        (node,) = world.nodes
-        async with world.client(timing=IMPATIENT) as client:
-            await connect(world, client)
-            node.fault = lambda call: Hang()  # its cable is pulled
+        async with silenced(world) as (node, client):
             why = ""
             with anyio.fail_after(LONG_S):
                 while "has been silent for 0.4 s" not in why:
@@ -50,10 +57,7 @@ def test_a_node_that_was_silent_before_is_given_the_time_to_answer_a_sign_of_lif
     """A call was given up long ago, before a sign of life was due."""
 
     async def test(world: World) -> None:
-        (node,) = world.nodes
-        async with world.client(timing=IMPATIENT) as client:
-            await connect(world, client)
-            node.fault = lambda call: Hang()
+        async with silenced(world) as (node, client):
             with pytest.raises(Unreachable):
                 await client.status(timeout_s=0.02)
             node.fault = lambda call: None
@@ -68,10 +72,7 @@ def test_a_sign_of_life_is_waited_for_also_when_no_call_waits_any_more(backend: 
     """So that the next call is not handed to a connection that is dead."""
 
     async def test(world: World) -> None:
-        (node,) = world.nodes
-        async with world.client(timing=IMPATIENT) as client:
-            await connect(world, client)
-            node.fault = lambda call: Hang()
+        async with silenced(world) as (node, client):
             with pytest.raises(Unreachable):
                 await client.balance("mint", timeout_s=0.25)
             await anyio.sleep(2 * IMPATIENT.dead_after_s)
