@@ -80,7 +80,8 @@ class Loaded(msgspec.Struct):
     """The answers to `Needs`, under the same names. An absent key is not there. `made`: see `note_made`. `cut`: what of that
     which is wanted for others was not looked for, because there was no room for it.
 
-    `postings`: by their hash. `forming` and `income` also have what `forming_few` asked for. `chains`, `forming`, `income` and `log` hold every key that was asked for (with nothing in it, where there is
+    `postings`: by their hash. `ends`: of streams (sender, recipient), the id of the last posting that waits, where this turn may make the next one of it
+    and few wait. `taken`: ids of the postings that links of this turn confirm. `forming` and `income` also have what `forming_few` asked for. `chains`, `forming`, `income` and `log` hold every key that was asked for (with nothing in it, where there is
     nothing). Raw links are header | body, as `decode_link_untrusted` takes them.
     """
 
@@ -101,6 +102,8 @@ class Loaded(msgspec.Struct):
     log: dict[int, LogPage] = msgspec.field(default_factory=dict)
     log_head: LogHead | None = None
     made: dict[PostingHash, Link] = msgspec.field(default_factory=dict)
+    ends: dict[tuple[str, str], int] = msgspec.field(default_factory=dict)
+    taken: set[int] = msgspec.field(default_factory=set)
 
     def link(self, link: LinkHash) -> bytes | None:
         """A raw link that was wanted for others, or that is here for another reason."""
@@ -112,7 +115,8 @@ class Loaded(msgspec.Struct):
         if row is None and posting in self.made:
             link = self.made[posting]
             made = link.posting(link.number_of[posting])
-            row = self.postings[posting] = Credit(posting, link.account, made.recipient, made.amount)
+            before = self.ends.get((link.account, made.recipient), 0)
+            row = self.postings[posting] = Credit(posting, link.account, made.recipient, made.amount, before=before)
         return row
 
     def note_made(self, link: Link) -> None:
@@ -157,15 +161,21 @@ _CREDIT_JOINS: Final = (
     "LEFT JOIN links AS t ON t.seq = c.id >> 14"
 )
 _CREDITS: Final = (
-    f"SELECT {_CREDIT_COLUMNS} FROM k CROSS JOIN postings AS p ON {BY_HASH.format('k.column1')} {_CREDIT_JOINS}"
+    f"SELECT {_CREDIT_COLUMNS}, coalesce((SELECT b.posting FROM incoming AS b WHERE b.recipient = (SELECT id FROM accounts WHERE name = p.recipient) "
+    "AND b.sender = s.id AND b.posting < p.id ORDER BY b.posting DESC LIMIT 1), 0) "
+    f"FROM k CROSS JOIN postings AS p ON {BY_HASH.format('k.column1')} {_CREDIT_JOINS}"
 )
 _SCANNED: Final = 64  # incoming postings of an account that are read in one go, beside as many as it confirms
 # Of rows of `incoming`: the account of this name, and the account that has the number `i.sender`, by the link that opened it.
 _ID_OF: Final = "(SELECT id FROM accounts WHERE name = ?)"
 _WAITING_COLUMNS: Final = "p.hash, s.account, p.recipient, i.amount, i.posting, NULL, i.sender"
 _WAITING_JOINS: Final = "CROSS JOIN postings AS p ON p.id = i.posting CROSS JOIN links AS s ON s.seq = i.sender"
-_WAITING: Final = f"SELECT {_WAITING_COLUMNS} FROM incoming AS i {_WAITING_JOINS} WHERE i.recipient = {_ID_OF} LIMIT ?"
-_OLDEST_WAITING: Final = f"SELECT {_WAITING_COLUMNS} FROM (SELECT * FROM incoming WHERE recipient = {_ID_OF} ORDER BY posting LIMIT ?) AS i {_WAITING_JOINS}"
+# Both in the order of each stream, of which they have the oldest.
+_WAITING: Final = f"SELECT {_WAITING_COLUMNS} FROM incoming AS i {_WAITING_JOINS} WHERE i.recipient = {_ID_OF} ORDER BY i.sender, i.posting LIMIT ?"
+_OLDEST_WAITING: Final = (
+    f"SELECT {_WAITING_COLUMNS} FROM (SELECT * FROM incoming WHERE recipient = {_ID_OF} ORDER BY posting LIMIT ?) AS i {_WAITING_JOINS} "
+    "ORDER BY i.posting"
+)
 _LINKS_AT: Final = (
     "SELECT l.account, l.height, l.hash FROM k CROSS JOIN links AS l ON l.account = k.column1 AND l.height = k.column2"
 )
@@ -232,7 +242,7 @@ def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
                 (o.account, o.request_id): o for o in _join(conn, _OUTCOMES, needs.outcomes, outcome_row)
             }
         if needs.postings:
-            loaded.postings = _credits(conn, needs.postings, needs.made)
+            loaded.postings, loaded.ends = _credits(conn, needs.postings, needs.made)
         if needs.links_at:
             loaded.links_at = dict(
                 _join(conn, _LINKS_AT, needs.links_at, lambda name, height, tip: ((name, height), tip))
@@ -404,20 +414,27 @@ def find_credits(conn: sqlite3.Connection, hashes: Collection[PostingHash]) -> d
 
 def _credits(
     conn: sqlite3.Connection, wanted: Mapping[str, set[PostingHash]], made: Set[PostingHash]
-) -> dict[PostingHash, Credit]:
-    """The postings that each account confirms. They are among its incoming ones, which stand together on the disk: one
+) -> tuple[dict[PostingHash, Credit], dict[tuple[str, str], int]]:
+    """The postings that each account confirms, and `Loaded.ends`. They are among its incoming ones, which stand together on the disk: one
     look there finds all, unless the account has many more; then a second one at the oldest of them. The others are looked
     for by their hashes, which takes a search in each part of the index."""
     found: dict[PostingHash, Credit] = {}
+    ends: dict[tuple[str, str], int] = {}
     for account, hashes in wanted.items():
         most = len(hashes) + _SCANNED
         for query in (_WAITING, _OLDEST_WAITING):
             rows = conn.execute(query, (account, most)).fetchall()
-            found.update((row[0], Credit(*row)) for row in rows if row[0] in hashes)
+            last: dict[int, int] = {}  # by sender
+            for row in rows:
+                if row[0] in hashes:
+                    found[row[0]] = Credit(*row, before=last.get(row[6], 0))
+                last[row[6]] = row[4]
+            if len(rows) < most and not hashes.isdisjoint(made):
+                ends.update({(row[1], account): row[4] for row in rows})
             if len(rows) < most or all(posting in found for posting in hashes):
                 break
     missing = {posting for hashes in wanted.values() for posting in hashes if posting not in found} - made
-    return {**found, **find_credits(conn, missing)} if missing else found
+    return ({**found, **find_credits(conn, missing)} if missing else found), ends
 
 
 def _forming(conn: sqlite3.Connection, wanted: Collection[str], few_only: Collection[str]) -> dict[str, Forming]:
@@ -479,6 +496,8 @@ def _incoming(
             raise Corruption(_disagrees_text(posting, names[to]))
         stream = (posting.sender, posting.recipient)
         before = last.get(stream)
+        if before is not None:
+            posting = msgspec.structs.replace(posting, before=before.id)
         if before is None and end is not None:
             before = confirmed.get(end)
         incoming = Incoming(posting, link_hash, height, time_ms, header, before)

@@ -55,7 +55,8 @@ class OutcomeRow(msgspec.Struct, frozen=True, gc=False):
 
 class Credit(msgspec.Struct, frozen=True, gc=False):
     """A posting as its recipient's next link needs it. `id`: where this replica keeps it, 0 for one that a link of this
-    turn has just made; `sender_id`: the sender's number in this replica, 0 like it."""
+    turn has just made; `sender_id`: the sender's number in this replica, 0 like it. `before`: the id of the posting that waits
+    just before it in the stream from this sender to this recipient, 0 when none does."""
 
     hash: PostingHash
     sender: str
@@ -64,6 +65,7 @@ class Credit(msgspec.Struct, frozen=True, gc=False):
     id: int = 0
     confirmation: LinkHash | None = None
     sender_id: int = 0
+    before: int = 0
 
 
 class Incoming(msgspec.Struct, frozen=True, gc=False):

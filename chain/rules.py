@@ -15,7 +15,9 @@ what to ask, and the requests concerned stay in the queue.
 it checks that the link follows from what is here, and a failure means that this replica is damaged.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
@@ -45,6 +47,8 @@ from chain.request import (
     SignedRequest,
 )
 from chain.rows import AccountHead, Credit, Forming, thread_text
+
+_NOTHING: Final[Mapping[str, str]] = {}
 
 
 class Queued(msgspec.Struct, frozen=True, gc=False):
@@ -286,10 +290,17 @@ class _Judge:
                 self._recorded.add(item.request.target)
 
 
-def check_successor(link: Link, head: AccountHead | None, confirmed: Sequence[Credit]) -> None:
+def check_successor(
+    link: Link,
+    head: AccountHead | None,
+    confirmed: Sequence[Credit],
+    assets: Mapping[str, str] = _NOTHING,
+    taken: Collection[int] = (),
+) -> None:
     """Raise `Corruption` unless a decided `link` follows from `head` and the postings that it confirms.
 
-    `confirmed`: the rows of `link.confirmed`, in that order, as they are here before the link is applied.
+    `confirmed`: the rows of `link.confirmed`, in that order, as they are here before the link is applied, but for `taken`: the ids of the
+    postings that were confirmed since they were read. `assets`: what the accounts hold that it pays, those that are known here.
     """
     if head is None:
         if link.height != 0 or confirmed:
@@ -298,6 +309,8 @@ def check_successor(link: Link, head: AccountHead | None, confirmed: Sequence[Cr
             raise _does_not_follow(link, "it is not in its name's slot")
         if link.balance != 0 or link.debit != 0:
             raise _does_not_follow(link, f"it opens with a balance of {link.balance}")
+        if [(entry.request.kind, entry.outcome) for entry in link.entries] != [(Kind.OPEN, Outcome.COMPLETED)]:
+            raise _does_not_follow(link, "it is not one opening")
         return
     if link.height != head.height + 1:
         raise _does_not_follow(link, f"the tip here has height {head.height}")
@@ -309,6 +322,7 @@ def check_successor(link: Link, head: AccountHead | None, confirmed: Sequence[Cr
         raise _does_not_follow(link, "rows of confirmed postings are missing")
     if not all(posting.recipient == link.account and posting.confirmation is None for posting in confirmed):
         raise _does_not_follow(link, "it confirms a posting that is not this account's, or is confirmed already")
+    _check_order(link, confirmed, taken)
     income = sum([posting.amount for posting in confirmed])
     balance = head.balance + income - link.debit
     if link.balance != balance:
@@ -316,6 +330,25 @@ def check_successor(link: Link, head: AccountHead | None, confirmed: Sequence[Cr
         raise _does_not_follow(link, f"its balance is {link.balance}, but {paid}")
     if link.balance < 0 and not head.issuer:
         raise _does_not_follow(link, f"its balance {link.balance} is below zero")
+    if not set(map(assets.get, link.recipients)) <= {head.asset, None}:
+        raise _does_not_follow(link, f"it pays an account that does not hold {head.asset}")
+
+
+def _check_order(link: Link, confirmed: Sequence[Credit], taken: Collection[int]) -> None:
+    """What it confirms of each sender is, in order, the oldest that waits here. (What stands before the end of a thread is
+    confirmed here, for the same was so when each of its postings was.)"""
+    if len(set(link.confirmed)) < len(link.confirmed):
+        raise _does_not_follow(link, "it confirms a posting twice")
+    listed: set[int] = set()
+    last: dict[str, float] = {}
+    for posting in confirmed:
+        skipped = posting.before and posting.before not in listed and posting.before not in taken
+        if skipped or 0 < posting.id <= last.get(posting.sender, 0):
+            raise _does_not_follow(
+                link, f"posting {posting.hash.hex()[:16]}, which it confirms, is not the next one of {posting.sender}"
+            )
+        listed.add(posting.id)
+        last[posting.sender] = posting.id or math.inf  # made just now, it comes after all that have an id
 
 
 def _does_not_follow(link: Link, what: str) -> Corruption:

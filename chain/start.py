@@ -82,7 +82,32 @@ def check_start(conn: sqlite3.Connection, genesis: Genesis) -> None:
             f"{paid} postings, {confirmed} of them confirmed, and {waiting} rows of incoming, not {paid - confirmed}: run "
             "`hopchain verify` on the database"
         )
+    _check_incoming(conn)
+    made, told = (
+        conn.execute(query).fetchone()[0]
+        for query in ("SELECT coalesce(sum(outcome_count), 0) FROM links", "SELECT count(*) FROM outcomes")
+    )
+    if made != told:
+        raise Corruption(
+            f"the links record {made} outcomes, and {told} rows of outcomes are here: run `hopchain verify` on the database"
+        )
     _check_accounts(conn, {link.hash for link in issuer_links(genesis)})
+
+
+def _check_incoming(conn: sqlite3.Connection) -> None:
+    """Each row of `incoming` is as its posting was made, and not confirmed. Their number is right: so what is not confirmed is incoming,
+    and nothing else. One that is not makes links that leave out money, or a final rejection."""
+    wrong = conn.execute(
+        "SELECT i.posting FROM incoming AS i LEFT JOIN postings AS p ON p.id = i.posting LEFT JOIN links AS l ON l.seq = i.posting >> 14 "
+        "LEFT JOIN links AS s ON s.seq = i.sender LEFT JOIN links AS r ON r.seq = i.recipient "
+        "WHERE (s.height = 0 AND s.account = l.account AND r.height = 0 AND r.account = p.recipient AND p.amount = i.amount) IS NOT TRUE "
+        "OR EXISTS (SELECT 1 FROM confirmations AS c WHERE c.posting = i.posting) LIMIT 1"
+    ).fetchone()
+    if wrong is not None:
+        raise Corruption(
+            f"row {wrong[0]} of incoming has another recipient, sender or amount than its posting, or is confirmed: run `hopchain verify` "
+            "on the database"
+        )
 
 
 def _check_accounts(conn: sqlite3.Connection, issuers: set[LinkHash]) -> None:

@@ -160,6 +160,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "R13",
         "A request that stands in the queue behind its cancel is executed in the same link.",
         (_JUDGE + "_enter", "self._recorded.add(item.request.target)", "pass"),
+        _VOTED_UNSEEN,
     ),
     mutant(
         "cancel occupies nothing",

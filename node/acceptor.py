@@ -12,7 +12,7 @@ then the link itself answers. A vote that stays undecided for STUCK_S is finishe
 start a takeover, so a slot does not depend on anybody asking for it again.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -20,7 +20,7 @@ import msgspec
 from chain.errors import Corruption, RemoteFault
 from chain.link import HEADER_BYTES, Link, LinkHash, Slot, header_hash, opening_slot
 from chain.needs import Loaded, Needs
-from chain.request import NetworkId
+from chain.request import NetworkId, RequestId
 from chain.rows import AccountHead, Credit, VoteRow
 from chain.rules import check_successor
 from node.due import Due
@@ -122,6 +122,7 @@ class Acceptor:
         """What `follows` looks at."""
         needs.heads.add(link.account)
         if _is_checked(link):
+            needs.assets |= self._replica.familiar.strangers(link.recipients)
             if link.confirmed:
                 needs.postings.setdefault(link.account, set()).update(link.confirmed)
             needs.outcomes.update((link.account, request_id) for request_id, _ in link.outcomes())
@@ -177,7 +178,7 @@ class Acceptor:
         rows = [posting for posting in confirmed if posting is not None]
         if link.prev_hash != tip or len(rows) < len(confirmed):
             return True
-        why = _fault(turn.loaded, link, head, rows)
+        why = _fault(turn.loaded, link, head, rows, self._replica.familiar.assets)
         if why:
             self._self.counters["links_doubted"] += 1
             self.doubted[peer] = why
@@ -337,13 +338,17 @@ def _is_checked(link: Link) -> bool:
     return len(link.confirmed) + len(link.entries) <= MAX_CHECKED
 
 
-def _fault(loaded: Loaded, link: Link, head: AccountHead | None, confirmed: Sequence[Credit]) -> str:
+def _fault(
+    loaded: Loaded, link: Link, head: AccountHead | None, confirmed: Sequence[Credit], assets: Mapping[str, str]
+) -> str:
     """Why `link` could not be applied here; empty when it could."""
-    again = next((i for i, _ in link.outcomes() if (link.account, i) in loaded.outcomes), None)
-    if again is not None:
-        return f"link {link.height} of {link.account} has an outcome of request {again.hex()[:16]}, which has one here"
+    settled: set[RequestId] = set()
+    for request_id, _ in link.outcomes():
+        if request_id in settled or (link.account, request_id) in loaded.outcomes:
+            return f"link {link.height} of {link.account} has an outcome of request {request_id.hex()[:16]}, which has one here"
+        settled.add(request_id)
     try:
-        check_successor(link, head, confirmed)
+        check_successor(link, head, confirmed, assets, loaded.taken)
     except Corruption as error:
         return str(error)
     return ""

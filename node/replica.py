@@ -151,7 +151,7 @@ class Replica:
             self.lacking.wait(turn, link, source, by, missing)
             return False
         confirmed = tuple([loaded.postings[h] for h in link.confirmed])
-        check_successor(link, head, confirmed)
+        check_successor(link, head, confirmed, self.familiar.assets, loaded.taken)
         turn.applied.append(Applied(link, confirmed))
         note_applied(turn, link, head, confirmed)
         self.familiar.meet(turn.loaded.heads[link.account])
@@ -294,6 +294,7 @@ def note_applied(turn: Turn, link: Link, head: AccountHead | None, confirmed: Se
     loaded.by_hash[link.hash] = link.raw
     for credit in confirmed:
         loaded.postings[credit.hash] = msgspec.structs.replace(credit, confirmation=link.hash)
+        loaded.taken.add(credit.id)
     loaded.note_made(link)
     _note_forming(loaded, link)
     for recipient in link.recipients & loaded.income.keys():

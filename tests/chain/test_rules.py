@@ -398,6 +398,65 @@ def test_a_link_confirms_only_what_is_unconfirmed_and_its_own(change: dict[str, 
         check_successor(link, head(), rows)
 
 
+@pytest.mark.parametrize(
+    ("order", "rows", "taken", "fits"),
+    [
+        ((0, 1), {1: 0}, (), True),
+        ((1,), {1: 0}, (), False),
+        ((1,), {1: 0}, (1 << 14,), True),
+        ((0, 1), {1: None}, (), True),
+        ((1, 0), {}, (), False),
+        ((1, 1), {}, (), False),
+        ((0,), {0: 0}, (), False),
+    ],
+    ids=[
+        "in order",
+        "the older one left out",
+        "it was taken before",
+        "older",
+        "younger first",
+        "twice",
+        "its older one is itself",
+    ],
+)
+def test_what_is_confirmed_of_a_sender_is_the_oldest_that_waits_in_order(
+    order: tuple[int, ...], rows: dict[int, int | None], taken: tuple[int, ...], fits: bool
+) -> None:
+    """`rows`: which posting waits before this one."""
+    credits = [i.posting for i in postings(10, 20)]
+    for number, before in rows.items():
+        place = 0 if before is None else credits[before].id
+        credits[number] = msgspec.structs.replace(credits[number], before=place)
+    confirmed = [credits[number] for number in order]
+    income = sum(credit.amount for credit in confirmed)
+    link, _ = _link(*[], confirmed=[credit.hash for credit in confirmed], balance=70 + income)
+    if fits:
+        check_successor(link, head(), confirmed, {}, taken)
+        return
+    with pytest.raises(Corruption, match=r"is not the next one of sender|confirms a posting twice"):
+        check_successor(link, head(), confirmed, {}, taken)
+
+
+def test_what_was_made_just_now_comes_after_all_that_has_a_place() -> None:
+    first, second = (i.posting for i in postings(10, 20))
+    made = msgspec.structs.replace(second, id=0, before=first.id)
+    link, _ = _link(confirmed=[first.hash, made.hash], balance=100)
+    check_successor(link, head(), [first, made])
+    for confirmed in ([made, first], [made]):
+        link, _ = _link(confirmed=[c.hash for c in confirmed], balance=70 + sum(c.amount for c in confirmed))
+        with pytest.raises(Corruption, match="is not the next one of sender"):
+            check_successor(link, head(), confirmed)
+
+
+def test_a_link_pays_only_accounts_of_its_own_asset() -> None:
+    """Of those that are known: the others are asked for before it is applied."""
+    link, rows = _link(10)
+    check_successor(link, head(), rows, {"bob": "CZK"})
+    check_successor(link, head(), rows, {"carol": "EUR"})
+    with pytest.raises(Corruption, match="does not hold CZK"):
+        check_successor(link, head(), rows, {"bob": "EUR"})
+
+
 def test_only_an_issuer_goes_below_zero() -> None:
     state = forming(head(issuer=True))
     link = form(state, pay(("bob", 300))).link
@@ -441,6 +500,7 @@ def test_an_opening_stands_at_the_beginning_takes_nothing_up_and_pays_nothing() 
         (later, [], "nothing is before it"),
         (richer, [income], "nothing is before it"),
         (payer, [], "opens with"),
+        (build_link(NETWORK, "zoe", 0, slot, 0, 1, 9, first.entries * 2, ()), [], "not one opening"),
     ):
         with pytest.raises(Corruption, match=text):
             check_successor(link, None, confirmed)

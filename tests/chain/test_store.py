@@ -3,6 +3,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import pytest
@@ -189,6 +190,9 @@ def test_another_schema_version_is_refused(conn: sqlite3.Connection) -> None:
         create_or_check(conn, GENESIS, NODE, VIEW)
 
 
+_FIRST: Final = "(SELECT min(posting) FROM incoming)"
+
+
 @pytest.mark.parametrize(
     ("sql", "text"),
     [
@@ -219,6 +223,13 @@ def test_another_schema_version_is_refused(conn: sqlite3.Connection) -> None:
         ),
         ("DELETE FROM links WHERE seq = (SELECT max(seq) FROM links)", "the log ends at"),
         ("DELETE FROM incoming WHERE posting = (SELECT min(posting) FROM incoming)", "rows of incoming, not"),
+        (f"UPDATE incoming SET recipient = recipient + 64 WHERE posting = {_FIRST}", "another recipient, sender"),
+        (numbered(f"UPDATE incoming SET recipient = #carol WHERE posting = {_FIRST}"), "another recipient, sender"),
+        (numbered(f"UPDATE incoming SET sender = #carol WHERE posting = {_FIRST}"), "another recipient, sender"),
+        (f"UPDATE incoming SET amount = amount + 1 WHERE posting = {_FIRST}", "another recipient, sender or amount"),
+        (f"UPDATE incoming SET posting = 1 WHERE posting = {_FIRST}", "another recipient, sender or amount"),
+        (f"UPDATE confirmations SET posting = {_FIRST} WHERE id = (SELECT max(id) FROM confirmations)", "is confirmed"),
+        ("DELETE FROM outcomes WHERE account = 'bob'", "outcomes, and .* rows of outcomes are here"),
     ],
 )
 def test_the_start_checks_what_the_node_relies_on(conn: sqlite3.Connection, bank: Bank, sql: str, text: str) -> None:
@@ -605,6 +616,42 @@ def test_everything_is_loaded_by_its_key(bank: Bank) -> None:
             assert (row.recipient, row.amount, row.memo) == (posting.recipient, posting.amount, posting.memo)
             assert row.confirmation == confirmation
             assert (row.prev_confirmed_hash is None) is (confirmation is None)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_posting_comes_with_the_one_that_waits_before_it(many: bool) -> None:
+    """In its stream, and however it is found: among the first that wait, the oldest, by its hash."""
+    bank = Bank(memory_database())
+    bank.open("alice", "bob")
+    first, second = (bank.pay("mint", ("alice", 1), ("alice", 2), ("bob", 3)) for _ in range(2))
+    other = bank.pay("mint2", ("alice", 4), ("bob", 5))
+    if many:
+        for _ in range(2):
+            bank.pay("mint2", *[("alice", 1)] * 50)
+    ids = dict(bank.conn.execute("SELECT hash, id FROM transfers"))
+    a, b, c, d = (*first.posting_hashes[:2], *second.posting_hashes[:2])
+    before = {a: 0, b: ids[a], c: ids[b], d: ids[c], other.posting_hashes[0]: 0}
+    loaded = load(bank.conn, Needs(postings={"alice": set(before)}))
+    assert {hash_: credit.before for hash_, credit in loaded.postings.items()} == before
+    assert {hash_: credit.before for hash_, credit in find_credits(bank.conn, set(before)).items()} == before
+    assert not loaded.ends
+    taken = load(bank.conn, Needs(forming={"alice"})).forming["alice"].incoming
+    assert {i.posting.hash: i.posting.before for i in taken if i.posting.hash in before} == before
+    bank.decide(bank.transfer("alice", ("bob", 1)))
+    assert {credit.before for credit in find_credits(bank.conn, set(before)).values()} == {0}
+
+
+def test_a_posting_of_this_turn_comes_after_what_waits_of_its_stream(bank: Bank) -> None:
+    waiting = bank.pay("mint", ("alice", 1), ("alice", 2), ("bob", 3))
+    made = bank.form([bank.transfer("mint", ("alice", 4), ("bob", 5))]).link
+    assert made is not None
+    to_alice, to_bob = made.posting_hashes
+    loaded = load(bank.conn, Needs(postings={"alice": {to_alice}}, made={to_alice, to_bob}))
+    loaded.note_made(made)
+    (last,) = bank.conn.execute("SELECT id FROM postings WHERE hash = ?", (waiting.posting_hashes[1],)).fetchone()
+    for posting, before in ((to_alice, last), (to_bob, 0)):
+        credit = loaded.posting(posting)
+        assert credit is not None and (credit.id, credit.before) == (0, before)
 
 
 def test_what_is_read_for_others_is_bounded_and_a_link_is_read_once(

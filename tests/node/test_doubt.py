@@ -118,6 +118,48 @@ def test_a_vote_that_does_not_follow_is_not_taken_over_by_a_sync(seed: int) -> N
     pays(world, sound[1], damaged)
 
 
+# The older of two postings that wait for alice is somebody else's, in one database.
+SKIPPED = (
+    "UPDATE incoming SET recipient = recipient + 64 WHERE posting = (SELECT min(i.posting) FROM accounts AS a "
+    "JOIN incoming AS i ON i.recipient = a.id WHERE a.name = 'alice')"
+)
+
+
+def test_nobody_votes_for_a_link_that_leaves_out_a_posting_of_a_stream() -> None:
+    world = Stopping(5, 5, 1)
+    world.stopped = set()
+    world.open_funded(alice=100, bob=0)
+    world.settle(world.ids[0], world.pay_request("alice", "bob", 1))
+    for amount in (100, 60):
+        world.settle(world.ids[0], world.pay_request("mint", "alice", amount))
+    world.run(3)
+    damaged, *sound = world.group("alice")
+    damage(world.nodes[damaged].conn, SKIPPED, trigger="incoming_update")
+    call = world.submit(damaged, world.pay_request("alice", "bob", 5), timeout_s=4.0)
+    world.run(6)
+    assert not isinstance(call.answer, Recorded) and not world.stopped - {damaged}
+    assert all("is not the next one of mint" in world.core(node).acceptor.doubted[damaged] for node in sound)
+    world.crash(damaged)
+    assert world.settle(sound[0], world.pay_request("alice", "bob", 5)).outcome is Outcome.COMPLETED
+
+
+def test_nobody_votes_for_a_link_that_pays_in_another_asset() -> None:
+    world = Stopping(5, 5, 1)
+    world.stopped = set()
+    world.open_funded(alice=100)
+    assert world.settle(world.ids[0], world.open_request("erik", asset="EUR")).outcome is Outcome.COMPLETED
+    world.run(3)
+    damaged, *sound = world.group("alice")
+    damage(world.nodes[damaged].conn, "UPDATE accounts SET asset = 'CZK' WHERE name = 'erik'")
+    world.crash(damaged)
+    world.start(damaged)
+    world.run(3)
+    call = world.submit(damaged, world.pay_request("alice", "erik", 5), timeout_s=4.0)
+    world.run(6)
+    assert not isinstance(call.answer, Recorded) and not world.stopped - {damaged}
+    assert all("does not hold CZK" in world.core(node).acceptor.doubted[damaged] for node in sound)
+
+
 def test_nobody_votes_for_a_request_that_has_its_outcome() -> None:
     """Its owner lost the row of it, and the client sends the same bytes again."""
     world = Stopping(5, 5, 1)
