@@ -17,7 +17,7 @@ import enum
 import hashlib
 import struct
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from itertools import accumulate, chain, repeat
 from typing import Final, NewType
@@ -301,26 +301,50 @@ def decode_link_untrusted(raw: bytes) -> Link:
     )
 
 
-def find_request(raw: bytes, wanted: RequestId) -> Request | None:
-    """The request with this id in the link with these bytes, None when it is not in it. The others, thousands perhaps, are not
-    decoded. Raises `RemoteFault` when it cannot be read to that place."""
+class Record(msgspec.Struct, frozen=True):
+    """What a link says of outcomes: whose it is, and (request id, outcome) by their numbers in `Link.outcomes`."""
+
+    hash: LinkHash
+    account: str
+    height: int
+    balance: int
+    time_ms: int
+    outcomes: dict[int, tuple[RequestId, Outcome]]
+
+
+def read_record_untrusted(raw: bytes, numbers: Collection[int]) -> Record:
+    """The outcomes with these `numbers`, as far as there are such, from the link with these bytes. The requests, thousands perhaps, are not
+    decoded. Raises `RemoteFault` (`malformed`) when the link does not agree with itself."""
+    header, body = raw[:HEADER_BYTES], raw[HEADER_BYTES:]
     try:
-        return _find_request(raw, wanted)
-    except struct.error:
-        raise RemoteFault("malformed", f"a link of {len(raw)} bytes is cut short") from None
+        _, name, height, _, balance, _, _, time_ms, stated_body = _HEADER.unpack(header)
+        account = decode_name_untrusted(name)
+        if body_hash(body) != stated_body:
+            raise RemoteFault("malformed", f"link {height} of {account}: its body is not the one its header commits to")
+        outcomes = _find_outcomes(body, numbers)
+    except (struct.error, IndexError, ValueError):
+        raise RemoteFault(
+            "malformed", f"a link of {len(raw)} bytes is cut short, or has an outcome that is none"
+        ) from None
+    return Record(header_hash(header), account, height, balance, time_ms, outcomes)
 
 
-def _find_request(raw: bytes, wanted: RequestId) -> Request | None:
-    (count,) = _COUNT.unpack_from(raw, HEADER_BYTES)
-    at = HEADER_BYTES + _COUNT.size
+def _find_outcomes(body: bytes, numbers: Collection[int]) -> dict[int, tuple[RequestId, Outcome]]:
+    found: dict[int, tuple[RequestId, Outcome]] = {}
+    (count,) = _COUNT.unpack_from(body)
+    at, number = _COUNT.size, 0
     for _ in range(count):
-        _, length = _ENTRY.unpack_from(raw, at)
-        at += _ENTRY.size
-        signed = raw[at : at + length]
-        if request_id(signed) == wanted:
-            return decode_request_untrusted(signed)
-        at += length + SIGNATURE_BYTES
-    return None
+        code, length = _ENTRY.unpack_from(body, at)
+        start = at + _ENTRY.size
+        at = start + length + SIGNATURE_BYTES
+        if number in numbers:
+            found[number] = request_id(body[start : start + length]), Outcome(code)
+        number += 1
+        if body[start] == Kind.CANCEL and code == Outcome.COMPLETED:
+            if number in numbers:
+                found[number] = RequestId(body[start + length - HASH_BYTES : start + length]), Outcome.CANCELLED
+            number += 1
+    return found
 
 
 def _decode_body_untrusted(body: bytes) -> tuple[tuple[Entry, ...], tuple[PostingHash, ...]]:

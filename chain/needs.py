@@ -13,8 +13,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from chain.disk import storage_errors
-from chain.errors import Corruption
-from chain.link import MAX_CONFIRMED, Link, LinkHash, Outcome, PostingHash
+from chain.errors import Corruption, RemoteFault
+from chain.link import MAX_CONFIRMED, Link, LinkHash, PostingHash, read_record_untrusted
 from chain.request import RequestId
 from chain.rows import AccountHead, Credit, Forming, Incoming, OutcomeRow, PostingRow, refused_text, thread_text
 from chain.schema import BY_HASH
@@ -135,7 +135,6 @@ POSTING_JOINS: Final = (
     "CROSS JOIN links AS l ON l.seq = p.id >> 14 LEFT JOIN confirmations AS c ON c.posting = p.id "
     "LEFT JOIN links AS t ON t.seq = c.id >> 14 LEFT JOIN postings AS b ON b.id = c.previous"
 )
-OUTCOME_COLUMNS: Final = "o.request_id, o.account, o.outcome, o.link_hash, l.height, l.balance, l.time_ms"
 
 # SQLite's sum() fails above 2^63-1, which the postings of two issuers can exceed together: two halves, put together
 # by `exact`.
@@ -145,8 +144,8 @@ AMOUNT_SUM: Final = "coalesce(sum(amount >> 32), 0) AS high, coalesce(sum(amount
 _HEADS: Final = f"SELECT {HEAD_COLUMNS} FROM k CROSS JOIN accounts AS a ON a.name = k.column1"
 _ASSETS: Final = "SELECT a.name, a.asset FROM k CROSS JOIN accounts AS a ON a.name = k.column1"
 _OUTCOMES: Final = (
-    f"SELECT {OUTCOME_COLUMNS} FROM k CROSS JOIN outcomes AS o ON o.request_id = k.column2 AND o.account = k.column1 "
-    "CROSS JOIN links AS l ON l.hash = o.link_hash"
+    "SELECT o.link_hash, o.number, o.request_id, o.account, o.outcome FROM k "
+    "CROSS JOIN outcomes AS o ON o.request_id = k.column2 AND o.account = k.column1"
 )
 _MADE_BY: Final = (  # the link with this seq
     f"SELECT {POSTING_COLUMNS} FROM postings AS p {POSTING_JOINS} WHERE p.id BETWEEN ?1 << 14 AND ?1 << 14 | 16383 ORDER BY p.id"
@@ -238,9 +237,7 @@ def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
         if needs.assets:
             loaded.assets = dict(_join(conn, _ASSETS, _singles(needs.assets), _pair))
         if needs.outcomes:
-            loaded.outcomes = {
-                (o.account, o.request_id): o for o in _join(conn, _OUTCOMES, needs.outcomes, outcome_row)
-            }
+            loaded.outcomes = {(o.account, o.request_id): o for o in _outcomes(conn, needs.outcomes)}
         if needs.postings:
             loaded.postings, loaded.ends = _credits(conn, needs.postings, needs.made)
         if needs.links_at:
@@ -280,11 +277,37 @@ def head_row(
     return AccountHead(name, asset, public_key, bool(issuer), height, LinkHash(tip), balance, epoch, time_ms)
 
 
-def outcome_row(
-    request_id: bytes, account: str, outcome: int, link_hash: bytes, height: int, balance: int, time_ms: int
-) -> OutcomeRow:
-    """The outcome with these `OUTCOME_COLUMNS`."""
-    return OutcomeRow(RequestId(request_id), account, Outcome(outcome), LinkHash(link_hash), height, balance, time_ms)
+def _outcomes(conn: sqlite3.Connection, keys: Collection[tuple[str, RequestId]]) -> Iterator[OutcomeRow]:
+    """Those that have a row, as their links have them: what is told of an outcome is final, so a changed row must not tell another one.
+    Few requests that are looked up have an outcome; a link is read once for all of them."""
+    of_link: dict[LinkHash, dict[int, tuple[RequestId, str, int]]] = {}
+    for link, number, *row in _join(conn, _OUTCOMES, keys, lambda *row: row):
+        of_link.setdefault(link, {})[number] = (row[0], row[1], row[2])
+    raws: dict[LinkHash, bytes | None] = dict.fromkeys(of_link)
+    for link, raw in _join(conn, _BY_HASH, _singles(of_link), _keyed_raw):
+        yield from _recorded(link, raw, of_link[link])
+        del raws[link]
+    for link in raws:
+        raise _outcome_differs(link, of_link[link])
+
+
+def _recorded(link: LinkHash, raw: bytes, rows: Mapping[int, tuple[RequestId, str, int]]) -> Iterator[OutcomeRow]:
+    try:
+        record = read_record_untrusted(raw, rows)
+    except RemoteFault as fault:
+        raise Corruption(f"links row {link.hex()[:16]}: {fault.text}; run `hopchain verify` on the database") from None
+    made = {number: (request_id, record.account, outcome) for number, (request_id, outcome) in record.outcomes.items()}
+    if record.hash != link or made != rows:
+        raise _outcome_differs(link, rows)
+    for request_id, outcome in record.outcomes.values():
+        yield OutcomeRow(request_id, record.account, outcome, link, record.height, record.balance, record.time_ms)
+
+
+def _outcome_differs(link: LinkHash, rows: Mapping[int, tuple[RequestId, str, int]]) -> Corruption:
+    ids = ", ".join(request_id.hex()[:16] for request_id, _, _ in rows.values())
+    return Corruption(
+        f"outcomes row {ids[:200]} is not what link {link.hex()[:16]} says, or that is not here; run `hopchain verify` on the database"
+    )
 
 
 def _heads(conn: sqlite3.Connection, names: Collection[str], forming: Mapping[str, Forming]) -> dict[str, AccountHead]:
@@ -427,7 +450,7 @@ def _credits(
             last: dict[int, int] = {}  # by sender
             for row in rows:
                 if row[0] in hashes:
-                    found[row[0]] = Credit(*row, before=last.get(row[6], 0))
+                    found[row[0]] = Credit(*(*row, last.get(row[6], 0)))
                 last[row[6]] = row[4]
             if len(rows) < most and not hashes.isdisjoint(made):
                 ends.update({(row[1], account): row[4] for row in rows})

@@ -64,7 +64,7 @@ def count_lost(paths: Sequence[Path], answers: Sequence[Answered]) -> int:
         try:
             for request_id, link_hash, outcome in answers:
                 row = read_outcome_row(conn, RequestId(request_id))
-                if row is None or (row.link_hash, int(row.outcome)) != (link_hash, outcome):
+                if row is None or row[1:] != (link_hash, outcome):
                     lost.add(request_id)
         finally:
             conn.close()

@@ -173,6 +173,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "R13",
         "A cancel says that it worked although its target has an outcome.",
         (_JUDGE + "_outcome", "request.target in self._recorded", "False"),
+        _VOTED_UNSEEN,
     ),
     mutant(
         "stale unchecked",

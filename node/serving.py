@@ -105,7 +105,7 @@ class Serving:
                 found = await self._reader.run(read_outcome, RequestId(body.request_id), body.account or None)
                 if found is None:
                     return wire.NotFound(f"request {body.request_id.hex()}", self._stale)
-                return recorded(found.row, b"", 0, repeated=True)
+                return recorded(found, b"", 0, repeated=True)
             case wire.AskChain():
                 return await self._chain(body)
             case wire.AskAccounts():

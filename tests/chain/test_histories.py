@@ -199,7 +199,7 @@ def test_every_history_agrees_with_the_reference_ledger(
         for (account, request_id), outcome in history.ledger.outcomes.items():
             found = read_outcome(conn, request_id, account)
             assert found is not None
-            assert found.row.outcome is outcome
+            assert found.outcome is outcome
         (count,) = conn.execute("SELECT count(*) FROM outcomes").fetchone()
         assert count == len(history.ledger.outcomes) + len(ISSUERS)  # their openings, by the genesis file
     history.first.close()

@@ -6,7 +6,7 @@ import pytest
 
 from chain.audit import audit
 from chain.errors import Corruption, RemoteFault, StorageFailure
-from chain.link import HEADER_BYTES, LinkHash, Outcome, Slot, find_request
+from chain.link import HEADER_BYTES, LinkHash, Outcome, Slot, read_record_untrusted
 from chain.names import MAX_AMOUNT
 from chain.reads import (
     Balance,
@@ -17,7 +17,8 @@ from chain.reads import (
     read_outcome,
     state_digest,
 )
-from chain.request import Kind, Request, RequestId, decode_request_untrusted, request_id
+from chain.request import Kind, RequestId
+from chain.rows import OutcomeRow
 from chain.store import Needs, load, open_database
 from tests.chain.bank import (
     Bank,
@@ -174,9 +175,9 @@ def test_a_damaged_link_is_damage_of_this_replica_and_no_fault_of_who_asks(
     for read in (lambda: read_chain(conn, link.account), lambda: find_link(conn, link.hash)):
         with pytest.raises(Corruption, match=where.format("its body is not the one its header commits to")):
             read()
-    with pytest.raises(Corruption, match=where.format(f"request {request.hex()[:16]}, whose outcome it is")):
+    with pytest.raises(Corruption, match=where.format("its body is not the one its header commits to")):
         read_outcome(conn, request)
-    put_link(bank.conn, link.hash, link.raw[:HEADER_BYTES], link.raw[HEADER_BYTES : HEADER_BYTES + 50])
+    put_link(bank.conn, link.hash, link.raw[: HEADER_BYTES - 1], b"")
     with pytest.raises(Corruption, match=where.format("is cut short")):
         read_outcome(conn, request)
     put_link(bank.conn, link.hash, other.raw[:HEADER_BYTES], other.raw[HEADER_BYTES:])
@@ -184,54 +185,71 @@ def test_a_damaged_link_is_damage_of_this_replica_and_no_fault_of_who_asks(
         find_link(conn, link.hash)
 
 
-def test_outcomes_come_with_their_requests(bank: Bank, conn: sqlite3.Connection) -> None:
+def test_outcomes_are_those_of_their_links(bank: Bank, conn: sqlite3.Connection) -> None:
     for link in bank.links:
+        for request, outcome in link.outcomes():
+            found = read_outcome(conn, request, link.account)
+            assert found == OutcomeRow(
+                request, link.account, outcome, link.hash, link.height, link.balance, link.time_ms
+            )
         for entry in link.entries:
-            found = read_outcome(conn, entry.request_id)
-            assert found is not None
-            assert (found.row.account, found.row.outcome, found.request) == (link.account, entry.outcome, entry.request)
-            assert (found.row.link_hash, found.row.height, found.row.balance) == (link.hash, link.height, link.balance)
-            assert read_outcome(conn, entry.request_id, link.account) == found
+            assert read_outcome(conn, entry.request_id) == read_outcome(conn, entry.request_id, link.account)
     assert read_outcome(conn, RequestId(bytes(32))) is None
 
 
-def test_the_outcome_of_one_of_many_requests_decodes_that_one(
+@pytest.mark.parametrize(
+    "change",
+    [
+        "outcome = 1",
+        "number = 1",
+        "link_hash = zeroblob(32)",
+        "link_hash = (SELECT tip FROM accounts WHERE name = 'mint')",
+    ],
+)
+def test_a_changed_row_of_an_outcome_is_not_told(bank: Bank, conn: sqlite3.Connection, change: str) -> None:
+    """It would be final: a payment that was made is told as rejected."""
+    paid = bank.transfer("alice", ("bob", 1))
+    bank.decide(paid)
+    (trigger,) = bank.conn.execute("SELECT sql FROM sqlite_master WHERE name = 'outcomes_update'").fetchone()
+    bank.conn.execute("DROP TRIGGER outcomes_update")
+    bank.conn.execute(f"UPDATE outcomes SET {change} WHERE request_id = ?", (id_of(paid),))
+    bank.conn.execute(trigger)
+    for read in (
+        lambda: read_outcome(conn, id_of(paid)),
+        lambda: load(conn, Needs(outcomes={("alice", id_of(paid))})),
+    ):
+        with pytest.raises(Corruption, match=f"outcomes row {id_of(paid).hex()[:16]} is not what link"):
+            read()
+
+
+def test_the_outcome_of_one_of_many_requests_decodes_none(
     bank: Bank, conn: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A busy account's links hold thousands; who asks for the outcomes of all of them must not have all decoded for each."""
     requests = [bank.transfer("alice", ("bob", 1)) for _ in range(20)]
     bank.decide(*requests)
-    decoded: list[bytes] = []
-
-    def note(raw: bytes) -> Request:
-        decoded.append(raw)
-        return decode_request_untrusted(raw)
-
-    monkeypatch.setattr("chain.link.decode_request_untrusted", note)
+    monkeypatch.setattr("chain.link.decode_request_untrusted", None)
     for request in requests:
         found = read_outcome(conn, id_of(request))
-        assert (
-            found is not None
-            and found.request is not None
-            and found.request.nonce == decode_request_untrusted(decoded[-1]).nonce
-        )
-    assert [request_id(raw) for raw in decoded] == [id_of(request) for request in requests]
+        assert found is not None and (found.request_id, found.outcome) == (id_of(request), Outcome.COMPLETED)
 
 
 def test_a_link_that_is_cut_short_is_named(bank: Bank) -> None:
     raw = bank.links[-1].raw
-    with pytest.raises(RemoteFault, match="is cut short"):
-        find_request(raw[: HEADER_BYTES + 6], RequestId(bytes(32)))
+    for length, text in (
+        (HEADER_BYTES - 6, "is cut short"),
+        (HEADER_BYTES + 6, "is not the one its header commits to"),
+    ):
+        with pytest.raises(RemoteFault, match=text):
+            read_record_untrusted(raw[:length], {0})
 
 
-def test_a_cancelled_request_that_never_came_has_an_outcome_but_no_request(
-    bank: Bank, conn: sqlite3.Connection
-) -> None:
+def test_a_cancelled_request_that_never_came_has_an_outcome(bank: Bank, conn: sqlite3.Connection) -> None:
     never = bank.transfer("alice", ("bob", 1))
     bank.decide(bank.cancellation("alice", id_of(never)))
     found = read_outcome(conn, id_of(never))
     assert found is not None
-    assert (found.row.outcome, found.request) == (Outcome.CANCELLED, None)
+    assert found.outcome is Outcome.CANCELLED
 
 
 def test_a_cancellation_by_another_does_not_hide_the_outcome(bank: Bank, conn: sqlite3.Connection) -> None:
@@ -242,7 +260,7 @@ def test_a_cancellation_by_another_does_not_hide_the_outcome(bank: Bank, conn: s
     for account in (None, "carol"):
         found = read_outcome(conn, id_of(rent), account)
         assert found is not None
-        assert (found.row.account, found.row.outcome) == ("carol", Outcome.COMPLETED)
+        assert (found.account, found.outcome) == ("carol", Outcome.COMPLETED)
 
 
 def test_accounts_are_listed_by_name_in_pages(bank: Bank, conn: sqlite3.Connection) -> None:
