@@ -27,11 +27,14 @@ _HELD_BACK: Final = 16  # by this part of that the log grows before what a reade
 _WAL_HEADER_BYTES: Final = 32  # SQLite's file format, section 4.1: page size at 8, salts at 16
 _FRAME_HEADER_BYTES: Final = 24  # the salts at 8
 _SALT_BYTES: Final = 8
+_PART_BYTES: Final = 1 << 20  # of the log, at a time: it may be as long as a reader has let it become
 _BUSY_TIMEOUT_S: Final = 5.0  # only another process that writes can make us wait, and there must be none
 
+_DISK_ERROR: Final = "the disk reports an error: end what else has the database open (`hopchain verify`), check the disk, then start the node again; it checks its database"
 _ADVICE: Final = {
     "SQLITE_FULL": "the disk is full: free some space, then start the node again; nothing that was answered is lost",
-    "SQLITE_IOERR": "the disk reports an error: end what else has the database open (`hopchain verify`), check the disk, then start the node again; it checks its database",
+    "SQLITE_IOERR": _DISK_ERROR,
+    "OSError": _DISK_ERROR,
     "SQLITE_BUSY": "another process writes to the database: end it; one node only may use a data directory",
     "SQLITE_LOCKED": "another connection writes to the database: end it; one node only may use a data directory",
     "SQLITE_READONLY": "the database is read-only: correct owner and mode of the file and its directory, or use a writer",
@@ -73,7 +76,7 @@ class _Connection(sqlite3.Connection):
     def watch_log(self, file: Path, pages: int) -> None:
         """This connection checkpoints: each time when the log has come to so many pages, and when it is closed."""
         self.execute("SELECT count(*) FROM sqlite_master")  # makes the file of the log
-        self._log = os.open(file.with_name(f"{file.name}-wal"), os.O_RDONLY)
+        self._log = os.open(_log_of(file), os.O_RDONLY)
         self._pages = self._due = pages
 
     def is_due(self) -> bool:
@@ -120,9 +123,13 @@ def open_database(path: Path | str, *, writer: bool, wal_pages: int = _WAL_PAGES
     and `StorageFailure` when the file cannot be opened or does not take WAL and synchronous=FULL.
     """
     file = Path(path)
+    if file.is_symlink():
+        file = file.resolve()  # SQLite puts the log beside the file itself
     if not writer and not file.exists():
         raise LocalMisuse(f"there is no database {file}: start its node once, or name another directory")
     with storage_errors(f"opening {file}"):
+        if writer:
+            _write_again(_log_of(file))
         conn = sqlite3.connect(
             file, isolation_level=None, timeout=_BUSY_TIMEOUT_S, check_same_thread=False, factory=_Connection
         )
@@ -134,6 +141,24 @@ def open_database(path: Path | str, *, writer: bool, wal_pages: int = _WAL_PAGES
             conn.close()
             raise
     return conn
+
+
+def _log_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}-wal")
+
+
+def _write_again(log: Path) -> None:
+    """Write a log that an earlier process left once more, as it stands, and sync it. To be called before SQLite opens the file, by the only writer.
+
+    When a sync of the log fails, the system forgets that its pages are not on the disk: reading shows them, and no later sync writes
+    them. A commit that SQLite appends behind them would be lost with them.
+    """
+    with suppress(FileNotFoundError), log.open("r+b", buffering=0) as file:
+        at = 0
+        while part := os.pread(file.fileno(), _PART_BYTES, at):
+            at += os.pwrite(file.fileno(), part, at)
+        if at:
+            os.fsync(file.fileno())
 
 
 def _configure(conn: sqlite3.Connection, file: Path, writer: bool) -> None:
@@ -180,7 +205,8 @@ def settle(conn: sqlite3.Connection) -> None:
     """What this connection reads is on the disk when this returns; to be called at the start. Raises `StorageFailure`.
 
     The process before may have been killed when its last transaction was in the log and not synced, or have ended because a sync
-    failed: the system still shows then what the disk does not hold. The checkpoint writes all of it once more.
+    failed: the system still shows then what the disk does not hold. The log was written once more before it was opened (`_write_again`), and
+    the checkpoint writes all of it to the database.
     """
     if not checkpoint(conn):  # a reader holds it back, maybe before the log is synced: a commit syncs it
         with storage_errors("writing to the log"):

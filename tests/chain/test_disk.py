@@ -1,12 +1,16 @@
 """Checkpoints: the log goes into the database when it is long, its errors end the process, and nobody else makes one."""
 
+import errno
 import gc
+import os
 import resource
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import groupby
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -177,6 +181,73 @@ def test_a_start_that_a_reader_holds_back_writes_to_the_log(
         assert log_of(left).read_bytes() != written
     with closing(start(left)) as again:
         assert audit(again, genesis=GENESIS).ok
+
+
+def test_a_start_writes_the_log_over_itself_before_it_is_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sync of its last commits had failed: what was not written then is on the disk only when it is written again. A power cut may
+    come at any time after the start, also when a reader keeps the log from being copied into the database."""
+    with closing(start(path)) as conn:
+        bank = Bank(conn)
+        bank.open("alice", "bob")
+        synced = log_of(path).read_bytes()
+        bank.pay("mint", ("alice", 100))
+        copy = killed(path, path.with_name("copy.db"))
+    shown = log_of(copy).read_bytes()
+    disk = bytearray(synced.ljust(len(shown), b"\0"))
+    done: list[str] = []
+    pwrite, fsync, connect = os.pwrite, os.fsync, sqlite3.connect
+
+    def note_write(file: int, part: bytes, at: int) -> int:
+        part = part[: max(1, len(part) // 2)]  # a write may write less
+        disk[at : at + len(part)] = part
+        done.append("write")
+        return pwrite(file, part, at)
+
+    def note_sync(file: int) -> None:
+        done.append("sync")
+        fsync(file)
+
+    def note_open(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        done.append("open")
+        return connect(*args, **kwargs)
+
+    monkeypatch.setattr(os, "pwrite", note_write)
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(sqlite3, "connect", note_open)
+    monkeypatch.setattr("chain.disk._PART_BYTES", 10_000)
+    with closing(start(copy)) as conn:
+        assert conn.execute("SELECT count(*) FROM postings").fetchone() == (1,)
+    assert bytes(disk) == shown != synced
+    assert [step for step, _ in groupby(done)] == ["write", "sync", "open"]
+
+
+def test_a_log_that_cannot_be_written_again_ends_the_start(
+    path: Path, conn: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Bank(conn).open("alice")
+    copy = killed(path, path.with_name("copy.db"))
+
+    def fail(file: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageFailure, match=r"opening .* failed.*the disk reports an error"):
+        open_database(copy, writer=True)
+
+
+def test_a_database_may_be_a_symbolic_link(tmp_path: Path) -> None:
+    """A log that lies beside the link is another one's: the checkpoints look at the one beside the file."""
+    (tmp_path / "large").mkdir()
+    (tmp_path / "node").mkdir()
+    real, link = tmp_path / "large" / "node.db", tmp_path / "node" / "node.db"
+    link.symlink_to(real)
+    log_of(link).write_bytes(b"old")
+    with closing(start(link)) as conn:
+        bank = Bank(conn)
+        for number in range(40):
+            bank.open(f"a{number}")
+        assert log_pages(real) <= PAGES + COMMIT
+    assert log_of(link).read_bytes() == b"old"
 
 
 def test_a_database_in_memory_has_no_log() -> None:
