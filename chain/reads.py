@@ -8,13 +8,14 @@ import hashlib
 import sqlite3
 import struct
 from collections.abc import Callable, Iterable
+from itertools import repeat
 from typing import Final
 
 import msgspec
 
 from chain.disk import snapshot, storage_errors
-from chain.errors import Corruption, RemoteFault
-from chain.link import Entry, Link, LinkHash, Outcome, Slot, decode_link_untrusted
+from chain.errors import Corruption, LocalMisuse, RemoteFault
+from chain.link import Entry, Link, LinkHash, Outcome, PostingHash, Slot, decode_link_untrusted, posting_hash
 from chain.needs import (
     HEAD_COLUMNS,
     INCOMING_SUM,
@@ -24,7 +25,7 @@ from chain.needs import (
     load,
     read_postings,
 )
-from chain.request import Request, RequestId
+from chain.request import Posting, Request, RequestId
 from chain.rows import AccountHead, OutcomeRow, PostingRow
 
 _STATE: Final = struct.Struct(">Q32s")
@@ -144,8 +145,14 @@ def _damaged(link_hash: LinkHash, what: str) -> Corruption:
 
 
 def _chain_link(conn: sqlite3.Connection, link: Link) -> ChainLink:
+    """Nothing is shown that is not what the link and the hashes in it say, but for where its postings were confirmed."""
     paid, confirmed = read_postings(conn, link.hash)
-    if (*(row.hash for row in paid),) != link.posting_hashes or (*(row.hash for row in confirmed),) != link.confirmed:
+    if (
+        [row.hash for row in paid] != list(link.posting_hashes)
+        or [row.hash for row in confirmed] != list(link.confirmed)
+        or any(map(_differs, paid, repeat(link), link.postings()))
+        or not all(map(_is_of_its_hash, confirmed))
+    ):
         raise Corruption(
             f"link {link.height} of {link.account} ({link.hash.hex()[:16]}) pays {len(link.posting_hashes)} and confirms "
             f"{len(link.confirmed)} postings; {len(paid)} and {len(confirmed)} rows are here, or other ones: "
@@ -166,6 +173,21 @@ def _chain_link(conn: sqlite3.Connection, link: Link) -> ChainLink:
         tuple(_chain_entry(entry, made.get(entry.request_id, [])) for entry in link.entries),
         confirmed,
     )
+
+
+def _differs(row: PostingRow, link: Link, made: tuple[int, PostingHash, Posting, RequestId]) -> bool:
+    number, hash_, posting, _ = made
+    shown = (row.hash, row.link_hash, row.number, row.sender, row.height, row.time_ms)
+    return shown != (hash_, link.hash, number, link.account, link.height, link.time_ms) or posting != Posting(
+        row.recipient, row.amount, row.memo
+    )
+
+
+def _is_of_its_hash(row: PostingRow) -> bool:
+    try:
+        return posting_hash(row.link_hash, row.number, Posting(row.recipient, row.amount, row.memo)) == row.hash
+    except (LocalMisuse, struct.error):  # what no posting can be
+        return False
 
 
 def _chain_entry(entry: Entry, postings: Iterable[PostingRow]) -> ChainEntry:

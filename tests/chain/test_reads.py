@@ -185,6 +185,23 @@ def test_a_damaged_link_is_damage_of_this_replica_and_no_fault_of_who_asks(
         find_link(conn, link.hash)
 
 
+@pytest.mark.parametrize(
+    "change",
+    ["amount = amount + 1", "recipient = 'carol'", "memo = 'for the rent'", f"memo = '{'x' * 99}'", "amount = -1"],
+)
+@pytest.mark.parametrize("shown", ["mint", "alice"])
+def test_a_changed_row_of_a_posting_is_not_shown(bank: Bank, conn: sqlite3.Connection, change: str, shown: str) -> None:
+    """Neither with the link that pays it, nor with the one that confirms it."""
+    paid = bank.pay("mint", ("alice", 5))
+    bank.pay("alice", ("bob", 1))
+    (trigger,) = bank.conn.execute("SELECT sql FROM sqlite_master WHERE name = 'postings_update'").fetchone()
+    bank.conn.execute("DROP TRIGGER postings_update")
+    bank.conn.execute(f"UPDATE postings SET {change} WHERE hash = ?", (paid.posting_hashes[0],))
+    bank.conn.execute(trigger)
+    with pytest.raises(Corruption, match="or other ones: run `hopchain verify`"):
+        read_chain(conn, shown)
+
+
 def test_outcomes_are_those_of_their_links(bank: Bank, conn: sqlite3.Connection) -> None:
     for link in bank.links:
         for request, outcome in link.outcomes():
