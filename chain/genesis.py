@@ -16,6 +16,7 @@ from chain.names import MAX_AMOUNT, MAX_SCALE, is_asset, is_name
 from chain.request import SIGNATURE_BYTES, NetworkId, SignedRequest, encode_request, opening, request_id
 
 FIRST_EPOCH: Final = 1
+MAX_MEMBERS: Final = 4096  # of the first view, as of each (routing.view)
 _TAG: Final = b"hopchain:genesis:1\0"
 _PUBLIC_KEY: Final = re.compile(r"[0-9a-f]{64}")
 _NO_SIGNATURE: Final = bytes(SIGNATURE_BYTES)  # the genesis file itself vouches for its issuers
@@ -82,12 +83,21 @@ def decode_genesis(raw: bytes) -> Genesis:
     """Read and check a genesis file; `LocalMisuse` says what is wrong with it."""
     try:
         genesis = msgspec.json.decode(raw, type=Genesis)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise LocalMisuse(f"the genesis file cannot be read: {error}") from None
     if genesis.version != 1:
         raise LocalMisuse(f"the genesis file has version {genesis.version}; this program reads version 1")
     if not 1 <= genesis.k <= 64:
         raise LocalMisuse(f"k is {genesis.k}; it must be 1 to 64")
+    if not 0 <= genesis.time_ms <= MAX_AMOUNT:
+        raise LocalMisuse(f"time_ms is {genesis.time_ms}; it must be 0 to {MAX_AMOUNT}")
+    if not 1 <= len(genesis.members) <= MAX_MEMBERS:
+        raise LocalMisuse(f"the genesis file lists {len(genesis.members)} members; it must be 1 to {MAX_MEMBERS}")
+    for member in genesis.members:
+        if not 1 <= member.incarnation < 1 << 64:
+            raise LocalMisuse(
+                f"member {member.public_key[:80]!r} has incarnation {member.incarnation}; it must be 1 to 2^64-1"
+            )
     for asset in genesis.assets:
         if not is_asset(asset.code) or not 0 <= asset.scale <= MAX_SCALE:
             raise LocalMisuse(

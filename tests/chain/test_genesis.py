@@ -3,8 +3,18 @@ import re
 import msgspec
 import pytest
 
+import routing.view
 from chain.errors import LocalMisuse
-from chain.genesis import Asset, Genesis, GenesisMember, Issuer, decode_genesis, encode_genesis, issuer_links
+from chain.genesis import (
+    MAX_MEMBERS,
+    Asset,
+    Genesis,
+    GenesisMember,
+    Issuer,
+    decode_genesis,
+    encode_genesis,
+    issuer_links,
+)
 from chain.link import Outcome, decode_link_untrusted, opening_slot
 from chain.names import MAX_AMOUNT, MAX_SCALE
 from tests.chain.bank import GENESIS, public_key_of
@@ -18,6 +28,13 @@ def test_the_file_comes_back_as_it_was() -> None:
     assert raw == encode_genesis(decode_genesis(raw))
     assert b" " not in raw.replace(b"first view", b"")
     assert raw.index(b'"assets"') < raw.index(b'"ca"') < raw.index(b'"issuers"') < raw.index(b'"version"')
+
+
+def test_the_largest_of_all_is_read() -> None:
+    members = tuple(GenesisMember(f"{n:064x}", 2**64 - 1) for n in range(MAX_MEMBERS))
+    largest = msgspec.structs.replace(GENESIS, members=members, time_ms=2**63 - 1, k=64)
+    assert decode_genesis(encode_genesis(largest)) == largest
+    assert MAX_MEMBERS == routing.view.MAX_MEMBERS
 
 
 def test_every_field_is_part_of_the_network_id() -> None:
@@ -61,6 +78,12 @@ def test_assets_are_found_by_code() -> None:
         ({"members": (GenesisMember(KEY.upper()),)}, "64 hexadecimal"),
         ({"operator": KEY[:-1]}, "64 hexadecimal"),
         ({"members": (GenesisMember(KEY), GenesisMember(KEY))}, "member twice"),
+        ({"members": ()}, "lists 0 members"),
+        ({"members": tuple(GenesisMember(f"{n:064x}") for n in range(MAX_MEMBERS + 1))}, "lists 4097 members"),
+        ({"members": (GenesisMember(KEY, 0),)}, "incarnation 0"),
+        ({"members": (GenesisMember(KEY, 2**64),)}, "incarnation 18446744073709551616"),
+        ({"time_ms": -1}, "time_ms is -1"),
+        ({"time_ms": 2**63}, "time_ms is 9223372036854775808"),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong(fields: dict[str, object], text: str) -> None:
@@ -70,7 +93,15 @@ def test_a_wrong_file_says_what_is_wrong(fields: dict[str, object], text: str) -
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"{}", b"\xff", encode_genesis(GENESIS)[:-1], b'{"more":1,' + encode_genesis(GENESIS)[1:]]
+    "raw",
+    [
+        b"",
+        b"{}",
+        b"\xff",
+        encode_genesis(GENESIS)[:-1],
+        b'{"more":1,' + encode_genesis(GENESIS)[1:],
+        encode_genesis(GENESIS).replace(b'"test"', b'"te\xff"'),
+    ],
 )
 def test_what_is_no_genesis_file(raw: bytes) -> None:
     with pytest.raises(LocalMisuse, match="cannot be read"):
@@ -94,7 +125,7 @@ def test_issuers_are_opened_by_the_file_itself() -> None:
 
 
 def test_a_network_without_issuers_has_no_links() -> None:
-    empty = Genesis(1, "empty", (), (), 1, "", (), 0)
+    empty = Genesis(1, "empty", (), (), 1, "", (GenesisMember(KEY),), 0)
     assert issuer_links(empty) == []
     assert decode_genesis(encode_genesis(empty)) == empty
 
