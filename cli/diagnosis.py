@@ -246,12 +246,16 @@ def _ca(ca_until_ms: int, now_ms: int) -> list[Finding]:
     left_ms = ca_until_ms - now_ms
     if left_ms > CA_MS:
         return []
+    if left_ms > 0:
+        what = f"the network's CA ends in {left_ms / _DAY_MS:.0f} days: after that no certificate of it is accepted"
+    else:
+        what = f"the network's CA ended {-left_ms / _DAY_MS:.0f} days ago: no certificate of it is accepted any more"
     return [
         Finding(
             "ca",
             "",
-            f"the network's CA ends in {left_ms / _DAY_MS:.0f} days: after that no certificate of it is accepted",
-            "it is part of genesis.json and cannot be renewed: make a new network and move the balances before that day",
+            what,
+            f"it is part of genesis.json and cannot be renewed: make a new network and move the balances{' before that day' * (left_ms > 0)}",
             {"until_ms": ca_until_ms, "days": round(left_ms / _DAY_MS, 1)},
         )
     ]

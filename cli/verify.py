@@ -257,7 +257,7 @@ def _report_cluster(out: Output, network: Network, found: Comparison) -> Exit:
         out.say(
             "the replicas changed while they were compared: run it again, or give it longer with --settle", colour="red"
         )
-    if found.equal or found.difference is not None or not found.missing:
+    if found.equal or found.difference is not None or not found.money_kept or not found.missing:
         return Exit.REJECTED
     return Exit.UNREACHABLE
 

@@ -175,6 +175,8 @@ def test_a_ca_that_ends() -> None:
     finding = only(found(ca_ms=NOW_MS + CA_MS))
     assert (finding.code, finding.node, finding.numbers["days"]) == ("ca", "", 365)
     assert found(ca_ms=NOW_MS + CA_MS + 1) == []
+    ended = only(found(ca_ms=NOW_MS - 3 * 86_400_000))
+    assert "CA ended 3 days ago" in ended.what and "before that day" not in ended.do
 
 
 def test_a_node_far_behind() -> None:

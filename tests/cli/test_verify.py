@@ -132,6 +132,8 @@ def test_a_node_that_does_not_answer_is_no_agreement(world: World) -> None:
     found = world.json("verify", "--cluster", "--settle", "0", code=3)
     assert list(found["missing"]) == ["node-2"] and found["equal"] is False
     assert "not all nodes answered: node-2" in world.run("verify", "--cluster", "--settle", "0", code=3).stdout
+    world.ledger.accounts["mint"].settled = 5  # which weighs more
+    assert "money was made or lost" in world.run("verify", "--cluster", "--settle", "0", code=1).stdout
 
 
 def test_nodes_that_are_not_done_in_time_are_not_called_unreachable(
