@@ -159,7 +159,7 @@ def form_opening(network: NetworkId, item: Queued, now_ms: int) -> Link:
     """Link 0 of an account."""
     from chain.rows import Forming
 
-    formed = form_link(network, Forming(None, b"", (), (), 0, 0), [item], {}, (), epoch=1, now_ms=now_ms)
+    formed = form_link(network, Forming(None, b"", (), (), 0), [item], {}, (), epoch=1, now_ms=now_ms)
     assert formed.link is not None
     return formed.link
 

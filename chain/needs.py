@@ -60,11 +60,8 @@ class Needs(msgspec.Struct):
 
 
 class Income(msgspec.Struct, frozen=True, gc=False):
-    """All unconfirmed postings to one account: how many, their sum in minor units, and for each sender the greatest
-    height of its links that hold one."""
+    """Of all unconfirmed postings to one account: for each sender the greatest height of its links that hold one."""
 
-    count: int
-    total: int
     senders: tuple[tuple[str, int], ...]
 
 
@@ -136,10 +133,6 @@ POSTING_JOINS: Final = (
     "LEFT JOIN links AS t ON t.seq = c.id >> 14 LEFT JOIN postings AS b ON b.id = c.previous"
 )
 
-# SQLite's sum() fails above 2^63-1, which the postings of two issuers can exceed together: two halves, put together
-# by `exact`.
-AMOUNT_SUM: Final = "coalesce(sum(amount >> 32), 0) AS high, coalesce(sum(amount & 0xffffffff), 0) AS low"
-
 # Joins give the order: CROSS JOIN keeps the keys outside, so that each is looked up in an index.
 _HEADS: Final = f"SELECT {HEAD_COLUMNS} FROM k CROSS JOIN accounts AS a ON a.name = k.column1"
 _ASSETS: Final = "SELECT a.name, a.asset FROM k CROSS JOIN accounts AS a ON a.name = k.column1"
@@ -185,7 +178,7 @@ _KNOWN: Final = "SELECT l.hash FROM k CROSS JOIN links AS l ON l.hash = k.column
 _CHAIN: Final = "SELECT header, body FROM links WHERE account = ? AND height >= ? ORDER BY height LIMIT ?"
 _LOG: Final = "SELECT hash, seq FROM links WHERE seq > ? ORDER BY seq LIMIT ?"
 _INCOME: Final = (
-    f"SELECT l.account, i.count, l.height, i.high, i.low FROM (SELECT count(*) AS count, max(posting) AS last, {AMOUNT_SUM} "
+    "SELECT l.account, l.height FROM (SELECT max(posting) AS last "
     f"FROM incoming WHERE recipient = {_ID_OF} GROUP BY sender) AS i CROSS JOIN links AS l ON l.seq = i.last >> 14 ORDER BY l.account"
 )
 _TIP_INCOME: Final = (
@@ -217,7 +210,7 @@ _MANY_INCOMING: Final = (
 )
 _INCOMING: Final = f"SELECT {_INCOMING_COLUMNS} FROM k CROSS JOIN incoming AS i ON i.recipient = k.column1 {_INCOMING_JOINS} ORDER BY i.posting"
 _LAST_CONFIRMED: Final = f"SELECT {_CREDIT_COLUMNS} FROM k CROSS JOIN postings AS p ON p.id = k.column1 {_CREDIT_JOINS}"
-INCOMING_SUM: Final = f"SELECT count(*), {AMOUNT_SUM} FROM incoming WHERE recipient = {_ID_OF}"
+_INCOMING_COUNT: Final = f"SELECT count(*) FROM incoming WHERE recipient = {_ID_OF}"
 
 Key = bytes | int | str
 T = TypeVar("T")
@@ -394,18 +387,9 @@ def _total(raws: Sequence[bytes]) -> int:
     return sum(map(len, raws))
 
 
-def exact(high: int, low: int) -> int:
-    """The sum whose halves are `AMOUNT_SUM`."""
-    return (high << 32) + low
-
-
 def _income(conn: sqlite3.Connection, account: str) -> Income:
     rows = conn.execute(_INCOME, (account,)).fetchall()
-    return Income(
-        sum(count for _, count, *_ in rows),
-        sum(exact(high, low) for *_, high, low in rows),
-        tuple((sender, height) for sender, _, height, *_ in rows),
-    )
+    return Income(tuple(rows))
 
 
 def _log_page(conn: sqlite3.Connection, after: int) -> LogPage:
@@ -491,16 +475,15 @@ def _forming(conn: sqlite3.Connection, wanted: Collection[str], few_only: Collec
     forming = {}
     for name in names:
         if name not in heads:
-            forming[name] = Forming(None, b"", (), (), 0, 0)
+            forming[name] = Forming(None, b"", (), (), 0)
             continue
         head, checksum, tip_seq = heads[name]
         waits = incoming.get(name, [])
-        count, total = len(waits), sum(i.posting.amount for i in waits)
+        count = len(waits)
         if count == MAX_CONFIRMED:
-            count, high, low = conn.execute(INCOMING_SUM, (name,)).fetchone()
-            total = exact(high, low)
+            (count,) = conn.execute(_INCOMING_COUNT, (name,)).fetchone()
         tip_postings = tuple(tip_income.get(tip_seq, ())) if tip_seq is not None else ()
-        forming[name] = Forming(head, checksum, tip_postings, tuple(waits), count, total)
+        forming[name] = Forming(head, checksum, tip_postings, tuple(waits), count)
     return forming
 
 

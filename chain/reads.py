@@ -18,9 +18,7 @@ from chain.errors import Corruption, LocalMisuse, RemoteFault
 from chain.link import Entry, Link, LinkHash, Outcome, PostingHash, Slot, decode_link_untrusted, posting_hash
 from chain.needs import (
     HEAD_COLUMNS,
-    INCOMING_SUM,
     Needs,
-    exact,
     head_row,
     load,
     read_postings,
@@ -28,6 +26,11 @@ from chain.needs import (
 from chain.request import Posting, Request, RequestId
 from chain.rows import AccountHead, OutcomeRow, PostingRow
 
+# SQLite's sum() fails above 2^63-1, which the postings of two issuers can exceed together: two halves.
+_INCOMING_SUM: Final = (
+    "SELECT count(*), coalesce(sum(amount >> 32), 0), coalesce(sum(amount & 0xffffffff), 0) FROM incoming "
+    "WHERE recipient = (SELECT id FROM accounts WHERE name = ?)"
+)
 _STATE: Final = struct.Struct(">Q32s")
 _STATE_TAG: Final = b"hopchain:state:1\0"
 
@@ -94,8 +97,8 @@ def read_balance(conn: sqlite3.Connection, name: str) -> Balance | None:
         head = load(conn, Needs(heads={name})).heads.get(name)
         if head is None:
             return None
-        count, high, low = conn.execute(INCOMING_SUM, (name,)).fetchone()
-    incoming = exact(high, low)
+        count, high, low = conn.execute(_INCOMING_SUM, (name,)).fetchone()
+    incoming = (high << 32) + low
     return Balance(
         name, head.asset, head.issuer, head.balance, incoming, count, head.tip, head.height, head.epoch, head.time_ms
     )

@@ -109,7 +109,7 @@ class Forming(msgspec.Struct, frozen=True, gc=False):
 
     `head` is None for an account that has no link here. `tip_income`: hashes of the postings whose confirmation is
     the tip, in age order. `incoming`: the oldest MAX_CONFIRMED unconfirmed postings, in age order;
-    `incoming_count` and `incoming_total` (minor units) are over all of them.
+    `incoming_count` is of all of them.
     """
 
     head: AccountHead | None
@@ -117,7 +117,6 @@ class Forming(msgspec.Struct, frozen=True, gc=False):
     tip_income: tuple[PostingHash, ...]
     incoming: tuple[Incoming, ...]
     incoming_count: int
-    incoming_total: int
 
 
 class VoteRow(msgspec.Struct, frozen=True, gc=False):

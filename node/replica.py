@@ -273,7 +273,7 @@ def _note_forming(loaded: Loaded, link: Link) -> None:
     own = loaded.forming.pop(link.account, None)
     if own is not None and own.incoming_count == len(link.confirmed):
         head = loaded.heads[link.account]
-        loaded.forming[link.account] = Forming(head, link.incoming_checksum, link.confirmed, (), 0, 0)
+        loaded.forming[link.account] = Forming(head, link.incoming_checksum, link.confirmed, (), 0)
     for name in link.recipients & loaded.forming.keys():
         del loaded.forming[name]
 

@@ -71,7 +71,6 @@ def test_more_than_an_integer_holds_is_summed_exactly(bank: Bank, conn: sqlite3.
     money = read_balance(conn, "alice")
     assert money is not None
     assert (money.incoming, money.incoming_count) == (2 * MAX_AMOUNT - 10_000 + 14, 4)
-    assert load(conn, Needs(income={"alice"})).income["alice"].total == money.incoming
     assert state_digest(conn).totals == (("CZK", 0), ("EUR", 0))
     fault = audit(conn).fault
     assert fault is not None

@@ -58,10 +58,7 @@ def postings(*amounts: int) -> tuple[Incoming, ...]:
 
 def forming(account: AccountHead | None = None, *amounts: int, count: int | None = None) -> Forming:
     incoming = postings(*amounts)
-    total = sum(amounts)
-    return Forming(
-        account or head(), income_checksum(()), (), incoming, len(incoming) if count is None else count, total
-    )
+    return Forming(account or head(), income_checksum(()), (), incoming, len(incoming) if count is None else count)
 
 
 def pay(
@@ -241,7 +238,7 @@ def test_income_stops_before_it_overflows() -> None:
     state = forming(head(balance=MAX_AMOUNT - 5), 5, 1)
     funds, taken = take_up(state)
     assert (funds, taken) == (MAX_AMOUNT, (state.incoming[0].posting.hash,))
-    assert take_up(Forming(None, b"", (), (), 0, 0)) == (0, ())
+    assert take_up(Forming(None, b"", (), (), 0)) == (0, ())
 
 
 def _of_size(count: int, nonce: int) -> Request:
@@ -271,7 +268,7 @@ def test_the_first_opening_gets_the_name() -> None:
     first = opening(NETWORK, "zoe", "CZK", public_key_of("zoe"), nonce_of(1))
     second = opening(NETWORK, "zoe", "EUR", public_key_of("other"), nonce_of(2))
     early = pay(("bob", 1), sender="zoe")
-    nothing = Forming(None, b"", (), (), 0, 0)
+    nothing = Forming(None, b"", (), (), 0)
     formed = form(nothing, early, first, second)
     assert formed.link is not None
     assert [e.request for e in formed.link.entries] == [first]
@@ -468,7 +465,7 @@ def test_only_an_issuer_goes_below_zero() -> None:
 
 def test_openings_are_applied_to_names_that_are_free() -> None:
     first = opening(NETWORK, "zoe", "CZK", public_key_of("zoe"), nonce_of(1))
-    link = form(Forming(None, b"", (), (), 0, 0), first).link
+    link = form(Forming(None, b"", (), (), 0), first).link
     assert link is not None
     check_successor(link, None, [])
     with pytest.raises(Corruption, match="height 4"):
@@ -486,9 +483,7 @@ def test_openings_are_applied_to_names_that_are_free() -> None:
 def test_an_opening_stands_at_the_beginning_takes_nothing_up_and_pays_nothing() -> None:
     """Each is wrong in this alone; the balance of the last one is what it was, and less than what it pays."""
     slot = opening_slot(NETWORK, "zoe")
-    first = form(
-        Forming(None, b"", (), (), 0, 0), opening(NETWORK, "zoe", "CZK", public_key_of("zoe"), nonce_of(1))
-    ).link
+    first = form(Forming(None, b"", (), (), 0), opening(NETWORK, "zoe", "CZK", public_key_of("zoe"), nonce_of(1))).link
     assert first is not None
     income = postings(5)[0].posting
     paid = form(forming(), pay(("bob", 5))).link
