@@ -15,7 +15,7 @@ from chain.errors import HopchainError, LocalMisuse
 from cli.command import HopCommand, network_argument, network_option, one_directory, run
 from cli.durable import one_at_a_time
 from cli.home import SHORT_ID, find_network, load_network
-from cli.members import Picture, look, now_ms, open_patiently, operator_key
+from cli.members import Picture, is_place, look, now_ms, open_patiently, operator_key
 from cli.names import add_names, read_names
 from cli.output import Output
 from node.layout import NodePlace
@@ -225,7 +225,7 @@ def current_seeds(picture: Picture, nodes: tuple[NodePlace, ...]) -> tuple[NodeP
         for node in nodes
         if node.node_id in picture.members
     ]
-    told = {p.id: p for health in picture.health.values() for p in health.peers if p.port and p.client_port}
+    told = {p.id: p for health in picture.health.values() for p in health.peers if p.port and is_place(p)}
     for node, found in sorted(told.items()):
         if node in picture.members and node.hex() not in there:
             seeds.append(NodePlace(picture.name_of(node), node.hex(), found.host, found.port, found.client_port))

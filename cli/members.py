@@ -17,8 +17,9 @@ from chain.genesis import Genesis
 from cli.home import SHORT_ID, KnownNode, Network
 from cli.output import CommandFailed, Exit
 from hopchain import Client, ClientError, Refused, RemoteFault, Timing, Unknown, Unreachable
+from hopchain.addresses import checked_address
 from hopchain.change import SignedChange
-from hopchain.wire import Changed, Health, MemberLine, ViewLine
+from hopchain.wire import Changed, Health, MemberLine, PeerHealth, ViewLine
 from routing.regions import group_ranges
 from routing.view import first_view, majority, member_of
 
@@ -130,18 +131,28 @@ async def look(client: Client, network: Network) -> Picture:
             for node in fresh:
                 tasks.start_soon(ask, node)
         for peer in [peer for found in health.values() for peer in found.peers]:
-            if peer.id not in known or (peer.id not in asked and peer.client_port):
-                known[peer.id] = KnownNode(network.name_of(peer.id), peer.id, peer.host, peer.client_port)
+            if peer.id not in known or (peer.id not in asked and is_place(peer)):
+                client_port = peer.client_port if is_place(peer) else 0
+                known[peer.id] = KnownNode(network.name_of(peer.id), peer.id, peer.host, client_port)
     if not health:
         raise Unreachable([(network.name_of(node), why) for node, why in silent.items()])
     for node in known.values():
         if not node.client_port:
-            silent[node.id] = "no node knows its client port"
+            silent[node.id] = "no node knows " + ("its client port" if node.host else "where it is")
     best = max(health.values(), key=lambda found: (found.epoch, found.role == "member"))
     views = await client.all_views(at=known[best.node].address)
     if not views:
         raise RemoteFault("malformed", f"node {best.node.hex()[:SHORT_ID]} tells no views")
     return Picture(network, tuple(known.values()), health, silent, tuple(views))
+
+
+def is_place(peer: PeerHealth) -> bool:
+    """True when clients can be sent to where a peer is said to be: not when half of its address, or none, is known."""
+    try:
+        checked_address((peer.host, peer.client_port))
+    except LocalMisuse:
+        return False
+    return True
 
 
 def reason_of(error: Exception) -> str:

@@ -416,7 +416,7 @@ class Members(_Message, frozen=True, tag="members_are"):
 
 class PeerHealth(_Message, frozen=True):
     """Another node as this one sees it. `epoch`, `active` and `clock_ms_apart` (its clock minus ours) are from its last
-    ping; `host`, `port`: where members reach it; `client_port`: where clients do (0: not known)."""
+    ping; `host`, `port`: where members reach it; `client_port`: where clients do (0: not known, as when there is no host)."""
 
     id: bytes
     alive: bool

@@ -304,6 +304,9 @@ class Serving:
         peers = self._core.peers
         epoch, active = peers.told(node)
         host, port = self._addresses.get(node, ("", 0))
+        client_port = (
+            self._client_port_of(node) if host else 0
+        )  # it has dialed this node, and its address is not known yet
         return wire.PeerHealth(
             node,
             peers.alive(node, now),
@@ -312,7 +315,7 @@ class Serving:
             peers.clock_apart_ms(node),
             host,
             port,
-            self._client_port_of(node),
+            client_port,
         )
 
     def _peer(self, node: NodeId, now: Now, links: int) -> wire.PeerStatus:

@@ -730,6 +730,25 @@ def test_status_counts_members_that_cannot_be_asked_and_none_that_left(world: Wo
     assert "1 of 2 nodes answer" in shown and "node-2" not in shown and "unasked" in shown
 
 
+@pytest.mark.parametrize("host", ["", "a b", "x" * 300, "a..b"])
+def test_what_a_peer_says_of_where_another_is_ends_no_command(world: World, host: str) -> None:
+    """Who has dialed a node that was just started is connected to it, and nowhere yet."""
+    guest = load_invite(invited(world, "--name", "reports", "--observer")).key.id
+    world.membership.guests = {guest}
+    told = wire.PeerHealth(guest, True, 1, True, 0, host, 1, 7401)
+    for node in ids(world):
+        world.membership.special[node] = {"peers": (told,)}
+    found = world.json("status")
+    assert found["alive"] == 2 and [(n["name"], n["client_port"]) for n in found["nodes"]][2:] == [("reports", None)]
+    assert found["nodes"][2]["reason"] == ("no node knows its client port" if host else "no node knows where it is")
+    assert world.json("member", "list")["epoch"] == 1
+    world.run_any("doctor")
+    assert [seed.node_id for seed in load_invite(invited(world)).seeds] == ids(world)
+    reports = wire.PeerHealth(guest, True, 1, True, 0, "127.0.0.1", 1, world.nodes[1].port)
+    world.membership.special[ids(world)[1]] = {"peers": (reports,)}
+    assert world.json("status")["nodes"][2]["client_port"] == world.nodes[1].port, "another one knows better"
+
+
 def test_status_lists_guests_and_says_what_each_node_is(world: World) -> None:
     """One that serves clients, and one that only the members reach."""
     first, second = ids(world)

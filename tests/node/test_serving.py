@@ -85,7 +85,7 @@ def serving(bank: Bank, core: Core, dht: FakeDht) -> Serving:
         ADDRESSES,
         lambda: {"clients.sessions": 3, "mesh.up": 1},
         lambda: clock.pop(0) if len(clock) > 1 else clock[0],
-        client_port_of=lambda node: {PEER: 7401}.get(node, 0),
+        client_port_of=lambda node: {PEER: 7401, STRANGER: 7501}.get(node, 0),
     )
     made.dht = dht
     return made
@@ -276,6 +276,7 @@ async def test_health_says_what_the_node_is_and_whom_it_reaches(serving: Serving
     peers = {peer.id: peer for peer in met.peers}
     assert set(peers) == {PEER, GONE, STRANGER}
     assert peers[PEER] == wire.PeerHealth(PEER, True, 3, True, -250, "10.0.0.2", 2, 7401)
+    assert (peers[STRANGER].host, peers[STRANGER].port, peers[STRANGER].client_port) == ("", 0, 0), "a port of no host"
     hear(core, FromPeer(PEER, Ping(1.0, 4, 0, 1, True, NOW.unix_ms)))
     assert (await health()).verified
     hear(core, ToldRemoved(PEER, 5))
