@@ -27,6 +27,7 @@ import msgspec
 from chain.errors import LocalMisuse
 from hopchain.framing import HEADER_BYTES, MAX_FRAME_BYTES
 from hopchain.wire import MAX_CLIENT_FRAME_BYTES
+from node.lost import unreadable
 from routing.keyspace import NodeId
 
 CONFIG_FILE: Final = "config.toml"
@@ -121,7 +122,7 @@ def read_toml(path: Path, shape: type[_T], allowed: dict[str, str]) -> _T:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise LocalMisuse(f"{path} cannot be read ({error.strerror}); `hopchain init` makes it") from None
+        raise LocalMisuse(unreadable(path, error)) from None
     try:
         return msgspec.toml.decode(raw, type=shape)
     except msgspec.ValidationError as error:

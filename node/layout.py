@@ -41,6 +41,7 @@ from node.config import (
     encode_config,
     read_toml,
 )
+from node.lost import unreadable, what_to_do
 from node.pki import (
     CA_DAYS,
     NODE_CERTIFICATE,
@@ -188,6 +189,8 @@ def make_network(
 def read_network(directory: Path) -> Network:
     """The network in `directory`. `LocalMisuse` when it is none, or its files are of different networks."""
     if not (directory / NETWORK_FILE).is_file():
+        if (directory / GENESIS_FILE).is_file():
+            raise LocalMisuse(f"{directory} has no {NETWORK_FILE}: {what_to_do(directory / NETWORK_FILE)}")
         raise LocalMisuse(
             f"{directory} is not a network's directory (no {NETWORK_FILE}): make one with `hopchain init`"
         )
@@ -207,7 +210,7 @@ def read_genesis(directory: Path) -> Genesis:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise LocalMisuse(f"{path} cannot be read ({error.strerror}); copy it from another node") from None
+        raise LocalMisuse(unreadable(path, error)) from None
     try:
         return decode_genesis(raw)
     except LocalMisuse as error:
@@ -219,7 +222,7 @@ def read_network_key(directory: Path) -> bytes:
     path = directory / NETWORK_KEY
     key = read_secret(path)
     if len(key) != NETWORK_KEY_BYTES:
-        raise LocalMisuse(f"{path} has {len(key)} bytes, not {NETWORK_KEY_BYTES}: copy it from another node")
+        raise LocalMisuse(f"{path} has {len(key)} bytes, not {NETWORK_KEY_BYTES}; {what_to_do(path)}")
     return key
 
 

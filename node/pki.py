@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from chain.errors import LocalMisuse, RemoteFault
+from node.lost import unreadable, what_to_do
 from routing.keyspace import NodeId, node_id_of
 
 NODE_KEY: Final = "node.key"
@@ -82,8 +83,9 @@ def write_secret(path: Path, secret: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def read_secret(path: Path, maker: str = "`hopchain init` makes it") -> bytes:
-    """The bytes of a secret file. `LocalMisuse` when it is missing (`maker` says whence it comes) or others may use it."""
+def read_secret(path: Path, advice: str = "") -> bytes:
+    """The bytes of a secret file. `LocalMisuse` when it is missing (`advice` says what to do then, else node.lost) or others may
+    use it."""
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -93,7 +95,7 @@ def read_secret(path: Path, maker: str = "`hopchain init` makes it") -> bytes:
                 )
             secret = file.read(MAX_SECRET_BYTES + 1)
     except OSError as error:
-        raise LocalMisuse(f"{path} cannot be read ({error.strerror}); {maker}") from None
+        raise LocalMisuse(unreadable(path, error, advice)) from None
     if len(secret) > MAX_SECRET_BYTES:
         raise LocalMisuse(f"{path} has more than {MAX_SECRET_BYTES} bytes: it is not a key file")
     return secret
@@ -106,7 +108,11 @@ def private_key_pem(key: Ed25519PrivateKey) -> bytes:
 
 def read_private_key(path: Path) -> Ed25519PrivateKey:
     """The Ed25519 key in the PEM file `path`; `LocalMisuse` when it is not one."""
-    return parse_private_key(read_secret(path), str(path))
+    pem = read_secret(path)
+    try:
+        return parse_private_key(pem, str(path))
+    except LocalMisuse as error:
+        raise LocalMisuse(f"{error}; {what_to_do(path)}") from None
 
 
 def read_node_key(directory: Path) -> NodeKey:
@@ -277,8 +283,9 @@ def _check_pair(directory: Path, ca_pem: str) -> int:
     """When node.crt ends, Unix milliseconds; `LocalMisuse` unless it is signed by this CA and made for node.key."""
     path = directory / NODE_CERTIFICATE
     pem = _read_file(path)
+    certificate = _certificate(pem, str(path), what_to_do(path))
     certificate_matches(pem, str(path), ca_pem, read_node_key(directory).id)
-    return _ms(_certificate(pem, str(path)).not_valid_after_utc)
+    return _ms(certificate.not_valid_after_utc)
 
 
 def _context(protocol: int, directory: Path) -> ssl.SSLContext:
@@ -292,14 +299,14 @@ def _context(protocol: int, directory: Path) -> ssl.SSLContext:
 
 
 def _read_certificate(path: Path) -> x509.Certificate:
-    return _certificate(_read_file(path), str(path))
+    return _certificate(_read_file(path), str(path), what_to_do(path))
 
 
 def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise LocalMisuse(f"{path} cannot be read ({error.strerror}); `hopchain init` makes it") from None
+        raise LocalMisuse(unreadable(path, error)) from None
 
 
 def _end(now_ms: int, days: int) -> datetime.datetime:
@@ -316,11 +323,12 @@ def _day(when: datetime.datetime) -> str:
     return f"{when:%Y-%m-%d}"
 
 
-def _certificate(pem: bytes, where: str) -> x509.Certificate:
+def _certificate(pem: bytes, where: str, advice: str = "") -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)
     except (ValueError, x509.InvalidVersion):
-        raise LocalMisuse(f"{where} is not a certificate in PEM form") from None
+        text = f"{where} is not a certificate in PEM form"
+        raise LocalMisuse(f"{text}; {advice}" if advice else text) from None
 
 
 def _builder(

@@ -15,6 +15,7 @@ from chain.store import create_or_check, open_database
 from cli.output import Exit
 from node.config import CONFIG_FILE
 from node.layout import DATABASE, GENESIS_FILE, NETWORK_KEY, Network, make_network
+from node.lost import LOST
 from node.pki import NODE_CERTIFICATE, NODE_KEY, read_node_key
 from node.process import view_of
 from routing.view import encode_view
@@ -87,7 +88,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {
         path.name: path.read_bytes()
         for path in directory.iterdir()
-        if path.name not in ("test.log", "node.lock", "node.db-shm", "node.db-wal")
+        if path.is_file() and path.name not in ("test.log", "node.lock", "node.db-shm", "node.db-wal")
     }
 
 
@@ -108,7 +109,18 @@ async def cannot_start(network: Network, directory: Path, code: Exit, text: str)
 BROKEN: dict[str, tuple[Callable[[Place], object], Exit, str]] = {
     "a key that others can read": (lambda p: (p.here / NODE_KEY).chmod(0o644), Exit.USAGE, "mode 0644, so others"),
     "a network key that others can read": (lambda p: (p.here / NETWORK_KEY).chmod(0o640), Exit.USAGE, "chmod 600"),
-    "no key": (lambda p: (p.here / NODE_KEY).unlink(), Exit.USAGE, "`hopchain init` makes it"),
+    "no key": (lambda p: (p.here / NODE_KEY).unlink(), Exit.USAGE, LOST[NODE_KEY]),
+    "a directory in place of the key": (
+        lambda p: ((p.here / NODE_KEY).unlink(), (p.here / NODE_KEY).mkdir()),
+        Exit.USAGE,
+        f"(Is a directory); {LOST[NODE_KEY]}",
+    ),
+    "a torn certificate": (
+        lambda p: p.rewrite(NODE_CERTIFICATE, lambda raw: raw[:99]),
+        Exit.USAGE,
+        LOST[NODE_CERTIFICATE],
+    ),
+    "no network key": (lambda p: (p.here / NETWORK_KEY).unlink(), Exit.USAGE, LOST[NETWORK_KEY]),
     "another node's key": (
         lambda p: p.take(NODE_KEY, p.sibling),
         Exit.USAGE,
@@ -134,7 +146,7 @@ BROKEN: dict[str, tuple[Callable[[Place], object], Exit, str]] = {
         Exit.USAGE,
         "config.toml is not TOML",
     ),
-    "no settings": (lambda p: (p.here / CONFIG_FILE).unlink(), Exit.USAGE, "`hopchain init` makes it"),
+    "no settings": (lambda p: (p.here / CONFIG_FILE).unlink(), Exit.USAGE, LOST[CONFIG_FILE]),
     "another network's genesis": (
         lambda p: p.take(GENESIS_FILE, p.stranger),
         Exit.USAGE,

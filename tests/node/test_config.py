@@ -90,7 +90,7 @@ def test_a_host_is_what_the_resolver_takes_for_a_name(first: str, last: str) -> 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        LocalMisuse, match=r"config\.toml cannot be read \(No such file or directory\); `hopchain init`"
+        LocalMisuse, match=r"config\.toml cannot be read \(No such file or directory\); copy it from the node"
     ):
         read_config(tmp_path)
 
