@@ -1,8 +1,9 @@
 """`hopchain certificate list` and `renew`: when the nodes' certificates end, and new ones for the same keys."""
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 import msgspec
@@ -15,18 +16,27 @@ from cli.home import SHORT_ID, find_network
 from cli.members import now_ms
 from cli.output import Exit, JsonValue, Output
 
+if TYPE_CHECKING:
+    from node.layout import Network as NetworkFiles
+    from node.layout import NodePlace
+
 DEFAULT_DAYS: Final = 397  # as node.pki.NODE_DAYS, which is not imported for `--help`
 KEY_HEX: Final = 64
 _DAY_MS: Final = 24 * 3600 * 1000
 
 
 class _Line(msgspec.Struct, frozen=True):
-    """One certificate of the directory."""
+    """One certificate of the directory. `until_ms` is None when `fault` says what is wrong with it."""
 
     name: str
     id: str
-    until_ms: int
+    until_ms: int | None
     path: Path
+    fault: str = ""
+
+    def ends_by(self, time_ms: int) -> bool:
+        """True when it is to be renewed, at that time at the latest."""
+        return self.until_ms is None or self.until_ms <= time_ms
 
 
 @click.group()
@@ -39,22 +49,18 @@ def certificate() -> None:
 )
 @network_option
 def list_command(out: Output, network_dir: Path | None) -> None:
-    """Show when the certificates in a network's directory end. Exit code 1 when one ends within 30 days.
+    """Show when the certificates in a network's directory end. Exit code 1 when one ends within 30 days, or is none of its node.
 
     Nodes whose files are on other machines are not here: `hopchain doctor` asks them.
     """
     from node.layout import read_network
-    from node.pki import NODE_CERTIFICATE, ca_until_ms, certificate_until_ms
+    from node.pki import ca_until_ms
 
     network = read_network(find_network(network_dir).directory)
     now = now_ms()
-    lines = []
-    for node in network.nodes:
-        path = network.node_directory(node) / NODE_CERTIFICATE
-        if path.exists():
-            lines.append(_Line(node.name, node.id, certificate_until_ms(path), path))
+    lines = [line for node in network.nodes if (line := _line(network, node)) is not None]
     ca_ms = ca_until_ms(network.genesis.ca)
-    soon = [line for line in lines if line.until_ms - now <= CERTIFICATE_MS]
+    soon = [line for line in lines if line.ends_by(now + CERTIFICATE_MS)]
     out.data(
         {
             "network": network.network_id.hex(),
@@ -63,16 +69,43 @@ def list_command(out: Output, network_dir: Path | None) -> None:
             "nodes": [_document(line, now) for line in lines],
         }
     )
-    rows = [[line.name, line.id[:SHORT_ID], f"{_days(line.until_ms, now):.1f}", str(line.path)] for line in lines]
+    rows = [
+        [line.name, line.id[:SHORT_ID], "" if days is None else f"{days:.1f}", str(line.path)]
+        for line in lines
+        for days in [_days_of(line, now)]
+    ]
     if rows:
         out.table(["node", "id", "ends in days", "file"], rows, right=["ends in days"])
     else:
         out.say(f"no node's files are in {network.directory}: `hopchain doctor` asks the nodes themselves")
     out.say(f"the network's CA ends in {_days(ca_ms, now):.0f} days")
+    for line in lines:
+        if line.fault:
+            out.say(f"✗ {line.name}: {line.fault}", colour="red")
     for line in soon:
         where = shlex.quote(str(network.directory))
         out.say(f"renew: hopchain certificate renew {shlex.quote(line.name)} --network {where}", colour="red")
     raise SystemExit(Exit.REJECTED if soon else Exit.DONE)
+
+
+def _line(network: "NetworkFiles", node: "NodePlace") -> _Line | None:
+    """What is known of this node's certificate; None when its files are not here."""
+    from node.config import CONFIG_FILE
+    from node.pki import NODE_CERTIFICATE, certificate_matches, certificate_until_ms, read_node_key
+
+    directory = network.node_directory(node)
+    path = directory / NODE_CERTIFICATE
+    if not path.exists() and not (directory / CONFIG_FILE).exists():
+        return None
+    node_id = node.node_id
+    with suppress(LocalMisuse):  # the operator's copy has no key
+        node_id = read_node_key(directory).id
+    try:
+        until_ms = certificate_until_ms(path)
+        certificate_matches(path.read_bytes(), str(path), network.genesis.ca, node_id)
+    except (LocalMisuse, OSError) as error:
+        return _Line(node.name, node.id, None, path, str(error))
+    return _Line(node.name, node.id, until_ms, path)
 
 
 @certificate.command(
@@ -108,11 +141,12 @@ def renew_command(out: Output, node: str, days: int, out_file: Path | None, netw
 
     directory = find_network(network_dir).directory
     network = read_network(directory)
-    public_key, place = _find(directory, node)
+    public_key, place = _find(network, node)
     target = out_file or place
     if target is None:
         raise LocalMisuse("say with --out into which file the certificate goes: a public key has no place of its own")
-    _check_target(target, public_key)
+    if out_file is not None:
+        _check_target(out_file, public_key)
     ca_key = read_secret(directory / CA_KEY)
     pem = make_node_certificate(network.genesis.ca.encode(), ca_key, public_key, now_ms(), days)
     _replace(target, pem)
@@ -122,18 +156,37 @@ def renew_command(out: Output, node: str, days: int, out_file: Path | None, netw
     out.say(f"node {node_id[:SHORT_ID]}: {target} is valid for {_days(until_ms, now_ms()):.0f} days")
 
 
-def _find(directory: Path, node: str) -> tuple[bytes, Path | None]:
-    """The public key, and the certificate's file when it has one."""
+def _find(network: "NetworkFiles", node: str) -> tuple[bytes, Path | None]:
+    """The public key, and the certificate's file when it has one: the node's own, which may be torn, lost or another's."""
+    from node.config import CONFIG_FILE
     from node.pki import NODE_CERTIFICATE, certified_key
 
-    for place in (directory / node / NODE_CERTIFICATE, Path(node) / NODE_CERTIFICATE, Path(node)):
-        if place.is_file():
-            return certified_key(place), place
+    for place in (network.directory / node, Path(node)):
+        if any((place / name).is_file() for name in (NODE_CERTIFICATE, CONFIG_FILE)):
+            return _key_in(network, place), place / NODE_CERTIFICATE
+    path = Path(node)
+    if path.is_file():
+        return (_key_in(network, path.parent) if path.name == NODE_CERTIFICATE else certified_key(path)), path
     if len(node) == KEY_HEX and set(node.lower()) <= set("0123456789abcdef"):
         return bytes.fromhex(node), None
     raise LocalMisuse(
-        f"{node!r} is no node of {directory}, no node's directory or node.crt, and no public key ({KEY_HEX} hex digits)"
+        f"{node!r} is no node of {network.directory}, no node's directory or node.crt, and no public key ({KEY_HEX} hex digits)"
     )
+
+
+def _key_in(network: "NetworkFiles", directory: Path) -> bytes:
+    """The public key of the node whose directory this is: of its node.key, else, in the operator's copy, as the genesis has it for
+    the node of this name, else of the certificate that it has."""
+    from node.pki import NODE_CERTIFICATE, certified_key, read_node_key
+    from routing.keyspace import node_id_of
+
+    with suppress(LocalMisuse):
+        return read_node_key(directory).public_key
+    named = {node.node_id for node in network.nodes if network.node_directory(node).resolve() == directory.resolve()}
+    for member in network.genesis.members:
+        if node_id_of(key := bytes.fromhex(member.public_key)) in named:
+            return key
+    return certified_key(directory / NODE_CERTIFICATE)
 
 
 def _check_target(path: Path, public_key: bytes) -> None:
@@ -166,11 +219,16 @@ def _days(until_ms: int, now: int) -> float:
     return round((until_ms - now) / _DAY_MS, 1)
 
 
+def _days_of(line: _Line, now: int) -> float | None:
+    return None if line.until_ms is None else _days(line.until_ms, now)
+
+
 def _document(line: _Line, now: int) -> JsonValue:
     return {
         "name": line.name,
         "id": line.id,
         "until_ms": line.until_ms,
-        "days": _days(line.until_ms, now),
+        "days": _days_of(line, now),
         "certificate": str(line.path),
+        "fault": line.fault or None,
     }

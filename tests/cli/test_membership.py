@@ -857,6 +857,35 @@ def test_certificates_are_listed_and_renewed_in_place(cli: Cli) -> None:
     assert empty.startswith("no node's files are in ") and "CA ends in" in empty
 
 
+@pytest.mark.parametrize("damage", ["torn", "lost", "another network's", "another node's"])
+@pytest.mark.parametrize("key", ["here", "elsewhere"])
+def test_a_wrong_certificate_is_listed_with_its_node_and_renewed_by_name(cli: Cli, damage: str, key: str) -> None:
+    for name in ("other", cli.directory.name):
+        cli.run("init", str(cli.directory.with_name(name)), "--nodes", "2", "--asset", "CZK:2", "--port", "0")
+    node = cli.directory / "node-2"
+    path, public = node / "node.crt", read_node_key(node).public_key
+    match damage:
+        case "torn":
+            path.write_bytes(path.read_bytes()[:99])
+        case "lost":
+            path.unlink()
+        case "another network's":
+            path.write_bytes((cli.directory.with_name("other") / "node-2/node.crt").read_bytes())
+        case "another node's":
+            path.write_bytes((cli.directory / "node-1/node.crt").read_bytes())
+    if key == "elsewhere":
+        (node / "node.key").unlink()
+    listed = cli.json("certificate", "list", code=1)
+    first, second = listed["nodes"]
+    assert (first["fault"], round(first["days"])) == (None, 397)
+    assert str(path) in second["fault"] and (second["days"], second["until_ms"]) == (None, None)
+    shown = cli.run("certificate", "list", code=1).stdout
+    assert f"✗ node-2: {second['fault']}\n" in shown and "renew node-2" in shown and "renew node-1" not in shown
+    cli.run("certificate", "renew", "node-2")
+    assert certified_key(path) == public
+    assert [n["fault"] for n in cli.json("certificate", "list")["nodes"]] == [None, None]
+
+
 def test_a_certificate_for_a_key_elsewhere(cli: Cli, tmp_path: Path) -> None:
     cli.run("init", str(cli.directory), "--nodes", "1", "--asset", "CZK:2", "--port", "0")
     key = read_node_key(cli.directory / "node-1")
