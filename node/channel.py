@@ -20,6 +20,7 @@ import trio
 from chain.errors import LocalMisuse, RemoteFault
 from hopchain.framing import HEADER_BYTES, FrameReader, frame, frame_header
 from node.tls import RECEIVE_BYTES
+from routing.datagrams import bind_advice
 
 STEP_BYTES: Final = 256 * 1024  # what a channel keeps is looked at in such steps: `on_more`
 COALESCE_BYTES: Final = 256 * 1024  # of one write: past this, system calls no longer show
@@ -46,10 +47,11 @@ class TcpNetwork:
     async def listen(self, host: str, port: int) -> tuple[Sequence[trio.abc.Listener[trio.abc.Stream]], int]:
         try:
             listeners = await trio.open_tcp_listeners(port, host=host)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter: what cannot be the name of a host
+            why = (error.strerror if isinstance(error, OSError) else "") or error
             raise LocalMisuse(
-                f"port {port} of {host} cannot be listened on ({error.strerror or error}): stop what uses it, or choose "
-                "another host and port in config.toml"
+                f"port {port} of {host} cannot be listened on ({why}): {bind_advice(error)} (host, port and "
+                "client_port in config.toml)"
             ) from None
         return listeners, listeners[0].socket.getsockname()[1]
 

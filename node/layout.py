@@ -13,13 +13,10 @@ directory has a network.toml too, so that commands work where only that director
 first nodes, in one that joined those that its invitation named.
 """
 
-import random
 import re
 import secrets
 import shutil
-import socket
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -70,7 +67,6 @@ NETWORK_KEY_BYTES: Final = 32  # ChaCha20-Poly1305
 MAX_NODES: Final = 256  # of one init; more join later
 LOOPBACK: Final = "127.0.0.1"
 NOWHERE: Final = frozenset({"0.0.0.0", "::", ""})  # addresses that listen everywhere and lead nowhere
-PORTS: Final = range(10_000, 30_000)  # below those that outgoing connections take, also while a port's node is down
 
 _STAGING: Final = ".init"
 _NETWORK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,47}", re.ASCII)  # it is part of a 64-character common name
@@ -224,47 +220,6 @@ def read_network_key(directory: Path) -> bytes:
     if len(key) != NETWORK_KEY_BYTES:
         raise LocalMisuse(f"{path} has {len(key)} bytes, not {NETWORK_KEY_BYTES}; {what_to_do(path)}")
     return key
-
-
-def free_ports(
-    count: int,
-    rng: random.Random,
-    host: str = LOOPBACK,
-    *,
-    among: range = PORTS,
-    besides: Collection[int] = (),
-) -> list[int]:
-    """`count` different ports of `host` that nothing uses now, TCP and UDP. All are held until the last is found.
-
-    `among`: those to choose from, without the ones in `besides`.
-    """
-    found: list[int] = []
-    with ExitStack() as held:
-        for port in rng.sample(among, len(among)):
-            if len(found) == count:
-                break
-            if port not in besides and hold_port(port, host, held):
-                found.append(port)
-    if len(found) < count:
-        raise LocalMisuse(
-            f"only {len(found)} ports of {host} from {among[0]} to {among[-1]} are free, not {count}: end what uses them, or "
-            "choose among others (HOPCHAIN_PORTS=FROM-TO)"
-        )
-    return found
-
-
-def hold_port(port: int, host: str, held: ExitStack) -> bool:
-    """Take this port, TCP and UDP, until `held` ends; False when something uses it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with ExitStack() as both:
-        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-            sock = both.enter_context(socket.socket(family, kind))
-            try:
-                sock.bind((host, port))
-            except OSError:
-                return False
-        held.push(both.pop_all())
-    return True
 
 
 def _check_addresses(nodes: int, hosts: Sequence[str], ports: Sequence[tuple[int, int]]) -> None:

@@ -171,11 +171,11 @@ class _Udp(UdpFactory):
     """UDP whose misuse is the operator's, like that of the TCP ports."""
 
     async def open(self, receiver: Receiver, host: str, port: int) -> Datagrams:
-        """Bind a UDP port. `LocalMisuse` when it is taken."""
+        """Bind a UDP port. `LocalMisuse` when that cannot be."""
         try:
             return await super().open(receiver, host, port)
         except RoutingMisuse as error:
-            raise LocalMisuse(str(error)) from None
+            raise LocalMisuse(f"{error} (host and port in config.toml)") from None
 
 
 class Service(Protocol):

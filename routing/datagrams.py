@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable
 from typing import Protocol, cast
@@ -16,6 +17,17 @@ from routing.errors import RoutingMisuse
 
 Address = tuple[str, int]
 Receiver = Callable[[bytes, Address], None]
+
+
+def bind_advice(error: OSError | UnicodeError) -> str:
+    """What to do about a port that cannot be had, whether for datagrams or connections."""
+    if isinstance(error, UnicodeError | socket.gaierror):
+        return "it is not known as a host here; take an address of this machine, or 0.0.0.0 for all that it has"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine has no such address; take one that it has, or 0.0.0.0 for all of them"
+    if error.errno == errno.EACCES:
+        return "this user may not have it; choose a port from 1024 on"
+    return "stop what uses it, or choose a free port"
 
 
 class Datagrams(Protocol):
@@ -62,7 +74,7 @@ class UdpFactory:
             udp: _Udp = await trio_asyncio.aio_as_trio(bind)()
         except OSError as error:
             raise RoutingMisuse(
-                f"UDP {host} port {port} cannot be bound: {error}. Choose a free port or stop who has it"
+                f"UDP {host} port {port} cannot be bound ({error.strerror or error}): {bind_advice(error)}"
             ) from None
         return udp
 

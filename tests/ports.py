@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Final
 
-from cli.ports import PORTS_VARIABLE
-from node.layout import LOOPBACK, PORTS, hold_port
+from cli.ports import PORTS, PORTS_VARIABLE, hold_port
+from node.layout import LOOPBACK
 
 
 def part_of(worker: int, workers: int, ports: range = PORTS) -> tuple[range, range]:

@@ -1,13 +1,15 @@
 """HOPCHAIN_PORTS: where commands look for free ports when none is named."""
 
+import random
+import socket
+
 import pytest
 
 from chain.errors import LocalMisuse
 from cli.join import ports_of
-from cli.ports import PORTS_VARIABLE, choose_ports, port_range
-from node.layout import PORTS
+from cli.ports import PORTS, PORTS_VARIABLE, choose_ports, free_ports, port_range
 from tests.cli.conftest import Cli
-from tests.ports import FOR_COMMANDS, take
+from tests.ports import FOR_COMMANDS, FOR_TESTS, take
 
 HOST = "127.0.0.1"
 SOME = FOR_COMMANDS[100:140]
@@ -89,3 +91,47 @@ def test_a_command_that_is_told_its_ports_does_not_look(cli: Cli) -> None:
     cli.env[PORTS_VARIABLE] = "7400"
     made = cli.json("init", str(cli.directory), "--nodes", "1", "--asset", "CZK:2", "--port", "7600")
     assert [(node["port"], node["client_port"]) for node in made["nodes"]] == [(7600, 7601)]
+
+
+def test_free_ports_are_different_and_free_for_tcp_and_udp() -> None:
+    ports = free_ports(20, random.Random(7), among=FOR_TESTS)
+    assert len(set(ports)) == 20
+    assert set(ports) <= set(FOR_TESTS)
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with socket.socket(socket.AF_INET, kind) as taken:
+            taken.bind(("127.0.0.1", ports[0]))
+            assert ports[0] not in free_ports(20, random.Random(7), among=FOR_TESTS)
+
+
+def test_a_port_that_is_named_is_not_chosen_beside_itself() -> None:
+    first, second = sorted(free_ports(2, random.Random(7), among=FOR_TESTS))
+    either = range(first, second + 1, second - first)
+    assert free_ports(1, random.Random(7), among=either, besides=[first]) == [second]
+    assert free_ports(1, random.Random(7), among=either, besides=[second]) == [first]
+
+
+def test_where_no_range_is_named_ports_are_below_those_of_outgoing_connections() -> None:
+    assert all(10_000 <= port < 30_000 for port in free_ports(2, random.Random(7)))
+
+
+def test_more_ports_than_there_are() -> None:
+    with pytest.raises(LocalMisuse, match=f"from {FOR_TESTS[0]} to {FOR_TESTS[1]} are free, not 3: .*HOPCHAIN_PORTS"):
+        free_ports(3, random.Random(7), among=FOR_TESTS[:2])
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("192.0.2.1", "this machine has no such address"),
+        ("2001:db8::1", "this machine has no such address"),
+        ("a.name.of.nobody.invalid", "it is not known as a host here"),
+        ("a..b", "it is not known as a host here"),
+    ],
+)
+def test_a_host_that_is_not_this_machines_is_told_apart_from_ports_that_are_taken(
+    cli: Cli, host: str, why: str
+) -> None:
+    asked = ("init", str(cli.directory), "--asset", "CZK:2", "--port", "0", "--host", host)
+    said = cli.json(*asked, code=2)["message"]
+    assert f"nothing can listen on {host}: {why}" in said and "are free" not in said
+    assert not cli.directory.exists()

@@ -216,6 +216,13 @@ async def test_a_node_whose_port_is_taken_says_which(
         assert rows_of(place.here / DATABASE) == before
 
 
+async def test_a_host_that_is_not_this_machines_is_no_taken_port(
+    networks: tuple[Network, Network], place: Place
+) -> None:
+    change_config(place.here, host="192.0.2.1")
+    await cannot_start(networks[0], place.here, Exit.USAGE, "this machine has no such address")
+
+
 async def test_a_directory_that_is_no_nodes_is_named(networks: tuple[Network, Network], tmp_path: Path) -> None:
     await cannot_start(networks[0], tmp_path, Exit.USAGE, f"{tmp_path / CONFIG_FILE} cannot be read")
 

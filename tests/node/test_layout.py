@@ -1,7 +1,5 @@
 """What `hopchain init` makes, and that it makes all of it or nothing."""
 
-import random
-import socket
 import stat
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from chain.errors import LocalMisuse
 from chain.genesis import Asset
 from node import layout
 from node.config import read_config
-from node.layout import free_ports, make_network, read_genesis, read_network, read_network_key
+from node.layout import make_network, read_genesis, read_network, read_network_key
 from node.pki import (
     CA_DAYS,
     NODE_DAYS,
@@ -25,7 +23,6 @@ from node.pki import (
     read_private_key,
 )
 from tests.node.wires import NOW_MS, new_layout
-from tests.ports import FOR_TESTS
 
 SECRETS = {"ca.key", "operator.key", "node.key", "network.key"}
 
@@ -243,29 +240,3 @@ def test_a_network_key_of_the_wrong_size_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"short")
     with pytest.raises(LocalMisuse, match="has 5 bytes, not 32"):
         read_network_key(path.parent)
-
-
-def test_free_ports_are_different_and_free_for_tcp_and_udp() -> None:
-    ports = free_ports(20, random.Random(7), among=FOR_TESTS)
-    assert len(set(ports)) == 20
-    assert set(ports) <= set(FOR_TESTS)
-    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-        with socket.socket(socket.AF_INET, kind) as taken:
-            taken.bind(("127.0.0.1", ports[0]))
-            assert ports[0] not in free_ports(20, random.Random(7), among=FOR_TESTS)
-
-
-def test_a_port_that_is_named_is_not_chosen_beside_itself() -> None:
-    first, second = sorted(free_ports(2, random.Random(7), among=FOR_TESTS))
-    either = range(first, second + 1, second - first)
-    assert free_ports(1, random.Random(7), among=either, besides=[first]) == [second]
-    assert free_ports(1, random.Random(7), among=either, besides=[second]) == [first]
-
-
-def test_where_no_range_is_named_ports_are_below_those_of_outgoing_connections() -> None:
-    assert all(10_000 <= port < 30_000 for port in free_ports(2, random.Random(7)))
-
-
-def test_more_ports_than_there_are() -> None:
-    with pytest.raises(LocalMisuse, match=f"from {FOR_TESTS[0]} to {FOR_TESTS[1]} are free, not 3: .*HOPCHAIN_PORTS"):
-        free_ports(3, random.Random(7), among=FOR_TESTS[:2])

@@ -135,6 +135,9 @@ async def test_a_taken_port_says_so(nodes: list[Certified]) -> None:
     port = listeners[0].socket.getsockname()[1]
     with pytest.raises(LocalMisuse, match=f"port {port} of 127.0.0.1 cannot be listened on .*config.toml"):
         await TcpNetwork().listen("127.0.0.1", port)
+    for host, why in (("192.0.2.1", "no such address"), ("a..b", "not known as a host")):
+        with pytest.raises(LocalMisuse, match=f"of {host} cannot be listened on .*: .*{why}"):
+            await TcpNetwork().listen(host, port)
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     assert remote_of(stream) == "127.0.0.1"
     await stream.aclose()
