@@ -4,6 +4,7 @@ import math
 import random
 import re
 import secrets
+import shlex
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final, NoReturn, ParamSpec, TypeVar
@@ -11,7 +12,7 @@ from typing import Final, NoReturn, ParamSpec, TypeVar
 import click
 
 from chain.errors import HopchainError, LocalMisuse, RemoteFault
-from cli.home import remember_used
+from cli.home import remember_used, used_directory
 from cli.output import CommandFailed, Exit, Output, write_any_text
 
 _P = ParamSpec("_P")
@@ -160,7 +161,17 @@ def end_with(out: Output, error: BaseException) -> int:
         out.interrupted()
         return INTERRUPTED
     meant = raised_on_purpose(error)
-    return out.bug(error) if meant is None else out.fail(meant)
+    return out.bug(error) if meant is None else out.fail(_of_this_network(meant))
+
+
+def _of_this_network(error: HopchainError) -> HopchainError:
+    """The error of a network that cannot be reached says how to start that one: the library does not know its directory."""
+    from hopchain.errors import Unreachable
+
+    directory = used_directory()
+    if not isinstance(error, Unreachable) or directory is None:
+        return error
+    return CommandFailed(Exit.UNREACHABLE, "unreachable", error.told(shlex.quote(str(directory))))
 
 
 def _is_interrupt(error: BaseException) -> bool:

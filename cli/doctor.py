@@ -1,16 +1,16 @@
 """`hopchain doctor`: what is wrong with a network, and what to do."""
 
-import shlex
 from pathlib import Path
 
 import click
 
 from cli.command import HopCommand, network_option, run
 from cli.diagnosis import Finding, Known, diagnose
-from cli.home import Network, find_network
+from cli.home import Network, find_network, start_nodes
 from cli.members import Picture, look, now_ms, open_patiently, reason_of
 from cli.output import Exit, JsonValue, Output, counted
 from hopchain import Unreachable
+from hopchain.errors import each_reason
 
 
 @click.command(
@@ -62,13 +62,12 @@ def known_nodes(picture: Picture) -> list[Known]:
 
 def nobody(network: Network, error: Unreachable) -> Finding:
     """What to say when no node answers."""
-    tried = "; ".join(f"{name}: {why}" for name, why in error.tried) or reason_of(error)
+    tried = each_reason(error.tried) or reason_of(error)
     return Finding(
         "nobody",
         "",
         f"none of {len(network.nodes)} nodes answers ({tried})",
-        f"start them (`hopchain up {shlex.quote(str(network.directory))}`, or `hopchain node` on their machines), or run this where their "
-        "client ports can be reached",
+        f"start them ({start_nodes(network)}), or run this where their client ports can be reached",
         {"nodes": len(network.nodes)},
     )
 

@@ -7,6 +7,7 @@ is alone on its machine is remembered where nothing else is.
 """
 
 import os
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -217,6 +218,11 @@ def load_network(directory: Path) -> Network:
     return Network(found.directory, found.genesis, found.network_id, nodes, names, for_members)
 
 
+def start_nodes(network: Network) -> str:
+    """How to start the nodes of this network, and of no other."""
+    return f"`hopchain up {shlex.quote(str(network.directory))}`, or `hopchain node` on their machines"
+
+
 def find_network(option: Path | None) -> Network:
     """The network to talk to, read from its directory. The next command's, too, once this one was not refused: `remember_used`."""
     network = load_network(find_directory(option))
@@ -224,6 +230,12 @@ def find_network(option: Path | None) -> Network:
     if context is not None:
         context.meta[_USED] = network.directory
     return network
+
+
+def used_directory() -> Path | None:
+    """The directory of the network that the command which runs now has found; None when it has found none."""
+    context = click.get_current_context(silent=True)
+    return None if context is None else context.meta.get(_USED)
 
 
 def remember_used(context: click.Context) -> None:

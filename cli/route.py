@@ -1,6 +1,5 @@
 """`hopchain route` and `status`: where things are decided, and how the nodes are."""
 
-import shlex
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +9,7 @@ import click
 
 from chain.link import opening_slot
 from cli.command import HopCommand, at_option, checked_name, network_option, run
-from cli.home import SHORT_ID, KnownNode, Network, find_network
+from cli.home import SHORT_ID, KnownNode, Network, find_network, start_nodes
 from cli.members import Picture, look, open_patiently
 from cli.output import Exit, JsonValue, Output, counted
 from cli.session import ask_until_found, open_client, pinned, say_stale
@@ -121,7 +120,7 @@ def status(out: Output, at: str | None, network_dir: Path | None) -> None:
     node = pinned(network, at)
     if at is None or node is None:
         nodes, found, roles = run(lambda: _ask_members(network))
-        what_to_do = f"no node answers: start them with `hopchain up {shlex.quote(str(network.directory))}`"
+        what_to_do = f"no node answers: start them ({start_nodes(network)})"
     else:
         nodes, found, roles = run(lambda: _ask_one(network, at, node))
         what_to_do = f"{nodes[0].name} does not answer: `hopchain status` asks all nodes"

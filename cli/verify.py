@@ -13,7 +13,7 @@ from chain.audit import AuditReport, audit
 from chain.disk import open_database
 from chain.errors import LocalMisuse
 from cli.command import HopCommand, Seconds, network_option, run
-from cli.home import KnownNode, Network, check_is_node, find_network
+from cli.home import KnownNode, Network, check_is_node, find_network, start_nodes
 from cli.members import look, open_patiently
 from cli.money import format_amount
 from cli.output import Exit, JsonValue, Output, counted
@@ -252,7 +252,9 @@ def _report_cluster(out: Output, network: Network, found: Comparison) -> Exit:
             "money was made or lost: the sums above must all be 0; run `hopchain verify DIR` on each node", colour="red"
         )
     elif found.missing:
-        out.say(f"not all nodes answered: {', '.join(found.missing)}; start them with `hopchain up`", colour="red")
+        out.say(
+            f"not all nodes answered: {', '.join(found.missing)}; start them ({start_nodes(network)})", colour="red"
+        )
     else:
         out.say(
             "the replicas changed while they were compared: run it again, or give it longer with --settle", colour="red"

@@ -4,6 +4,7 @@ The node proves itself with a certificate of the network's CA, which is in the g
 checked: a node's identity is its key, and members may move.
 """
 
+import os
 import ssl
 from contextlib import suppress
 from typing import Final
@@ -142,8 +143,25 @@ async def connect(
             node, "closed the connection before it had said who it is", "it may be busy: try again, or another node"
         ) from None
     except (OSError, UnicodeError) as error:
-        raise ConnectionFailed(node, f"cannot be reached ({error})", "is the node running?", reached=reached) from None
+        raise ConnectionFailed(
+            node, f"cannot be reached ({_reasons(error)})", "is the node running?", reached=reached
+        ) from None
     return connection
+
+
+def _reasons(error: OSError | UnicodeError) -> str:
+    """Why there is no connection; of a host with several addresses each reason once. (What anyio raises for all of them names none.)"""
+    causes: list[BaseException] = [error.__cause__ or error]
+    reasons: dict[str, None] = {}
+    while causes:
+        cause = causes.pop(0)
+        if isinstance(cause, BaseExceptionGroup):
+            causes += cause.exceptions
+        elif isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
+            reasons[os.strerror(cause.errno)] = None
+        else:
+            reasons[(cause.strerror if isinstance(cause, OSError) else "") or str(cause)] = None
+    return ", ".join(reasons)
 
 
 async def _secured(plain: anyio.abc.ByteStream, host: str, context: ssl.SSLContext) -> TLSStream:

@@ -4,7 +4,7 @@
 (chain.errors), whose text names the value: it is raised before anything is sent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from chain.errors import HopchainError, RemoteFault
@@ -14,6 +14,14 @@ __all__ = ["CallRefused", "ClientError", "HopchainError", "RemoteFault", "Unreac
 
 NO_REQUEST: Final = RequestId(b"")
 _SHOWN: Final = 5  # nodes in a text
+
+
+def each_reason(tried: Iterable[tuple[str, str]]) -> str:
+    """What went wrong with each (node, what), in one line: each reason once, behind all its nodes."""
+    nodes: dict[str, list[str]] = {}
+    for node, why in tried:
+        nodes.setdefault(why, []).append(node)
+    return "; ".join(f"{', '.join(alike)}: {why}" for why, alike in nodes.items())
 
 
 class ClientError(HopchainError):
@@ -39,17 +47,24 @@ class Unreachable(ClientError):
         self.tried = tuple(tried)
         self.request_id = request_id
         self.reached = reached
+        self.closed = closed
+        super().__init__(self.told("DIR"))
+
+    def told(self, directory: str) -> str:
+        """The text. `directory`: the network's, as a shell takes it, for the command that starts its nodes; without it that would be
+        another network's, perhaps."""
         last = dict(self.tried)  # what went wrong last with each node
-        told = "; ".join(f"{node}: {why}" for node, why in list(last.items())[-_SHOWN:])
+        told = each_reason(list(last.items())[-_SHOWN:])
         if not last:
-            text = "no node was asked: there was no time to try any"
-        elif closed:
-            text = f"the client was closed before any node answered: {told}. Keep it open until its calls have ended"
-        elif reached:
-            text = f"no node answered ({len(last)} tried): {told}. `hopchain doctor` says what is wrong"
-        else:
-            text = f"no node could be reached ({len(last)} tried): {told}. Is the network up? `hopchain up` starts it"
-        super().__init__(text)
+            return "no node was asked: there was no time to try any"
+        if self.closed:
+            return f"the client was closed before any node answered: {told}. Keep it open until its calls have ended"
+        if self.reached:
+            return f"no node answered ({len(last)} tried): {told}. `hopchain doctor` says what is wrong"
+        return (
+            f"no node could be reached ({len(last)} tried): {told}. Is the network up? `hopchain up {directory}` starts its nodes on "
+            "one machine"
+        )
 
 
 class CallRefused(ClientError):

@@ -709,7 +709,7 @@ def test_nobody_there_is_exit_code_3_everywhere(world: World) -> None:
     ):
         failed = world.json(*words, code=3)
         assert failed["error"] == "unreachable" and set(failed) == documented("error")
-        assert "hopchain up" in world.run(*words, code=3).stderr
+        assert f"`hopchain up {world.directory}`" in world.run(*words, code=3).stderr, "and no other network"
 
 
 # --- the rest ------------------------------------------------------------------------------------------------------

@@ -149,18 +149,44 @@ def test_nobody_listens_and_nobody_answers_are_two_messages(backend: str) -> Non
             with pytest.raises(ClientError, match=r"no node answered \(1 tried\).*of another network.*doctor") as told:
                 await client.status()
             assert isinstance(told.value, Unreachable) and told.value.reached and "hopchain up" not in str(told.value)
-            with pytest.raises(ClientError, match=r"no node could be reached \(1 tried\).*`hopchain up`") as told:
+            with pytest.raises(ClientError, match=r"no node could be reached \(1 tried\).*`hopchain up DIR`") as told:
                 await client.status(at=("127.0.0.1", free))
             assert isinstance(told.value, Unreachable) and not told.value.reached
             ((_, why),) = told.value.tried
-            assert why.startswith("cannot be reached (")
+            assert why == "cannot be reached (Connection refused)"
 
     run(test, backend)
+
+
+@pytest.mark.parametrize("ends", [(111, 111), (113, 111), (None, 111)])
+def test_why_none_of_a_hosts_addresses_can_be_reached(
+    backend: str, ends: tuple[int | None, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reason once, as people know it, and not the words of the library that tried them."""
+
+    async def connect_tcp(host: str, port: int) -> None:
+        tries = [OSError(number, f"Connect call failed ('{host}', 1)") if number else OSError("odd") for number in ends]
+        raise OSError("All connection attempts failed") from ExceptionGroup("multiple failures", tries)
+
+    async def main() -> None:
+        with pytest.raises(ConnectionFailed) as caught:
+            await connect("host", 1, context=client_context(shared_ca().pem), network=NETWORK)
+        reasons = {(111, 111): "Connection refused", (113, 111): "No route to host, Connection refused"}
+        assert caught.value.cause == f"cannot be reached ({reasons.get(ends, 'odd, Connection refused')})"
+
+    monkeypatch.setattr(anyio, "connect_tcp", connect_tcp)
+    anyio.run(main, backend=backend)
+
+
+def test_nodes_that_fail_alike_are_told_together() -> None:
+    tried = [("a:1", "refused"), ("b:1", "silent"), ("c:1", "refused")]
+    assert "(3 tried): a:1, c:1: refused; b:1: silent. " in str(Unreachable(tried))
 
 
 def test_each_node_is_named_once_with_what_went_wrong_last() -> None:
     tried = [(f"node-{number % 7}", f"why {number}") for number in range(21)]
     text = str(Unreachable(tried))
+    assert "`hopchain up DIR`" in text and "`hopchain up 'my net'`" in Unreachable(tried).told("'my net'")
     assert "(7 tried): node-2: why 16; node-3: why 17; node-4: why 18; node-5: why 19; node-6: why 20. " in text
 
 
@@ -233,6 +259,7 @@ def test_a_host_that_has_no_address_cannot_be_reached(backend: str) -> None:
             with pytest.raises(ConnectionFailed, match=r"\[::1\]:1 cannot be reached") as caught:
                 await connect("::1", 1, context=context, network=NETWORK)
             assert not caught.value.reached and caught.value.cause.startswith("cannot be reached (")
+            assert "All connection attempts failed" not in caught.value.cause
             with pytest.raises(ConnectionFailed, match=r"foo\.\.bar:1 cannot be reached"):
                 await connect("foo..bar", 1, context=context, network=NETWORK)
 
