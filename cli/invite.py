@@ -79,6 +79,7 @@ def invite(
 
     directory = find_network(one_directory(directory, network_dir)).directory
     network = read_network(directory)
+    span_ms = parse_span(expires)
     now = now_ms()
     operator = operator_key(network.genesis, directory)
     ca_key = read_secret(directory / CA_KEY)
@@ -98,7 +99,7 @@ def invite(
             # While no node is reachable the directory has to do.
             network.nodes if picture is None else current_seeds(picture, network.nodes),
             now_ms=now,
-            expires_ms=now + parse_span(expires),
+            expires_ms=now + span_ms,
             observer=observer,
             days=days,
         )
@@ -126,11 +127,16 @@ def invite(
 
 
 def parse_span(text: str) -> int:
-    """`24h` in milliseconds."""
+    """`24h` in milliseconds; `LocalMisuse` when no invitation may be valid for so long."""
+    from node.invite import MAX_EXPIRY_MS
+
     match = _SPAN.fullmatch(text)
     if match is None:
         raise LocalMisuse(f"{text[:40]!r} is not a span of time: write a number and s, m, h or d, such as 24h")
-    return int(match[1]) * _UNITS_MS[match[2]]
+    span_ms = int(match[1]) * _UNITS_MS[match[2]]
+    if span_ms > MAX_EXPIRY_MS:
+        raise LocalMisuse(f"--expires {text}: an invitation is valid for at most {MAX_EXPIRY_MS // _UNITS_MS['d']}d")
+    return span_ms
 
 
 def checked_node_name(name: str, taken: Sequence[str]) -> str:

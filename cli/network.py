@@ -140,7 +140,9 @@ def _addresses(
     if places:
         if nodes not in (None, len(places)):
             raise LocalMisuse(f"{nodes} nodes, and --node-at says where {len(places)} are: leave --nodes away")
-        return _unzip([parse_place(text, port) for text in places])
+        parsed = [parse_place(text, port) for text in places]
+        _check_apart(places, parsed)
+        return _unzip(parsed)
     count = nodes or DEFAULT_NODES
     if port and count <= MAX_NODES and port + 2 * count - 1 > LAST_PORT:
         raise LocalMisuse(
@@ -191,7 +193,28 @@ def parse_place(text: str, default_port: int) -> tuple[str, int, int]:
         raise LocalMisuse(
             f"--node-at {text}: which ports are free there cannot be seen from here: name one other than 0"
         )
-    return match["six"] or match["host"], port, int(match["client"] or port + 1)
+    client_port = int(match["client"] or port + 1)
+    for what, number in (("port", port), ("client port", client_port)):
+        if not 1 <= number <= LAST_PORT:
+            raise LocalMisuse(
+                f"--node-at {text}: its {what} would be {number}: name one from 1 to {LAST_PORT}, as HOST:PORT:CLIENT_PORT"
+            )
+    return match["six"] or match["host"], port, client_port
+
+
+def _check_apart(texts: Sequence[str], places: Sequence[tuple[str, int, int]]) -> None:
+    """`LocalMisuse` names the place that has a port of its host which it, or one before it, has already."""
+    taken: dict[tuple[str, int], int] = {}
+    for number, (host, *ports) in enumerate(places):
+        for port in ports:
+            if (host, port) in taken:
+                first = taken[host, port]
+                whose = "both of its ports" if first == number else f"also a port of --node-at {texts[first]}"
+                raise LocalMisuse(
+                    f"--node-at {texts[number]}: {port} is {whose}: each node needs two of its own on its machine, as "
+                    "HOST:PORT:CLIENT_PORT"
+                )
+            taken[host, port] = number
 
 
 def _unzip(places: list[tuple[str, int, int]]) -> tuple[list[str], list[tuple[int, int]]]:

@@ -95,9 +95,20 @@ def test_init_gives_each_machine_its_node(cli: Cli) -> None:
         (("--node-at", "fd00::1"), "an IPv6 address in brackets"),
         (("--node-at", "n1.lan", "--port", "0"), "name one other than 0"),
         (("--node-at", "n1.lan", "--nodes", "2"), "2 nodes, and --node-at says where 1 are"),
-        (("--node-at", "n1.lan", "--node-at", "n1.lan:7401"), "2 nodes need 4 different ports"),
+        (
+            ("--node-at", "n1.lan", "--node-at", "n1.lan:7401"),
+            "--node-at n1.lan:7401: 7401 is also a port of --node-at n1.lan:",
+        ),
+        (("--node-at", "n1.lan", "--node-at", "n1.lan"), "--node-at n1.lan: 7400 is also a port of --node-at n1.lan:"),
+        (("--node-at", "n1.lan:7400:7400"), "--node-at n1.lan:7400:7400: 7400 is both of its ports"),
         (("--node-at", "0.0.0.0"), "nobody can reach a node at '0.0.0.0'"),
-        (("--node-at", "n1.lan:65535"), "from 1 to 65535"),
+        (
+            ("--node-at", "n1.lan:65535"),
+            "--node-at n1.lan:65535: its client port would be 65536: name one from 1 to 65535",
+        ),
+        (("--node-at", "n1.lan", "--port", "65535"), "--node-at n1.lan: its client port would be 65536"),
+        (("--node-at", "n1.lan:70000"), "--node-at n1.lan:70000: its port would be 70000"),
+        (("--node-at", "n1.lan:7400:0"), "--node-at n1.lan:7400:0: its client port would be 0"),
     ],
 )
 def test_init_refuses_places_that_are_none(cli: Cli, words: tuple[str, ...], said: str) -> None:
