@@ -181,6 +181,20 @@ def test_every_command_that_is_written_down_exists(line: str) -> None:
         assert not word.startswith("--") or word.split("=")[0] in known, f"{line}: there is no {word}"
 
 
+def test_the_commands_of_who_comes_and_goes_can_be_pasted_in_their_order() -> None:
+    """An invitation is made before it is used, and `join` holds its terminal: nothing follows it there."""
+    section = README.split("\n## Nodes come and go\n")[1].split("\n## ")[0]
+    made: set[str] = set()
+    for block in section.split("```\n")[1::2]:
+        words = [shlex.split(line, comments=True) for line in block.splitlines()]
+        for number, line in enumerate(words, start=1):
+            assert {word for word in line if word.endswith(".invite")} <= made, line
+            if line[1] == "invite":
+                made.add(f"net/{line[line.index('--name') + 1]}.invite")
+            assert line[1] != "join" or number == len(words), line
+    assert len(made) == 2
+
+
 def test_links_lead_somewhere() -> None:
     anchors = {
         re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"(?m)^#+ (.*)$", OPERATIONS)
