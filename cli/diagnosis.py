@@ -226,20 +226,25 @@ def _clock(node: Known, said: Health) -> list[Finding]:
 
 
 def _certificate(node: Known, said: Health, now_ms: int) -> list[Finding]:
+    """The one that it shows, and the one that lies in its directory."""
+    found = []
     left_ms = said.certificate_until_ms - now_ms
-    if left_ms > CERTIFICATE_MS:
-        return []
-    when = f"ends in {left_ms / _DAY_MS:.1f} days" if left_ms > 0 else f"ended {-left_ms / _DAY_MS:.1f} days ago"
-    return [
-        Finding(
-            "certificate",
-            node.name,
-            f"the certificate of {node.name} {when}; without one no other node and no client talks to it",
-            f"`hopchain certificate renew {node.name}` where ca.key is, then put node.crt into the node's directory: it "
-            "is taken up without a restart",
-            {"until_ms": said.certificate_until_ms, "days": round(left_ms / _DAY_MS, 1)},
+    numbers: Numbers = {"until_ms": said.certificate_until_ms, "days": round(left_ms / _DAY_MS, 1)}
+    renew = (
+        f"`hopchain certificate renew {node.name}` where ca.key is, then put node.crt into the node's directory: it "
+        "is taken up without a restart"
+    )
+    if left_ms <= CERTIFICATE_MS:
+        when = f"ends in {left_ms / _DAY_MS:.1f} days" if left_ms > 0 else f"ended {-left_ms / _DAY_MS:.1f} days ago"
+        what = f"the certificate of {node.name} {when}; without one no other node and no client talks to it"
+        found.append(Finding("certificate", node.name, what, renew, numbers))
+    if said.certificate_unusable:
+        what = (
+            f"node.crt in the directory of {node.name} cannot be used: it goes on with the one that it had, and does not start "
+            "again with this one; its log says what is wrong"
         )
-    ]
+        found.append(Finding("certificate_file", node.name, what, renew, numbers))
+    return found
 
 
 def _ca(ca_until_ms: int, now_ms: int) -> list[Finding]:

@@ -435,7 +435,8 @@ class Health(_Message, frozen=True, tag="health_is"):
     (0 otherwise). `active`: it may vote everywhere it has to; `syncing_regions`: how many regions it is not ACTIVE in yet
     (design R7); `regions_without_majority`: regions of the view of whose group it reaches no majority. `verified`: others
     have vouched for its disk (R12). Sizes are bytes, and `disk_total` is 0 when they are not known; `certificate_until_ms`:
-    when the certificate ends that it shows, which may not be the one in its directory.
+    when the certificate ends that it shows, which may not be the one in its directory; `certificate_unusable`: the one there
+    cannot be taken up, so that it would not start with it.
     """
 
     node: bytes
@@ -454,6 +455,7 @@ class Health(_Message, frozen=True, tag="health_is"):
     links: int
     peers: tuple[PeerHealth, ...]
     removed_in: int
+    certificate_unusable: bool = False
 
 
 ReplyBody = (

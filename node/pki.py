@@ -59,13 +59,15 @@ class NodeKey:
 @dataclass(slots=True)
 class NodeContexts:
     """The three ways in which a node uses TLS: `accept` and `dial` between members, `serve` for clients. `ca_pem`: the CA
-    that they trust; `until_ms`: when the certificate that they show ends, Unix milliseconds, whatever its file holds now."""
+    that they trust; `until_ms`: when the certificate that they show ends, Unix milliseconds, whatever its file holds now;
+    `outdated`: that file has another one, which cannot be used."""
 
     accept: ssl.SSLContext
     dial: ssl.SSLContext
     serve: ssl.SSLContext
     ca_pem: str = field(default="", repr=False)
     until_ms: int = 0
+    outdated: bool = False
 
 
 # --- secrets as files ----------------------------------------------------------------------------------------------

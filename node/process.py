@@ -128,6 +128,7 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
                     addresses=book.read(),
                     note_addresses=book.write,
                     certificate_until_ms=lambda: contexts.until_ms,
+                    certificate_unusable=lambda: contexts.outdated,
                     open_files=raise_limit(),
                 )
                 nursery.start_soon(_renew_certificates, contexts, directory, certificate_ns)
@@ -162,7 +163,9 @@ async def _renew_certificates(contexts: NodeContexts, directory: Path, loaded_ns
                 reload_contexts(contexts, directory)
                 log.info("node.crt was replaced: it is used from now on")
                 loaded_ns = written_ns
+            contexts.outdated = False
         except (LocalMisuse, OSError) as error:
+            contexts.outdated = True
             log.warning("node.crt was replaced, but cannot be used: %s", error)
             await trio.sleep(LOOK_AT_CERTIFICATE_S)
 

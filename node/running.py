@@ -66,7 +66,7 @@ MAX_LOOKUPS: Final = 16  # that wait at once; they only find addresses, so more 
 @dataclass(frozen=True, slots=True)
 class Ports:
     """Everything outside of it that a node touches. `boot`: 16 bytes, new at each start. `rng` is for what may be
-    guessed (jitter, message ids). `disk` and `certificate_until_ms` are for `hopchain doctor`. `remember` keeps what is durable
+    guessed (jitter, message ids). `disk`, `certificate_until_ms` and `certificate_unusable` are for `hopchain doctor`. `remember` keeps what is durable
     beside the database; `open_files` is how many this process may have; `addresses` are those that were given to `note_addresses` last, before this start. `long_reader` is for
     reads that take seconds, None: `reader`. Secrets: `contexts` and `network_key`."""
 
@@ -84,6 +84,7 @@ class Ports:
     addresses: Mapping[NodeId, tuple[str, int]] = field(default_factory=dict)
     note_addresses: Callable[[Mapping[NodeId, tuple[str, int]]], None] = lambda addresses: None
     certificate_until_ms: Callable[[], int] = lambda: 0
+    certificate_unusable: Callable[[], bool] = lambda: False
     open_files: int = NO_LIMIT
     long_reader: Database | None = None
 
@@ -164,6 +165,7 @@ class RunningNode:
             ports.disk,
             ports.certificate_until_ms,
             self._client_port_of,
+            ports.certificate_unusable,
         )
         self._serving.long_reader = ports.long_reader or ports.reader
         self._nursery: trio.Nursery | None = None

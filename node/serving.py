@@ -72,6 +72,7 @@ class Serving:
         disk: Callable[[], Disk] = lambda: Disk(0, 0, 0),
         certificate_until_ms: Callable[[], int] = lambda: 0,
         client_port_of: Callable[[NodeId], int] = lambda node: 0,
+        certificate_unusable: Callable[[], bool] = lambda: False,
     ) -> None:
         self._id = node_id
         self._genesis = genesis
@@ -85,6 +86,7 @@ class Serving:
         self._disk = disk
         self._certificate_until_ms = certificate_until_ms
         self._client_port_of = client_port_of
+        self._certificate_unusable = certificate_unusable
         self._started = clock().mono
         self._balances: dict[str, FoundBalance] = {}
         self._took: deque[float] = deque(maxlen=TIMED_READS)  # seconds, from the question to the answer
@@ -298,6 +300,7 @@ class Serving:
             links=core.replica.count,
             peers=tuple(self._peer_health(node, now) for node in sorted(known)),
             removed_in=removed_in,
+            certificate_unusable=self._certificate_unusable(),
         )
 
     def _peer_health(self, node: NodeId, now: Now) -> wire.PeerHealth:

@@ -171,6 +171,12 @@ def test_a_certificate_that_ends(left_ms: int, text: str) -> None:
     assert found(known(1, certificate_until_ms=NOW_MS + CERTIFICATE_MS + 1)) == []
 
 
+def test_a_certificate_in_the_directory_that_cannot_be_used() -> None:
+    finding = only(found(known(1, certificate_unusable=True)))
+    assert (finding.code, finding.node) == ("certificate_file", "node-1")
+    assert "hopchain certificate renew node-1" in finding.do and "does not start again" in finding.what
+
+
 def test_a_ca_that_ends() -> None:
     finding = only(found(ca_ms=NOW_MS + CA_MS))
     assert (finding.code, finding.node, finding.numbers["days"]) == ("ca", "", 365)

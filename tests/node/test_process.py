@@ -160,9 +160,13 @@ async def test_a_node_whose_certificate_is_spoiled_goes_on_and_tells_when_the_ol
             async with client_of(network) as client:
                 await wait_serving(client)
                 spoil(directory / "node.crt")
-                assert (await client.health()).certificate_until_ms == until_ms, "before it was noticed"
+                before = await client.health()
+                assert (before.certificate_until_ms, before.certificate_unusable) == (until_ms, False), (
+                    "not noticed yet"
+                )
                 await wait_logged(caplog, "cannot be used")
-                assert (await client.health()).certificate_until_ms == until_ms
+                after = await client.health()
+                assert (after.certificate_until_ms, after.certificate_unusable) == (until_ms, True)
                 signal.raise_signal(signal.SIGTERM)
 
 
@@ -187,6 +191,11 @@ async def test_a_node_tells_when_the_certificate_ends_that_it_has_taken_up(
                 path.write_bytes(make_node_certificate(ca, ca_key, public_key, NOW_MS, 30))
                 await wait_logged(caplog, "node.crt expired on 2023-12-14")
                 assert (await client.health()).certificate_until_ms == until_ms
+                assert (await client.health()).certificate_unusable
+                caplog.clear()
+                path.write_bytes(make_node_certificate(ca, ca_key, public_key, now_ms, 30))
+                await wait_logged(caplog, "it is used from now on")
+                assert not (await client.health()).certificate_unusable
                 signal.raise_signal(signal.SIGTERM)
 
 
