@@ -38,7 +38,7 @@ from node.condition import ConditionLog
 from node.config import NodeConfig
 from node.core import Core
 from node.database import Database
-from node.descriptors import NO_LIMIT, shares
+from node.descriptors import NO_LIMIT, Shares, shares
 from node.driver import Driver
 from node.hello import PROTOCOL_VERSION
 from node.hello import Hello as PeerHello
@@ -65,28 +65,25 @@ MAX_LOOKUPS: Final = 16  # that wait at once; they only find addresses, so more 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Everything outside of it that a node touches. `boot`: 16 bytes, new at each start. `rng` is for what may be
-    guessed (jitter, message ids). `disk`, `certificate_until_ms` and `certificate_unusable` are for `hopchain doctor`. `remember` keeps what is durable
-    beside the database; `open_files` is how many this process may have; `addresses` are those that were given to `note_addresses` last, before this start. `long_reader` is for
-    reads that take seconds, None: `reader`. Secrets: `contexts` and `network_key`."""
+    """Everything outside of it that a node touches."""
 
     clock: Callable[[], Now]
-    rng: random.Random
-    boot: bytes
-    contexts: NodeContexts
-    network_key: bytes
-    database: Database
+    rng: random.Random  # for what may be guessed: jitter, message ids
+    boot: bytes  # 16 bytes, new at each start
+    contexts: NodeContexts  # secret
+    network_key: bytes  # secret
+    database: Database  # what the driver writes to
     reader: Database
     tcp: Network
     datagrams: DatagramFactory
-    disk: Callable[[], Disk] = lambda: Disk(0, 0, 0)
-    remember: Callable[[Marker], None] = lambda marker: None
-    addresses: Mapping[NodeId, tuple[str, int]] = field(default_factory=dict)
+    long_reader: Database | None = None  # for reads that take seconds; None: `reader`
+    remember: Callable[[Marker], None] = lambda marker: None  # keeps what is durable beside the database
+    addresses: Mapping[NodeId, tuple[str, int]] = field(default_factory=dict)  # noted last, before this start
     note_addresses: Callable[[Mapping[NodeId, tuple[str, int]]], None] = lambda addresses: None
+    open_files: int = NO_LIMIT  # how many this process may have
+    disk: Callable[[], Disk] = lambda: Disk(0, 0, 0)  # this and what follows: for `hopchain doctor`
     certificate_until_ms: Callable[[], int] = lambda: 0
     certificate_unusable: Callable[[], bool] = lambda: False
-    open_files: int = NO_LIMIT
-    long_reader: Database | None = None
 
 
 class RunningNode:
@@ -112,19 +109,35 @@ class RunningNode:
             on_contacts=self._on_contacts,
             on_changed=lambda accounts: self._serving.forget(accounts),
         )
-        member = core.view.member(node_id)
-        incarnation = member.incarnation if member is not None else 1
-        limits = config.limits
-        share = shares(ports.open_files, limits.client_connections, MAX_HANDSHAKES)
-        if share.clients < limits.client_connections:
+        share = self._share()
+        self.mesh = self.driver.mesh = self._make_mesh(share)
+        self._clients = self._make_clients(share)
+        self._serving = self._make_serving(genesis)
+        self._nursery: trio.Nursery | None = None
+        self._dht: Dht | None = None
+        self._reads = 0  # that are on their way to a client
+        self._read_done = trio.lowlevel.ParkingLot()
+        self._beside: set[int] = set()  # numbers of the sessions of which a call is answered beside them
+
+    def _share(self) -> Shares:
+        """What of the open files is for whom; fewer clients than the config allows is told in the log."""
+        allowed, files = self._config.limits.client_connections, self._ports.open_files
+        share = shares(files, allowed, MAX_HANDSHAKES)
+        if share.clients < allowed:
             log.warning(
                 "this process may open %d files: it serves %d clients at once, not %d; raise the limit (ulimit -n, LimitNOFILE)",
-                ports.open_files,
+                files,
                 share.clients,
-                limits.client_connections,
+                allowed,
             )
-        hello = PeerHello(PROTOCOL_VERSION, genesis.network_id, node_id, incarnation, ports.boot, config.client_port)
-        self.mesh = PeerMesh(
+        return share
+
+    def _make_mesh(self, share: Shares) -> PeerMesh:
+        config, ports, core = self._config, self._ports, self.core
+        member = core.view.member(self.id)
+        incarnation = member.incarnation if member is not None else 1
+        hello = PeerHello(PROTOCOL_VERSION, self.network, self.id, incarnation, ports.boot, config.client_port)
+        return PeerMesh(
             MeshIdentity(hello, ports.contexts),
             members=self._whom,
             address_of=self._book.next,
@@ -137,42 +150,41 @@ class RunningNode:
             host=config.host,
             port=config.port,
             network=ports.tcp,
-            queue_bytes=limits.peer_queue_bytes,
+            queue_bytes=config.limits.peer_queue_bytes,
             max_handshakes=share.handshakes,
         )
-        self.driver.mesh = self.mesh
-        self._clients = ClientServer(
-            network_id=genesis.network_id,
-            node_id=node_id,
-            context=ports.contexts.serve,
+
+    def _make_clients(self, share: Shares) -> ClientServer:
+        return ClientServer(
+            network_id=self.network,
+            node_id=self.id,
+            context=self._ports.contexts.serve,
             handler=self._on_client_frame,
             on_close=self.driver.remove_session,
-            host=config.host,
-            port=config.client_port,
-            network=ports.tcp,
+            host=self._config.host,
+            port=self._config.client_port,
+            network=self._ports.tcp,
             max_sessions=share.clients,
             max_handshakes=share.handshakes,
-            queue_bytes=limits.client_queue_bytes,
+            queue_bytes=self._config.limits.client_queue_bytes,
         )
-        self._serving = Serving(
-            node_id,
+
+    def _make_serving(self, genesis: Genesis) -> Serving:
+        ports = self._ports
+        return Serving(
+            self.id,
             genesis,
-            core,
+            self.core,
             ports.reader,
-            self._book.now,
-            self._counters,
-            ports.clock,
-            ports.disk,
-            ports.certificate_until_ms,
-            self._client_port_of,
-            ports.certificate_unusable,
+            addresses=self._book.now,
+            counters=self._counters,
+            clock=ports.clock,
+            client_port_of=self._client_port_of,
+            disk=ports.disk,
+            certificate_until_ms=ports.certificate_until_ms,
+            certificate_unusable=ports.certificate_unusable,
+            long_reader=ports.long_reader,
         )
-        self._serving.long_reader = ports.long_reader or ports.reader
-        self._nursery: trio.Nursery | None = None
-        self._dht: Dht | None = None
-        self._reads = 0  # that are on their way to a client
-        self._read_done = trio.lowlevel.ParkingLot()
-        self._beside: set[int] = set()  # numbers of the sessions of which a call is answered beside them
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled, or until the error that ends the node. Starts when all ports are open."""

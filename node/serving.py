@@ -66,20 +66,22 @@ class Serving:
         genesis: Genesis,
         core: Core,
         reader: Database,
+        *,
         addresses: Mapping[NodeId, tuple[str, int]],
         counters: Callable[[], dict[str, int]],
         clock: Callable[[], Now],
+        client_port_of: Callable[[NodeId], int] = lambda node: 0,
         disk: Callable[[], Disk] = lambda: Disk(0, 0, 0),
         certificate_until_ms: Callable[[], int] = lambda: 0,
-        client_port_of: Callable[[NodeId], int] = lambda node: 0,
         certificate_unusable: Callable[[], bool] = lambda: False,
+        long_reader: Database | None = None,
     ) -> None:
         self._id = node_id
         self._genesis = genesis
         self._network = genesis.network_id
         self._core = core
         self._reader = reader
-        self.long_reader = reader  # for what takes seconds; others wait only for one another there
+        self._long_reader = long_reader or reader  # for what takes seconds; others wait only for one another there
         self._addresses = addresses
         self._counters = counters
         self._clock = clock
@@ -185,7 +187,7 @@ class Serving:
                 if self._digest is not None:
                     await trio.sleep_until(2 * self._digest[1] - self._digest[0])
                 began = trio.current_time()
-                state = await self.long_reader.run(state_digest)
+                state = await self._long_reader.run(state_digest)
                 self._digest = began, trio.current_time(), state
             return self._digest[2]
 

@@ -82,9 +82,9 @@ def serving(bank: Bank, core: Core, dht: FakeDht) -> Serving:
         GENESIS,
         core,
         InlineDatabase(bank.conn),
-        ADDRESSES,
-        lambda: {"clients.sessions": 3, "mesh.up": 1},
-        lambda: clock.pop(0) if len(clock) > 1 else clock[0],
+        addresses=ADDRESSES,
+        counters=lambda: {"clients.sessions": 3, "mesh.up": 1},
+        clock=lambda: clock.pop(0) if len(clock) > 1 else clock[0],
         client_port_of=lambda node: {PEER: 7401, STRANGER: 7501}.get(node, 0),
     )
     made.dht = dht
@@ -205,7 +205,7 @@ async def test_what_is_read_is_stale_unless_a_majority_of_the_members_can_be_rea
 
 async def test_what_a_guest_shows_is_stale_until_it_keeps_up_with_a_majority(serving: Serving, bank: Bank) -> None:
     guest = Core(STRANGER, GENESIS, VIEW, random.Random(1), Start([], 7, {}, {}), Now(0.0, 0))
-    served = Serving(STRANGER, GENESIS, guest, serving._reader, ADDRESSES, dict, lambda: NOW)
+    served = Serving(STRANGER, GENESIS, guest, serving._reader, addresses=ADDRESSES, counters=dict, clock=lambda: NOW)
 
     async def stale() -> bool:
         answer = await served.answer(wire.AskBalance("alice"))
@@ -292,8 +292,8 @@ async def test_health_of_a_guest_and_of_who_was_removed(serving: Serving, core: 
     start = Start([], 7, {}, {})
     guest = Core(STRANGER, GENESIS, VIEW, random.Random(1), start, Now(0.0, 0))
     served = Serving(
-        STRANGER, GENESIS, guest, InlineDatabase(memory_database()), ADDRESSES, dict, lambda: NOW,
-        lambda: Disk(1, 2, 3), lambda: 9,
+        STRANGER, GENESIS, guest, InlineDatabase(memory_database()), addresses=ADDRESSES, counters=dict, clock=lambda: NOW,
+        disk=lambda: Disk(1, 2, 3), certificate_until_ms=lambda: 9,
     )  # fmt: skip
     health = await served.answer(wire.AskHealth())
     assert isinstance(health, wire.Health)
@@ -488,7 +488,7 @@ async def test_digests_share_what_begins_after_they_were_asked_for_and_leave_a_p
 ) -> None:
     """While one runs no checkpoint reaches the end of the log: without a pause it would never begin anew."""
     slow = Slow(InlineDatabase(bank.conn))
-    serving.long_reader = cast(Any, slow)
+    serving._long_reader = cast(Any, slow)
     links: dict[str, int] = {}
 
     async def ask(name: str, at: float) -> None:
@@ -569,7 +569,13 @@ def test_a_question_that_can_be_answered_passes(question: wire.AskBalance) -> No
 async def test_the_status_says_how_long_balances_took(bank: Bank, core: Core) -> None:
     millisecond = count(1)
     served = Serving(
-        ME, GENESIS, core, InlineDatabase(bank.conn), ADDRESSES, dict, lambda: Now(next(millisecond) / 1000, 0)
+        ME,
+        GENESIS,
+        core,
+        InlineDatabase(bank.conn),
+        addresses=ADDRESSES,
+        counters=dict,
+        clock=lambda: Now(next(millisecond) / 1000, 0),
     )
     status = await served.answer(wire.AskStatus())
     assert isinstance(status, wire.Status) and "reads.balance_p99_us" not in status.counters
