@@ -7,7 +7,8 @@ answer counts once
 
 * all its parts, which are of one moment, are here: they are asked for one after the other, so that it comes whatever its size;
 * every link of its log is applied here: what it had decided is no vote any more;
-* for those regions in which the source itself was ACTIVE in the epoch before, or is in the new one.
+* for those keys for which the source itself was ACTIVE in the epoch before, or is in the new one;
+* but not for the key of a vote that does not follow from the chain here (ADR 33): about that slot it is as if it had said nothing.
 
 When answers of a majority of a region's old group count (or, for a node that comes late, of a majority of its new group that is
 ACTIVE already), the highest vote of each slot and the ACTIVE mark are written in
@@ -32,7 +33,7 @@ from node.pulling import Pulling
 from node.replica import Replica
 from node.turn import FinishSync, LinkDecoder, Self, Turn
 from routing.keyspace import NodeId, route_key
-from routing.regions import EMPTY, Ranges, Region, decode_ranges, encode_ranges, holds, merge, regions
+from routing.regions import EMPTY, Ranges, Region, decode_ranges, encode_ranges, holds, merge, regions, subtract
 from routing.view import View
 
 ASK_AGAIN_S: Final = 0.2
@@ -53,6 +54,7 @@ class _Answer(msgspec.Struct):
     active: Source
     parts: list[tuple[SyncVote, ...]] = msgspec.field(default_factory=list)  # the first ones
     came: bool = False  # a part, since the last look
+    doubted: Ranges = EMPTY  # the keys of its votes that do not follow from the chain here: for these it says nothing
 
     @property
     def complete(self) -> bool:
@@ -61,6 +63,11 @@ class _Answer(msgspec.Struct):
     @property
     def votes(self) -> tuple[SyncVote, ...]:
         return tuple(vote for part in self.parts for vote in part)
+
+    @property
+    def counts(self) -> Source:
+        """Where the answer counts: a vote that does not follow is one answer less for its own key, and for no other (ADR 33)."""
+        return Source(subtract(self.active.before, self.doubted), subtract(self.active.after, self.doubted))
 
 
 class _Told(msgspec.Struct):
@@ -84,10 +91,12 @@ class _Sync(msgspec.Struct):
 
     def lacks(self, node: NodeId) -> bool:
         """True when `node` has given no answer that counts in all the regions whose group it was in, once its log is here."""
-        source = self.sources.get(node)
-        return source is None or any(
-            (node in region.before and not includes(source.active.before, region))
-            or (node in region.after and not includes(source.active.after, region))
+        if node not in self.sources:
+            return True
+        counts = self.sources[node].counts
+        return any(
+            (node in region.before and not includes(counts.before, region))
+            or (node in region.after and not includes(counts.after, region))
             for region in self.regions
         )
 
@@ -226,7 +235,7 @@ class Syncing:
             check_vote_untrusted(vote.at, self._decoder.untrusted(vote.link), self._self.network)
         active = Source(decode_ranges(message.active), decode_ranges(message.active_now))
         known = sync.sources.get(peer)
-        unchanged = known is not None and (known.active, known.log_id) == (active, message.log_id)
+        unchanged = known is not None and (known.active, known.log_id, known.doubted) == (active, message.log_id, EMPTY)
         if unchanged and answer is None:  # the answer that is here waits for the shorter log
             sync.arriving.pop(peer, None)
             del sync.asked[peer]
@@ -246,7 +255,7 @@ class Syncing:
     def _counted(self, sync: _Sync, epoch: int) -> dict[NodeId, Source]:
         """The sources whose answers count now, and where they were ACTIVE."""
         counted = {
-            node: source.active
+            node: source.counts
             for node, source in sync.sources.items()
             if self._pulling.has_log(node, source.log_id, source.log)
         }
@@ -268,9 +277,9 @@ class Syncing:
             return
         counted = self._counted(sync, event.epoch)
         for node in sorted(counted.keys() & sync.sources.keys()):
-            links = (self._decoder.untrusted(vote.link) for vote in sync.sources[node].votes)
-            if not all(self._acceptor.follows(turn, node, link) for link in links):
-                del sync.sources[node], counted[node]  # as if it had not answered
+            source = sync.sources[node]
+            source.doubted = self._doubted(turn, node, source.votes)
+            counted[node] = source.counts
         done = tuple(part for region in sync.regions for part in synced_parts(region, counted))
         if not done:
             return
@@ -286,6 +295,15 @@ class Syncing:
         self._carry_on(turn, event.epoch)
         self._forget_old(self._self.view.epoch)
         self._note()
+
+    def _doubted(self, turn: Turn, node: NodeId, votes: tuple[SyncVote, ...]) -> Ranges:
+        """The keys of the votes that could not be applied here, if they were decided."""
+        keys = [
+            int.from_bytes(route_key(vote.at.slot))
+            for vote in votes
+            if not self._acceptor.follows(turn, node, self._decoder.untrusted(vote.link))
+        ]
+        return merge((key, key) for key in keys)
 
     def _merge(self, turn: Turn, region: Region, votes: tuple[SyncVote, ...]) -> None:
         for vote in votes:

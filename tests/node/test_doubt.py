@@ -1,17 +1,24 @@
 """A database that is damaged beneath its triggers makes links that follow from nothing: nobody votes for them, and no sound node stops."""
 
+import itertools
 import sqlite3
 
 import pytest
 
 from chain.errors import Corruption
-from chain.link import Outcome
+from chain.link import Entry, Outcome, Slot, build_link
 from chain.needs import Needs
-from hopchain.wire import Changed, Recorded
+from chain.request import decode_request_untrusted
+from chain.rows import VoteRow
+from chain.store import commit
+from hopchain.change import ChangeAction
+from hopchain.wire import Changed, Recorded, Unknown
 from node import acceptor
 from node.messages import Accept, Accepted
-from routing.keyspace import NodeId
-from tests.node.world import Node, World
+from routing.keyspace import NodeId, route_key
+from routing.regions import Region, regions
+from routing.view import member_of, with_member
+from tests.node.world import EPOCH_MS, Node, World
 
 RICHER = "UPDATE accounts SET balance = balance + 1048576 WHERE name = 'alice'"
 
@@ -158,6 +165,77 @@ def test_nobody_votes_for_a_link_that_pays_in_another_asset() -> None:
     world.run(6)
     assert not isinstance(call.answer, Recorded) and not world.stopped - {damaged}
     assert all("does not hold CZK" in world.core(node).acceptor.doubted[damaged] for node in sound)
+
+
+def with_vote(seed: int, *, changes: bool) -> tuple[World, NodeId, NodeId, str, str]:
+    """A world whose members are about to change, and of it: who holds a vote on the next link of an account that does not follow; a
+    node that is down and without which a group that changes needs the answer of the first; that account; and another one, whose next
+    slot has the group that changes. `changes`: so has the slot of the vote; else its group stays."""
+    world = World(7, 3, seed, first=6)
+    names = [f"account{i}" for i in range(20)]
+    world.open_funded(bob=0, **dict.fromkeys(names, 100))
+    world.run(5)
+    after = with_member(world.view, member_of(world.keys[world.guests[0]]), 1, world.view.ids[0])
+    changed = [region for region in regions(world.view, after) if region.before != region.after]
+
+    def region_of(name: str) -> Region | None:
+        key = int.from_bytes(route_key(world.watch.accounts[name].links[-1].hash))
+        return next((region for region in changed if region.first <= key <= region.last), None)
+
+    holder, down, account, other = next(
+        (holder, down, account, other)
+        for account, other in itertools.permutations(names, 2)
+        if (region := region_of(other)) and region_of(account) == (region if changes else None)
+        for holder, down in itertools.permutations(sorted(region.before), 2)
+        if holder in world.group(account) and (changes or down not in world.group(account))
+    )
+    world.crash(holder)
+    commit(world.nodes[holder].conn, [vote_for_more(world, account)])
+    world.start(holder)
+    world.run(5)
+    world.crash(down)
+    return world, holder, down, account, other
+
+
+def vote_for_more(world: World, account: str) -> VoteRow:
+    """A vote for a link with a balance that comes from nowhere, proposed by the account's owner."""
+    tip, owner = world.watch.accounts[account].links[-1], world.group(account)[0]
+    signed = world.pay_request(account, "bob", 5)
+    entry = Entry(signed, decode_request_untrusted(signed.raw), signed.request_id, Outcome.COMPLETED)
+    link = build_link(world.network, account, tip.height + 1, Slot(tip.hash), 999_999, 1, EPOCH_MS + 10**7, [entry], [])
+    return VoteRow(Slot(tip.hash), account, link.height, (1, 0, owner), (1, 0, owner), link.raw)
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_a_vote_that_does_not_follow_is_no_doubt_in_what_else_its_holder_says(seed: int) -> None:
+    """It lies where no group changes. So the change is done, though in one group that changes nobody but its holder can be asked."""
+    world, holder, down, account, other = with_vote(seed, changes=False)
+    at = next(node for node in world.view.ids if node not in (holder, down))
+    assert isinstance(world.add(at, world.guests[0]), Changed)
+    world.run(10)
+    assert any(world.core(node).counters["links_doubted"] for node in world.alive)
+    assert all(world.core(node).fully_active for node in world.alive)
+    for name in (other, account):
+        assert world.settle(at, world.pay_request(name, "bob", 1)).outcome is Outcome.COMPLETED
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_a_vote_that_does_not_follow_keeps_no_slot_waiting_but_its_own(seed: int) -> None:
+    """It lies in a region that changes, where one more of the group is down: all of it becomes ACTIVE but for that slot."""
+    world, holder, down, account, other = with_vote(seed, changes=True)
+    at = next(node for node in world.view.ids if node not in (holder, down))
+    world.change(at, ChangeAction.ADD, world.guests[0])
+    world.run(10)
+    assert world.settle(at, world.pay_request(other, "bob", 1)).outcome is Outcome.COMPLETED
+    assert isinstance(world.ask(at, world.pay_request(account, "bob", 1), 3), Unknown)
+    unsure = [world.core(node) for node in world.alive if not world.core(node).fully_active]
+    key = int.from_bytes(route_key(world.watch.accounts[account].links[-1].hash))
+    assert [(r.first, r.last) for core in unsure for r in core.syncing._syncs[2].regions] == [(key, key)] * len(unsure)
+    assert unsure
+    world.start(down)
+    world.run(10)
+    assert all(world.core(node).fully_active for node in world.alive)
+    assert world.settle(at, world.pay_request(account, "bob", 1)).outcome is Outcome.COMPLETED
 
 
 def test_nobody_votes_for_a_request_that_has_its_outcome() -> None:
