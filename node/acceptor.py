@@ -100,13 +100,20 @@ class Acceptor:
         return vote is not None and vote.accepted is not None
 
     def paying(self, account: str) -> dict[str, int]:
-        """sender -> height of its last undecided link, voted for here, that pays `account`."""
+        """sender -> height of its last undecided link that pays `account`, voted for here in a slot for which this node is ACTIVE.
+
+        What it voted for in a group that it has left nobody finishes from here: to wait for that could be for ever. It is not needed
+        either. When a link is decided, a majority of its slot's group has voted for it. A change that leaves the group as it is leaves
+        them ACTIVE (R7); after any other one, each member that is ACTIVE took the vote over from a majority of the group before, which
+        meets that one (R8). So in this epoch a majority of the slot's group knows it, or so much of one as is ACTIVE. Enough answers
+        meet every majority, and only who is ACTIVE wherever it is in a group answers (node.inquiry).
+        """
         pays = set(self._paying.get(account, ()))
         for entry in self._paying.get(MANY, ()):
             link = self._held[entry[2]].vote.value
             if link is not None and account in link.recipients:
                 pays.add(entry)
-        return {sender: height for height, sender, _ in sorted(pays)}
+        return {sender: height for height, sender, slot in sorted(pays) if self._self.is_active(route_key(slot))}
 
     # --- messages ---
 

@@ -8,7 +8,7 @@ A vote that is found is finished first. Used before `unknown_recipient`, `unknow
 nobody knows beforehand. A decided link has the votes of at least majority(group size) nodes, so every answer set of
 n - majority(group size) + 1 nodes meets each of them, and whoever is ACTIVE in a changed group knows all of its votes
 (design R8). Each answers with the senders it knows of, its undecided votes
-included, and with the account's own tip, for what that has confirmed is income no more; the asker fetches what it lacks
+where it is ACTIVE included (`Acceptor.paying` says why not others), and with the account's own tip, for what that has confirmed is income no more; the asker fetches what it lacks
 and waits for what is being decided. Used before `insufficient_funds` and `issuer_limit`, and by linearizable reads, so that
 **what a client could see anywhere, it can spend**.
 
