@@ -85,7 +85,7 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         "birth epoch ignored",
         "R3",
         "The owner skips phase 1 also in a slot that was born in an earlier epoch.",
-        ("node.acceptor:is_fast", "head.epoch == epoch and ", ""),
+        ("node.slots:is_fast", "head.epoch == epoch and ", ""),
         changing=True,
         scenario="counterexample-01",
     ),
@@ -140,7 +140,7 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         "fast path of a standby",
         "R3",
         "Any member of the group may propose at round 0.",
-        ("node.acceptor:is_fast", "group[0] == node", "node in group"),
+        ("node.slots:is_fast", "group[0] == node", "node in group"),
     ),
     mutant(
         "fast path despite a promise",

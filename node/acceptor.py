@@ -20,7 +20,7 @@ import msgspec
 from chain.errors import Corruption, RemoteFault
 from chain.link import HEADER_BYTES, Link, LinkHash, Slot, header_hash, opening_slot
 from chain.needs import Loaded, Needs
-from chain.request import NetworkId, RequestId
+from chain.request import RequestId
 from chain.rows import AccountHead, Credit, VoteRow
 from chain.rules import check_successor
 from node.due import Due
@@ -29,6 +29,7 @@ from node.identity import Identity
 from node.messages import Accept, Accepted, AskViews, DecidedHash, Message, Prepare, Promise, Refuse, SlotName
 from node.paxos import Ballot, Refusal, Vote, accept, check_ballot_untrusted, merge, prepare
 from node.replica import Replica
+from node.slots import birth_epoch, check_vote_untrusted, is_fast, next_slot
 from node.turn import FromPeer, LinkDecoder, Self, ServeSlot, Turn, handling_s
 from routing.keyspace import NodeId, route_key, short
 
@@ -201,17 +202,16 @@ class Acceptor:
             return False  # no answer: the proposer sends again
         at, ballot = message.at, message.ballot
         head = turn.loaded.heads.get(at.account)
-        height = head.height if head is not None else -1
-        if height >= at.height:
+        after = next_slot(self._self.network, at.account, head)
+        if after.height > at.height:
             turn.again.append(ServeSlot(peer, at))
             return False
-        if height < at.height - 1:
+        if after.height < at.height:
             self._replica.lacking.wait_for_parent(turn, peer, message)
             return False
-        tip = head.tip if head is not None else opening_slot(self._self.network, at.account)
-        if at.slot != tip:  # else two links of one height could have a vote here, and names votes without an end
+        if at.slot != after.slot:  # else two links of one height could have a vote here, and names votes without an end
             raise RemoteFault(
-                "malformed", f"slot {at.slot.hex()[:16]} is not the one after link {height} of {at.account}"
+                "malformed", f"slot {at.slot.hex()[:16]} is not the one after link {at.height - 1} of {at.account}"
             )
         group = self._self.view.group(route_key(at.slot))
         epoch = self._self.view.epoch
@@ -361,24 +361,6 @@ def _fault(
     return ""
 
 
-def check_vote_untrusted(at: SlotName, link: Link, network: NetworkId) -> None:
-    """`RemoteFault` unless `link` may be a value of this slot."""
-    if (link.network, link.prev_hash, link.account, link.height) != (network, at.slot, at.account, at.height):
-        raise RemoteFault("malformed", f"link {link.height} of {link.account} is proposed for the slot of another one")
-    if link.height == 0 and link.prev_hash != opening_slot(network, link.account):
-        raise RemoteFault("malformed", f"account {link.account} is not opened in slot {at.slot.hex()[:16]}")
-
-
-def birth_epoch(head: AccountHead | None) -> int:
-    """The epoch inside the link whose hash is the slot; an opening slot is born with the network."""
-    return head.epoch if head is not None else 1
-
-
-def is_fast(at: SlotName, node: NodeId, head: AccountHead | None, group: tuple[NodeId, ...], epoch: int) -> bool:
-    """R3: `node` may skip phase 1 in this slot: it owns it, in the slot's birth epoch, and it is no opening."""
-    return at.height > 0 and head is not None and head.epoch == epoch and group[0] == node
-
-
 def _ballot(columns: tuple[int, int, bytes]) -> tuple[int, int, NodeId]:
     epoch, round_, node = columns
     return epoch, round_, NodeId(node)
@@ -386,10 +368,3 @@ def _ballot(columns: tuple[int, int, bytes]) -> tuple[int, int, NodeId]:
 
 def _columns(ballot: Ballot) -> tuple[int, int, bytes]:
     return (ballot.epoch, ballot.round, ballot.node)
-
-
-def slot_of(head: AccountHead | None, account: str, opening: Slot) -> SlotName:
-    """The slot of an account's next link, given its head here and its opening slot."""
-    if head is None:
-        return SlotName(opening, account, 0)
-    return SlotName(LinkHash(head.tip), account, head.height + 1)

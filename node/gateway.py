@@ -17,20 +17,20 @@ from typing import Final
 import msgspec
 
 from chain.errors import RemoteFault
-from chain.link import Link, LinkHash, opening_slot
+from chain.link import Link, LinkHash
 from chain.needs import Needs
 from chain.reads import decode_stored
 from chain.request import ANY_TIP, MANY_POSTINGS, Kind, RequestId, SignedRequest, is_signed_by
 from chain.rows import AccountHead, OutcomeRow
 from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
-from node.acceptor import birth_epoch, slot_of
 from node.due import Due
-from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotResult, height_of
+from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotResult
 from node.messages import Declined, Forward, Item, Moved, NotOwner, SlotName
 from node.owner import Held, Owner, item_batches
 from node.peers import Peers
 from node.replica import Replica
+from node.slots import birth_epoch, height_of, next_slot
 from node.turn import Caller, ClientSubmit, LinkDecoder, RequestDecoder, RouteJobs, Self, Turn
 from routing.keyspace import NodeId, route_key, short
 
@@ -192,7 +192,7 @@ class Gateway:
         if full := self._inquiries.no_room(for_read=False):
             turn.answer(event.caller, NotStarted(request_id, "busy", full))
             return
-        at = slot_of(head, account, opening_slot(self._self.network, account))
+        at = next_slot(self._self.network, account, head)
 
         def done(turn: Turn, result: SlotResult) -> None:
             if result.taken:
@@ -253,7 +253,7 @@ class Gateway:
             return
         now = turn.now.mono
         head = turn.loaded.heads.get(event.account)
-        at = slot_of(head, event.account, opening_slot(self._self.network, event.account))
+        at = next_slot(self._self.network, event.account, head)
         due = [j for j in jobs.values() if j.sent_height == UNSENT or j.next_try <= now]
         if not due:
             return

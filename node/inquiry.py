@@ -24,13 +24,13 @@ import msgspec
 
 from chain.link import Link, Slot
 from chain.needs import Needs
-from chain.rows import AccountHead
 from node.acceptor import Acceptor
 from node.due import Due
 from node.identity import Identity
 from node.messages import AskIncome, AskSlot, IncomeAnswer, SlotAnswer, SlotName
 from node.peers import Peers
 from node.replica import Replica
+from node.slots import height_of
 from node.turn import LinkDecoder, Self, ServeSlot, Turn
 from routing.keyspace import NodeId, route_key
 from routing.view import majority
@@ -336,11 +336,6 @@ class Inquiries:
             self._due.by(min(slot.deadline, slot.again))
         for income in self._incomes.values():
             self._due.by(min(income.deadline, income.again))
-
-
-def height_of(head: AccountHead | None) -> int:
-    """The height of an account here, -1 when it has no link."""
-    return head.height if head is not None else -1
 
 
 def income_digest(senders: Iterable[tuple[str, int]]) -> bytes:

@@ -25,7 +25,7 @@ from typing import Final
 import msgspec
 
 from chain.errors import RemoteFault
-from chain.link import MAX_ENTRIES, Link, Slot, opening_slot
+from chain.link import MAX_ENTRIES, Link, Slot
 from chain.needs import Needs
 from chain.request import (
     ANY_TIP,
@@ -36,10 +36,10 @@ from chain.request import (
 )
 from chain.rows import AccountHead
 from chain.rules import Formed, Queued, form_link
-from node.acceptor import Acceptor, birth_epoch, check_vote_untrusted, is_fast, slot_of
+from node.acceptor import Acceptor
 from node.due import Due
 from node.identity import Identity
-from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotResult, height_of
+from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotResult
 from node.messages import (
     Accept,
     Accepted,
@@ -55,6 +55,7 @@ from node.messages import (
 from node.paxos import MAX_ROUND, Ballot, Proposer, Refusal, check_ballot_untrusted
 from node.peers import Peers
 from node.replica import Replica
+from node.slots import birth_epoch, check_vote_untrusted, height_of, is_fast, next_slot
 from node.turn import FormLink, LinkDecoder, RequestDecoder, Self, ServeSlot, Turn, handling_s
 from routing.keyspace import NodeId, route_key
 from routing.regions import Ranges
@@ -248,7 +249,7 @@ class Owner:
             turn.again.append(ServeSlot(peer, message.at, moved=True))
         if not open_:
             return
-        at = SlotName(head.slot, account, head.height + 1)
+        at = next_slot(self._self.network, account, head)
         to, is_owner = self._first_rank(turn, at)
         if to == self._self.id:
             self.enqueue(turn, account, open_)
@@ -338,7 +339,7 @@ class Owner:
             turn.again.append(event)
             return
         head = turn.loaded.heads.get(event.account)
-        at = slot_of(head, event.account, opening_slot(self._self.network, event.account))
+        at = next_slot(self._self.network, event.account, head)
         group = self._self.view.group(route_key(at.slot))
         if self._self.id not in group:
             self._hand_over(turn, work, at)
@@ -496,7 +497,7 @@ class Owner:
                     work.absent.add(name)
                 asked(turn)
 
-            at = SlotName(opening_slot(self._self.network, name), name, 0)
+            at = next_slot(self._self.network, name, None)
             self._inquiries.ask_slot(turn, at, birth_epoch(None), done, until=until)
 
         for name in names:

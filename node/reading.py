@@ -12,12 +12,12 @@ from typing import Final
 
 import msgspec
 
-from chain.link import Link, opening_slot
+from chain.link import Link
 from chain.needs import Needs
 from hopchain.wire import Unknown
-from node.acceptor import birth_epoch, slot_of
-from node.inquiry import Inquiries, SlotResult, height_of
+from node.inquiry import Inquiries, SlotResult
 from node.replica import Replica
+from node.slots import birth_epoch, height_of, next_slot
 from node.turn import ClientBalance, ClientGone, Read, Self, Turn
 from node.waits import Waits
 from routing.keyspace import NodeId
@@ -68,7 +68,7 @@ class Reading:
             turn.answer(event.caller, Unknown(b"", full))
             return
         head = turn.loaded.heads.get(account)
-        at = slot_of(head, account, opening_slot(self._self.network, account))
+        at = next_slot(self._self.network, account, head)
 
         def done(turn: Turn, result: SlotResult) -> None:
             if result.taken:

@@ -23,6 +23,7 @@ from node.familiar import Familiar
 from node.lacking import Key, Lacking
 from node.messages import Decided, DecidedHash, Links, Moved, SlotAnswer, SlotName, Want
 from node.peers import Peers
+from node.slots import height_of
 from node.turn import FromPeer, Learn, LinkDecoder, Self, ServeSlot, Turn
 from routing.broadcast import LEAF, targets
 from routing.keyspace import NodeId, route_key
@@ -79,7 +80,7 @@ class Replica:
     def learn_vote(self, turn: Turn, link: Link, by: NodeId) -> None:
         """`link`, which this node has voted for, is decided: `by` counted the votes."""
         head = turn.loaded.heads.get(link.account)
-        if self._missing(turn, link, head.height if head is not None else -1):
+        if self._missing(turn, link, height_of(head)):
             turn.again.append(Learn(link, by))  # a vote that phase 1 found, say: its rows are not of this turn
         else:
             self.learn(turn, link, by, by)
@@ -142,7 +143,7 @@ class Replica:
         self._check_network(link)
         loaded = turn.loaded
         head = loaded.heads.get(link.account)
-        height = head.height if head is not None else -1
+        height = height_of(head)
         if link.height <= height:
             self._check_same(link.account, link.height, loaded.links_at.get((link.account, link.height)), link.hash)
             return False

@@ -9,7 +9,7 @@ from netsim.draw import draw_plan
 from netsim.mutant import Edit, Mutant
 from netsim.mutants import BY_NAME, MAX_SEEDS, MUTANTS, find, load_caught, render_page, run_again, switched_off
 from netsim.run import run_plan
-from node import acceptor, owner, paxos
+from node import acceptor, owner, paxos, slots
 
 CAUGHT = load_caught()
 SEEDS = sorted({caught.seed for caught in CAUGHT.values() if caught.seed is not None})
@@ -68,23 +68,23 @@ def test_a_rule_is_on_again_afterwards_also_where_it_was_imported() -> None:
 
 def test_two_edits_of_one_function_add_up() -> None:
     edits = (
-        Edit("node.acceptor:birth_epoch", "head.epoch", "head.epoch + 10"),
-        Edit("node.acceptor:birth_epoch", "else 1", "else 5"),
+        Edit("node.slots:birth_epoch", "head.epoch", "head.epoch + 10"),
+        Edit("node.slots:birth_epoch", "else 1", "else 5"),
     )
     with switched_off(Mutant("two", "none", "", edits)):
-        assert acceptor.birth_epoch(None) == 5
-    assert acceptor.birth_epoch(None) == 1
+        assert slots.birth_epoch(None) == 5
+    assert slots.birth_epoch(None) == 1
 
 
 def test_a_mutant_that_no_longer_fits_says_so_and_leaves_nothing_behind() -> None:
-    before = acceptor.birth_epoch
+    before = slots.birth_epoch
     edits = (
-        Edit("node.acceptor:birth_epoch", "else 1", "else 5"),
-        Edit("node.acceptor:birth_epoch", "no such text", ""),
+        Edit("node.slots:birth_epoch", "else 1", "else 5"),
+        Edit("node.slots:birth_epoch", "no such text", ""),
     )
     with (
         pytest.raises(AssertionError, match="does not hold 'no such text' once"),
         switched_off(Mutant("x", "", "", edits)),
     ):
         pass
-    assert acceptor.birth_epoch is before
+    assert slots.birth_epoch is before

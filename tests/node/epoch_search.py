@@ -24,10 +24,10 @@ import msgspec
 from chain.link import LinkHash, Slot
 from chain.rows import AccountHead
 from node import paxos
-from node.acceptor import is_fast
 from node.epochs import Admission, Source, admit, carried_over, first_active, is_synced, sources_of, to_sync
 from node.messages import SlotName
 from node.paxos import Ballot, Proposer, Refusal, Vote
+from node.slots import is_fast
 from node.syncing import KEPT_EPOCHS
 from routing.keyspace import ID_BYTES, NodeId, route_key
 from routing.regions import EMPTY, RING, Ranges, Region, regions

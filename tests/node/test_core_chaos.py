@@ -161,7 +161,7 @@ MUTANTS: dict[str, Mutant] = {
         BROKEN,
         Edit("node.owner:Owner._start_ballot", "vote is None and work.lowest_round == 1 and is_fast", "is_fast"),
     ),
-    "fast path of a standby": Mutant("I1|I4", BROKEN, Edit("node.acceptor:is_fast", "group[0] == node", "node in group")),
+    "fast path of a standby": Mutant("I1|I4", BROKEN, Edit("node.slots:is_fast", "group[0] == node", "node in group")),
     "decided without a majority": Mutant(
         "I9", BROKEN, Edit("node.paxos:Proposer.decided", "majority(len(self.group))", "majority(len(self.group)) - 1")
     ),
