@@ -87,6 +87,10 @@ These cannot be caught by tier 1, or were not, and are not in the table:
 a vote takes phase 1 anyway; the rule is a second net |
 | R8, a vote is taken over also where the link before it is not here | not seen in 2,000 seeds: the members must change within \
 the second in which a node that a crash left so learns the link again. `tests/node/test_syncing.py` makes it |
+| ADR 33, a vote that does not follow counts against its source for its own slot only | it takes a disk that lies. \
+`tests/node/test_doubt.py` makes it |
+| votes in groups that a node has left are not told as income | it costs answers only while other nodes are down, too, when `unknown` \
+is no fault; in the end of a run all are up. `tests/node/test_income.py` makes it |
 | R10, a vote or promise counts for its own ballot only | not seen in 400 seeds: a late answer to a proposer's earlier ballot must arrive \
 in a later one, between its start and its majority. `tests/node/test_paxos.py` searches all schedules and shows both |
 | R13, one of two holders drops a request | not seen in 400 seeds: an inquiry must fail for three seconds at one holder while the other \
