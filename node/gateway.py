@@ -27,8 +27,9 @@ from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unkno
 from node.due import Due
 from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotResult
 from node.messages import Declined, Forward, Item, Moved, NotOwner, SlotName
-from node.owner import Held, Owner, item_batches
+from node.owner import Owner
 from node.peers import Peers
+from node.queue import Held, item_batches
 from node.replica import Replica
 from node.slots import birth_epoch, height_of, next_slot
 from node.turn import Caller, ClientSubmit, LinkDecoder, RequestDecoder, RouteJobs, Self, Turn

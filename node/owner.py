@@ -25,21 +25,16 @@ from typing import Final
 import msgspec
 
 from chain.errors import RemoteFault
-from chain.link import MAX_ENTRIES, Link, Slot
+from chain.link import Link, Slot
 from chain.needs import Needs
-from chain.request import (
-    ANY_TIP,
-    MAX_POSTINGS,
-    MAX_REQUEST_BYTES,
-    Kind,
-    RequestId,
-)
+from chain.request import ANY_TIP, Kind, RequestId
 from chain.rows import AccountHead
 from chain.rules import Formed, Queued, form_link
 from node.acceptor import Acceptor
+from node.asking import Asked, ask
 from node.due import Due
 from node.identity import Identity
-from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotResult
+from node.inquiry import Inquiries
 from node.messages import (
     Accept,
     Accepted,
@@ -54,6 +49,7 @@ from node.messages import (
 )
 from node.paxos import MAX_ROUND, Ballot, Proposer, Refusal, check_ballot_untrusted
 from node.peers import Peers
+from node.queue import NO_GATEWAY, Held, LookedUp, item_batches
 from node.replica import Replica
 from node.slots import birth_epoch, check_vote_untrusted, height_of, is_fast, next_slot
 from node.turn import FormLink, LinkDecoder, RequestDecoder, Self, ServeSlot, Turn, handling_s
@@ -65,7 +61,6 @@ MAX_QUEUED: Final = 200_000  # of all accounts
 MAX_CHASED: Final = 20_000  # requests that came too late lately; forgetting one costs a message
 MAX_QUEUE_BYTES: Final = 32 * 1024 * 1024  # of the requests of one account: thirty full links
 MAX_QUEUED_BYTES: Final = 512 * 1024 * 1024  # of the requests of all accounts; decoded they take twice that
-MAX_NAMES_ASKED: Final = 64  # at once; a request that pays thousands of unknown names waits a round trip for each lot
 TAKEOVER_RTTS: Final = 3
 MAX_TAKEOVER_RTT_S: Final = 1.0  # what was measured while the network was clogged holds nobody up after it
 RESEND_RTTS: Final = 4  # silence for longer than this sends the same ballot again
@@ -73,16 +68,6 @@ BACKOFF_S: Final = 0.02
 LOOK_AGAIN_S: Final = 0.5  # at what may not be decided here yet; what changes that is seen at once
 MAX_BACKOFF_S: Final = 2.0
 VOTES_S: Final = 1.0  # who voted so lately votes on what it was asked now, too
-NO_GATEWAY: Final = NodeId(b"")
-
-
-class Held(msgspec.Struct, frozen=True, gc=False):
-    """A request in a queue: since when (monotonic seconds), and the node that answers its client (NO_GATEWAY for a
-    copy: its client must not be told that it was dropped, for another node holds it too, design R13)."""
-
-    queued: Queued
-    gateway: NodeId
-    since: float
 
 
 class Work(msgspec.Struct):
@@ -98,34 +83,19 @@ class Work(msgspec.Struct):
     attempt: int = 0  # resends in this phase of a ballot
     refusals: int = 0  # ballots that were refused in this slot; between them it waits
     lowest_round: int = 1
-    asked_at: float | None = None  # when facts were asked for; requests since then wait for the next link
-    asking: int = 0  # inquiries that are under way
-    asked_names: set[str] = msgspec.field(default_factory=set)
-    asked_income: bool = False
-    absent: set[str] = msgspec.field(default_factory=set)
-    income_complete: bool = False
+    asked: Asked | None = None  # facts for the next link
     put_off: bool = False  # it may not be decided here yet
     barred: tuple[SlotName, int] | None = None  # the slot, with its birth epoch, where that was so
 
+    @property
+    def asking(self) -> bool:
+        """It waits for facts."""
+        return self.asked is not None and self.asked.under_way > 0
 
-class LookedUp(msgspec.Struct):
-    """The requests of one account whose rows this turn has loaded: as many as one link can hold."""
-
-    ids: set[RequestId] = msgspec.field(default_factory=set)
-    bytes: int = 0
-    postings: int = 0
-
-    def add(self, queued: Queued) -> bool:
-        """False when there is no more room."""
-        if queued.request_id in self.ids:
-            return True
-        self.bytes += len(queued.signed.raw)
-        self.postings += len(queued.request.postings)
-        full = len(self.ids) >= MAX_ENTRIES or self.bytes > MAX_REQUEST_BYTES or self.postings > MAX_POSTINGS
-        if self.ids and full:
-            return False
-        self.ids.add(queued.request_id)
-        return True
+    @property
+    def idle(self) -> bool:
+        """Nothing is being decided or asked for, and no ballot waits for its next try."""
+        return self.proposer is None and not self.asking and self.refusals == 0
 
 
 class Owner:
@@ -177,7 +147,7 @@ class Owner:
         """What forms the link in `slot` with these requests, when this node makes it and nothing is being decided there. `few`: only
         if that is not much."""
         work = self._works.get(account)
-        idle = work is None or (work.proposer is None and not work.asking and work.refusals == 0 and not work.put_off)
+        idle = work is None or (work.idle and not work.put_off)
         if idle and self._self.id == self._self.view.group(route_key(slot))[0]:
             waiting: list[Queued] = []
             if work is not None and account not in self._looked_up:  # once in a turn, however many requests it brings
@@ -279,7 +249,7 @@ class Owner:
                 continue
             self._put_in(work, item)
         self._decline(turn, account, declined, "busy", f"{self.queued} requests wait here; send it again in a while")
-        if work.proposer is None and not work.asking and work.refusals == 0 and wait_s == 0.0:
+        if work.idle and wait_s == 0.0:
             self._wake(work, turn.now.mono)
             turn.again.append(FormLink(account))
 
@@ -430,10 +400,11 @@ class Owner:
         forming = loaded.forming[work.account]
         loaded.postings.update((i.posting.hash, i.posting) for i in forming.incoming)
         looked_up = self._looked_up[work.account].ids
+        asked = work.asked
         queue = [
             held.queued
             for request_id, held in work.queue.items()
-            if request_id in looked_up and (work.asked_at is None or held.since <= work.asked_at)
+            if request_id in looked_up and (asked is None or held.since <= asked.since)
         ]
         formed = form_link(
             self._self.network,
@@ -443,8 +414,8 @@ class Owner:
             {request_id for account, request_id in loaded.outcomes if account == work.account},
             epoch=self._self.view.epoch,
             now_ms=turn.now.unix_ms,
-            absent=work.absent if work.asked_at is not None else (),
-            income_complete=work.income_complete and work.asked_at is not None,
+            absent=asked.absent if asked is not None else (),
+            income_complete=asked is not None and asked.complete,
             issuer_limit=self._issuer_limit(forming.head),
         )
         if formed.unjudged and self._ask(turn, work, formed):
@@ -456,55 +427,22 @@ class Owner:
             self._propose(turn, work, formed.link)
         else:
             self._end_ballot(work)
-            work.asked_at = None
+            work.asked = None
             if work.queue:
                 turn.again.append(FormLink(work.account))
             else:
                 self._remove(work)
 
     def _ask(self, turn: Turn, work: Work, formed: Formed) -> bool:
-        """Ask the network for the facts without which requests cannot be judged; then form again. One answer may lead
-        to the next question: money is needed only once a recipient is found. There is one time for all of them, which the
-        gateway waits out before it hands the requests to somebody else (`HOLDER_S`). False when it is over, or all was asked."""
-        if work.asked_at is None:
-            work.asked_at = turn.now.mono
-            work.asked_names.clear()
-            work.absent.clear()
-            work.asked_income = work.income_complete = False
-        names = sorted(formed.ask_recipients - work.asked_names)[:MAX_NAMES_ASKED]
-        ask_income = formed.ask_income and not work.asked_income
-        until = work.asked_at + ASK_DEADLINE_S
-        if turn.now.mono >= until or (not names and not ask_income):
-            return False
-        work.asked_names.update(names)
-        work.asked_income = work.asked_income or ask_income
-        work.asking = len(names) + int(ask_income)
-        account = work.account
+        """Ask the network for the facts that `formed` lacks; then form again. False when there is nothing to wait for."""
+        asked = work.asked = work.asked or Asked(turn.now.mono)
 
-        def asked(turn: Turn) -> None:
-            work.asking -= 1
+        def on_end(turn: Turn) -> None:
             self._due.by(work.wake_at)
-            if not work.asking and self._works.get(account) is work:
-                turn.again.append(FormLink(account))
+            if work.asked is asked and self._works.get(work.account) is work:
+                turn.again.append(FormLink(work.account))
 
-        def on_income(turn: Turn, complete: bool) -> None:
-            work.income_complete = complete
-            asked(turn)
-
-        def on_slot(name: str) -> None:
-            def done(turn: Turn, result: SlotResult) -> None:
-                if result.known and not result.taken:
-                    work.absent.add(name)
-                asked(turn)
-
-            at = next_slot(self._self.network, name, None)
-            self._inquiries.ask_slot(turn, at, birth_epoch(None), done, until=until)
-
-        for name in names:
-            on_slot(name)
-        if ask_income:
-            self._inquiries.ask_income(turn, account, on_income, until=until)
-        return True
+        return ask(turn, asked, formed, work.account, self._self.network, self._inquiries, on_end)
 
     def _issuer_limit(self, head: AccountHead | None) -> int:
         return self._self.genesis.issuer_limit(head.asset) if head is not None else 0
@@ -627,7 +565,7 @@ class Owner:
         for request_id, _ in link.outcomes():
             self._pull_out(work, request_id)
         work.refusals, work.lowest_round, work.finish = 0, 1, False
-        work.asked_at = work.barred = None
+        work.asked = work.barred = None
         if not work.queue:
             self._remove(work)
             return
@@ -748,17 +686,3 @@ def _copies(items: tuple[Item, ...]) -> tuple[Item, ...]:
 
 def _rank(group: tuple[NodeId, ...], node: NodeId) -> int:
     return group.index(node) if node in group else len(group)
-
-
-def item_batches(items: tuple[Item, ...]) -> Iterable[tuple[Item, ...]]:
-    """Requests in messages of at most about 1 MiB, at least one request each."""
-    batch: list[Item] = []
-    size = 0
-    for item in items:
-        if batch and size + len(item.raw) > 1024 * 1024:
-            yield tuple(batch)
-            batch, size = [], 0
-        batch.append(item)
-        size += len(item.raw) + 128
-    if batch:
-        yield tuple(batch)

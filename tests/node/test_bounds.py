@@ -7,7 +7,7 @@ import pytest
 from chain.link import Outcome
 from chain.request import MAX_REQUEST_BYTES, Posting
 from hopchain.wire import NotStarted, Recorded
-from node import inquiry, lacking, owner
+from node import asking, inquiry, lacking, owner
 from node.messages import (
     Accept,
     AskIncome,
@@ -22,8 +22,8 @@ from node.messages import (
     SlotName,
     Want,
 )
-from node.owner import NO_GATEWAY, LookedUp, item_batches
 from node.paxos import Ballot
+from node.queue import NO_GATEWAY, LookedUp, item_batches
 from node.replica import batches
 from node.turn import FromPeer
 from routing.keyspace import NodeId
@@ -159,7 +159,7 @@ def pay_many(world: World, names: list[str]) -> tuple[Outcome, list[list[str]]]:
 
 def test_a_payment_to_many_unknown_names_asks_for_a_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the next ones when the answers are here; all of them are asked for in the end."""
-    monkeypatch.setattr(owner, "MAX_NAMES_ASKED", 2)
+    monkeypatch.setattr(asking, "MAX_NAMES_ASKED", 2)
     world = World(3, 3, 1)
     world.open_funded(alice=100)
     maker, other, _ = world.group("alice")
@@ -174,7 +174,7 @@ def test_a_payment_to_many_unknown_names_asks_for_a_few_at_once(monkeypatch: pyt
 
 def test_the_first_name_that_nobody_has_ends_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are: all of them could not be asked for in time."""
-    monkeypatch.setattr(owner, "MAX_NAMES_ASKED", 2)
+    monkeypatch.setattr(asking, "MAX_NAMES_ASKED", 2)
     world = World(3, 3, 1)
     world.open_funded(alice=100)
     names = [f"nobody-{number}" for number in range(5)]
@@ -183,7 +183,7 @@ def test_the_first_name_that_nobody_has_ends_the_questions(monkeypatch: pytest.M
 
 def test_however_many_names_are_asked_for_there_is_one_time_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gateway waits a little longer than that, and then hands the request to a second node: nobody could say `not_started` any more."""
-    monkeypatch.setattr(owner, "MAX_NAMES_ASKED", 2)
+    monkeypatch.setattr(asking, "MAX_NAMES_ASKED", 2)
     world = World(3, 3, 1)
     world.open_funded(alice=100)
     maker = world.group("alice")[0]

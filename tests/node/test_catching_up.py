@@ -25,8 +25,8 @@ from node.messages import (
     SlotName,
     Want,
 )
-from node.owner import NO_GATEWAY
 from node.paxos import Ballot
+from node.queue import NO_GATEWAY
 from node.turn import FromPeer, Learn, Now
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId

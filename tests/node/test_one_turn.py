@@ -15,7 +15,8 @@ from chain.rows import Applied, VoteRow
 from chain.rules import Queued
 from hopchain.wire import Recorded, Refused, Submit
 from node.messages import Accepted, Forward, Offer, Pull
-from node.owner import NO_GATEWAY, Held, LookedUp, Work
+from node.owner import Work
+from node.queue import NO_GATEWAY, Held, LookedUp
 from node.turn import Caller, ClientSubmit, Effects, FromPeer, Stage
 from routing.keyspace import NodeId
 from tests.node.test_same_turn import payment

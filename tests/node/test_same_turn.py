@@ -28,8 +28,8 @@ from node.messages import (
     SlotName,
     Want,
 )
-from node.owner import LookedUp
 from node.paxos import Ballot
+from node.queue import LookedUp
 from node.turn import DECODED_REQUEST_BYTES, OBJECT_BYTES, FormLink, FromPeer, LinkDecoder, RequestDecoder
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId
