@@ -21,7 +21,7 @@ _MEMBERS: Final = "node.membership:Membership."
 _ANSWER_EARLY = (
     "proposer.propose(link)\n    turn.loaded.outcomes.update(((link.account, i), __import__('chain.rows', fromlist=['OutcomeRow']).OutcomeRow(i, link.account, o, link.hash, "
     "link.height, link.balance, link.time_ms)) for i, o in link.outcomes())\n    next(h for h in self._replica.hooks "
-    "if h.__qualname__ == 'Gateway._on_applied')(turn, link, self._self.id)"
+    "if h.__qualname__ == 'Gateway.on_applied')(turn, link, self._self.id)"
 )
 
 ANSWERING: Final[tuple[Mutant, ...]] = (
@@ -371,7 +371,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "stuck vote is nobody's",
         "progress",
         "Nobody finishes a vote whose proposer is gone.",
-        (_ACCEPTOR + "tick", "self._finish(turn, held.at)", "pass"),
+        (_ACCEPTOR + "tick", "self.finish(turn, held.at)", "pass"),
     ),
     mutant(
         "no pull",

@@ -49,7 +49,7 @@ class _Held(msgspec.Struct):
 
 
 class Acceptor:
-    """The votes of this node. `finish(turn, at)` starts a takeover of a slot whose vote is stuck."""
+    """The votes of this node."""
 
     def __init__(
         self,
@@ -57,13 +57,12 @@ class Acceptor:
         decoder: LinkDecoder,
         identity: Identity,
         replica: Replica,
-        finish: Callable[[Turn, SlotName], None],
     ) -> None:
         self._self = self_
         self._decoder = decoder
         self._identity = identity
         self._replica = replica
-        self._finish = finish
+        self.finish: Callable[[Turn, SlotName], None] = _nobody  # takes over a slot whose vote is stuck
         self._held: dict[Slot, _Held] = {}
         self._due = Due()
         self.doubted: dict[NodeId, str] = {}  # who proposed a link that does not follow from the chain here -> why not
@@ -289,14 +288,14 @@ class Acceptor:
         """R8: keep the vote of another node when it is higher than the one here."""
         self._keep(turn, at, merge(self.vote(Slot(at.slot)), ballot, link))
 
-    def on_view(self, now: float) -> None:
+    def on_view(self, turn: Turn) -> None:
         """Another view is installed: other ranks, other nodes that finish what is stuck, and others that lag."""
         self._views_sent.clear()
         for slot, held in self._held.items():
-            held.stuck_at = now + self._wait(slot, held.vote)
+            held.stuck_at = turn.now.mono + self._wait(slot, held.vote)
             self._due.by(held.stuck_at)
 
-    def forget(self, link: Link) -> None:
+    def on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
         """The slot of `link` is decided: the chain answers for it from now on."""
         self._drop(link.prev_hash)
 
@@ -325,7 +324,7 @@ class Acceptor:
             if held.vote.accepted is not None and held.stuck_at <= now:
                 held.stuck_at = now + STUCK_S * (1 + self._self.rng.random()) + _patience(held.vote)
                 if self._self.is_active(route_key(held.at.slot)):
-                    self._finish(turn, held.at)
+                    self.finish(turn, held.at)
             if held.vote.accepted is not None:
                 self._due.by(held.stuck_at)
 
@@ -364,6 +363,10 @@ def _fault(
 def _ballot(columns: tuple[int, int, bytes]) -> tuple[int, int, NodeId]:
     epoch, round_, node = columns
     return epoch, round_, NodeId(node)
+
+
+def _nobody(turn: Turn, at: SlotName) -> None:
+    """What is stuck stays so: nobody is there yet who takes over."""
 
 
 def _columns(ballot: Ballot) -> tuple[int, int, bytes]:

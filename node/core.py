@@ -53,7 +53,6 @@ from node.messages import (
     Pull,
     Refuse,
     SlotAnswer,
-    SlotName,
     SyncPart,
     Twice,
     ViewAccept,
@@ -97,6 +96,10 @@ from routing.keyspace import NodeId
 from routing.regions import EMPTY, Ranges
 from routing.view import View
 
+_Row = tuple[
+    Callable[[Any, Needs], None], Callable[[Turn, NodeId, Any], None]
+]  # of a message: what it needs, what handles it
+
 
 class Start(msgspec.Struct, frozen=True):
     """What a core starts from: read from the database once, when the node starts."""
@@ -139,9 +142,7 @@ class Core:
         self.peers = Peers(self._self, self.identity, now.mono)
         self.replica = Replica(self._self, self._decoder, self.peers, start.links)
         self.pulling = Pulling(self._self, self._decoder, self.peers, self.replica, start.cursors)
-        self.acceptor = Acceptor(self._self, self._decoder, self.identity, self.replica, self._finish)
-        self.replica.hooks.append(lambda turn, link, by: self.acceptor.forget(link))
-        self.pulling.voted = self.acceptor.values
+        self.acceptor = Acceptor(self._self, self._decoder, self.identity, self.replica)
         self.syncing = Syncing(
             self._self,
             self._decoder,
@@ -165,17 +166,30 @@ class Core:
             self._self, self._decoder, requests, self.peers, self.owner, self.replica, self.inquiries
         )
         self.reading = Reading(self._self, self.inquiries, self.replica)
+        self._wire()
         self.acceptor.restore(start.votes, now.mono)
-        self.membership.hooks += [
-            lambda turn: self.acceptor.on_view(turn.now.mono),
-            self.owner.on_view,
-            self.inquiries.on_view,
-        ]
         self._again: list[Event] = []
         self._heads: set[str] = set()  # the accounts that this turn has looked at
         self._events: list[Event] = []
         self._contacts_of: tuple[int, bool, int] | None = None
         self._messages = self._table()
+
+    def _wire(self) -> None:
+        """What parts are told by those that were made before them, in the order in which they are."""
+        self.replica.hooks += [  # a decided link is applied:
+            self.acceptor.on_applied,  # its slot has no vote any more, before anybody asks for one
+            self.inquiries.on_applied,  # a slot has a successor, income is here: what waits for that goes on
+            self.owner.on_applied,  # the queue follows the tail
+            self.gateway.on_applied,  # clients have their answers; other requests are handed over anew
+            self.reading.on_applied,  # reads from a height on
+        ]
+        self.membership.hooks += [  # a view is installed, and what is ACTIVE in it is known:
+            self.acceptor.on_view,  # other ranks finish what is stuck
+            self.owner.on_view,  # ballots are over, queues go to others
+            self.inquiries.on_view,  # majorities are counted anew
+        ]
+        self.acceptor.finish = self.owner.finish  # a vote that is stuck is a slot to take over
+        self.pulling.voted = self.acceptor.values  # a link that this node voted for need not be sent to it
 
     def introduce(self, boot: bytes, *, seeds: bool) -> None:
         """Before the first turn, from the process: its `boot`, and whether it was given `seeds` to dial."""
@@ -204,9 +218,6 @@ class Core:
         if self.view.ids == (self._self.id,) and not self.identity.verified:  # there may be later views
             return False
         return not self.membership.removed_in and self.peers.keeps_up(now, self.replica.count)
-
-    def _finish(self, turn: Turn, at: SlotName) -> None:
-        self.owner.finish(turn, at)
 
     # --- one turn ---
 
@@ -378,7 +389,7 @@ class Core:
             case _:
                 assert_never(event)
 
-    def _table(self) -> dict[type[Any], tuple[Callable[[Any, Needs], None], Callable[[Turn, NodeId, Any], None]]]:
+    def _table(self) -> dict[type[Any], _Row]:
         """For each message: what it needs, and what handles it."""
         a, i, o, r, g, p = self.acceptor, self.inquiries, self.owner, self.replica, self.gateway, self.peers
         logs, v = self.pulling, self.membership
@@ -390,7 +401,7 @@ class Core:
             r.on_links(turn, peer, message)
             logs.on_links(turn, peer, message)
 
-        table: dict[type[Any], tuple[Callable[[Any, Needs], None], Callable[[Turn, NodeId, Any], None]]] = {
+        table: dict[type[Any], _Row] = {
             Prepare: (a.needs_prepare, a.on_prepare),
             Accept: (a.needs_accept, a.on_accept),
             Promise: (o.needs_promise, o.on_promise),

@@ -85,7 +85,6 @@ class Gateway:
         self._doubtful: dict[RequestId, None] = {}  # some node may still hold them: never NotStarted
         self._due = Due()
         self._signed: dict[tuple[RequestId, bytes, bytes], bool] = {}  # (id, signature, key) as checked in this turn
-        replica.hooks.append(self._on_applied)
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -315,7 +314,7 @@ class Gateway:
 
     # --- the end of a job ---
 
-    def _on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
+    def on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
         jobs = self._by_account.get(link.account)
         if not jobs:
             return

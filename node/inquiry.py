@@ -100,7 +100,6 @@ class Inquiries:
         self._lacked: dict[str, set[int]] = {}  # sender -> income inquiries that wait for a link of it
         self._due = Due()
         self._replica = replica
-        replica.hooks.append(self._on_applied)
 
     def __len__(self) -> int:
         return len(self._slots) + len(self._incomes)
@@ -297,7 +296,7 @@ class Inquiries:
             income.again = turn.now.mono
             self._note_own_income(turn, number, income.account)
 
-    def _on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
+    def on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
         for number in sorted(self._by_slot.get(link.prev_hash, ())):
             self._end_slot(turn, number, SlotResult(known=True, taken=True))
         for number in sorted(self._lacked.get(link.account, ())):

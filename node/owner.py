@@ -131,7 +131,6 @@ class Owner:
         self._heard: Counter[bytes] = Counter()  # votes for each slot, in this turn
         self._look_at = float("-inf")  # one time for all that is put off: each is no turn of its own
         self._stopped_by: tuple[bool, Ranges] | None = None  # whether it voted, and where, when something was put off
-        replica.hooks.append(self._on_applied)
 
     # --- requests come in ---
 
@@ -556,7 +555,7 @@ class Owner:
 
     # --- decided ---
 
-    def _on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
+    def on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
         """The slot is filled: what is left of the queue goes to the owner of the new tail."""
         work = self._works.get(link.account)
         if work is None:

@@ -33,7 +33,6 @@ class Reading:
         self._self = self_
         self._inquiries = inquiries
         self._waits = Waits()
-        replica.hooks.append(self._on_applied)
 
     def needs_balance(self, event: ClientBalance, needs: Needs) -> None:
         self._inquiries.needs_income(event.ask.account, needs)
@@ -86,7 +85,7 @@ class Reading:
 
         self._inquiries.ask_slot(turn, at, birth_epoch(head), done, until=until)
 
-    def _on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
+    def on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
         turn.again += self._waits.take_reached(link.account, link.height)
 
     def on_gone(self, event: ClientGone) -> None:

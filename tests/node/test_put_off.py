@@ -112,5 +112,5 @@ def test_what_may_not_be_decided_is_looked_at_anew_in_another_view_and_behind_an
     owner.on_view(turn)
     assert work.barred is None
     work.barred = at, born
-    owner._on_applied(turn, world.watch.accounts["alice"].links[-1], world.ids[0])
+    owner.on_applied(turn, world.watch.accounts["alice"].links[-1], world.ids[0])
     assert work.barred is None
