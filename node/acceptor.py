@@ -23,6 +23,7 @@ from chain.needs import Loaded, Needs
 from chain.request import RequestId
 from chain.rows import AccountHead, Credit, VoteRow
 from chain.rules import check_successor
+from node.decoded import LinkDecoder
 from node.due import Due
 from node.epochs import Admission, admit
 from node.identity import Identity
@@ -30,7 +31,7 @@ from node.messages import Accept, Accepted, AskViews, DecidedHash, Message, Prep
 from node.paxos import Ballot, Refusal, Vote, accept, check_ballot_untrusted, merge, prepare
 from node.replica import Replica
 from node.slots import birth_epoch, check_vote_untrusted, is_fast, next_slot
-from node.turn import FromPeer, LinkDecoder, Self, ServeSlot, Turn, handling_s
+from node.turn import FromPeer, Self, ServeSlot, Turn, handling_s
 from routing.keyspace import NodeId, route_key, short
 
 STUCK_S: Final = 1.0  # a vote older than this lost its proposer

@@ -22,6 +22,7 @@ from chain.genesis import Genesis
 from chain.needs import Loaded, Needs
 from chain.rows import VoteRow
 from node.acceptor import Acceptor
+from node.decoded import LinkDecoder, RequestDecoder
 from node.gateway import Gateway
 from node.identity import Identity
 from node.inquiry import Inquiries
@@ -80,11 +81,9 @@ from node.turn import (
     FormLink,
     FromPeer,
     Learn,
-    LinkDecoder,
     Now,
     PeerDown,
     PeerUp,
-    RequestDecoder,
     RouteJobs,
     Self,
     ServeSlot,

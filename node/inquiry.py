@@ -25,13 +25,14 @@ import msgspec
 from chain.link import Link, Slot
 from chain.needs import Needs
 from node.acceptor import Acceptor
+from node.decoded import LinkDecoder
 from node.due import Due
 from node.identity import Identity
 from node.messages import AskIncome, AskSlot, IncomeAnswer, SlotAnswer, SlotName
 from node.peers import Peers
 from node.replica import Replica
 from node.slots import height_of
-from node.turn import LinkDecoder, Self, ServeSlot, Turn
+from node.turn import Self, ServeSlot, Turn
 from routing.keyspace import NodeId, route_key
 from routing.view import majority
 

@@ -19,10 +19,11 @@ import msgspec
 from chain.link import Link, LinkHash
 from chain.needs import Needs
 from chain.store import CursorRow
+from node.decoded import LinkDecoder
 from node.messages import Links, Offer, Pull, Want
 from node.peers import Peers
 from node.replica import Replica
-from node.turn import LinkDecoder, Self, Turn
+from node.turn import Self, Turn
 from routing.keyspace import ID_BYTES, NodeId
 
 PULL_S: Final = 2.0

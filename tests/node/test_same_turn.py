@@ -10,6 +10,7 @@ from chain.needs import Loaded, Needs
 from chain.request import NetworkId, Posting, cancellation, encode_request, sign, transfer
 from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Stale
+from node.decoded import DECODED_REQUEST_BYTES, OBJECT_BYTES, LinkDecoder, RequestDecoder
 from node.lacking import MAX_WANT_AGAIN_S
 from node.messages import (
     Accept,
@@ -30,7 +31,7 @@ from node.messages import (
 )
 from node.paxos import Ballot
 from node.queue import LookedUp
-from node.turn import DECODED_REQUEST_BYTES, OBJECT_BYTES, FormLink, FromPeer, LinkDecoder, RequestDecoder
+from node.turn import FormLink, FromPeer
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId
 from tests.node.world import TOLD, World, key_of
