@@ -5,6 +5,7 @@
   `ConnectionFailed` if it has not left: the node certainly does not have it.
 * `call` may be used by any number of tasks. A call that is cancelled leaves its number behind; its late reply is dropped.
   One that has not left by then never leaves.
+* A connection has room for less than the node takes before it reads no further (hopchain.room); who finds none waits.
 * Calls that are made before the writer comes to them leave together in one write, without anything waiting for more to
   come: a busy client batches, an idle one does not.
 
@@ -24,7 +25,10 @@ import msgspec
 from chain.errors import LocalMisuse, RemoteFault
 from hopchain import connection
 from hopchain.addresses import Address
+from hopchain.room import Room
 from hopchain.wire import (
+    MAX_UNANSWERED,
+    MAX_UNANSWERED_BYTES,
     AskStatus,
     Call,
     CallBody,
@@ -39,7 +43,13 @@ from hopchain.wire import (
 LONGEST_S: Final = 86_400.0  # that a call may wait: a day; nodes answer much earlier
 WRITE_BYTES: Final = 256 * 1024  # of calls that leave together; past this, one write more no longer shows
 _WAS_CLOSED: Final = "had its connection closed by this client"
-MAX_IN_FLIGHT: Final = 1024  # calls waiting on one connection: more would only wait longer in the node's inbox
+SIGNS_OF_LIFE: Final = 24  # that may be asked for on one connection and not be answered
+_LONGEST_NUMBER: Final = 2**64 - 1  # as it travels
+_SIGN_BYTES: Final = 64  # more than one takes
+MAX_IN_FLIGHT: Final = (
+    MAX_UNANSWERED - SIGNS_OF_LIFE
+)  # calls of one connection that are not answered: the node reads on
+MAX_IN_FLIGHT_BYTES: Final = MAX_UNANSWERED_BYTES - SIGNS_OF_LIFE * _SIGN_BYTES  # of those, unless it is one alone
 
 
 def checked_seconds(name: str, given: object) -> float:
@@ -97,18 +107,20 @@ class Calls:
         self._stream = stream
         self._timing = timing
         self._waiting: dict[int, _Waiter] = {}
+        self._unanswered: dict[int, int] = {}  # number -> bytes, also of calls that nobody waits for any more
+        self._signs: set[int] = set()  # numbers of signs of life that are asked for and not answered
         self._number = 0
         self._outbox: dict[int, bytes] = {}  # calls that have not left, by number, in order
         self._wake = anyio.Event()
         self._busy = anyio.Event()
         self._busy_since = 0.0  # no later than the first call that nothing was heard after
         self._heard_at = 0.0
-        self._room = anyio.Semaphore(MAX_IN_FLIGHT)
+        self._room = Room(MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES)
 
     @property
     def full(self) -> bool:
         """The next call would wait for room."""
-        return self._room.value == 0
+        return self._room.full
 
     async def call(self, body: CallBody, deadline: float = math.inf) -> ReplyBody | None:
         """Send one call and wait for its reply: None when there is none by the deadline, and the node may have the call.
@@ -116,25 +128,30 @@ class Calls:
         left."""
         waiter = _Waiter()
         left = False
+        size = len(encode(Call(_LONGEST_NUMBER, body)))
         with anyio.CancelScope(deadline=deadline):
-            async with self._room:
-                if self.lost is not None:
-                    raise connection.ConnectionFailed(str(self.address), self.lost)
-                if not self._waiting:
-                    if self._heard_at >= self._busy_since:
-                        self._busy_since = anyio.current_time()
-                    self._busy.set()
-                number = self._post(body)
-                self._waiting[number] = waiter
-                try:
-                    await waiter.done.wait()
-                finally:
-                    self._waiting.pop(number, None)
-                    left = self._outbox.pop(number, None) is None
+            await self._room.enter(size)
+            if self.lost is not None:
+                self._room.leave(size)
+                raise connection.ConnectionFailed(str(self.address), self.lost)
+            if not self._waiting:
+                if self._heard_at >= self._busy_since:
+                    self._busy_since = anyio.current_time()
+                self._busy.set()
+            number = self._post(body)
+            self._unanswered[number] = size
+            self._waiting[number] = waiter
+            try:
+                await waiter.done.wait()
+            finally:
+                self._waiting.pop(number, None)
+                left = self._outbox.pop(number, None) is None
+                if not left:
+                    self._over(number)
         if waiter.reply is not None:
             return waiter.reply
         if not left:
-            why = f"was not handed it in time: {MAX_IN_FLIGHT - self._room.value} calls wait on its connection"
+            why = f"was not handed it in time: {self._room.taken} calls wait on its connection"
             raise connection.ConnectionFailed(str(self.address), self.lost or why)
         if self.lost is not None:
             raise ConnectionLost(str(self.address), self.lost)
@@ -160,6 +177,7 @@ class Calls:
         if self.lost is None:
             self.lost = why
             self._wake.set()
+            self._room.end()
             for waiter in self._waiting.values():
                 waiter.done.set()
 
@@ -189,9 +207,17 @@ class Calls:
             self.lose(f"closed the connection: {message.reason} [{message.code}]")
         elif not isinstance(message, Reply) or not 0 < message.number <= self._number:
             raise RemoteFault("unexpected", f"a {type(message).__name__} that answers no call")
-        elif (waiter := self._waiting.pop(message.number, None)) is not None:
-            waiter.reply = message.body
-            waiter.done.set()
+        else:
+            self._over(message.number)
+            if (waiter := self._waiting.pop(message.number, None)) is not None:
+                waiter.reply = message.body
+                waiter.done.set()
+
+    def _over(self, number: int) -> None:
+        """The node does not count this call any more: it has answered it, or never had it."""
+        self._signs.discard(number)
+        if (size := self._unanswered.pop(number, None)) is not None:
+            self._room.leave(size)
 
     async def _write(self) -> None:
         while self.lost is None:
@@ -215,7 +241,8 @@ class Calls:
             if pinged and now >= give_up_at:
                 self.lose(f"has been silent for {timing.dead_after_s:g} s")
             elif not pinged and now >= quiet_since + timing.ping_after_s:
-                self._post(AskStatus())
+                if len(self._signs) < SIGNS_OF_LIFE:  # else one that was asked for before is waited for
+                    self._signs.add(self._post(AskStatus()))
                 pinged_since, give_up_at = quiet_since, now + timing.dead_after_s - timing.ping_after_s
             else:
                 due = give_up_at if pinged else quiet_since + timing.ping_after_s

@@ -22,7 +22,15 @@ from chain.errors import RemoteFault, Removed
 from chain.needs import Loaded, Needs, load
 from chain.rows import Applied
 from chain.store import Write, commit
-from hopchain.wire import MAX_CLIENT_FRAME_BYTES, Refused, Reply, ReplyBody, encode
+from hopchain.wire import (
+    MAX_CLIENT_FRAME_BYTES,
+    MAX_UNANSWERED,
+    MAX_UNANSWERED_BYTES,
+    Refused,
+    Reply,
+    ReplyBody,
+    encode,
+)
 from node.client_port import Session
 from node.core import Core
 from node.database import Database
@@ -53,8 +61,8 @@ TURN_EVENTS: Final = 2048  # of one turn: keeps a transaction below about 100 ms
 TURN_BYTES: Final = 4 * 1024 * 1024  # of its messages: four largest links, some 400 ms, in which nobody else is heard
 INBOX_EVENTS: Final = 8192  # four turns; a full inbox stops reading, and TCP stops the sender
 INBOX_BYTES: Final = 64 * 1024 * 1024  # of their messages
-CLIENT_CALLS: Final = 1024  # of one client that are not answered yet; above it the client is not read
-CLIENT_BYTES: Final = 8 * 1024 * 1024  # of those calls: seven full transfers
+CLIENT_CALLS: Final = MAX_UNANSWERED  # of one client that are not answered yet; above it the client is not read
+CLIENT_BYTES: Final = MAX_UNANSWERED_BYTES  # of those calls: seven full transfers
 CALL_BYTES: Final = 4096  # that a call weighs beside its own: as much of a link costs what its signature and answer do
 TURN_CALLS: Final = 512 * CALL_BYTES  # weight of the calls of one turn, some 100 ms
 LEAST_CALLS: Final = TURN_CALLS // 8  # when members fill a turn: clients go on, and members hardly wait for it

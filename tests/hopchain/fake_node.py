@@ -81,7 +81,7 @@ def make_genesis(ca_pem: str) -> Genesis:
 
 
 class Hang:
-    """A fault's answer: never reply."""
+    """A fault's answer: never reply, unless the test has it do so with `FakeNode.answer_late`."""
 
 
 class Drop:
@@ -113,6 +113,7 @@ class FakeNode:
         self.log_height: int | None = None
         self.stale = False  # it has no contact with a majority, and says so
         self.membership = Membership(ledger.genesis)  # the nodes of one network share one
+        self._hung: list[tuple[wire.Call, TLSStream]] = []
         self._context = context
         self._scope: anyio.CancelScope | None = None
 
@@ -133,6 +134,11 @@ class FakeNode:
         """Close the port and all connections, as a crash would."""
         if self._scope is not None:
             self._scope.cancel()
+
+    async def answer_late(self, body: wire.CallBody) -> None:
+        """Answer a call that was left hanging."""
+        call, stream = next(hung for hung in self._hung if hung[0].body is body)
+        await stream.send(frame(wire.encode(wire.Reply(call.number, self._answer(body)))))
 
     async def _talk(self, stream: TLSStream) -> None:
         self.connections += 1
@@ -162,6 +168,7 @@ class FakeNode:
                         self._answer(message.body)
                     return
                 if isinstance(answer, Hang):
+                    self._hung.append((message, stream))
                     continue
                 waiting.append(wire.Reply(message.number, answer or self._marked(self._answer(message.body))))
             if waiting and len(waiting) >= self.hold_until:

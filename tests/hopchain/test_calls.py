@@ -7,12 +7,14 @@ from typing import Any, cast
 import anyio
 import pytest
 
+from chain.request import MAX_POSTINGS, Posting, transfer
 from hopchain import Client, Status, Timing, Unknown, Unreachable, calls, wire
 from hopchain.addresses import Address
 from hopchain.calls import Calls, ConnectionLost, take_write
 from hopchain.change import SignedChange
 from hopchain.connection import ConnectionFailed
-from tests.hopchain.fake_node import FakeNode, Hang
+from hopchain.signing import sign_request
+from tests.hopchain.fake_node import ISSUER_KEY, FakeNode, Hang
 from tests.hopchain.test_client import BACKENDS, World, connect, run
 
 IMPATIENT = Timing(ping_after_s=0.1, dead_after_s=0.4)
@@ -219,5 +221,80 @@ def test_a_request_that_never_left_is_not_said_to_have_been_had(
             assert sum(isinstance(answer, Unknown) for answer in answers) == 2
         for error in not_had:
             assert error.reached and bool(error.request_id) is (what != "question")
+
+    run(test, backend)
+
+
+# --- the bounds of a node ------------------------------------------------------------------------------------------
+
+
+def hears_no_more_than_a_node_reads(node: FakeNode, *, of: type[wire.CallBody]) -> list[int]:
+    """The node leaves calls of this kind hanging, and nothing else, and reads as a node does: no further while MAX_UNANSWERED of them
+    are not answered, or MAX_UNANSWERED_BYTES. What comes then hangs, too. The bytes of those that hang."""
+    hanging: list[int] = []
+
+    def fault(call: wire.CallBody) -> Hang | None:
+        size = len(wire.encode(wire.Call(1000, call)))
+        deaf = len(hanging) >= wire.MAX_UNANSWERED or (hanging and sum(hanging) + size > wire.MAX_UNANSWERED_BYTES)
+        if isinstance(call, of) or deaf:
+            hanging.append(size)
+            return Hang()
+        return None
+
+    node.fault = fault
+    return hanging
+
+
+@pytest.mark.parametrize(("memo", "in_flight"), [("", calls.MAX_IN_FLIGHT), ("m" * 16, 7)])
+def test_a_healthy_node_that_leaves_many_calls_without_an_answer_is_not_called_dead(
+    backend: str, memo: str, in_flight: int
+) -> None:
+    """It is asked for signs of life meanwhile, and answers them: of many small calls, and of seven of the largest requests."""
+
+    async def test(world: World) -> None:
+        (node,) = world.nodes
+        postings = [Posting("alice", 1, memo)] * (MAX_POSTINGS if memo else 1)
+        timing = Timing(ping_after_s=0.3, dead_after_s=60.0)
+        async with world.client(timing=timing) as client, anyio.create_task_group() as tasks:
+            await connect(world, client)
+            hanging = hears_no_more_than_a_node_reads(node, of=wire.Submit)
+            (connection,) = (listed.connection for listed in client._nodes._listed)
+            assert connection is not None
+
+            async def submit(body: wire.Submit) -> None:
+                await connection.call(body)
+
+            signed = sign_request(transfer(client.network, "mint", postings, bytes(32)), ISSUER_KEY)
+            for number in range(in_flight + 5):
+                tasks.start_soon(submit, wire.Submit(signed.raw, signed.signature, 60_000 + number))
+            before = sum(isinstance(call, wire.AskStatus) for call in node.calls)
+            with anyio.fail_after(LONG_S):
+                while sum(isinstance(call, wire.AskStatus) for call in node.calls) < before + 2:  # noqa: ASYNC110
+                    await anyio.sleep(0.01)
+            assert len(hanging) == in_flight, "a sign of life hangs"
+            assert connection.lost is None
+            tasks.cancel_scope.cancel()
+
+    run(test, backend)
+
+
+def test_a_call_that_nobody_waits_for_any_more_takes_room_until_it_is_answered(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node counts it until then."""
+    monkeypatch.setattr(calls, "MAX_IN_FLIGHT", 2)
+
+    async def test(world: World) -> None:
+        (node,) = world.nodes
+        async with world.client() as client:
+            await connect(world, client)
+            node.fault = lambda call: Hang() if isinstance(call, wire.AskBalance) else None
+            for _ in range(2):
+                with pytest.raises(Unreachable, match="no answer within"):
+                    await client.balance("mint", timeout_s=0.1)
+            with pytest.raises(Unreachable, match="was not handed it in time: 2 calls wait on its connection"):
+                await client.digest(timeout_s=0.1)
+            await node.answer_late(next(call for call in node.calls if isinstance(call, wire.AskBalance)))
+            assert isinstance(await client.digest(), wire.Digest)
 
     run(test, backend)
