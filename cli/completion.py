@@ -18,4 +18,4 @@ def completion(out: Output, shell: str) -> None:
     assert kind is not None
     script = kind(main, {}, "hopchain", "_HOPCHAIN_COMPLETE").source()
     out.data({"shell": shell, "script": script})
-    out.say(script)
+    out.script(script)

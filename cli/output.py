@@ -3,6 +3,9 @@
 For people: text, and tables with colours on a terminal; the same as plain aligned columns when piped. With `--json`:
 one JSON document on standard output and nothing else (keys: docs/cli-json.md). Errors go to standard error, with
 `--json` also as a document `{"error": code, "message": text}`.
+
+Names, references and reasons come from others: what people are shown is one line for each text, and what is not printable in it is
+escaped (hopchain.printable).
 """
 
 import codecs
@@ -20,6 +23,7 @@ from typing import Final
 import click
 
 from chain.errors import Corruption, HopchainError, LocalMisuse, Quarantined, Removed
+from hopchain.printable import shown
 
 JsonValue = str | int | float | bool | None | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
 
@@ -121,7 +125,12 @@ class Output:
     def say(self, text: str = "", *, colour: str | None = None, bold: bool = False) -> None:
         """A line for people; nothing with `--json`. Colours vanish when piped."""
         if not self.as_json:
-            self._print(click.style(text, fg=colour, bold=bold))
+            self._print(click.style(shown(text), fg=colour, bold=bold))
+
+    def script(self, text: str) -> None:
+        """Lines of this program's own for another one, as they are; nothing with `--json`."""
+        if not self.as_json:
+            self._print(text)
 
     def note(self, text: str) -> None:
         """A remark on standard error, for people."""
@@ -130,11 +139,11 @@ class Output:
 
     def warn(self, text: str) -> None:
         """A line on standard error, also with `--json`. Where that takes none, nobody can be told."""
-        with suppress(OSError):
-            click.echo(text, err=True)
+        self._echo_error(shown(text))
 
     def fields(self, rows: Sequence[tuple[str, str]]) -> None:
         """Name and value, one pair a line, aligned."""
+        rows = [(name, shown(value)) for name, value in rows]
         width = max(len(name) for name, _ in rows)
         for name, value in rows:
             self.say(f"  {name.ljust(width)}  {value}")
@@ -143,6 +152,7 @@ class Output:
         """A table: drawn by rich on a terminal that is wide enough for it, aligned columns otherwise. `right`: columns of numbers."""
         if self.as_json:
             return
+        rows = [[shown(cell) for cell in row] for row in rows]
         if self.fancy and _draw(columns, rows, right):
             self._printed = True
             return
@@ -176,7 +186,8 @@ class Output:
         if isinstance(first, OSError) and first.filename is not None and first.errno in _OF_A_FILE:
             text = f"{os.fsdecode(first.filename)} cannot be used ({first.strerror})"
             return self.fail(CommandFailed(Exit.DISK, "disk", f"{text}. {self._sent}" if self._sent else text))
-        self.warn("".join(traceback.format_exception(error)).rstrip())
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            self.warn(line)
         error = first
         text = f"this is a fault of this program, please report it: {type(error).__name__}: {error}"
         text = f"{text}. {self._sent}" if self._sent else text
@@ -207,7 +218,11 @@ class Output:
             raise lost(error) from None
 
     def _error(self, text: str) -> None:
-        self.warn(click.style("error: ", fg="red", bold=True) + text)
+        self._echo_error(click.style("error: ", fg="red", bold=True) + shown(text))
+
+    def _echo_error(self, text: str) -> None:
+        with suppress(OSError):
+            click.echo(text, err=True)
 
 
 def write_any_text() -> None:

@@ -17,6 +17,7 @@ from cli.receipt import outcome_name
 from cli.session import ask_until_found, not_found, open_client, pinned, say_stale
 from hopchain import Balance, Chain, Client, NotFound, Unknown
 from hopchain.addresses import NodeAddress
+from hopchain.printable import quoted
 from hopchain.wire import AT_ONCE, MAX_PAGE, ChainLink
 
 DEFAULT_LINKS: Final = 20
@@ -220,7 +221,7 @@ def _say_link(out: Output, link: ChainLink, about: Chain) -> None:
         out.say(f"   + {money(income.amount)} from {income.sender}  {income.hash.hex()[:SHORT]}", colour="green")
     for posting in link.postings:
         taken = f"confirmed by {posting.confirmation.hex()[:SHORT]}" if posting.confirmation else "not yet taken up"
-        memo = f'  "{posting.memo}"' if posting.memo else ""
+        memo = f"  {quoted(posting.memo)}" if posting.memo else ""
         out.say(f"   - {money(posting.amount)} to {posting.recipient}{memo}  {posting.hash.hex()[:SHORT]}  {taken}")
     for entry in link.entries:
         what = Kind(entry.kind).name.lower()

@@ -17,6 +17,7 @@ from cli.session import open_client
 from cli.supervisor import LOG_NAME, QUICK_FAILURES, Change, Event, Supervisor
 from cli.upchecks import check_ports, left_in, only_up
 from hopchain import Client, ClientError, Status
+from hopchain.printable import shown
 
 if TYPE_CHECKING:
     from rich.console import ConsoleDimensions, Group
@@ -274,9 +275,9 @@ def draw(view: View, size: "ConsoleDimensions") -> "Group":
     room = size.height - _AROUND
     if len(lines) > room:
         room -= 2 if notes else 1  # for how many are not shown; then for what rich draws where notes do not fit
-        shown = sorted(lines, key=lambda line: line.state == "up")[: max(0, room)]
-        notes.insert(0, f"... and {len(lines) - len(shown)} more: hopchain status")
-        lines = [line for line in lines if line in shown]
+        fitting = sorted(lines, key=lambda line: line.state == "up")[: max(0, room)]
+        notes.insert(0, f"... and {len(lines) - len(fitting)} more: hopchain status")
+        lines = [line for line in lines if line in fitting]
     for line in lines:
         status = line.status
         table.add_row(
@@ -288,7 +289,7 @@ def draw(view: View, size: "ConsoleDimensions") -> "Group":
             f"{sum(p.alive for p in status.peers)} of {len(status.peers)}" if status else "",
             str(line.starts),
         )
-    return Group(table, *(Text(note, no_wrap=True, overflow="ellipsis") for note in notes))
+    return Group(table, *(Text(shown(note), no_wrap=True, overflow="ellipsis") for note in notes))
 
 
 _WIDE: Final = 72  # columns, for two spaces between those of the table

@@ -21,6 +21,7 @@ from chain.disk import open_database
 from chain.errors import LocalMisuse
 from chain.genesis import Genesis
 from chain.store import create_or_check
+from hopchain.printable import shown
 from node.addressbook import AddressBook
 from node.channel import TcpNetwork
 from node.config import NodeConfig, read_config
@@ -63,12 +64,20 @@ def settle_collector() -> None:
     gc.set_threshold(*COLLECT_AFTER)
 
 
+class OneLine(logging.Formatter):
+    """A record is one line, with the traceback below it: what strangers send cannot pass for other records."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        """Its line."""
+        return shown(super().formatMessage(record))
+
+
 def run_node(directory: Path) -> None:
     """Run the node of this directory until a signal ends it. Blocks."""
     config = read_config(directory)
-    logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.basicConfig(level=config.log_level.upper(), handlers=[handler], force=True)
     for library in ("kademlia", "rpcudp", "aiosqlite", "asyncio"):  # they tell every step of every lookup
         logging.getLogger(library).setLevel(logging.WARNING)
     trio.run(serve_node, directory, config)

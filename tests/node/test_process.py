@@ -1,9 +1,11 @@
 """A whole node in this process: its files, its database, its ports, the signal that ends it."""
 
 import gc
+import logging
 import os
 import signal
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -27,7 +29,7 @@ from node.lock import DataLock
 from node.messages import Accept, Decided, SlotName
 from node.paxos import Ballot
 from node.pki import certificate_until_ms, make_node_certificate, read_node_key
-from node.process import COLLECT_AFTER, now, serve_node, serve_until_signal, settle_collector, view_of
+from node.process import COLLECT_AFTER, OneLine, now, serve_node, serve_until_signal, settle_collector, view_of
 from node.start import read_start
 from node.turn import FromPeer
 from routing.keyspace import NodeId
@@ -322,3 +324,15 @@ def test_the_garbage_collector_knows_no_records_and_not_what_was_there_at_the_st
     finally:
         gc.unfreeze()
         gc.set_threshold(*before)
+
+
+def test_a_record_of_the_log_is_one_line_whatever_a_stranger_sent() -> None:
+    line = OneLine("%(levelname)s %(message)s")
+    text = "no connection with 10.0.0.1: Invalid value 'x\n2026-01-01 CRITICAL\x1b[2J'"
+    record = logging.LogRecord("node", logging.WARNING, "here", 1, text, (), None)
+    assert line.format(record) == rf"WARNING {text[:43]}'x\n2026-01-01 CRITICAL\x1b[2J'"
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError:
+        record.exc_info = sys.exc_info()
+    assert line.format(record).splitlines()[1] == "Traceback (most recent call last):"
