@@ -4,6 +4,7 @@ import datetime
 from pathlib import Path
 from typing import Final
 
+import anyio
 import click
 
 from chain.errors import LocalMisuse
@@ -18,6 +19,7 @@ from cli.session import ask_until_found, not_found, open_client, pinned, say_sta
 from hopchain import Balance, Chain, Client, NotFound, Unknown
 from hopchain.addresses import NodeAddress
 from hopchain.printable import quoted
+from hopchain.submitting import patience_s
 from hopchain.wire import AT_ONCE, MAX_PAGE, ChainLink
 
 DEFAULT_LINKS: Final = 20
@@ -48,14 +50,18 @@ def balance(
     least = AT_ONCE if min_height is None else min_height
 
     async def ask() -> Balance | NotFound | Unknown:
+        deadline = anyio.current_time() + timeout_s
         async with open_client(network) as client:
-            return await ask_until_found(
-                network,
-                node,
-                lambda address: client.balance(
-                    name, linearizable=linearizable, min_height=least, timeout_s=timeout_s, at=address
-                ),
-            )
+            if linearizable:  # whoever can make it certain is not stale: the client finds one by itself
+                return await client.balance(name, linearizable=True, min_height=least, timeout_s=timeout_s, at=node)
+
+            async def ask_at(address: NodeAddress) -> Balance | NotFound | Unknown:
+                left_s = max(0.0, deadline - anyio.current_time())
+                last = address in (node, network.nodes[-1].address)
+                share_s = patience_s(left_s, timeout_s, last=last)
+                return await client.balance(name, min_height=least, timeout_s=share_s, at=address)
+
+            return await ask_until_found(network, node, ask_at)
 
     found = run(ask)
     if isinstance(found, NotFound):

@@ -10,7 +10,7 @@ from chain.genesis import Asset
 from cli.command import run
 from cli.home import Network, is_named
 from cli.output import CommandFailed, Exit, Output
-from hopchain import Accounts, Balance, Chain, Client, NotFound, Route, Unreachable
+from hopchain import Accounts, Balance, Chain, Client, NotFound, Route, Unknown, Unreachable
 from hopchain.addresses import NodeAddress
 
 _T = TypeVar("_T")
@@ -49,7 +49,7 @@ async def ask_until_found(
     network: Network, at: NodeAddress | None, ask: Callable[[NodeAddress], Awaitable[_T | NotFound]]
 ) -> _T | NotFound:
     """Ask the pinned node, or all one after the other, until one knows that is not `stale`; a replica may be a moment behind
-    the others. Else the best there is: something that is stale, then nothing that is not.
+    the others. Else the best there is: something that is stale, then `Unknown`, then nothing that is not.
 
     Raises `Unreachable` when none could be asked.
     """
@@ -63,12 +63,14 @@ async def ask_until_found(
             tried += error.tried
             reached = reached or error.reached
             continue
-        if not isinstance(answer, NotFound) and not is_stale(answer):
+        if not isinstance(answer, NotFound | Unknown) and not is_stale(answer):
             return answer
         answers.append(answer)
     if not answers:
         raise Unreachable(tried, reached=reached)
-    return min(answers, key=lambda answer: (isinstance(answer, NotFound), is_stale(answer)))
+    return min(
+        answers, key=lambda answer: (isinstance(answer, NotFound), isinstance(answer, Unknown), is_stale(answer))
+    )
 
 
 def is_stale(answer: object) -> bool:

@@ -1,6 +1,8 @@
 """Questions, which any node may answer, and changes of the members, which one node is handed.
 
-A question that gets no answer from one node is asked of the next: asking twice does no harm. A change may be sent twice, too,
+A question that gets no answer from one node is asked of the next: asking twice does no harm. A balance that must be made certain, or
+waits for a link, is the one question that a node which is cut off from the others answers with `Unknown`, late. So each node has half
+of the time that is left, as with a request (hopchain.submitting), and that is the answer only when none gave another. A change may be sent twice, too,
 but what another node says of it does not tell what became of it at the first one. So it goes on to the next node only while it
 was certainly not handed over, and then the answer is that node's, or `Unknown`.
 """
@@ -18,8 +20,9 @@ from hopchain.change import SignedChange
 from hopchain.connection import ConnectionFailed, shown_s
 from hopchain.errors import CallRefused
 from hopchain.nodes import Node, Nodes, Tried, share_s
-from hopchain.submitting import ms_for_node
+from hopchain.submitting import NODE_SHARE, ms_for_node, patience_s
 from hopchain.wire import (
+    AT_ONCE,
     MAX_CLIENT_FRAME_BYTES,
     AskBalance,
     Call,
@@ -41,7 +44,7 @@ _HEAD_BYTES: Final = 16  # more than a call's number and tags
 async def ask_for(
     kinds: tuple[type[_T], ...], question: CallBody, nodes: Nodes, at: Address | None, timeout_s: float
 ) -> _T:
-    """The first answer of one of `kinds` that a node gives within `timeout_s`.
+    """The first answer of one of `kinds` that a node gives within `timeout_s`; `Unknown` only when no other came.
 
     Raises `Unreachable` when none does, `CallRefused` with the words of a node, `LocalMisuse` for what cannot be sent.
     """
@@ -49,25 +52,34 @@ async def ask_for(
     tried = Tried(nodes)
     deadline = anyio.current_time() + timeout_s
     turn = nodes.take_turn(at)
+    unknown: _T | None = None
     for number, node in enumerate(turn):
-        if anyio.current_time() >= deadline:
+        left_s = deadline - anyio.current_time()
+        if left_s <= 0 or (unknown is not None and left_s < timeout_s * (1 - NODE_SHARE)):
             break
+        last = number == len(turn) - 1 or not _may_be_unknown(question)
         try:
             connection = await nodes.connect(node, share_s(deadline, len(turn) - number))
-            answer = await _call(connection, question, deadline)
+            now = anyio.current_time()
+            answer = await _call(connection, question, now + patience_s(deadline - now, timeout_s, last=last))
         except ConnectionFailed as error:
             tried.failed(node, error)
             continue
         if answer is None:
             tried.add(node, f"no answer within {shown_s(timeout_s)}")
             nodes.doubted(node, at)
-            break
+            continue
         if isinstance(answer, Refused):
             raise CallRefused(str(node.address), answer.code, answer.reason)
         if isinstance(answer, kinds):
             _note(nodes, node, answer, at)
-            return answer
+            if not isinstance(answer, Unknown):
+                return answer
+            unknown = answer
+            continue
         _lose(node, connection, question, answer, tried)
+    if unknown is not None:
+        return unknown
     raise tried.unreachable()
 
 
@@ -102,6 +114,11 @@ async def propose(
             why = _lose(node, connection, change, answer, tried)
         return Unknown(signed.id, f"{node.address} had the change and {why}")
     raise tried.unreachable(RequestId(signed.id))
+
+
+def _may_be_unknown(question: CallBody) -> bool:
+    """A node may wait for others before it answers."""
+    return isinstance(question, AskBalance) and (question.linearizable or question.min_height > AT_ONCE)
 
 
 def check_can_be_sent(body: CallBody) -> None:

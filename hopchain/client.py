@@ -261,7 +261,7 @@ class Client:
         """Balance of an account from one node's replica. Its own chain is at least as new as what this client was told of it
         before, or has link `min_height` (the first is 0, wire.AT_ONCE waits for none); of money on its way to it that says
         nothing. `linearizable` asks a majority: as new as anything that anyone was told. `Unknown`, with an empty request id:
-        the node could not make sure of that within `timeout_s`."""
+        no node that was asked could make sure of that within `timeout_s`."""
         least = self._tails.height(account) if min_height is None else min_height
         question = AskBalance(account, linearizable, least)
         answer: Balance | NotFound | Unknown = await self._ask_for(

@@ -31,6 +31,13 @@ def ms_for_node(left_s: float) -> int:
     return max(1, int(left_s * NODE_SHARE * 1000))
 
 
+def patience_s(left_s: float, timeout_s: float, *, last: bool) -> float:
+    """How long the next node has, of a call of `timeout_s` of which `left_s` are left. Halves end where a node could no longer say in
+    time that it has no answer: what none can settle is handed to four nodes, not to all of a large network."""
+    half_s = left_s / 2
+    return left_s if last or half_s < timeout_s * (1 - NODE_SHARE) else half_s
+
+
 class Submission:
     """One request while it is being submitted, and what is known about it."""
 
@@ -68,7 +75,9 @@ class Submission:
                     self._tried.failed(node, error)
                     continue
                 asked = True
-                answer = await self._attempt(node, connection, self._patience_s(last=number == len(nodes) - 1))
+                answer = await self._attempt(
+                    node, connection, patience_s(self._left_s, self._timeout_s, last=number == len(nodes) - 1)
+                )
                 if answer is not None and not self._may_be_asked_again(answer):
                     if not isinstance(answer, Unknown):
                         self._nodes.answered(node, self._at)
@@ -82,12 +91,6 @@ class Submission:
         """How many nodes share the time for dials. A request in doubt leaves some for another round: a slow node that had it
         may know its outcome by then."""
         return len(nodes) - number + (self._doubt is not None)
-
-    def _patience_s(self, *, last: bool) -> float:
-        """How long the next node has. Halves end where a node could no longer say in time that it has no outcome: a request
-        that none can settle is handed to four nodes, not to all of a large network."""
-        half_s = self._left_s / 2
-        return self._left_s if last or half_s < self._timeout_s * (1 - NODE_SHARE) else half_s
 
     def _may_be_asked_again(self, answer: Answer) -> bool:
         """A node that stops says Unknown at once, and others may know more. At the end of the time its words are the answer."""

@@ -550,6 +550,21 @@ def test_balance(world: World) -> None:
     assert late["error"] == "unknown" and "no majority" in late["message"]
 
 
+@pytest.mark.parametrize("how", ["--linearizable", "--min-height=0"])
+def test_a_balance_is_asked_of_the_next_node_when_one_is_cut_off(world: World, how: str) -> None:
+    def cut_off(call: wire.CallBody) -> wire.Unknown | None:
+        waits = isinstance(call, wire.AskBalance) and (call.linearizable or call.min_height >= 0)
+        return wire.Unknown(b"", "no majority") if waits else None
+
+    world.nodes[0].fault = cut_off
+    found = world.json("balance", "mint", how, "--timeout", "5")
+    assert found["linearizable"] is (how == "--linearizable") and not found["stale"]
+    assert world.json("balance", "mint", how, "--timeout", "5", "--at", "node-1", code=3)["error"] == "unknown"
+    assert world.json("balance", "mint", how, "--timeout", "5", "--at", "node-2")["account"] == "mint"
+    world.nodes[1].fault = cut_off
+    assert "no majority" in world.json("balance", "mint", how, "--timeout", "5", code=3)["message"]
+
+
 @pytest.mark.parametrize(
     "words",
     [

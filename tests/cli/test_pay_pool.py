@@ -649,3 +649,14 @@ def test_the_newest_line_of_a_row_says_where_it_is(tmp_path: Path) -> None:
     path.write_bytes(b"x\n")
     with pytest.raises(LocalMisuse, match="line 1, is damaged"):
         made()
+
+
+def test_a_node_that_is_cut_off_and_answers_does_not_stop_a_run(shop: World, file: Path) -> None:
+    """It cannot say what the accounts have, the other one can."""
+    rich(shop)
+    shop.nodes[0].fault = lambda call: (
+        wire.Unknown(b"", "no majority") if isinstance(call, wire.AskBalance) and call.linearizable else None
+    )
+    document = shop.json("pay", str(file), *COLUMNS, *POOL)
+    assert document["completed"] == document["rows"] == len(ROWS)
+    assert all(pool["ok"] for pool in document["pools"])

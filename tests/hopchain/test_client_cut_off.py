@@ -1,16 +1,14 @@
 """A node that answers the client and is cut off from the others gets no outcome: requests go on to other nodes, and stay there."""
 
 from itertools import count
-from typing import Any, cast
 
 import anyio
 import pytest
 
 from chain.request import SignedRequest
-from hopchain import Balance, Client, NotStarted, Recorded, Refused, Unknown, Unreachable, submitting, wire
+from hopchain import Balance, Client, NotStarted, Recorded, Refused, Unknown, submitting, wire
 from hopchain.change import SignedChange
-from hopchain.submitting import Submission
-from hopchain.tails import Tails
+from hopchain.submitting import patience_s
 from tests.hopchain.fake_node import FakeNode, Fault, FaultMaker, Hang
 from tests.hopchain.test_client import BACKENDS, World, connect, once, only, run
 from tests.hopchain.test_client_limits import client_of, silent_host
@@ -115,17 +113,12 @@ def test_what_the_next_node_does_not_start_or_refuses_stays_in_doubt(
     run(test, backend, 2)
 
 
-def test_each_node_has_half_of_the_time_that_is_left_while_that_is_long_enough(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_each_node_has_half_of_the_time_that_is_left_while_that_is_long_enough() -> None:
     left_s = 8.0
-    monkeypatch.setattr(Submission, "_left_s", property(lambda self: left_s))
-    submission = Submission(cast(Any, None), Tails(), SignedRequest(b"", b""), "mint", None)
-    submission._timeout_s = left_s
-    assert submission._patience_s(last=True) == 8.0
+    assert patience_s(left_s, 8.0, last=True) == 8.0
     had = []
     while left_s > 0:
-        had.append(submission._patience_s(last=False))
+        had.append(patience_s(left_s, 8.0, last=False))
         left_s -= had[-1]
     assert had == [4.0, 2.0, 1.0, 1.0]
 
@@ -262,19 +255,43 @@ QUESTIONS: dict[str, FaultMaker] = {
 }
 
 
+@pytest.mark.parametrize("spread", [False, True])
 @pytest.mark.parametrize("says", QUESTIONS)
-def test_a_question_that_a_node_cannot_answer_is_asked_elsewhere_the_next_time(backend: str, says: str) -> None:
+@pytest.mark.parametrize("linearizable", [True, False])
+def test_a_balance_that_a_node_cannot_make_certain_is_asked_elsewhere_within_the_call(
+    backend: str, linearizable: bool, says: str, spread: bool
+) -> None:
     async def test(world: World) -> None:
-        world.nodes[0].fault = QUESTIONS[says]
+        first, second, third = world.nodes
+        first.fault = second.fault = QUESTIONS[says]
+        async with world.client(spread=spread) as client:
+            await connect(world, client)
+            answer = await client.balance("mint", linearizable=linearizable, min_height=0, timeout_s=2.0)
+            assert isinstance(answer, Balance)
+            waits = [
+                call.timeout_ms for node in world.nodes for call in node.calls if isinstance(call, wire.AskBalance)
+            ]
+            assert len(waits) <= 3 and all(wait <= 1800 for wait in waits)
+            if not spread:
+                assert waits[0] <= 900, "half of the time, less what the answer takes"
+                assert await asked_first(world, client) is third
+
+    run(test, backend, 3)
+
+
+def test_a_balance_that_none_can_make_certain_is_unknown_and_a_few_nodes_are_asked(backend: str) -> None:
+    async def test(world: World) -> None:
+        for number, node in enumerate(world.nodes):
+            node.fault = only(wire.AskBalance, Hang() if number else Unknown(b"", "no majority answered"))
         async with world.client() as client:
             await connect(world, client)
-            try:
-                assert isinstance(await client.balance("mint", linearizable=True, timeout_s=0.1), Unknown)
-            except Unreachable:
-                assert says == "nothing"
-            assert isinstance(await client.balance("mint", linearizable=True), Balance)
+            answer = await client.balance("mint", linearizable=True, timeout_s=1.0)
+            assert answer == Unknown(b"", "no majority answered")
+            assert sum(isinstance(call, wire.AskBalance) for node in world.nodes for call in node.calls) <= 5
+            pinned = await client.balance("mint", linearizable=True, timeout_s=0.2, at=world.nodes[0].address)
+            assert isinstance(pinned, Unknown)
 
-    run(test, backend, 2)
+    run(test, backend, 6)
 
 
 @pytest.mark.parametrize("answer", [Hang(), Unknown(bytes(32), "no majority answered")], ids=["nothing", "unknown"])
