@@ -10,7 +10,7 @@ One process at a time makes a run (cli.runlock): whoever starts one holds its lo
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from typing import Final
@@ -21,6 +21,7 @@ import msgspec
 from chain.errors import LocalMisuse
 from chain.request import NetworkId, RequestId, SignedRequest, cancellation
 from cli.batches import SentBatches
+from cli.output import CommandFailed, Exit
 from cli.payaccounts import RunAccounts
 from cli.payfile import Payment, payment_key
 from cli.paykeys import RunKeys
@@ -138,6 +139,8 @@ class PayRun:
 
     async def run(self, client: Client) -> None:
         """All of it, after `look_back`. Raises `Unreachable` when the network is gone, `CommandFailed` when the funding is rejected."""
+        if self.settings.open_missing:
+            await self._check_before_opening(client)
         if self.settings.open_missing or self.settings.fund_from:
             await self.accounts.find(client)
         if self.settings.fund_from:
@@ -155,10 +158,24 @@ class PayRun:
             self.rows_s = time.perf_counter() - begin
         await self.books.close(client, self.settings.concurrency, self.settings.timeout_s)
 
+    async def _check_before_opening(self, client: Client) -> None:
+        """Refuse pools some of whose accounts exist and cannot pay, while nothing has left."""
+        self._check_keys(await self.books.existing(client, self.settings.concurrency, self.settings.timeout_s))
+        self._keys.forget()  # those of others are made when these are opened
+
     async def _open_books(self, client: Client) -> None:
-        """Refuse pools that cannot pay, before anything is paid; read what their accounts have."""
-        await self.books.open(client, self.settings.concurrency, self.settings.timeout_s)
-        for account in self._sources.accounts:
+        """Refuse pools that cannot pay, before anything is paid; read what their accounts have. Accounts may have been opened by now,
+        so what is refused is no wrong command line (`Exit.USAGE`), with which nothing would have been sent."""
+        try:
+            await self.books.open(client, self.settings.concurrency, self.settings.timeout_s)
+            self._check_keys(self._sources.accounts)
+        except LocalMisuse as error:
+            if not self.began:
+                raise
+            raise CommandFailed(Exit.REJECTED, "pool", f"{error}. Accounts were opened, and no row was paid") from None
+
+    def _check_keys(self, accounts: Iterable[str]) -> None:
+        for account in accounts:
             if why := self._keys.why_none(account):
                 raise LocalMisuse(f"{account} is in a pool and cannot pay: {why}")
 

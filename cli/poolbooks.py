@@ -83,25 +83,20 @@ class PoolBooks:
         if before is not None and (height is None or height > before.height):
             self._blurred.add(account)
 
+    async def existing(self, client: Client, at_once: int, timeout_s: float) -> list[str]:
+        """Those of the accounts that exist. Raises as `open`, but not for one that does not exist."""
+        found = await self._read(client, at_once, timeout_s)
+        return [account for account, answer in found.items() if self._fit(account, answer) is not None]
+
     async def open(self, client: Client, at_once: int, timeout_s: float) -> None:
         """Read all balances before the first payment. Raises `LocalMisuse` when an account does not exist or holds
         another asset, `CommandFailed` when that is not known, `Unreachable`."""
         found = await self._read(client, at_once, timeout_s)
         for account, answer in found.items():
-            if isinstance(answer, NotFound) and not answer.stale:
+            balance = self._fit(account, answer)
+            if balance is None:
                 raise LocalMisuse(f"there is no account {account}, which is in a pool: open it, or use --open-missing")
-            if not isinstance(answer, Balance):
-                why = answer.reason if isinstance(answer, Unknown) else "who answered may be behind the others"
-                raise CommandFailed(
-                    Exit.UNREACHABLE,
-                    "unknown",
-                    f"whether {account}, which is in a pool, exists is not known: {why}. No row was paid in this run: run it again",
-                )
-            if answer.asset != self._asset:
-                raise LocalMisuse(
-                    f"{account}, which is in a pool, holds {answer.asset}, and this run pays {self._asset}"
-                )
-            self._before[account] = answer
+            self._before[account] = balance
 
     async def close(self, client: Client, at_once: int, timeout_s: float) -> None:
         """Read all balances after the last answer; what cannot be read is not compared."""
@@ -169,6 +164,21 @@ class PoolBooks:
             f"an earlier request of {named} paid in this run, or may yet, and its rows are not all in this file: what left it is "
             "not compared with what was paid"
         )
+
+    def _fit(self, account: str, answer: Balance | NotFound | Unknown) -> Balance | None:
+        """What an account of a pool has; None when it does not exist. Raises as `open`."""
+        if isinstance(answer, NotFound) and not answer.stale:
+            return None
+        if not isinstance(answer, Balance):
+            why = answer.reason if isinstance(answer, Unknown) else "who answered may be behind the others"
+            raise CommandFailed(
+                Exit.UNREACHABLE,
+                "unknown",
+                f"whether {account}, which is in a pool, exists is not known: {why}. No row was paid in this run: run it again",
+            )
+        if answer.asset != self._asset:
+            raise LocalMisuse(f"{account}, which is in a pool, holds {answer.asset}, and this run pays {self._asset}")
+        return answer
 
     async def _read(self, client: Client, at_once: int, timeout_s: float) -> dict[str, Balance | NotFound | Unknown]:
         found: dict[str, Balance | NotFound | Unknown] = {}

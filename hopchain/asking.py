@@ -72,10 +72,11 @@ async def ask_for(
         if isinstance(answer, Refused):
             raise CallRefused(str(node.address), answer.code, answer.reason)
         if isinstance(answer, kinds):
-            _note(nodes, node, answer, at)
-            if not isinstance(answer, Unknown):
-                return answer
-            unknown = answer
+            found: _T = answer
+            _note(nodes, node, found, at)
+            if not isinstance(found, Unknown):
+                return found
+            unknown = found
             continue
         _lose(node, connection, question, answer, tried)
     if unknown is not None:

@@ -10,6 +10,7 @@ import pytest
 from chain.errors import LocalMisuse
 from chain.request import Kind, Request, RequestId, decode_request_untrusted, request_id
 from cli import payrun
+from cli.poolbooks import PoolBooks
 from cli.poolrun import PoolRun
 from cli.sources import Sources, another, parse_pools
 from cli.wallet import Wallet
@@ -526,6 +527,41 @@ def test_accounts_that_do_not_exist_or_hold_another_asset_are_refused(
     shop.ledger.open("shop-6", "CZK", bytes(32))
     refused = shop.json("pay", str(file), *words, "shop=shop-6", "--open-missing", "--run", "june", code=2)
     assert "shop-6 is in a pool and cannot pay: the wallet has no key" in refused["message"]
+
+
+@pytest.mark.parametrize("wrong", ["no key", "asset"])
+def test_a_pool_that_cannot_pay_is_refused_before_accounts_are_opened(
+    shop: World, file: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rich(shop)
+    write(file, [*ROWS, "shop;newcomer;1;"])
+    if wrong == "no key":
+        shop.wallet.discard("shop-3")
+    else:
+        monkeypatch.setattr(shop.ledger, "_scale", lambda code: 2)
+        shop.ledger.accounts["shop-3"].asset = "EUR"
+    before = set(shop.ledger.accounts)
+    refused = shop.json("pay", str(file), *COLUMNS, *POOL, "--open-missing", code=2)
+    told = "shop-3 is in a pool and cannot pay" if wrong == "no key" else "shop-3, which is in a pool, holds EUR"
+    assert told in refused["message"]
+    assert set(shop.ledger.accounts) == before and not sent(shop)
+
+
+def test_a_pool_that_is_found_unable_to_pay_after_accounts_were_opened_is_no_wrong_command_line(
+    shop: World, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else opened one of its accounts in that moment."""
+    rich(shop)
+    write(file, [*ROWS, "shop;newcomer;1;"])
+
+    async def found_nothing(books: PoolBooks, *_: object) -> list[str]:
+        shop.wallet.discard("shop-3")
+        return []
+
+    monkeypatch.setattr(PoolBooks, "existing", found_nothing)
+    refused = shop.json("pay", str(file), *COLUMNS, *POOL, "--open-missing", code=1)
+    assert refused["error"] == "pool" and "Accounts were opened, and no row was paid" in refused["message"]
+    assert "newcomer" in shop.ledger.accounts and not sent(shop)
 
 
 def test_rows_that_were_sent_without_the_pool_are_refused_with_it_and_the_other_way(shop: World, file: Path) -> None:
