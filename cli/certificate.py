@@ -11,10 +11,10 @@ import msgspec
 from chain.errors import LocalMisuse
 from cli.command import HopCommand, network_option
 from cli.diagnosis import CERTIFICATE_MS
-from cli.durable import write_whole
 from cli.home import SHORT_ID, find_network
 from cli.members import now_ms
 from cli.output import Exit, JsonValue, Output
+from node.durable import write_whole
 
 if TYPE_CHECKING:
     from node.layout import Network as NetworkFiles

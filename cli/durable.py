@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from cli.output import CommandFailed, Exit
+from node.durable import sync_directory
 
 _AGAIN: Final = "make room on that disk, or let this user write there, then run the same command again: no request leaves before it is remembered there"
 
@@ -64,23 +65,6 @@ def append(path: Path, made: Callable[[int], tuple[int, bytes]]) -> None:
             os.close(handle)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Put a new file in place of what was there, durably: whoever reads it meanwhile, or after a crash, gets one of the two. Raises
-    `OSError`."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with fresh.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-        sync_directory(path.parent)
-    except OSError:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        raise
-
-
 def make_durable(path: Path) -> None:
     """Make what was read of a file durable, and its name. Who wrote it may have been killed before that, and until then it is in
     this machine's memory alone."""
@@ -92,12 +76,3 @@ def make_durable(path: Path) -> None:
             os.close(handle)
         sync_directory(path.parent)
         sync_directory(path.parent.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -19,6 +19,7 @@ from chain.errors import LocalMisuse
 from chain.genesis import Asset, Genesis
 from chain.request import NetworkId
 from cli.names import read_names
+from node.durable import write_whole
 
 HOME_VARIABLE: Final = "HOPCHAIN_HOME"
 NETWORK_VARIABLE: Final = "HOPCHAIN_NETWORK"
@@ -118,17 +119,10 @@ def remember(directory: Path) -> Path | None:
         before = remembered.read_bytes()
     if before == raw:
         return None
-    fresh = place / f"{_REMEMBERED}.{os.getpid()}"
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with fresh.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave the new name with nothing in it
-        fresh.replace(remembered)
+        write_whole(remembered, raw)
     except OSError:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
         return None
     return _path_in(before)
 

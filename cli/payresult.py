@@ -1,6 +1,7 @@
 """What became of the rows of a payment file, and the file that tells it."""
 
 import csv
+import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ from cli.money import format_amount
 from cli.payfile import Payment, find_delimiter
 from cli.receipt import answer_name, answer_text
 from hopchain import Answer, NotStarted, Recorded, Unknown
+from node.durable import write_whole
 
 NOT_SENT: Final = "not_sent"
 _NO_ANSWER: Final = frozenset({NOT_SENT, "unknown", "not_started", "no_key"})  # of no node
@@ -109,7 +111,7 @@ def result_path(file: Path) -> Path:
 
 
 def write_results(path: Path, run: Run, rows: Sequence[Payment], results: Sequence[RowResult], scale: int) -> None:
-    """Write the result file whole, or leave the old one; where a link points, it is there. What is no file (/dev/null, a pipe) is
+    """Write the result file whole and durably, or leave the old one, whose mode it keeps; where a link points, it is there. What is no file (/dev/null, a pipe) is
     written as it is, for there is nothing to be kept whole. Raises `CommandFailed` when the disk refuses it."""
     what_to_do = (
         "make room there, or name another file with --result, then run the same command again: it pays nothing twice and "
@@ -122,17 +124,9 @@ def write_results(path: Path, run: Run, rows: Sequence[Payment], results: Sequen
         elif path.exists() and not path.is_file():
             _write_csv(path, lines)
         else:
-            _write_anew(Path(os.path.realpath(path)), lines)
-
-
-def _write_anew(path: Path, lines: Iterable[tuple[str, ...]]) -> None:
-    """Put a whole file in place of what was there. Raises `OSError`."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        _write_csv(fresh, lines)
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+            text = io.StringIO(newline="")
+            csv.writer(text).writerows(lines)
+            write_whole(Path(os.path.realpath(path)), text.getvalue().encode())
 
 
 def _write_csv(place: Path | int, lines: Iterable[tuple[str, ...]]) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from chain.errors import LocalMisuse
-from cli.durable import write_whole
 from cli.home import Network
 from node.config import CONFIG_FILE, read_config
+from node.durable import write_whole
 from node.layout import NETWORK_FILE
 from node.lock import lock_holder
 from node.pki import read_node_key

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from chain.errors import Corruption
 from chain.genesis import Genesis
-from cli.durable import write_whole
+from node.durable import write_whole
 from node.layout import DATABASE
 
 if TYPE_CHECKING:

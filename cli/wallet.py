@@ -26,8 +26,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chain.errors import LocalMisuse
 from chain.names import is_name
 from chain.request import NetworkId, RequestId
-from cli.durable import append, make_durable, on_disk, sync_directory
+from cli.durable import append, make_durable, on_disk
 from cli.home import home
+from node.durable import sync_directory
 
 _SUFFIX: Final = ".key"
 _JOURNAL: Final = "journal"

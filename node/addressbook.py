@@ -5,7 +5,6 @@ and none for the founder of a network that grew from one node. A hint and no mor
 """
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from node.durable import write_whole
 from routing.keyspace import ID_BYTES, NodeId
 
 ADDRESS_FILE: Final = "node.addresses"
@@ -86,13 +86,9 @@ class AddressBook:
         """Note these instead of the last ones, durably. What fails is told once, and tried again with the next call."""
         if addresses == self._written:
             return
-        new = self._path.with_name(f"{ADDRESS_FILE}.new")
+        raw = msgspec.json.encode({node.hex(): addresses[node] for node in sorted(addresses)}) + b"\n"
         try:
-            with new.open("wb") as file:
-                file.write(msgspec.json.encode({node.hex(): addresses[node] for node in sorted(addresses)}) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self._path)
+            write_whole(self._path, raw, through=self._path.with_name(f"{ADDRESS_FILE}.new"))
         except OSError as error:
             if not self._told:
                 log.warning("%s cannot be written: %s", self._path, error.strerror)

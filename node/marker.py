@@ -8,13 +8,13 @@ What was never a member and never voted has nothing to forget: an observer's dat
 directory that was put back brings its old marker with it; then others must tell the node (node.identity).
 """
 
-import os
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from chain.errors import LocalMisuse, Quarantined, StorageFailure
+from node.durable import write_whole
 from routing.keyspace import NodeId, short
 
 MARKER_FILE: Final = "node.marker"
@@ -81,18 +81,9 @@ class MarkerFile:
         """Keep this, durably, instead of the last one. Raises `StorageFailure`."""
         if marker == self._last:
             return
-        new = self._path.with_name(f"{MARKER_FILE}.new")
+        through = self._path.with_name(f"{MARKER_FILE}.new")
         try:
-            with new.open("wb") as file:
-                file.write(msgspec.json.encode(marker) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self._path)
-            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            write_whole(self._path, msgspec.json.encode(marker) + b"\n", through=through)
         except OSError as error:
             raise StorageFailure(
                 f"writing {self._path} failed: {error.strerror}; free some space or check the disk, then start the node again"

@@ -344,6 +344,27 @@ def test_results_go_where_a_link_points(world: World, file: Path, tmp_path: Path
         assert "cannot hold the outcomes" in said
 
 
+def test_results_stay_as_private_as_they_were(world: World, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And are on disk before they replace what was there."""
+    world.run("account", "open", "bob")
+    write(file, ["mint;bob;1;"])
+    world.run("pay", str(file), *COLUMNS)
+    path = file.with_suffix(".result.csv")
+    path.chmod(0o600)
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        real(handle)
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write(file, ["mint;bob;1;", "mint;bob;2;"])
+    world.run("pay", str(file), *COLUMNS)
+    assert path.stat().st_mode & 0o777 == 0o600 and len(told(path)) == 2
+    assert any(name.startswith(str(path.with_name(f".{path.name}."))) for name in synced)
+
+
 @pytest.mark.parametrize("how", ["fifo", "pipe"])
 def test_results_go_into_a_pipe_that_stays_one(world: World, file: Path, tmp_path: Path, how: str) -> None:
     world.run("account", "open", "bob")

@@ -1,0 +1,55 @@
+"""Small files that are replaced whole: whoever reads one, also after a crash or a power cut, gets the old one or the new one."""
+
+import errno
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_whole(path: Path, content: bytes, *, through: Path | None = None) -> None:
+    """Put a new file in place of what was there, durably, its name too; it keeps the mode of the old one. Raises `OSError`.
+
+    `through`: where it is written first, when there is one writer only; else each process has a place of its own.
+    """
+    fresh = through or path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        mode = _mode(path)
+        with open(
+            fresh, "wb", opener=lambda name, flags: os.open(name, flags, 0o666 if mode is None else mode)
+        ) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name with nothing in it
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+        fresh.replace(path)
+        _sync_name(path)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_name(path: Path) -> None:
+    try:
+        sync_directory(path.parent)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network shares have nothing to sync there
+            raise
+
+
+def _mode(path: Path) -> int | None:
+    """Who may do what with the file that is there; None when there is none."""
+    with suppress(FileNotFoundError):
+        return stat.S_IMODE(path.stat().st_mode)
+    return None
