@@ -198,23 +198,27 @@ def _keep_alive(stream: trio.abc.Stream) -> None:
 
 
 class WarnOnce:
-    """Logs the first of each (who, code) as a warning and counts them all; forgets who once it is well again."""
+    """Logs the first of each (whose, code) as a warning and counts them all; forgets whose once it is well again. `kind`: a word for
+    those who come to this port. An address is told in full, and stands for its `origin`: else one machine would fill the log."""
 
     MAX_KNOWN: Final = 1024  # more addresses than this is a scan: start over rather than grow
 
-    def __init__(self, counters: Counter[str]) -> None:
+    def __init__(self, counters: Counter[str], kind: str = "") -> None:
         self._counters = counters
+        self._kind = kind
         self._known: set[tuple[str, str]] = set()
 
     def refuse(self, who: str, fault: RemoteFault) -> None:
         """A connection of `who` was refused, or refused us."""
         self._counters[f"refused.{fault.code}"] += 1
-        if (who, fault.code) not in self._known:
+        known = (origin(who), fault.code)
+        if known not in self._known:
             if len(self._known) >= self.MAX_KNOWN:
                 self._known.clear()
-            self._known.add((who, fault.code))
-            log.warning("no connection with %s: %s", who, fault)
+            self._known.add(known)
+            log.warning("no connection with %s%s: %s", self._kind, who, fault)
 
     def forget(self, who: str) -> None:
         """`who` is connected: its next refusal is news."""
-        self._known = {entry for entry in self._known if entry[0] != who}
+        whose = origin(who)
+        self._known = {entry for entry in self._known if entry[0] != whose}

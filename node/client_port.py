@@ -120,7 +120,7 @@ class ClientServer:
         self._running = False
         self._finished = trio.Event()
         self.counters: Counter[str] = Counter()
-        self._warn = WarnOnce(self.counters)
+        self._warn = WarnOnce(self.counters, "client ")
 
     @property
     def sessions(self) -> int:
@@ -184,7 +184,7 @@ class ClientServer:
                 await channel.send(self._hello)
                 welcomed = True
         except HANDSHAKE_ERRORS as error:
-            self._warn.refuse(f"client {remote}", handshake_fault(error))
+            self._warn.refuse(remote, handshake_fault(error))
         finally:
             if not welcomed:
                 if session is not None:

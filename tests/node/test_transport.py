@@ -915,3 +915,16 @@ async def test_no_key_and_no_payload_is_logged(
 def test_hello_version_stays_second_for_ever() -> None:
     hello = Hello(7, bytes(32), NodeId(bytes(20)), 1, bytes(8))
     assert msgspec.msgpack.decode(encode(hello))[:2] == ["hello", 7]
+
+
+def test_one_machine_does_not_fill_the_log_from_all_addresses_of_its_network(caplog: pytest.LogCaptureFixture) -> None:
+    warn = WarnOnce(Counter(), "client ")
+    for number in range(500):
+        warn.refuse(f"2001:db8:1:2::{number:x}", RemoteFault("tls", "no"))
+    warn.refuse("2001:db8:1:3::1", RemoteFault("tls", "no"))
+    warn.forget("2001:db8:1:2::77")
+    warn.refuse("2001:db8:1:2::78", RemoteFault("tls", "no"))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"no connection with client 2001:db8:1:{end}: no [tls]" for end in ("2::0", "3::1", "2::78")
+    ]
+    assert warn._counters["refused.tls"] == 502
