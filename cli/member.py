@@ -36,9 +36,8 @@ from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.session import open_client, pinned
 from cli.upchecks import mark_removed
 from hopchain import Client
-from hopchain.addresses import NodeAddress
 from hopchain.change import FIRST_INCARNATION, Change, ChangeAction, SignedChange, sign_change
-from hopchain.wire import MemberLine, ViewLine
+from hopchain.wire import MemberLine, Members, ViewLine
 from routing.keyspace import node_id_of
 
 WAIT_S: Final = 120.0  # for a change to be decided and active: syncing a large region takes a while
@@ -119,11 +118,12 @@ def list_command(out: Output, save: bool, at: str | None, network_dir: Path | No
         network = _save(out, network)
     node = pinned(network, at)
 
-    async def ask() -> tuple[list[ViewLine], bool]:
+    async def ask() -> Members:
         async with open_client(network) as client:
-            return await _all_views(client, node)
+            return await client.view_list(at=node)
 
-    views, stale = run(ask)
+    listed = run(ask)
+    views = listed.views
     if not views:
         raise CommandFailed(
             Exit.REJECTED, "not_found", "the node that answered tells no views: ask another one with --at"
@@ -147,7 +147,7 @@ def list_command(out: Output, save: bool, at: str | None, network_dir: Path | No
             "epoch": views[-1].epoch,
             "members": [_member_document(network, line) for line in views[-1].members],
             "views": documents,
-            "stale": stale,
+            "stale": listed.stale,
         }
     )
     out.table(["epoch", "when", "by", "members", "change", "hash"], rows, right=["epoch", "members"])
@@ -155,21 +155,8 @@ def list_command(out: Output, save: bool, at: str | None, network_dir: Path | No
         ["member", "id", "public key"],
         [[network.name_of(m.id), m.id.hex(), m.public_key.hex()] for m in views[-1].members],
     )
-    if stale:
+    if listed.stale:
         out.say(_STALE, colour="yellow")
-
-
-async def _all_views(client: Client, at: NodeAddress | None) -> tuple[list[ViewLine], bool]:
-    """All views that a node knows, ascending, and whether others may know later ones."""
-    found: list[ViewLine] = []
-    stale = False
-    while True:
-        page = await client.members(found[-1].epoch + 1 if found else 1, at=at)
-        stale = stale or page.stale
-        views = [view for view in page.views if not found or view.epoch > found[-1].epoch]
-        found += views
-        if not views or found[-1].epoch >= page.epoch:
-            return found, stale
 
 
 def _save(out: Output, network: Network) -> Network:

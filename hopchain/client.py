@@ -344,14 +344,20 @@ class Client:
     async def all_views(self, *, timeout_s: float | None = None, at: NodeAddress | None = None) -> list[ViewLine]:
         """All views that one node knows, ascending, page after page. `timeout_s` is for all pages, None: `Timing.read_s`
         for each."""
+        return list((await self.view_list(timeout_s=timeout_s, at=at)).views)
+
+    async def view_list(self, *, timeout_s: float | None = None, at: NodeAddress | None = None) -> Members:
+        """All views that one node knows, ascending, as one answer, `stale` when a page of it is. `timeout_s` as in `all_views`."""
         left = _Left(timeout_s)
         found: list[ViewLine] = []
+        stale = False
         while True:
             page = await self.members(found[-1].epoch + 1 if found else 1, timeout_s=left.seconds(), at=at)
+            stale = stale or page.stale
             views = [view for view in page.views if not found or view.epoch > found[-1].epoch]
             found += views
             if not views or found[-1].epoch >= page.epoch:
-                return found
+                return Members(page.epoch, tuple(found), stale)
 
     async def health(self, *, timeout_s: float | None = None, at: NodeAddress | None = None) -> Health:
         """What one node says of itself and sees of the others."""

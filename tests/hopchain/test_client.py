@@ -496,6 +496,21 @@ def test_a_node_that_says_the_same_page_for_ever_does_not_hold_its_client_for_ev
     run(test, backend)
 
 
+def test_the_list_of_all_views_is_stale_when_a_page_of_it_is(backend: str) -> None:
+    async def test(world: World) -> None:
+        first, second = (
+            wire.Members(2, (wire.ViewLine(epoch, bytes(32), 0, b"", ()),), epoch == 1) for epoch in (1, 2)
+        )
+        pages = {1: first, 2: second}
+        world.nodes[0].fault = lambda call: pages[call.from_epoch] if isinstance(call, wire.AskMembers) else None
+        async with world.client() as client:
+            assert await client.view_list() == wire.Members(2, first.views + second.views, True)
+            pages[1] = replaced(first, stale=False)
+            assert not (await client.view_list()).stale
+
+    run(test, backend)
+
+
 def test_a_node_that_failed_rests_before_it_is_dialled_beside_the_requests(backend: str) -> None:
     async def test(world: World) -> None:
         async with world.client() as client:

@@ -38,6 +38,7 @@ CALLS: dict[str, Call] = {
     "digest": lambda c, s: c.digest(timeout_s=s),
     "members": lambda c, s: c.members(timeout_s=s),
     "all_views": lambda c, s: c.all_views(timeout_s=s),
+    "view_list": lambda c, s: c.view_list(timeout_s=s),
     "health": lambda c, s: c.health(timeout_s=s),
     "change": lambda c, s: c.change(SignedChange(b"change", b"signature"), timeout_s=s),
 }
