@@ -211,11 +211,9 @@ class _Join:
         told_at = -TELL_S
         with _Bar(self.out) as bar:
             while True:
-                seen = await self._seen(client)
+                seen = await self._look(client)
                 if seen is not None:
                     status, health = seen
-                    if health.role == "removed":
-                        await self._until_over(health.removed_in)
                     at_s = anyio.current_time()
                     copied = self.meter.note(at_s, status.log_height, most_heard(status), health.database_bytes)
                     bar.show(copied)
@@ -273,9 +271,7 @@ class _Join:
                     if error.exit_code is not Exit.UNREACHABLE:
                         raise
                     self.out.note(f"not a member yet: {error}")
-                seen = await self._seen(client)
-                if seen is not None and seen[1].role == "removed":
-                    await self._until_over(seen[1].removed_in)
+                seen = await self._look(client)
                 if seen is not None and seen[1].role == "member":
                     self._tell(
                         "member", f"node {self.told} is a member since epoch {seen[1].epoch}", epoch=seen[1].epoch
@@ -286,9 +282,7 @@ class _Join:
     async def _activate(self, client: Client) -> None:
         """Wait until the node votes wherever it has to."""
         while True:
-            seen = await self._seen(client)
-            if seen is not None and seen[1].role == "removed":
-                await self._until_over(seen[1].removed_in)
+            seen = await self._look(client)
             if seen is not None and seen[1].role == "member" and seen[1].active:
                 self._tell(
                     "active",
@@ -297,6 +291,13 @@ class _Join:
                 )
                 return
             await anyio.sleep(LOOK_AGAIN_S)
+
+    async def _look(self, client: Client) -> tuple[Status, Health] | None:
+        """As `_seen`; does not return when the node was removed."""
+        seen = await self._seen(client)
+        if seen is not None and seen[1].role == "removed":
+            await self._until_over(seen[1].removed_in)
+        return seen
 
     async def _seen(self, client: Client) -> tuple[Status, Health] | None:
         """What the node says of itself; None while it does not."""
