@@ -20,6 +20,7 @@ from hopchain import Client, ClientError, Refused, RemoteFault, Timing, Unknown,
 from hopchain.addresses import checked_address
 from hopchain.change import SignedChange
 from hopchain.wire import Changed, Health, MemberLine, PeerHealth, ViewLine
+from node.epochs import without_majority
 from routing.regions import group_ranges
 from routing.view import first_view, majority, member_of
 
@@ -188,8 +189,7 @@ def groups_without_majority(genesis: Genesis, keys: Iterable[bytes], alive: Coll
     """Of the groups that nodes with these public keys make: (how many have no majority among `alive`, how many there are)."""
     view = first_view(genesis.network_id, genesis.k, [member_of(key) for key in keys])
     groups = {group for _, group in group_ranges(view)}
-    lost = sum(sum(node in alive for node in group) < majority(len(group)) for group in groups)
-    return lost, len(groups)
+    return without_majority(groups, alive), len(groups)
 
 
 def check_risk(

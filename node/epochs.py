@@ -116,7 +116,7 @@ def inactive(regions: Iterable[Region], active: Collection[NodeId]) -> tuple[Reg
     )
 
 
-def without_majority(groups: Iterable[Collection[NodeId]], alive: Collection[NodeId]) -> int:
+def without_majority(groups: Iterable[Collection[bytes]], alive: Collection[bytes]) -> int:
     """How many of these groups have no majority among `alive`."""
     return sum(sum(node in alive for node in group) < majority(len(group)) for group in groups)
 
