@@ -2,13 +2,13 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import click
 
-from chain.errors import HopchainError, LocalMisuse
+from chain.errors import LocalMisuse
 from chain.request import MAX_POSTINGS
 from cli.command import HopCommand, Seconds, checked_name, fresh_random, network_option, raised_on_purpose, run
 from cli.home import Network, find_network
@@ -180,15 +180,9 @@ def pay(
         chosen = settings.choice or Choice.DEDICATED
         sources = Sources(wallet.directory, settings.label, settings.pools, chosen, fresh_random())
         work = kind(Plan(wallet, rows, settings, sources, progress))
-
-        def tell(
-            place: Path, gone: list[Payment], unwritten: CommandFailed | None, error: HopchainError | None = None
-        ) -> Exit:
-            took_s = time.perf_counter() - begin
-            return report(out, Ended(network, work, bulk or atomic, place, took_s, gone, unwritten, error))
-
-        place, gone, unwritten, error = _execute(out, network, work, target, tell)
-    raise SystemExit(tell(place, gone, unwritten, error))
+        ended = Ended(network, work, bulk or atomic, target, begin)
+        _execute(out, ended)
+    raise SystemExit(report(out, ended))
 
 
 def _check(settings: Settings, file: Path, rows: Sequence[Payment]) -> None:
@@ -229,51 +223,46 @@ def _result_file(file: Path, result: Path | None) -> Path:
     return target
 
 
-def _execute(
-    out: Output,
-    network: Network,
-    work: PayRun,
-    target: Path,
-    tell: Callable[[Path, list[Payment], CommandFailed | None], Exit],
-) -> tuple[Path, list[Payment], CommandFailed | None, HopchainError | None]:
-    """Pay, and write the result file however that ends: where it is, the payments of earlier runs that the file has no more, why the result
-    file could not be written, and what ended the run after a request left. `tell` prints the end also of a run that is
-    interrupted. Raises what ended it before any left, but not a rejection while there are rows of which nothing is known."""
+def _execute(out: Output, ended: Ended) -> None:
+    """Pay, and write the result file however that ends; what is known of it goes into `ended`, which is also printed when the run is
+    interrupted. Raises what ended it before any request left, but not a rejection while there are rows of which nothing is known."""
+    network, work = ended.network, ended.work
     work.check(network.id)
     work.note_sent_before(network.id)
-    gone: list[Payment] = []
-    unwritten: CommandFailed | None = None
     out.sending(
-        f"Payments may have been sent: see {target}; the same command again tells what became of each and pays none twice",
-        lambda: tell(target, gone, unwritten),
+        f"Payments may have been sent: see {ended.target}; the same command again tells what became of each and pays none twice",
+        lambda: report(out, ended),
     )
 
     async def main() -> None:
         async with open_client(network, spread=True) as client:
-            gone.extend(await work.look_back(client))
-            if gone:
-                out.note(f"warning: {left_the_file(work, gone)}")  # while Ctrl-C still helps
+            ended.gone = await work.look_back(client)
+            if ended.gone:
+                out.note(f"warning: {left_the_file(work, ended.gone)}")  # while Ctrl-C still helps
             await work.run(client)
 
     try:
         run(main)
-    except BaseException as ended:
-        try:
-            target = _write(out, network, target, work)
-        except CommandFailed as failed:
-            out.note(str(failed))  # what ended the run says more
-            unwritten = failed
+    except BaseException as error:
+        _write_outcomes(out, ended)
+        if ended.unwritten is not None:
+            out.note(str(ended.unwritten))  # what ended the run says more
         for text in work.books.mismatches():
             out.warn(text)  # nobody would ever tell: the next run compares what leaves then
-        error = raised_on_purpose(ended)
-        if error is None or not (work.began or may_be_taken_for_known(error, work)):
+        meant = raised_on_purpose(error)
+        if meant is None or not (work.began or may_be_taken_for_known(meant, work)):
             raise
-        return target, gone, unwritten, error
+        ended.error = meant
+    else:
+        _write_outcomes(out, ended)
+
+
+def _write_outcomes(out: Output, ended: Ended) -> None:
+    """Write the result file, or say in `ended` why it could not be written."""
     try:
-        target = _write(out, network, target, work)
+        ended.target = _write(out, ended.network, ended.target, ended.work)
     except CommandFailed as failed:
-        return target, gone, failed, None
-    return target, gone, None, None
+        ended.unwritten = failed
 
 
 def _write(out: Output, network: Network, target: Path, work: PayRun) -> Path:

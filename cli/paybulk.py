@@ -50,7 +50,7 @@ class BulkRun(PayRun):
     def check(self, network: NetworkId) -> None:
         if self.atomic:
             self._check_atomic()
-        _ = self._journal  # without it no row may be called not sent
+        self._journal = self._wallet.all_recorded()
         self._check_pools()
         self._check_funder()
         if self._sources.pools and self.settings.fund_from:

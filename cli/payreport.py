@@ -1,5 +1,6 @@
 """What a run of a payment file tells at its end: the sums, the rows that failed, and what people may not expect."""
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,18 +21,22 @@ _FAILURES_SHOWN: Final = 10
 _OPEN: Final = frozenset({"unknown", NOT_SENT, "not_started"})  # of rows that are to be asked for, or run, again
 
 
-class Ended(msgspec.Struct, frozen=True):
-    """A run that came to its end. `bulk`: its rows went together; `gone`: payments of earlier runs that the file has no more;
-    `unwritten`: why the result file `target` could not be written; `error`: what ended it before its end, after requests left."""
+class Ended(msgspec.Struct):
+    """A run on its way to its end, and how it got there."""
 
     network: Network
     work: PayRun
-    bulk: bool
-    target: Path
-    seconds: float
-    gone: Sequence[Payment]
-    unwritten: CommandFailed | None
-    error: HopchainError | None = None
+    bulk: bool  # its rows go together
+    target: Path  # the result file
+    began_s: float  # of this process's clock
+    gone: Sequence[Payment] = ()  # payments of earlier runs that the file has no more
+    unwritten: CommandFailed | None = None  # why the result file could not be written
+    error: HopchainError | None = None  # what ended it before its end, after requests left
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken until now."""
+        return time.perf_counter() - self.began_s
 
     @property
     def trouble(self) -> HopchainError | None:

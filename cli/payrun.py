@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import partial
 from typing import Final
 
 import anyio
@@ -57,6 +57,9 @@ class PayRun:
         self._progress = plan.progress
         self._sent = SentBatches(plan.wallet.directory, plan.settings.label)
         self._keys = RunKeys(plan.wallet)
+        self._journal: frozenset[
+            bytes
+        ]  # ids that it had before this run, what may have been sent then: from `check` on
         self._before: dict[str, tuple[RequestId, str]] = {}  # row -> its newest request of an earlier run, and whose
         self._submitted = False
         self._failures = 0  # rows that ended and are not completed
@@ -67,7 +70,7 @@ class PayRun:
 
     def check(self, network: NetworkId) -> None:
         """Refuse what must not be sent so, before anything is. Raises `LocalMisuse`."""
-        _ = self._journal  # without it no row may be called not sent
+        self._journal = self._wallet.all_recorded()
         self._check_pools()
         self._check_funder()
         together = sum(not p.fault and payment_key(p) in self._sent.of for p in self.rows)
@@ -279,33 +282,36 @@ class PayRun:
             answer = await self._until_known(client, signed)
         return result_of(answer, signed.request_id, payment.sender)
 
-    @cached_property
-    def _journal(self) -> frozenset[bytes]:
-        """All request ids that the journal had before this run: what may have been sent then."""
-        return self._wallet.all_recorded()
-
     async def _until_known(self, client: Client, signed: SignedRequest) -> Answer:
         """Submit until there is an outcome, at most TRIES times; once one try had none, or an earlier run may have sent it, that
         nothing happened is not concluded from a later one. Raises `Unreachable` when there is no network."""
         self._submitted = True
         unknown: Unknown | None = None
         for left in reversed(range(TRIES)):
-            try:
-                answer = await client.submit(signed, timeout_s=self.settings.timeout_s)
-            except Unreachable:
-                if not left:
-                    raise
-            else:
-                if isinstance(answer, Unknown):
-                    unknown = answer
-                if not left or not isinstance(answer, NotStarted | Unknown):
-                    if not isinstance(answer, NotStarted | Refused):
-                        return answer
-                    if unknown is None and signed.request_id in self._journal:
-                        unknown = Unknown(signed.request_id, f"{_EARLIER}, and this one was told: {row_text(answer)}")
-                    return unknown or answer
+            answer = await self._try(client, signed, last=not left)
+            if isinstance(answer, Unknown):
+                unknown = answer
+            if answer is not None and (not left or not isinstance(answer, NotStarted | Unknown)):
+                return self._together(signed, answer, unknown)
             await anyio.sleep(PAUSE_S)
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("the last try has an answer or raises")
+
+    async def _try(self, client: Client, signed: SignedRequest, *, last: bool) -> Answer | None:
+        """Submit once: the answer, or None when no node could be reached. The last time that raises `Unreachable`."""
+        try:
+            return await client.submit(signed, timeout_s=self.settings.timeout_s)
+        except Unreachable:
+            if last:
+                raise
+            return None
+
+    def _together(self, signed: SignedRequest, answer: Answer, unknown: Unknown | None) -> Answer:
+        """What the tries of one request together say, the last of which had this answer. `unknown`: what an earlier one was told."""
+        if not isinstance(answer, NotStarted | Refused):
+            return answer
+        if unknown is None and signed.request_id in self._journal:
+            return Unknown(signed.request_id, f"{_EARLIER}, and this one was told: {row_text(answer)}")
+        return unknown or answer
 
     async def _cancel(self, client: Client, target: RequestId, sender: str) -> tuple[Answer, Recorded | None]:
         """Give up a request of an earlier run: the answer to its cancellation, and when that is not `completed`, the outcome of
