@@ -2,9 +2,12 @@
 
 import pytest
 
-from chain.link import Outcome
+from chain.link import Outcome, opening_slot
+from chain.reads import Balance
+from chain.request import Posting
+from hopchain.change import ChangeAction
 from hopchain.wire import NotStarted, Recorded, Refused
-from node import gateway, inquiry
+from node import acceptor, gateway, inquiry
 from node.messages import (
     Accept,
     AskIncome,
@@ -15,10 +18,14 @@ from node.messages import (
     Links,
     Message,
     Offer,
+    Prepare,
     SlotAnswer,
+    SlotName,
+    SyncPart,
 )
+from node.paxos import Ballot
 from node.turn import FromPeer
-from routing.keyspace import NodeId
+from routing.keyspace import NodeId, closest, route_key
 from tests.node.world import TOLD, World
 
 
@@ -142,3 +149,55 @@ def test_a_slot_of_an_epoch_that_is_not_installed_here_is_not_called_empty(monke
     world = World(3, 3, 1)
     answer = world.ask(world.ids[0], world.pay_request("zed", "mint", 1))
     assert isinstance(answer, NotStarted) and answer.code == "no_majority"
+
+
+def test_a_promise_for_a_proposal_that_never_comes_holds_up_no_question() -> None:
+    world = World(3, 3, 1)
+    world.open_funded(alice=100)
+    first, *others = world.ids
+    at = SlotName(world.tip(first, "alice"), "alice", world.height(first, "alice") + 1)
+    for node in others:
+        world.deliver(node, FromPeer(first, Prepare(at, Ballot(1, 1, first))))
+    world.run(0.01)
+    assert [len(world.core(node).acceptor) for node in others] == [1, 1]
+    read = world.read(others[0], "alice", linearizable=True)
+    assert world.run_until_answered([read], 5)
+    assert isinstance(read.answer, Balance)
+
+
+def test_income_from_a_vote_that_pays_many_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """alice pays bob and carol; who proposed it answers her and dies, and only a voter knows of it. bob's owner does not."""
+    monkeypatch.setattr(acceptor, "MAX_INDEXED", 1)
+    for seed in range(1, 50):
+        world = World(3, 3, seed)
+        world.open_funded(alice=100, bob=0, carol=0)
+        payer, unaware = world.group("alice")[0], world.group("bob")[0]
+        if payer != unaware:
+            break
+    (voter,) = {*world.ids} - {payer, unaware}
+    world.lose = lambda source, target, message: (
+        isinstance(message, TOLD | Offer) or (isinstance(message, Accept) and target == unaware)
+    )
+    request = world.pay_many_request("alice", [Posting("bob", 60), Posting("carol", 20)])
+    assert isinstance(world.ask(payer, request), Recorded)
+    assert world.core(voter).acceptor.votes == 1
+    world.crash(payer)
+    world.heal()
+    paid = world.pay("bob", "carol", 60, at=unaware)
+    assert isinstance(paid, Recorded) and Outcome(paid.outcome) is Outcome.COMPLETED
+
+
+def test_who_has_not_synced_does_not_take_its_own_word_for_it_that_nothing_is_there() -> None:
+    """A new member is alone in the group of the slot in which zoe was opened, before it has heard of that."""
+    world = World(2, 1, 1, first=1)
+    world.run(1.0)
+    ((old,), (new,)) = world.view.ids, world.guests
+    slots = ((name, opening_slot(world.network, name)) for name in (f"zoe-{i}" for i in range(50)))
+    name = next(name for name, slot in slots if closest(world.ids, route_key(slot), 1) == (new,))
+    world.lose = lambda source, target, message: target == new and isinstance(message, TOLD | Offer | SyncPart)
+    world.settle(old, world.open_request(name))
+    world.change(old, ChangeAction.ADD, new)
+    assert world.run_until(lambda: world.core(new).view.epoch == 2, 10)
+    call = world.submit(new, world.pay_request(name, "mint", 1))
+    assert world.run_until_answered([call], 12)
+    assert isinstance(call.answer, NotStarted) and call.answer.code == "no_majority"
