@@ -11,7 +11,9 @@ from chain.rows import VoteRow
 from chain.store import SeenRow
 from hopchain.wire import Changed, Recorded
 from node.identity import ALONE_S, REMEMBER_EVERY_S, Identity
-from node.turn import Now, Self, Turn
+from node.messages import Accepted, AskIncome, AskSlot, IncomeAnswer, Pong, Prepare, Promise, SlotAnswer, SlotName
+from node.paxos import Ballot
+from node.turn import FromPeer, Now, Self, Turn
 from routing.keyspace import NodeId
 from routing.regions import EMPTY, RING
 from tests.node.world import World
@@ -134,6 +136,19 @@ def test_a_node_that_starts_does_not_vote_while_it_hears_of_a_later_view_and_one
     assert identity.verified, "it is late, as anybody may be"
 
 
+def test_the_later_view_that_somebody_told_of_who_is_gone_holds_nobody_up() -> None:
+    """Those who are here would know of it; it tells of it again when it is back."""
+    identity, world = make()
+    _, first, second, third, _ = world.ids
+    identity.on_up(third)
+    identity.on_ping(third, 0, 2)
+    for peer in (first, second, third):
+        identity.on_pong(peer, 0)
+    assert not identity.verified
+    identity.on_down(third)
+    assert identity.verified
+
+
 def test_who_is_told_of_more_than_it_has_stops_and_is_told_what_to_do() -> None:
     identity, world = make({})
     me, peer, *_ = world.ids
@@ -172,6 +187,48 @@ def test_what_peers_said_is_remembered_soon_and_only_when_it_is_news() -> None:
     identity.finish(again)
     assert again.persist == []
     assert identity.seen(PEERS[0]) == 5
+
+
+def test_what_peers_said_is_written_with_the_next_votes() -> None:
+    identity, world = make()
+    identity.on_ping(PEERS[0], 5, 1)
+    one = turn(1.0)
+    one.persist.append(vote(bytes(32)))
+    identity.finish(one)
+    assert one.persist[1:] == [SeenRow(world.ids[0], 1), SeenRow(PEERS[0], 5)]
+    assert identity.deadline() is None
+
+
+def test_who_may_have_lost_votes_neither_votes_nor_speaks_of_votes() -> None:
+    """It has started again, and the others have not told it yet what they saw of it."""
+    world = World(3, 3, 1)
+    pay_some(world)
+    node, asker, _ = world.ids
+    world.crash(node)
+    said: list[type] = []
+    in_doubt = True
+
+    def note(source: NodeId, target: NodeId, message: object) -> bool:
+        if source == node and isinstance(message, Promise | Accepted | SlotAnswer | IncomeAnswer):
+            said.append(type(message))
+        return in_doubt and isinstance(message, Pong) and target == node
+
+    world.lose = note
+    world.start(node)
+    world.run(1.0)
+    assert not world.core(node).identity.verified
+    at = SlotName(world.tip(node, "alice"), "alice", world.height(node, "alice") + 1)
+    questions = (Prepare(at, Ballot(1, 1, asker)), AskSlot(1, at, 1), AskIncome(1, "alice", bytes(32), 1))
+    for question in questions:
+        world.deliver(node, FromPeer(asker, question))
+    world.run(0.1)
+    assert said == []
+    in_doubt = False
+    world.run(1.0)
+    for question in questions:
+        world.deliver(node, FromPeer(asker, question))
+    world.run(0.1)
+    assert {*said} == {Promise, SlotAnswer, IncomeAnswer}
 
 
 def pay_some(world: World) -> None:

@@ -88,6 +88,27 @@ def test_who_slept_itself_drops_nobody() -> None:
     assert drops == [one]
 
 
+def test_who_is_heard_again_after_a_silence_is_waited_for_again() -> None:
+    """R12: all members who are heard of have to vouch, and this one may know of votes that the others do not."""
+    world = World(3, 3, 1)
+    _, one, other = world.ids
+    peers = make(world)
+    for peer in (one, other):
+        peers.on_up(at(1.0), peer, b"boot", 0)
+    for number in range(1, 6):
+        turn = at(1.0 + number * PING_EVERY_S)
+        peers.heard(one, turn.now)
+        peers.tick(turn, 0)
+    peers.on_pong(turn, one, Pong(turn.now.mono, 0, 0, b""))
+    assert peers._identity.verified, "nobody waits for who is silent"
+    peers.heard(other, turn.now)
+    peers._identity.suspend()
+    peers.on_pong(turn, one, Pong(turn.now.mono, 0, 0, b""))
+    assert not peers._identity.verified
+    peers.on_pong(turn, other, Pong(turn.now.mono, 0, 0, b""))
+    assert peers._identity.verified
+
+
 def test_only_a_word_for_this_process_that_was_asked_for_since_it_was_suspended_counts() -> None:
     world = World(3, 3, 1)
     me, one, _ = world.ids
