@@ -272,6 +272,69 @@ def test_a_lagging_member_does_not_take_an_old_view_for_the_newest() -> None:
     at_rest(world, 3)
 
 
+def test_what_a_majority_said_before_a_change_was_asked_for_says_nothing_about_it() -> None:
+    """The promises of a ballot are on their way when another view is made, and the same change is asked for again: it must not
+    be answered from the view of then."""
+    world = grown(4, 3)
+    (guest,) = world.guests
+    lagging, *others = world.view.ids
+    kept: list[FromPeer] = []
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        if target == lagging and isinstance(message, ViewPromise):
+            kept.append(FromPeer(source, message))
+        return target == lagging
+
+    world.lose = lose  # type: ignore[assignment]
+    early = world.change(lagging, REMOVE, guest)
+    assert world.run_until(lambda: bool(kept), 1)
+    changed(world.add(others[0], guest), 2, member=True)
+    late = world.change(lagging, REMOVE, guest)
+    world.run(0.01)
+    world.deliver(lagging, kept[0])
+    world.run(0.01)
+    assert early.answer is not None
+    changed(early.answer, 1, member=False)
+    assert late.answer is None
+    world.heal()
+    changed(world.answer_of(late), 3, member=False)
+    at_rest(world, 3)
+
+
+def test_votes_from_before_a_change_was_asked_for_say_nothing_about_it() -> None:
+    """A view is decided by votes that were on their way while others made it, and took it back: who asks for it only then is not
+    told that it holds."""
+    world = grown(4, 3)
+    (guest,) = world.guests
+    lagging, *others = world.view.ids
+    kept: list[FromPeer] = []
+    cut = False
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        if target == lagging and isinstance(message, ViewAccepted):
+            kept.append(FromPeer(source, message))
+        return target == lagging and (
+            cut or isinstance(message, ViewAccepted | Views | ViewPrepare | ViewAccept | ViewRefuse)
+        )
+
+    world.lose = lose  # type: ignore[assignment]
+    early = world.change(lagging, ADD, guest)
+    peers = world.core(lagging).peers
+    assert world.run_until(lambda: all(peers.told(node) == (2, True) for node in (*others, guest)), 10)
+    cut = True
+    changed(world.remove(others[0], guest), 3, member=False)
+    late = world.change(lagging, ADD, guest)
+    world.run(0.01)
+    world.deliver(lagging, kept[0])
+    world.run(0.01)
+    assert early.answer is not None
+    changed(early.answer, 2, member=True)
+    assert late.answer is None
+    world.heal()
+    assert code(world.answer_of(late)) == "removed"
+    at_rest(world, 3)
+
+
 # --- changes that are refused ---
 
 
