@@ -209,6 +209,26 @@ def test_a_source_that_may_have_lost_votes_does_not_answer() -> None:
     assert source in answered
 
 
+def test_who_may_have_lost_votes_is_no_source_of_its_own() -> None:
+    """R12: it and one other would be a majority of the old group, and it may have voted for what that one has never heard of."""
+    world = grown(4, 3)
+    syncing, source, _ = world.view.ids
+    world.lose = lambda sender, target, message: isinstance(message, SyncPart)
+    grow(world)
+    world.crash(syncing)
+    in_doubt = True
+    world.lose = lambda sender, target, message: (
+        (isinstance(message, SyncPart) and (sender, target) != (source, syncing))
+        or (in_doubt and isinstance(message, Pong) and target == syncing)
+    )
+    world.start(syncing)
+    world.run(3.0)
+    assert not world.core(syncing).identity.verified
+    assert not world.core(syncing).fully_active
+    in_doubt = False
+    assert world.run_until(lambda: world.core(syncing).fully_active, 5)
+
+
 def test_a_source_without_the_view_asks_for_it_instead() -> None:
     world = grown(4, 3)
     source, other = world.view.ids[:2]
@@ -1020,6 +1040,21 @@ def test_what_became_active_late_stays_so_in_the_epochs_after() -> None:
             assert holds(core.syncing.active_in(3), low.to_bytes(20))
             assert holds(core.syncing.active_in(3), high.to_bytes(20))
     assert decode_ranges(load_active(world.nodes[late].conn)[3]) == core.syncing.active_in(3)
+    rest(world)
+
+
+def test_who_is_not_active_yet_completes_a_sync_of_several_epochs_ago() -> None:
+    """What it becomes there carries over, and in the groups of later epochs may be nobody who could tell."""
+    world = grown(9, 5, k=3, seed=3)
+    late, *others = world.view.ids
+    world.lose = lambda source, target, message: isinstance(message, SyncPart) and target == late
+    for guest in world.guests:
+        assert isinstance(world.add(others[0], guest), Changed)
+    assert world.run_until(lambda: world.core(late).view.epoch == 5, 5)
+    core = world.core(late)
+    assert core.syncing.active_in(2) != merged_of(core, 2)
+    world.lose = lambda source, target, message: isinstance(message, SyncPart) and target == late and message.epoch > 2
+    assert world.run_until(lambda: core.syncing.active_in(2) == merged_of(core, 2), 10)
     rest(world)
 
 
