@@ -9,10 +9,13 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import Corruption, RemoteFault, Removed, StorageFailure
 from chain.genesis import issuer_links
+from chain.link import Entry, Outcome, build_link, opening_slot
 from chain.needs import Loaded, Needs, load
+from chain.request import NetworkId, Posting, sign, transfer
 from chain.rows import Applied
 from chain.store import CursorRow, Write, commit
 from hopchain.wire import (
@@ -61,6 +64,7 @@ from routing.keyspace import NodeId
 
 A, B, C = (NodeId(bytes([n]) * 20) for n in (1, 2, 3))
 WRITE = CursorRow(A, 7)
+NETWORK = NetworkId(bytes(32))
 
 
 def ping(sent: float, links: int, votes: int) -> Ping:
@@ -202,6 +206,31 @@ async def test_facts_leave_before_the_commit_and_reads_of_their_accounts_wait_fo
     assert sorted(read) == ["", "another", link.account]
     assert rig.journal == ["step", "send", "answer", "commit"]
     await rig.driver.wait_committed(link.account)
+
+
+async def test_who_is_paid_is_read_and_remembered_anew_as_who_pays_is() -> None:
+    key = Ed25519PrivateKey.generate()
+    request = transfer(NETWORK, "alice", [Posting("bob", 1), Posting("carol", 2)], bytes(32))
+    signed = sign(request, key)
+    entry = Entry(signed, request, signed.request_id, Outcome.COMPLETED)
+    link = build_link(NETWORK, "alice", 1, opening_slot(NETWORK, "alice"), 0, 1, 1, [entry], [])
+    facts = Facts((), (Answer(Caller(1, 5), NotFound("account x")),))
+    rig = Rig([Effects(facts=facts, persist=(Applied(link),))])
+    gate = trio.Event()
+    rig.database.before = lambda function: gate if function is commit else None
+    changed: list[frozenset[str]] = []
+    rig.driver._on_changed = changed.append
+    read: list[str] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.driver.turn)
+        await trio.testing.wait_all_tasks_blocked()
+        for account in ("alice", "bob", "carol", "dave"):
+            nursery.start_soon(reading, rig, account, read)
+        await trio.testing.wait_all_tasks_blocked()
+        assert read == ["dave"]
+        gate.set()
+    assert sorted(read) == ["alice", "bob", "carol", "dave"]
+    assert changed == [{"alice", "bob", "carol"}]
 
 
 async def test_a_read_waits_for_the_commit_that_is_under_way_and_not_for_the_next_one() -> None:
