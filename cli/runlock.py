@@ -5,7 +5,6 @@ The lock is the kernel's (`flock`), so it is gone when its process is, however t
 it is only for the message to the second process.
 """
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -16,9 +15,9 @@ from typing import Final
 from chain.errors import LocalMisuse
 from cli.durable import on_disk
 from cli.wallet import Wallet
+from node.lock import note_holder, try_lock
 
 _DIRECTORY: Final = "runs"
-_MAX_PID_BYTES: Final = 32
 
 
 def lock_path(wallet: Wallet, label: str) -> Path:
@@ -36,20 +35,18 @@ def only_run(wallet: Wallet, label: str) -> Iterator[None]:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, _MAX_PID_BYTES).decode("ascii", "replace").strip() or "(unknown)"
-            raise LocalMisuse(
-                f"run {label!r} is going on in process {holder}: wait for its end, then run this again, which pays nothing "
-                "twice. Other payments need a label of their own: name one with --run"
-            ) from None
+            holder = try_lock(handle)
         except OSError as error:
             raise LocalMisuse(
                 f"{path} cannot be locked ({error.strerror}): keep HOPCHAIN_HOME on a local file system"
             ) from None
+        if holder is not None:
+            raise LocalMisuse(
+                f"run {label!r} is going on in process {holder}: wait for its end, then run this again, which pays nothing "
+                "twice. Other payments need a label of their own: name one with --run"
+            )
         with on_disk(path):
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+            note_holder(handle)
         yield
     finally:
         os.close(handle)

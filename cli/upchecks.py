@@ -5,7 +5,6 @@ file stays; the process id in it is only for the message to the second process.
 """
 
 import errno
-import fcntl
 import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ from cli.home import Network
 from node.config import CONFIG_FILE, read_config
 from node.durable import write_whole
 from node.layout import NETWORK_FILE
-from node.lock import lock_holder
+from node.lock import lock_holder, note_holder, try_lock
 from node.pki import read_node_key
 
 LOCK_FILE: Final = "up.lock"
@@ -36,20 +35,16 @@ def only_up(network: Network) -> Iterator[None]:
         yield
         return
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, _MAX_DIGITS).decode("ascii", "replace").strip() or "(unknown)"
+        holder = None
+        with suppress(OSError):  # no locks on this file system: the nodes say so; or a full disk
+            holder = try_lock(handle)
+            if holder is None:
+                note_holder(handle)
+        if holder is not None:
             raise LocalMisuse(
                 f"network {network.genesis.name} is up already: process {holder} runs its nodes in {network.directory.resolve()}. "
                 "Leave it to that one, or stop it first (Ctrl-C where it runs, or SIGTERM)"
-            ) from None
-        except OSError:
-            pass  # no locks on this file system: the nodes say so
-        else:
-            with suppress(OSError):  # a full disk: the lock is what counts
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+            )
         yield
     finally:
         os.close(handle)

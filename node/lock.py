@@ -16,6 +16,26 @@ LOCK_FILE: Final = "node.lock"
 _MAX_PID_BYTES: Final = 32
 
 
+def try_lock(descriptor: int) -> str | None:
+    """Lock this open file for this process: None; or what the process that holds it has left in it, which may be nothing. `note_holder`
+    follows. Raises `OSError` where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(descriptor)
+    return None
+
+
+def note_holder(descriptor: int) -> None:
+    """Leave the id of this process in the file that it has locked. Raises `OSError` on a full disk: the lock is what counts."""
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, _MAX_PID_BYTES, 0).decode("ascii", "replace").strip() or "(unknown)"
+
+
 def lock_holder(directory: Path) -> int | None:
     """The process that runs the node of this directory; None when none does. It may end, or start, at any moment. None too
     where the file system has no locks: a node that is started there says so and ends."""
@@ -26,7 +46,7 @@ def lock_holder(directory: Path) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(descriptor, _MAX_PID_BYTES).decode("ascii", "replace").strip()
+        holder = _holder(descriptor)
         return int(holder) if holder.isdigit() else None
     except OSError:
         return None
@@ -51,17 +71,16 @@ class DataLock:
                 f"{self._path} cannot be opened ({error.strerror}): is this the directory of a node, and yours?"
             ) from None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            holder = try_lock(descriptor)
         except OSError as error:
-            holder = os.read(descriptor, _MAX_PID_BYTES).decode("ascii", "replace").strip()
             os.close(descriptor)
-            if isinstance(error, BlockingIOError):
-                text = f"{self._path.parent} is in use by process {holder or '(unknown)'}: stop that node first"
-            else:
-                text = f"{self._path} cannot be locked ({error.strerror}): keep the directory on a local file system"
-            raise LocalMisuse(text) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            raise LocalMisuse(
+                f"{self._path} cannot be locked ({error.strerror}): keep the directory on a local file system"
+            ) from None
+        if holder is not None:
+            os.close(descriptor)
+            raise LocalMisuse(f"{self._path.parent} is in use by process {holder}: stop that node first")
+        note_holder(descriptor)
         self._descriptor = descriptor
         return self
 
