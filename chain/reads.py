@@ -231,6 +231,32 @@ def list_accounts(conn: sqlite3.Connection, after: str = "", limit: int = 100) -
         return tuple(head_row(*row) for row in rows)
 
 
+def count_links(conn: sqlite3.Connection) -> int:
+    """How long the log is."""
+    return _number(conn, "SELECT count(*) FROM links")
+
+
+def count_accounts(conn: sqlite3.Connection) -> int:
+    """How many accounts are open here."""
+    return _number(conn, "SELECT count(*) FROM accounts")
+
+
+def sum_paid(conn: sqlite3.Connection, prefix: str) -> int:
+    """What the accounts whose names begin with `prefix` have paid so far, minor units."""
+    return _number(
+        conn,
+        "SELECT coalesce(sum(p.amount), 0) FROM links AS l CROSS JOIN postings AS p "
+        "ON p.id BETWEEN l.seq << 14 AND l.seq << 14 | 16383 WHERE l.account >= ? AND l.account < ?",
+        prefix,
+        prefix + "\x7f",
+    )
+
+
+def _number(conn: sqlite3.Connection, question: str, *values: str) -> int:
+    with storage_errors("counting"):
+        return int(conn.execute(question, values).fetchone()[0])
+
+
 def state_digest(conn: sqlite3.Connection) -> StateDigest:
     """What `hopchain verify --cluster` compares between replicas."""
     digest, accounts = hashlib.sha256(_STATE_TAG), 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from chain.disk import open_database
-from chain.reads import read_outcome_row
+from chain.reads import read_outcome_row, sum_paid
 from chain.request import HASH_BYTES, RequestId
 from cli.bench_load import OUTCOME_BYTES
 from cli.home import KnownNode, Network
@@ -46,11 +46,7 @@ def paid_out(paths: Sequence[Path], prefix: str) -> list[int]:
     for path in paths:
         conn = open_database(path, writer=False)
         try:
-            question = (
-                "SELECT coalesce(sum(p.amount), 0) FROM links AS l CROSS JOIN postings AS p "
-                "ON p.id BETWEEN l.seq << 14 AND l.seq << 14 | 16383 WHERE l.account >= ? AND l.account < ?"
-            )
-            found.append(int(conn.execute(question, (prefix, prefix + "\x7f")).fetchone()[0]))
+            found.append(sum_paid(conn, prefix))
         finally:
             conn.close()
     return found

@@ -17,7 +17,16 @@ from chain.genesis import Genesis
 from chain.link import opening_slot
 from chain.names import check_name_untrusted
 from chain.reads import Balance as FoundBalance
-from chain.reads import ChainLink, StateDigest, list_accounts, read_balance, read_chain, read_outcome, state_digest
+from chain.reads import (
+    ChainLink,
+    StateDigest,
+    count_accounts,
+    list_accounts,
+    read_balance,
+    read_chain,
+    read_outcome,
+    state_digest,
+)
 from chain.request import HASH_BYTES, RequestId
 from hopchain import wire
 from node.core import Core
@@ -247,7 +256,7 @@ class Serving:
     async def _status(self) -> wire.ReplyBody:
         now = self._clock()
         gauges = self._core.gauges()
-        accounts = await self._reader.run(_count_accounts)
+        accounts = await self._reader.run(count_accounts)
         counters = {**self._counters(), **{f"core.{name}": count for name, count in self._core.counters.items()}}
         if self._took:
             took = sorted(self._took)
@@ -388,11 +397,6 @@ def _scale(genesis: Genesis, code: str) -> int:
     asset = genesis.asset(code)
     assert asset is not None, code
     return asset.scale
-
-
-def _count_accounts(conn: sqlite3.Connection) -> int:
-    count: int = conn.execute("SELECT count(*) FROM accounts").fetchone()[0]
-    return count
 
 
 def _account_lines(conn: sqlite3.Connection, ask: wire.AskAccounts, genesis: Genesis) -> tuple[wire.AccountLine, ...]:
