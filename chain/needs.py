@@ -30,33 +30,31 @@ _KEYS_PER_QUERY: Final = 512  # bounds the text of a query, and with it SQLite's
 
 
 class Needs(msgspec.Struct):
-    """What a turn will look at. Fill the sets, then `load`.
+    """What a turn will look at. Fill the sets, then `load`."""
 
-    `heads`: account names. `assets`: names of accounts of which no more matters than that they are here, and what they hold. `outcomes`: (account, request id); an id counts only for the account whose link records it,
-    because anybody may cancel an id that is not theirs. `postings`: hashes of postings that a link of this account
-    confirms. `made`: hashes of postings of links that this turn may apply: for these no search by hash. `links_at`: (account, height).
-    `chains`: (account, from height). `by_hash`: link hashes, for raw links. `wanted_chains`, `wanted_links`, `wanted_postings`: the same,
-    and the links that hold these postings, for others: of each kind in this order, as far as `WANTED_BYTES` go. `known`: which of these link hashes are here. `forming`, `income`: account names. `forming_few`: both of them, but only of
-    accounts that at most `FEW` postings wait for, because the others cost much. `log`: after which seq. `log_head`: the end of the log.
-    """
-
-    heads: set[str] = msgspec.field(default_factory=set)
+    heads: set[str] = msgspec.field(default_factory=set)  # account names
+    # Names of accounts of which no more matters than that they are here, and what they hold.
     assets: set[str] = msgspec.field(default_factory=set)
+    # (account, request id): an id counts only for the account whose link records it, because anybody may cancel an id that
+    # is not theirs.
     outcomes: set[tuple[str, RequestId]] = msgspec.field(default_factory=set)
-    postings: dict[str, set[PostingHash]] = msgspec.field(default_factory=dict)
+    postings: dict[str, set[PostingHash]] = msgspec.field(default_factory=dict)  # that a link of this account confirms
+    # Hashes of postings of links that this turn may apply: for these no search by hash.
     made: set[PostingHash] = msgspec.field(default_factory=set)
-    links_at: set[tuple[str, int]] = msgspec.field(default_factory=set)
-    chains: set[tuple[str, int]] = msgspec.field(default_factory=set)
-    by_hash: set[LinkHash] = msgspec.field(default_factory=set)
+    links_at: set[tuple[str, int]] = msgspec.field(default_factory=set)  # (account, height)
+    chains: set[tuple[str, int]] = msgspec.field(default_factory=set)  # (account, from height)
+    by_hash: set[LinkHash] = msgspec.field(default_factory=set)  # for raw links
+    # The same, and the links that hold these postings, for others: of each kind in this order, as far as `WANTED_BYTES` go.
     wanted_chains: dict[tuple[str, int], None] = msgspec.field(default_factory=dict)
     wanted_links: dict[LinkHash, None] = msgspec.field(default_factory=dict)
     wanted_postings: dict[PostingHash, None] = msgspec.field(default_factory=dict)
-    known: set[LinkHash] = msgspec.field(default_factory=set)
-    forming: set[str] = msgspec.field(default_factory=set)
+    known: set[LinkHash] = msgspec.field(default_factory=set)  # which of these are here
+    forming: set[str] = msgspec.field(default_factory=set)  # account names
+    # `forming` and `income`, but only of accounts that at most `FEW` postings wait for, because the others cost much.
     forming_few: set[str] = msgspec.field(default_factory=set)
-    income: set[str] = msgspec.field(default_factory=set)
-    log: set[int] = msgspec.field(default_factory=set)
-    log_head: bool = False
+    income: set[str] = msgspec.field(default_factory=set)  # account names
+    log: set[int] = msgspec.field(default_factory=set)  # after which seq
+    log_head: bool = False  # the end of the log
 
 
 class Income(msgspec.Struct, frozen=True, gc=False):
@@ -74,12 +72,8 @@ class LogPage(msgspec.Struct, frozen=True, gc=False):
 
 
 class Loaded(msgspec.Struct):
-    """The answers to `Needs`, under the same names. An absent key is not there. `made`: see `note_made`. `cut`: what of that
-    which is wanted for others was not looked for, because there was no room for it.
-
-    `postings`: by their hash. `ends`: of streams (sender, recipient), the id of the last posting that waits, where this turn may make the next one of it
-    and few wait. `taken`: ids of the postings that links of this turn confirm. `forming` and `income` also have what `forming_few` asked for. `chains`, `forming`, `income` and `log` hold every key that was asked for (with nothing in it, where there is
-    nothing). Raw links are header | body, as `decode_link_untrusted` takes them.
+    """The answers to `Needs`, under the same names. An absent key is not there; `chains`, `forming`, `income` and `log` hold every key that
+    was asked for (with nothing in it, where there is nothing). Raw links are header | body, as `decode_link_untrusted` takes them.
     """
 
     heads: dict[str, AccountHead] = msgspec.field(default_factory=dict)
@@ -92,15 +86,17 @@ class Loaded(msgspec.Struct):
     wanted_chains: dict[tuple[str, int], tuple[bytes, ...]] = msgspec.field(default_factory=dict)
     wanted_links: dict[LinkHash, bytes] = msgspec.field(default_factory=dict)
     wanted_postings: dict[PostingHash, bytes] = msgspec.field(default_factory=dict)
+    # What of that which is wanted for others was not looked for, because there was no room for it.
     cut: set[tuple[str, int] | bytes] = msgspec.field(default_factory=set)
     known: set[LinkHash] = msgspec.field(default_factory=set)
-    forming: dict[str, Forming] = msgspec.field(default_factory=dict)
+    forming: dict[str, Forming] = msgspec.field(default_factory=dict)  # with what `forming_few` asked for, as `income`
     income: dict[str, Income] = msgspec.field(default_factory=dict)
     log: dict[int, LogPage] = msgspec.field(default_factory=dict)
     log_head: LogHead | None = None
-    made: dict[PostingHash, Link] = msgspec.field(default_factory=dict)
+    made: dict[PostingHash, Link] = msgspec.field(default_factory=dict)  # see `note_made`
+    # Of streams (sender, recipient), the id of the last posting that waits: where this turn may make the next one, and few wait.
     ends: dict[tuple[str, str], int] = msgspec.field(default_factory=dict)
-    taken: set[int] = msgspec.field(default_factory=set)
+    taken: set[int] = msgspec.field(default_factory=set)  # ids of the postings that links of this turn confirm
 
     def link(self, link: LinkHash) -> bytes | None:
         """A raw link that was wanted for others, or that is here for another reason."""
