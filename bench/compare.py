@@ -4,8 +4,9 @@
     python bench/compare.py --duration 5 --profile uniform --json > result.json
     python bench/compare.py --keep docs/performance/compare.json     and then bench/tables.py
 
-Run it with the interpreter of the environment that hopchain is installed in. Both have three servers on loopback, answer
-when a transfer is on two disks, get the same number of clients and accounts and the same distribution of payers and payees.
+Run it with the interpreter of the environment that hopchain is installed in. Both have three servers on loopback,
+answer when a transfer is on two disks, get the same number of clients and accounts and the same distribution of payers
+and payees.
 hopchain is measured with `hopchain bench`; PostgreSQL as bench/postgres.py says. Nothing else should run meanwhile: the
 load average of the machine before each half is printed with the result.
 """
@@ -144,7 +145,8 @@ def _cell(row: dict[str, object] | None) -> str:
 
 
 def kept_before(path: Path | None, commit: str) -> list[dict[str, Any]]:
-    """Ratios of the last runs of other commits, latest first: that of the result which is kept so far, and of those before it."""
+    """Ratios of the last runs of other commits, latest first: that of the result which is kept so far, and of those
+    before it."""
     if path is None or not path.exists():
         return []
     last = json.loads(path.read_text())

@@ -3,16 +3,16 @@
     python bench/floor.py                          measures `hopchain bench uniform` first: one minute
     python bench/floor.py --profile hot-sender     another one: hot-recipient, hot-sender, bulk
     python bench/floor.py --profile all --runs 3 --keep docs/performance/floor.json      and then bench/tables.py
-    python bench/floor.py uniform.json             with the counts of a run that was kept (`hopchain bench uniform --json`)
+    python bench/floor.py uniform.json             with the counts of a kept run (`hopchain bench uniform --json`)
 
 A run of the nodes says how many commits, turns and bytes a transfer takes and how much CPU. Then the parts that no
 language makes cheaper are measured alone, in C:
 
     database    every statement that a node gives to SQLite for a transfer (what its link depends on, the vote, the link
-                with all its triggers), recorded once and replayed with its values ready, as many transfers to a commit as
-                in the run; once with `synchronous=OFF`, which tells what fsync takes of the processor
-    TLS         frames of the run's mean size through OpenSSL and a loopback connection, there and out again: one for each
-                peer and turn, the least there can be
+                with all its triggers), recorded once and replayed with its values ready, as many transfers to a commit
+                as in the run; once with `synchronous=OFF`, which tells what fsync takes of the processor
+    TLS         frames of the run's mean size through OpenSSL and a loopback connection, there and out again: one for
+                each peer and turn, the least there can be
     signatures  one check a request, by libsodium
 
 CPU is the thread's own, of the kernel's work for it too. What is left of the run's CPU is the interpreter: the state

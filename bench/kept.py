@@ -1,4 +1,5 @@
-"""Results that docs/performance.md shows: the programs of this folder write them with `--keep FILE`, bench/tables.py reads them.
+"""Results that docs/performance.md shows: the programs of this folder write them with `--keep FILE`, bench/tables.py
+reads them.
 
 A kept result names the commit that was measured and holds what the tables need, no more. No dates: git knows them.
 """

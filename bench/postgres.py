@@ -6,9 +6,10 @@
 Installs nothing: it needs PostgreSQL 15 (Debian: `apt-get install postgresql-15`). Everything it makes is in a
 temporary directory and gone at the end. PostgreSQL does not run as root; as root this runs it as user `postgres`.
 
-One primary, two standbys, `synchronous_standby_names = 'ANY 1 (s1, s2)'`, `synchronous_commit = on`, fsync on: a transfer
-is answered when it is on the disks of two of three servers, as in hopchain. `completed` counts rows of the ledger after the
-run less those before, so that what was aborted never counts. All accounts and the ledger are checked at the end.
+One primary, two standbys, `synchronous_standby_names = 'ANY 1 (s1, s2)'`, `synchronous_commit = on`, fsync on: a
+transfer is answered when it is on the disks of two of three servers, as in hopchain. `completed` counts rows of the
+ledger after the run less those before, so that what was aborted never counts. All accounts and the ledger are checked
+at the end.
 """
 
 import argparse
@@ -264,7 +265,8 @@ def measure(
 
 
 def latency_ms(line: str) -> float | None:
-    """Of one line of pgbench's log: client, number, microseconds, script, seconds, microseconds. None when it failed."""
+    """Of one line of pgbench's log: client, number, microseconds, script, seconds, microseconds. None when it
+    failed."""
     took = line.split()[2]
     return int(took) / 1000 if took.isdigit() else None
 
@@ -284,7 +286,8 @@ def numbers(completed: int, duration_s: int, logged: Sequence[str]) -> dict[str,
 
 
 def sound(total: int, accounts: int, entries: str, rows: int) -> bool:
-    """True when no money came or went, each transfer has two entries, and they add up to nothing (`entries`: "COUNT SUM")."""
+    """True when no money came or went, each transfer has two entries, and they add up to nothing (`entries`: "COUNT
+    SUM")."""
     return total == FUNDS * accounts and entries == f"{2 * rows} 0"
 
 

@@ -6,15 +6,15 @@
     python bench/scale.py --postings 1000000 --keep docs/performance/scale.json            and then bench/tables.py
     python bench/scale.py --bulk --postings 800000 --keep docs/performance/scale-bulk.json
 
-One node's part of a transfer, without the network: read what the link depends on, form it, vote for it (one commit), decode
-and check it as the others do, apply it (one commit). Payers and payees are drawn from all accounts; 20 links share a
-commit, as under load. The database is a node's own, made by the same functions, on the disk of `--directory`. First it is
-filled with accounts, then with postings (16 accounts pass 8,190 postings on and on, so nearly all of them are confirmed);
-at each power of ten the transfers are measured. Signatures are left out: a node checks one when a client brings it, at a
-cost that depends on nothing.
+One node's part of a transfer, without the network: read what the link depends on, form it, vote for it (one commit),
+decode and check it as the others do, apply it (one commit). Payers and payees are drawn from all accounts; 20 links
+share a commit, as under load. The database is a node's own, made by the same functions, on the disk of `--directory`.
+First it is filled with accounts, then with postings (16 accounts pass 8,190 postings on and on, so nearly all of them
+are confirmed); at each power of ten the transfers are measured. Signatures are left out: a node checks one when a
+client brings it, at a cost that depends on nothing.
 
-With `--bulk` nothing but payments of 8,190 postings is made, from any account to any others, and each posting waits for its
-recipient: the CPU of a posting is measured while the ledger grows, in steps of a tenth of `--postings`.
+With `--bulk` nothing but payments of 8,190 postings is made, from any account to any others, and each posting waits for
+its recipient: the CPU of a posting is measured while the ledger grows, in steps of a tenth of `--postings`.
 
 CPU is the thread's own, so what else runs matters little to it; the wall time has the waiting for the disk in it.
 """
@@ -196,7 +196,8 @@ def fill_postings(ledger: Ledger, target: int, turn: Iterator[int]) -> None:
 
 
 def run_bulk(asked: argparse.Namespace, place: Path) -> list[dict[str, object]]:
-    """Pay MAX_POSTINGS at once until `asked.postings` are stored; microseconds of CPU for a posting, medians of each step."""
+    """Pay MAX_POSTINGS at once until `asked.postings` are stored; microseconds of CPU for a posting, medians of each
+    step."""
     rng = random.Random(asked.seed)
     rows: list[dict[str, object]] = []
     if not asked.json:

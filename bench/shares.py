@@ -5,8 +5,9 @@
     hopchain bench hot-sender --profile-out hot-sender.txt
     python bench/shares.py uniform.txt uniform-512.txt hot-sender.txt --keep docs/performance/shares.json
 
-A stack belongs to the outermost of its frames that one of the parts below names; but a signature check within `core.step` or
-`core.needs` is a part of its own. Stacks of the start (imports, what comes before the node runs) are left out.
+A stack belongs to the outermost of its frames that one of the parts below names; but a signature check within
+`core.step` or `core.needs` is a part of its own. Stacks of the start (imports, what comes before the node runs) are
+left out.
 """
 
 import argparse
@@ -41,7 +42,8 @@ IMPORT: Final = "importlib"
 
 
 def part_of(stack: Sequence[str]) -> str | None:
-    """One of PARTS for the frames of a stack, outermost first, after the name of its thread; None for one of the start."""
+    """One of PARTS for the frames of a stack, outermost first, after the name of its thread; None for one of the
+    start."""
     if any(IMPORT in frame for frame in stack) or (NODE not in stack and "Thread" not in stack[0]):
         return None
     for frame in stack:

@@ -3,8 +3,8 @@
     python bench/tables.py              writes what differs into the page
     python bench/tables.py --check      says what differs, and ends with 1 when anything does
 
-The page is written by hand but for what stands between `<!-- table: NAME -->` and `<!-- end -->`. To measure again, with
-nothing else running and everything but docs/ committed:
+The page is written by hand but for what stands between `<!-- table: NAME -->` and `<!-- end -->`. To measure again,
+with nothing else running and everything but docs/ committed:
 
     python bench/compare.py --keep docs/performance/compare.json
     python bench/floor.py --profile all --runs 3 --keep docs/performance/floor.json

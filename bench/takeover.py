@@ -1,10 +1,12 @@
-"""How long do payments take while nodes die and come back? Five nodes, k = 5; one is killed, then a second one; then both start again.
+"""How long do payments take while nodes die and come back? Five nodes, k = 5; one is killed, then a second one; then
+both start again.
 
     python bench/takeover.py            about a minute; --json for the numbers alone
     python bench/takeover.py --runs 2 --keep docs/performance/takeover.json      and then bench/tables.py
 
-Eight clients pay from sixty accounts, spread over all nodes. Each phase begins ten seconds after the kill, so that what is measured is
-life without the node and not the moment of its death; the last one begins with the starts, so nodes that lack thousands of links are in it. `ratio` is the phase's p99 over that of the healthy phase.
+Eight clients pay from sixty accounts, spread over all nodes. Each phase begins ten seconds after the kill, so that what
+is measured is life without the node and not the moment of its death; the last one begins with the starts, so nodes that
+lack thousands of links are in it. `ratio` is the phase's p99 over that of the healthy phase.
 """
 
 import argparse
@@ -68,7 +70,8 @@ async def measure(
 
 
 def numbers(took: Sequence[float], seconds: float, payers: int, others: int) -> dict[str, object]:
-    """What a phase with these latencies says; percentiles are the nearest rank. Ends this script when nothing completed."""
+    """What a phase with these latencies says; percentiles are the nearest rank. Ends this script when nothing
+    completed."""
     if not took:
         sys.exit(f"nothing completed in {seconds:g} s ({others} payments ended otherwise): do the nodes run?")
     ascending = sorted(took)

@@ -1,9 +1,9 @@
 """`hopchain verify`: everything in the database derived again from the links' own bytes, and compared.
 
 First the rows that no link makes: each has its checksum, views are numbered, votes hold links of their slots. Then the
-links are replayed (`chain.replay`) in the order of the log, in which each stands after all that it builds on. Then: every
-thread leads through all confirmed postings of its stream, what is not confirmed is incoming, no other rows exist, no
-money was made or lost.
+links are replayed (`chain.replay`) in the order of the log, in which each stands after all that it builds on. Then:
+every thread leads through all confirmed postings of its stream, what is not confirmed is incoming, no other rows exist,
+no money was made or lost.
 
 Nothing here uses the triggers or what they wrote before it was compared itself; memory does not grow with the database.
 What cannot be derived is not judged (design R15): whether a name was unknown elsewhere when a request was rejected.
@@ -58,7 +58,8 @@ def audit(
     """Check the whole database, in one snapshot of it; a reader's connection will do, also while the node runs.
 
     `genesis`: the file that the database must belong to (else: the copy in it). `progress(links done, links in all)`.
-    Raises `StorageFailure` when the disk cannot be read, `LocalMisuse` for a database of another release; damage that SQLite itself notices is a fault like others.
+    Raises `StorageFailure` when the disk cannot be read, `LocalMisuse` for a database of another release; damage that
+    SQLite itself notices is a fault like others.
     """
     replay = Replay(conn, progress or (lambda _done, _total: None))
     run = _Audit(conn, genesis, replay)
@@ -157,7 +158,8 @@ class _Audit:
         return genesis
 
     def _votes(self) -> None:
-        """A vote holds a link of its slot. The vote on a view has no account; its slot is the view before, its height the epoch."""
+        """A vote holds a link of its slot. The vote on a view has no account; its slot is the view before, its height
+        the epoch."""
         query = "SELECT v.slot, v.height, b.hash FROM votes AS v LEFT JOIN views AS b ON b.epoch = v.height - 1 WHERE v.account = ''"
         for slot, epoch, before in self._conn.execute(query):
             require(slot == before, "votes", slot, "slot", before or f"no view, {epoch - 1} is not here", slot)
@@ -187,8 +189,8 @@ class _Audit:
                 require(False, table, "*", "count", made, count)
 
     def _threads(self) -> None:
-        """Each thread leads from its last posting through all the others: what a thread does not reach was confirmed twice
-        or has lost its place. That it goes back in time, and so ends, was checked with each confirmation."""
+        """Each thread leads from its last posting through all the others: what a thread does not reach was confirmed
+        twice or has lost its place. That it goes back in time, and so ends, was checked with each confirmation."""
         reached = 0
         for recipient, sender, last in self._conn.execute(
             f"SELECT {_NAME_OF.format('t.recipient')}, {_NAME_OF.format('t.sender')}, t.last FROM threads AS t"
@@ -210,7 +212,8 @@ class _Audit:
         require(False, "threads", "*", "count", f"{self._replay.confirmed} confirmed postings", reached)
 
     def _name_lost(self) -> None:
-        """Find where the thread of a stream misses a confirmed posting: it has no row, ends too early, or leaves one out."""
+        """Find where the thread of a stream misses a confirmed posting: it has no row, ends too early, or leaves one
+        out."""
         lost = self._conn.execute(
             "SELECT c.posting, p.recipient, l.account, t.last FROM confirmations AS c JOIN postings AS p ON p.id = c.posting "
             "JOIN links AS l ON l.seq = c.posting >> 14 JOIN accounts AS r ON r.name = p.recipient JOIN accounts AS s ON s.name = l.account "

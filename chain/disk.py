@@ -3,13 +3,13 @@
 One connection writes and checkpoints; readers have their own, which never checkpoint: the SQLite of Debian 12 (3.40)
 has the WAL-reset bug, which needs two writers or checkpointers (design section 2).
 
-A checkpoint copies the pages of the log into the database and syncs that. Of SQLite's own checkpoints nobody learns when
-they fail: not of the automatic ones (`wal_autocheckpoint`), which are tried again after the next commit, and not of the one
-when the last connection of a file is closed. Trying again loses pages: what an earlier checkpoint has copied without a sync,
-because a reader held it back, is not copied again, and a sync after one that failed says that all is well. So the writer
-checkpoints by itself (`checkpoint_if_due`), an error ends the process, and a connection that must not checkpoint does not do
-so when it is closed. The next process begins with the whole log, unless another one keeps the database open meanwhile (`hopchain verify`): SQLite
-then goes on where the failed one was.
+A checkpoint copies the pages of the log into the database and syncs that. Of SQLite's own checkpoints nobody learns
+when they fail: not of the automatic ones (`wal_autocheckpoint`), which are tried again after the next commit, and not
+of the one when the last connection of a file is closed. Trying again loses pages: what an earlier checkpoint has copied
+without a sync, because a reader held it back, is not copied again, and a sync after one that failed says that all is
+well. So the writer checkpoints by itself (`checkpoint_if_due`), an error ends the process, and a connection that must
+not checkpoint does not do so when it is closed. The next process begins with the whole log, unless another one keeps
+the database open meanwhile (`hopchain verify`): SQLite then goes on where the failed one was.
 """
 
 import os
@@ -65,8 +65,8 @@ class _Connection(sqlite3.Connection):
     """Knows whether it may checkpoint, and how long the log may become before it does.
 
     SQLite does not say how long the log is, and its file never shrinks. But each frame carries the salts of the log's
-    header, which change when the log begins anew: so one look at the frame where a checkpoint is due says whether the log has
-    come that far.
+    header, which change when the log begins anew: so one look at the frame where a checkpoint is due says whether the
+    log has come that far.
     """
 
     _log: int | None = None  # a descriptor: SQLite takes no locks on this file, so closing it releases none
@@ -92,8 +92,8 @@ class _Connection(sqlite3.Connection):
         return bool(salts) and os.pread(self._log, _SALT_BYTES, at) == salts
 
     def put_off(self, pages: int) -> None:
-        """A log of so many pages was copied, as far as readers let it be. They may also keep it from beginning anew: so the
-        next checkpoint is due when it has grown, not with the next commit."""
+        """A log of so many pages was copied, as far as readers let it be. They may also keep it from beginning anew: so
+        the next checkpoint is due when it has grown, not with the next commit."""
         self._due = max(self._pages, pages + max(1, self._pages // _HELD_BACK))
 
     def give_up(self) -> None:
@@ -119,8 +119,8 @@ class _Connection(sqlite3.Connection):
 def open_database(path: Path | str, *, writer: bool, wal_pages: int = _WAL_PAGES) -> sqlite3.Connection:
     """A connection in autocommit mode that other threads than this one may use (so: a connector for aiosqlite).
 
-    The writer checkpoints when the log has come to `wal_pages` pages. Raises `LocalMisuse` when a reader's file does not exist,
-    and `StorageFailure` when the file cannot be opened or does not take WAL and synchronous=FULL.
+    The writer checkpoints when the log has come to `wal_pages` pages. Raises `LocalMisuse` when a reader's file does
+    not exist, and `StorageFailure` when the file cannot be opened or does not take WAL and synchronous=FULL.
     """
     file = Path(path)
     if file.is_symlink():
@@ -148,10 +148,11 @@ def _log_of(file: Path) -> Path:
 
 
 def _write_again(log: Path) -> None:
-    """Write a log that an earlier process left once more, as it stands, and sync it. To be called before SQLite opens the file, by the only writer.
+    """Write a log that an earlier process left once more, as it stands, and sync it. To be called before SQLite opens
+    the file, by the only writer.
 
-    When a sync of the log fails, the system forgets that its pages are not on the disk: reading shows them, and no later sync writes
-    them. A commit that SQLite appends behind them would be lost with them.
+    When a sync of the log fails, the system forgets that its pages are not on the disk: reading shows them, and no
+    later sync writes them. A commit that SQLite appends behind them would be lost with them.
     """
     with suppress(FileNotFoundError), log.open("r+b", buffering=0) as file:
         at = 0
@@ -181,7 +182,8 @@ def _configure(conn: sqlite3.Connection, file: Path, writer: bool) -> None:
 
 
 def checkpoint(conn: sqlite3.Connection) -> bool:
-    """Copy the log into the database and sync that. False when a reader held it back from the end of the log, or another process from beginning.
+    """Copy the log into the database and sync that. False when a reader held it back from the end of the log, or
+    another process from beginning.
 
     Raises `StorageFailure`; the process must end then, because the same again would lose pages.
     """
@@ -204,9 +206,9 @@ def checkpoint_if_due(conn: sqlite3.Connection) -> None:
 def settle(conn: sqlite3.Connection) -> None:
     """What this connection reads is on the disk when this returns; to be called at the start. Raises `StorageFailure`.
 
-    The process before may have been killed when its last transaction was in the log and not synced, or have ended because a sync
-    failed: the system still shows then what the disk does not hold. The log was written once more before it was opened (`_write_again`), and
-    the checkpoint writes all of it to the database.
+    The process before may have been killed when its last transaction was in the log and not synced, or have ended
+    because a sync failed: the system still shows then what the disk does not hold. The log was written once more before
+    it was opened (`_write_again`), and the checkpoint writes all of it to the database.
     """
     if not checkpoint(conn):  # a reader holds it back, maybe before the log is synced: a commit syncs it
         with storage_errors("writing to the log"):
@@ -214,7 +216,8 @@ def settle(conn: sqlite3.Connection) -> None:
 
 
 def give_up(conn: sqlite3.Connection) -> None:
-    """The disk or SQLite has failed: nothing is tried again on this connection, not even a checkpoint when it is closed."""
+    """The disk or SQLite has failed: nothing is tried again on this connection, not even a checkpoint when it is
+    closed."""
     if isinstance(conn, _Connection):
         conn.give_up()
 

@@ -313,8 +313,8 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def read_record_untrusted(raw: bytes, numbers: Collection[int]) -> Record:
-    """The outcomes with these `numbers`, as far as there are such, from the link with these bytes. The requests, thousands perhaps, are not
-    decoded. Raises `RemoteFault` (`malformed`) when the link does not agree with itself."""
+    """The outcomes with these `numbers`, as far as there are such, from the link with these bytes. The requests,
+    thousands perhaps, are not decoded. Raises `RemoteFault` (`malformed`) when the link does not agree with itself."""
     header, body = raw[:HEADER_BYTES], raw[HEADER_BYTES:]
     try:
         _, name, height, _, balance, _, _, time_ms, stated_body = _HEADER.unpack(header)

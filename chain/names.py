@@ -54,8 +54,8 @@ def check_amount_untrusted(amount: int) -> int:
 
 
 def pad(text: str, size: int) -> bytes:
-    """`text` as ASCII or UTF-8 bytes, padded with zero bytes to `size`. `LocalMisuse` when it does not fit: cut off, or with a
-    zero byte in it, it would be read as another text."""
+    """`text` as ASCII or UTF-8 bytes, padded with zero bytes to `size`. `LocalMisuse` when it does not fit: cut off, or
+    with a zero byte in it, it would be read as another text."""
     raw = text.encode()
     if len(raw) > size or b"\0" in raw:
         raise LocalMisuse(f"{text[:80]!r} has {len(raw)} bytes: a text field takes at most {size}, and no zero byte")

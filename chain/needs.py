@@ -35,8 +35,8 @@ class Needs(msgspec.Struct):
     heads: set[str] = msgspec.field(default_factory=set)  # account names
     # Names of accounts of which no more matters than that they are here, and what they hold.
     assets: set[str] = msgspec.field(default_factory=set)
-    # (account, request id): an id counts only for the account whose link records it, because anybody may cancel an id that
-    # is not theirs.
+    # (account, request id): an id counts only for the account whose link records it, because anybody may cancel an id
+    # that is not theirs.
     outcomes: set[tuple[str, RequestId]] = msgspec.field(default_factory=set)
     postings: dict[str, set[PostingHash]] = msgspec.field(default_factory=dict)  # that a link of this account confirms
     # Hashes of postings of links that this turn may apply: for these no search by hash.
@@ -44,7 +44,8 @@ class Needs(msgspec.Struct):
     links_at: set[tuple[str, int]] = msgspec.field(default_factory=set)  # (account, height)
     chains: set[tuple[str, int]] = msgspec.field(default_factory=set)  # (account, from height)
     by_hash: set[LinkHash] = msgspec.field(default_factory=set)  # for raw links
-    # The same, and the links that hold these postings, for others: of each kind in this order, as far as `WANTED_BYTES` go.
+    # The same, and the links that hold these postings, for others: of each kind in this order, as far as `WANTED_BYTES`
+    # go.
     wanted_chains: dict[tuple[str, int], None] = msgspec.field(default_factory=dict)
     wanted_links: dict[LinkHash, None] = msgspec.field(default_factory=dict)
     wanted_postings: dict[PostingHash, None] = msgspec.field(default_factory=dict)
@@ -72,8 +73,9 @@ class LogPage(msgspec.Struct, frozen=True, gc=False):
 
 
 class Loaded(msgspec.Struct):
-    """The answers to `Needs`, under the same names. An absent key is not there; `chains`, `forming`, `income` and `log` hold every key that
-    was asked for (with nothing in it, where there is nothing). Raw links are header | body, as `decode_link_untrusted` takes them.
+    """The answers to `Needs`, under the same names. An absent key is not there; `chains`, `forming`, `income` and `log`
+    hold every key that was asked for (with nothing in it, where there is nothing). Raw links are header | body, as
+    `decode_link_untrusted` takes them.
     """
 
     heads: dict[str, AccountHead] = msgspec.field(default_factory=dict)
@@ -94,7 +96,8 @@ class Loaded(msgspec.Struct):
     log: dict[int, LogPage] = msgspec.field(default_factory=dict)
     log_head: LogHead | None = None
     made: dict[PostingHash, Link] = msgspec.field(default_factory=dict)  # see `note_made`
-    # Of streams (sender, recipient), the id of the last posting that waits: where this turn may make the next one, and few wait.
+    # Of streams (sender, recipient), the id of the last posting that waits: where this turn may make the next one, and
+    # few wait.
     ends: dict[tuple[str, str], int] = msgspec.field(default_factory=dict)
     taken: set[int] = msgspec.field(default_factory=set)  # ids of the postings that links of this turn confirm
 
@@ -113,8 +116,8 @@ class Loaded(msgspec.Struct):
         return row
 
     def note_made(self, link: Link) -> None:
-        """The postings of a link that is applied in this turn are as good as loaded. Few are ever looked at, so rows are
-        made for those only."""
+        """The postings of a link that is applied in this turn are as good as loaded. Few are ever looked at, so rows
+        are made for those only."""
         self.made.update(dict.fromkeys(link.posting_hashes, link))
 
 
@@ -154,7 +157,8 @@ _CREDITS: Final = (
     f"FROM k CROSS JOIN postings AS p ON {BY_HASH.format('k.column1')} {_CREDIT_JOINS}"
 )
 _SCANNED: Final = 64  # incoming postings of an account that are read in one go, beside as many as it confirms
-# Of rows of `incoming`: the account of this name, and the account that has the number `i.sender`, by the link that opened it.
+# Of rows of `incoming`: the account of this name, and the account that has the number `i.sender`, by the link that
+# opened it.
 _ID_OF: Final = "(SELECT id FROM accounts WHERE name = ?)"
 _WAITING_COLUMNS: Final = "p.hash, s.account, p.recipient, i.amount, i.posting, NULL, i.sender"
 _WAITING_JOINS: Final = "CROSS JOIN postings AS p ON p.id = i.posting CROSS JOIN links AS s ON s.seq = i.sender"
@@ -192,8 +196,8 @@ _INCOMING_COLUMNS: Final = (
     "i.recipient, p.hash, s.account, p.recipient, i.amount, i.posting, t.hash, i.sender, l.hash, l.height, l.time_ms, l.header, "
     "h.last, l.account = s.account AND s.height = 0 AND p.amount = i.amount"
 )
-# LEFT JOIN, so that a row whose posting is not here is seen and refused: left out, the link would skip that posting, and
-# every sound replica would stop at it.
+# LEFT JOIN, so that a row whose posting is not here is seen and refused: left out, the link would skip that posting,
+# and every sound replica would stop at it.
 _INCOMING_JOINS: Final = (
     "LEFT JOIN postings AS p ON p.id = i.posting LEFT JOIN links AS l ON l.seq = i.posting >> 14 "
     "LEFT JOIN links AS s ON s.seq = i.sender "
@@ -267,8 +271,8 @@ def head_row(
 
 
 def _outcomes(conn: sqlite3.Connection, keys: Collection[tuple[str, RequestId]]) -> Iterator[OutcomeRow]:
-    """Those that have a row, as their links have them: what is told of an outcome is final, so a changed row must not tell another one.
-    Few requests that are looked up have an outcome; a link is read once for all of them."""
+    """Those that have a row, as their links have them: what is told of an outcome is final, so a changed row must not
+    tell another one. Few requests that are looked up have an outcome; a link is read once for all of them."""
     of_link: dict[LinkHash, dict[int, tuple[RequestId, str, int]]] = {}
     for link, number, *row in _join(conn, _OUTCOMES, keys, lambda *row: row):
         of_link.setdefault(link, {})[number] = (row[0], row[1], row[2])
@@ -367,8 +371,8 @@ def _load_wanted(conn: sqlite3.Connection, needs: Needs, loaded: Loaded) -> None
 
 
 def _bounded(rows: Iterable[tuple[U, T]], keys: Iterable[U], size_of: Callable[[T], int]) -> tuple[dict[U, T], list[U]]:
-    """As many rows as `WANTED_BYTES` have room for, and always the first; and those of the `keys`, in whose order the rows are, that
-    there was no room for."""
+    """As many rows as `WANTED_BYTES` have room for, and always the first; and those of the `keys`, in whose order the
+    rows are, that there was no room for."""
     found: dict[U, T] = {}
     size = 0
     for key, value in rows:
@@ -418,9 +422,9 @@ def find_credits(conn: sqlite3.Connection, hashes: Collection[PostingHash]) -> d
 def _credits(
     conn: sqlite3.Connection, wanted: Mapping[str, set[PostingHash]], made: Set[PostingHash]
 ) -> tuple[dict[PostingHash, Credit], dict[tuple[str, str], int]]:
-    """The postings that each account confirms, and `Loaded.ends`. They are among its incoming ones, which stand together on the disk: one
-    look there finds all, unless the account has many more; then a second one at the oldest of them. The others are looked
-    for by their hashes, which takes a search in each part of the index."""
+    """The postings that each account confirms, and `Loaded.ends`. They are among its incoming ones, which stand
+    together on the disk: one look there finds all, unless the account has many more; then a second one at the oldest of
+    them. The others are looked for by their hashes, which takes a search in each part of the index."""
     found: dict[PostingHash, Credit] = {}
     ends: dict[tuple[str, str], int] = {}
     for account, hashes in wanted.items():
@@ -441,8 +445,8 @@ def _credits(
 
 
 def _forming(conn: sqlite3.Connection, wanted: Collection[str], few_only: Collection[str]) -> dict[str, Forming]:
-    """What the next link of each account depends on: its head, the income of its tip, its incoming postings. Those of `few_only`
-    for which many wait are left out unless they are `wanted`."""
+    """What the next link of each account depends on: its head, the income of its tip, its incoming postings. Those of
+    `few_only` for which many wait are left out unless they are `wanted`."""
     names = {*wanted, *few_only}
     heads: dict[str, tuple[AccountHead, bytes, int | None]] = {}
     ids: dict[int, str] = {}
@@ -513,7 +517,8 @@ def _incoming(
 
 
 def _disagrees_text(row: Credit, recipient: str) -> str:
-    """What to say of a row of `incoming` that differs from its posting, or has none: so the posting's hash may not be here."""
+    """What to say of a row of `incoming` that differs from its posting, or has none: so the posting's hash may not be
+    here."""
     sender = row.sender or f"account {row.sender_id}"
     return refused_text(f"{row.id}", row.amount, sender, recipient, "its row in `incoming` is not what its link says")
 

@@ -107,8 +107,8 @@ def read_balance(conn: sqlite3.Connection, name: str) -> Balance | None:
 def read_chain(
     conn: sqlite3.Connection, name: str, from_height: int = 0, limit: int = 100, max_bytes: int = 1024 * 1024
 ) -> tuple[ChainLink, ...]:
-    """Links of account `name` from `from_height` on, ascending: the first, and more up to `limit` while they have no more
-    than `max_bytes` together. What comes after them is not read: a full link is some 7 MB as a record."""
+    """Links of account `name` from `from_height` on, ascending: the first, and more up to `limit` while they have no
+    more than `max_bytes` together. What comes after them is not read: a full link is some 7 MB as a record."""
     links: list[ChainLink] = []
     size = 0
     with storage_errors("reading a chain"), snapshot(conn):
@@ -131,7 +131,8 @@ def find_link(conn: sqlite3.Connection, link_hash: LinkHash) -> ChainLink | None
 
 
 def decode_stored(raw: bytes, link_hash: LinkHash, decode: Callable[[bytes], Link] = decode_link_untrusted) -> Link:
-    """The link with these bytes, which stand here under this hash. Raises `Corruption`: whoever asked for it is not at fault."""
+    """The link with these bytes, which stand here under this hash. Raises `Corruption`: whoever asked for it is not at
+    fault."""
     try:
         link = decode(raw)
     except RemoteFault as fault:
@@ -148,7 +149,8 @@ def _damaged(link_hash: LinkHash, what: str) -> Corruption:
 
 
 def _chain_link(conn: sqlite3.Connection, link: Link) -> ChainLink:
-    """Nothing is shown that is not what the link and the hashes in it say, but for where its postings were confirmed."""
+    """Nothing is shown that is not what the link and the hashes in it say, but for where its postings were
+    confirmed."""
     paid, confirmed = read_postings(conn, link.hash)
     if (
         [row.hash for row in paid] != list(link.posting_hashes)
@@ -198,7 +200,8 @@ def _chain_entry(entry: Entry, postings: Iterable[PostingRow]) -> ChainEntry:
 
 
 def read_outcome(conn: sqlite3.Connection, request_id: RequestId, account: str | None = None) -> OutcomeRow | None:
-    """The recorded outcome of a request, or None when there is none here (yet). Raises `Corruption` when its link says another one.
+    """The recorded outcome of a request, or None when there is none here (yet). Raises `Corruption` when its link says
+    another one.
 
     Name the `account` that sent it when you know it. Anybody can cancel an id that is not theirs, which means nothing
     to its owner: without `account`, the outcome that stands beside the request itself is preferred to a cancellation,

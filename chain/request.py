@@ -216,9 +216,9 @@ def cancellation(network: NetworkId, sender: str, target: RequestId, nonce: byte
 def encode_request(request: Request) -> bytes:
     """Canonical bytes of a well-formed request.
 
-    Text that is too long and hashes of any other size than theirs raise `LocalMisuse`, also under `python -O`: cut off or padded
-    they would make another request, or two payments one. An integer that does not fit raises `struct.error`. What else makes a
-    request well formed, `decode_request_untrusted` checks.
+    Text that is too long and hashes of any other size than theirs raise `LocalMisuse`, also under `python -O`: cut off
+    or padded they would make another request, or two payments one. An integer that does not fit raises `struct.error`.
+    What else makes a request well formed, `decode_request_untrusted` checks.
     """
     head = _HEAD.pack(
         request.kind,
@@ -293,8 +293,8 @@ def decode_request_untrusted(raw: bytes) -> Request:
 
 
 def _postings_untrusted(records: memoryview, sender: str) -> Sequence[Posting]:
-    """The postings with these records. Many are checked column by column, which takes a third of the time; when anything
-    is wrong there, they are read one by one, so that the fault named is the first one's."""
+    """The postings with these records. Many are checked column by column, which takes a third of the time; when
+    anything is wrong there, they are read one by one, so that the fault named is the first one's."""
     if len(records) >= MANY_POSTINGS * POSTING_BYTES:
         amounts = _column(_AMOUNT_COLUMN, records)
         try:
@@ -315,8 +315,8 @@ def _columns(field: str, count: int) -> struct.Struct:
 
 
 def _column(field: str, records: memoryview) -> tuple[Any, ...]:
-    """One field of all records, in order. In one go, without a tuple for each record: 8,190 of those wake the garbage collector
-    again and again, which then looks through all that the node holds."""
+    """One field of all records, in order. In one go, without a tuple for each record: 8,190 of those wake the garbage
+    collector again and again, which then looks through all that the node holds."""
     return _columns(field, len(records) // POSTING_BYTES).unpack(records)
 
 
@@ -329,8 +329,8 @@ def _posting_untrusted(fields: tuple[bytes, int, bytes], sender: str) -> Posting
 
 
 def sign(request: Request, key: Ed25519PrivateKey) -> SignedRequest:
-    """The request with the owner's signature. For what a person or another program made use `hopchain.sign_request`, which
-    checks every field first."""
+    """The request with the owner's signature. For what a person or another program made use `hopchain.sign_request`,
+    which checks every field first."""
     return sign_bytes(encode_request(request), key)
 
 
@@ -340,8 +340,8 @@ def sign_bytes(raw: bytes, key: Ed25519PrivateKey) -> SignedRequest:
 
 
 def is_signed_by(signed: SignedRequest, public_key: bytes) -> bool:
-    """True when `signed.signature` was made over `signed.raw` with the key of this 32-byte public key. By libsodium, which
-    needs half of OpenSSL's time for it: the largest single thing that a node does for a request."""
+    """True when `signed.signature` was made over `signed.raw` with the key of this 32-byte public key. By libsodium,
+    which needs half of OpenSSL's time for it: the largest single thing that a node does for a request."""
     try:
         VerifyKey(public_key).verify(_SIGN_TAG + signed.request_id, signed.signature)
     except (BadSignatureError, ValueError):

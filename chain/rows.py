@@ -55,8 +55,8 @@ class OutcomeRow(msgspec.Struct, frozen=True, gc=False):
 
 class Credit(msgspec.Struct, frozen=True, gc=False):
     """A posting as its recipient's next link needs it. `id`: where this replica keeps it, 0 for one that a link of this
-    turn has just made; `sender_id`: the sender's number in this replica, 0 like it. `before`: the id of the posting that waits
-    just before it in the stream from this sender to this recipient, 0 when none does."""
+    turn has just made; `sender_id`: the sender's number in this replica, 0 like it. `before`: the id of the posting
+    that waits just before it in the stream from this sender to this recipient, 0 when none does."""
 
     hash: PostingHash
     sender: str
@@ -150,7 +150,8 @@ class ViewRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class ActiveRow(msgspec.Struct, frozen=True, gc=False):
-    """For which keys this node is ACTIVE in `epoch` (design R7): the bytes of all their ranges, which replace those before."""
+    """For which keys this node is ACTIVE in `epoch` (design R7): the bytes of all their ranges, which replace those
+    before."""
 
     epoch: int
     ranges: bytes

@@ -7,9 +7,9 @@
 4. the oldest unconfirmed postings, at most MAX_CONFIRMED, are taken up: available = balance + taken;
 5. requests are judged one after the other; each gets exactly one outcome.
 
-**What a client could see, it can spend**: `unknown_recipient`, `insufficient_funds` and, for issuers, `issuer_limit` are
-recorded only when the caller says that the network was asked (`absent`, `income_complete`). Otherwise `form_link` names
-what to ask, and the requests concerned stay in the queue.
+**What a client could see, it can spend**: `unknown_recipient`, `insufficient_funds` and, for issuers, `issuer_limit`
+are recorded only when the caller says that the network was asked (`absent`, `income_complete`). Otherwise `form_link`
+names what to ask, and the requests concerned stay in the queue.
 
 `check_successor` is what a replica checks before it applies a decided link. It never judges again (design R11):
 it checks that the link follows from what is here, and a failure means that this replica is damaged.
@@ -64,7 +64,8 @@ class Formed(msgspec.Struct, frozen=True, gc=False):
 
     `link` is None when there is nothing to write now. `left` wait for the next link (no room in this one);
     `unjudged` cannot be judged without the facts that `ask_recipients` and `ask_income` name;
-    `settled` have a recorded outcome or lost the name they wanted to open; `stale` pinned another tip and can never execute.
+    `settled` have a recorded outcome or lost the name they wanted to open; `stale` pinned another tip and can never
+    execute.
     """
 
     link: Link | None
@@ -88,8 +89,9 @@ def check_tip_income(forming: Forming) -> None:
 
 
 def check_second_thread(forming: Forming) -> None:
-    """Step 3: raise `Corruption` for a posting whose link does not re-hash to its hash, or that does not go on where the
-    thread of confirmed postings of its stream ends (an earlier one unconfirmed, or this or a later one used before)."""
+    """Step 3: raise `Corruption` for a posting whose link does not re-hash to its hash, or that does not go on where
+    the thread of confirmed postings of its stream ends (an earlier one unconfirmed, or this or a later one used
+    before)."""
     waiting: set[PostingHash] = set()
     headers_checked: set[LinkHash] = set()
     for incoming in forming.incoming:
@@ -299,8 +301,9 @@ def check_successor(
 ) -> None:
     """Raise `Corruption` unless a decided `link` follows from `head` and the postings that it confirms.
 
-    `confirmed`: the rows of `link.confirmed`, in that order, as they are here before the link is applied, but for `taken`: the ids of the
-    postings that were confirmed since they were read. `assets`: what the accounts hold that it pays, those that are known here.
+    `confirmed`: the rows of `link.confirmed`, in that order, as they are here before the link is applied, but for
+    `taken`: the ids of the postings that were confirmed since they were read. `assets`: what the accounts hold that it
+    pays, those that are known here.
     """
     if head is None:
         if link.height != 0 or confirmed:
@@ -335,8 +338,8 @@ def check_successor(
 
 
 def _check_order(link: Link, confirmed: Sequence[Credit], taken: Collection[int]) -> None:
-    """What it confirms of each sender is, in order, the oldest that waits here. (What stands before the end of a thread is
-    confirmed here, for the same was so when each of its postings was.)"""
+    """What it confirms of each sender is, in order, the oldest that waits here. (What stands before the end of a thread
+    is confirmed here, for the same was so when each of its postings was.)"""
     if len(set(link.confirmed)) < len(link.confirmed):
         raise _does_not_follow(link, "it confirms a posting twice")
     listed: set[int] = set()

@@ -1,27 +1,30 @@
 """The database: its tables, and the triggers that refuse what is wrong, however it is written (design section 2).
 
 The writer stages a link's rows in the `new_*` tables, which are no money, and then inserts the link. The trigger
-`links_apply` does the rest inside that one statement: it checks the staged rows and their sums and takes them out of the
-staging, and the delete triggers of the `new_*` tables carry each one out: into `postings`, `incoming`, `outcomes`, `accounts`. A
-statement happens completely or not at all, so there is no moment, and needs no pragma, in which a link is there without
-its postings.
+`links_apply` does the rest inside that one statement: it checks the staged rows and their sums and takes them out of
+the staging, and the delete triggers of the `new_*` tables carry each one out: into `postings`, `incoming`, `outcomes`,
+`accounts`. A statement happens completely or not at all, so there is no moment, and needs no pragma, in which a link is
+there without its postings.
 
-Money is written where the disk is written anyway (ADR 21): `postings` and `confirmations` only grow at their ends, by the
-order of the log, and are never changed. What is looked for by account is small and apart: `incoming`, the postings to an
-account that it has not taken up, and `threads`, the last posting from a sender that it has. Their rows are integers only (ADR 24): an
-account stands in them as its number, `accounts.id`, which is the `seq` of the link that opened it. The view `transfers`
-puts the rows together as design section 2 has them, `waiting` shows `incoming` under names.
+Money is written where the disk is written anyway (ADR 21): `postings` and `confirmations` only grow at their ends, by
+the order of the log, and are never changed. What is looked for by account is small and apart: `incoming`, the postings
+to an account that it has not taken up, and `threads`, the last posting from a sender that it has. Their rows are
+integers only (ADR 24): an account stands in them as its number, `accounts.id`, which is the `seq` of the link that
+opened it. The view `transfers` puts the rows together as design section 2 has them, `waiting` shows `incoming` under
+names.
 
 While `links_apply` runs, the one row of `applying` names its link; every other trigger asks for it and so refuses
-all rows that are written by hand (and a staged row deleted by hand is just gone). The row can be written only for a link
-that is one above its account's head, and `links_apply` ends by moving the head: outside of it there is no such link.
+all rows that are written by hand (and a staged row deleted by hand is just gone). The row can be written only for a
+link that is one above its account's head, and `links_apply` ends by moving the head: outside of it there is no such
+link.
 
 What a trigger cannot see is a hash: SQLite has no SHA-256. A forged link that agrees with itself in all else is
 found by `chain.audit`.
 
-The `id` of a staged row, a posting and a confirmation is `seq << 14 | number`: the link's place in the log, and the row's
-number in the link (there are at most 16,380 of a kind). So the postings of one sender are in the order of its chain. A request of many postings is one row of `new_batches`: the records as the body has them, the hashes of
-the postings one after the other, and the amounts as a JSON array, because SQL reads no integers from bytes.
+The `id` of a staged row, a posting and a confirmation is `seq << 14 | number`: the link's place in the log, and the
+row's number in the link (there are at most 16,380 of a kind). So the postings of one sender are in the order of its
+chain. A request of many postings is one row of `new_batches`: the records as the body has them, the hashes of the
+postings one after the other, and the amounts as a JSON array, because SQL reads no integers from bytes.
 
 Three habits, each because of a hole that SQLite leaves open:
 
@@ -31,20 +34,21 @@ Three habits, each because of a hole that SQLite leaves open:
   `OR REPLACE`, `OR IGNORE` or `OR FAIL` from the outer statement.
 
 And one because of its cost: within a trigger, `INSERT .. SELECT`, `UPDATE .. WHERE x IN (SELECT ..)` and joins with
-subqueries each make a temporary table, which costs more than all the rows of a link of one posting. So rows are carried out
-one by one, by triggers of `new_*` that insert VALUES; only batches use `INSERT .. SELECT`.
+subqueries each make a temporary table, which costs more than all the rows of a link of one posting. So rows are carried
+out one by one, by triggers of `new_*` that insert VALUES; only batches use `INSERT .. SELECT`.
 
-A vote is no money, but without it a slot can be decided twice, and no checksum tells that a row is gone. So a vote is deleted only
-when the link of its slot is here (for a vote on a view: when that view is), and until then its ballots only rise. `votes_insert`
-looks for the row that `INSERT OR REPLACE` would silently delete.
+A vote is no money, but without it a slot can be decided twice, and no checksum tells that a row is gone. So a vote is
+deleted only when the link of its slot is here (for a vote on a view: when that view is), and until then its ballots
+only rise. `votes_insert` looks for the row that `INSERT OR REPLACE` would silently delete.
 
 A posting is found by its hash through the first six bytes of it (`BY_HASH`): an index of whole hashes would be the
-largest thing that a posting writes. The index is in parts of some 32,768 postings: hashes are random, so in one index of all
-each posting makes a page of its own dirty, in a small part they share them. A search looks into each part, the newest first;
-`parts` steps from one to the next in the index itself, so it takes as many steps as there are, whatever the rows say.
+largest thing that a posting writes. The index is in parts of some 32,768 postings: hashes are random, so in one index
+of all each posting makes a page of its own dirty, in a small part they share them. A search looks into each part, the
+newest first; `parts` steps from one to the next in the index itself, so it takes as many steps as there are, whatever
+the rows say.
 
-Nobody looks whether a posting with this hash is there: a posting's hash is over its link's hash, which is UNIQUE, and its
-number, so only a hash that is made up can be there twice, and a hash that is made up no trigger can see.
+Nobody looks whether a posting with this hash is there: a posting's hash is over its link's hash, which is UNIQUE, and
+its number, so only a hash that is made up can be there twice, and a hash that is made up no trigger can see.
 """
 
 import re

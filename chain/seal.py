@@ -1,5 +1,6 @@
-"""Rows that no link vouches for: `meta`, `views`, `active`, `votes`, `cursors`, `seen`. Each carries a checksum over its other
-fields, so that damage is found before it is relied upon (design section 2: on start the node verifies what it will rely on).
+"""Rows that no link vouches for: `meta`, `views`, `active`, `votes`, `cursors`, `seen`. Each carries a checksum over
+its other fields, so that damage is found before it is relied upon (design section 2: on start the node verifies what it
+will rely on).
 
 `meta` also holds the head of the log: its length and the XOR of all link hashes in it, by which two replicas see in
 one comparison whether they hold the same links.
@@ -150,7 +151,8 @@ def load_views(conn: sqlite3.Connection) -> list[tuple[int, bytes, bytes]]:
 
 
 def load_active(conn: sqlite3.Connection) -> dict[int, bytes]:
-    """By epoch, the bytes of the ranges for which this node is ACTIVE in it; `Corruption` when a checksum does not hold."""
+    """By epoch, the bytes of the ranges for which this node is ACTIVE in it; `Corruption` when a checksum does not
+    hold."""
     active = {}
     for epoch, ranges, checksum in conn.execute("SELECT epoch, ranges, checksum FROM active ORDER BY epoch"):
         _check("active", str(epoch), checksum, epoch, ranges)

@@ -1,7 +1,8 @@
-"""What is checked of a database each time a node starts: that it is this node's, and that what the node will rely on holds.
+"""What is checked of a database each time a node starts: that it is this node's, and that what the node will rely on
+holds.
 
-`check_identity` first, then `check_start`. Both only read, and say what to do. They look at what each turn builds on; that every
-row follows from the links is the audit's to say (`chain.audit`).
+`check_identity` first, then `check_start`. Both only read, and say what to do. They look at what each turn builds on;
+that every row follows from the links is the audit's to say (`chain.audit`).
 """
 
 import sqlite3
@@ -53,7 +54,8 @@ def check_identity(conn: sqlite3.Connection, genesis: Genesis, node_id: bytes, f
 
 
 def check_start(conn: sqlite3.Connection, genesis: Genesis) -> None:
-    """What the node relies on from its first turn: sound pages, the triggers, checksums, accounts as their links made them."""
+    """What the node relies on from its first turn: sound pages, the triggers, checksums, accounts as their links made
+    them."""
     found = conn.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
         raise Corruption(f"SQLite's quick_check says: {found}; join the network anew under a new node id")
@@ -95,8 +97,8 @@ def check_start(conn: sqlite3.Connection, genesis: Genesis) -> None:
 
 
 def _check_incoming(conn: sqlite3.Connection) -> None:
-    """Each row of `incoming` is as its posting was made, and not confirmed. Their number is right: so what is not confirmed is incoming,
-    and nothing else. One that is not makes links that leave out money, or a final rejection."""
+    """Each row of `incoming` is as its posting was made, and not confirmed. Their number is right: so what is not
+    confirmed is incoming, and nothing else. One that is not makes links that leave out money, or a final rejection."""
     wrong = conn.execute(
         "SELECT i.posting FROM incoming AS i LEFT JOIN postings AS p ON p.id = i.posting LEFT JOIN links AS l ON l.seq = i.posting >> 14 "
         "LEFT JOIN links AS s ON s.seq = i.sender LEFT JOIN links AS r ON r.seq = i.recipient "

@@ -106,8 +106,8 @@ _UPSERT_CURSOR: Final = "INSERT INTO cursors VALUES (?, ?, ?) ON CONFLICT (peer)
 def commit(conn: sqlite3.Connection, writes: Sequence[Write]) -> None:
     """Make all `writes` durable in one transaction, in order, and checkpoint when that is due.
 
-    A link that is applied ends the vote of its slot, and so does a view that is installed. Raises `Corruption`, and nothing is
-    written then, or `StorageFailure`, and all is written or nothing is; the node must stop.
+    A link that is applied ends the vote of its slot, and so does a view that is installed. Raises `Corruption`, and
+    nothing is written then, or `StorageFailure`, and all is written or nothing is; the node must stop.
     """
     if not writes:
         return
@@ -181,7 +181,8 @@ def _install(conn: sqlite3.Connection, view: ViewRow) -> None:
 
 
 class _Staged:
-    """The rows of some links, for the `new_*` tables and for `links`. `paid`: how many postings the log holds before them."""
+    """The rows of some links, for the `new_*` tables and for `links`. `paid`: how many postings the log holds before
+    them."""
 
     def __init__(self, paid: int) -> None:
         self._paid = paid

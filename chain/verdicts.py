@@ -1,7 +1,8 @@
 """Whether the outcome that a link records for a request can be right: the audit's half of the rules of money.
 
 Written apart from `chain.rules` on purpose. An outcome is judged by the link and by what stands before it in the log;
-"" means that nothing speaks against it. What depends on what another node knew then (`unknown_recipient`) is not judged.
+"" means that nothing speaks against it. What depends on what another node knew then (`unknown_recipient`) is not
+judged.
 """
 
 import sqlite3

@@ -24,7 +24,8 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class SentBatches:
-    """The batches of one run, oldest first; `of` has the newest one of each row, `void` the ids that the run gave up."""
+    """The batches of one run, oldest first; `of` has the newest one of each row, `void` the ids that the run gave
+    up."""
 
     def __init__(self, wallet_directory: Path, label: str) -> None:
         self._file = Remembered(wallet_directory / _DIRECTORY, (label,), Batch)

@@ -1,7 +1,7 @@
 """The nodes that `hopchain bench` measures: started for the run, or running already. What they cost, read from outside.
 
-CPU and disk traffic are the kernel's counts of the node processes (Linux /proc), commits and bytes between members are the
-nodes' own counters (`hopchain status`). Where a process is not on this machine its costs are left out.
+CPU and disk traffic are the kernel's counts of the node processes (Linux /proc), commits and bytes between members are
+the nodes' own counters (`hopchain status`). Where a process is not on this machine its costs are left out.
 """
 
 import datetime

@@ -3,9 +3,9 @@
 Both kinds measure CPU, not waiting, and look at all threads. By the ending of FILE:
 
 * `.prof`: cProfile with each thread's own CPU clock (for pstats and its viewers). Exact, and slows the node down.
-* `.svg`, a flame graph, or `.txt`, its stacks: a sample after every SAMPLE_S of CPU; each stack weighs what its thread used
-  since the last sample. Nearly free. Time in C (SQLite, OpenSSL) belongs to the line that called it. A thread that is not
-  the main one is seen where it lets others run, so only its functions can be told apart, not its lines.
+* `.svg`, a flame graph, or `.txt`, its stacks: a sample after every SAMPLE_S of CPU; each stack weighs what its thread
+  used since the last sample. Nearly free. Time in C (SQLite, OpenSSL) belongs to the line that called it. A thread that
+  is not the main one is seen where it lets others run, so only its functions can be told apart, not its lines.
 """
 
 import cProfile
@@ -29,8 +29,8 @@ WIDTH: Final = 1600
 ROW: Final = 16
 LEAST_WIDTH: Final = 0.4  # pixels; narrower boxes are left out
 
-# Where a thread waits for work. What it used before it got there belongs to its next sample at work: the signal comes when
-# any thread has used enough, and its handler runs in the main thread, which may just have been waiting.
+# Where a thread waits for work. What it used before it got there belongs to its next sample at work: the signal comes
+# when any thread has used enough, and its handler runs in the main thread, which may just have been waiting.
 WAITING: Final = frozenset({"_io_epoll.EpollIOManager.get_events", "core._connection_worker_thread", "database._serve"})
 
 Stacks = Counter[tuple[str, ...]]  # outermost first -> nanoseconds of CPU

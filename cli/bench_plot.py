@@ -1,4 +1,5 @@
-"""The picture of a benchmark: completed per second over time, and the latencies. Needs matplotlib (the extra `plot`)."""
+"""The picture of a benchmark: completed per second over time, and the latencies. Needs matplotlib (the extra
+`plot`)."""
 
 from pathlib import Path
 from typing import Final

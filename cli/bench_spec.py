@@ -28,9 +28,10 @@ class Job(enum.StrEnum):
 
 class Spec(msgspec.Struct, frozen=True):
     """Everything a generator needs. Binary fields travel as base64. `secret`: keys of the accounts are derived from
-    it; `run`: different in every run, so that no two runs make the same request; `issuer_key`: raw private key, only for
-    `prepare`. `place`: directory for the files with the raw results. `route`: requests go to the node that makes the
-    sender's next link, as those of `hopchain.Client(spread=True)` do; else, and with `read`, each client stays with one."""
+    it; `run`: different in every run, so that no two runs make the same request; `issuer_key`: raw private key, only
+    for `prepare`. `place`: directory for the files with the raw results. `route`: requests go to the node that makes
+    the sender's next link, as those of `hopchain.Client(spread=True)` do; else, and with `read`, each client stays with
+    one."""
 
     job: Job
     nodes: tuple[tuple[str, int], ...]

@@ -1,5 +1,6 @@
 """The load generator's connections: blocking Python `ssl` without an event loop, because what the generator spends, the
-nodes on the same machine do not have. Speaks hopchain.wire like any client; all frames that are ready leave in one write.
+nodes on the same machine do not have. Speaks hopchain.wire like any client; all frames that are ready leave in one
+write.
 """
 
 import selectors
@@ -136,8 +137,8 @@ class Lines:
             self._of.setdefault(line.node_id, []).append(line.number)
 
     def towards(self, tail: bytes, client: int) -> int:
-        """The connection of `client` to the node that makes the link after the one with the hash `tail`; as long as not all
-        nodes say who they are, the client's own."""
+        """The connection of `client` to the node that makes the link after the one with the hash `tail`; as long as not
+        all nodes say who they are, the client's own."""
         if b"" in self._of:
             return client % len(self.lines)
         (node,) = closest(self._of, route_key(tail), 1)

@@ -49,7 +49,8 @@ def certificate() -> None:
 )
 @network_option
 def list_command(out: Output, network_dir: Path | None) -> None:
-    """Show when the certificates in a network's directory end. Exit code 1 when one ends within 30 days, or is none of its node.
+    """Show when the certificates in a network's directory end. Exit code 1 when one ends within 30 days, or is none of
+    its node.
 
     Nodes whose files are on other machines are not here: `hopchain doctor` asks them.
     """
@@ -157,7 +158,8 @@ def renew_command(out: Output, node: str, days: int, out_file: Path | None, netw
 
 
 def _find(network: "NetworkFiles", node: str) -> tuple[bytes, Path | None]:
-    """The public key, and the certificate's file when it has one: the node's own, which may be torn, lost or another's."""
+    """The public key, and the certificate's file when it has one: the node's own, which may be torn, lost or
+    another's."""
     from node.config import CONFIG_FILE
     from node.pki import NODE_CERTIFICATE, certified_key
 
@@ -175,8 +177,8 @@ def _find(network: "NetworkFiles", node: str) -> tuple[bytes, Path | None]:
 
 
 def _key_in(network: "NetworkFiles", directory: Path) -> bytes:
-    """The public key of the node whose directory this is: of its node.key, else, in the operator's copy, as the genesis has it for
-    the node of this name, else of the certificate that it has."""
+    """The public key of the node whose directory this is: of its node.key, else, in the operator's copy, as the genesis
+    has it for the node of this name, else of the certificate that it has."""
     from node.pki import NODE_CERTIFICATE, certified_key, read_node_key
     from routing.keyspace import node_id_of
 

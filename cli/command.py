@@ -1,4 +1,5 @@
-"""What all commands share: `--json`, examples in `--help`, errors turned into exit codes, the options that many take."""
+"""What all commands share: `--json`, examples in `--help`, errors turned into exit codes, the options that many
+take."""
 
 import math
 import random
@@ -139,8 +140,8 @@ class HopCommand(click.Command):
 
 
 def _refuse_no_text(value: object) -> None:
-    """Refuse a value of the command line, alone or in a list, that holds bytes which are not UTF-8: Python makes surrogates of
-    them, which can be neither hashed nor written. `LocalMisuse` names it."""
+    """Refuse a value of the command line, alone or in a list, that holds bytes which are not UTF-8: Python makes
+    surrogates of them, which can be neither hashed nor written. `LocalMisuse` names it."""
     if isinstance(value, list | tuple):
         for one in value:
             _refuse_no_text(one)
@@ -155,8 +156,8 @@ def _refuse_no_text(value: object) -> None:
 
 
 def end_with(out: Output, error: BaseException) -> int:
-    """Print what ended a command; the exit code to leave with. Only what was raised on purpose may end with a code that says
-    something about the network: a script that takes a fault of ours for a rejection pays twice."""
+    """Print what ended a command; the exit code to leave with. Only what was raised on purpose may end with a code that
+    says something about the network: a script that takes a fault of ours for a rejection pays twice."""
     if _group(error).subgroup(_is_interrupt) is not None:
         out.interrupted()
         return INTERRUPTED
@@ -165,7 +166,8 @@ def end_with(out: Output, error: BaseException) -> int:
 
 
 def _of_this_network(error: HopchainError) -> HopchainError:
-    """The error of a network that cannot be reached says how to start that one: the library does not know its directory."""
+    """The error of a network that cannot be reached says how to start that one: the library does not know its
+    directory."""
     from hopchain.errors import Unreachable
 
     directory = used_directory()
@@ -175,12 +177,14 @@ def _of_this_network(error: HopchainError) -> HopchainError:
 
 
 def _is_interrupt(error: BaseException) -> bool:
-    """Also one that came while a class was being made, as commands import what they need: Python 3.11 makes a `RuntimeError` of it."""
+    """Also one that came while a class was being made, as commands import what they need: Python 3.11 makes a
+    `RuntimeError` of it."""
     return isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt)
 
 
 def refuse(as_json: bool, error: click.ClickException) -> int:
-    """Print what click itself finds wrong with a command line, in the form of all other errors; the exit code to leave with."""
+    """Print what click itself finds wrong with a command line, in the form of all other errors; the exit code to leave
+    with."""
     context = getattr(error, "ctx", None)
     path: list[str] = []
     while context is not None and context.parent is not None:

@@ -25,8 +25,8 @@ TELL_S: Final = 2.0  # between two lines of progress when nobody looks at a term
 
 
 class Copied(msgspec.Struct, frozen=True):
-    """How far the copying is: `links` here of `of` (the most that a reachable member has; None while none is). `growth`: links a
-    second that the members make, 0 until it was measured over LEVEL_S."""
+    """How far the copying is: `links` here of `of` (the most that a reachable member has; None while none is).
+    `growth`: links a second that the members make, 0 until it was measured over LEVEL_S."""
 
     links: int
     of: int | None
@@ -86,7 +86,8 @@ def progress_line(copied: Copied) -> str:
 async def wait_level(
     client: Client, network: Network, node: bytes, timeout_s: float, on_wait: Callable[[str], None]
 ) -> Picture:
-    """Return when a member has contact with `node`, which has nearly all links, or when it has become a member meanwhile.
+    """Return when a member has contact with `node`, which has nearly all links, or when it has become a member
+    meanwhile.
 
     `on_wait` is told what it waits for, every TELL_S. `CommandFailed` after `timeout_s`: nothing was sent.
     """
@@ -118,9 +119,11 @@ async def wait_level(
 
 
 def _lacks(picture: Picture, node: bytes, meter: CopyMeter, at_s: float) -> tuple[str, str] | None:
-    """What the node lacks to become a member: a code, as nodes give it, and words. None when it lacks nothing, or is one.
+    """What the node lacks to become a member: a code, as nodes give it, and words. None when it lacks nothing, or is
+    one.
 
-    A node whose client port nobody knows cannot be asked: then the members alone judge, who take none that lacks many links.
+    A node whose client port nobody knows cannot be asked: then the members alone judge, who take none that lacks many
+    links.
     """
     if node in picture.members:
         return None

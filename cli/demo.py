@@ -119,7 +119,8 @@ class _Event(msgspec.Struct):
 def demo(out: Output) -> None:
     """Five nodes on this machine: accounts, payments, the same money sent twice, a node killed, all replicas equal.
 
-    Takes under two minutes, uses free ports (of HOPCHAIN_PORTS=FROM-TO) and a temporary directory, and leaves nothing behind.
+    Takes under two minutes, uses free ports (of HOPCHAIN_PORTS=FROM-TO) and a temporary directory, and leaves nothing
+    behind.
     """
     port_range()  # before anything is made
     begin = time.perf_counter()

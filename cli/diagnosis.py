@@ -1,4 +1,5 @@
-"""What is wrong with a network, judged from what its nodes say (pure): each finding says what, with numbers, and what to do."""
+"""What is wrong with a network, judged from what its nodes say (pure): each finding says what, with numbers, and what
+to do."""
 
 from collections.abc import Mapping
 from statistics import median_low
@@ -32,8 +33,8 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Known(msgspec.Struct, frozen=True):
-    """A node and what it said: its health, or why it said nothing. `member`: it is one of the newest view. `asked` is False
-    for one whose client port nobody knows: what the others say of it has to do then."""
+    """A node and what it said: its health, or why it said nothing. `member`: it is one of the newest view. `asked` is
+    False for one whose client port nobody knows: what the others say of it has to do then."""
 
     name: str
     id: bytes

@@ -21,8 +21,9 @@ from hopchain.errors import each_reason
 def doctor(out: Output, network_dir: Path | None) -> None:
     """Ask all nodes how they are and say what is wrong, with numbers and what to do about it.
 
-    Finds nodes that disagree about owners or lag behind, groups without a majority, full disks, clocks apart, certificates
-    that end soon, nodes that are not verified, removed or not reachable. Exit code 1 when anything is wrong.
+    Finds nodes that disagree about owners or lag behind, groups without a majority, full disks, clocks apart,
+    certificates that end soon, nodes that are not verified, removed or not reachable. Exit code 1 when anything is
+    wrong.
     """
     from node.pki import ca_until_ms
 

@@ -37,10 +37,11 @@ def one_at_a_time(directory: Path) -> Iterator[None]:
 
 
 def append(path: Path, made: Callable[[int], tuple[int, bytes]]) -> None:
-    """Append to the file at `path`, one process at a time; durable when this returns, its name too. `made`: of the open file, how
-    much of it stays, and what comes after that.
+    """Append to the file at `path`, one process at a time; durable when this returns, its name too. `made`: of the open
+    file, how much of it stays, and what comes after that.
 
-    When the disk refuses, what was appended is cut away again: after an fsync that failed, Linux may call the next one good."""
+    When the disk refuses, what was appended is cut away again: after an fsync that failed, Linux may call the next one
+    good."""
     with on_disk(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -66,8 +67,8 @@ def append(path: Path, made: Callable[[int], tuple[int, bytes]]) -> None:
 
 
 def make_durable(path: Path) -> None:
-    """Make what was read of a file durable, and its name. Who wrote it may have been killed before that, and until then it is in
-    this machine's memory alone."""
+    """Make what was read of a file durable, and its name. Who wrote it may have been killed before that, and until then
+    it is in this machine's memory alone."""
     with on_disk(path):
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -1,8 +1,9 @@
-"""Which rows of a run were funded, and by which requests: one file per run label and source in the wallet (cli.remembered).
+"""Which rows of a run were funded, and by which requests: one file per run label and source in the wallet
+(cli.remembered).
 
-Each line is one request: the rows' keys and what each payer needs for them. A line may instead give up an earlier one, whose request
-was not executed and never will be: its rows are as if they had not been funded. A line that an older version wrote may need
-several requests; such a line is never given up.
+Each line is one request: the rows' keys and what each payer needs for them. A line may instead give up an earlier one,
+whose request was not executed and never will be: its rows are as if they had not been funded. A line that an older
+version wrote may need several requests; such a line is never given up.
 """
 
 from collections import Counter
@@ -30,8 +31,8 @@ class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Funding(msgspec.Struct, frozen=True):
-    """A request that funds payers: `number` of all in the file, given up or not. `line`: its place in the file; `rows`: what it is for,
-    with what the other requests of its line are for, `alone` when there is none."""
+    """A request that funds payers: `number` of all in the file, given up or not. `line`: its place in the file; `rows`:
+    what it is for, with what the other requests of its line are for, `alone` when there is none."""
 
     number: int
     needs: Needs
@@ -64,7 +65,8 @@ class FundedRows:
         return found
 
     def add(self, rows: Mapping[str, tuple[str, int]]) -> None:
-        """Remember requests for these rows, by key with payer and amount, durably: each payer gets the sum of its rows from one."""
+        """Remember requests for these rows, by key with payer and amount, durably: each payer gets the sum of its rows
+        from one."""
         sums: Counter[str] = Counter()
         of: dict[str, list[str]] = {}
         for row, (payer, amount) in rows.items():

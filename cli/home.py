@@ -1,9 +1,9 @@
 """Which network a command talks to, and where this user's things are.
 
 The network: `--network DIR`, else `HOPCHAIN_NETWORK`, else the one last made or used, remembered in `HOPCHAIN_HOME`
-(default `~/.hopchain`), which also holds the wallet. Used is one that answered a command, or that something was sent to: a command that
-is refused, or that reaches no node, leaves what is remembered as it was. A node's directory stands for the network's around it; one that
-is alone on its machine is remembered where nothing else is.
+(default `~/.hopchain`), which also holds the wallet. Used is one that answered a command, or that something was sent
+to: a command that is refused, or that reaches no node, leaves what is remembered as it was. A node's directory stands
+for the network's around it; one that is alone on its machine is remembered where nothing else is.
 """
 
 import os
@@ -49,8 +49,9 @@ class KnownNode(msgspec.Struct, frozen=True):
 
 
 class Network(msgspec.Struct, frozen=True):
-    """A network as its directory describes it to clients. `names`: by id, of nodes that network.toml does not list (cli.names).
-    `for_members`: the names of its nodes by (host, port) for other members, which clients take for their own."""
+    """A network as its directory describes it to clients. `names`: by id, of nodes that network.toml does not list
+    (cli.names). `for_members`: the names of its nodes by (host, port) for other members, which clients take for their
+    own."""
 
     directory: Path
     genesis: Genesis
@@ -109,8 +110,8 @@ def home() -> Path:
 
 
 def remember(directory: Path) -> Path | None:
-    """Make this the network that commands talk to when none is named; the other one that it was until now, if any. Where
-    nothing can be written it is not remembered: who only reads needs no directory of this user."""
+    """Make this the network that commands talk to when none is named; the other one that it was until now, if any.
+    Where nothing can be written it is not remembered: who only reads needs no directory of this user."""
     place = home()
     raw = os.fsencode(directory.resolve()) + b"\n"
     remembered = place / _REMEMBERED
@@ -128,7 +129,8 @@ def remember(directory: Path) -> Path | None:
 
 
 def remember_if_none(directory: Path) -> None:
-    """As `remember`, when commands have no network to talk to: for the directory of a node that joined, where nobody made one."""
+    """As `remember`, when commands have no network to talk to: for the directory of a node that joined, where nobody
+    made one."""
     try:
         find_directory(None)
     except LocalMisuse:
@@ -136,7 +138,8 @@ def remember_if_none(directory: Path) -> None:
 
 
 def network_around(directory: Path) -> Path | None:
-    """The directory of the network that this one, of a node, lies in; None when it lies in none, or in another network's."""
+    """The directory of the network that this one, of a node, lies in; None when it lies in none, or in another
+    network's."""
     from node.layout import read_network
 
     around = directory.resolve().parent
@@ -218,7 +221,8 @@ def start_nodes(network: Network) -> str:
 
 
 def find_network(option: Path | None) -> Network:
-    """The network to talk to, read from its directory. The next command's, too, once this one was not refused: `remember_used`."""
+    """The network to talk to, read from its directory. The next command's, too, once this one was not refused:
+    `remember_used`."""
     network = load_network(find_directory(option))
     context = click.get_current_context(silent=True)
     if context is not None:
@@ -233,7 +237,8 @@ def used_directory() -> Path | None:
 
 
 def remember_used(context: click.Context) -> None:
-    """Remember the network that a command has found: it was asked something and answered, or something was sent to it."""
+    """Remember the network that a command has found: it was asked something and answered, or something was sent to
+    it."""
     from node.config import CONFIG_FILE
 
     directory = context.meta.get(_USED)

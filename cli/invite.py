@@ -70,8 +70,9 @@ def invite(
 ) -> None:
     """Make an invitation: a secret file for one new node, to be carried to its machine.
 
-    It holds the node's key and certificate, and the operator's word that it becomes a member. The network's directory must be
-    the one that `init` made, with ca.key and operator.key; DIR is the same as --network DIR. There: hopchain join FILE --data D
+    It holds the node's key and certificate, and the operator's word that it becomes a member. The network's directory
+    must be the one that `init` made, with ca.key and operator.key; DIR is the same as --network DIR. There: hopchain
+    join FILE --data D
     """
     from node.invite import load_invite, make_invite, write_invite
     from node.layout import CA_KEY, read_network
@@ -151,8 +152,9 @@ def checked_node_name(name: str, taken: Sequence[str]) -> str:
 
 
 def open_invitation(path: Path) -> "Invitation":
-    """The invitation in `path`, whether or not it has expired. `LocalMisuse`; of a file that is none it says so before it asks for the
-    file's mode to be changed. (A pipe is read once: who looked again would find nothing, or wait for ever.)"""
+    """The invitation in `path`, whether or not it has expired. `LocalMisuse`; of a file that is none it says so before
+    it asks for the file's mode to be changed. (A pipe is read once: who looked again would find nothing, or wait for
+    ever.)"""
     from node.invite import load_invite
 
     try:
@@ -202,8 +204,9 @@ def _look(directory: Path) -> Picture | None:
 
 
 def _invited_before(name: str, directory: Path, picture: Picture | None) -> str | None:
-    """The short id of the node that was invited under this name before, is no member and does not answer; None when none was.
-    `LocalMisuse` when it is or was one, or runs as an observer, or nobody can be asked: one name would be two nodes."""
+    """The short id of the node that was invited under this name before, is no member and does not answer; None when
+    none was. `LocalMisuse` when it is or was one, or runs as an observer, or nobody can be asked: one name would be two
+    nodes."""
     node = next((node for node, known in read_names(directory).items() if known == name), None)
     if node is None:
         return None
@@ -224,7 +227,8 @@ def _invited_before(name: str, directory: Path, picture: Picture | None) -> str 
 
 
 def current_seeds(picture: Picture, nodes: tuple[NodePlace, ...]) -> tuple[NodePlace, ...]:
-    """The members of now: those of the directory, then those that joined later; all of the directory when there are none."""
+    """The members of now: those of the directory, then those that joined later; all of the directory when there are
+    none."""
     there = {node.id for node in nodes}
     seeds = [
         msgspec.structs.replace(node, name=picture.name_of(node.node_id))

@@ -1,11 +1,14 @@
 """`hopchain join`: a new node gets its files from an invitation, copies the ledger, and becomes a member.
 
-It is a normal node from the start, first as a guest. So a join that was killed at any moment is the same command again: the
-files that are there stay, links that are there are not copied again, and the change that adds the node can be sent twice.
+It is a normal node from the start, first as a guest. So a join that was killed at any moment is the same command again:
+the files that are there stay, links that are there are not copied again, and the change that adds the node can be sent
+twice.
 
-    node process starts -> copies links -> its database is verified -> the invitation's change -> member -> active -> runs on
+    node process starts -> copies links -> its database is verified -> the invitation's change -> member -> active ->
+    runs on
 
-`member add` and `replace` may make it a member before it is verified. It is verified all the same, once (`cli.verified`).
+`member add` and `replace` may make it a member before it is verified. It is verified all the same, once
+(`cli.verified`).
 """
 
 import ipaddress
@@ -89,8 +92,8 @@ def join(
 ) -> None:
     """Become a node of a network: make the directory D, copy all links, verify them, become a member, and run.
 
-    Killed or interrupted, the same command goes on where it was. With --json: one document a line. SIGTERM or Ctrl-C ends
-    it; later `hopchain node D` runs the node.
+    Killed or interrupted, the same command goes on where it was. With --json: one document a line. SIGTERM or Ctrl-C
+    ends it; later `hopchain node D` runs the node.
     """
     invitation = open_invitation(invite)
     observer = observer or invitation.observer
@@ -146,7 +149,8 @@ class _Join:
         self.meter = CopyMeter()
 
     def run(self) -> None:
-        """Start the node and see it through. `LocalMisuse` when its directory is in use: what answers then is another process."""
+        """Start the node and see it through. `LocalMisuse` when its directory is in use: what answers then is another
+        process."""
         remember_if_none(self.data)
         run(self._main)
 
@@ -232,8 +236,8 @@ class _Join:
                 await anyio.sleep(LOOK_AGAIN_S)
 
     async def _verify(self) -> None:
-        """Derive everything again from the links that were copied, once. `CommandFailed`, which stops the node, when they do not hold
-        up: others may have made it a member by now, and what it then knows of that may be old."""
+        """Derive everything again from the links that were copied, once. `CommandFailed`, which stops the node, when
+        they do not hold up: others may have made it a member by now, and what it then knows of that may be old."""
         report = await anyio.to_thread.run_sync(
             verify_copy,
             self.data,
@@ -313,7 +317,8 @@ class _Join:
         return tuple(node for node in self.network.nodes if node.id != self.id)
 
     async def _until_over(self, epoch: int) -> NoReturn:
-        """The node was removed. Others may still need what it knows: it ends by itself, with the reason, when they do not."""
+        """The node was removed. Others may still need what it knows: it ends by itself, with the reason, when they do
+        not."""
         when = f" in epoch {epoch}" if epoch else ""
         self._tell("removed", f"node {self.told} was removed{when}: it ends when nobody needs it any more", epoch=epoch)
         await anyio.sleep_forever()
@@ -327,7 +332,8 @@ class _Join:
 
 
 async def wait_unused(data: Path) -> None:
-    """Wait until no process holds a node's directory: one that was ended may take a moment. `LocalMisuse` when one goes on."""
+    """Wait until no process holds a node's directory: one that was ended may take a moment. `LocalMisuse` when one goes
+    on."""
     from node.lock import lock_holder
 
     deadline = anyio.current_time() + UNUSED_S

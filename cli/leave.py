@@ -126,8 +126,8 @@ def _mark(out: Output, data: Path, epoch: int) -> bool:
 
 
 def network_around(data: Path, config: NodeConfig, node_id: bytes, option: Path | None) -> Network:
-    """The network of the node in `data`: `option`, or the directory's own network.toml, or that beside it, where `init` put
-    it; and the node itself as its config.toml says. `LocalMisuse` when it is of another network."""
+    """The network of the node in `data`: `option`, or the directory's own network.toml, or that beside it, where `init`
+    put it; and the node itself as its config.toml says. `LocalMisuse` when it is of another network."""
     from node.layout import NETWORK_FILE, read_genesis
 
     places = (
@@ -177,7 +177,8 @@ async def _stop(data: Path, pid: int) -> None:
 
 
 def _holds(pid: int, lock: Path) -> bool:
-    """True when the process with this number here is the one that has the file open: numbers differ between containers."""
+    """True when the process with this number here is the one that has the file open: numbers differ between
+    containers."""
     try:
         return any(os.path.realpath(entry) == os.path.realpath(lock) for entry in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:

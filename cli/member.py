@@ -332,7 +332,8 @@ def read_newcomer(network: Network, text: str) -> Newcomer:
 async def add_node(
     client: Client, picture: Picture, node: Newcomer, force: str | None, wait_s: float, on_wait: Callable[[str], None]
 ) -> Done:
-    """Wait until the node has nearly all links, add it unless it is a member, and wait until that is active everywhere."""
+    """Wait until the node has nearly all links, add it unless it is a member, and wait until that is active
+    everywhere."""
     network = picture.network
     told = network.told(node.id)
     epoch, changed = picture.newest.epoch, False

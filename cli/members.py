@@ -1,6 +1,7 @@
 """What the commands of membership share: ask all nodes how they are, judge what a change would risk, have it made.
 
-Nodes are found from the network's directory, and from what they tell of each other: one that joined later is in no file.
+Nodes are found from the network's directory, and from what they tell of each other: one that joined later is in no
+file.
 """
 
 import datetime
@@ -36,8 +37,8 @@ MAY_BE_MADE: Final = (
 
 
 class Picture(msgspec.Struct, frozen=True):
-    """What was seen: `health` by node id, `silent`: why the others did not answer, and the views, ascending, as the node
-    with the newest one tells them. `nodes`: all that are known, with or without an address to ask."""
+    """What was seen: `health` by node id, `silent`: why the others did not answer, and the views, ascending, as the
+    node with the newest one tells them. `nodes`: all that are known, with or without an address to ask."""
 
     network: Network
     nodes: tuple[KnownNode, ...]
@@ -57,14 +58,15 @@ class Picture(msgspec.Struct, frozen=True):
 
     @property
     def alive(self) -> frozenset[bytes]:
-        """Nodes that answered, and those that one which answered has contact with; not who may not vote (design R12)."""
+        """Nodes that answered, and those that one which answered has contact with; not who may not vote (design
+        R12)."""
         seen = {peer.id for health in self.health.values() for peer in health.peers if peer.alive}
         unfit = {node for node, health in self.health.items() if not health.verified}
         return frozenset((seen | set(self.health)) - unfit)
 
     def standing(self, node: bytes) -> tuple[int, bool] | None:
-        """(epoch, ACTIVE in it) of a node, as it says itself, else as those say who have contact with it; None for one that
-        nobody reaches."""
+        """(epoch, ACTIVE in it) of a node, as it says itself, else as those say who have contact with it; None for one
+        that nobody reaches."""
         if node in self.health:
             return self.health[node].epoch, self.health[node].active
         told = [p for health in self.health.values() for p in health.peers if p.id == node and p.alive]
@@ -87,7 +89,8 @@ class Picture(msgspec.Struct, frozen=True):
         return self.network.name_of(node)
 
     def addresses(self, last: bytes = b"") -> list[tuple[str, int]]:
-        """Where to send a change: members that answered, else who did; `last` is who goes, for it cannot answer once it has."""
+        """Where to send a change: members that answered, else who did; `last` is who goes, for it cannot answer once it
+        has."""
         here = sorted((node for node in self.nodes if node.id in self.health), key=lambda node: node.id == last)
         return [node.address for node in here if node.id in self.members] or [node.address for node in here]
 
@@ -164,8 +167,8 @@ def reason_of(error: Exception) -> str:
 
 
 def find_node(picture: Picture, text: str) -> bytes:
-    """The id that a name which the network's directory knows, an id or the beginning of one stands for. `LocalMisuse` when none or
-    several do."""
+    """The id that a name which the network's directory knows, an id or the beginning of one stands for. `LocalMisuse`
+    when none or several do."""
     names = {name: node for node, name in picture.network.names.items()} | {
         node.name: node.id for node in picture.nodes
     }
@@ -186,7 +189,8 @@ def find_node(picture: Picture, text: str) -> bytes:
 
 
 def groups_without_majority(genesis: Genesis, keys: Iterable[bytes], alive: Collection[bytes]) -> tuple[int, int]:
-    """Of the groups that nodes with these public keys make: (how many have no majority among `alive`, how many there are)."""
+    """Of the groups that nodes with these public keys make: (how many have no majority among `alive`, how many there
+    are)."""
     view = first_view(genesis.network_id, genesis.k, [member_of(key) for key in keys])
     groups = {group for _, group in group_ranges(view)}
     return without_majority(groups, alive), len(groups)
@@ -195,8 +199,9 @@ def groups_without_majority(genesis: Genesis, keys: Iterable[bytes], alive: Coll
 def check_risk(
     picture: Picture, after: Sequence[MemberLine], what: str, force: str | None, *, coming: Collection[bytes] = ()
 ) -> None:
-    """`CommandFailed` when `what`, which makes the members `after`, could not be carried out by those that are reachable, or
-    would leave groups that cannot decide; `force` with the right words lets it pass. `coming`: nodes to be taken as reachable."""
+    """`CommandFailed` when `what`, which makes the members `after`, could not be carried out by those that are
+    reachable, or would leave groups that cannot decide; `force` with the right words lets it pass. `coming`: nodes to
+    be taken as reachable."""
     risks = []
     members, alive = picture.members, picture.alive.union(coming)
     here = [node for node in members if node in alive]
@@ -258,10 +263,11 @@ async def submit_change(
     timeout_s: float,
     on_wait: Callable[[str], None] = lambda why: None,
 ) -> Changed:
-    """Have the change made: ask node after node, again and again, which is safe. `on_wait` is told why it is not made yet.
+    """Have the change made: ask node after node, again and again, which is safe. `on_wait` is told why it is not made
+    yet.
 
-    Raises `CommandFailed`: refused for good, or not made within `timeout_s` (then it may still be made). A refusal says what one
-    node knows: after an `Unknown`, from whichever node, the change may still be made, too.
+    Raises `CommandFailed`: refused for good, or not made within `timeout_s` (then it may still be made). A refusal says
+    what one node knows: after an `Unknown`, from whichever node, the change may still be made, too.
     """
     why = "no node can be asked"
     doubt = ""  # of the last node that does not know what became of it
@@ -304,8 +310,8 @@ async def wait_active(
     without: Collection[bytes] = (),
     on_wait: Callable[[str], None] = lambda why: None,
 ) -> Picture:
-    """Return when every member of the newest view that is reachable (but `without`) is ACTIVE in `epoch` or a later one, and a
-    majority is. `CommandFailed` after `timeout_s`."""
+    """Return when every member of the newest view that is reachable (but `without`) is ACTIVE in `epoch` or a later
+    one, and a majority is. `CommandFailed` after `timeout_s`."""
     why = "no node answers"
     deadline = anyio.current_time() + timeout_s
     while True:

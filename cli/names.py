@@ -1,8 +1,9 @@
 """Names of nodes that are not, or no more, in network.toml: the file `names` in a network's or a node's directory.
 
-A name is no part of the network: views hold ids, and what a node tells of itself holds none (ADR 27). `invite` writes down whom it
-invited, `join` what its own node is called, `member list --save` who leaves network.toml. One line is one node, its id and its name; the
-file may be copied and edited by hand. It is for people's eyes alone: what cannot be read in it is passed over, and no command fails for it.
+A name is no part of the network: views hold ids, and what a node tells of itself holds none (ADR 27). `invite` writes
+down whom it invited, `join` what its own node is called, `member list --save` who leaves network.toml. One line is one
+node, its id and its name; the file may be copied and edited by hand. It is for people's eyes alone: what cannot be read
+in it is passed over, and no command fails for it.
 """
 
 import os

@@ -249,7 +249,8 @@ def _issuer(text: str, assets: list[Asset]) -> tuple[str, str]:
 @click.option("--supervised", is_flag=True, hidden=True, help="End when standard input closes.")
 @network_option
 def up(out: Output, directory: Path | None, supervised: bool, network_dir: Path | None) -> None:
-    """Run all nodes of a network on this machine, restart those that die, show one status line each. DIR is the same as --network DIR.
+    """Run all nodes of a network on this machine, restart those that die, show one status line each. DIR is the same as
+    --network DIR.
 
     One whose files or ports are wrong, that was removed or quarantined, or that failed five times in a row, stays down.
 

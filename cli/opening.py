@@ -44,7 +44,8 @@ async def open_accounts(
     """Open all `names` in `asset`; the answers in the same order. `progress` is called after each, `sending`
     before the first leaves, with what gives the answers so far: `unknown` for those that have none.
 
-    A new key whose name turns out to be another key's is removed again. Raises `Unreachable` when no node could be asked.
+    A new key whose name turns out to be another key's is removed again. Raises `Unreachable` when no node could be
+    asked.
     """
     new = {name for name in names if not wallet.has(name)}
     wallet.create(names)
@@ -76,8 +77,9 @@ async def open_accounts(
 
 
 async def _is_of_another_key(client: Client, name: str, public_key: bytes, at: tuple[str, int] | None) -> bool:
-    """True when the account is known to have another key. That its name is taken does not say so: another process of this wallet
-    may have opened it meanwhile, in another asset, with the key that both found. Not known is False: a key too many harms nobody."""
+    """True when the account is known to have another key. That its name is taken does not say so: another process of
+    this wallet may have opened it meanwhile, in another asset, with the key that both found. Not known is False: a key
+    too many harms nobody."""
     with suppress(ClientError):
         found = await account_line(client, name, at)
         return isinstance(found, Accounts) and found.accounts[0].public_key != public_key

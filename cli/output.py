@@ -4,8 +4,8 @@ For people: text, and tables with colours on a terminal; the same as plain align
 one JSON document on standard output and nothing else (keys: docs/cli-json.md). Errors go to standard error, with
 `--json` also as a document `{"error": code, "message": text}`.
 
-Names, references and reasons come from others: what people are shown is one line for each text, and what is not printable in it is
-escaped (hopchain.printable).
+Names, references and reasons come from others: what people are shown is one line for each text, and what is not
+printable in it is escaped (hopchain.printable).
 """
 
 import codecs
@@ -102,12 +102,13 @@ class Output:
 
     @property
     def watched(self) -> bool:
-        """True when standard error is a terminal, where a person sees how far a command is, also while its result is piped."""
+        """True when standard error is a terminal, where a person sees how far a command is, also while its result is
+        piped."""
         return not self.as_json and sys.stderr is not None and sys.stderr.isatty()
 
     def sending(self, what: str, tell: Callable[[], object]) -> None:
-        """A request leaves now. `what` says how to learn what became of it, in case its answer cannot be told; `tell` prints
-        what is known of it as the command would at its end, in case it is interrupted."""
+        """A request leaves now. `what` says how to learn what became of it, in case its answer cannot be told; `tell`
+        prints what is known of it as the command would at its end, in case it is interrupted."""
         self._on_sending()
         self._sent, self._tell = what, tell
         self._printed = False  # what was printed before is not its result
@@ -149,7 +150,8 @@ class Output:
             self.say(f"  {name.ljust(width)}  {value}")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-        """A table: drawn by rich on a terminal that is wide enough for it, aligned columns otherwise. `right`: columns of numbers."""
+        """A table: drawn by rich on a terminal that is wide enough for it, aligned columns otherwise. `right`: columns
+        of numbers."""
         if self.as_json:
             return
         rows = [[shown(cell) for cell in row] for row in rows]
@@ -178,8 +180,8 @@ class Output:
         return exit_code
 
     def bug(self, error: BaseException) -> Exit:
-        """Print an error that nobody foresaw, with where it happened; the exit code to leave with. A file that this user may not
-        use, or a disk that takes no more, is no fault of this program."""
+        """Print an error that nobody foresaw, with where it happened; the exit code to leave with. A file that this
+        user may not use, or a disk that takes no more, is no fault of this program."""
         first = error
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
@@ -226,7 +228,8 @@ class Output:
 
 
 def write_any_text() -> None:
-    """Standard output and error take every text from here on: what their encoding does not have is written as what it has."""
+    """Standard output and error take every text from here on: what their encoding does not have is written as what it
+    has."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors=_PLAIN_TEXT)
@@ -248,8 +251,8 @@ codecs.register_error(_PLAIN_TEXT, _plain)
 
 
 def lost(error: OSError) -> OutputLost:
-    """The error of a print that failed. Standard output leads nowhere from here on: what waits in its buffer would be tried
-    again, and fail again, when the interpreter ends, which then takes an exit code of its own."""
+    """The error of a print that failed. Standard output leads nowhere from here on: what waits in its buffer would be
+    tried again, and fail again, when the interpreter ends, which then takes an exit code of its own."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -258,8 +261,8 @@ def lost(error: OSError) -> OutputLost:
 
 
 def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> bool:
-    """Draw it. False, and nothing is drawn, where the terminal is so narrow that words would be torn apart: ids, addresses and
-    amounts are read and copied whole."""
+    """Draw it. False, and nothing is drawn, where the terminal is so narrow that words would be torn apart: ids,
+    addresses and amounts are read and copied whole."""
     from rich import box
     from rich.console import Console
     from rich.measure import Measurement

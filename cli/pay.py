@@ -142,16 +142,16 @@ def pay(
 ) -> None:
     """Execute a payment file: one payment a row, all or none of each. Run again it pays nothing twice.
 
-    A payment is label + from + to + amount + reference (+ its number among equal rows). The label is --run, else the file's
-    name without its directory. So an edited row is another payment, paid besides the first one, and a file whose rows were all
-    paid pays nothing: one that comes every month needs a label each time, such as --run 2026-02.
+    A payment is label + from + to + amount + reference (+ its number among equal rows). The label is --run, else the
+    file's name without its directory. So an edited row is another payment, paid besides the first one, and a file whose
+    rows were all paid pays nothing: one that comes every month needs a label each time, such as --run 2026-02.
 
     Stopped half way, it goes on where it was; with rows added, it pays those. A row that fails does not stop the
     others. The result file tells the outcome of every row. With --bulk the rows of a payer travel together and fail
     together; a run that began so is continued so.
 
-    Exit code 0: all rows are paid. 1: some are not, and what became of each is known. 3: of some it is not, or they were not
-    sent: run it again.
+    Exit code 0: all rows are paid. 1: some are not, and what became of each is known. 3: of some it is not, or they
+    were not sent: run it again.
     """
     network = find_network(network_dir)
     asset = default_asset(network, asset_code)
@@ -224,8 +224,9 @@ def _result_file(file: Path, result: Path | None) -> Path:
 
 
 def _execute(out: Output, ended: Ended) -> None:
-    """Pay, and write the result file however that ends; what is known of it goes into `ended`, which is also printed when the run is
-    interrupted. Raises what ended it before any request left, but not a rejection while there are rows of which nothing is known."""
+    """Pay, and write the result file however that ends; what is known of it goes into `ended`, which is also printed
+    when the run is interrupted. Raises what ended it before any request left, but not a rejection while there are rows
+    of which nothing is known."""
     network, work = ended.network, ended.work
     work.check(network.id)
     work.note_sent_before(network.id)
@@ -266,8 +267,9 @@ def _write_outcomes(out: Output, ended: Ended) -> None:
 
 
 def _write(out: Output, network: Network, target: Path, work: PayRun) -> Path:
-    """Write the result file, unless it would replace what an earlier go at the same run knew by nothing; where it is. Beside the file
-    that was named when something else came there while this ran, which may have been hours. Raises `CommandFailed`."""
+    """Write the result file, unless it would replace what an earlier go at the same run knew by nothing; where it is.
+    Beside the file that was named when something else came there while this ran, which may have been hours. Raises
+    `CommandFailed`."""
     if why := why_kept(target):
         beside = target.with_name(f"{target.name}.new")
         if why_kept(beside):

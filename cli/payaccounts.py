@@ -1,11 +1,12 @@
 """The accounts of a run, made ready before its rows are paid: those that are missing are opened, the payers are funded.
 
 Every step is a set of requests that are the same when made again. Funding is remembered row by row in the wallet
-(cli.funding), because rows that are added to a file later must add to what a payer got, not get it all a second time. A row
-that an earlier run paid without funding it, or may have, needs nothing.
+(cli.funding), because rows that are added to a file later must add to what a payer got, not get it all a second time. A
+row that an earlier run paid without funding it, or may have, needs nothing.
 
-A funding some of whose rows are not in the file any more is not made for them: it is cancelled. When it was rejected, or now never
-executes, that is remembered, and what is left of its rows is funded anew. When it was made, its payers keep it.
+A funding some of whose rows are not in the file any more is not made for them: it is cancelled. When it was rejected,
+or now never executes, that is remembered, and what is left of its rows is funded anew. When it was made, its payers
+keep it.
 """
 
 import time
@@ -33,8 +34,8 @@ Cancel = Callable[[RequestId, str], Awaitable[tuple[Answer, Recorded | None]]]
 
 
 class RunAccounts:
-    """What is known of the accounts of one run, and what was done to them. `unfit`: payers whose rows are not sent in this
-    run, and why; `opening`: requests that open accounts may have left."""
+    """What is known of the accounts of one run, and what was done to them. `unfit`: payers whose rows are not sent in
+    this run, and why; `opening`: requests that open accounts may have left."""
 
     def __init__(self, plan: Plan) -> None:
         self.opened = 0
@@ -68,12 +69,13 @@ class RunAccounts:
         submit: Submit,
         cancel: Cancel,
     ) -> None:
-        """Give the payers of `rows`, each row with its payer, from `source` what their rows need; call `find` first. Payers that
-        cannot be funded become `unfit`. Raises `CommandFailed` when the source cannot fund, `LocalMisuse` without its key.
+        """Give the payers of `rows`, each row with its payer, from `source` what their rows need; call `find` first.
+        Payers that cannot be funded become `unfit`. Raises `CommandFailed` when the source cannot fund, `LocalMisuse`
+        without its key.
 
-        `sent_before` finds the newest request, with its account, of those rows that an earlier run sent, by key; `journal` has
-        the ids of all requests of earlier runs; `submit` gets the answer to a request, `cancel` that to the cancellation of one, of
-        an account, and the outcome of one that had it already."""
+        `sent_before` finds the newest request, with its account, of those rows that an earlier run sent, by key;
+        `journal` has the ids of all requests of earlier runs; `submit` gets the answer to a request, `cancel` that to
+        the cancellation of one, of an account, and the outcome of one that had it already."""
         key = self._wallet.key(source)
         await self._check_assets(client, source, {payer for _, payer in rows} - {source})
         remembered = FundedRows(self._wallet.directory, self._settings.label, source)
@@ -123,7 +125,8 @@ class RunAccounts:
         return done
 
     async def _find_assets(self, client: Client, names: Sequence[str]) -> None:
-        """What accounts hold that one node's list lacks: that node may be behind, so a majority says whether they exist."""
+        """What accounts hold that one node's list lacks: that node may be behind, so a majority says whether they
+        exist."""
 
         async def ask(name: str) -> None:
             answer = await client.balance(name, linearizable=True, timeout_s=self._settings.timeout_s)
@@ -176,8 +179,8 @@ class RunAccounts:
         return not answer.completed and not again
 
     async def _settled(self, client: Client, sent: Mapping[str, tuple[RequestId, str]]) -> set[str]:
-        """Those of the rows, by key, whose requests are completed, or may be, for a node that may be behind the others cannot tell;
-        or were rejected, and are not sent again by this run."""
+        """Those of the rows, by key, whose requests are completed, or may be, for a node that may be behind the others
+        cannot tell; or were rejected, and are not sent again by this run."""
         settled: set[tuple[RequestId, str]] = set()
 
         async def ask(request: tuple[RequestId, str]) -> None:
@@ -203,8 +206,9 @@ class RunAccounts:
     async def _was_made(
         self, client: Client, source: str, funding: Funding, journal: Container[bytes], cancel: Cancel
     ) -> bool:
-        """Whether a request that funds rows which are not all in the file any more was executed; when this is False, it never will be.
-        Raises `CommandFailed` when that cannot be found out: funded anew, its rows might be funded twice."""
+        """Whether a request that funds rows which are not all in the file any more was executed; when this is False, it
+        never will be. Raises `CommandFailed` when that cannot be found out: funded anew, its rows might be funded
+        twice."""
         newest = self._funding_id(client.network, source, funding, 0)  # maybe sent: a journal can lose a line
         for attempt in range(1, MAX_ATTEMPTS):
             made = self._funding_id(client.network, source, funding, attempt)

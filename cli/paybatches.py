@@ -2,13 +2,14 @@
 
 The rows of each payer, in order, are cut into requests of at most MAX_POSTINGS rows.
 
-Which rows went together must stay so, or a row could be paid in two requests. So the batches of a run are remembered in the
-wallet before they leave (cli.batches), and made again as they were:
+Which rows went together must stay so, or a row could be paid in two requests. So the batches of a run are remembered in
+the wallet before they leave (cli.batches), and made again as they were:
 
 * rows that are new in the file make new batches;
-* a batch whose rows are not all in the file any more (or, with `--atomic`, are not the whole file) cannot be made again. It
-  is given up: that is remembered too, then it is cancelled. When it was rejected, or now never executes, what is left of
-  its rows makes a new batch. So does a batch that is whole again and turns out cancelled after it was given up.
+* a batch whose rows are not all in the file any more (or, with `--atomic`, are not the whole file) cannot be made
+  again. It is given up: that is remembered too, then it is cancelled. When it was rejected, or now never executes, what
+  is left of its rows makes a new batch. So does a batch that is whole again and turns out cancelled after it was given
+  up.
 
 Where nothing is remembered, the same file cuts into the same requests, so it is paid once from another wallet too.
 """
@@ -37,7 +38,8 @@ class Part(msgspec.Struct):
 
 
 class RunBatches:
-    """Makes the batches of one run. `key`: the key of an account, which must have one; `sent`: what is remembered of the run."""
+    """Makes the batches of one run. `key`: the key of an account, which must have one; `sent`: what is remembered of
+    the run."""
 
     def __init__(
         self, plan: Plan, network: NetworkId, key: Callable[[str], Ed25519PrivateKey], sent: SentBatches
@@ -50,8 +52,8 @@ class RunBatches:
         self._key = key
 
     def earlier(self, payable: Mapping[str, int]) -> list[tuple[Batch, list[int]]]:
-        """The remembered batches that hold rows of `payable`, places in the file by key: each with those of its rows that
-        are in no newer batch."""
+        """The remembered batches that hold rows of `payable`, places in the file by key: each with those of its rows
+        that are in no newer batch."""
         left: dict[int, tuple[Batch, list[int]]] = {}
         for key in payable:
             batch = self._sent.of.get(key)
@@ -89,8 +91,8 @@ class RunBatches:
 
 
 def cut(rows: Sequence[tuple[int, Payment]]) -> list[list[int]]:
-    """The rows, with their places in the file, of each payer in parts that one request can hold: their places, in order of
-    the parts' first rows. A payer's part ends where it is paid itself, so that its later rows may spend that."""
+    """The rows, with their places in the file, of each payer in parts that one request can hold: their places, in order
+    of the parts' first rows. A payer's part ends where it is paid itself, so that its later rows may spend that."""
     parts: list[list[int]] = []
     open_: dict[str, list[int]] = {}
     totals: Counter[str] = Counter()

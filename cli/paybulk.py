@@ -1,13 +1,14 @@
 """`hopchain pay --bulk`: many rows of one payer become one request, which is one link: by far the cheapest per row.
 
-A request is paid all or not at all, and one that fails stops no other. With `--atomic` the whole file is one request. Which
-rows go together is said by cli.paybatches; this module sends them, and cancels the batches that are given up. For which rows a
-request was rejected is found by cli.paycauses.
+A request is paid all or not at all, and one that fails stops no other. With `--atomic` the whole file is one request.
+Which rows go together is said by cli.paybatches; this module sends them, and cancels the batches that are given up. For
+which rows a request was rejected is found by cli.paycauses.
 
 Rows that were sent one by one are refused, as are rows of a bulk run that are to be sent one by one.
 
-Rows of a pool (cli.sources) are cut as those of any payer, and each request gets an account of the pool, which its batch remembers.
-When that has too little, which is a final answer, the rows make a new batch from an account that they were not in a request of.
+Rows of a pool (cli.sources) are cut as those of any payer, and each request gets an account of the pool, which its
+batch remembers. When that has too little, which is a final answer, the rows make a new batch from an account that they
+were not in a request of.
 """
 
 from collections.abc import Sequence
@@ -137,7 +138,8 @@ class BulkRun(PayRun):
         return account
 
     async def _is_void(self, client: Client, batch: Batch, left: Sequence[int]) -> bool:
-        """Make sure that a batch never executes, or note that it has: `left` are those of its rows that the file has."""
+        """Make sure that a batch never executes, or note that it has: `left` are those of its rows that the file
+        has."""
         target = RequestId(bytes.fromhex(batch.request_id))
         self._sent.give_up(batch)
         answer, decided = await self._cancel(client, target, batch.sender)
@@ -180,8 +182,8 @@ class BulkRun(PayRun):
         self._end(part.rows, await self._results(client, last, result))
 
     async def _send_part(self, client: Client, batches: RunBatches, part: Part) -> tuple[Answer, Part]:
-        """Submit it; one that was rejected in an earlier run is made anew when that was asked for, one that the run itself
-        has cancelled in any case, and one whose account has too little from another account of its pool."""
+        """Submit it; one that was rejected in an earlier run is made anew when that was asked for, one that the run
+        itself has cancelled in any case, and one whose account has too little from another account of its pool."""
         pool = self._sources.pool(self.rows[part.rows[0]])
         tried = set() if pool is None else in_this_round(self._sent.senders(part.batch.rows[0]))
         answer = await self._ask(client, part)

@@ -1,7 +1,7 @@
 """Which rows made a request of many rows be rejected for a recipient (cli.paybulk tells them).
 
-The answer to such a request names no row. So the network is asked what the accounts hold, each once in a run: that is as it is
-now, which may be after somebody has put it right. What cannot be found out blames no row.
+The answer to such a request names no row. So the network is asked what the accounts hold, each once in a run: that is
+as it is now, which may be after somebody has put it right. What cannot be found out blames no row.
 """
 
 from collections.abc import Sequence
@@ -47,8 +47,8 @@ class RecipientCauses:
         return causes, f"; because of {'; '.join(shown)}{more}"
 
     async def _ask_assets(self, client: Client, names: Sequence[str]) -> None:
-        """What these accounts hold, asked once a run; None for one that a majority does not know. What cannot be found out
-        stays out."""
+        """What these accounts hold, asked once a run; None for one that a majority does not know. What cannot be found
+        out stays out."""
 
         async def ask(name: str) -> None:
             try:

@@ -54,7 +54,8 @@ class Payment(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One row of a table: `line` of the file, column -> value. `fault` says why it may be another row than was meant, else empty."""
+    """One row of a table: `line` of the file, column -> value. `fault` says why it may be another row than was meant,
+    else empty."""
 
     line: int
     cells: Mapping[str, str]
@@ -62,7 +63,8 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def read_table(path: Path, delimiter: str | None, columns: Sequence[str]) -> list[Row]:
-    """Every row with the values of `columns`. `LocalMisuse` when the file cannot be read, or lacks a column or has it twice."""
+    """Every row with the values of `columns`. `LocalMisuse` when the file cannot be read, or lacks a column or has it
+    twice."""
     if delimiter and (len(delimiter) != 1 or delimiter in '"\r\n'):
         raise LocalMisuse(
             f"--delimiter {delimiter[:80]!r}: it must be one character, such as ';', and no quote or end of a line"
@@ -113,8 +115,9 @@ def _is_blank(cells: Sequence[str]) -> bool:
 
 
 def _wrong_length(cells: int, columns: int, delimiter: str) -> str:
-    """Why a row of so many cells is not taken as it is; empty when it has one for each column. One more may be an amount that was
-    torn apart at its thousands, also when the cell that is too many is empty; one less, the end of a file that was cut off."""
+    """Why a row of so many cells is not taken as it is; empty when it has one for each column. One more may be an
+    amount that was torn apart at its thousands, also when the cell that is too many is empty; one less, the end of a
+    file that was cut off."""
     if cells == columns:
         return ""
     told = f"the row has {cells} {'cell' if cells == 1 else 'cells'} and the header {columns}"
@@ -184,8 +187,8 @@ def payment_nonce(run: str, payment: Payment, attempt: int = 0) -> bytes:
 
 
 def pooled_nonce(run: str, payment: Payment, number: int) -> bytes:
-    """The nonce of request number `number` of a row that a pool pays. It names no account: whose request it is stands in the
-    request, and which account that is, is remembered (cli.sources)."""
+    """The nonce of request number `number` of a row that a pool pays. It names no account: whose request it is stands
+    in the request, and which account that is, is remembered (cli.sources)."""
     return _hash("pool", run, payment_key(payment), number)
 
 

@@ -1,4 +1,5 @@
-"""The keys that one run of a payment file signs with: each read from the wallet once, and why there is none remembered."""
+"""The keys that one run of a payment file signs with: each read from the wallet once, and why there is none
+remembered."""
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 

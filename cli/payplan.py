@@ -1,4 +1,5 @@
-"""What a run of a payment file is made of, of any kind: the rows, what the command line asked for, and what it works with."""
+"""What a run of a payment file is made of, of any kind: the rows, what the command line asked for, and what it works
+with."""
 
 from collections.abc import Sequence
 from typing import Final

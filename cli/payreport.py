@@ -76,7 +76,8 @@ def report(out: Output, ended: Ended) -> Exit:
 
 
 def may_be_taken_for_known(error: HopchainError, work: PayRun) -> bool:
-    """True when an error that ends a run has the exit code of rows that are known to be rejected, and what became of some is not known."""
+    """True when an error that ends a run has the exit code of rows that are known to be rejected, and what became of
+    some is not known."""
     return work.unknown and describe(error)[0] is Exit.REJECTED
 
 

@@ -1,5 +1,5 @@
-"""The requests that rows of a payment file make one by one, and which of all requests of a row was the last that an earlier run
-of the same label sent, of whatever kind that run was."""
+"""The requests that rows of a payment file make one by one, and which of all requests of a row was the last that an
+earlier run of the same label sent, of whatever kind that run was."""
 
 from collections.abc import Container, Sequence
 
@@ -30,8 +30,8 @@ def newest_requests(
     sources: Sources,
     journal: Container[bytes],
 ) -> dict[str, tuple[RequestId, str]]:
-    """key -> the newest request, with its account, of those rows that an earlier run sent. `sent` and `sources`: what is
-    remembered of run `run`; `journal`: the ids of all requests of earlier runs."""
+    """key -> the newest request, with its account, of those rows that an earlier run sent. `sent` and `sources`: what
+    is remembered of run `run`; `journal`: the ids of all requests of earlier runs."""
     found: dict[str, tuple[RequestId, str]] = {}
     for payment in rows:
         key = payment_key(payment)

@@ -83,8 +83,8 @@ def result_of(answer: Answer, request_id: bytes, paid_from: str) -> RowResult:
 
 
 def row_text(answer: Answer, asked_for: str = _ASKED_FOR) -> str:
-    """What happened and what to do, for who runs a payment file: the same request is made again by running it again, and another
-    nonce would be another payment. `asked_for`: how a rejected one is made anew."""
+    """What happened and what to do, for who runs a payment file: the same request is made again by running it again,
+    and another nonce would be another payment. `asked_for`: how a rejected one is made anew."""
     match answer:
         case Recorded(outcome=Outcome.INSUFFICIENT_FUNDS):
             return f"{_SHORT}{asked_for}"
@@ -100,19 +100,22 @@ def not_sent() -> RowResult:
 
 
 def not_asked(request_id: bytes, paid_from: str, why: str = "") -> RowResult:
-    """The result of a row that an earlier run may have sent, until this run asks what became of it. `why`: this run cannot."""
+    """The result of a row that an earlier run may have sent, until this run asks what became of it. `why`: this run
+    cannot."""
     reason = f"{_NOT_ASKED}: {why}" if why else _NOT_ASKED
     return RowResult("unknown", reason, request_id=request_id.hex(), paid_from=paid_from)
 
 
 def result_path(file: Path) -> Path:
-    """Where the outcomes of a payment file go when nobody says it: may.result.csv for may.csv, may.txt.result.csv for may.txt."""
+    """Where the outcomes of a payment file go when nobody says it: may.result.csv for may.csv, may.txt.result.csv for
+    may.txt."""
     return file.with_name(f"{file.name.removesuffix('.csv')}.result.csv")
 
 
 def write_results(path: Path, run: Run, rows: Sequence[Payment], results: Sequence[RowResult], scale: int) -> None:
-    """Write the result file whole and durably, or leave the old one, whose mode it keeps; where a link points, it is there. What is no file (/dev/null, a pipe) is
-    written as it is, for there is nothing to be kept whole. Raises `CommandFailed` when the disk refuses it."""
+    """Write the result file whole and durably, or leave the old one, whose mode it keeps; where a link points, it is
+    there. What is no file (/dev/null, a pipe) is written as it is, for there is nothing to be kept whole. Raises
+    `CommandFailed` when the disk refuses it."""
     what_to_do = (
         "make room there, or name another file with --result, then run the same command again: it pays nothing twice and "
         "writes all outcomes"
@@ -135,8 +138,8 @@ def _write_csv(place: Path | int, lines: Iterable[tuple[str, ...]]) -> None:
 
 
 def _stream(path: Path) -> int | None:
-    """The number of this process's standard output or error when `path` is it (/dev/stdout, whatever that was sent into): what was
-    printed there must stay, and what is printed later come behind."""
+    """The number of this process's standard output or error when `path` is it (/dev/stdout, whatever that was sent
+    into): what was printed there must stay, and what is printed later come behind."""
     for number in _STREAMS:
         with suppress(OSError):
             if os.path.samestat(path.stat(), os.fstat(number)):
@@ -145,8 +148,8 @@ def _stream(path: Path) -> int | None:
 
 
 def why_kept(path: Path) -> str:
-    """Why the file at `path` is not to be replaced by outcomes: it holds something else, or nobody can say what; empty when it may
-    be. A spreadsheet that saves outcomes may choose another separator, and begin with a mark of its own."""
+    """Why the file at `path` is not to be replaced by outcomes: it holds something else, or nobody can say what; empty
+    when it may be. A spreadsheet that saves outcomes may choose another separator, and begin with a mark of its own."""
     try:
         if not path.is_file() or _stream(path) is not None:
             return ""
@@ -168,9 +171,9 @@ def other_runs(path: Path, run: Run) -> list[Run]:
 
 
 def is_worse(path: Path, run: Run, rows: Sequence[Payment], results: Sequence[RowResult], scale: int) -> bool:
-    """True when some rows got no answer now, and the file at `path` is of the same run and knows all answers that others got: it
-    says more. Not when a row may have been paid by a request that the file does not name: what it says of that row is no longer
-    so, unless it says `completed`, which is final."""
+    """True when some rows got no answer now, and the file at `path` is of the same run and knows all answers that
+    others got: it says more. Not when a row may have been paid by a request that the file does not name: what it says
+    of that row is no longer so, unless it says `completed`, which is final."""
     if not any(r.outcome in _NO_ANSWER for r in results):
         return False
     before = _read(path)

@@ -1,8 +1,9 @@
 """Which rows were in the files of one run label: one file per label in the wallet (cli.remembered).
 
-What makes a row this payment is in its request's nonce (cli.payfile), so an edited row is another payment, and the first one stays
-paid. Nobody would ever be told: the request of a row that left the file cannot be made from the file. So the rows are remembered
-before any is sent, and of those that have left it the network is asked, once, whether they were paid.
+What makes a row this payment is in its request's nonce (cli.payfile), so an edited row is another payment, and the
+first one stays paid. Nobody would ever be told: the request of a row that left the file cannot be made from the file.
+So the rows are remembered before any is sent, and of those that have left it the network is asked, once, whether they
+were paid.
 """
 
 from collections.abc import Collection, Iterable
@@ -33,8 +34,8 @@ class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SeenRows:
-    """The payments of all files of one label, by key, whether they were paid or not (their `line` is 0); `paid`: those of them
-    that had left the file when the network said that they are paid."""
+    """The payments of all files of one label, by key, whether they were paid or not (their `line` is 0); `paid`: those
+    of them that had left the file when the network said that they are paid."""
 
     def __init__(self, wallet_directory: Path, label: str) -> None:
         self._file = Remembered(wallet_directory / _DIRECTORY, (label,), _Line)

@@ -3,7 +3,8 @@
 Every step is a set of requests that are the same when made again, so a run that was stopped anywhere is simply run
 again.
 
-A row waits for the rows before it that pay its sender, so that a file may pass money on. Otherwise rows run side by side.
+A row waits for the rows before it that pay its sender, so that a file may pass money on. Otherwise rows run side by
+side.
 
 One process at a time makes a run (cli.runlock): whoever starts one holds its lock from before `check` until the end.
 """
@@ -101,8 +102,8 @@ class PayRun:
             )
 
     def note_sent_before(self, network: NetworkId) -> None:
-        """Call each row that an earlier run may have sent unknown, until this one asks for it. Before anything else, so that
-        this is told of it however early the run ends."""
+        """Call each row that an earlier run may have sent unknown, until this one asks for it. Before anything else, so
+        that this is told of it however early the run ends."""
         rows = [payment for payment in self.rows if not payment.fault] if self._journal else []
         found = self._requests_before(network, rows)
         self._before = {row: sent for row, sent in found.items() if sent[0] in self._journal}
@@ -117,8 +118,8 @@ class PayRun:
 
     @property
     def paid_before(self) -> bool:
-        """True when every row is paid, and was sent and paid before this run. What another wallet paid does not count: an
-        answer that was lost on the way in this run looks the same."""
+        """True when every row is paid, and was sent and paid before this run. What another wallet paid does not count:
+        an answer that was lost on the way in this run looks the same."""
         return all(
             r.outcome == "completed" and r.repeated and bytes.fromhex(r.request_id) in self._journal
             for r in self.results
@@ -130,8 +131,8 @@ class PayRun:
         return self._submitted or self.accounts.opening
 
     async def look_back(self, client: Client) -> list[Payment]:
-        """Remember the rows, before any is sent. Returns the payments that earlier runs of this label made and whose rows are
-        not in the file any more; what no node could say of now is not among them."""
+        """Remember the rows, before any is sent. Returns the payments that earlier runs of this label made and whose
+        rows are not in the file any more; what no node could say of now is not among them."""
         seen = SeenRows(self._wallet.directory, self.settings.label)
         here = {payment_key(payment) for payment in self.rows if not payment.fault}
         gone = {key: payment for key, payment in seen.rows.items() if key not in here}
@@ -141,7 +142,8 @@ class PayRun:
         return [payment for key, payment in gone.items() if key in seen.paid]
 
     async def run(self, client: Client) -> None:
-        """All of it, after `look_back`. Raises `Unreachable` when the network is gone, `CommandFailed` when the funding is rejected."""
+        """All of it, after `look_back`. Raises `Unreachable` when the network is gone, `CommandFailed` when the funding
+        is rejected."""
         if self.settings.open_missing:
             await self._check_before_opening(client)
         if self.settings.open_missing or self.settings.fund_from:
@@ -167,8 +169,9 @@ class PayRun:
         self._keys.forget()  # those of others are made when these are opened
 
     async def _open_books(self, client: Client) -> None:
-        """Refuse pools that cannot pay, before anything is paid; read what their accounts have. Accounts may have been opened by now,
-        so what is refused is no wrong command line (`Exit.USAGE`), with which nothing would have been sent."""
+        """Refuse pools that cannot pay, before anything is paid; read what their accounts have. Accounts may have been
+        opened by now, so what is refused is no wrong command line (`Exit.USAGE`), with which nothing would have been
+        sent."""
         try:
             await self.books.open(client, self.settings.concurrency, self.settings.timeout_s)
             self._check_keys(self._sources.accounts)
@@ -201,7 +204,8 @@ class PayRun:
         return newest_requests(network, self.settings.label, rows, self._sent, self._sources, self._journal)
 
     def _not_now(self, payment: Payment, cannot: RowResult) -> RowResult:
-        """The result of a row that this run cannot send: one that an earlier run may have sent is unknown, for nobody asks."""
+        """The result of a row that this run cannot send: one that an earlier run may have sent is unknown, for nobody
+        asks."""
         sent = self._before.get(payment_key(payment))
         return cannot if sent is None else not_asked(*sent, cannot.reason)
 
@@ -223,7 +227,8 @@ class PayRun:
         await work_on_each(range(len(self.rows)), work, at_once=self.settings.concurrency)
 
     def _first(self, client: Client, payment: Payment) -> SignedRequest | RowResult | None:
-        """The request that a row begins with, or its result when it cannot be sent. None: it is made when its turn comes."""
+        """The request that a row begins with, or its result when it cannot be sent. None: it is made when its turn
+        comes."""
         return self._signed(client, payment, 0)
 
     async def _result(self, client: Client, index: int, first: SignedRequest | RowResult | None) -> RowResult:
@@ -283,8 +288,8 @@ class PayRun:
         return result_of(answer, signed.request_id, payment.sender)
 
     async def _until_known(self, client: Client, signed: SignedRequest) -> Answer:
-        """Submit until there is an outcome, at most TRIES times; once one try had none, or an earlier run may have sent it, that
-        nothing happened is not concluded from a later one. Raises `Unreachable` when there is no network."""
+        """Submit until there is an outcome, at most TRIES times; once one try had none, or an earlier run may have sent
+        it, that nothing happened is not concluded from a later one. Raises `Unreachable` when there is no network."""
         self._submitted = True
         unknown: Unknown | None = None
         for left in reversed(range(TRIES)):
@@ -306,7 +311,8 @@ class PayRun:
             return None
 
     def _together(self, signed: SignedRequest, answer: Answer, unknown: Unknown | None) -> Answer:
-        """What the tries of one request together say, the last of which had this answer. `unknown`: what an earlier one was told."""
+        """What the tries of one request together say, the last of which had this answer. `unknown`: what an earlier one
+        was told."""
         if not isinstance(answer, NotStarted | Refused):
             return answer
         if unknown is None and signed.request_id in self._journal:
@@ -314,8 +320,8 @@ class PayRun:
         return unknown or answer
 
     async def _cancel(self, client: Client, target: RequestId, sender: str) -> tuple[Answer, Recorded | None]:
-        """Give up a request of an earlier run: the answer to its cancellation, and when that is not `completed`, the outcome of
-        the request itself, None as long as no node has it."""
+        """Give up a request of an earlier run: the answer to its cancellation, and when that is not `completed`, the
+        outcome of the request itself, None as long as no node has it."""
         signed = sign_request(cancellation(client.network, sender, target, target), self._keys.key(sender))
         self._wallet.record([(signed.request_id, sender, "cancel")])
         answer = await self._until_known(client, signed)

@@ -1,7 +1,8 @@
 """The books of a run's pools: what each account paid, and that exactly this left the accounts.
 
 Balances are read before the first row is sent and after the last answer, as a majority knows them. A payment belongs to
-this run when its link is higher than its account was at the first reading: a row that an earlier run paid is in no difference.
+this run when its link is higher than its account was at the first reading: a row that an earlier run paid is in no
+difference.
 """
 
 from collections import Counter
@@ -77,8 +78,9 @@ class PoolBooks:
                 self.withdrawn(account)
 
     def may_have_paid(self, account: str, height: int | None) -> None:
-        """An earlier request, of rows that are not all in the file any more, was executed as link `height` of its account, or may
-        be (None). When that can be in this run, what left the account is not comparable: what the request pays is not known."""
+        """An earlier request, of rows that are not all in the file any more, was executed as link `height` of its
+        account, or may be (None). When that can be in this run, what left the account is not comparable: what the
+        request pays is not known."""
         before = self._before.get(account)
         if before is not None and (height is None or height > before.height):
             self._blurred.add(account)
@@ -145,7 +147,8 @@ class PoolBooks:
                 out.say(f"  {self._not_so(outflow)}", colour="red", bold=True)
 
     def mismatches(self) -> list[str]:
-        """What to tell when the run ended before its books are shown: one text for each pool that something else left."""
+        """What to tell when the run ended before its books are shown: one text for each pool that something else
+        left."""
         outflows = [(name, self._outflow(pool)) for name, pool in self._sources.pools.items()]
         return [f"pool {name}: {self._not_so(o)}" for name, o in outflows if o is not None and not o.ok]
 

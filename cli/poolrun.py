@@ -1,10 +1,11 @@
 """`hopchain pay --pool`: rows of one payer, paid one by one from several accounts (cli.sources has the rules).
 
 * `dedicated` and `round-robin`: all rows get their account, in one write, before any is sent.
-* `least-active` and `two-choices`: a row gets its account when its turn comes. Rows whose turn comes at the same time share
-  one write.
-* An account that answers `insufficient_funds` will never make that request, for this answer is final. Only then, and after
-  that is remembered, the row is sent from one that it was not sent from yet (cli.sources.another). When all had too little, the row is rejected.
+* `least-active` and `two-choices`: a row gets its account when its turn comes. Rows whose turn comes at the same time
+  share one write.
+* An account that answers `insufficient_funds` will never make that request, for this answer is final. Only then, and
+  after that is remembered, the row is sent from one that it was not sent from yet (cli.sources.another). When all had
+  too little, the row is rejected.
 * `--retry-rejected` begins with the account that the row was sent from last, and then goes round again.
 """
 
@@ -129,7 +130,8 @@ class PoolRun(PayRun):
         return self._fixed.pop(index)
 
     def _remember_wanted(self, client: Client) -> None:
-        """Choose accounts, remember them, and then what they make of the rows. When that fails, who asks next tries again."""
+        """Choose accounts, remember them, and then what they make of the rows. When that fails, who asks next tries
+        again."""
         chosen: list[tuple[int, str]] = []
         for index, account in self._wanted:
             payment = self.rows[index]

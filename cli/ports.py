@@ -51,8 +51,8 @@ def free_ports(
 ) -> list[int]:
     """`count` different ports of `host` that nothing uses now, TCP and UDP. All are held until the last is found.
 
-    `among`: those to choose from, without the ones in `besides`. `LocalMisuse` when there are fewer, or this machine has no such
-    host.
+    `among`: those to choose from, without the ones in `besides`. `LocalMisuse` when there are fewer, or this machine
+    has no such host.
     """
     found: list[int] = []
     with ExitStack() as held:

@@ -1,9 +1,10 @@
-"""What a payment run must not forget: append-only files in the wallet, one JSON document a line, durable before requests leave.
+"""What a payment run must not forget: append-only files in the wallet, one JSON document a line, durable before
+requests leave.
 
-A line never changes, so its requests can be made again at any time and pay once. What is found is made durable before it is used:
-who wrote it may have died before it was. A last line that has no end is being written,
-or was cut off then, so its requests have not left: who reads ignores it, and who adds, which only the holder of the run's lock
-does (cli.runlock), cuts it away.
+A line never changes, so its requests can be made again at any time and pay once. What is found is made durable before
+it is used: who wrote it may have died before it was. A last line that has no end is being written,
+or was cut off then, so its requests have not left: who reads ignores it, and who adds, which only the holder of the
+run's lock does (cli.runlock), cuts it away.
 """
 
 import hashlib
@@ -48,7 +49,8 @@ class Remembered(Generic[T]):
                 ) from None
 
     def add(self, *lines: T) -> None:
-        """Remember these, durably. `LocalMisuse` when somebody else has added lines; `CommandFailed` when the disk is full."""
+        """Remember these, durably. `LocalMisuse` when somebody else has added lines; `CommandFailed` when the disk is
+        full."""
         raw = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
 
         def made(handle: int) -> tuple[int, bytes]:

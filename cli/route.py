@@ -71,7 +71,8 @@ def route(out: Output, what: str, as_account: bool, at: str | None, network_dir:
 
 
 async def _look_up(network: Network, node: NodeAddress | None, account: str, key: bytes) -> tuple[Route, bool]:
-    """The route of `account`, else of `key`, and whether the account is open: a node may be a moment behind the others."""
+    """The route of `account`, else of `key`, and whether the account is open: a node may be a moment behind the
+    others."""
     opening = opening_slot(network.id, account)
     unopened: list[Route] = []
 
@@ -112,9 +113,11 @@ def _route_document(network: Network, node: RouteNode) -> JsonValue:
 @at_option
 @network_option
 def status(out: Output, at: str | None, network_dir: Path | None) -> None:
-    """Show all members and guests (nodes that are joining, observers): alive or not, epoch, height of the log, replication lag, queue depths.
+    """Show all members and guests (nodes that are joining, observers): alive or not, epoch, height of the log,
+    replication lag, queue depths.
 
-    Those that network.toml does not name are found through those that it names. One of which none of them tells the client port is `unasked`.
+    Those that network.toml does not name are found through those that it names. One of which none of them tells the
+    client port is `unasked`.
     """
     network = find_network(network_dir)
     node = pinned(network, at)
@@ -154,7 +157,8 @@ def status(out: Output, at: str | None, network_dir: Path | None) -> None:
 
 
 def _count(nodes: list[KnownNode], found: dict[str, Status | str], roles: dict[bytes, str]) -> str:
-    """How many answer. Where others are told of, too, it is of the members: a guest need not be within reach of this machine."""
+    """How many answer. Where others are told of, too, it is of the members: a guest need not be within reach of this
+    machine."""
     members = [n for n in nodes if roles.get(n.id) == "member"]
     others = Counter(roles.get(n.id, "") for n in nodes) - Counter(member=len(members))
     if not members or not others:
@@ -184,7 +188,8 @@ async def _ask_one(network: Network, at: str, address: NodeAddress) -> Told:
 
 
 async def _ask_members(network: Network) -> Told:
-    """The nodes to tell of, those of the directory first, and what each said. While none answers: those of the directory."""
+    """The nodes to tell of, those of the directory first, and what each said. While none answers: those of the
+    directory."""
     try:
         async with open_patiently(network) as client:
             picture = await look(client, network)

@@ -1,8 +1,9 @@
-"""One process at a time makes the payments of a run label: what is remembered of a run (cli.batches, cli.funding, the journal)
-is looked at first and added to later, and two processes in between would pay the same rows in different requests.
+"""One process at a time makes the payments of a run label: what is remembered of a run (cli.batches, cli.funding, the
+journal) is looked at first and added to later, and two processes in between would pay the same rows in different
+requests.
 
-The lock is the kernel's (`flock`), so it is gone when its process is, however that ended. The file stays; the process id in
-it is only for the message to the second process.
+The lock is the kernel's (`flock`), so it is gone when its process is, however that ended. The file stays; the process
+id in it is only for the message to the second process.
 """
 
 import hashlib

@@ -21,8 +21,8 @@ _BEHIND: Final = "who answered was removed, reaches no majority of the members, 
 
 
 def open_client(network: Network, *, spread: bool = False) -> Client:
-    """A client of all nodes of the network. It stays with one that answers; with `spread` a request goes to the node that makes its
-    sender's next link, as far as that is known, everything else to each in turn."""
+    """A client of all nodes of the network. It stays with one that answers; with `spread` a request goes to the node
+    that makes its sender's next link, as far as that is known, everything else to each in turn."""
     return Client([n.address for n in network.nodes], network.genesis.ca, network.id, spread=spread)
 
 
@@ -48,8 +48,8 @@ def pinned(network: Network, at: str | None) -> NodeAddress | None:
 async def ask_until_found(
     network: Network, at: NodeAddress | None, ask: Callable[[NodeAddress], Awaitable[_T | NotFound]]
 ) -> _T | NotFound:
-    """Ask the pinned node, or all one after the other, until one knows that is not `stale`; a replica may be a moment behind
-    the others. Else the best there is: something that is stale, then `Unknown`, then nothing that is not.
+    """Ask the pinned node, or all one after the other, until one knows that is not `stale`; a replica may be a moment
+    behind the others. Else the best there is: something that is stale, then `Unknown`, then nothing that is not.
 
     Raises `Unreachable` when none could be asked.
     """

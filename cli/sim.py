@@ -451,8 +451,8 @@ def _write(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _progress(out: Output, what: str, total: float, *, counts: bool = False) -> "Iterator[Callable[[float], None]]":
-    """How much of `total` is done and how long the rest may take, in simulated seconds, seeds or nodes, on a terminal at standard
-    error; nothing without one or with `--json`. `counts`: as numbers, else in percent."""
+    """How much of `total` is done and how long the rest may take, in simulated seconds, seeds or nodes, on a terminal
+    at standard error; nothing without one or with `--json`. `counts`: as numbers, else in percent."""
     if not out.watched:
         yield lambda done: None
         return
@@ -478,8 +478,8 @@ def _progress(out: Output, what: str, total: float, *, counts: bool = False) -> 
 
 
 def time_left(elapsed_s: float, done: float, total: float) -> str:
-    """How long the rest takes when it goes on as on average until now, for people; empty as long as nothing is done. (The speed of
-    the last moments says nothing: seeds come several at once.)"""
+    """How long the rest takes when it goes on as on average until now, for people; empty as long as nothing is done.
+    (The speed of the last moments says nothing: seeds come several at once.)"""
     if not 0 < done < total:
         return ""
     left_s = elapsed_s * (total - done) / done

@@ -1,14 +1,16 @@
-"""Pools of payers on the command line: which account pays each row of a payer that has several (`pay --pool NAME=a,b,c`).
+"""Pools of payers on the command line: which account pays each row of a payer that has several (`pay --pool
+NAME=a,b,c`).
 
-A request is executed once *per account*. So which account a row was sent from is remembered in the wallet before the request
-leaves (cli.remembered), one line each time, and what is remembered is stronger than any option: another `--choice`, another list
-of accounts or a run without the pool never sends such a row from another account. The newest line of a row says where it
-is now; there is a newer one only after every older request got its final answer, which was not `completed`.
+A request is executed once *per account*. So which account a row was sent from is remembered in the wallet before the
+request leaves (cli.remembered), one line each time, and what is remembered is stronger than any option: another
+`--choice`, another list of accounts or a run without the pool never sends such a row from another account. The newest
+line of a row says where it is now; there is a newer one only after every older request got its final answer, which was
+not `completed`.
 
 The nonce of a row is made of the row, not of the account: nonce number n belongs to its line number n.
 
-With `dedicated` the accounts, also those after one that has too little, are a function of the row and the pool's list, so another
-wallet with the same list makes the same requests. The other choices live from what is remembered alone.
+With `dedicated` the accounts, also those after one that has too little, are a function of the row and the pool's list,
+so another wallet with the same list makes the same requests. The other choices live from what is remembered alone.
 """
 
 import random
@@ -91,8 +93,8 @@ def in_this_round(accounts: Sequence[str]) -> set[str]:
 
 
 def another(pool: SourcePool, last: str, tried: Collection[str]) -> str | None:
-    """The account after `last` had too little: one that was not tried yet, the least busy one, in the order of the list from
-    `last` on. `dedicated` looks at the order alone."""
+    """The account after `last` had too little: one that was not tried yet, the least busy one, in the order of the list
+    from `last` on. `dedicated` looks at the order alone."""
     at = pool.accounts.index(last) + 1 if last in pool.accounts else 0
     left = [account for account in pool.accounts[at:] + pool.accounts[:at] if account not in tried]
     if not left:

@@ -2,9 +2,11 @@
 
 Each node runs as `python -m cli.main node DIR --supervised` in a session of its own, so that Ctrl-C in the terminal
 reaches only this process, which then stops the nodes in order. `--supervised` makes a node end when its standard input
-closes: also `kill -9` of the supervisor leaves no process behind. What a node prints goes to `node.log` in its directory.
+closes: also `kill -9` of the supervisor leaves no process behind. What a node prints goes to `node.log` in its
+directory.
 
-Which ends a node is started again after is the table of exit codes in docs/operations.md; the systemd unit keeps to the same.
+Which ends a node is started again after is the table of exit codes in docs/operations.md; the systemd unit keeps to the
+same.
 """
 
 import enum
@@ -31,7 +33,8 @@ QUICK_FAILURES: Final = (
 )
 STAYS_DOWN: Final = frozenset({Exit.USAGE, Exit.OUT_FOR_GOOD})  # started again it would say the same, or do harm
 STOP_S: Final = 10.0  # for a node to end by itself before it is killed
-# For another process to let go of a node's directory: where another `up` was killed just now, its nodes are still ending.
+# For another process to let go of a node's directory: where another `up` was killed just now, its nodes are still
+# ending.
 HELD_S: Final = STOP_S + 1.0
 LOG_NAME: Final = "node.log"
 _TAIL_BYTES: Final = 2000
@@ -48,8 +51,8 @@ class Change(enum.StrEnum):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One change of one node. `code`: exit code, negative for a signal. `delay_s`: until it is started again, None when it
-    is not. `holder`: the process that has its directory, so that none was started."""
+    """One change of one node. `code`: exit code, negative for a signal. `delay_s`: until it is started again, None when
+    it is not. `holder`: the process that has its directory, so that none was started."""
 
     node: str
     change: Change
@@ -61,9 +64,10 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Supervisor:
-    """Runs the nodes in these directories until it is cancelled. One stays down when its files or ports are wrong, when it was
-    removed or quarantined or has left, when another process holds its directory for HELD_S, and when it failed QUICK_FAILURES times in a
-    row within STEADY_S of its start. What a signal ended, SIGTERM too, did not fail, nor did what found its directory held."""
+    """Runs the nodes in these directories until it is cancelled. One stays down when its files or ports are wrong, when
+    it was removed or quarantined or has left, when another process holds its directory for HELD_S, and when it failed
+    QUICK_FAILURES times in a row within STEADY_S of its start. What a signal ended, SIGTERM too, did not fail, nor did
+    what found its directory held."""
 
     def __init__(
         self,
@@ -124,8 +128,8 @@ class Supervisor:
             delay_s = min(delay_s * 2, LONGEST_DELAY_S)
 
     async def _is_free(self, directory: Path) -> bool:
-        """Wait until no other process holds the directory of a node that has not left. False when one does after HELD_S. Started
-        meanwhile, the node would only say so, in the log of the one that runs."""
+        """Wait until no other process holds the directory of a node that has not left. False when one does after
+        HELD_S. Started meanwhile, the node would only say so, in the log of the one that runs."""
         begin = anyio.current_time()
         delay_s = FIRST_DELAY_S
         while left_in(directory) is None and (holder := lock_holder(directory)) is not None:

@@ -218,8 +218,8 @@ def _target_outcome(answer: object, already: int | None) -> str | None:
 
 
 def nonce_bytes(text: str | None) -> bytes:
-    """32 bytes: the hex given, the hash of any other text, or random ones. `LocalMisuse` for an empty text: it comes of a variable that
-    is not set, and would make all payments of a script the same one."""
+    """32 bytes: the hex given, the hash of any other text, or random ones. `LocalMisuse` for an empty text: it comes of
+    a variable that is not set, and would make all payments of a script the same one."""
     if text is None:
         return secrets.token_bytes(32)
     if not text:

@@ -1,7 +1,8 @@
-"""What keeps `hopchain up` from running a network: another one that does, ports that something uses, nodes that have left.
+"""What keeps `hopchain up` from running a network: another one that does, ports that something uses, nodes that have
+left.
 
-The lock is the kernel's (`flock` on up.lock in the network's directory), so it is gone when its process is, however that ended. The
-file stays; the process id in it is only for the message to the second process.
+The lock is the kernel's (`flock` on up.lock in the network's directory), so it is gone when its process is, however
+that ended. The file stays; the process id in it is only for the message to the second process.
 """
 
 import errno
@@ -54,8 +55,8 @@ def only_up(network: Network) -> Iterator[None]:
 
 
 def check_ports(network: Network, directories: Iterable[Path]) -> None:
-    """`LocalMisuse` names the ports of these nodes that something uses. One that runs already uses its own, and one that has left
-    needs none; what else is wrong with its files a node says itself."""
+    """`LocalMisuse` names the ports of these nodes that something uses. One that runs already uses its own, and one
+    that has left needs none; what else is wrong with its files a node says itself."""
     taken: list[str] = []
     for directory in directories:
         if lock_holder(directory) is None and left_in(directory) is None:
@@ -98,14 +99,14 @@ def _is_taken(host: str, port: int, kind: socket.SocketKind) -> bool:
 
 
 def mark_left(directory: Path, epoch: int) -> None:
-    """Write down in a node's directory that it is no member since this epoch: what looks for that does not start it again. Raises
-    `OSError`."""
+    """Write down in a node's directory that it is no member since this epoch: what looks for that does not start it
+    again. Raises `OSError`."""
     write_whole(directory / LEFT_FILE, f"{epoch}\n".encode())
 
 
 def mark_removed(network: Network, node: bytes, epoch: int) -> None:
-    """The same, where the directory of the node that was removed is among those that `up` runs. Where it cannot be written, the
-    node is started once more, and says that it was removed."""
+    """The same, where the directory of the node that was removed is among those that `up` runs. Where it cannot be
+    written, the node is started once more, and says that it was removed."""
     for known in network.nodes:
         directory = network.directory / known.name
         with suppress(LocalMisuse, OSError):
@@ -114,7 +115,8 @@ def mark_removed(network: Network, node: bytes, epoch: int) -> None:
 
 
 def left_in(directory: Path) -> int | None:
-    """The epoch since which the node of this directory is no member; 0 when the file says none, None when nothing says that it left."""
+    """The epoch since which the node of this directory is no member; 0 when the file says none, None when nothing says
+    that it left."""
     try:
         with (directory / LEFT_FILE).open("rb") as file:
             text = file.read(_MAX_DIGITS).strip()

@@ -132,7 +132,8 @@ class View:
 
 
 def is_here(node: KnownNode, directory: Path) -> bool:
-    """True when this is the node's directory. A name may have been another node's before; whose key cannot be read says so itself."""
+    """True when this is the node's directory. A name may have been another node's before; whose key cannot be read says
+    so itself."""
     from node.pki import read_node_key
 
     if not directory.is_dir():
@@ -181,8 +182,8 @@ def what_to_do(code: int | None, directory: Path, holder: int | None = None) -> 
 
 
 async def watch(out: Output, network: Network) -> None:
-    """Run all nodes whose directories are here and show them until SIGINT or SIGTERM. `LocalMisuse` when there are none, when
-    another process runs them, or something uses their ports: nothing was started then."""
+    """Run all nodes whose directories are here and show them until SIGINT or SIGTERM. `LocalMisuse` when there are
+    none, when another process runs them, or something uses their ports: nothing was started then."""
     view = View(out, network)
     if not view.lines:
         raise LocalMisuse(
@@ -254,8 +255,8 @@ class _Drawing:
 
 
 def draw(view: View, size: "ConsoleDimensions") -> "Group":
-    """One line for each node; below them one for each note, cut to the terminal's width. Where its lines are too few, notes go, then
-    nodes, those that are up first, and a line says how many are not shown."""
+    """One line for each node; below them one for each note, cut to the terminal's width. Where its lines are too few,
+    notes go, then nodes, those that are up first, and a line says how many are not shown."""
     from rich import box
     from rich.console import Group
     from rich.table import Table

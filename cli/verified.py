@@ -1,8 +1,8 @@
 """Which copy of the ledger `join` has verified: the file `verified` in the node's directory.
 
-It holds the number that the database's log had when it was found sound. A database remembers the logs that its own began as (ADR 32); one that
-is made anew, or is from before it was verified, knows nothing of that number. What is noted here, then, is good for the database that
-is there, or for none.
+It holds the number that the database's log had when it was found sound. A database remembers the logs that its own
+began as (ADR 32); one that is made anew, or is from before it was verified, knows nothing of that number. What is noted
+here, then, is good for the database that is there, or for none.
 """
 
 import sqlite3
@@ -23,10 +23,11 @@ VERIFIED_FILE: Final = "verified"
 
 
 def verify_copy(data: Path, genesis: Genesis, node: bytes, go_on: Callable[[], None]) -> "AuditReport | None":
-    """Derive everything in the database of this node again from its links, and note that it is sound; None when that is noted.
+    """Derive everything in the database of this node again from its links, and note that it is sound; None when that is
+    noted.
 
-    The node may run, and must have since the database was put there. `go_on` is called every few hundred links, and ends it by what
-    it raises. Raises `StorageFailure` when the disk cannot be read.
+    The node may run, and must have since the database was put there. `go_on` is called every few hundred links, and
+    ends it by what it raises. Raises `StorageFailure` when the disk cannot be read.
     """
     from chain.audit import audit
     from chain.disk import open_database

@@ -105,8 +105,9 @@ class Wallet:
             raise LocalMisuse(f"{self.path(account)} exists already: a key is never overwritten")
 
     def create(self, accounts: Sequence[str]) -> None:
-        """New keys for those of `accounts` that have none; the keys of all are durable before this returns, also one that a killed
-        process left. Where another process stores one at the same time, one of the two keys is the account's."""
+        """New keys for those of `accounts` that have none; the keys of all are durable before this returns, also one
+        that a killed process left. Where another process stores one at the same time, one of the two keys is the
+        account's."""
         missing = [a for a in accounts if not self.has(a)]
         if missing:
             self._store({account: Ed25519PrivateKey.generate() for account in missing})
@@ -115,7 +116,8 @@ class Wallet:
                 self._sync()
 
     def discard(self, account: str) -> None:
-        """Remove the key of an account that is known to have another one: the key of an account that is open is never removed."""
+        """Remove the key of an account that is known to have another one: the key of an account that is open is never
+        removed."""
         self.path(account).unlink(missing_ok=True)  # another process may have found the same
 
     def record(self, requests: Iterable[tuple[RequestId, str, str]]) -> None:
@@ -133,8 +135,8 @@ class Wallet:
         append(self.directory / _JOURNAL, made)
 
     def record_new(self, requests: Iterable[tuple[RequestId, str, str]]) -> None:
-        """The same for those that the journal does not have yet: a run that is made again adds nothing to it. Those that it has
-        are durable too."""
+        """The same for those that the journal does not have yet: a run that is made again adds nothing to it. Those
+        that it has are durable too."""
         asked = list(requests)
         known = self.recorded({request_id.hex() for request_id, _, _ in asked})
         if known:
@@ -149,7 +151,8 @@ class Wallet:
             return next((fields[1] for fields in found if len(fields) == 3 and is_name(fields[1])), None)
 
     def all_recorded(self) -> frozenset[bytes]:
-        """The ids of all requests that were sent from here; a line that was cut is none. `LocalMisuse` when one is damaged."""
+        """The ids of all requests that were sent from here; a line that was cut is none. `LocalMisuse` when one is
+        damaged."""
         with self._journal_lines() as lines:
             return frozenset(bytes.fromhex(one) for one in self._whole(lines) if _ID.fullmatch(one))
 
@@ -198,8 +201,9 @@ class Wallet:
     def _store(self, keys: Mapping[str, Ed25519PrivateKey]) -> set[str]:
         """Store keys durably; a key that is there already stays. The accounts whose key is the given one now.
 
-        A key gets its name only when all of it is on disk, so no crash leaves half a key under an account's name. What a crash
-        did leave, a file that has no name yet or two, goes when keys are next stored: one process at a time stores, so it is nobody's."""
+        A key gets its name only when all of it is on disk, so no crash leaves half a key under an account's name. What
+        a crash did leave, a file that has no name yet or two, goes when keys are next stored: one process at a time
+        stores, so it is nobody's."""
         stored: set[str] = set()
         fresh: dict[str, Path] = {}
         self.make_directory()
@@ -236,7 +240,8 @@ class Wallet:
 
 @contextmanager
 def _held(directory: Path) -> Iterator[None]:
-    """Hold a directory; wait while another process does. The kernel lets go of it when the process ends, however that is."""
+    """Hold a directory; wait while another process does. The kernel lets go of it when the process ends, however that
+    is."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

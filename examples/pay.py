@@ -1,11 +1,12 @@
-"""One payment from Python, made once however often this is run with the same words; with another amount it is another payment.
+"""One payment from Python, made once however often this is run with the same words; with another amount it is another
+payment.
 
     hopchain init net --asset CZK:2 --issuer mint && hopchain up       # then, in a second terminal:
     hopchain account open alice
     python examples/pay.py net mint alice 1250 order-1                     # 12.50 CZK: amounts are in minor units
 
-Exit code 0: paid. 1: it never will be, and why. 2: wrong arguments. 3: this run sent nothing, or what became of it is not known (an
-earlier run may have paid it, too): mend what it says, run the same again.
+Exit code 0: paid. 1: it never will be, and why. 2: wrong arguments. 3: this run sent nothing, or what became of it is
+not known (an earlier run may have paid it, too): mend what it says, run the same again.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python examples/pay_from_pool.py net payer-1,payer-2,payer-3 bob 1000
 
-pays bob 1,000 times one minor unit. Run again with the same payers it pays nothing and says what became of each: the orders are the same. The
-wallet has the keys of the payers (`hopchain account open payer-1 payer-2 payer-3`).
+pays bob 1,000 times one minor unit. Run again with the same payers it pays nothing and says what became of each: the
+orders are the same. The wallet has the keys of the payers (`hopchain account open payer-1 payer-2 payer-3`).
 """
 
 import argparse
@@ -59,7 +59,8 @@ async def pay_from_pool(
     max_failures: int = 100,
     timeout_s: float = 10,
 ) -> tuple[dict[str, Answer | HopchainError], Outflow | None]:
-    """What became of each order that was tried, and what left the accounts of `keys` (None: no node could be asked any more)."""
+    """What became of each order that was tried, and what left the accounts of `keys` (None: no node could be asked any
+    more)."""
     pool = SourcePool(list(keys), Choice.LEAST_ACTIVE, random.Random(), max_failures=max_failures)
     sender = PooledSender(client, pool, keys, timeout_s=timeout_s)
     before = await sender.balances()

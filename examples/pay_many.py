@@ -3,8 +3,8 @@
     python examples/pay_many.py net alice=bob:5 carol=bob:7
     python examples/pay_many.py net alice=bob:5 alice=carol:7 --atomic
 
-The place in the list makes each payment this one and no other: the same list again pays nothing, as long as --atomic is given both
-times or never: one request for all is another than one for each.
+The place in the list makes each payment this one and no other: the same list again pays nothing, as long as --atomic is
+given both times or never: one request for all is another than one for each.
 """
 
 import argparse

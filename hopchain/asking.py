@@ -1,10 +1,11 @@
 """Questions, which any node may answer, and changes of the members, which one node is handed.
 
-A question that gets no answer from one node is asked of the next: asking twice does no harm. A balance that must be made certain, or
-waits for a link, is the one question that a node which is cut off from the others answers with `Unknown`, late. So each node has half
-of the time that is left, as with a request (hopchain.submitting), and that is the answer only when none gave another. A change may be sent twice, too,
-but what another node says of it does not tell what became of it at the first one. So it goes on to the next node only while it
-was certainly not handed over, and then the answer is that node's, or `Unknown`.
+A question that gets no answer from one node is asked of the next: asking twice does no harm. A balance that must be
+made certain, or waits for a link, is the one question that a node which is cut off from the others answers with
+`Unknown`, late. So each node has half of the time that is left, as with a request (hopchain.submitting), and that is
+the answer only when none gave another. A change may be sent twice, too, but what another node says of it does not tell
+what became of it at the first one. So it goes on to the next node only while it was certainly not handed over, and then
+the answer is that node's, or `Unknown`.
 """
 
 from typing import Final, TypeVar
@@ -88,7 +89,8 @@ async def propose(
     signed: SignedChange, nodes: Nodes, at: Address | None, timeout_s: float
 ) -> Changed | Refused | NotStarted | Unknown:
     """What the node says that the change is handed to. `Unknown` when it says nothing within `timeout_s`.
-    Raises `Unreachable` when it could be handed to none, so nothing will happen; `LocalMisuse` for what cannot be sent."""
+    Raises `Unreachable` when it could be handed to none, so nothing will happen; `LocalMisuse` for what cannot be
+    sent."""
     change = SubmitChange(signed.raw, signed.signature, 0)
     check_can_be_sent(change)
     tried = Tried(nodes)
@@ -123,7 +125,8 @@ def _may_be_unknown(question: CallBody) -> bool:
 
 
 def check_can_be_sent(body: CallBody) -> None:
-    """Raise `LocalMisuse` for values of another type than the call has, which would end the connection that others share."""
+    """Raise `LocalMisuse` for values of another type than the call has, which would end the connection that others
+    share."""
     name = type(body).__name__
     try:
         raw = encode(Call(1, body))

@@ -1,8 +1,9 @@
-"""Many requests in one call: each by itself (`submit_each`), or all or nothing (`joined`). `Client.submit_many` is both.
+"""Many requests in one call: each by itself (`submit_each`), or all or nothing (`joined`). `Client.submit_many` is
+both.
 
-A request holds up to MAX_POSTINGS postings of one account and is one outcome in one link. So transfers of one account that
-must happen together are joined: their postings, in order, under a nonce that their nonces make. Joined again they are the
-same request again, executed once.
+A request holds up to MAX_POSTINGS postings of one account and is one outcome in one link. So transfers of one account
+that must happen together are joined: their postings, in order, under a nonce that their nonces make. Joined again they
+are the same request again, executed once.
 """
 
 import hashlib
@@ -25,8 +26,8 @@ T = TypeVar("T")
 
 
 class NotSent(ClientError):
-    """In place of an answer: this request was not sent, as the caller's own doing, such as closing the client, came before its
-    turn. Nothing happened to it."""
+    """In place of an answer: this request was not sent, as the caller's own doing, such as closing the client, came
+    before its turn. Nothing happened to it."""
 
     def __init__(self, misuse: LocalMisuse) -> None:
         super().__init__(f"this request was not sent: {misuse}")
@@ -35,7 +36,8 @@ class NotSent(ClientError):
 def signed_requests(
     requests: Sequence[Request], keys: Mapping[str, Ed25519PrivateKey], *, atomic: bool
 ) -> list[SignedRequest]:
-    """The requests signed, in order, or the one that they make together. `LocalMisuse` when one of them cannot be made."""
+    """The requests signed, in order, or the one that they make together. `LocalMisuse` when one of them cannot be
+    made."""
     missing = sorted({request.sender for request in requests} - keys.keys())
     if missing:
         raise LocalMisuse(f"{len(missing)} accounts have no key, the first is {missing[0]}")
@@ -46,8 +48,8 @@ def signed_requests(
 async def submit_each(
     submit: Callable[[S], Awaitable[T]], items: Sequence[S], *, at_once: int = MANY_IN_FLIGHT
 ) -> list[T | ClientError]:
-    """What became of each, in order, `at_once` at a time. What `submit` raises for one stands in its place and stops no other:
-    the answers of those that were paid are never lost with it."""
+    """What became of each, in order, `at_once` at a time. What `submit` raises for one stands in its place and stops no
+    other: the answers of those that were paid are never lost with it."""
     answers: dict[int, T | ClientError] = {}
 
     async def work(number: int) -> None:
@@ -63,8 +65,9 @@ async def submit_each(
 
 
 def joined(requests: Sequence[Request]) -> Request:
-    """One request with the postings of all these transfers. `LocalMisuse`, with the numbers, when one request cannot hold
-    them: they must be of one account, under the same conditions, MAX_POSTINGS postings at most, MAX_AMOUNT in all."""
+    """One request with the postings of all these transfers. `LocalMisuse`, with the numbers, when one request cannot
+    hold them: they must be of one account, under the same conditions, MAX_POSTINGS postings at most, MAX_AMOUNT in
+    all."""
     if not requests:
         raise LocalMisuse("no request was given: all or nothing needs at least one")
     kinds = sorted({request.kind.name for request in requests if request.kind is not Kind.TRANSFER})

@@ -3,15 +3,15 @@
 * `dial` connects and exchanges hellos (`hopchain.connection`); `ConnectionFailed` says why it cannot.
 * `run` reads, writes and watches until the connection ends; then every waiting call raises `ConnectionLost`, or another
   `ConnectionFailed` if it has not left: the node certainly does not have it.
-* `call` may be used by any number of tasks. A call that is cancelled leaves its number behind; its late reply is dropped.
-  One that has not left by then never leaves.
+* `call` may be used by any number of tasks. A call that is cancelled leaves its number behind; its late reply is
+  dropped. One that has not left by then never leaves.
 * A connection has room for less than the node takes before it reads no further (hopchain.room); who finds none waits.
 * Calls that are made before the writer comes to them leave together in one write, without anything waiting for more to
   come: a busy client batches, an idle one does not.
 
-A connection on which calls wait but nothing is heard for `ping_after_s` is asked for a sign of life; when none comes within
-`dead_after_s`, less what was waited before, it is given up. TCP alone would take minutes to notice. A call that nobody waits
-for any more leaves the silence what it is: many short ones find out as well as one long one.
+A connection on which calls wait but nothing is heard for `ping_after_s` is asked for a sign of life; when none comes
+within `dead_after_s`, less what was waited before, it is given up. TCP alone would take minutes to notice. A call that
+nobody waits for any more leaves the silence what it is: many short ones find out as well as one long one.
 """
 
 import math
@@ -123,9 +123,9 @@ class Calls:
         return self._room.full
 
     async def call(self, body: CallBody, deadline: float = math.inf) -> ReplyBody | None:
-        """Send one call and wait for its reply: None when there is none by the deadline, and the node may have the call.
-        Raises `ConnectionLost` when the connection ended and the node may have it, another `ConnectionFailed` when it never
-        left."""
+        """Send one call and wait for its reply: None when there is none by the deadline, and the node may have the
+        call. Raises `ConnectionLost` when the connection ended and the node may have it, another `ConnectionFailed`
+        when it never left."""
         waiter = _Waiter()
         left = False
         size = len(encode(Call(_LONGEST_NUMBER, body)))

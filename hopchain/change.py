@@ -5,8 +5,8 @@ u64 incarnation | u64 expires_ms | u8 force (0 or 1). The signature is Ed25519 o
 (genesis.json); for a removal also by the key of that very node. The tag keeps it apart from all else that is signed.
 
 A change names the member as it is to be, not an epoch, so sending it twice changes the members once. It is judged once,
-when a member admits it (design R15): afterwards only the view counts. `expires_ms` (Unix milliseconds) is when it may no
-longer be admitted; `force` allows a removal after which fewer than a majority would be reachable.
+when a member admits it (design R15): afterwards only the view counts. `expires_ms` (Unix milliseconds) is when it may
+no longer be admitted; `force` allows a removal after which fewer than a majority would be reachable.
 """
 
 import enum
@@ -72,7 +72,8 @@ def change_id(raw: bytes) -> bytes:
 
 
 def encode_change(change: Change) -> bytes:
-    """The canonical bytes. `LocalMisuse`, also under `python -O`, for a change that has none: cut off or padded it would be another."""
+    """The canonical bytes. `LocalMisuse`, also under `python -O`, for a change that has none: cut off or padded it
+    would be another."""
     for field, raw in (("network", change.network), ("public_key", change.public_key)):
         if len(raw) != _HASH_BYTES:
             raise LocalMisuse(f"{field} of a change has {len(raw)} bytes; it must have {_HASH_BYTES}")

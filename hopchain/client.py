@@ -13,14 +13,15 @@ What a node answers is a value (design R13):
 | `Refused` | nothing happened; the call itself is wrong, the text says why |
 | `Unknown` | the deadline passed: ask `outcome` later, submit the same bytes again, or settle it with `cancel` |
 
-Exceptions are `ClientError`s (hopchain.errors): `Unreachable` when no node could be asked or none answered, `CallRefused`
-when a node refuses a question. Arguments that make no sense are a `LocalMisuse` that names them, before anything is sent.
+Exceptions are `ClientError`s (hopchain.errors): `Unreachable` when no node could be asked or none answered,
+`CallRefused` when a node refuses a question. Arguments that make no sense are a `LocalMisuse` that names them, before
+anything is sent.
 
 A request is its bytes: sending it twice, anywhere, executes it once. So `submit` goes on to the next node when one is
 lost, does not start, or says nothing for half of the time, until its deadline (hopchain.submitting).
 
-`timeout_s`, in seconds, is all that a call may take, whatever the nodes do. Questions have `Timing.read_s` unless they say
-otherwise; those that read page after page have it for each page.
+`timeout_s`, in seconds, is all that a call may take, whatever the nodes do. Questions have `Timing.read_s` unless they
+say otherwise; those that read page after page have it for each page.
 """
 
 import secrets
@@ -100,13 +101,13 @@ _T = TypeVar("_T")
 
 
 class Client:
-    """A client of one network. Use as `async with Client(...) as client`; any number of tasks may share it. The task that
-    opened it closes it, not another one: the connections' tasks belong to it.
+    """A client of one network. Use as `async with Client(...) as client`; any number of tasks may share it. The task
+    that opened it closes it, not another one: the connections' tasks belong to it.
 
-    `nodes`: (host, client port) of the nodes to ask, the first that answers is kept until it fails or leaves a call without
-    an answer; `spread` uses all of them: a request goes to the one that makes its sender's next link, as far as that is known
-    (hopchain.tails), everything else to each in turn. `ca_pem`: the text of the network's CA certificate. `network`: the
-    32-byte network id. Methods take `at=(host, port)` to pin one node.
+    `nodes`: (host, client port) of the nodes to ask, the first that answers is kept until it fails or leaves a call
+    without an answer; `spread` uses all of them: a request goes to the one that makes its sender's next link, as far as
+    that is known (hopchain.tails), everything else to each in turn. `ca_pem`: the text of the network's CA certificate.
+    `network`: the 32-byte network id. Methods take `at=(host, port)` to pin one node.
     """
 
     def __init__(
@@ -189,8 +190,8 @@ class Client:
         at: NodeAddress | None = None,
     ) -> Answer:
         """Pay all `postings` (amounts in minor units) from `sender`, or none. `nonce` (32 bytes) makes the payment
-        this one and no other: give your own to be able to repeat the call safely, also when it may be cancelled, which does
-        not undo it; None takes a random one."""
+        this one and no other: give your own to be able to repeat the call safely, also when it may be cancelled, which
+        does not undo it; None takes a random one."""
         request = transfer(
             self.network,
             sender,
@@ -214,8 +215,8 @@ class Client:
         `chain.request.transfer`; with nonces of your own the same call again executes nothing twice. The same
         requests with and without `atomic` are different ones, as are those of an atomic list that another was added to.
 
-        Each is independent of the others, and one that fails stops none; `timeout_s` is for each. `atomic`: transfers of one
-        account, all or nothing (hopchain.bulk): one request, whose one answer is that of each.
+        Each is independent of the others, and one that fails stops none; `timeout_s` is for each. `atomic`: transfers
+        of one account, all or nothing (hopchain.bulk): one request, whose one answer is that of each.
         Raises `LocalMisuse` before anything is sent when one of them cannot be made, or the client is not open.
         """
         self._checked(at, timeout_s)
@@ -258,10 +259,10 @@ class Client:
         timeout_s: float | None = None,
         at: NodeAddress | None = None,
     ) -> Balance | NotFound | Unknown:
-        """Balance of an account from one node's replica. Its own chain is at least as new as what this client was told of it
-        before, or has link `min_height` (the first is 0, wire.AT_ONCE waits for none); of money on its way to it that says
-        nothing. `linearizable` asks a majority: as new as anything that anyone was told. `Unknown`, with an empty request id:
-        no node that was asked could make sure of that within `timeout_s`."""
+        """Balance of an account from one node's replica. Its own chain is at least as new as what this client was told
+        of it before, or has link `min_height` (the first is 0, wire.AT_ONCE waits for none); of money on its way to it
+        that says nothing. `linearizable` asks a majority: as new as anything that anyone was told. `Unknown`, with an
+        empty request id: no node that was asked could make sure of that within `timeout_s`."""
         least = self._tails.height(account) if min_height is None else min_height
         question = AskBalance(account, linearizable, least)
         answer: Balance | NotFound | Unknown = await self._ask_for(
@@ -280,8 +281,8 @@ class Client:
         timeout_s: float | None = None,
         at: NodeAddress | None = None,
     ) -> Chain | NotFound:
-        """Links of an account from `from_height`, ascending, at most `limit` (1 or more; a node gives MAX_PAGE at most, or
-        fewer)."""
+        """Links of an account from `from_height`, ascending, at most `limit` (1 or more; a node gives MAX_PAGE at most,
+        or fewer)."""
         _check_least("from_height", from_height, 0)
         _check_least("limit", limit, 1)
         return await self._ask_for((Chain, NotFound), AskChain(account, from_height, limit), at, timeout_s)
@@ -342,12 +343,13 @@ class Client:
         return await self._ask_for((Members,), AskMembers(from_epoch), at, timeout_s)
 
     async def all_views(self, *, timeout_s: float | None = None, at: NodeAddress | None = None) -> list[ViewLine]:
-        """All views that one node knows, ascending, page after page. `timeout_s` is for all pages, None: `Timing.read_s`
-        for each."""
+        """All views that one node knows, ascending, page after page. `timeout_s` is for all pages, None:
+        `Timing.read_s` for each."""
         return list((await self.view_list(timeout_s=timeout_s, at=at)).views)
 
     async def view_list(self, *, timeout_s: float | None = None, at: NodeAddress | None = None) -> Members:
-        """All views that one node knows, ascending, as one answer, `stale` when a page of it is. `timeout_s` as in `all_views`."""
+        """All views that one node knows, ascending, as one answer, `stale` when a page of it is. `timeout_s` as in
+        `all_views`."""
         left = _Left(timeout_s)
         found: list[ViewLine] = []
         stale = False
@@ -368,9 +370,9 @@ class Client:
     async def change(
         self, signed: SignedChange, *, timeout_s: float = CHANGE_TIMEOUT_S, at: NodeAddress | None = None
     ) -> Changed | Refused | NotStarted | Unknown:
-        """Have the members changed as the operator, or the leaving node, signed (hopchain.change). It is handed to one node;
-        `Unknown` when that says nothing, or is lost. The same call again, anywhere, is safe. Raises `Unreachable` when it
-        could be handed to none: nothing will happen."""
+        """Have the members changed as the operator, or the leaving node, signed (hopchain.change). It is handed to one
+        node; `Unknown` when that says nothing, or is lost. The same call again, anywhere, is safe. Raises `Unreachable`
+        when it could be handed to none: nothing will happen."""
         return await propose(signed, self._nodes, self._checked(at, timeout_s), timeout_s)
 
     async def _ask_for(

@@ -105,8 +105,8 @@ async def connect(
 ) -> Connection:
     """Connect to a node's client port and exchange hellos.
 
-    Raises `ConnectionFailed`: nobody there, not a node of this CA, no answer in `timeout_s`, or the node's own words when it
-    refuses (`network`, `version`, `busy`).
+    Raises `ConnectionFailed`: nobody there, not a node of this CA, no answer in `timeout_s`, or the node's own words
+    when it refuses (`network`, `version`, `busy`).
     """
     node = str(Address(host, port))
     reached = False
@@ -150,7 +150,8 @@ async def connect(
 
 
 def _reasons(error: OSError | UnicodeError) -> str:
-    """Why there is no connection; of a host with several addresses each reason once. (What anyio raises for all of them names none.)"""
+    """Why there is no connection; of a host with several addresses each reason once. (What anyio raises for all of them
+    names none.)"""
     causes: list[BaseException] = [error.__cause__ or error]
     reasons: dict[str, None] = {}
     while causes:

@@ -29,11 +29,12 @@ class ClientError(HopchainError):
 
 
 class Unreachable(ClientError):
-    """No node could be asked, or none answered the question. For a submitted request: nothing was handed to any node, so
-    nothing will happen.
+    """No node could be asked, or none answered the question. For a submitted request: nothing was handed to any node,
+    so nothing will happen.
 
     `tried`: (node, what went wrong) in order; `reached`: some node listens, but did not answer or refused this client;
-    `closed` (only in the text): this program closed the client meanwhile; `request_id` is the request's, empty for a question.
+    `closed` (only in the text): this program closed the client meanwhile; `request_id` is the request's, empty for a
+    question.
     """
 
     def __init__(
@@ -51,8 +52,8 @@ class Unreachable(ClientError):
         super().__init__(self.told("DIR"))
 
     def told(self, directory: str) -> str:
-        """The text. `directory`: the network's, as a shell takes it, for the command that starts its nodes; without it that would be
-        another network's, perhaps."""
+        """The text. `directory`: the network's, as a shell takes it, for the command that starts its nodes; without it
+        that would be another network's, perhaps."""
         last = dict(self.tried)  # what went wrong last with each node
         told = each_reason(list(last.items())[-_SHOWN:])
         if not last:

@@ -1,14 +1,15 @@
 """The nodes of a client: which is asked next, and the connections to them.
 
-* A node is dialled by a task of the client's own. Whoever wants its connection waits for that dial, as long as it may: a
-  node whose cable is cut costs all who wait one dial together, and who is cancelled or has less time spoils it for nobody.
-* One host that takes connections and says nothing must not use up a call's time while others would answer: who has several
-  nodes left to try waits for one dial no longer than its share (`share_s`). A node that somebody has waited for in vain
-  counts as failing until it is open.
+* A node is dialled by a task of the client's own. Whoever wants its connection waits for that dial, as long as it may:
+  a node whose cable is cut costs all who wait one dial together, and who is cancelled or has less time spoils it for
+  nobody.
+* One host that takes connections and says nothing must not use up a call's time while others would answer: who has
+  several nodes left to try waits for one dial no longer than its share (`share_s`). A node that somebody has waited for
+  in vain counts as failing until it is open.
 * Failing nodes are asked last. As long as another is open they are dialled again beside the calls, after a rest.
-* Without `spread` the node that answered last is asked first, until it leaves a call in doubt (`doubted`): it may be cut off
-  from the others. With it the first of the list moves on with every call, and a request goes to the node that makes its
-  sender's next link (hopchain.tails).
+* Without `spread` the node that answered last is asked first, until it leaves a call in doubt (`doubted`): it may be
+  cut off from the others. With it the first of the list moves on with every call, and a request goes to the node that
+  makes its sender's next link (hopchain.tails).
 """
 
 import ssl
@@ -119,9 +120,9 @@ class Nodes:
     # --- whom to ask -------------------------------------------------------------------------------------------
 
     def take_turn(self, at: Address | None = None, key: Key | None = None) -> list[Node]:
-        """The nodes to try for one call, once each: the pinned one, or all of the list from the one whose turn it is, those
-        that failed last. `key`: the tail of a request's sender, with `spread`: who makes the link after it comes first.
-        The next call gets another one first, with `spread`; nodes that have rested are dialled."""
+        """The nodes to try for one call, once each: the pinned one, or all of the list from the one whose turn it is,
+        those that failed last. `key`: the tail of a request's sender, with `spread`: who makes the link after it comes
+        first. The next call gets another one first, with `spread`; nodes that have rested are dialled."""
         if at is not None:
             return [self._node_at(at)]
         rotated = self._listed[self._turn :] + self._listed[: self._turn]
@@ -131,23 +132,23 @@ class Nodes:
             self._dial_rested(rotated)
         working = [node for node in rotated if not node.failing]
         if self._spread and key is not None and all(node.id for node in working):
-            # One that has no room comes after the others. While a node has not said its id all stay in turn, and so each
-            # of them is dialled in the end.
+            # One that has no room comes after the others. While a node has not said its id all stay in turn, and so
+            # each of them is dialled in the end.
             working.sort(key=lambda node: (node.full, distance(node.id, key)))
         elif not self._spread:
             working.sort(key=lambda node: node.doubted_at)
         return working + [node for node in rotated if node.failing]
 
     def answered(self, node: Node, at: Address | None) -> None:
-        """Without `spread` it is kept: asked first from now on, so that a dead one before it is not dialled each time. Not so
-        when the call was pinned to it."""
+        """Without `spread` it is kept: asked first from now on, so that a dead one before it is not dialled each time.
+        Not so when the call was pinned to it."""
         if not self._spread and at is None:
             self._turn = self._listed.index(node)
 
     def doubted(self, node: Node, at: Address | None) -> None:
-        """It had a call and gave no answer in its time, or said that it does not know. Without `spread` those that did so
-        longer ago, or never, are asked before it from now on. Not so when the call was pinned to it. With `spread` all are
-        asked in turn anyway, and the sender's next request is (hopchain.tails)."""
+        """It had a call and gave no answer in its time, or said that it does not know. Without `spread` those that did
+        so longer ago, or never, are asked before it from now on. Not so when the call was pinned to it. With `spread`
+        all are asked in turn anyway, and the sender's next request is (hopchain.tails)."""
         if at is None:
             node.doubted_at = anyio.current_time()
 
@@ -163,9 +164,9 @@ class Nodes:
     # --- connections -------------------------------------------------------------------------------------------
 
     async def connect(self, node: Node, patience_s: float) -> Calls:
-        """The node's open connection; when there is none it is dialled, and waited for so long. Raises `ConnectionFailed`.
-        One that is open is returned without letting others run: of many requests at once each sees the room that those before
-        it left."""
+        """The node's open connection; when there is none it is dialled, and waited for so long. Raises
+        `ConnectionFailed`. One that is open is returned without letting others run: of many requests at once each sees
+        the room that those before it left."""
         if node.connection is not None and node.open:
             return node.connection
         if not self.open:  # closed meanwhile: a node may have the request, so this is no misuse
@@ -213,7 +214,8 @@ class Nodes:
 
 
 def share_s(deadline: float, nodes_left: int) -> float:
-    """How long a call that ends at `deadline` waits for one dial while so many nodes, this one included, are to be tried."""
+    """How long a call that ends at `deadline` waits for one dial while so many nodes, this one included, are to be
+    tried."""
     return max(0.0, deadline - anyio.current_time()) / nodes_left
 
 

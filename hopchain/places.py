@@ -4,8 +4,9 @@
     DIR/network.toml   where its nodes are
     HOPCHAIN_HOME/wallet/<first 16 hex digits of the network id>/<account>.key   Ed25519, PKCS #8 PEM, mode 0600
 
-`hopchain init` makes all of them, `hopchain account open` a key for each account. A program on another machine needs the two files
-of DIR, which are public, and the keys of its own accounts. Only reading is done here, once; `LocalMisuse` says what is wrong.
+`hopchain init` makes all of them, `hopchain account open` a key for each account. A program on another machine needs
+the two files of DIR, which are public, and the keys of its own accounts. Only reading is done here, once; `LocalMisuse`
+says what is wrong.
 """
 
 import os
@@ -42,8 +43,8 @@ class _Network(msgspec.Struct, frozen=True):
 
 
 def open_network(directory: str | os.PathLike[str], *, spread: bool = False, timing: Timing | None = None) -> Client:
-    """A client of all nodes that `directory` names, for `async with`; `spread` and `timing` as in `Client`. The directory is
-    what `hopchain init` made, or that of one node."""
+    """A client of all nodes that `directory` names, for `async with`; `spread` and `timing` as in `Client`. The
+    directory is what `hopchain init` made, or that of one node."""
     place = Path(directory)
     genesis = decode_genesis(_read(place / "genesis.json"))
     try:

@@ -140,8 +140,8 @@ class SourcePool:
             )
 
     def choose(self, worker: int = 0, nonce: bytes | None = None) -> str:
-        """The account that `take` would give now; counts nothing. For who must remember the choice before it pays: `begin`
-        follows."""
+        """The account that `take` would give now; counts nothing. For who must remember the choice before it pays:
+        `begin` follows."""
         return self._choose(worker, self._in_flight) if nonce is None else self._named_by(nonce)
 
     def choose_each(self, nonces: Sequence[bytes | None]) -> list[str]:
@@ -243,19 +243,19 @@ class PooledSender:
 
     async def pay(self, postings: Sequence[Posting], *, worker: int = 0, nonce: bytes | None = None) -> Answer:
         """Pay all `postings` from one account of the pool, or none. `nonce` as in `Client.transfer`; the same nonce
-        again is the same account again. Raises `TooManyFailures`, `LocalMisuse` for a payment that cannot be made, and, counted
-        as a failure, `Unreachable`."""
+        again is the same account again. Raises `TooManyFailures`, `LocalMisuse` for a payment that cannot be made, and,
+        counted as a failure, `Unreachable`."""
         return await self._send(self._make(self._pool.choose(worker, nonce), postings, nonce))
 
     async def pay_bulk(
         self, postings: Sequence[Posting], *, size: int = MAX_POSTINGS, nonce: bytes | None = None
     ) -> list[Answer | ClientError]:
         """Pay any number of postings in requests of at most `size`, as many at once as the pool has accounts. What
-        became of each request, in order of its postings; one that fails does not stop the others. All are signed before the
-        first is sent: `LocalMisuse`, and nothing is paid, when one of them cannot be made.
+        became of each request, in order of its postings; one that fails does not stop the others. All are signed before
+        the first is sent: `LocalMisuse`, and nothing is paid, when one of them cannot be made.
 
-        `nonce` (32 bytes) makes these payments these and no others: the same postings, `size` and `nonce` again, also after
-        a crash, are the same requests and pay once. None takes random ones."""
+        `nonce` (32 bytes) makes these payments these and no others: the same postings, `size` and `nonce` again, also
+        after a crash, are the same requests and pay once. None takes random ones."""
         if nonce is not None:
             _check_nonce(nonce)
         if not 1 <= size <= MAX_POSTINGS:

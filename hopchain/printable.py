@@ -1,7 +1,8 @@
 """Text of others, as people may see it.
 
-A payer's reference, a node's reason or what a stranger sends may hold line breaks and what terminals obey: printed as it is, it could
-draw a receipt that nobody made, or hide one. So whatever is not printable is shown as its escape. Programs get it as it is (`--json`).
+A payer's reference, a node's reason or what a stranger sends may hold line breaks and what terminals obey: printed as
+it is, it could draw a receipt that nobody made, or hide one. So whatever is not printable is shown as its escape.
+Programs get it as it is (`--json`).
 """
 
 

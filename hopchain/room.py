@@ -1,10 +1,11 @@
 """Room for calls on one connection: so many, and so many bytes, that the node has not answered.
 
-A node reads no further on a connection with more than that (hopchain.wire), not even a sign of life: then a healthy node looks
-dead. Who comes when there is no room stands in one line, so that a large call is not passed by small ones for ever. One
-alone always fits.
+A node reads no further on a connection with more than that (hopchain.wire), not even a sign of life: then a healthy
+node looks dead. Who comes when there is no room stands in one line, so that a large call is not passed by small ones
+for ever. One alone always fits.
 
-What a call takes is free again when the node has answered it, not when nobody waits for it any more: the node counts it until then.
+What a call takes is free again when the node has answered it, not when nobody waits for it any more: the node counts it
+until then.
 """
 
 from collections import deque
@@ -45,7 +46,8 @@ class Room:
         return self._calls
 
     async def enter(self, size: int) -> None:
-        """Take room for a call of so many bytes; `leave` gives it back. When there is some nobody else runs meanwhile."""
+        """Take room for a call of so many bytes; `leave` gives it back. When there is some nobody else runs
+        meanwhile."""
         await anyio.lowlevel.checkpoint_if_cancelled()
         if not self._line and self._fits(size):
             self._take(size)

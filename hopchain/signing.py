@@ -1,8 +1,8 @@
 """Keys and signatures as the client uses them.
 
-What is signed moves money, so `sign_request` signs the request that it was given, or none. It checks the type, size and value of
-each field, and its error names the field, the value, the limit and what to do. Then the bytes are read back and must be that
-very request. None of it is an assertion: under `python -O` too no other request is signed.
+What is signed moves money, so `sign_request` signs the request that it was given, or none. It checks the type, size and
+value of each field, and its error names the field, the value, the limit and what to do. Then the bytes are read back
+and must be that very request. None of it is an assertion: under `python -O` too no other request is signed.
 """
 
 from collections.abc import Sequence
@@ -45,8 +45,8 @@ def raw_public_key(key: Ed25519PrivateKey) -> bytes:
 
 
 def sign_request(request: Request, key: Ed25519PrivateKey) -> SignedRequest:
-    """The request, signed. `LocalMisuse` for one that cannot be made, before anything is signed: it names the first field that
-    is wrong, with its value and the limit, and says what to do."""
+    """The request, signed. `LocalMisuse` for one that cannot be made, before anything is signed: it names the first
+    field that is wrong, with its value and the limit, and says what to do."""
     _check(request)
     if not isinstance(key, Ed25519PrivateKey):
         raise LocalMisuse(  # its value may be the secret

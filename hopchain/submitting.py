@@ -1,9 +1,9 @@
 """One request on its way: handed to node after node until one has its outcome, or the time is up.
 
-A node that answers the client and is cut off from the others gets no outcome, and does not know it. So each has half of the
-time that is left, and the next one is handed the same bytes, which are executed once however many nodes have them. `Unknown`
-is the answer only when none of them gave an outcome; once any node may have taken the request, "it did not happen" is never
-concluded from another node's refusal.
+A node that answers the client and is cut off from the others gets no outcome, and does not know it. So each has half of
+the time that is left, and the next one is handed the same bytes, which are executed once however many nodes have them.
+`Unknown` is the answer only when none of them gave an outcome; once any node may have taken the request, "it did not
+happen" is never concluded from another node's refusal.
 """
 
 from collections.abc import Sequence
@@ -32,8 +32,9 @@ def ms_for_node(left_s: float) -> int:
 
 
 def patience_s(left_s: float, timeout_s: float, *, last: bool) -> float:
-    """How long the next node has, of a call of `timeout_s` of which `left_s` are left. Halves end where a node could no longer say in
-    time that it has no answer: what none can settle is handed to four nodes, not to all of a large network."""
+    """How long the next node has, of a call of `timeout_s` of which `left_s` are left. Halves end where a node could no
+    longer say in time that it has no answer: what none can settle is handed to four nodes, not to all of a large
+    network."""
     half_s = left_s / 2
     return left_s if last or half_s < timeout_s * (1 - NODE_SHARE) else half_s
 
@@ -88,17 +89,18 @@ class Submission:
             pause_s = min(2 * pause_s, LAST_PAUSE_S)
 
     def _to_try(self, nodes: Sequence[Node], number: int) -> int:
-        """How many nodes share the time for dials. A request in doubt leaves some for another round: a slow node that had it
-        may know its outcome by then."""
+        """How many nodes share the time for dials. A request in doubt leaves some for another round: a slow node that
+        had it may know its outcome by then."""
         return len(nodes) - number + (self._doubt is not None)
 
     def _may_be_asked_again(self, answer: Answer) -> bool:
-        """A node that stops says Unknown at once, and others may know more. At the end of the time its words are the answer."""
+        """A node that stops says Unknown at once, and others may know more. At the end of the time its words are the
+        answer."""
         return isinstance(answer, Unknown) and self._left_s >= self._timeout_s * (1 - NODE_SHARE)
 
     def _worth_waiting(self) -> bool:
-        """When no node can be reached: a request that some node had, or was too busy for, may still be settled. One that
-        none had is not held back until the deadline: the caller learns at once that the network is down."""
+        """When no node can be reached: a request that some node had, or was too busy for, may still be settled. One
+        that none had is not held back until the deadline: the caller learns at once that the network is down."""
         return self._nodes.open and (self._doubt is not None or self._not_started is not None)
 
     def _at_the_end(self) -> Answer:

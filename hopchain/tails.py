@@ -1,9 +1,9 @@
 """Where an account's next link is made, as far as a client can know (design sections 1 and 4).
 
-The hash of an account's last link, its tail hash, is a key among the ids of the nodes, and the node that is closest to it
-makes the next link. A request that is handed to that node passes no other one on its way there and back. What a client
-knows may be wrong: another client has paid from the account since, or the closest node of the network is none that this
-client knows. Then the request takes the hop that it would have taken from any other node.
+The hash of an account's last link, its tail hash, is a key among the ids of the nodes, and the node that is closest to
+it makes the next link. A request that is handed to that node passes no other one on its way there and back. What a
+client knows may be wrong: another client has paid from the account since, or the closest node of the network is none
+that this client knows. Then the request takes the hop that it would have taken from any other node.
 """
 
 from typing import Final
@@ -15,7 +15,8 @@ MAX_ACCOUNTS: Final = 10_000  # remembered by one client: some 2 MB
 
 
 class Tails:
-    """The newest link that a client has heard of, of each account. The account that it heard of least lately goes first."""
+    """The newest link that a client has heard of, of each account. The account that it heard of least lately goes
+    first."""
 
     def __init__(self, limit: int = MAX_ACCOUNTS) -> None:
         self._limit = limit
@@ -31,15 +32,15 @@ class Tails:
         self._known[account] = known
 
     def doubt(self, account: str) -> None:
-        """A request of `account` has got no outcome, perhaps because the node that it went to is cut off from the others.
-        The next ones go elsewhere, until a newer link is heard of."""
+        """A request of `account` has got no outcome, perhaps because the node that it went to is cut off from the
+        others. The next ones go elsewhere, until a newer link is heard of."""
         known = self._known.get(account)
         if known is not None:
             self._known[account] = (known[0], None)
 
     def height(self, account: str) -> int:
-        """Of the newest link of `account` that was heard of; AT_ONCE when none was. The first link is 0: who was told that an
-        account is open asks for it."""
+        """Of the newest link of `account` that was heard of; AT_ONCE when none was. The first link is 0: who was told
+        that an account is open asks for it."""
         return self._known.get(account, (AT_ONCE, None))[0]
 
     def key(self, account: str) -> Key | None:

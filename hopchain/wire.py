@@ -6,9 +6,9 @@ in any order. All structs are msgpack arrays whose first element is the tag.
 
 Every amount is an integer of minor units, every hash 32 raw bytes, every node id 20 raw bytes.
 
-`stale` in what a node read from its replica: others may have gone on without it. It has no contact with a majority of the
-members, or was removed, or it is a guest that has not caught up with them. `Recorded` has none: an outcome is final, wherever
-it is known. `Status` and `Health` are about the node itself, and say more.
+`stale` in what a node read from its replica: others may have gone on without it. It has no contact with a majority of
+the members, or was removed, or it is a guest that has not caught up with them. `Recorded` has none: an outcome is
+final, wherever it is known. `Status` and `Health` are about the node itself, and say more.
 """
 
 from typing import Final, Literal
@@ -33,8 +33,8 @@ class _Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Hello(_Message, frozen=True, tag="hello"):
-    """First frame each way. A node of another network answers `Refused` and closes. `node`: in a node's own, its id; it is
-    empty in a client's, and may be left away."""
+    """First frame each way. A node of another network answers `Refused` and closes. `node`: in a node's own, its id; it
+    is empty in a client's, and may be left away."""
 
     version: int
     network: bytes
@@ -153,8 +153,8 @@ class Recorded(_Message, frozen=True, tag="recorded"):
 
     `balance` is the account's after link `link_hash` of `height`, made at `time_ms`. `decided_by` is the node that
     made it (empty when this node learned of it otherwise); `hops`: 1 when the node that was asked handed the request to
-    another one, and 1 more for each link that it waited for; `repeated`: this node had the outcome before this call. One
-    that lags learns it during the call, and says False.
+    another one, and 1 more for each link that it waited for; `repeated`: this node had the outcome before this call.
+    One that lags learns it during the call, and says False.
     """
 
     request_id: bytes
@@ -420,7 +420,8 @@ class Members(_Message, frozen=True, tag="members_are"):
 
 class PeerHealth(_Message, frozen=True):
     """Another node as this one sees it. `epoch`, `active` and `clock_ms_apart` (its clock minus ours) are from its last
-    ping; `host`, `port`: where members reach it; `client_port`: where clients do (0: not known, as when there is no host)."""
+    ping; `host`, `port`: where members reach it; `client_port`: where clients do (0: not known, as when there is no
+    host)."""
 
     id: bytes
     alive: bool
@@ -436,11 +437,11 @@ class Health(_Message, frozen=True, tag="health_is"):
     """What is to be known of a node to say what is wrong.
 
     `role`: "member" of the newest view it knows; "guest": never was one; "removed": was one, until epoch `removed_in`
-    (0 otherwise). `active`: it may vote everywhere it has to; `syncing_regions`: how many regions it is not ACTIVE in yet
-    (design R7); `regions_without_majority`: regions of the view of whose group it reaches no majority. `verified`: others
-    have vouched for its disk (R12). Sizes are bytes, and `disk_total` is 0 when they are not known; `certificate_until_ms`:
-    when the certificate ends that it shows, which may not be the one in its directory; `certificate_unusable`: the one there
-    cannot be taken up, so that it would not start with it.
+    (0 otherwise). `active`: it may vote everywhere it has to; `syncing_regions`: how many regions it is not ACTIVE in
+    yet (design R7); `regions_without_majority`: regions of the view of whose group it reaches no majority. `verified`:
+    others have vouched for its disk (R12). Sizes are bytes, and `disk_total` is 0 when they are not known;
+    `certificate_until_ms`: when the certificate ends that it shows, which may not be the one in its directory;
+    `certificate_unusable`: the one there cannot be taken up, so that it would not start with it.
     """
 
     node: bytes

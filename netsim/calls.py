@@ -1,7 +1,7 @@
 """What clients ask of simulated nodes, and how each gets its answer; for both tiers.
 
-A call has a number. The observer hears of it before the node does, and of its answer before the client does; both are in
-the trace. A node that is down refuses the connection: that is a number, too, but nothing was asked.
+A call has a number. The observer hears of it before the node does, and of its answer before the client does; both are
+in the trace. A node that is down refuses the connection: that is a number, too, but nothing was asked.
 """
 
 import sqlite3
@@ -43,8 +43,8 @@ class Calls:
         self._waiting: dict[int, Done] = {}
 
     def begin(self, node: int, asked: Asked, done: Done | None, *, refused: bool) -> int:
-        """The number of a new call, which the caller hands to the node unless it is `refused`. `done` gets the answer, if there
-        is one."""
+        """The number of a new call, which the caller hands to the node unless it is `refused`. `done` gets the answer,
+        if there is one."""
         self._last += 1
         call = self._last
         if refused:

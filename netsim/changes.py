@@ -1,8 +1,8 @@
 """The operator of the simulated network: asks for changes of the members, as the commands do, until they are made.
 
-A wish is a member to add or to remove. It is asked of a living member; without `Changed` after RETRY_S of another one, as
-`hopchain join`, `leave` and `replace` do. What the network could not bear (netsim.losses) is not wished for, and while a wish
-is open no disk is lost that it would need.
+A wish is a member to add or to remove. It is asked of a living member; without `Changed` after RETRY_S of another one,
+as `hopchain join`, `leave` and `replace` do. What the network could not bear (netsim.losses) is not wished for, and
+while a wish is open no disk is lost that it would need.
 """
 
 import random

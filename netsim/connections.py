@@ -1,8 +1,8 @@
 """Which simulated nodes are connected: TCP as a core sees it, that is by `PeerUp` and `PeerDown`.
 
-A connection is made where both processes run, no cut lies between them in either direction, and the two admit each other. One
-that could stand is made a little later; one whose process ends or that is not admitted any more breaks at once. A cut breaks
-none: what is sent over it is lost.
+A connection is made where both processes run, no cut lies between them in either direction, and the two admit each
+other. One that could stand is made a little later; one whose process ends or that is not admitted any more breaks at
+once. A cut breaks none: what is sent over it is lost.
 """
 
 import random
@@ -59,7 +59,8 @@ class Connections:
                 self._host.arrive(other, PeerDown(node.id))
 
     def look(self, node: SimNode) -> None:
-        """What its connections should be changes with its view, and again when that has been ACTIVE everywhere for a while."""
+        """What its connections should be changes with its view, and again when that has been ACTIVE everywhere for a
+        while."""
         assert node.core is not None
         contacts = node.core.membership.contacts()
         if contacts == node.contacts:
@@ -87,8 +88,8 @@ class Connections:
 
 
 def _admit_each_other(a: SimNode, b: SimNode) -> bool:
-    """One of them looks for the other, and neither says that it was removed. A guest's invitation names members, whatever has
-    become of those of the first view."""
+    """One of them looks for the other, and neither says that it was removed. A guest's invitation names members,
+    whatever has become of those of the first view."""
     assert a.core is not None
     assert b.core is not None
     one, other = a.core.membership, b.core.membership

@@ -15,7 +15,8 @@ FIRST_FREE_PORT = 40_000
 
 
 class DatagramNetwork:
-    """All ports of one simulation. `sent` counts datagrams; `trace(source, target, data)` is told of all that arrive."""
+    """All ports of one simulation. `sent` counts datagrams; `trace(source, target, data)` is told of all that
+    arrive."""
 
     def __init__(self, timeline: Timeline, network: Network, trace: Trace = lambda source, target, data: None) -> None:
         self.timeline = timeline

@@ -1,8 +1,8 @@
 """A node's disk: SQLite itself, with crashes that lose what was not synced.
 
 In memory a commit is atomic: it is durable or it is not. In files (`files=True`) the database runs with its real
-write-ahead log, and a crash within a commit keeps the log only up to some byte: what SQLite then makes of it at the next
-start is SQLite's own recovery. A full disk is SQLite's own too (`max_page_count`).
+write-ahead log, and a crash within a commit keeps the log only up to some byte: what SQLite then makes of it at the
+next start is SQLite's own recovery. A full disk is SQLite's own too (`max_page_count`).
 """
 
 import random
@@ -76,7 +76,8 @@ class Disk:
             self.conn.execute(f"PRAGMA max_page_count = {2**30}")
 
     def fail_sync(self, writes: Sequence[Write], rng: random.Random) -> None:
-        """A sync fails: that of the log, and nothing is written, or that of the checkpoint after it, and everything is. Always raises."""
+        """A sync fails: that of the log, and nothing is written, or that of the checkpoint after it, and everything is.
+        Always raises."""
         if rng.random() < 0.5:
             self._lose_checkpoint(writes)
         raise StorageFailure("writing failed: disk I/O error [SQLITE_IOERR_FSYNC]; check the disk")
@@ -156,5 +157,6 @@ def _first_difference(a: bytes, b: bytes) -> int:
 
 
 def _end_of_differences(a: bytes, b: bytes) -> int:
-    """Where what is new in `b` ends: a log that has begun anew is as long as it was, and its last bytes are old ones."""
+    """Where what is new in `b` ends: a log that has begun anew is as long as it was, and its last bytes are old
+    ones."""
     return len(b) if len(a) != len(b) else len(b) - _first_difference(a[::-1], b[::-1])

@@ -1,8 +1,8 @@
 """From a seed to a plan: sizes, weather, load and faults.
 
-A quarter of the seeds have no faults at all: what breaks there breaks for everybody. Two fifths mix a few kinds, because a
-run with everything at once hardly decides anything. The rest looks for what is rare: small groups whose nodes die within
-decisions (`_broken`), and networks in which most nodes lag behind those that decide (`_lagging`).
+A quarter of the seeds have no faults at all: what breaks there breaks for everybody. Two fifths mix a few kinds,
+because a run with everything at once hardly decides anything. The rest looks for what is rare: small groups whose nodes
+die within decisions (`_broken`), and networks in which most nodes lag behind those that decide (`_lagging`).
 
 A quarter of all seeds, whatever else they would be, change their members three times or more (`netsim.draw_changes`).
 """

@@ -8,10 +8,10 @@
     replacing   nodes die and are replaced, by either order of the two changes
     joining     the joiner dies at one of its first commits, or while it starts with nothing
     shadows     changes while members sleep: votes are on few disks
-    fog         one busy account, messages late and lost, changes at once: its slots are contested in every epoch. Groups only
-                shrink (counterexample 10), or nodes enter and leave again at once (counterexamples 2 and 3)
-    hidden      a proposer reaches just a majority and dies before it hears: what is chosen, nobody knows. Then it is removed
-                (counterexamples 1, 3 and 10)
+    fog         one busy account, messages late and lost, changes at once: its slots are contested in every epoch.
+                Groups only shrink (counterexample 10), or nodes enter and leave again at once (counterexamples 2 and 3)
+    hidden      a proposer reaches just a majority and dies before it hears: what is chosen, nobody knows. Then it is
+                removed (counterexamples 1, 3 and 10)
     old disks   a disk goes back in time while the members change (design R12)
 
 Over all of these lie kills at commits, cuts and bad weather, placed where the changes are.
@@ -128,7 +128,8 @@ def _load(rng: random.Random) -> Load:
 
 
 def _trouble(story: _Story, everybody: int) -> None:
-    """Nodes die within turns while the members change, paths are cut, processes sleep; a third of the plans is spared."""
+    """Nodes die within turns while the members change, paths are cut, processes sleep; a third of the plans is
+    spared."""
     rng = story.rng
     if rng.random() < 0.33:
         return
@@ -254,8 +255,8 @@ def _passing(story: _Story) -> None:
 
 
 def _hidden(story: _Story) -> None:
-    """A member's proposals reach only as many as make a majority with it, and it dies before it hears of their votes. They wait
-    for it for a second; meanwhile it is removed, perhaps with another one, and somebody sleeps."""
+    """A member's proposals reach only as many as make a majority with it, and it dies before it hears of their votes.
+    They wait for it for a second; meanwhile it is removed, perhaps with another one, and somebody sleeps."""
     rng = story.rng
     for start in (0.5, 3.5, 6.5):
         at = start + rng.uniform(0, 0.8)
@@ -279,8 +280,8 @@ def _hidden(story: _Story) -> None:
 
 
 def _old_disks(story: _Story) -> None:
-    """No message is lost: only then everybody can tell the node so (docs/adr/0013). A founder is alone in the view on its old
-    disk, which asks nobody."""
+    """No message is lost: only then everybody can tell the node so (docs/adr/0013). A founder is alone in the view on
+    its old disk, which asks nobody."""
     rng = story.rng
     at = rng.uniform(0, 3)
     story.faults.append(Rollback(at, rng.choice(story.members), rng.choice(["old", "emptied"]), at + 6))

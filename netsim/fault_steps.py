@@ -1,4 +1,5 @@
-"""A fault of a scenario, once it is known which nodes its words name: what of a plan it is, and what people are told."""
+"""A fault of a scenario, once it is known which nodes its words name: what of a plan it is, and what people are
+told."""
 
 from netsim.plan import (
     Add,
@@ -23,8 +24,8 @@ from netsim.scenario import FaultStep
 def planned_faults(
     step: FaultStep, at: float, until: float, parts: tuple[tuple[int, ...], ...], nodes: int
 ) -> list[Fault]:
-    """The faults of a plan that a step is. `parts`: the nodes that its words name now, in the order of `step.groups`; `at` and
-    `until`: seconds of the fault phase."""
+    """The faults of a plan that a step is. `parts`: the nodes that its words name now, in the order of `step.groups`;
+    `at` and `until`: seconds of the fault phase."""
     match step.kind:
         case "cut":
             pairs = [(a, b) for i, a in enumerate(parts) for b in parts[i + 1 :]]

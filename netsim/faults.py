@@ -1,8 +1,9 @@
 """What the faults of a plan do to a simulated world, and that they end.
 
-A fault happens when its time has come. Some wait for something: a kill at a commit is left with the node (`SimNode.armed`,
-`counted`), an old disk waits until the others know of what it lacks, and changes of the members are wished for by the
-operator (`netsim.changes`). What the network could not bear (`netsim.losses`) does not happen and is not counted.
+A fault happens when its time has come. Some wait for something: a kill at a commit is left with the node
+(`SimNode.armed`, `counted`), an old disk waits until the others know of what it lacks, and changes of the members are
+wished for by the operator (`netsim.changes`). What the network could not bear (`netsim.losses`) does not happen and is
+not counted.
 """
 
 import random
@@ -124,8 +125,8 @@ class Faults:
                 self._roll_back_when_told(node, copy, votes, start + fault.until)
 
     def _roll_back_when_told(self, node: SimNode, copy: sqlite3.Connection | None, votes: int, until: float) -> None:
-        """End the process when all others know of more than `votes` and the network can do without this disk, and start it again
-        on the other one."""
+        """End the process when all others know of more than `votes` and the network can do without this disk, and start
+        it again on the other one."""
         world = self._world
         if world.now > until or node.gone:
             return

@@ -1,21 +1,23 @@
 """Lookup hops against the size of the network, and how long a payment waits for them.
 
-The DHT is the real one (`routing.dht`, with the `kademlia` library) over simulated datagrams; there are no payments. The
-network grows from size to size, each new node joining through a random earlier one, as a real network does.
+The DHT is the real one (`routing.dht`, with the `kademlia` library) over simulated datagrams; there are no payments.
+The network grows from size to size, each new node joining through a random earlier one, as a real network does.
 
-**Measured**, in simulated time, between random keys and the true owners of random keys: hops and datagrams of lookups, how
-long they take, and how long a decision takes: the owner of a slot pings its k - 1 standbys over the same network, and
-the slot is decided when a majority, itself included, has answered. (fsyncs, queues and signatures take no time here.)
+**Measured**, in simulated time, between random keys and the true owners of random keys: hops and datagrams of lookups,
+how long they take, and how long a decision takes: the owner of a slot pings its k - 1 standbys over the same network,
+and the slot is decided when a majority, itself included, has answered. (fsyncs, queues and signatures take no time
+here.)
 
 What the *next* payment of the same account waits for, after the decision, before it can travel to the next owner:
 
 * `after`: the lookup of the next owner begins when the link is decided. Measured: a whole lookup.
-* `ahead`: the look-ahead of the design (section 4): it begins when the link is formed, since the hash of the new link, and so
-  the next key, is known then. Measured: what is left of the lookup when the decision is there.
-* `table`: the connection table, which is what nodes do today (docs/adr/0005): every member is connected, so no lookup is on the
-  path. Nothing is measured: it is 0 as long as the owner is connected.
+* `ahead`: the look-ahead of the design (section 4): it begins when the link is formed, since the hash of the new link,
+  and so the next key, is known then. Measured: what is left of the lookup when the decision is there.
+* `table`: the connection table, which is what nodes do today (docs/adr/0005): every member is connected, so no lookup
+  is on the path. Nothing is measured: it is 0 as long as the owner is connected.
 
-The waits in hops follow from the waits in time: the hops of each lookup, times the share of its time that was waited for.
+The waits in hops follow from the waits in time: the hops of each lookup, times the share of its time that was waited
+for.
 """
 
 import math
@@ -50,9 +52,10 @@ _NETWORK_ID: Final = bytes(32)
 
 
 class HopRow(msgspec.Struct, frozen=True):
-    """One size of network; means over its lookups. `hops`: nodes asked one after the other until the closest is reached;
-    `messages`: datagrams of a lookup, both ways; `decide_ms`, `after_ms`, `ahead_ms`, `table_ms`, simulated milliseconds,
-    and `after_hops`, `ahead_hops`, `table_hops`: see the module. `found`: the share of lookups that found the true owner."""
+    """One size of network; means over its lookups. `hops`: nodes asked one after the other until the closest is
+    reached; `messages`: datagrams of a lookup, both ways; `decide_ms`, `after_ms`, `ahead_ms`, `table_ms`, simulated
+    milliseconds, and `after_hops`, `ahead_hops`, `table_hops`: see the module. `found`: the share of lookups that found
+    the true owner."""
 
     nodes: int
     log2: float
@@ -179,10 +182,11 @@ def measure_hops(
     k: int = 5,
     on_row: Callable[[HopRow], None] | None = None,
 ) -> list[HopRow]:
-    """One row for each size in `nodes`, ascending; `on_row` gets each as it is measured. Blocks; not to be called under trio.
+    """One row for each size in `nodes`, ascending; `on_row` gets each as it is measured. Blocks; not to be called under
+    trio.
 
-    `keys_per_size` lookups, every second of them with look-ahead. `k`: the size of the groups that decide; lookups use the DHT's
-    own (`routing.dht.KSIZE`). The same arguments give the same rows. `LocalMisuse` for sizes below 2.
+    `keys_per_size` lookups, every second of them with look-ahead. `k`: the size of the groups that decide; lookups use
+    the DHT's own (`routing.dht.KSIZE`). The same arguments give the same rows. `LocalMisuse` for sizes below 2.
     """
     sizes = sorted(set(nodes))
     if not sizes or sizes[0] < 2 or keys_per_size < 2 or k < 1:

@@ -1,12 +1,12 @@
 """What a network can bear to lose for ever: disks that die, nodes that leave and stop, disks that go back in time.
 
-A view that was chosen is served for good only by members that are ACTIVE in it (design R7), and others become ACTIVE only by
-what those know (R8). So a disk may be lost when afterwards
+A view that was chosen is served for good only by members that are ACTIVE in it (design R7), and others become ACTIVE
+only by what those know (R8). So a disk may be lost when afterwards
 
 * a majority of all members of each view that may come next is left: else no view could ever follow it (R1);
 * a majority of each of its groups is left: else no link could be decided there;
-* every key still has, in its group in the newest chosen view, a majority of nodes that are ACTIVE there and left; or, while
-  these are too few because the view is new, a majority in its group in the view before, where the same holds.
+* every key still has, in its group in the newest chosen view, a majority of nodes that are ACTIVE there and left; or,
+  while these are too few because the view is new, a majority in its group in the view before, where the same holds.
 
 The node whose disk it is need not run, for a disk that is down is not lost. All of this is about keys between two
 boundaries of groups or of ACTIVE ranges, so one key of each stretch is looked at.
@@ -25,8 +25,8 @@ Actives = Mapping[NodeId, Mapping[int, Ranges]]  # node -> epoch -> where it is 
 
 
 def can_lose(views: Sequence[View], possible: Iterable[View], active: Actives, lost: Collection[NodeId]) -> bool:
-    """True when the network can go on without the nodes in `lost`. `views`: the chosen views, oldest first; `possible`: what
-    may follow the newest of them, with what is asked for already."""
+    """True when the network can go on without the nodes in `lost`. `views`: the chosen views, oldest first; `possible`:
+    what may follow the newest of them, with what is asked for already."""
     if not all(_can_decide(view, lost) for view in (views[-1], *possible)):
         return False
     return all(_is_known(views, key, active, lost) for key in _keys(views[-MAX_UNKNOWN:], active))

@@ -4,7 +4,8 @@ A *call* is one request handed to one node by a client. All times are simulated 
 
 * throughput: calls of requests that were completed or rejected for good, by the second of their answer
 * latency: from a call to its final answer, percentiles of those answered within a bucket
-* a side *stands still* while one of its nodes' calls waits and none is answered; only what is longer than GRACE_S counts
+* a side *stands still* while one of its nodes' calls waits and none is answered; only what is longer than GRACE_S
+  counts
 * the inconsistency window of a link: from its choice (a majority has it on disk) until every node has applied it
 """
 
@@ -102,8 +103,8 @@ def is_final(call: Call) -> bool:
 
 
 def asked_in_time(record: Recorder, call: Call) -> bool:
-    """True for what clients asked while anything could fail; false for the set-up and for the last round, in which every
-    request is sent once more."""
+    """True for what clients asked while anything could fail; false for the set-up and for the last round, in which
+    every request is sent once more."""
     return record.start <= call.at < (record.healed or math.inf)
 
 
@@ -201,8 +202,8 @@ def _first_after(times: list[float], at: float, default: float) -> float:
 
 
 def windows(record: Recorder) -> list[tuple[float, float]]:
-    """(chosen at, seconds until every node had it) of each link that all have, in order of choice. Every node: the members of
-    the view in which it was made, who are members still in the end."""
+    """(chosen at, seconds until every node had it) of each link that all have, in order of choice. Every node: the
+    members of the view in which it was made, who are members still in the end."""
     watch = record.watch
     last = watch.views[-1].ids
     everybody = {
@@ -259,7 +260,8 @@ def side_stories(record: Recorder, sides: dict[str, tuple[int, ...]]) -> list[Si
 
 
 def _knows(record: Recorder, nodes: Iterable[int], tip: bytes, at: float) -> bool:
-    """True when some of these nodes had the account's last link then: what comes after it can be made here only if so."""
+    """True when some of these nodes had the account's last link then: what comes after it can be made here only if
+    so."""
     applied = record.watch.applied_at.get(tip)
     return applied is None or any(applied.get(node, math.inf) <= at for node in nodes)
 

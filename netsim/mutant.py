@@ -16,8 +16,8 @@ class Edit(msgspec.Struct, frozen=True):
 
 
 class Mutant(msgspec.Struct, frozen=True):
-    """A rule switched off. `rule`: its number in the design, or what kind of plain fault it is. `changing`: it can only be seen
-    where the members change. `scenario`: the one that ships and shows it, when drawn seeds hardly ever do."""
+    """A rule switched off. `rule`: its number in the design, or what kind of plain fault it is. `changing`: it can only
+    be seen where the members change. `scenario`: the one that ships and shows it, when drawn seeds hardly ever do."""
 
     name: str
     rule: str

@@ -4,8 +4,9 @@ The tables are in `netsim.mutants_deciding` and `netsim.mutants_answering`; this
 
 An `Edit` replaces text of one function of the real code, for as long as `switched_off` lasts. The text must be there
 exactly once: a mutant that no longer fits the code fails its test and is brought up to date, it does not pass in
-silence. Which seed or scenario catches each mutant, and by which rule, is kept in `mutants.json`. `make mutants` tries those
-first and searches anew, from seed 0, where one no longer does. A mutant that names a scenario is looked for there only.
+silence. Which seed or scenario catches each mutant, and by which rule, is kept in `mutants.json`. `make mutants` tries
+those first and searches anew, from seed 0, where one no longer does. A mutant that names a scenario is looked for there
+only.
 """
 
 import importlib
@@ -162,7 +163,8 @@ def run_again(mutant: Mutant, caught: Caught) -> Caught:
 
 
 def find(mutant: Mutant, seeds: Iterable[int] = range(MAX_SEEDS)) -> Caught | None:
-    """The mutant's scenario, or the first of `seeds` that catches it; rules about views are tried where the members change."""
+    """The mutant's scenario, or the first of `seeds` that catches it; rules about views are tried where the members
+    change."""
     if mutant.scenario:
         caught = run_scenario(mutant, mutant.scenario)
         return caught if caught.rule else None

@@ -1,4 +1,5 @@
-"""Mutants of what is made of decisions: replicas, disks, answers, money, reads, and that everything ends (design R11 to R15).
+"""Mutants of what is made of decisions: replicas, disks, answers, money, reads, and that everything ends (design R11 to
+R15).
 
 How they are switched off and what catches them: `netsim.mutants`.
 """

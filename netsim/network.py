@@ -1,7 +1,7 @@
 """The simulated network: what becomes of a message on its way.
 
-Each message meets, in this order: cuts, loss, holds of its kind, clogs, a delay, and perhaps a copy of itself with another delay. So
-messages overtake each other, unlike on one TCP connection: nothing in a node may rely on order.
+Each message meets, in this order: cuts, loss, holds of its kind, clogs, a delay, and perhaps a copy of itself with
+another delay. So messages overtake each other, unlike on one TCP connection: nothing in a node may rely on order.
 """
 
 import random

@@ -1,8 +1,8 @@
 """Connections without cryptography, for simulated nodes only: who someone is, is said and believed.
 
 TLS needs real randomness and the real date, and would cost most of the time of a simulated run. Production code is not
-changed for this: a node is given `ssl.SSLContext`s, and those made here exchange certificates in the clear and then pass
-bytes through. Everything above, from the hello to the last frame, is what runs in production.
+changed for this: a node is given `ssl.SSLContext`s, and those made here exchange certificates in the clear and then
+pass bytes through. Everything above, from the hello to the last frame, is what runs in production.
 """
 
 import datetime

@@ -33,8 +33,8 @@ class Clog(_Fault, frozen=True, tag="clog"):
 
 
 class Hold(_Fault, frozen=True, tag="hold"):
-    """Messages of these kinds (their tags, node.messages) from `source` to `target` are held up and arrive at `until`; with
-    `drop` they never do."""
+    """Messages of these kinds (their tags, node.messages) from `source` to `target` are held up and arrive at `until`;
+    with `drop` they never do."""
 
     messages: tuple[str, ...]
     source: tuple[int, ...]
@@ -46,8 +46,8 @@ class Hold(_Fault, frozen=True, tag="hold"):
 class Kill(_Fault, frozen=True, tag="kill"):
     """The process ends at the next `point` of a turn after `at`, and starts again at `until`.
 
-    point: `idle` between turns; `before_commit` with nothing written; `in_commit` with the write-ahead log cut somewhere
-    within the transaction; `after_commit` with nothing sent; `sending` with some messages sent.
+    point: `idle` between turns; `before_commit` with nothing written; `in_commit` with the write-ahead log cut
+    somewhere within the transaction; `after_commit` with nothing sent; `sending` with some messages sent.
     """
 
     node: int
@@ -93,8 +93,9 @@ class SlowDisk(_Fault, frozen=True, tag="slow_disk"):
 
 
 class DiskError(_Fault, frozen=True, tag="disk_error"):
-    """A commit after `at` fails: of a `full` disk (nothing is written) the first before `until` that needs one more page, of `fsync`
-    (perhaps it was written) the next one. The process ends with `StorageFailure` and starts again at `until`."""
+    """A commit after `at` fails: of a `full` disk (nothing is written) the first before `until` that needs one more
+    page, of `fsync` (perhaps it was written) the next one. The process ends with `StorageFailure` and starts again at
+    `until`."""
 
     node: int
     error: str
@@ -123,9 +124,9 @@ class WeatherChange(_Fault, frozen=True, tag="weather"):
 
 
 class Rollback(_Fault, frozen=True, tag="rollback"):
-    """The process ends, once everybody has been told of more votes than were on its disk at `at`, and comes back with the
-    disk of then (`old`) or without any (`emptied`). It must be quarantined (design R12) and never comes back. Nothing
-    happens when it does not get that far before `until`."""
+    """The process ends, once everybody has been told of more votes than were on its disk at `at`, and comes back with
+    the disk of then (`old`) or without any (`emptied`). It must be quarantined (design R12) and never comes back.
+    Nothing happens when it does not get that far before `until`."""
 
     node: int
     disk: str
@@ -133,16 +134,17 @@ class Rollback(_Fault, frozen=True, tag="rollback"):
 
 
 class Add(_Fault, frozen=True, tag="add"):
-    """The operator asks for this spare to become a member (`hopchain join`), until it is one. Its process runs as a guest since
-    the faults began; `fresh`: it starts at this moment, with nothing copied."""
+    """The operator asks for this spare to become a member (`hopchain join`), until it is one. Its process runs as a
+    guest since the faults began; `fresh`: it starts at this moment, with nothing copied."""
 
     node: int
     fresh: bool = False
 
 
 class Remove(_Fault, frozen=True, tag="remove"):
-    """The operator asks for this member to be removed, until it is. `stop`: its process ends for good as soon as the change
-    was answered (`hopchain leave`); else it runs on, and perhaps does not know. `force`: also while too few can be reached."""
+    """The operator asks for this member to be removed, until it is. `stop`: its process ends for good as soon as the
+    change was answered (`hopchain leave`); else it runs on, and perhaps does not know. `force`: also while too few can
+    be reached."""
 
     node: int
     stop: bool = False
@@ -150,15 +152,15 @@ class Remove(_Fault, frozen=True, tag="remove"):
 
 
 class Die(_Fault, frozen=True, tag="die"):
-    """The process and its disk are gone for ever. Like every loss for ever, it does not happen when the network could not
-    bear it (netsim.losses): when a group would be without a majority that knows what it decided."""
+    """The process and its disk are gone for ever. Like every loss for ever, it does not happen when the network could
+    not bear it (netsim.losses): when a group would be without a majority that knows what it decided."""
 
     node: int
 
 
 class Bury(_Fault, frozen=True, tag="bury"):
-    """The node dies as in `Die`, and the operator replaces it with a spare (`hopchain replace`): one change after the other,
-    first the spare's, or with `remove_first` first the dead node's."""
+    """The node dies as in `Die`, and the operator replaces it with a spare (`hopchain replace`): one change after the
+    other, first the spare's, or with `remove_first` first the dead node's."""
 
     node: int
     spare: int
@@ -191,9 +193,9 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `hot`: pays from account 0 to account 1. `again`: a request sent before, through another node. `overdraft`: asks for
     more than anybody has. `pinned`: expects a tip, often an old one. `cancel`: cancels an earlier request. `nobody`:
     pays an account that does not exist. `reopen`: opens a name, through two nodes at once. `forge`: has a wrong
-    signature. `read`: a balance: half of them linearizable, some at least at a height that a client was told (`session`).
-    `spend`: pays on all that it has when it was just paid, through another node. `expiring`: is valid up to a height that
-    is about to come.
+    signature. `read`: a balance: half of them linearizable, some at least at a height that a client was told
+    (`session`). `spend`: pays on all that it has when it was just paid, through another node. `expiring`: is valid up
+    to a height that is about to come.
     """
 
     accounts: int = 3
@@ -217,8 +219,8 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One run. `fault_s`: anything may fail; then a random majority heals for good (`core_s`), then everything heals,
-    and `heal_s` later all must be at rest. `spares`: nodes after the first `nodes` that are no members, until they are added.
-    `files`: databases are files, so that `in_commit` cuts real logs. `max_confirmed`:
+    and `heal_s` later all must be at rest. `spares`: nodes after the first `nodes` that are no members, until they are
+    added. `files`: databases are files, so that `in_commit` cuts real logs. `max_confirmed`:
     how many postings one link takes up, when not 0; a small number makes consolidating links common."""
 
     seed: int

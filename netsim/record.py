@@ -140,7 +140,8 @@ def _names(nodes: tuple[int, ...]) -> str:
 
 
 class Recorder:
-    """Stands before the observer of a world and passes everything on to it. `on_moment(what, account)` hears when a link is proposed, voted or decided."""
+    """Stands before the observer of a world and passes everything on to it. `on_moment(what, account)` hears when a
+    link is proposed, voted or decided."""
 
     def __init__(self, world: World) -> None:
         world.observer = self

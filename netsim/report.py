@@ -1,7 +1,7 @@
 """The report of a run: one HTML page that needs nothing else.
 
-`document` gathers what the page shows as plain data, times relative to the start of the fault phase; `render` puts it into
-`report.html`, whose script draws it.
+`document` gathers what the page shows as plain data, times relative to the start of the fault phase; `render` puts it
+into `report.html`, whose script draws it.
 """
 
 from collections.abc import Sequence
@@ -90,7 +90,8 @@ class ShownFault(msgspec.Struct, frozen=True):
 
 
 class ShownSide(msgspec.Struct, frozen=True):
-    """A side of the cut and how it fared; `still`: when it answered nobody who waited; `throughput`: answers per second."""
+    """A side of the cut and how it fared; `still`: when it answered nobody who waited; `throughput`: answers per
+    second."""
 
     name: str
     nodes: tuple[int, ...]

@@ -12,8 +12,9 @@
     a side's name       what [sides] says
     rest                (for one of [sides]) the nodes that no other side names
 
-With spares, `all` and the words that divide the nodes mean the nodes of the first view. Which nodes a side holds is settled when it is first used and stays so: the side `cut-off` of an owner is still that node
-after the next link, when another node is the owner.
+With spares, `all` and the words that divide the nodes mean the nodes of the first view. Which nodes a side holds is
+settled when it is first used and stays so: the side `cut-off` of an owner is still that node after the next link, when
+another node is the owner.
 """
 
 import re
@@ -38,7 +39,8 @@ def check_side(where: str, side: str, words: tuple[str, ...]) -> None:
 def check_word(
     where: str, word: str, nodes: int, sides: Collection[str], accounts: Collection[str], spares: int = 0
 ) -> None:
-    """Raise `LocalMisuse`, which lists what is allowed, unless the word can name nodes. `nodes`: the spares among them."""
+    """Raise `LocalMisuse`, which lists what is allowed, unless the word can name nodes. `nodes`: the spares among
+    them."""
     if word == "spares" and not spares:
         raise LocalMisuse(f"{where}: there are no spares; `spares = 1`, above all tables, makes one")
     if word in FIXED or word in sides:

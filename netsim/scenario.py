@@ -169,8 +169,8 @@ class RequestStep(msgspec.Struct, frozen=True):
 
 
 class Expect(msgspec.Struct, frozen=True):
-    """One thing that must be true in the end; the bounds are on a count, seconds or minor units. `any_size`: also when the
-    command line changes the number of nodes or k; the others are about the file's."""
+    """One thing that must be true in the end; the bounds are on a count, seconds or minor units. `any_size`: also when
+    the command line changes the number of nodes or k; the others are about the file's."""
 
     that: str
     request: tuple[str, ...] = ()
@@ -320,7 +320,8 @@ def _check_not_of_the_scenario(table: Table) -> None:
 
 
 def _times(table: Table, fault_s: float) -> tuple[float, float, int]:
-    """When something happens first, seconds until it does so again, and how often: all of it before everything heals."""
+    """When something happens first, seconds until it does so again, and how often: all of it before everything
+    heals."""
     at = table.number("at", None, 0, 3600)
     every_s = table.number("every_s", 1.0, 0.0001, 3600)
     times = table.integer("times", 1, 1, MAX_TIMES)

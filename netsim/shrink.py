@@ -1,8 +1,9 @@
 """From a plan that fails to the smallest one that still fails by the same rule.
 
-First the faults are halved again and again (delta debugging, Zeller 1999), then everything else that has a simpler value
-is tried with it: calm weather, no files, fewer requests, accounts and nodes, a shorter time. What is left out changes all
-that comes after it in a run, so a step that loses the failure is no proof that it mattered; it is only not taken.
+First the faults are halved again and again (delta debugging, Zeller 1999), then everything else that has a simpler
+value is tried with it: calm weather, no files, fewer requests, accounts and nodes, a shorter time. What is left out
+changes all that comes after it in a run, so a step that loses the failure is no proof that it mattered; it is only not
+taken.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,8 @@
 """Runs a plan or a scenario under a recorder (`netsim.verdict` judges what came of it).
 
-A plan runs exactly as in `netsim.run` (same trace). A scenario has one phase of faults and requests, written by a person
-in words that are resolved while it runs; then everything heals, every request is sent once more, and all must end.
+A plan runs exactly as in `netsim.run` (same trace). A scenario has one phase of faults and requests, written by a
+person in words that are resolved while it runs; then everything heals, every request is sent once more, and all must
+end.
 """
 
 import random
@@ -39,7 +40,8 @@ from netsim.world import World
 TICK_S: Final = 0.25  # simulated seconds between two reports of progress
 SETTLE_TIMEOUT_MS: Final = 15_000
 
-# Of faults that are counted when something comes of them: the name under which (`World.happened`), and why nothing came.
+# Of faults that are counted when something comes of them: the name under which (`World.happened`), and why nothing
+# came.
 _COUNTED: Final = {
     "kill": "Kill",
     "disk_error": "DiskError",

@@ -1,5 +1,5 @@
-"""Strict reading of a TOML table: each key is taken once, what is left over is refused, and errors name the key and what
-it may be."""
+"""Strict reading of a TOML table: each key is taken once, what is left over is refused, and errors name the key and
+what it may be."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches

@@ -40,8 +40,8 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class SwarmReport(msgspec.Struct, frozen=True):
-    """Totals over all seeds. `seconds` is real time; `faults` what really happened, by kind; `changes` how often members
-    changed."""
+    """Totals over all seeds. `seconds` is real time; `faults` what really happened, by kind; `changes` how often
+    members changed."""
 
     seeds: int
     seconds: float

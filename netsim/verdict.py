@@ -136,7 +136,8 @@ _UNITS = {"unavailable_s": " s", "latency_s": " s", "window_s": " s", "clock_ms"
 
 
 def _calls(performance: Performance, expect: Expect) -> list[Call]:
-    """The calls that an expectation is about: of its requests, or all requests of clients; by node and time of answer."""
+    """The calls that an expectation is about: of its requests, or all requests of clients; by node and time of
+    answer."""
     record = performance.record
     calls: Iterable[Call]
     if expect.request:

@@ -2,8 +2,8 @@
 
     result = run_whole(Plan(seed=7, nodes=5))
 
-The same plan has the same trace in any process: time is MockClock's, chance comes from the seed, also trio's choice among
-tasks that are ready. Two to four times slower than cores alone; it finds what lies between the core and the wire.
+The same plan has the same trace in any process: time is MockClock's, chance comes from the seed, also trio's choice
+among tasks that are ready. Two to four times slower than cores alone; it finds what lies between the core and the wire.
 """
 
 import logging

@@ -1,12 +1,13 @@
 """A network of whole nodes: `node.running.RunningNode` as it stands, many in one process, on simulated ports.
 
-Real: driver, core, mesh, channels, frames, hellos, client port, the DHT with the `kademlia` library, SQLite. Simulated: the clock
-(trio's MockClock, which jumps when every task waits), TCP (`netsim.streams`), UDP (`netsim.datagrams`), the worker thread of
-the database (functions run inline, a commit takes time), TLS (`netsim.plain`: in the clear), scheduling (trio's own
-shuffling of ready tasks, from the seed). The observer of the cores' tier watches commits, frames and answers, so the same rules hold.
+Real: driver, core, mesh, channels, frames, hellos, client port, the DHT with the `kademlia` library, SQLite. Simulated:
+the clock (trio's MockClock, which jumps when every task waits), TCP (`netsim.streams`), UDP (`netsim.datagrams`), the
+worker thread of the database (functions run inline, a commit takes time), TLS (`netsim.plain`: in the clear),
+scheduling (trio's own shuffling of ready tasks, from the seed). The observer of the cores' tier watches commits, frames
+and answers, so the same rules hold.
 
-A process that is killed is cancelled at the checkpoint where it stands, and nothing it still does leaves it: no frame, no
-datagram, no commit. So it may die at any await, and `after_step` finds them all.
+A process that is killed is cancelled at the checkpoint where it stands, and nothing it still does leaves it: no frame,
+no datagram, no commit. So it may die at any await, and `after_step` finds them all.
 """
 
 import hashlib
@@ -381,7 +382,8 @@ class WholeNetwork:
 
 
 class _InlineDatabase:
-    """`node.database.Database` without a thread: the hops there and back are checkpoints, and a crash may fall on each."""
+    """`node.database.Database` without a thread: the hops there and back are checkpoints, and a crash may fall on
+    each."""
 
     def __init__(self, network: WholeNetwork, node: WholeNode) -> None:
         self._network = network

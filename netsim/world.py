@@ -1,11 +1,13 @@
-"""The simulated world: the processes of nodes and their turns. Whole cores, real SQLite, simulated time, network and disks.
+"""The simulated world: the processes of nodes and their turns. Whole cores, real SQLite, simulated time, network and
+disks.
 
 The loop is a heap of (time, number, action). A node's turn is what the driver does: take what has arrived, load,
 step, commit, send; it takes the time of the commit, and a crash may fall before, within or after that. Nothing here
 or below reads a real clock or real randomness, so a plan has one trace: `trace_hash` is over every event that a node
 handles and every answer that a client gets, with its time.
 
-Beside it: what breaks (`netsim.faults`), who is connected (`netsim.connections`), who waits for an answer (`netsim.calls`).
+Beside it: what breaks (`netsim.faults`), who is connected (`netsim.connections`), who waits for an answer
+(`netsim.calls`).
 """
 
 import hashlib
@@ -66,7 +68,8 @@ class Observer(CallObserver, Protocol):
 
 
 class World:
-    """A network of cores of the size, weather and seed of a plan. `run_for` lets time pass; clients use `submit` and `read`."""
+    """A network of cores of the size, weather and seed of a plan. `run_for` lets time pass; clients use `submit` and
+    `read`."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan

@@ -1,7 +1,7 @@
 """Who comes to a port, and how it is let in or turned away: the same for the port of the peers and that of the clients.
 
-* A connection is a stranger's until its handshake is over. `Strangers` bounds how many there are at once; `accept_forever`
-  takes the next one when there is a place.
+* A connection is a stranger's until its handshake is over. `Strangers` bounds how many there are at once;
+  `accept_forever` takes the next one when there is a place.
 * What ends a handshake is one of HANDSHAKE_ERRORS; `handshake_fault` says what it means and what to do.
 * `WarnOnce` counts every refusal and logs the first of each kind, until whoever was refused is well again.
 """
@@ -29,11 +29,11 @@ ACCEPT_RETRY_S: Final = 0.1  # out of descriptors: give others time to close the
 
 
 class Strangers:
-    """Connections whose handshake is not over, at most `most` of them. More wait until one is; but who is not done after
-    PATIENCE_S may lose its place to them: the oldest, of the address that has most. So who connects and says nothing, or speaks
-    slowly, keeps nobody out for long, and of many who come at once each has its turn. An address that lost half as many places as
-    there are, not counting one for each handshake that it ended well, is not waited for any more: else who connects again faster than
-    its places become free would keep everybody out."""
+    """Connections whose handshake is not over, at most `most` of them. More wait until one is; but who is not done
+    after PATIENCE_S may lose its place to them: the oldest, of the address that has most. So who connects and says
+    nothing, or speaks slowly, keeps nobody out for long, and of many who come at once each has its turn. An address
+    that lost half as many places as there are, not counting one for each handshake that it ended well, is not waited
+    for any more: else who connects again faster than its places become free would keep everybody out."""
 
     MAX_KNOWN: Final = 1024  # addresses that lost places; with more of them all begin anew, rather than grow
 
@@ -198,8 +198,9 @@ def _keep_alive(stream: trio.abc.Stream) -> None:
 
 
 class WarnOnce:
-    """Logs the first of each (whose, code) as a warning and counts them all; forgets whose once it is well again. `kind`: a word for
-    those who come to this port. An address is told in full, and stands for its `origin`: else one machine would fill the log."""
+    """Logs the first of each (whose, code) as a warning and counts them all; forgets whose once it is well again.
+    `kind`: a word for those who come to this port. An address is told in full, and stands for its `origin`: else one
+    machine would fill the log."""
 
     MAX_KNOWN: Final = 1024  # more addresses than this is a scan: start over rather than grow
 

@@ -4,8 +4,9 @@
 * R7  only where this node is ACTIVE in that epoch (node.syncing).
 * R3  no vote below a slot's birth epoch; round 0 only from the owner, and only in the birth epoch.
 * R4  a vote is in `Turn.persist` of the turn whose `Turn.sends` carry the answer: durable before it leaves.
-* R11 a vote only on a decided parent: without it the message waits here until the parent is applied. And only for a link that could
-      be applied here (ADR 33): what is decided is applied or stops the node, so one damaged database must not get so far.
+* R11 a vote only on a decided parent: without it the message waits here until the parent is applied. And only for a
+      link that could be applied here (ADR 33): what is decided is applied or stops the node, so one damaged database
+      must not get so far.
 
 All undecided votes are in memory (the table `votes` holds them across a restart); a decided slot is forgotten, for
 then the link itself answers. A vote that stays undecided for STUCK_S is finished by its voters: rank by rank they
@@ -73,7 +74,8 @@ class Acceptor:
         self._paying: dict[str, set[tuple[int, str, Slot]]] = {}
 
     def restore(self, rows: list[VoteRow], now: float) -> None:
-        """Take up the votes that were durable when the node stopped. The link before one of them may not have been (ADR 23)."""
+        """Take up the votes that were durable when the node stopped. The link before one of them may not have been (ADR
+        23)."""
         for row in rows:
             if not row.account:  # on the next view: node.membership has it
                 continue
@@ -101,13 +103,15 @@ class Acceptor:
         return vote is not None and vote.accepted is not None
 
     def paying(self, account: str) -> dict[str, int]:
-        """sender -> height of its last undecided link that pays `account`, voted for here in a slot for which this node is ACTIVE.
+        """sender -> height of its last undecided link that pays `account`, voted for here in a slot for which this node
+        is ACTIVE.
 
-        What it voted for in a group that it has left nobody finishes from here: to wait for that could be for ever. It is not needed
-        either. When a link is decided, a majority of its slot's group has voted for it. A change that leaves the group as it is leaves
-        them ACTIVE (R7); after any other one, each member that is ACTIVE took the vote over from a majority of the group before, which
-        meets that one (R8). So in this epoch a majority of the slot's group knows it, or so much of one as is ACTIVE. Enough answers
-        meet every majority, and only who is ACTIVE wherever it is in a group answers (node.inquiry).
+        What it voted for in a group that it has left nobody finishes from here: to wait for that could be for ever. It
+        is not needed either. When a link is decided, a majority of its slot's group has voted for it. A change that
+        leaves the group as it is leaves them ACTIVE (R7); after any other one, each member that is ACTIVE took the vote
+        over from a majority of the group before, which meets that one (R8). So in this epoch a majority of the slot's
+        group knows it, or so much of one as is ACTIVE. Enough answers meet every majority, and only who is ACTIVE
+        wherever it is in a group answers (node.inquiry).
         """
         pays = set(self._paying.get(account, ()))
         for entry in self._paying.get(MANY, ()):
@@ -178,8 +182,9 @@ class Acceptor:
             self._replica.ask_for_link(turn, peer, message.at, LinkHash(message.link))
 
     def follows(self, turn: Turn, peer: NodeId, link: Link) -> bool:
-        """False when `link`, which `peer` proposed or voted for in the slot after the tip here, could not be applied here (ADR 33): then one
-        of two databases is damaged, and who voted for it would stop when it is decided. True also where not all is here by which to judge."""
+        """False when `link`, which `peer` proposed or voted for in the slot after the tip here, could not be applied
+        here (ADR 33): then one of two databases is damaged, and who voted for it would stop when it is decided. True
+        also where not all is here by which to judge."""
         head = turn.loaded.heads.get(link.account)
         tip = head.slot if head is not None else opening_slot(self._self.network, link.account)
         confirmed = [turn.loaded.posting(h) for h in link.confirmed] if _is_checked(link) else [None]
@@ -280,7 +285,8 @@ class Acceptor:
                 yield held.vote.value
 
     def all_votes(self) -> Iterator[tuple[SlotName, Ballot, Link]]:
-        """Every vote that is not known to be decided, in the order of slots: what this node tells whoever syncs (R8)."""
+        """Every vote that is not known to be decided, in the order of slots: what this node tells whoever syncs
+        (R8)."""
         for _, held in sorted(self._held.items()):
             if held.vote.accepted is not None and held.vote.value is not None:
                 yield held.at, held.vote.accepted, held.vote.value

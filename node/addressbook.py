@@ -1,7 +1,8 @@
 """Where the members were last: `node.addresses` beside the database, for the next start.
 
-While it runs, a node learns from the DHT where the others are; config.toml names only its seeds, which may be gone one day,
-and none for the founder of a network that grew from one node. A hint and no more: the certificate says who answers there.
+While it runs, a node learns from the DHT where the others are; config.toml names only its seeds, which may be gone one
+day, and none for the founder of a network that grew from one node. A hint and no more: the certificate says who answers
+there.
 """
 
 import logging
@@ -23,8 +24,8 @@ Address = tuple[str, int]
 
 
 class Addresses:
-    """Where to look for nodes: where one answered in this run; before that by turns where the config says and where it was
-    noted, since either may be old (a name in the config outlives an address, a note outlives a move)."""
+    """Where to look for nodes: where one answered in this run; before that by turns where the config says and where it
+    was noted, since either may be old (a name in the config outlives an address, a note outlives a move)."""
 
     def __init__(self, config: Mapping[NodeId, Address], noted: Mapping[NodeId, Address]) -> None:
         self._config = dict(config)
@@ -57,7 +58,8 @@ class Addresses:
         return places[(self._asked[node] - 1) % len(places)] if places else None
 
     def notes(self, members: Iterable[NodeId], is_over: Callable[[NodeId], bool]) -> dict[NodeId, Address]:
-        """What to note for the next start: what was noted before, but for nodes that are over, and members that were met."""
+        """What to note for the next start: what was noted before, but for nodes that are over, and members that were
+        met."""
         kept = {node: address for node, address in self._noted.items() if not is_over(node)}
         return kept | {node: self.now[node] for node in members if node in self._met}
 
@@ -71,7 +73,8 @@ class AddressBook:
         self._told = False
 
     def read(self) -> dict[NodeId, Address]:
-        """The host and port of each node that was noted; nothing when there is no such file, or none that can be read."""
+        """The host and port of each node that was noted; nothing when there is no such file, or none that can be
+        read."""
         try:
             found = msgspec.json.decode(self._path.read_bytes(), type=dict[str, tuple[_Host, _Port]])
             self._written = {_node_id(text): address for text, address in found.items()}

@@ -1,7 +1,8 @@
-"""Asking: the facts without which requests cannot be judged, asked of the network before their link is formed (design section 2, step 5).
+"""Asking: the facts without which requests cannot be judged, asked of the network before their link is formed (design
+section 2, step 5).
 
-One answer may lead to the next question: money is needed only once a recipient is found. There is one time for all of them, which a
-gateway waits out before it hands the requests to somebody else (`HOLDER_S`).
+One answer may lead to the next question: money is needed only once a recipient is found. There is one time for all of
+them, which a gateway waits out before it hands the requests to somebody else (`HOLDER_S`).
 """
 
 from collections.abc import Callable
@@ -38,8 +39,8 @@ def ask(
     inquiries: Inquiries,
     on_end: Callable[[Turn], None],
 ) -> bool:
-    """Ask for what `formed` lacks; `on_end` is called once all of it is answered, maybe at once. False when the time is over, or all
-    was asked for already."""
+    """Ask for what `formed` lacks; `on_end` is called once all of it is answered, maybe at once. False when the time is
+    over, or all was asked for already."""
     names = sorted(formed.ask_recipients - asked.names)[:MAX_NAMES_ASKED]
     income = formed.ask_income and not asked.income
     until = asked.since + ASK_DEADLINE_S

@@ -4,8 +4,8 @@
 * Who shares a `Pace` shares the thread: frames that are answered at once are handled for BURST_S, then others run.
 * Sending never waits: `send_nowait` queues up to `queue_bytes` and says False beyond. One task writes; what has
   queued up meanwhile goes out in one piece.
-* `stop(code, text)` ends it from anywhere; the first reason counts. `dismiss(fault)` does so with a word to the other side.
-  `run` returns when all of it is over, and never takes a `Cancelled` for itself.
+* `stop(code, text)` ends it from anywhere; the first reason counts. `dismiss(fault)` does so with a word to the other
+  side. `run` returns when all of it is over, and never takes a `Cancelled` for itself.
 
 The first frames (hellos) are exchanged with `send` and `receive` before `run`.
 """
@@ -60,9 +60,9 @@ class TcpNetwork:
 
 
 class Pace:
-    """For channels that others must not wait for, however many they are. Who has had BURST_S waits in one line with all the
-    others of whom that is true, and from there one goes on in each pass of the scheduler. Without the line each would go on
-    in each pass, and whoever needs several, as a payment does, would wait for all of them each time."""
+    """For channels that others must not wait for, however many they are. Who has had BURST_S waits in one line with all
+    the others of whom that is true, and from there one goes on in each pass of the scheduler. Without the line each
+    would go on in each pass, and whoever needs several, as a payment does, would wait for all of them each time."""
 
     def __init__(self) -> None:
         self._line = trio.StrictFIFOLock()
@@ -74,8 +74,9 @@ class Pace:
 
 
 class Channel:
-    """Frames over one stream. `frame_limit` bytes each way in one frame, `queue_bytes` unsent at most. `on_more`: it holds some
-    STEP_BYTES more than before. Without a `pace`, frames that have arrived together are handled one after the other."""
+    """Frames over one stream. `frame_limit` bytes each way in one frame, `queue_bytes` unsent at most. `on_more`: it
+    holds some STEP_BYTES more than before. Without a `pace`, frames that have arrived together are handled one after
+    the other."""
 
     def __init__(
         self,

@@ -1,11 +1,11 @@
 """The port for clients: TLS with the node's certificate, a hello each way, then frames (hopchain.wire).
 
 A client is a stranger: everything it can make the node hold is bounded (connections, handshakes at once, bytes of a
-frame, unread answers), and what it breaks ends its own connection and nothing else. Back-pressure is the handler's: the next
-frame of a session is read when the handler of the last one has returned.
+frame, unread answers), and what it breaks ends its own connection and nothing else. Back-pressure is the handler's: the
+next frame of a session is read when the handler of the last one has returned.
 
-What many may hold together is bounded, too, and where that is used up whoever has most of it gives way (ADR 28): handshakes
-(`Strangers`), sessions (`_may_go`) and the bytes kept for them (`_weigh`).
+What many may hold together is bounded, too, and where that is used up whoever has most of it gives way (ADR 28):
+handshakes (`Strangers`), sessions (`_may_go`) and the bytes kept for them (`_weigh`).
 """
 
 import logging
@@ -193,7 +193,8 @@ class ClientServer:
         return session if welcomed else None
 
     async def _hear(self, channel: Channel, remote: str) -> Session:
-        """The client's hello. The session counts from here on: no await between the last check for room and taking it."""
+        """The client's hello. The session counts from here on: no await between the last check for room and taking
+        it."""
         channel.limit_frames(MAX_HELLO_BYTES)
         try:
             payload = await channel.receive()
@@ -246,8 +247,9 @@ class ClientServer:
             await session.over.wait()
 
     def _may_go(self, newcomer: str) -> Session | None:
-        """The session that gives its place to a client of the origin `newcomer`: of the origin that has most of them, the one
-        that was silent longest, when that origin still has no fewer than the newcomer's then, or when it is idle."""
+        """The session that gives its place to a client of the origin `newcomer`: of the origin that has most of them,
+        the one that was silent longest, when that origin still has no fewer than the newcomer's then, or when it is
+        idle."""
         staying = [session for session in self._sessions if not session.channel.ending]
         if not staying:
             return None

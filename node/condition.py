@@ -10,8 +10,8 @@
 | votes | the members have vouched for its disk (design R12), or must do so again |
 | sleep | this process did not run for a while |
 
-A node is looked at once a second. What is told was so at two looks in a row: what comes and goes makes few lines, however long
-it goes on. Only sleep is told at once: nobody can see it twice.
+A node is looked at once a second. What is told was so at two looks in a row: what comes and goes makes few lines,
+however long it goes on. Only sleep is told at once: nobody can see it twice.
 """
 
 import logging

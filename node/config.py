@@ -35,7 +35,8 @@ MAX_PEERS: Final = 1000  # seeds; the DHT finds the others
 
 _MIB: Final = 1024 * 1024
 
-# Of a name no label is empty or longer than 63 characters: the resolver does not look up any other, but raises UnicodeError.
+# Of a name no label is empty or longer than 63 characters: the resolver does not look up any other, but raises
+# UnicodeError.
 HOST_PATTERN: Final = re.compile(r"(?!.{254})[A-Za-z0-9:_-]{1,63}(\.[A-Za-z0-9:_-]{1,63})*\.?", re.ASCII)
 Host = Annotated[str, msgspec.Meta(pattern=f"^{HOST_PATTERN.pattern}$")]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]

@@ -126,8 +126,8 @@ class Gauges(msgspec.Struct, frozen=True):
 
 
 class Core:
-    """One node. `needs` then `step`, one after the other, with the same events in mind (see node.turn). `view` is the first
-    view, that of the genesis file; those that follow are in `start`."""
+    """One node. `needs` then `step`, one after the other, with the same events in mind (see node.turn). `view` is the
+    first view, that of the genesis file; those that follow are in `start`."""
 
     def __init__(
         self, node_id: NodeId, genesis: Genesis, view: View, rng: random.Random, start: Start, now: Now
@@ -212,8 +212,8 @@ class Core:
         return self._self.fully_active
 
     def is_current(self, now: Now) -> bool:
-        """True when what this replica shows is what the others go on from: it keeps up with a majority of the members. Who was
-        removed is not, even while it still hears of everything."""
+        """True when what this replica shows is what the others go on from: it keeps up with a majority of the members.
+        Who was removed is not, even while it still hears of everything."""
         if self.view.ids == (self._self.id,) and not self.identity.verified:  # there may be later views
             return False
         return not self.membership.removed_in and self.peers.keeps_up(now, self.replica.count)
@@ -265,8 +265,9 @@ class Core:
         return msgspec.structs.replace(effects, send=tuple(s for s in effects.send if s.peer != me))
 
     def _go_on(self, turn: Turn) -> None:
-        """What the events have led to goes on in this very turn where its rows are here: requests are handed over in the turn
-        that brings them, and their link is formed in the turn that brings them to its owner. The rest is for the next turn.
+        """What the events have led to goes on in this very turn where its rows are here: requests are handed over in
+        the turn that brings them, and their link is formed in the turn that brings them to its owner. The rest is for
+        the next turn.
         """
         for kind in (RouteJobs, FormLink):  # the first may lead to the second
             again, turn.again = _once(turn.again), []
@@ -441,8 +442,8 @@ class Core:
 
 
 def _once(events: Iterable[Event]) -> Iterator[Event]:
-    """Without those that repeat one before: each request of an account asks for its jobs to be handed over, and its link to be
-    formed, and once does for all."""
+    """Without those that repeat one before: each request of an account asks for its jobs to be handed over, and its
+    link to be formed, and once does for all."""
     met: set[tuple[type, str]] = set()
     for event in events:
         if isinstance(event, RouteJobs | FormLink):

@@ -4,9 +4,9 @@ A turn is two functions, `chain.needs.load` and `chain.store.commit`. Sending th
 costs one hop each, where one call per statement would cost one for each row kind; and the simulator runs the very same
 functions inline. (docs/adr/0003)
 
-While the connection is open its thread runs one long function, `_serve`, which takes jobs from a queue and wakes the trio
-task that waits for each: the way through asyncio's loop and back, which costs several times as much as a short query, is
-gone once to open and once to close.
+While the connection is open its thread runs one long function, `_serve`, which takes jobs from a queue and wakes the
+trio task that waits for each: the way through asyncio's loop and back, which costs several times as much as a short
+query, is gone once to open and once to close.
 """
 
 import asyncio
@@ -64,7 +64,8 @@ class _DatabaseThread:
         """`function(connection, ...)` in the connection's thread. What it raises is raised here.
 
         It is not cut short: a cancelled caller still waits for the function to end, because a transaction must not
-        go on behind its back. Where the thread `withdraws`, one that has not begun is never called, and its caller does not wait.
+        go on behind its back. Where the thread `withdraws`, one that has not begun is never called, and its caller does
+        not wait.
         """
         job = _Job(trio.lowlevel.current_task(), partial(function, self._sqlite, *args, **kwargs))
         self._jobs.put(job)
@@ -78,7 +79,8 @@ class _DatabaseThread:
 
 
 class _Job:
-    """A call that a task waits for. The thread claims it to begin it, or its caller, to withdraw it: only the first may."""
+    """A call that a task waits for. The thread claims it to begin it, or its caller, to withdraw it: only the first
+    may."""
 
     __slots__ = ("_claimed", "call", "task")
 
@@ -106,8 +108,8 @@ def _serve(jobs: _Jobs, token: trio.lowlevel.TrioToken) -> None:
 async def open_database_thread(
     connect: Callable[[], sqlite3.Connection], *, withdraws: bool = False
 ) -> AsyncIterator[Database]:
-    """`connect()` is called in the new thread, as is everything else; the connection is closed at the end. `withdraws`: of a
-    cancelled caller what has not begun yet is dropped; for a connection that only reads."""
+    """`connect()` is called in the new thread, as is everything else; the connection is closed at the end. `withdraws`:
+    of a cancelled caller what has not begun yet is dropped; for a connection that only reads."""
     made: list[sqlite3.Connection] = []
 
     def connector() -> sqlite3.Connection:

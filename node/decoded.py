@@ -1,4 +1,5 @@
-"""Links and requests that came from others, decoded once each: the same bytes arrive again and again, within a turn and after it.
+"""Links and requests that came from others, decoded once each: the same bytes arrive again and again, within a turn and
+after it.
 
 Bounded by what the decoded values take, not by their number; the oldest go first.
 """

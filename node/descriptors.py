@@ -1,7 +1,8 @@
 """Open files: how many a node may have, and how it shares them out.
 
-A node that has used up its descriptors reaches no member any more and accepts nobody, so strangers must not be able to use them
-up. The process asks for as many as it may have; what is left after its own needs bounds its clients and handshakes.
+A node that has used up its descriptors reaches no member any more and accepts nobody, so strangers must not be able to
+use them up. The process asks for as many as it may have; what is left after its own needs bounds its clients and
+handshakes.
 """
 
 import resource

@@ -1,24 +1,26 @@
 """Two copies of one node at once (design R12): who is vouched for must be the same for all who vouch.
 
-Counts of votes tell an old copy of a disk from its original, but not two that start from the same one at the same moment:
-with five members each could find two others that vouch for it, and together they would vote twice. Every start of a node
-has a `boot` of its own in its hello. So before a node vouches for a peer it asks all members that it is connected to
-whether they see another boot of that peer. Of two members that vouch and reach each other, one asks second and learns it.
+Counts of votes tell an old copy of a disk from its original, but not two that start from the same one at the same
+moment: with five members each could find two others that vouch for it, and together they would vote twice. Every start
+of a node has a `boot` of its own in its hello. So before a node vouches for a peer it asks all members that it is
+connected to whether they see another boot of that peer. Of two members that vouch and reach each other, one asks second
+and learns it.
 
 Who sees another boot says so only when that one has answered a ping that left after the question: a connection may
-outlive its process for a while. It vouches for nobody meanwhile, and passes the question on to the one that it sees, which
-votes no more until all vouch for it again. A peer that is certainly there twice is told, and ends.
+outlive its process for a while. It vouches for nobody meanwhile, and passes the question on to the one that it sees,
+which votes no more until all vouch for it again. A peer that is certainly there twice is told, and ends.
 
-A connection that breaks says nothing about the process: for SUSPECT_S its boot counts as seen, unless the process said that
-it ends. Who has just started has not met everybody yet: it vouches for and agrees to nobody for SUSPECT_S, unless it is
-connected to all members. Only members ask, answer and are believed.
+A connection that breaks says nothing about the process: for SUSPECT_S its boot counts as seen, unless the process said
+that it ends. Who has just started has not met everybody yet: it vouches for and agrees to nobody for SUSPECT_S, unless
+it is connected to all members. Only members ask, answer and are believed.
 
-Who was there first stays. A node remembers for each peer the process that it vouched for last; with nobody else to ask, the
-one that it saw first. When another one has answered a ping, and then the remembered one answers a later ping, both certainly
-run at once, and the other one is *later*: it is never vouched for, is told at each chance, and ends. Nobody is accused on
-account of a later one, and whoever vouched for a process does not believe of it that it runs twice, unless by one who vouched
-for the other: then nobody knows who was first, and both end. A new connection takes the place of the one there is, also when
-another process made it: while the first may yet come back (REPLACED_S), no other one is vouched for.
+Who was there first stays. A node remembers for each peer the process that it vouched for last; with nobody else to ask,
+the one that it saw first. When another one has answered a ping, and then the remembered one answers a later ping, both
+certainly run at once, and the other one is *later*: it is never vouched for, is told at each chance, and ends. Nobody
+is accused on account of a later one, and whoever vouched for a process does not believe of it that it runs twice,
+unless by one who vouched for the other: then nobody knows who was first, and both end. A new connection takes the place
+of the one there is, also when another process made it: while the first may yet come back (REPLACED_S), no other one is
+vouched for.
 
 What is left is a copy that starts while a cut separates those who vouch for it from those who vouch for the other one.
 """
@@ -136,8 +138,9 @@ class Doubles:
         return boot
 
     def _may_be_back(self, peer: NodeId, boot: bytes, now: float) -> bool:
-        """Another boot than this was seen just now, and its connection broke. The one that was vouched for last, and nobody
-        else since, is not held up by one that never answered: that one can have no word of this node to vote by."""
+        """Another boot than this was seen just now, and its connection broke. The one that was vouched for last, and
+        nobody else since, is not held up by one that never answered: that one can have no word of this node to vote
+        by."""
         counts = self._counts(peer, boot)
         return any(
             other != boot and now < lost.until and (lost.answered or not counts) and not self._is_over(peer, other)
@@ -206,7 +209,8 @@ class Doubles:
             self._compare(turn, peer, seen.boot, members)
 
     def _compare(self, turn: Turn, peer: NodeId, boot: bytes, members: Collection[NodeId]) -> None:
-        """The process `boot` of `peer` was alive after its connection of now was made, and so after all others in `beside`."""
+        """The process `boot` of `peer` was alive after its connection of now was made, and so after all others in
+        `beside`."""
         first = self._first[peer]
         if boot != first.boot:
             if boot not in first.beside:

@@ -1,14 +1,16 @@
 """Driver: the only place where a node's core meets disk, network and clock (design section 7).
 
-    take what has arrived, up to TURN_EVENTS or TURN_BYTES -> load -> step -> tell facts -> commit votes -> send, answer -> commit links -> read, look up
+    take what has arrived, up to TURN_EVENTS or TURN_BYTES -> load -> step -> tell facts -> commit votes -> send, answer
+    -> commit links -> read, look up
 
-Nothing leaves before what it promises is durable (`Effects.stages`). A client that was told of a link reads it here, too: reads of the accounts that
-it is about wait until the commit has ended. While a turn runs, the next one's events gather in the inbox;
-that is the whole of group commit. The inbox is bounded: when it is full, connections are not read.
+Nothing leaves before what it promises is durable (`Effects.stages`). A client that was told of a link reads it here,
+too: reads of the accounts that it is about wait until the commit has ended. While a turn runs, the next one's events
+gather in the inbox; that is the whole of group commit. The inbox is bounded: when it is full, connections are not read.
 
-Clients' calls have a queue of their own, which they share (`FairQueue`, ADR 30): a turn takes what has come from members first, whatever
-clients have waiting, then calls up to TURN_CALLS, of each client in turn. Of a client that has READS_AT_ONCE linearizable reads under way the
-next ones are held here; its connection is read on, and its other calls go on. One whose time is over while it is held goes to the core, which says so.
+Clients' calls have a queue of their own, which they share (`FairQueue`, ADR 30): a turn takes what has come from
+members first, whatever clients have waiting, then calls up to TURN_CALLS, of each client in turn. Of a client that has
+READS_AT_ONCE linearizable reads under way the next ones are held here; its connection is read on, and its other calls
+go on. One whose time is over while it is held goes to the core, which says so.
 """
 
 import logging
@@ -94,7 +96,8 @@ class _Client:
 
 
 class Driver:
-    """Runs one core. Tasks give it events with `put`, `put_nowait` and `put_call`; `run` does the turns until cancelled."""
+    """Runs one core. Tasks give it events with `put`, `put_nowait` and `put_call`; `run` does the turns until
+    cancelled."""
 
     def __init__(
         self,
@@ -165,8 +168,8 @@ class Driver:
             self._clients[session.number] = _Client(session)
 
     def remove_session(self, session: Session) -> None:
-        """The client is gone: its answers are dropped, its calls that no turn has taken, and its reads that only wait. All else that the
-        core has goes on."""
+        """The client is gone: its answers are dropped, its calls that no turn has taken, and its reads that only wait.
+        All else that the core has goes on."""
         client = self._clients.pop(session.number, None)
         if client is not None and client.calls:
             self.put_nowait(ClientGone(session.number))
@@ -175,8 +178,8 @@ class Driver:
         self._taken.unpark_all()
 
     async def wait_for_room(self, caller: Caller, size: int) -> None:
-        """Count a call of `size` bytes until it is answered; wait while its client has too many that are not. Raises `RemoteFault` for
-        one whose number is that of another: it would not be counted."""
+        """Count a call of `size` bytes until it is answered; wait while its client has too many that are not. Raises
+        `RemoteFault` for one whose number is that of another: it would not be counted."""
         while (client := self._clients.get(caller.session)) is not None:
             if caller.number in client.calls:
                 raise RemoteFault("malformed", f"call {caller.number} comes again before it is answered: count on")
@@ -187,8 +190,8 @@ class Driver:
             await self._answered.park()
 
     async def put_call(self, call: ClientCall, size: int = 0) -> None:
-        """Add a client's call, which came as `size` bytes; return when its client may send the next one. Dropped when the client is
-        gone."""
+        """Add a client's call, which came as `size` bytes; return when its client may send the next one. Dropped when
+        the client is gone."""
         number = call.caller.session
         client = self._clients.get(number)
         if client is None:
@@ -212,7 +215,8 @@ class Driver:
         self._arrived.set()
 
     def _read_on(self, client: _Client, now: float) -> None:
-        """Begin the held reads of this client that have a place, at once when they are half of READS_AT_ONCE, else in time."""
+        """Begin the held reads of this client that have a place, at once when they are half of READS_AT_ONCE, else in
+        time."""
         free = READS_AT_ONCE - len(client.reads)
         if not client.held or not free:
             return
@@ -255,7 +259,8 @@ class Driver:
                 client.over.by(read.until)
 
     async def wait_committed(self, account: str) -> None:
-        """Return when what a client may have been told of this account before now is in the database. Empty: of any account."""
+        """Return when what a client may have been told of this account before now is in the database. Empty: of any
+        account."""
         if self._committing and (not account or account in self._committing):
             await self._committed.park()
 

@@ -4,8 +4,8 @@
 class Due:
     """The earliest time of a set of timers, or an earlier one: timers may be put off or end without telling.
 
-    `by(when)` for every timer that is set; when `passed(now)` is true, look at all of them, and call `by` for those that
-    are left. Times are monotonic seconds.
+    `by(when)` for every timer that is set; when `passed(now)` is true, look at all of them, and call `by` for those
+    that are left. Times are monotonic seconds.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,5 @@
-"""Small files that are replaced whole: whoever reads one, also after a crash or a power cut, gets the old one or the new one."""
+"""Small files that are replaced whole: whoever reads one, also after a crash or a power cut, gets the old one or the
+new one."""
 
 import errno
 import os
@@ -8,7 +9,8 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes, *, through: Path | None = None) -> None:
-    """Put a new file in place of what was there, durably, its name too; it keeps the mode of the old one. Raises `OSError`.
+    """Put a new file in place of what was there, durably, its name too; it keeps the mode of the old one. Raises
+    `OSError`.
 
     `through`: where it is written first, when there is one writer only; else each process has a place of its own.
     """

@@ -8,8 +8,8 @@ epoch e, `after` that of e+1; `regions` are those of the two (routing.regions).
     synced_parts   R8  the parts of a region that can be: where it was ACTIVE may end within a region of the next epochs
     sources_of     R8  whose answers count: a majority of the region's group in e, each ACTIVE there in e (or in e+1)
     admit          R2, R3, R7  whether an acceptor takes part in a ballot at all
-    inactive       R9  regions that e+1 changed and in which no majority is ACTIVE yet: until there are none, the next view is
-                       not proposed, except to undo e+1
+    inactive       R9  regions that e+1 changed and in which no majority is ACTIVE yet: until there are none, the next
+                       view is not proposed, except to undo e+1
 """
 
 import enum
@@ -37,8 +37,9 @@ class Admission(enum.Enum):
 def admit(
     ballot: Ballot, me: NodeId, group: Collection[NodeId], epoch: int, birth: int, *, fast: bool, active: bool
 ) -> Admission:
-    """R2, R3, R7: may the acceptor `me`, with `epoch` installed and `active` for the slot, handle `ballot`? `group`: the slot's in
-    that epoch; `birth`: the slot's birth epoch; `fast`: whether the ballot's node may skip phase 1 there."""
+    """R2, R3, R7: may the acceptor `me`, with `epoch` installed and `active` for the slot, handle `ballot`? `group`:
+    the slot's in that epoch; `birth`: the slot's birth epoch; `fast`: whether the ballot's node may skip phase 1
+    there."""
     if max(ballot.epoch, birth) > epoch:
         return Admission.BEHIND
     if ballot.epoch < epoch or (ballot.round == 0 and not fast) or me not in group or ballot.node not in group:
@@ -57,7 +58,8 @@ def carried_over(regions: Iterable[Region], me: NodeId, active: Ranges) -> Range
 
 
 def to_sync(regions: Iterable[Region], me: NodeId, active: Ranges) -> tuple[Region, ...]:
-    """R7: the regions of e+1 that `me` is in the group of and, with `active` in e+1, not ACTIVE in: of each the parts."""
+    """R7: the regions of e+1 that `me` is in the group of and, with `active` in e+1, not ACTIVE in: of each the
+    parts."""
     missing: list[Region] = []
     for region in regions:
         if me in region.after and not includes(active, region):
@@ -79,9 +81,9 @@ def is_synced(region: Region, sources: Mapping[NodeId, Source]) -> bool:
 
 
 def sources_of(region: Region, sources: Mapping[NodeId, Source]) -> tuple[NodeId, ...]:
-    """R8: a majority of the region's group in e, each ACTIVE there in e. Or, for who comes late, when nodes of the old group are
-    gone: a majority of its group in e+1, each ACTIVE there in e+1, for each of them knows all that was chosen in e.
-    Empty when `sources` (whose answers are complete) hold neither."""
+    """R8: a majority of the region's group in e, each ACTIVE there in e. Or, for who comes late, when nodes of the old
+    group are gone: a majority of its group in e+1, each ACTIVE there in e+1, for each of them knows all that was chosen
+    in e. Empty when `sources` (whose answers are complete) hold neither."""
     old = tuple(n for n in sorted(region.before) if n in sources and includes(sources[n].before, region))
     if len(old) >= majority(len(region.before)):
         return old
@@ -90,8 +92,9 @@ def sources_of(region: Region, sources: Mapping[NodeId, Source]) -> tuple[NodeId
 
 
 def synced_parts(region: Region, sources: Mapping[NodeId, Source]) -> tuple[Region, ...]:
-    """The parts of `region` for which these answers are enough. A region of e and e+1 may reach over several of those of the
-    epoch before, and a source may have become ACTIVE in some of them only: a dead neighbourhood there stops only itself."""
+    """The parts of `region` for which these answers are enough. A region of e and e+1 may reach over several of those
+    of the epoch before, and a source may have become ACTIVE in some of them only: a dead neighbourhood there stops only
+    itself."""
     if is_synced(region, sources):
         return (region,)
     borders = {region.first, region.last + 1}
@@ -108,7 +111,8 @@ def synced_parts(region: Region, sources: Mapping[NodeId, Source]) -> tuple[Regi
 
 
 def inactive(regions: Iterable[Region], active: Collection[NodeId]) -> tuple[Region, ...]:
-    """R9: the changed regions of which no majority is among `active`, the nodes that are ACTIVE in all their regions."""
+    """R9: the changed regions of which no majority is among `active`, the nodes that are ACTIVE in all their
+    regions."""
     return tuple(
         region
         for region in regions

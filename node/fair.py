@@ -1,11 +1,13 @@
 """Who is next: a queue that many share, none of them at the cost of the others.
 
-Start-time fair queueing (Goyal, Vin and Cheng, "Start-time Fair Queueing", SIGCOMM 1996, section 2). Each owner has a line of
-its own, whose order stays. What is at the head of a line *starts* when the one before it of that line has *ended*, or now if that
-is over; it ends `weight` later. The head that starts first is next, and *now* is when it starts.
+Start-time fair queueing (Goyal, Vin and Cheng, "Start-time Fair Queueing", SIGCOMM 1996, section 2). Each owner has a
+line of its own, whose order stays. What is at the head of a line *starts* when the one before it of that line has
+*ended*, or now if that is over; it ends `weight` later. The head that starts first is next, and *now* is when it
+starts.
 
-So of lines that never empty, each gets as much weight as any other, to within its heaviest item; with equal weights they take turns. Whoever
-was not waiting starts now, before all that others have behind their heads: how much they have waiting does not matter to it.
+So of lines that never empty, each gets as much weight as any other, to within its heaviest item; with equal weights
+they take turns. Whoever was not waiting starts now, before all that others have behind their heads: how much they have
+waiting does not matter to it.
 """
 
 from collections import deque
@@ -83,7 +85,8 @@ class FairQueue(Generic[T]):
             heapify(self._heads)
 
     def _offer(self, owner: int) -> None:
-        """The head of this line takes its place among those of the others. Of those that start together the lightest is first."""
+        """The head of this line takes its place among those of the others. Of those that start together the lightest is
+        first."""
         start = max(self._now, self._ends.get(owner, 0))
         self._numbers += 1
         heappush(self._heads, (start, self._lines[owner].items[0][1], self._numbers, owner))

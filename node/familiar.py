@@ -1,11 +1,11 @@
-"""Accounts that this node has met lately: the key that signs for each and the asset that it holds, which never change, and the
-last link that it knew.
+"""Accounts that this node has met lately: the key that signs for each and the asset that it holds, which never change,
+and the last link that it knew.
 
-A turn names its rows before it has any. Whoever is familiar with the account of a client's request knows by then whether the
-request is signed, and whether this very node makes the link that it waits for: so the rows of that link are loaded with
-those that admit the request, and one turn does both. A head from here is a guess and nothing more: what is done with the
-request is judged by the rows. That an account is here, and in which asset, is no guess: accounts are not closed (ADR 7). So whom a link pays is looked up
-once, and not for each link.
+A turn names its rows before it has any. Whoever is familiar with the account of a client's request knows by then
+whether the request is signed, and whether this very node makes the link that it waits for: so the rows of that link are
+loaded with those that admit the request, and one turn does both. A head from here is a guess and nothing more: what is
+done with the request is judged by the rows. That an account is here, and in which asset, is no guess: accounts are not
+closed (ADR 7). So whom a link pays is looked up once, and not for each link.
 """
 
 from collections.abc import Mapping
@@ -56,6 +56,7 @@ class Familiar:
         self.assets.update(assets)
 
     def tidy(self) -> None:
-        """Forget the oldest of too many, a quarter at once; between two turns, because a turn relies on whom it did not look up."""
+        """Forget the oldest of too many, a quarter at once; between two turns, because a turn relies on whom it did not
+        look up."""
         if len(self.assets) > MAX_ASSETS:
             self.assets = dict(islice(self.assets.items(), len(self.assets) - 3 * MAX_ASSETS // 4, None))

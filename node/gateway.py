@@ -237,7 +237,8 @@ class Gateway:
         turn.again.append(RouteJobs(account))
 
     def _not_started(self, request_id: RequestId, code: str, reason: str) -> NotStarted | Unknown:
-        """That nothing is done about a request now. One that was handed over on an earlier call may have an outcome yet."""
+        """That nothing is done about a request now. One that was handed over on an earlier call may have an outcome
+        yet."""
         if request_id in self._doubtful or request_id in self._jobs:
             return Unknown(request_id, reason)
         return NotStarted(request_id, code, reason)
@@ -361,7 +362,8 @@ class Gateway:
         return self._due.at
 
     def tick(self, turn: Turn) -> None:
-        """Answer those whose time is up; hand the others over again when whoever has them is dead, lags, or is silent too long."""
+        """Answer those whose time is up; hand the others over again when whoever has them is dead, lags, or is silent
+        too long."""
         self._signed.clear()
         now = turn.now.mono
         if not self._due.passed(now):

@@ -20,8 +20,8 @@ MAX_REASON_CHARS: Final = 400  # of another node's words in our log
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
     """Who a node is. `network` is the network id, so it vouches for the whole genesis file. `incarnation`: design R12.
-    `boot`: random bytes, new at each start; two of one node at a time are two copies of it. `client_port`: where it serves
-    clients, which those who know only other nodes learn from them; 0 when it is not told."""
+    `boot`: random bytes, new at each start; two of one node at a time are two copies of it. `client_port`: where it
+    serves clients, which those who know only other nodes learn from them; 0 when it is not told."""
 
     version: int
     network: bytes
@@ -68,9 +68,9 @@ def check_hello_untrusted(
 ) -> Hello:
     """The other side's hello, when it may be talked to: as a member, or as a guest of whom the core takes no votes.
 
-    `certified`: the node of its certificate. `removed_in`: the epoch in which a node was removed for good, else 0. `dialed`:
-    whom we expect there, None when it came to us. Raises `RemoteFault`: `malformed`, `version`, `network`, `identity`,
-    `self`, `removed`, `wrong_peer`.
+    `certified`: the node of its certificate. `removed_in`: the epoch in which a node was removed for good, else 0.
+    `dialed`: whom we expect there, None when it came to us. Raises `RemoteFault`: `malformed`, `version`, `network`,
+    `identity`, `self`, `removed`, `wrong_peer`.
     """
     try:
         version = _prefix.decode(payload).version
@@ -113,8 +113,8 @@ def check_hello_untrusted(
 
 
 def check_verdict_untrusted(payload: bytes) -> None:
-    """Return when the other side says `Welcome`; otherwise raise `RemoteFault` with the code that it gave: `SaidRemoved` when
-    that is `removed`."""
+    """Return when the other side says `Welcome`; otherwise raise `RemoteFault` with the code that it gave:
+    `SaidRemoved` when that is `removed`."""
     try:
         verdict = _verdict.decode(payload)
     except _UNREADABLE as error:

@@ -8,10 +8,10 @@ ping, and peers remember the highest they saw, on disk too. Every pong says what
 * a node that is told of more than it has itself came back with an old copy of its disk, an emptied disk, or while
   another copy of it runs. It raises `Quarantined` and may return only under a new id.
 
-A node that is alone in its own view asks nobody. Is that view old, because the disk is, then the members of the later ones
-come back to it: whoever tells of a later view stops it until it has installed that. When it has reason to expect others (it
-was given seeds, has noted where others are, or its view is not the first) it waits for them for ALONE_S before it votes. A marker beside the database
-(`node.marker`) knows what a database was that is gone or was put back.
+A node that is alone in its own view asks nobody. Is that view old, because the disk is, then the members of the later
+ones come back to it: whoever tells of a later view stops it until it has installed that. When it has reason to expect
+others (it was given seeds, has noted where others are, or its view is not the first) it waits for them for ALONE_S
+before it votes. A marker beside the database (`node.marker`) knows what a database was that is gone or was put back.
 
 A member that saw the lost votes must be reachable: with an old disk, and nobody connected who was told of them, nothing
 can be noticed. To wait for more members than a majority would stop a network that restarts with one of three dead.
@@ -106,8 +106,8 @@ class Identity:
             self._unwritten.add(peer)
 
     def on_pong(self, peer: NodeId, seen: int, *, vouches: bool = True) -> None:
-        """Raises `Quarantined` when `peer` saw more of this node than this node remembers. It `vouches` for this node once
-        nobody sees a second copy (node.doubles). Guests have no say."""
+        """Raises `Quarantined` when `peer` saw more of this node than this node remembers. It `vouches` for this node
+        once nobody sees a second copy (node.doubles). Guests have no say."""
         if not self._self.view.is_member(peer):
             return
         if seen > self.votes:

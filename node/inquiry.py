@@ -8,12 +8,13 @@ A vote that is found is finished first. Used before `unknown_recipient`, `unknow
 nobody knows beforehand. A decided link has the votes of at least majority(group size) nodes, so every answer set of
 n - majority(group size) + 1 nodes meets each of them, and whoever is ACTIVE in a changed group knows all of its votes
 (design R8). Each answers with the senders it knows of, its undecided votes
-where it is ACTIVE included (`Acceptor.paying` says why not others), and with the account's own tip, for what that has confirmed is income no more; the asker fetches what it lacks
-and waits for what is being decided. Used before `insufficient_funds` and `issuer_limit`, and by linearizable reads, so that
-**what a client could see anywhere, it can spend**.
+where it is ACTIVE included (`Acceptor.paying` says why not others), and with the account's own tip, for what that has
+confirmed is income no more; the asker fetches what it lacks and waits for what is being decided. Used before
+`insufficient_funds` and `issuer_limit`, and by linearizable reads, so that **what a client could see anywhere, it can
+spend**.
 
-Both have a deadline: what cannot be fetched in time is no answer (`False`), never a guess. Answers count when both sides
-have the same view installed: a majority is one of one epoch.
+Both have a deadline: what cannot be fetched in time is no answer (`False`), never a guess. Answers count when both
+sides have the same view installed: a majority is one of one epoch.
 """
 
 import hashlib
@@ -114,9 +115,9 @@ class Inquiries:
     # --- a slot ---
 
     def ask_slot(self, turn: Turn, at: SlotName, born: int, done: SlotDone, *, until: float = float("inf")) -> None:
-        """Ask a majority of the slot's group whether it has a successor; `done` is called once, maybe at once, and not after
-        `until`. `born`: the slot's birth epoch. The group of an earlier view has no say (R3), so this node waits for that
-        view."""
+        """Ask a majority of the slot's group whether it has a successor; `done` is called once, maybe at once, and not
+        after `until`. `born`: the slot's birth epoch. The group of an earlier view has no say (R3), so this node waits
+        for that view."""
         if len(self) >= MAX_INQUIRIES:
             done(turn, SlotResult(known=False, taken=False))
             return
@@ -192,7 +193,8 @@ class Inquiries:
 
     def ask_income(self, turn: Turn, account: str, done: IncomeDone, *, until: float = float("inf")) -> None:
         """Fetch every decided link that pays `account` and whose vote majority existed before now; `done(turn, True)`
-        once all are applied here, `done(turn, False)` at `until` at the latest. The turn must have loaded `needs_income(account)`."""
+        once all are applied here, `done(turn, False)` at `until` at the latest. The turn must have loaded
+        `needs_income(account)`."""
         if len(self) >= MAX_INQUIRIES:
             done(turn, False)
             return
@@ -210,7 +212,8 @@ class Inquiries:
             self._note_income(turn, number, self._self.id, tuple(sorted(self._acceptor.paying(account).items())))
 
     def _speaks_of_income(self) -> bool:
-        """The groups of who paid are not known beforehand: only who is ACTIVE in all its regions has heard of all votes."""
+        """The groups of who paid are not known beforehand: only who is ACTIVE in all its regions has heard of all
+        votes."""
         return self._identity.verified and self._self.fully_active
 
     def _ask_income_again(self, turn: Turn, number: int, inquiry: _IncomeInquiry) -> None:

@@ -1,8 +1,8 @@
 """An invitation: one file that lets one new node join one network, until a day.
 
 `hopchain invite` makes it where the network's ca.key and operator.key are. It holds the new node's key and certificate,
-the network's key, where the present nodes are, and the operator's signed change that adds the node; so it is a secret, a
-file with mode 0600. Whoever has it is that node: it is for one machine, and worth nothing once its node was removed,
+the network's key, where the present nodes are, and the operator's signed change that adds the node; so it is a secret,
+a file with mode 0600. Whoever has it is that node: it is for one machine, and worth nothing once its node was removed,
 for ids never come back. An observer's has no change: it follows the network and never votes.
 
 `make_node_directory` turns it into the directory of a node and may be repeated: config.toml is put there last, and a
@@ -57,8 +57,8 @@ _STAGING: Final = ".join"
 
 
 class Invite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file. `genesis`: genesis.json as text; `network_key`, `change`, `signature`: base64 (the last two empty for an
-    observer); `seeds`: nodes of the network; `expires_ms`: Unix milliseconds."""
+    """The file. `genesis`: genesis.json as text; `network_key`, `change`, `signature`: base64 (the last two empty for
+    an observer); `seeds`: nodes of the network; `expires_ms`: Unix milliseconds."""
 
     version: int
     name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

@@ -2,8 +2,8 @@
 
 * A link waits until all it stands on is applied: the link before it, the openings of the accounts it pays, the
   postings it confirms. The last of what it lacked wakes it, in the same turn if it was known when the turn began.
-* What it lacks is asked for, at its sender first, then at others: a chain once, and postings at one peer once at a time, however many
-  links and messages wait for them.
+* What it lacks is asked for, at its sender first, then at others: a chain once, and postings at one peer once at a
+  time, however many links and messages wait for them.
 * Who is far behind asks for nothing here: the log of a peer brings it all (`node.pulling`).
 * All that waits is bounded, in number and in bytes. What found no room comes again with a log.
 """
@@ -63,8 +63,8 @@ class _PostingsAsked(msgspec.Struct):
 
 
 class Lacking:
-    """What waits in this replica, and what was asked for. `is_far_behind` says whether who has so many links has much more than
-    are here."""
+    """What waits in this replica, and what was asked for. `is_far_behind` says whether who has so many links has much
+    more than are here."""
 
     def __init__(self, self_: Self, decoder: LinkDecoder, peers: Peers, is_far_behind: Callable[[int], bool]) -> None:
         self._self = self_
@@ -143,8 +143,8 @@ class Lacking:
                 del self._waiters[key]
 
     def wakes(self, link: Link) -> list[Link]:
-        """The links that will wait for nothing else when this turn has applied `link` and what was named before. Its rows are looked
-        up with theirs: one that stands on another, and so on, would take a turn each."""
+        """The links that will wait for nothing else when this turn has applied `link` and what was named before. Its
+        rows are looked up with theirs: one that stands on another, and so on, would take a turn each."""
         if link.hash in self._arriving:
             return []
         self._arriving.add(link.hash)
@@ -169,7 +169,8 @@ class Lacking:
         return True
 
     def came(self, turn: Turn, link: Link) -> list[Learn]:
-        """`link` is applied. What waited for it and now for nothing else: to be learned now, where this turn has its rows."""
+        """`link` is applied. What waited for it and now for nothing else: to be learned now, where this turn has its
+        rows."""
         ready = self._wake(turn, link)
         self._chain_came(turn, link)
         turn.again += [learn for learn in ready if learn.link.hash not in self._arriving]
@@ -218,8 +219,8 @@ class Lacking:
             turn.send(peer, Want(chains=chains))
 
     def _chain_to_ask(self, turn: Turn, peer: NodeId, account: str, goal: int) -> tuple[At, ...]:
-        """What to ask `peer` for, somebody waiting for link `goal` of the account: nothing when the chain was just asked for, or the log
-        brings it. One question brings it, however many messages and links wait for it."""
+        """What to ask `peer` for, somebody waiting for link `goal` of the account: nothing when the chain was just
+        asked for, or the log brings it. One question brings it, however many messages and links wait for it."""
         if self._is_far_behind():
             return ()
         asked = self._asked.get(account)
@@ -234,8 +235,8 @@ class Lacking:
         return ((account, first),)
 
     def want_chains(self, turn: Turn, peer: NodeId, lacking: Iterable[tuple[str, int, int]]) -> None:
-        """Ask `peer` for these chains (account, first height, the highest that it has), but not for what it was just asked for. Others
-        are asked besides it: who tells of a link may have no more of it than a vote."""
+        """Ask `peer` for these chains (account, first height, the highest that it has), but not for what it was just
+        asked for. Others are asked besides it: who tells of a link may have no more of it than a vote."""
         chains = []
         for account, first, goal in lacking:
             at, height = self._inquired.get((peer, account), (float("-inf"), -1))

@@ -6,11 +6,12 @@
     DIR/ca.key            secret: signs the certificates of new nodes
     DIR/operator.key      secret: the operator's Ed25519 key; whoever holds it changes the members
     DIR/network.key       secret: seals the DHT's datagrams, the same on all nodes; invitations carry it
-    DIR/node-N/           node.key, network.key (secret), node.crt, genesis.json, config.toml, network.toml; later node.db
+    DIR/node-N/           node.key, network.key (secret), node.crt, genesis.json, config.toml, network.toml;
+                          later node.db
 
 A directory is a network when it has network.toml, which is put there last. Issuers' keys stay with the caller. A node's
-directory has a network.toml too, so that commands work where only that directory is: in one that `init` made it names the
-first nodes, in one that joined those that its invitation named.
+directory has a network.toml too, so that commands work where only that directory is: in one that `init` made it names
+the first nodes, in one that joined those that its invitation named.
 """
 
 import re
@@ -140,10 +141,10 @@ def make_network(
 ) -> Network:
     """Make all files of a new network in `directory`, which must be empty or not exist.
 
-    `issuers`: account name -> (asset code, raw Ed25519 public key). `ports`: (port, client port) of each node. `advertise`:
-    under which address each node is reached, by default `host`, which is where all listen; without `host` each listens where
-    it is reached, without both on 127.0.0.1. `now_ms`: Unix milliseconds. `days`: how long the nodes' certificates are valid (the CA's: at
-    least CA_DAYS). On any error nothing is left behind.
+    `issuers`: account name -> (asset code, raw Ed25519 public key). `ports`: (port, client port) of each node.
+    `advertise`: under which address each node is reached, by default `host`, which is where all listen; without `host`
+    each listens where it is reached, without both on 127.0.0.1. `now_ms`: Unix milliseconds. `days`: how long the
+    nodes' certificates are valid (the CA's: at least CA_DAYS). On any error nothing is left behind.
     """
     if not 1 <= nodes <= MAX_NODES:
         raise LocalMisuse(f"{nodes} nodes: it must be 1 to {MAX_NODES}")

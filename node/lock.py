@@ -17,8 +17,8 @@ _MAX_PID_BYTES: Final = 32
 
 
 def try_lock(descriptor: int) -> str | None:
-    """Lock this open file for this process: None; or what the process that holds it has left in it, which may be nothing. `note_holder`
-    follows. Raises `OSError` where the file system has no locks."""
+    """Lock this open file for this process: None; or what the process that holds it has left in it, which may be
+    nothing. `note_holder` follows. Raises `OSError` where the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -27,7 +27,8 @@ def try_lock(descriptor: int) -> str | None:
 
 
 def note_holder(descriptor: int) -> None:
-    """Leave the id of this process in the file that it has locked. Raises `OSError` on a full disk: the lock is what counts."""
+    """Leave the id of this process in the file that it has locked. Raises `OSError` on a full disk: the lock is what
+    counts."""
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
@@ -37,8 +38,8 @@ def _holder(descriptor: int) -> str:
 
 
 def lock_holder(directory: Path) -> int | None:
-    """The process that runs the node of this directory; None when none does. It may end, or start, at any moment. None too
-    where the file system has no locks: a node that is started there says so and ends."""
+    """The process that runs the node of this directory; None when none does. It may end, or start, at any moment. None
+    too where the file system has no locks: a node that is started there says so and ends."""
     try:
         descriptor = os.open(directory / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -1,6 +1,8 @@
-"""What to do about a file of a node, or of the network's directory, that is gone or cannot be used: one phrase for each.
+"""What to do about a file of a node, or of the network's directory, that is gone or cannot be used: one phrase for
+each.
 
-None of them is made anew by `hopchain init`: that makes another network. docs/operations.md has the same in its first table.
+None of them is made anew by `hopchain init`: that makes another network. docs/operations.md has the same in its first
+table.
 """
 
 import errno
@@ -29,7 +31,8 @@ def what_to_do(path: Path) -> str:
 
 
 def unreadable(path: Path, error: OSError, advice: str = "") -> str:
-    """What to tell of a file that cannot be read, with what to do (`advice`, else by its name). One that is there is not lost."""
+    """What to tell of a file that cannot be read, with what to do (`advice`, else by its name). One that is there is
+    not lost."""
     advice = advice or what_to_do(path)
     if error.errno in (errno.EACCES, errno.EPERM):
         advice = "it must belong to the user who runs this"

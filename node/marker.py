@@ -1,11 +1,13 @@
-"""What a node keeps beside its database about it: a database that is gone, or older than this, is not the node's any more.
+"""What a node keeps beside its database about it: a database that is gone, or older than this, is not the node's any
+more.
 
-`node.marker` is rewritten when the node starts, when a view was installed and when its neighbours change, always after the
-commit that it tells of: so it is never ahead of the database that belongs to it. With an emptied or an old node.db the
-founder of a network that grew from one node would find itself alone in the first view, and decide by itself (design R12).
+`node.marker` is rewritten when the node starts, when a view was installed and when its neighbours change, always after
+the commit that it tells of: so it is never ahead of the database that belongs to it. With an emptied or an old node.db
+the founder of a network that grew from one node would find itself alone in the first view, and decide by itself (design
+R12).
 
-What was never a member and never voted has nothing to forget: an observer's database may be put back as one likes. A whole
-directory that was put back brings its old marker with it; then others must tell the node (node.identity).
+What was never a member and never voted has nothing to forget: an observer's database may be put back as one likes. A
+whole directory that was put back brings its old marker with it; then others must tell the node (node.identity).
 """
 
 from pathlib import Path
@@ -25,7 +27,8 @@ _WHAT_TO_DO: Final = (
 
 
 class Marker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of `node` (hex): the newest epoch it has installed, how often it has made votes durable, whether it is a member."""
+    """Of `node` (hex): the newest epoch it has installed, how often it has made votes durable, whether it is a
+    member."""
 
     node: str
     epoch: int

@@ -1,18 +1,20 @@
 """Membership: the chain of views, and how it grows (design R1, R5, R6, R9).
 
-* R1 the view after epoch e is decided by single-decree Paxos among all members of epoch e, always with phase 1. Its slot is
-     the hash of view e; the value is the whole next view, one member more or one fewer.
+* R1 the view after epoch e is decided by single-decree Paxos among all members of epoch e, always with phase 1. Its
+     slot is the hash of view e; the value is the whole next view, one member more or one fewer.
 * R4 the vote is in the table `votes` like any other (with no account), durable before the answer leaves.
-* R5 an installed view is in `Turn.persist` of the turn in which it is installed, before anything of the new epoch leaves.
+* R5 an installed view is in `Turn.persist` of the turn in which it is installed, before anything of the new epoch
+  leaves.
 * R6 views are installed one by one; whoever lags asks for those that follow its own.
 * R9 the next view is proposed when a majority of every changed region is ACTIVE, except to undo the last one.
 
-A change comes from a client, signed by the operator or by the node that leaves, and is judged once, here: signature, time,
-what it would leave without a majority. It is answered `Changed` when the view is as it asks *and* is ACTIVE everywhere it
-changed something: then the next change may follow, and whoever left may stop.
+A change comes from a client, signed by the operator or by the node that leaves, and is judged once, here: signature,
+time, what it would leave without a majority. It is answered `Changed` when the view is as it asks *and* is ACTIVE
+everywhere it changed something: then the next change may follow, and whoever left may stop.
 
-Who is not in the newest view is a *guest* (never was a member: it joins, or only reads) or *removed*. Guests get links and
-views and vote on nothing; the removed may stay until the view without them is ACTIVE everywhere, and then never come back.
+Who is not in the newest view is a *guest* (never was a member: it joins, or only reads) or *removed*. Guests get links
+and views and vote on nothing; the removed may stay until the view without them is ACTIVE everywhere, and then never
+come back.
 """
 
 from collections.abc import Callable, Sequence
@@ -164,8 +166,8 @@ class Membership:
 
     @property
     def is_over(self) -> bool:
-        """True when this node was removed and nobody needs it any more: it may stop for good. Whoever refuses it needs it no
-        more (`is_refused`)."""
+        """True when this node was removed and nobody needs it any more: it may stop for good. Whoever refuses it needs
+        it no more (`is_refused`)."""
         return self._self.told_removed > 0 or (self.removed_in > 0 and not self.lingers)
 
     def is_refused(self, node: NodeId) -> int:
@@ -196,7 +198,8 @@ class Membership:
             turn.send(peer, AskViews(self._self.view.epoch))
 
     def _next_untrusted(self, raw: bytes) -> View:
-        """The view with these bytes; `RoutingFault` unless it may follow the newest one, and its groups can be told apart."""
+        """The view with these bytes; `RoutingFault` unless it may follow the newest one, and its groups can be told
+        apart."""
         if self._checked is None or self._checked[0] != raw or self._checked[1].prev_hash != self._self.view.hash:
             view = decode_view(raw)
             check_next(self._self.view, view)
@@ -374,8 +377,8 @@ class Membership:
     # --- changes ---
 
     def on_change(self, turn: Turn, event: ClientChange) -> None:
-        """Admit a change, or say why not. `Refused` begins nothing; what is judged later (`_look_at`) is `Refused` only while this
-        node has not voted for such a view and proposes none: what others did, a node cannot know."""
+        """Admit a change, or say why not. `Refused` begins nothing; what is judged later (`_look_at`) is `Refused` only
+        while this node has not voted for such a view and proposes none: what others did, a node cannot know."""
         submit = event.submit
         signed = SignedChange(submit.raw, submit.signature)
         try:
@@ -427,8 +430,8 @@ class Membership:
         return self._self.view.is_member(change.node_id) == (change.action is ChangeAction.ADD)
 
     def _may_be_made(self, change: Change) -> bool:
-        """True when a view that this node voted for, or proposes, is as the change asks: whoever asked for it, and whatever has
-        become of that one, a majority may vote for it yet (R1)."""
+        """True when a view that this node voted for, or proposes, is as the change asks: whoever asked for it, and
+        whatever has become of that one, a majority may vote for it yet (R1)."""
         proposed = self._own if self._proposer is not None else None
         wanted = change.action is ChangeAction.ADD
         return any(view is not None and view.is_member(change.node_id) == wanted for view in (self._voted, proposed))
@@ -474,8 +477,8 @@ class Membership:
         return None
 
     def _judge(self, change: Change, now: Now) -> Refused | None:
-        """What the groups of now and of the next view say, with the members that live; a node to be added is connected. It takes
-        0.2 s at 600 members, and follows from the view, the change and `_living` alone."""
+        """What the groups of now and of the next view say, with the members that live; a node to be added is connected.
+        It takes 0.2 s at 600 members, and follows from the view, the change and `_living` alone."""
         view = self._self.view
         try:
             after = self._after(change, now)
@@ -587,7 +590,8 @@ class Membership:
 
 
 def restore_views(first: View, raws: Sequence[bytes]) -> list[View]:
-    """The installed views from a database, checked to be one chain; `RoutingFault("bad_view")` names the one that is not."""
+    """The installed views from a database, checked to be one chain; `RoutingFault("bad_view")` names the one that is
+    not."""
     views = [first]
     for raw in raws:
         view = decode_view(raw)

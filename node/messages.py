@@ -20,7 +20,8 @@ MAX_MESSAGE_BYTES: Final = MAX_FRAME_BYTES - 5  # one message in a frame of its 
 MAX_EARLIER: Final = 64  # logs that an Offer names beside its own
 MAX_MESSAGES: Final = 20_000  # of one frame; more wait for the next turn
 
-# What numbers, hashes and names from elsewhere may be, so that they fit SQLite and the view; anything else is no message.
+# What numbers, hashes and names from elsewhere may be, so that they fit SQLite and the view; anything else is no
+# message.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_BYTES)]
@@ -97,7 +98,8 @@ class Decided(_Message, frozen=True, tag="decided"):
 
 
 class DecidedHash(_Message, frozen=True, tag="decided_hash"):
-    """`Decided` for a member that votes, and so has the link: the one with this hash is decided in this slot (ADR 26)."""
+    """`Decided` for a member that votes, and so has the link: the one with this hash is decided in this slot (ADR
+    26)."""
 
     at: SlotName
     link: Hash
@@ -152,8 +154,8 @@ class AskSlot(_Message, frozen=True, tag="ask_slot"):
 
 
 class SlotAnswer(_Message, frozen=True, tag="slot_answer"):
-    """Answer to AskSlot: decided links from the slot on, or `voted` when a vote here is not decided yet. `epoch`: which one
-    the answering node has installed, and is ACTIVE in for this slot."""
+    """Answer to AskSlot: decided links from the slot on, or `voted` when a vote here is not decided yet. `epoch`: which
+    one the answering node has installed, and is ACTIVE in for this slot."""
 
     number: int
     voted: bool
@@ -162,7 +164,8 @@ class SlotAnswer(_Message, frozen=True, tag="slot_answer"):
 
 
 class AskIncome(_Message, frozen=True, tag="ask_income"):
-    """Which incoming money of `account` do you know? `digest` is that of the list I know (node.inquiry). Asked in `epoch`."""
+    """Which incoming money of `account` do you know? `digest` is that of the list I know (node.inquiry). Asked in
+    `epoch`."""
 
     number: int
     account: Name
@@ -238,8 +241,8 @@ class SyncVote(_Message, frozen=True):
 
 
 class AskSync(_Message, frozen=True, tag="ask_sync"):
-    """What did you vote for before you installed `epoch`? (design R8) Tell me `part` of it. The number is the same for all parts of
-    an answer."""
+    """What did you vote for before you installed `epoch`? (design R8) Tell me `part` of it. The number is the same for
+    all parts of an answer."""
 
     number: int
     epoch: Count
@@ -247,10 +250,10 @@ class AskSync(_Message, frozen=True, tag="ask_sync"):
 
 
 class SyncPart(_Message, frozen=True, tag="sync_part"):
-    """Answer to AskSync, `part` of `parts`, all of one moment: the votes on undecided slots, the length of the log (what is
-    decided is no vote any more: the asker needs those links too), and where the sender was ACTIVE in the epoch before and,
-    `active_now`, is in `epoch`. `log_id`: which log that is, as in Offer. `moment`: drawn for each answer in more than one part, for a source
-    that was started again begins anew."""
+    """Answer to AskSync, `part` of `parts`, all of one moment: the votes on undecided slots, the length of the log
+    (what is decided is no vote any more: the asker needs those links too), and where the sender was ACTIVE in the epoch
+    before and, `active_now`, is in `epoch`. `log_id`: which log that is, as in Offer. `moment`: drawn for each answer
+    in more than one part, for a source that was started again begins anew."""
 
     number: int
     epoch: Count
@@ -282,8 +285,8 @@ class Links(_Message, frozen=True, tag="links"):
 
 
 class Pull(_Message, frozen=True, tag="pull"):
-    """What have you applied after `after` of your log `log_id` (or from the start, when that is not your log)? I have `count`
-    links whose hashes XOR to `accumulator`."""
+    """What have you applied after `after` of your log `log_id` (or from the start, when that is not your log)? I have
+    `count` links whose hashes XOR to `accumulator`."""
 
     after: Count
     count: Count
@@ -292,10 +295,10 @@ class Pull(_Message, frozen=True, tag="pull"):
 
 
 class Offer(_Message, frozen=True, tag="offer"):
-    """Answer to Pull: hashes of the log behind `after` up to `upto`; `head` is where the log of `count` links ends. Equal
-    replicas: no hashes. `log_id`: drawn by each process of a node. `earlier`, when `after` is 0: the last logs of that disk, newest first,
-    and for how many links each of them is the same as this one. `accumulator`: when the replicas are equal, of both: a late answer may come to
-    another process than asked."""
+    """Answer to Pull: hashes of the log behind `after` up to `upto`; `head` is where the log of `count` links ends.
+    Equal replicas: no hashes. `log_id`: drawn by each process of a node. `earlier`, when `after` is 0: the last logs of
+    that disk, newest first, and for how many links each of them is the same as this one. `accumulator`: when the
+    replicas are equal, of both: a late answer may come to another process than asked."""
 
     hashes: tuple[bytes, ...]
     upto: Count
@@ -308,8 +311,8 @@ class Offer(_Message, frozen=True, tag="offer"):
 
 
 class Ping(_Message, frozen=True, tag="ping"):
-    """Liveness and round-trip time; `links` the sender has applied, `votes` how often it has made votes durable; the `epoch`
-    it has installed, and whether it is ACTIVE in it in all its regions; its wall clock, Unix milliseconds."""
+    """Liveness and round-trip time; `links` the sender has applied, `votes` how often it has made votes durable; the
+    `epoch` it has installed, and whether it is ACTIVE in it in all its regions; its wall clock, Unix milliseconds."""
 
     sent: float
     links: Count
@@ -321,8 +324,8 @@ class Ping(_Message, frozen=True, tag="ping"):
 
 class Pong(_Message, frozen=True, tag="pong"):
     """Answer to Ping, with its `sent`; `seen` is the highest `votes` that the answering node ever saw of the asker.
-    `boot`: the process of the asker that it vouches for, as nobody it can ask sees another one (node.doubles); None: not yet.
-    Whichever process of the asker is connected gets the word, and heeds it when it is that one."""
+    `boot`: the process of the asker that it vouches for, as nobody it can ask sees another one (node.doubles); None:
+    not yet. Whichever process of the asker is connected gets the word, and heeds it when it is that one."""
 
     sent: float
     links: Count
@@ -331,15 +334,16 @@ class Pong(_Message, frozen=True, tag="pong"):
 
 
 class AskBoot(_Message, frozen=True, tag="ask_boot"):
-    """I see `node` with this `boot` (of its hello): do you see another one? To `node` itself, from who does: others see this
-    boot of you. (node.doubles)"""
+    """I see `node` with this `boot` (of its hello): do you see another one? To `node` itself, from who does: others see
+    this boot of you. (node.doubles)"""
 
     node: NodeId
     boot: bytes
 
 
 class BootAnswer(_Message, frozen=True, tag="boot_answer"):
-    """Answer to AskBoot: `twice` when another boot of `node` is connected here and answers; `later`: that one was there first."""
+    """Answer to AskBoot: `twice` when another boot of `node` is connected here and answers; `later`: that one was there
+    first."""
 
     node: NodeId
     boot: bytes

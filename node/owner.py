@@ -8,10 +8,10 @@
 **The queue follows the tail.** Requests that arrive while a slot is being decided wait; when its link is applied,
 whoever holds requests that are not in it hands all of them to the owner of the new tail.
 
-**Takeover.** A standby waits 3 RTT for every rank before it that lives and does not lag, then runs phase 1. Refusals carry
-the promised ballot; the next try goes above it after a random back-off of some RTT, which each refusal in the slot doubles.
-Whoever lags itself and lacks the parent leaves requests to another rank, and nodes that see this differently send no
-request in circles (`_leave`).
+**Takeover.** A standby waits 3 RTT for every rank before it that lives and does not lag, then runs phase 1. Refusals
+carry the promised ballot; the next try goes above it after a random back-off of some RTT, which each refusal in the
+slot doubles. Whoever lags itself and lacks the parent leaves requests to another rank, and nodes that see this
+differently send no request in circles (`_leave`).
 
 A `Work` is one account with something to decide here:
 
@@ -144,8 +144,8 @@ class Owner:
         self.needs_queued(account, message.at.slot, queued, needs)
 
     def needs_queued(self, account: str, slot: bytes, queued: list[Queued], needs: Needs, *, few: bool = False) -> None:
-        """What forms the link in `slot` with these requests, when this node makes it and nothing is being decided there. `few`: only
-        if that is not much."""
+        """What forms the link in `slot` with these requests, when this node makes it and nothing is being decided
+        there. `few`: only if that is not much."""
         work = self._works.get(account)
         idle = work is None or (work.idle and not work.put_off)
         if idle and self._self.id == self._self.view.group(route_key(slot))[0]:
@@ -179,14 +179,16 @@ class Owner:
         self.enqueue(turn, at.account, held, wait_s=self._takeover_wait(before))
 
     def _leave(self, turn: Turn, message: Forward) -> bool:
-        """Leave requests whose parent is not here to a rank that keeps pace, when this node lags: it may lack the parent for long.
+        """Leave requests whose parent is not here to a rank that keeps pace, when this node lags: it may lack the
+        parent for long.
 
-        No request runs in circles, whatever each node thinks of the others. What is left to others says `takeover`: whoever gets it
-        keeps it, and at most sends a copy to a rank before it that it thinks more of. A copy is neither left to others nor
-        answered with `NotOwner`: who made it holds the request, too. A `NotOwner` to anything else sends its requests to the first rank, which
-        answers nothing of its view with another. All else that sends requests on (`_chase`, `_hand_over`) does it behind a decided link,
-        for the slot after it. So on the way of a request (height of its slot, `takeover`) does not fall, and where it stays the
-        same the way ends with the first rank."""
+        No request runs in circles, whatever each node thinks of the others. What is left to others says `takeover`:
+        whoever gets it keeps it, and at most sends a copy to a rank before it that it thinks more of. A copy is neither
+        left to others nor answered with `NotOwner`: who made it holds the request, too. A `NotOwner` to anything else
+        sends its requests to the first rank, which answers nothing of its view with another. All else that sends
+        requests on (`_chase`, `_hand_over`) does it behind a decided link, for the slot after it. So on the way of a
+        request (height of its slot, `takeover`) does not fall, and where it stays the same the way ends with the first
+        rank."""
         group = self._self.view.group(route_key(message.at.slot))
         copies = any(item.gateway == NO_GATEWAY for item in message.items)
         if message.takeover or copies or self._self.id not in group or not self._peers.lags(self._self.id):
@@ -329,7 +331,8 @@ class Owner:
             self._form(turn, work)
 
     def _put_off(self, turn: Turn, work: Work) -> None:
-        """It may not be decided here yet: no row of it is loaded until it may. What changes that is seen in the turn that brings it."""
+        """It may not be decided here yet: no row of it is loaded until it may. What changes that is seen in the turn
+        that brings it."""
         if self._stopped_by is None:
             self._stopped_by = self._identity.verified, self._self.active
         if self._look_at <= turn.now.mono:
@@ -347,8 +350,8 @@ class Owner:
                 self._wake(work, turn.now.mono)
 
     def _may_work_on(self, at: SlotName, born: int) -> bool:
-        """R7: only where this node is ACTIVE. R2, R3: a slot that was born in a later epoch than this node has installed, or
-        has a merged vote of one, waits for that epoch's view."""
+        """R7: only where this node is ACTIVE. R2, R3: a slot that was born in a later epoch than this node has
+        installed, or has a merged vote of one, waits for that epoch's view."""
         vote = self._acceptor.vote(Slot(at.slot))
         newest = max(born, vote.promised.epoch if vote is not None else born)
         return newest <= self._self.view.epoch and self._self.is_active(route_key(at.slot))
@@ -434,7 +437,8 @@ class Owner:
                 self._remove(work)
 
     def _ask(self, turn: Turn, work: Work, formed: Formed) -> bool:
-        """Ask the network for the facts that `formed` lacks; then form again. False when there is nothing to wait for."""
+        """Ask the network for the facts that `formed` lacks; then form again. False when there is nothing to wait
+        for."""
         asked = work.asked = work.asked or Asked(turn.now.mono)
 
         def on_end(turn: Turn) -> None:
@@ -535,8 +539,9 @@ class Owner:
             self._back_off(turn, work, message.promised)
 
     def _back_off(self, turn: Turn, work: Work, promised: Ballot) -> None:
-        """Somebody promised a higher ballot: try above it, later. Each refusal in this slot doubles the pause, also when the ballot had
-        its promises: of those who try, one must be left alone for the two round trips that a ballot takes."""
+        """Somebody promised a higher ballot: try above it, later. Each refusal in this slot doubles the pause, also
+        when the ballot had its promises: of those who try, one must be left alone for the two round trips that a ballot
+        takes."""
         assert work.proposer is not None
         self._self.counters["ballots_refused"] += 1
         work.refusals += 1
@@ -572,7 +577,8 @@ class Owner:
         self._hand_over(turn, work, SlotName(link.next_slot, link.account, link.height + 1))
 
     def _hand_over(self, turn: Turn, work: Work, at: SlotName) -> None:
-        """Send the queue to the first of the slot's group who lives and does not lag, or keep it when that is this node."""
+        """Send the queue to the first of the slot's group who lives and does not lag, or keep it when that is this
+        node."""
         to, is_owner = self._first_rank(turn, at)
         if to == self._self.id:
             turn.again.append(FormLink(work.account))

@@ -8,8 +8,8 @@ The rules that live here:
       vote is its durable record of (slot, ballot, value): one value per ballot, for ever.
 * R10 votes are counted by distinct node, for the same ballot, among the group pinned when the ballot was made.
 
-`Vote` is what one acceptor knows about one undecided slot. `prepare`, `accept` and `merge` are its only transitions; they are
-idempotent. `Proposer` drives one ballot of one node; a new ballot is a new `Proposer`. The value is opaque.
+`Vote` is what one acceptor knows about one undecided slot. `prepare`, `accept` and `merge` are its only transitions;
+they are idempotent. `Proposer` drives one ballot of one node; a new ballot is a new `Proposer`. The value is opaque.
 
     prepare(vote, ballot) -> Vote | Refusal        Proposer.on_promise -> value to accept, when a majority promised
     accept(vote, ballot, value) -> Vote | Refusal  Proposer.on_accepted -> True, when a majority accepted
@@ -73,7 +73,8 @@ def prepare(vote: Vote[Value] | None, ballot: Ballot) -> Vote[Value] | Refusal:
 
 
 def accept(vote: Vote[Value] | None, ballot: Ballot, value: Value) -> Vote[Value] | Refusal:
-    """Phase 2 at an acceptor: vote for `value` unless a higher ballot was promised, or this one has another value here."""
+    """Phase 2 at an acceptor: vote for `value` unless a higher ballot was promised, or this one has another value
+    here."""
     if vote is not None and ballot < vote.promised:
         return Refusal(vote.promised)
     if vote is not None and vote.accepted == ballot:

@@ -1,15 +1,15 @@
 """Failure detector: which members are alive, how far away they are.
 
-A member is alive while its connection stands, something was heard of it within SUSPECT_S, and it answers: whoever is heard
-but answers no ping does not hear this node, and a request that is handed to it is lost. A connection through which
-nothing came for three times SUSPECT_S is closed: it may be half open, and would never end by itself. Pings keep an idle
-connection heard of and measure the round trip *through the peer's turns*, so that time-outs built on it grow with
-load. Being wrong costs time, never safety: consensus does not ask who is alive.
+A member is alive while its connection stands, something was heard of it within SUSPECT_S, and it answers: whoever is
+heard but answers no ping does not hear this node, and a request that is handed to it is lost. A connection through
+which nothing came for three times SUSPECT_S is closed: it may be half open, and would never end by itself. Pings keep
+an idle connection heard of and measure the round trip *through the peer's turns*, so that time-outs built on it grow
+with load. Being wrong costs time, never safety: consensus does not ask who is alive.
 
-A member that was away lives, and has no use for requests until it has caught up: it *lags* while it lacks many links that
-this node had LAG_S before. Counts are never compared as they come, for those of a busy network are old when they arrive:
-what a peer tells is held against what this node had LAG_S before it asked, and what this node has now against what a peer
-told LAG_S ago. Who lags is handed requests last (`ranks`); for all else it is as good as others (ADR 29).
+A member that was away lives, and has no use for requests until it has caught up: it *lags* while it lacks many links
+that this node had LAG_S before. Counts are never compared as they come, for those of a busy network are old when they
+arrive: what a peer tells is held against what this node had LAG_S before it asked, and what this node has now against
+what a peer told LAG_S ago. Who lags is handed requests last (`ranks`); for all else it is as good as others (ADR 29).
 """
 
 from collections import deque
@@ -183,8 +183,9 @@ class Peers:
         known.measured = True
 
     def counts(self, peer: NodeId, message: Message) -> bool:
-        """False for what is said about votes by a process of `peer` that is not the one this node vouched for last, and for
-        answers while this node may not vote itself: they may be for another process of it. Both are asked for again."""
+        """False for what is said about votes by a process of `peer` that is not the one this node vouched for last, and
+        for answers while this node may not vote itself: they may be for another process of it. Both are asked for
+        again."""
         kind = type(message)
         if kind not in _VOTING or peer == self._self.id:
             return True
@@ -194,8 +195,8 @@ class Peers:
         return True
 
     def wake(self, now: Now) -> None:
-        """Before all else in a turn: who slept may have been given up meanwhile, and another process of it be vouched for. It
-        votes again when all have vouched for it since, and vouches for others as if it had just started."""
+        """Before all else in a turn: who slept may have been given up meanwhile, and another process of it be vouched
+        for. It votes again when all have vouched for it since, and vouches for others as if it had just started."""
         if self._has_slept(now):
             self._suspend(now)
             self.doubles.on_slept(now.mono)
@@ -228,8 +229,8 @@ class Peers:
             told.append(known.links)
 
     def lags(self, node: NodeId) -> bool:
-        """True when `node` lacks many links that this node had LAG_S before; of this node itself, when it lacks as many that a peer
-        who lives had LAG_S before."""
+        """True when `node` lacks many links that this node had LAG_S before; of this node itself, when it lacks as many
+        that a peer who lives had LAG_S before."""
         if node == self._self.id:
             return self._lags
         known = self._up.get(node)
@@ -240,8 +241,8 @@ class Peers:
         return self.alive(node, now) and not self.lags(node)
 
     def ranks(self, group: Sequence[NodeId], now: Now) -> list[NodeId]:
-        """To whom of a slot's group requests are handed, one after the other: those who live, in their order, who lags last. All of
-        them when nobody lives."""
+        """To whom of a slot's group requests are handed, one after the other: those who live, in their order, who lags
+        last. All of them when nobody lives."""
         living = [node for node in group if self.alive(node, now)] or list(group)
         return sorted(living, key=self.lags)
 
@@ -269,14 +270,14 @@ class Peers:
         return self._told.get(node, (0, False))
 
     def clock_apart_ms(self, node: NodeId) -> int:
-        """Its wall clock minus ours in milliseconds, by that of its last CLOCK_PINGS pings that waited least on its way: what a ping
-        waits makes a clock look slow."""
+        """Its wall clock minus ours in milliseconds, by that of its last CLOCK_PINGS pings that waited least on its
+        way: what a ping waits makes a clock look slow."""
         known = self._up.get(node)
         return max(known.clocks_apart_ms, default=0) if known is not None else 0
 
     def keeps_up(self, now: Now, links: int) -> bool:
-        """True when a majority of the members, this node with `links` applied among them if it is one, are in no later epoch
-        and had no more links when they answered one of the last two pings: what is newer may be on its way."""
+        """True when a majority of the members, this node with `links` applied among them if it is one, are in no later
+        epoch and had no more links when they answered one of the last two pings: what is newer may be on its way."""
         members = self._self.view.ids
         return sum(self._is_level(node, now, links) for node in members) >= majority(len(members))
 

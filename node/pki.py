@@ -5,8 +5,8 @@
   proves possession of the key, and the node id is read off the certificate: no host names, no lookup.
 * Whether a node is a member is for the view to say, not for its certificate: removal from the view is what revokes one.
 * A node's certificate ends after NODE_DAYS, and never after the CA's, which is part of genesis.json and so is fixed for
-  the life of the network (CA_DAYS). A new one for the same key (`hopchain certificate renew`) replaces the file; a running
-  node loads it into its contexts: new handshakes show it, standing connections go on.
+  the life of the network (CA_DAYS). A new one for the same key (`hopchain certificate renew`) replaces the file; a
+  running node loads it into its contexts: new handshakes show it, standing connections go on.
 * TLS 1.3 only. Between nodes both sides show a certificate; on the client port only the node does.
 * Secrets are files with mode 0600 from their first byte. A key file that others can read is refused.
 """
@@ -58,9 +58,9 @@ class NodeKey:
 
 @dataclass(slots=True)
 class NodeContexts:
-    """The three ways in which a node uses TLS: `accept` and `dial` between members, `serve` for clients. `ca_pem`: the CA
-    that they trust; `until_ms`: when the certificate that they show ends, Unix milliseconds, whatever its file holds now;
-    `outdated`: that file has another one, which cannot be used."""
+    """The three ways in which a node uses TLS: `accept` and `dial` between members, `serve` for clients. `ca_pem`: the
+    CA that they trust; `until_ms`: when the certificate that they show ends, Unix milliseconds, whatever its file holds
+    now; `outdated`: that file has another one, which cannot be used."""
 
     accept: ssl.SSLContext
     dial: ssl.SSLContext
@@ -86,8 +86,8 @@ def write_secret(path: Path, secret: bytes) -> None:
 
 
 def read_secret(path: Path, advice: str = "") -> bytes:
-    """The bytes of a secret file. `LocalMisuse` when it is missing (`advice` says what to do then, else node.lost) or others may
-    use it."""
+    """The bytes of a secret file. `LocalMisuse` when it is missing (`advice` says what to do then, else node.lost) or
+    others may use it."""
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -262,7 +262,8 @@ def certified_key(path: Path) -> bytes:
 
 
 def certificate_matches(pem: bytes, where: str, ca_pem: str, node: NodeId) -> None:
-    """`LocalMisuse` unless the certificate is signed by this CA and is this node's. `where` is what the message calls it."""
+    """`LocalMisuse` unless the certificate is signed by this CA and is this node's. `where` is what the message calls
+    it."""
     certificate = _certificate(pem, where)
     authority = _certificate(ca_pem.encode(), "the CA certificate in genesis.json")
     try:

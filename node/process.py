@@ -57,8 +57,8 @@ LATE_SIGNAL_S: Final = 0.05  # for signals that came already to be taken
 
 
 def settle_collector() -> None:
-    """For a process that is a node: what was imported stays, so the garbage collector never looks at it again, and less often at
-    the rest. Records, which are nearly all that a node makes, it does not know at all (`gc=False`, ADR 25)."""
+    """For a process that is a node: what was imported stays, so the garbage collector never looks at it again, and less
+    often at the rest. Records, which are nearly all that a node makes, it does not know at all (`gc=False`, ADR 25)."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
@@ -146,7 +146,8 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
 
 
 def _disk(database: Path) -> Disk:
-    """The disk of the database, and the size of the database with its write-ahead log; all 0 when they cannot be looked at."""
+    """The disk of the database, and the size of the database with its write-ahead log; all 0 when they cannot be looked
+    at."""
     try:
         usage = shutil.disk_usage(database.parent)
         size = sum(file.stat().st_size for file in database.parent.glob(f"{database.name}*"))
@@ -161,8 +162,8 @@ def _certificate_ns(directory: Path) -> int:
 
 
 async def _renew_certificates(contexts: NodeContexts, directory: Path, loaded_ns: int) -> None:
-    """Use a new node.crt as soon as it is there: standing connections go on, the next handshakes show it. `loaded_ns`: when
-    the one in `contexts` was written."""
+    """Use a new node.crt as soon as it is there: standing connections go on, the next handshakes show it. `loaded_ns`:
+    when the one in `contexts` was written."""
     while True:
         await trio.sleep(LOOK_AT_CERTIFICATE_S)
         try:

@@ -1,12 +1,12 @@
 """Pulling: the logs of the peers, read where this replica lacks something.
 
-* Decided links go out at once (`node.replica`), and every PULL_S a random peer is asked what its log holds that this one
-  lacks. So a lost message costs time, never a link.
-* R8 a cursor says that all links before it in one log are applied here; syncs rely on it (`has_log`). So it moves only behind
-      what was compared from where it stood, and it belongs to a log, not to a node.
-* Every process of a node begins another log, because its disk may be an older one than the last process had: what comes now is
-  not what others have read behind that place. It says which earlier logs begin as its own does, and for how many links
-  (`Offer.earlier`), so a cursor into one of them is worth as much in this one, and nobody compares all again.
+* Decided links go out at once (`node.replica`), and every PULL_S a random peer is asked what its log holds that this
+  one lacks. So a lost message costs time, never a link.
+* R8 a cursor says that all links before it in one log are applied here; syncs rely on it (`has_log`). So it moves only
+      behind what was compared from where it stood, and it belongs to a log, not to a node.
+* Every process of a node begins another log, because its disk may be an older one than the last process had: what comes
+  now is not what others have read behind that place. It says which earlier logs begin as its own does, and for how many
+  links (`Offer.earlier`), so a cursor into one of them is worth as much in this one, and nobody compares all again.
 """
 
 import hashlib
@@ -208,7 +208,8 @@ class Pulling:
         self._want_more(turn, puller)
 
     def on_links(self, turn: Turn, peer: NodeId, message: Links) -> None:
-        """These links were learned. Ask for more when all that was asked for has come, or the answer has ended, with something in it."""
+        """These links were learned. Ask for more when all that was asked for has come, or the answer has ended, with
+        something in it."""
         puller = self._puller
         if puller is None or puller.peer != peer or not puller.asked:
             return
@@ -256,7 +257,8 @@ class Pulling:
         return [p for p in self._peers.connected() if self._peers.alive(p, turn.now)]
 
     def _ahead(self, alive: list[NodeId]) -> list[NodeId]:
-        """The members that have much that this node lacks, and at least half of what anybody has: others may be catching up, too."""
+        """The members that have much that this node lacks, and at least half of what anybody has: others may be
+        catching up, too."""
         links = {p: self._peers.links(p) for p in alive if self._self.view.is_member(p)}
         half = (max(links.values(), default=0) + self._replica.count) // 2
         return [p for p, there in links.items() if there >= half and self._replica.is_far_behind(there)]

@@ -1,4 +1,5 @@
-"""The requests that wait for an account's next link: one of them, as many as one link can hold, and as many as one message does."""
+"""The requests that wait for an account's next link: one of them, as many as one link can hold, and as many as one
+message does."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final

@@ -3,10 +3,10 @@
 * R11 only decided links come here, and none is judged again: `check_successor` failing means that this replica is
       damaged, and the node stops. Two successors of one link stop it too.
 * A link waits until all it stands on is applied (`node.lacking`).
-* Decided links go out at once: directly, or along a Kademlia broadcast tree in large networks. What was lost on the way is
-  found when logs are compared (`node.pulling`).
-* Who lacks FAR_BEHIND links or more reads them from a log alone: each stands on those before it. To ask for what new links
-  wait for would bring, for each of them, much of what is about to come, again and again.
+* Decided links go out at once: directly, or along a Kademlia broadcast tree in large networks. What was lost on the way
+  is found when logs are compared (`node.pulling`).
+* Who lacks FAR_BEHIND links or more reads them from a log alone: each stands on those before it. To ask for what new
+  links wait for would bring, for each of them, much of what is about to come, again and again.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -54,8 +54,8 @@ class Replica:
     # --- decided links ---
 
     def announce(self, turn: Turn, link: Link, voters: Collection[NodeId]) -> None:
-        """Tell everybody that `link` is decided; the caller counted the votes. Who is among the `voters` has the link, and gets its
-        hash instead of it."""
+        """Tell everybody that `link` is decided; the caller counted the votes. Who is among the `voters` has the link,
+        and gets its hash instead of it."""
         if link.prev_hash in turn.voted:  # this node's vote alone decided it: nobody else could say so after a crash
             turn.hold_together()
         self._pass_on(turn, link, self._self.id, depth=0, voters=voters)
@@ -87,7 +87,8 @@ class Replica:
             self.learn(turn, link, by, by)
 
     def ask_for_link(self, turn: Turn, peer: NodeId, at: SlotName, link: LinkHash) -> None:
-        """`link` is decided in `at`, as `peer` says, and is not among the votes: it is here, or is asked for with what is before it."""
+        """`link` is decided in `at`, as `peer` says, and is not among the votes: it is here, or is asked for with what
+        is before it."""
         head = turn.loaded.heads.get(at.account)
         if head is None or head.height < at.height:
             self.lacking.want_chain(turn, peer, at.account, at.height)
@@ -191,8 +192,8 @@ class Replica:
         needs.wanted_postings.update(dict.fromkeys(map(PostingHash, message.postings)))
 
     def on_want(self, turn: Turn, peer: NodeId, message: Want) -> None:
-        """Send what there is room for in one turn. Who asked for links by their hashes is told by an empty Links that the answer ends
-        before them."""
+        """Send what there is room for in one turn. Who asked for links by their hashes is told by an empty Links that
+        the answer ends before them."""
         loaded = turn.loaded
         chains = _wanted_chains(turn, message.chains)
         raws = [raw for h in message.links if (raw := loaded.link(LinkHash(h))) is not None]
@@ -247,8 +248,8 @@ def _wanted_chains(turn: Turn, wanted: Sequence[tuple[str, int]]) -> list[list[b
 
 
 def batches(groups: Iterable[Sequence[bytes]]) -> Iterator[tuple[bytes, ...]]:
-    """Links, each once, in messages of at most REPLY_BYTES, at least one link each. A group that one message has room for is not
-    parted: who asks on behind the end of each message would fetch the rest of a parted chain twice."""
+    """Links, each once, in messages of at most REPLY_BYTES, at least one link each. A group that one message has room
+    for is not parted: who asks on behind the end of each message would fetch the rest of a parted chain twice."""
     batch: list[bytes] = []
     size, sent = 0, set[bytes]()
     for group in groups:
@@ -270,8 +271,8 @@ def batches(groups: Iterable[Sequence[bytes]]) -> Iterator[tuple[bytes, ...]]:
 
 
 def _note_forming(loaded: Loaded, link: Link) -> None:
-    """What was read to form a link was read before `link`. Who it pays is read anew, and so is its own account unless `link` has
-    taken up all that waited for it: then everything that the next one depends on is known here."""
+    """What was read to form a link was read before `link`. Who it pays is read anew, and so is its own account unless
+    `link` has taken up all that waited for it: then everything that the next one depends on is known here."""
     own = loaded.forming.pop(link.account, None)
     if own is not None and own.incoming_count == len(link.confirmed):
         head = loaded.heads[link.account]

@@ -234,8 +234,8 @@ class RunningNode:
     # --- members ---
 
     def _whom(self) -> frozenset[NodeId]:
-        """With whom to keep a connection. Who is a guest, or alone, may know an old view only: it dials the seeds of its config
-        too."""
+        """With whom to keep a connection. Who is a guest, or alone, may know an old view only: it dials the seeds of
+        its config too."""
         if self.id in self._contacts and len(self._contacts) > 1:
             return self._contacts
         return self._contacts.union(self._book.known(self._is_over)) - {self.id}  # it dials, and does not wait
@@ -261,8 +261,9 @@ class RunningNode:
         self.mesh.refresh()
 
     async def _keep_notes(self) -> None:
-        """For the next start: where the other members are, as far as somebody answered there. What was noted of a node stays
-        until it is removed, since this node may know an old view only. And what has changed is told in the log."""
+        """For the next start: where the other members are, as far as somebody answered there. What was noted of a node
+        stays until it is removed, since this node may know an old view only. And what has changed is told in the
+        log."""
         condition = ConditionLog(self.id, self.core, self._ports.clock().mono, NOTE_EVERY_S)
         while True:
             condition.look(self._ports.clock())
@@ -353,7 +354,8 @@ class RunningNode:
         self.driver.reply(caller, await self._serving.answer(body))
 
     async def _answer_beside(self, caller: Caller, body: Question) -> None:
-        """It takes long: its connection is read on, since its client asks for signs of life meanwhile. One such call of each."""
+        """It takes long: its connection is read on, since its client asks for signs of life meanwhile. One such call of
+        each."""
         try:
             await self._answer(caller, body)
         finally:

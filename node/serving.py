@@ -188,8 +188,8 @@ class Serving:
         )
 
     async def _state(self) -> StateDigest:
-        """One digest for all who wait when it begins, then none for as long as it took: the log of the database begins anew only
-        when a checkpoint is due while nobody reads it for long."""
+        """One digest for all who wait when it begins, then none for as long as it took: the log of the database begins
+        anew only when a checkpoint is due while nobody reads it for long."""
         asked = trio.current_time()
         async with self._digesting:
             if self._digest is None or self._digest[0] <= asked:

@@ -1,4 +1,5 @@
-"""The slot after an account's tip: its name, the epoch in which it was born, who may skip phase 1 in it, and what may be its value.
+"""The slot after an account's tip: its name, the epoch in which it was born, who may skip phase 1 in it, and what may
+be its value.
 
 Pure functions of the account's head here (`AccountHead`; None: it has no link, and the slot is that of its opening).
 """

@@ -10,7 +10,8 @@ from routing.regions import decode_ranges
 
 
 def read_start(conn: sqlite3.Connection) -> Start:
-    """Undecided votes, the length of the log, cursors, vote counts, views and where it is ACTIVE. `Corruption` when a checksum does not hold."""
+    """Undecided votes, the length of the log, cursors, vote counts, views and where it is ACTIVE. `Corruption` when a
+    checksum does not hold."""
     return Start(
         load_votes(conn),
         count_links(conn),

@@ -1,17 +1,19 @@
 """Syncing: how a node becomes ACTIVE where the group of a key has changed (design R7, R8).
 
 For every epoch that it installs, a node works out the regions in which it has to sync. It asks all members of the epoch
-before (itself included) what they voted for; who answers has installed the new epoch, so it votes in the old one no more
-(R5: the fence is durable with the transaction in which the answer leaves, and the votes are read after it). A source's
-answer counts once
+before (itself included) what they voted for; who answers has installed the new epoch, so it votes in the old one no
+more (R5: the fence is durable with the transaction in which the answer leaves, and the votes are read after it). A
+source's answer counts once
 
-* all its parts, which are of one moment, are here: they are asked for one after the other, so that it comes whatever its size;
+* all its parts, which are of one moment, are here: they are asked for one after the other, so that it comes whatever
+  its size;
 * every link of its log is applied here: what it had decided is no vote any more;
 * for those keys for which the source itself was ACTIVE in the epoch before, or is in the new one;
-* but not for the key of a vote that does not follow from the chain here (ADR 33): about that slot it is as if it had said nothing.
+* but not for the key of a vote that does not follow from the chain here (ADR 33): about that slot it is as if it had
+  said nothing.
 
-When answers of a majority of a region's old group count (or, for a node that comes late, of a majority of its new group that is
-ACTIVE already), the highest vote of each slot and the ACTIVE mark are written in
+When answers of a majority of a region's old group count (or, for a node that comes late, of a majority of its new group
+that is ACTIVE already), the highest vote of each slot and the ACTIVE mark are written in
 one transaction. Regions become ACTIVE one by one, so a dead neighbourhood stops only itself. A node that went on to
 the next epoch may still complete the sync of the one before: others may need it as a source.
 """
@@ -68,7 +70,8 @@ class _Answer(msgspec.Struct):
 
     @property
     def counts(self) -> Source:
-        """Where the answer counts: a vote that does not follow is one answer less for its own key, and for no other (ADR 33)."""
+        """Where the answer counts: a vote that does not follow is one answer less for its own key, and for no other
+        (ADR 33)."""
         return Source(subtract(self.active.before, self.doubted), subtract(self.active.after, self.doubted))
 
 
@@ -92,7 +95,8 @@ class _Sync(msgspec.Struct):
     sources: dict[NodeId, _Answer] = msgspec.field(default_factory=dict)
 
     def lacks(self, node: NodeId) -> bool:
-        """True when `node` has given no answer that counts in all the regions whose group it was in, once its log is here."""
+        """True when `node` has given no answer that counts in all the regions whose group it was in, once its log is
+        here."""
         if node not in self.sources:
             return True
         counts = self.sources[node].counts
@@ -158,8 +162,8 @@ class Syncing:
         self._note()
 
     def _forget_old(self, newest: int) -> None:
-        """Earlier epochs are of use to who is not ACTIVE everywhere in the newest: what it becomes there carries over, and the
-        group of a later epoch may have lost those who could tell."""
+        """Earlier epochs are of use to who is not ACTIVE everywhere in the newest: what it becomes there carries over,
+        and the group of a later epoch may have lost those who could tell."""
         kept = LATE_EPOCHS if newest in self._syncs else KEPT_EPOCHS
         for epoch in [epoch for epoch in self._syncs if epoch <= newest - kept]:
             del self._syncs[epoch]
@@ -190,8 +194,9 @@ class Syncing:
         turn.send(peer, parts[message.part if message.part < len(parts) else 0])
 
     def _parts(self, turn: Turn, peer: NodeId, message: AskSync) -> list[SyncPart]:
-        """The parts of the answer to this question: all of one moment, so those it was answered from before while they are here. They are
-        no less true later: this node had installed the epoch then, and what it voted for since is of that epoch or a later one."""
+        """The parts of the answer to this question: all of one moment, so those it was answered from before while they
+        are here. They are no less true later: this node had installed the epoch then, and what it voted for since is of
+        that epoch or a later one."""
         told = self._told.pop((peer, message.epoch), None)
         if told is None or told.parts[0].number != message.number:
             told = _Told(self._answer(message), 0.0)
@@ -314,7 +319,8 @@ class Syncing:
             head = turn.loaded.heads.get(vote.at.account)
             height, slot = (head.height, head.tip) if head is not None else (-1, vote.at.slot)
             if height + 1 < vote.at.height or (height + 1 == vote.at.height and slot == vote.at.slot):
-                # R11: the source voted on a decided link, which a crash may have taken from its log, but not the vote (ADR 23)
+                # R11: the source voted on a decided link, which a crash may have taken from its log, but not the vote
+                # (ADR 23)
                 self._acceptor.merge(turn, vote.at, vote.ballot, self._decoder.untrusted(vote.link))
             elif height < vote.at.height:
                 self._self.counters["sync_votes_of_another_chain"] += 1
@@ -364,8 +370,8 @@ class Syncing:
                     self._ask(turn, node, sync, epoch)
 
     def _ask(self, turn: Turn, node: NodeId, sync: _Sync, epoch: int) -> None:
-        """Ask for the next part, unless one has come since the last look: it was asked for then. Asked again the number stays, and
-        so do the parts that are here."""
+        """Ask for the next part, unless one has come since the last look: it was asked for then. Asked again the number
+        stays, and so do the parts that are here."""
         answer = sync.arriving.get(node)
         if answer is not None and answer.came:
             answer.came = False

@@ -1,8 +1,9 @@
 """TLS 1.3 over a stream, for one task that reads and one that writes.
 
-The protocol is OpenSSL's, through `ssl.SSLObject`; here is only what carries its bytes. `trio.SSLStream` does that too, for any
-number of tasks and older TLS, and goes through the scheduler twice for each send: under load a node spent a quarter of its CPU
-there. On a socket this one asks the kernel first and waits only when it must (docs/performance-steps.md has what it gave).
+The protocol is OpenSSL's, through `ssl.SSLObject`; here is only what carries its bytes. `trio.SSLStream` does that too,
+for any number of tasks and older TLS, and goes through the scheduler twice for each send: under load a node spent a
+quarter of its CPU there. On a socket this one asks the kernel first and waits only when it must
+(docs/performance-steps.md has what it gave).
 """
 
 import os
@@ -18,8 +19,9 @@ ALERT_S: Final = 0.5  # for a last word to who may not listen
 
 
 class _Received(threading.local):
-    """Through here passes what arrives, on all connections of a thread; nothing is awaited before it is copied. A `bytes` of
-    RECEIVE_BYTES that is cut to what came would leave holes among what is kept, and the heap would grow (docs/performance.md)."""
+    """Through here passes what arrives, on all connections of a thread; nothing is awaited before it is copied. A
+    `bytes` of RECEIVE_BYTES that is cut to what came would leave holes among what is kept, and the heap would grow
+    (docs/performance.md)."""
 
     def __init__(self) -> None:
         self.buffer = bytearray(RECEIVE_BYTES)
@@ -30,8 +32,8 @@ _received: Final = _Received()
 
 
 class TlsStream(trio.abc.Stream):
-    """The handshake is done by `start_tls`. Errors as those of `trio.SSLStream`: `BrokenResourceError` (whose cause says why),
-    `ClosedResourceError`. Unlike there, a call that need not wait lets no other task run."""
+    """The handshake is done by `start_tls`. Errors as those of `trio.SSLStream`: `BrokenResourceError` (whose cause
+    says why), `ClosedResourceError`. Unlike there, a call that need not wait lets no other task run."""
 
     def __init__(self, transport: trio.abc.Stream, context: ssl.SSLContext, *, server: bool) -> None:
         self.transport = transport
@@ -130,8 +132,8 @@ class TlsStream(trio.abc.Stream):
         raise trio.BrokenResourceError from error
 
     async def _flush(self) -> None:
-        """Send what TLS has made, after whoever is at it: nobody goes on while the other side takes nothing, so that what
-        waits here stays bounded."""
+        """Send what TLS has made, after whoever is at it: nobody goes on while the other side takes nothing, so that
+        what waits here stays bounded."""
         while self._flushing:
             await self._flushed.park()
             self._check()

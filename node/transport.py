@@ -80,11 +80,11 @@ class PeerMesh:
     """Keeps a connection to every other member. Run it with `await nursery.start(mesh.run)`.
 
     `members()`: with whom to keep a connection; this node itself is among them when others dial it too. Others with a
-    certificate of the network may come as guests, `MAX_GUESTS` at once, unless `removed_in(id)` names the epoch in which
-    they were removed; `on_removed(peer, epoch)`: `peer` says so of this node. `address_of(id)`: where it listens, None when unknown (asked again at
-    each try). `on_frame(peer, payload)`: the next frame of this peer is read when it returns; a `RemoteFault` of it
-    closes the connection. `on_up(peer, replaced)` and `on_down(peer, reason)` are plain functions; `replaced`: the new
-    connection took the place of one that stood.
+    certificate of the network may come as guests, `MAX_GUESTS` at once, unless `removed_in(id)` names the epoch in
+    which they were removed; `on_removed(peer, epoch)`: `peer` says so of this node. `address_of(id)`: where it listens,
+    None when unknown (asked again at each try). `on_frame(peer, payload)`: the next frame of this peer is read when it
+    returns; a `RemoteFault` of it closes the connection. `on_up(peer, replaced)` and `on_down(peer, reason)` are plain
+    functions; `replaced`: the new connection took the place of one that stood.
     """
 
     def __init__(
@@ -321,8 +321,8 @@ class PeerMesh:
         raise refusal
 
     async def _hear_verdict(self, channel: Channel, certified: NodeId) -> None:
-        """Return when the other side says `Welcome`; otherwise raise what it says, and tell whoever wants to know that this node
-        was removed."""
+        """Return when the other side says `Welcome`; otherwise raise what it says, and tell whoever wants to know that
+        this node was removed."""
         try:
             check_verdict_untrusted(await _receive(channel))
         except SaidRemoved as fault:

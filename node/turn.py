@@ -9,10 +9,10 @@ The driver, again and again:
         store.commit(connection, stage.persist)     one transaction, one fsync
         send, answer, read, look up                 nothing leaves before what it promises is durable
 
-The first stage has no rows: what promises nothing of this node's disk (`Effects.facts`) leaves at once: that a link is decided,
-which the votes of a majority on other turns' disks have made true, the answer to its client, and requests that are handed on.
-The second holds votes and all else that a message promises, and the messages. The last holds decided links, which no message
-waits for, and what reads them (ADR 23).
+The first stage has no rows: what promises nothing of this node's disk (`Effects.facts`) leaves at once: that a link is
+decided, which the votes of a majority on other turns' disks have made true, the answer to its client, and requests that
+are handed on. The second holds votes and all else that a message promises, and the messages. The last holds decided
+links, which no message waits for, and what reads them (ADR 23).
 
 `Turn` is the workspace that the parts of the core write into; `Effects` is the frozen result. Within a turn
 `Turn.loaded` is kept up to date with what the turn itself applies, so later events of the same turn see it.
@@ -56,8 +56,8 @@ class FromPeer(msgspec.Struct, frozen=True, gc=False):
 
 
 class PeerUp(msgspec.Struct, frozen=True, gc=False):
-    """The connection to a member stands. `boot`: the random bytes of its hello, new at each start of its process. `replaced`: it
-    took the place of one that stood, whose process may not know yet."""
+    """The connection to a member stands. `boot`: the random bytes of its hello, new at each start of its process.
+    `replaced`: it took the place of one that stood, whose process may not know yet."""
 
     peer: NodeId
     boot: bytes = b""
@@ -85,8 +85,8 @@ class Caller(msgspec.Struct, frozen=True, gc=False):
 
 
 class ClientSubmit(msgspec.Struct, frozen=True, gc=False):
-    """A client wants a request executed. `until` is set when the event comes again, after more of the chain was fetched:
-    a chain that grows all the time must not keep its client waiting for ever."""
+    """A client wants a request executed. `until` is set when the event comes again, after more of the chain was
+    fetched: a chain that grows all the time must not keep its client waiting for ever."""
 
     caller: Caller
     submit: Submit
@@ -228,7 +228,8 @@ class Effects(msgspec.Struct, frozen=True, gc=False):
         return self.persist + self.applied
 
     def stages(self) -> tuple[Stage, ...]:
-        """What is done, one after the other. A crash between two of them, or within one, loses nothing that was promised."""
+        """What is done, one after the other. A crash between two of them, or within one, loses nothing that was
+        promised."""
         facts = () if self.facts is None else (Stage(send=self.facts.send, answers=self.facts.answers),)
         if not self.applied or self.contacts is not None:  # a change of contacts can end the node: all else comes first
             whole = Stage(self.writes, self.send, self.answers, self.reads, self.lookups, self.contacts, self.drops)
@@ -238,8 +239,8 @@ class Effects(msgspec.Struct, frozen=True, gc=False):
 
 
 class Self(msgspec.Struct):
-    """Who this node is, which view it has installed and for which keys it is ACTIVE in it (design R7; both are written by
-    `node.membership` and `node.syncing` alone), and what it counts (for `hopchain status`)."""
+    """Who this node is, which view it has installed and for which keys it is ACTIVE in it (design R7; both are written
+    by `node.membership` and `node.syncing` alone), and what it counts (for `hopchain status`)."""
 
     id: NodeId
     genesis: Genesis
@@ -254,7 +255,8 @@ class Self(msgspec.Struct):
 
     @property
     def is_member(self) -> bool:
-        """True when this node is in the newest view that it knows, and nobody says that there is a newer one without it."""
+        """True when this node is in the newest view that it knows, and nobody says that there is a newer one without
+        it."""
         return not self.told_removed and self.view.is_member(self.id)
 
     @property
@@ -293,8 +295,9 @@ class Turn:
         self.answers.append(Answer(caller, body))
 
     def hold_together(self) -> None:
-        """For this turn only: all rows are one transaction, and messages wait for the links, too. For what stands on the links that are
-        applied here: a view, an ACTIVE mark, a word about the length of the log (design R5, R8; ADR 14)."""
+        """For this turn only: all rows are one transaction, and messages wait for the links, too. For what stands on
+        the links that are applied here: a view, an ACTIVE mark, a word about the length of the log (design R5, R8; ADR
+        14)."""
         self._together = True
 
     def hand_on(self, peer: NodeId, message: Message) -> None:
@@ -302,7 +305,8 @@ class Turn:
         self.fact_sends.append(Send(peer, message))
 
     def tell(self, link: Link, peer: NodeId, message: Message) -> None:
-        """Send what is true because `link` is decided: at once, unless the vote that decided it is of this very turn."""
+        """Send what is true because `link` is decided: at once, unless the vote that decided it is of this very
+        turn."""
         (self.sends if link.prev_hash in self.voted else self.fact_sends).append(Send(peer, message))
 
     def tell_client(self, link: Link, caller: Caller, body: ReplyBody) -> None:
@@ -327,5 +331,6 @@ class Turn:
 
 
 def handling_s(link: Link) -> float:
-    """How long the others may take over `link` because it is large, seconds. Sent again before that, it makes them slower still."""
+    """How long the others may take over `link` because it is large, seconds. Sent again before that, it makes them
+    slower still."""
     return len(link.raw) / SLOWEST_BYTES_S

@@ -1,6 +1,7 @@
 """Reads that wait for a link of their account, found by what ends them: the link, their time, the end of their session.
 
-None of that walks all that wait: there may be `node.reading.MAX_READS` of them, of one account, for a link that never comes.
+None of that walks all that wait: there may be `node.reading.MAX_READS` of them, of one account, for a link that never
+comes.
 """
 
 from collections.abc import Container
@@ -10,7 +11,8 @@ from node.turn import ClientBalance
 
 
 class _Heap:
-    """Numbers of reads by a key, the least first. One that has ended stays in it until it comes up, or those are more than half."""
+    """Numbers of reads by a key, the least first. One that has ended stays in it until it comes up, or those are more
+    than half."""
 
     __slots__ = ("_ended", "_items")
 
@@ -75,7 +77,8 @@ class Waits:
         return [self._take(number) for number in list(self._by_session.get(session, ()))]
 
     def take_for(self, session: int) -> ClientBalance | None:
-        """The newest of the session with most of them, when it has at least two more than `session`, which wants to wait, too."""
+        """The newest of the session with most of them, when it has at least two more than `session`, which wants to
+        wait, too."""
         most = max(self._by_session.values(), key=len, default={})
         if len(most) < len(self._by_session.get(session, ())) + 2:
             return None

@@ -5,9 +5,9 @@ sender starts at depth 0 and answers for all. Whoever answers for more than `DIR
 Kademlia's buckets: the members that share exactly i bits with it get one delegate, with depth i + 1. Those sets are
 disjoint and their union is everybody, so each member gets a message once, in at most about log2 n steps.
 
-The delegate of a bucket is its member closest to `salt` (give it the link's route key: every link then has another tree and
-no member always does the forwarding), or to the sender without one. Members known to be down are left out by the caller, at every step; what they or
-a delegate that fails miss is filled by the pull.
+The delegate of a bucket is its member closest to `salt` (give it the link's route key: every link then has another tree
+and no member always does the forwarding), or to the sender without one. Members known to be down are left out by the
+caller, at every step; what they or a delegate that fails miss is filled by the pull.
 """
 
 from collections.abc import Collection

@@ -1,9 +1,10 @@
 """A lookup: the `kademlia` library's crawl, without its rounds.
 
-The library asks alpha contacts, waits for the slowest of them, and only then asks the next. Here alpha calls are in flight all
-the time: each answer starts the next call, and a call whose first timeout passes goes on without holding its place. After
-alpha answers in a row that named nobody closer, all of the k closest that are left are asked at once (Kademlia 2.3). The lookup
-ends when the k closest it knows of have answered; those that did not answer are left out, also when named again.
+The library asks alpha contacts, waits for the slowest of them, and only then asks the next. Here alpha calls are in
+flight all the time: each answer starts the next call, and a call whose first timeout passes goes on without holding its
+place. After alpha answers in a row that named nobody closer, all of the k closest that are left are asked at once
+(Kademlia 2.3). The lookup ends when the k closest it knows of have answered; those that did not answer are left out,
+also when named again.
 """
 
 import asyncio
@@ -24,7 +25,8 @@ MAX_ADDRESSES: Final = 2  # a node that moved is named at its old address and at
 
 
 class Shortlist(NodeHeap):  # type: ignore[misc]  # the library has no types
-    """The nodes heard of, closest first. The library's searches all of them for each one, and takes failed ones back."""
+    """The nodes heard of, closest first. The library's searches all of them for each one, and takes failed ones
+    back."""
 
     def __init__(self, target: Node, ksize: int) -> None:
         super().__init__(target, ksize)

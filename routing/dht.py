@@ -6,8 +6,8 @@
             found = await dht.lookup(route_key(slot))
 
 One task reads the datagrams from a bounded inbox, so that every error of our own ends in the nursery of `open_dht` and
-reaches who opened it. Time is the running loop's (trio's clock), randomness and the network are given: the same class runs in
-the simulator. Who *decides* a slot is `View.group`, never a lookup.
+reaches who opened it. Time is the running loop's (trio's clock), randomness and the network are given: the same class
+runs in the simulator. Who *decides* a slot is `View.group`, never a lookup.
 """
 
 import random
@@ -56,9 +56,10 @@ class ContactEvent(msgspec.Struct, frozen=True):
 class Lookup(msgspec.Struct, frozen=True):
     """The result of a lookup.
 
-    `contacts`: the closest nodes that answered, closest first, at most ksize, never ourselves: compare with your own id. Empty when
-    no contact is known, and then nothing was sent. `asked`: in order; `failed`: those of them that did not answer. `hops`: how many
-    nodes were asked one after the other to reach the closest one, itself included: 1 when it was in our table, 0 when nobody answered.
+    `contacts`: the closest nodes that answered, closest first, at most ksize, never ourselves: compare with your own
+    id. Empty when no contact is known, and then nothing was sent. `asked`: in order; `failed`: those of them that did
+    not answer. `hops`: how many nodes were asked one after the other to reach the closest one, itself included: 1 when
+    it was in our table, 0 when nobody answered.
     """
 
     key: bytes
@@ -73,7 +74,8 @@ OnContact = Callable[[ContactEvent], None]
 
 
 class Dht:
-    """An open DHT node; made by `open_dht`. Every lookup is a plain Kademlia lookup over the network, never answered from the table."""
+    """An open DHT node; made by `open_dht`. Every lookup is a plain Kademlia lookup over the network, never answered
+    from the table."""
 
     def __init__(
         self,
@@ -119,7 +121,8 @@ class Dht:
         return tuple(map(_contact, self._protocol.router.contacts()))
 
     async def bootstrap(self, seeds: Iterable[tuple[str, int]]) -> int:
-        """Join through any of the seeds (names or numeric addresses, our own is skipped). Returns the number of contacts known after it.
+        """Join through any of the seeds (names or numeric addresses, our own is skipped). Returns the number of
+        contacts known after it.
 
         0 when nobody answered. The seeds are remembered: whenever no contact is left they are tried again.
         """
@@ -152,7 +155,8 @@ class Dht:
         )
 
     async def ping(self, contact: Contact) -> float | None:
-        """Round-trip time in seconds, or None when repeated datagrams were not answered. After a loss it includes the wait for it."""
+        """Round-trip time in seconds, or None when repeated datagrams were not answered. After a loss it includes the
+        wait for it."""
         try:
             check_address_untrusted(contact.host, contact.port)
         except RoutingFault as fault:
@@ -219,9 +223,10 @@ async def open_dht(
 ) -> AsyncIterator[Dht]:
     """A DHT node on UDP (bind_host, port); port 0 for any.
 
-    `network_key` (32 bytes) is secret and the same on all nodes; `boot_id` (16 random bytes) is new at every start. `datagrams`
-    replaces UDP. `on_contact` is called with each change of the table, at once and not from a task of its own: it must not
-    block. Its errors, like all errors of the background tasks, leave this context as an exception group.
+    `network_key` (32 bytes) is secret and the same on all nodes; `boot_id` (16 random bytes) is new at every start.
+    `datagrams` replaces UDP. `on_contact` is called with each change of the table, at once and not from a task of its
+    own: it must not block. Its errors, like all errors of the background tasks, leave this context as an exception
+    group.
     """
     loop = trio_asyncio.current_loop.get()
     if loop is None:

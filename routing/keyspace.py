@@ -41,7 +41,8 @@ def shared_bits(a: bytes, b: bytes) -> int:
 
 
 def closest(ids: Iterable[NodeId], key: bytes, k: int) -> tuple[NodeId, ...]:
-    """The `k` ids closest to `key`, closest first: all of them when there are fewer. Exact, and the order given does not matter."""
+    """The `k` ids closest to `key`, closest first: all of them when there are fewer. Exact, and the order given does
+    not matter."""
     target = int.from_bytes(key)
     return tuple(heapq.nsmallest(k, ids, key=lambda node: int.from_bytes(node) ^ target))
 

@@ -1,11 +1,14 @@
-"""The `kademlia` library's protocol with its limits covered (design section 4). asyncio side; never raises for bad input.
+"""The `kademlia` library's protocol with its limits covered (design section 4). asyncio side; never raises for bad
+input.
 
-* Everything travels sealed (`routing.sealing`); the id that a caller claims must be the one its datagram is sealed with.
-* A call is repeated before it fails, with timeouts from measured round trips; only repeated failures cost a contact its place.
+* Everything travels sealed (`routing.sealing`); the id that a caller claims must be the one its datagram is sealed
+  with.
+* A call is repeated before it fails, with timeouts from measured round trips; only repeated failures cost a contact its
+  place.
 * A reply counts when its message id, its sealed sender *and* its address are those of the call.
 * Every authentic call is answered at once, with an error when it cannot be served. A handler's own bug is also raised.
-* A reply to our call proves an address: a contact that moved is updated. A *call* from a known id at another address is only a
-  hint (it may be an old datagram, sent again by somebody else from elsewhere), so we ping there first.
+* A reply to our call proves an address: a contact that moved is updated. A *call* from a known id at another address is
+  only a hint (it may be an old datagram, sent again by somebody else from elsewhere), so we ping there first.
 * Nothing is stored: `store` and `find_value` are refused.
 
 The library turns every misspelt attribute into a remote call; here it is an AttributeError.

@@ -1,15 +1,16 @@
 """Which keys have which group, exactly: the regions in which a new view changes something, and sets of keys as ranges
 (design section 3, R7).
 
-The k closest members of a key are found bit by bit, as in Kademlia's binary trie (Kademlia 2.1). Among the members under
-one prefix, and for a key under it: those that share the key's next bit are closer than those that do not. When there are
-m or more of the former, the m closest are among them; when there are fewer, they all count, and the rest are the closest
-of the others, for whom only the key's later bits matter. So the groups of all keys follow from slices of the sorted ids,
-each looked at once for each m.
+The k closest members of a key are found bit by bit, as in Kademlia's binary trie (Kademlia 2.1). Among the members
+under one prefix, and for a key under it: those that share the key's next bit are closer than those that do not. When
+there are m or more of the former, the m closest are among them; when there are fewer, they all count, and the rest are
+the closest of the others, for whom only the key's later bits matter. So the groups of all keys follow from slices of
+the sorted ids, each looked at once for each m.
 
 Two ids that share many bits make many ranges: which of them is closer alternates with the first bit in which they
-differ, all over the keys that need just one of them. Ids are hashes, so 1,000 members make some 10,000 ranges; an id that was
-searched for until it is beside another one would make millions. Such a view is refused (`MAX_RANGES`), before it is proposed.
+differ, all over the keys that need just one of them. Ids are hashes, so 1,000 members make some 10,000 ranges; an id
+that was searched for until it is beside another one would make millions. Such a view is refused (`MAX_RANGES`), before
+it is proposed.
 """
 
 import struct
@@ -35,7 +36,8 @@ _RANGE: Final = struct.Struct(f">{ID_BYTES}s{ID_BYTES}s")
 
 
 class Region(msgspec.Struct, frozen=True):
-    """The keys `first` to `last`: they have one group `before` and one `after` a change of the view, their neighbours others."""
+    """The keys `first` to `last`: they have one group `before` and one `after` a change of the view, their neighbours
+    others."""
 
     first: int
     last: int
@@ -54,7 +56,8 @@ def group_ranges(view: View) -> tuple[GroupRange, ...]:
 
 
 def regions(before: View, after: View) -> tuple[Region, ...]:
-    """All keys in ascending ranges, each as long as it can be with one group in `before` and one in `after` (design R7)."""
+    """All keys in ascending ranges, each as long as it can be with one group in `before` and one in `after` (design
+    R7)."""
     found = []
     first, old, new = 0, iter(group_ranges(before)), iter(group_ranges(after))
     (_, old_last), old_group = next(old)

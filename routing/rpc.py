@@ -1,6 +1,7 @@
 """What is inside a sealed datagram: the `kademlia` library's messages, read without trust.
 
-    kind u8 (0 call, 1 reply, 2 error) | message id 20 | msgpack: call [name, [bytes, ..]], reply its value, error a code (for people who read a trace)
+    kind u8 (0 call, 1 reply, 2 error) | message id 20 | msgpack: call [name, [bytes, ..]], reply its value, error a
+    code (for people who read a trace)
 
 The names and arguments are the library's (`ping(node id)`, `find_node(node id, key)`). The library reads msgpack into
 whatever comes and calls whatever method is named; here each message has one type.
@@ -90,7 +91,8 @@ def check_id_untrusted(raw: bytes) -> NodeId:
 
 
 def check_address_untrusted(host: str, port: int) -> None:
-    """Raise `RoutingFault("bad_address")` unless a datagram can be sent there: a canonical numeric IP of one host, and a port."""
+    """Raise `RoutingFault("bad_address")` unless a datagram can be sent there: a canonical numeric IP of one host, and
+    a port."""
     if not _is_host(host) or not 1 <= port <= 65535:
         raise RoutingFault("bad_address", f"{host[:60]!r} port {port}: not a canonical numeric IP and port of one node")
 

@@ -1,12 +1,13 @@
 """How long to wait for a contact, and when it is given up: measured per contact, without a clock of its own.
 
-Timeouts follow RFC 6298: smoothed RTT + 4 x its variation, doubled at each repetition. A contact not heard of yet gets the
-estimate over all contacts. A sample is taken from the *first* sending of a call, so that one that is slower than its
-timeout is learned and not asked too early for ever.
+Timeouts follow RFC 6298: smoothed RTT + 4 x its variation, doubled at each repetition. A contact not heard of yet gets
+the estimate over all contacts. A sample is taken from the *first* sending of a call, so that one that is slower than
+its timeout is learned and not asked too early for ever.
 
-A call to a healthy contact is sent up to ATTEMPTS times, so that a lost datagram costs a repetition and not a contact. One that
-failed the last time gets a single, longer attempt: a dead node named by others delays a lookup by one timeout. It is given
-up after FAILURES_TO_EVICT failed calls in a row; calls in flight together count once, so that one short stall is one failure.
+A call to a healthy contact is sent up to ATTEMPTS times, so that a lost datagram costs a repetition and not a contact.
+One that failed the last time gets a single, longer attempt: a dead node named by others delays a lookup by one timeout.
+It is given up after FAILURES_TO_EVICT failed calls in a row; calls in flight together count once, so that one short
+stall is one failure.
 """
 
 from collections import OrderedDict

@@ -2,21 +2,22 @@
 
     version u8 | cluster 8 | sender 20 | receiver 20 | boot 16 | counter u64 | ChaCha20-Poly1305(payload), tag 16
 
-The header is authenticated with the payload. `cluster` is the start of the network id; `receiver` is zero when the sender
-does not know who listens there (the first ping of a bootstrap).
+The header is authenticated with the payload. `cluster` is the start of the network id; `receiver` is zero when the
+sender does not know who listens there (the first ping of a bootstrap).
 
-**A nonce is never used twice under one key.** All nodes hold one network key, so it never encrypts anything itself. Each
-start of each node has a key of its own, HKDF-SHA256(network key, salt = network id, info = tag | sender | boot), and under
-that key the nonce is a counter. Two nodes differ in `sender`, two starts of one node in `boot` (16 random bytes given
-by the caller); so neither a restart nor a copied disk nor a clock can bring a pair of key and nonce back.
+**A nonce is never used twice under one key.** All nodes hold one network key, so it never encrypts anything itself.
+Each start of each node has a key of its own, HKDF-SHA256(network key, salt = network id, info = tag | sender | boot),
+and under that key the nonce is a counter. Two nodes differ in `sender`, two starts of one node in `boot` (16 random
+bytes given by the caller); so neither a restart nor a copied disk nor a clock can bring a pair of key and nonce back.
 
-**Replay.** A window of 1024 counters per (sender, boot), like IPsec's (RFC 4303, 3.4.3), without a clock. Nothing is remembered
-before a datagram proved to be authentic, so forged headers cost no memory. Above MAX_WINDOWS the least recently used
-one is forgotten; it takes that many real restarts. After our own restart the windows are empty: what
+**Replay.** A window of 1024 counters per (sender, boot), like IPsec's (RFC 4303, 3.4.3), without a clock. Nothing is
+remembered before a datagram proved to be authentic, so forged headers cost no memory. Above MAX_WINDOWS the least
+recently used one is forgotten; it takes that many real restarts. After our own restart the windows are empty: what
 a replay can do then is small, because requests are idempotent and replies must match a message id of this start.
 
-The network key is shared: it keeps strangers out, and does not protect members from each other. Who a peer is when money is
-concerned is proven by its TLS certificate (design section 6), and a wrong table costs a hop and never safety (section 4).
+The network key is shared: it keeps strangers out, and does not protect members from each other. Who a peer is when
+money is concerned is proven by its TLS certificate (design section 6), and a wrong table costs a hop and never safety
+(section 4).
 """
 
 import struct

@@ -1,7 +1,8 @@
 """The asyncio side of one DHT node: the `kademlia` library's `Server`, with a replaceable port and no lost tasks.
 
-The library starts tasks that nobody waits for, takes SHA-1 of random bits as its id, stores values and pickles its state. Here
-the id is given, everything runs inside calls that somebody waits for (`bootstrap`, `crawl`, `refresh`), and nothing is stored.
+The library starts tasks that nobody waits for, takes SHA-1 of random bits as its id, stores values and pickles its
+state. Here the id is given, everything runs inside calls that somebody waits for (`bootstrap`, `crawl`, `refresh`), and
+nothing is stored.
 """
 
 import asyncio

@@ -2,12 +2,14 @@
 
 What is different from the library, and why:
 
-* `find_neighbors` is the k closest, by sorting all contacts. The library stops at the first k it meets in neighbouring buckets,
-  and never returns a contact whose id *is* the key.
-* Buckets are prefixes: the first one ends at 2^160 - 1, and a contact is looked for where it was put. The library's end at 2^160 puts
-  an id of 2^159 into the wrong half, and looks for an id that is the upper end of a bucket in the next one.
+* `find_neighbors` is the k closest, by sorting all contacts. The library stops at the first k it meets in neighbouring
+  buckets, and never returns a contact whose id *is* the key.
+* Buckets are prefixes: the first one ends at 2^160 - 1, and a contact is looked for where it was put. The library's end
+  at 2^160 puts an id of 2^159 into the wrong half, and looks for an id that is the upper end of a bucket in the next
+  one.
 * A known contact that is seen again becomes the most recently seen one, at the address it was seen at.
-* The table never sends anything. When a bucket is full, `add_contact` returns the contact to ping: its least recently seen one.
+* The table never sends anything. When a bucket is full, `add_contact` returns the contact to ping: its least recently
+  seen one.
 * Changes are told to `on_change`, also when a contact comes in from the replacements.
 
 Splitting (a full bucket that holds our own id, or whose depth is not a multiple of 5: Kademlia 4.2) is the library's.
@@ -102,7 +104,8 @@ class Table(RoutingTable):  # type: ignore[misc]  # the library has no types
         return heapq.nsmallest(k or self.ksize, found, key=lambda contact: contact.long_id ^ target)
 
     def add_contact(self, node: Node) -> Node | None:
-        """Note that `node` was seen at its address now. Returns the contact to ping when there was no room for a new one."""
+        """Note that `node` was seen at its address now. Returns the contact to ping when there was no room for a new
+        one."""
         if node.id == self.node.id:
             return None
         index = self.get_bucket_for(node)
@@ -141,7 +144,8 @@ class Table(RoutingTable):  # type: ignore[misc]  # the library has no types
         return [bucket for bucket in self.buckets if bucket.touched_at <= self._clock() - older_than_s]
 
     def _insert(self, node: Node) -> Node | None:
-        """Add a new contact, splitting as Kademlia 4.2 says; the least recently seen contact when the bucket stays full."""
+        """Add a new contact, splitting as Kademlia 4.2 says; the least recently seen contact when the bucket stays
+        full."""
         while True:
             index = self.get_bucket_for(node)
             bucket = self.buckets[index]

@@ -6,8 +6,9 @@ closest first. Rank 0 is the owner, the others are its standbys; all members are
 A view differs from the one before it by one member, added or removed, and in nothing else (R1). `time_ms` and `by` say
 when and by which node it was proposed: for people, and never judged.
 
-Canonical bytes: tag | u64 epoch | 32 previous hash | 32 network | u64 time_ms | 20 by | u16 k | u16 count | members by id
-ascending (32 public key | u64 incarnation). An id is derived from the key, so it is not in the bytes. hash = SHA-256 of them.
+Canonical bytes: tag | u64 epoch | 32 previous hash | 32 network | u64 time_ms | 20 by | u16 k | u16 count | members by
+id ascending (32 public key | u64 incarnation). An id is derived from the key, so it is not in the bytes. hash = SHA-256
+of them.
 """
 
 import bisect
@@ -136,7 +137,8 @@ def without_member(view: View, node_id: NodeId, time_ms: int, by: bytes) -> View
 
 
 def check_next(before: View, after: View) -> None:
-    """`RoutingFault("bad_view")` unless `after` may follow `before`: the next epoch, one member added or removed (R1)."""
+    """`RoutingFault("bad_view")` unless `after` may follow `before`: the next epoch, one member added or removed
+    (R1)."""
     changed = set(before.members) ^ set(after.members)
     problem = None
     if after.epoch != before.epoch + 1:

@@ -1,6 +1,6 @@
 """Generated examples are the same in every run: what fails once fails again, and the suite answers for this tree alone.
-`HOPCHAIN_EXAMPLES=random` draws new ones. Ports are this process's own (`tests.ports`). Ctrl-C works in the processes that tests
-start, also where a shell runs the suite in its background, and so ignores it."""
+`HOPCHAIN_EXAMPLES=random` draws new ones. Ports are this process's own (`tests.ports`). Ctrl-C works in the processes
+that tests start, also where a shell runs the suite in its background, and so ignores it."""
 
 import os
 import signal

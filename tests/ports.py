@@ -1,9 +1,10 @@
-"""Ports for what tests start. No two workers of one run share any, and a port is not given again before all others were: not
-to a joiner, either, while the member that it belongs to is stopped.
+"""Ports for what tests start. No two workers of one run share any, and a port is not given again before all others
+were: not to a joiner, either, while the member that it belongs to is stopped.
 
-The ports that commands choose from are dealt to the workers of pytest-xdist, to each a part as large as the others'. The first
-half of a part is for commands: HOPCHAIN_PORTS, which `tests/conftest.py` sets for all processes. The second half is for tests
-that take ports themselves, from a place that differs from process to process: two runs on one machine seldom meet.
+The ports that commands choose from are dealt to the workers of pytest-xdist, to each a part as large as the others'.
+The first half of a part is for commands: HOPCHAIN_PORTS, which `tests/conftest.py` sets for all processes. The second
+half is for tests that take ports themselves, from a place that differs from process to process: two runs on one machine
+seldom meet.
 """
 
 import os

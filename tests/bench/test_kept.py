@@ -1,4 +1,5 @@
-"""bench/kept.py: a result that is kept names the commit that was measured, and is looked at before anything is measured."""
+"""bench/kept.py: a result that is kept names the commit that was measured, and is looked at before anything is
+measured."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""bench/postgres.py: what pgbench's log and the ledger's counts say, who pays whom, and a machine without PostgreSQL."""
+"""bench/postgres.py: what pgbench's log and the ledger's counts say, who pays whom, and a machine without
+PostgreSQL."""
 
 import sys
 from pathlib import Path

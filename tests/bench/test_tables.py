@@ -1,4 +1,5 @@
-"""bench/tables.py: what the programs keep has what the tables read; a page is changed between its marks and nowhere else.
+"""bench/tables.py: what the programs keep has what the tables read; a page is changed between its marks and nowhere
+else.
 
 The results are of canned runs, in the shape that each program makes them; none is measured.
 """

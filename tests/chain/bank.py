@@ -165,7 +165,8 @@ def id_of(request: Request) -> RequestId:
 
 
 def transfers_of(links: Sequence[Link]) -> list[tuple[object, ...]]:
-    """The rows of the view `transfers` but their ids, by hash, when these links are applied: from nothing but the links."""
+    """The rows of the view `transfers` but their ids, by hash, when these links are applied: from nothing but the
+    links."""
     confirmed_by = {posting: link.hash for link in links for posting in link.confirmed}
     rows, before = [], dict[tuple[str, str], bytes]()
     for link in sorted(links, key=lambda link: (link.account, link.height)):
@@ -196,7 +197,8 @@ def read_incoming(conn: sqlite3.Connection) -> list[tuple[object, ...]]:
 
 
 def with_history(conn: sqlite3.Connection) -> Bank:
-    """A bank with every kind of row: batches, overdrafts, cancellations, two assets, long streams, unconfirmed money."""
+    """A bank with every kind of row: batches, overdrafts, cancellations, two assets, long streams, unconfirmed
+    money."""
     bank = Bank(conn)
     bank.open("alice", "bob", "carol")
     bank.open("erik", asset="EUR")

@@ -204,7 +204,8 @@ def test_a_row_too_many_is_found_and_named(conn: sqlite3.Connection, what: str) 
     assert fault.key != "*" or what in STAGING_TABLES
 
 
-# --- postings, confirmations, incoming, threads: all of them follow from the links, so any other row is found --------------
+# --- postings, confirmations, incoming, threads: all of them follow from the links, so any other row is found
+# --------------
 
 _MONEY = ("postings", "confirmations", "incoming", "threads")
 Row = tuple[bytes | int | str | None, ...]
@@ -774,7 +775,8 @@ def test_progress_is_told(conn: sqlite3.Connection) -> None:
     assert told == [(17, 17)]
 
 
-# --- links that agree with themselves and with the triggers, but break a rule ---------------------------------------------
+# --- links that agree with themselves and with the triggers, but break a rule
+# ---------------------------------------------
 
 
 def _signed(request: Request, outcome: Outcome, *, by: str = "") -> Entry:
@@ -991,7 +993,8 @@ def test_a_link_that_takes_up_the_wrong_income_is_found(name: str) -> None:
     ],
 )
 def test_a_stream_confirmed_out_of_order_is_found(change: str, at: int) -> None:
-    """The later posting of a stream in one link, the one before it in the next link; nothing is lost and nothing twice."""
+    """The later posting of a stream in one link, the one before it in the next link; nothing is lost and nothing
+    twice."""
     conn = memory_database()
     bank = with_history(conn)
     bank.pay("carol", ("bob", 4))

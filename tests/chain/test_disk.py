@@ -1,4 +1,5 @@
-"""Checkpoints: the log goes into the database when it is long, its errors end the process, and nobody else makes one."""
+"""Checkpoints: the log goes into the database when it is long, its errors end the process, and nobody else makes
+one."""
 
 import errno
 import gc
@@ -184,8 +185,9 @@ def test_a_start_that_a_reader_holds_back_writes_to_the_log(
 
 
 def test_a_start_writes_the_log_over_itself_before_it_is_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sync of its last commits had failed: what was not written then is on the disk only when it is written again. A power cut may
-    come at any time after the start, also when a reader keeps the log from being copied into the database."""
+    """The sync of its last commits had failed: what was not written then is on the disk only when it is written again.
+    A power cut may come at any time after the start, also when a reader keeps the log from being copied into the
+    database."""
     with closing(start(path)) as conn:
         bank = Bank(conn)
         bank.open("alice", "bob")

@@ -241,7 +241,8 @@ def test_a_changed_row_of_an_outcome_is_not_told(bank: Bank, conn: sqlite3.Conne
 def test_the_outcome_of_one_of_many_requests_decodes_none(
     bank: Bank, conn: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A busy account's links hold thousands; who asks for the outcomes of all of them must not have all decoded for each."""
+    """A busy account's links hold thousands; who asks for the outcomes of all of them must not have all decoded for
+    each."""
     requests = [bank.transfer("alice", ("bob", 1)) for _ in range(20)]
     bank.decide(*requests)
     monkeypatch.setattr("chain.link.decode_request_untrusted", None)

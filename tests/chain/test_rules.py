@@ -195,7 +195,8 @@ def test_one_name_that_nobody_has_is_enough() -> None:
     assert formed.ask_recipients == {"none"}
 
 
-# --- bounds of one link ---------------------------------------------------------------------------------------------------
+# --- bounds of one link
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_more_income_than_fits_one_link_is_consolidated_first() -> None:
@@ -261,7 +262,8 @@ def test_a_link_holds_no_more_than_its_number_of_requests(monkeypatch: pytest.Mo
     assert formed.left == (queued(requests[2]),)
 
 
-# --- opening --------------------------------------------------------------------------------------------------------------
+# --- opening
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_opening_gets_the_name() -> None:
@@ -279,7 +281,8 @@ def test_the_first_opening_gets_the_name() -> None:
     assert form(nothing, early) == Formed(None, left=(queued(early),))
 
 
-# --- what a damaged replica must not overlook -----------------------------------------------------------------------------
+# --- what a damaged replica must not overlook
+# -----------------------------------------------------------------------------
 
 
 def test_the_tips_income_must_hash_to_its_checksum() -> None:
@@ -348,7 +351,8 @@ def test_a_thread_that_was_confirmed_before_goes_on() -> None:
     check_second_thread(_broken(forming(head(), 10), 0, confirmed))
 
 
-# --- applying a decided link ----------------------------------------------------------------------------------------------
+# --- applying a decided link
+# ----------------------------------------------------------------------------------------------
 
 
 def _link(*amounts: int, **fields: object) -> tuple[Link, list[Credit]]:

@@ -142,7 +142,8 @@ def shell(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shell]:
     writer.close()
 
 
-# --- rows written by hand, one trigger each -----------------------------------------------------------------------------
+# --- rows written by hand, one trigger each
+# -----------------------------------------------------------------------------
 
 _ANY_LINK = "(SELECT hash FROM links WHERE account = 'alice' AND height = 1)"
 _NEXT = "(SELECT max(seq) + 1 FROM links)"
@@ -361,7 +362,8 @@ def test_every_trigger_is_broken_by_a_case_here() -> None:
     assert {trigger for trigger, _, _ in BY_HAND} | by_links | carried_out == triggers
 
 
-# --- forged links: what links_apply refuses ------------------------------------------------------------------------------
+# --- forged links: what links_apply refuses
+# ------------------------------------------------------------------------------
 
 
 def _good(shell: Shell) -> Link:
@@ -834,7 +836,8 @@ DAMAGED: list[tuple[str, str, bool, str]] = [
 def test_a_right_link_does_not_write_over_damage(
     shell: Shell, how: str, trigger: str, sql: str, batch: bool, message: str
 ) -> None:
-    """A row is where the link's own would go, which only a missing trigger can have let in: it stays, and the link is refused."""
+    """A row is where the link's own would go, which only a missing trigger can have let in: it stays, and the link is
+    refused."""
     link = shell.next_link()
     _without(shell, trigger, sql)
     shell.stage_batch(link) if batch else shell.stage(link)
@@ -846,7 +849,8 @@ def test_a_right_link_does_not_write_over_damage(
 
 @pytest.mark.parametrize("how", ["INSERT", *HOWS])
 def test_an_opening_does_not_write_over_damage(shell: Shell, how: str) -> None:
-    """An account below height 0, which only a missing trigger can have let in, has the name that is opened, and another key."""
+    """An account below height 0, which only a missing trigger can have let in, has the name that is opened, and another
+    key."""
     link = shell.opening()
     _without(
         shell,
@@ -920,7 +924,8 @@ def test_while_a_link_is_applied_only_its_own_rows_are_written(shell: Shell, sql
 
 
 def test_what_a_temporary_trigger_adds_to_a_link_is_found_by_the_audit(shell: Shell) -> None:
-    """It can write rows under the link that is applied, as if the triggers had been dropped: no trigger can see that."""
+    """It can write rows under the link that is applied, as if the triggers had been dropped: no trigger can see
+    that."""
     shell.run(
         "CREATE TEMP TRIGGER beside AFTER INSERT ON main.applying BEGIN "
         "INSERT INTO postings VALUES (NEW.seq << 14 | 99, NEW.part, zeroblob(32), 'carol', 1000, '', zeroblob(32)); "
@@ -1086,7 +1091,8 @@ _TWICE: dict[str, tuple[bool, str]] = {
 
 @pytest.mark.parametrize("what", _TWICE)
 def test_two_postings_with_one_hash_are_found_by_the_audit(shell: Shell, what: str) -> None:
-    """No link makes them: a hash is over the link's own and the number. So one of the two hashes is made up, like any other."""
+    """No link makes them: a hash is over the link's own and the number. So one of the two hashes is made up, like any
+    other."""
     batch, sql = _TWICE[what]
     link = shell.next_link("alice", ("bob", 1), ("carol", 2))
     shell.stage_batch(link) if batch else shell.stage(link)

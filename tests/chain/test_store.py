@@ -75,7 +75,8 @@ def nobody(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-# --- opening --------------------------------------------------------------------------------------------------------------
+# --- opening
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_writer_has_wal_and_full_sync_and_readers_never_write_or_checkpoint(path: Path) -> None:
@@ -125,7 +126,8 @@ def test_snapshots_nest_and_end(conn: sqlite3.Connection) -> None:
     assert not conn.in_transaction
 
 
-# --- whose database this is ------------------------------------------------------------------------------------------------
+# --- whose database this is
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_new_database_holds_the_genesis(conn: sqlite3.Connection) -> None:
@@ -275,7 +277,8 @@ def test_damaged_pages_are_found_at_the_start(path: Path) -> None:
     conn.close()
 
 
-# --- commit ---------------------------------------------------------------------------------------------------------------
+# --- commit
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_votes_and_cursors_are_replaced_and_read_back(path: Path, conn: sqlite3.Connection, bank: Bank) -> None:
@@ -530,7 +533,8 @@ def test_what_is_not_committed_is_not_there_after_a_crash(path: Path, tmp_path: 
     conn.close()
 
 
-# --- load -----------------------------------------------------------------------------------------------------------------
+# --- load
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_no_needs_load_nothing(conn: sqlite3.Connection) -> None:
@@ -764,7 +768,8 @@ def test_postings_that_stand_far_back_are_found_by_their_hash(bank: Bank, monkey
 def test_what_links_of_the_same_turn_make_is_not_looked_for_by_its_hash(
     bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither when it is read nor when it is written: a search goes through all parts of the index, and would find nothing."""
+    """Neither when it is read nor when it is written: a search goes through all parts of the index, and would find
+    nothing."""
     asked: list[set[PostingHash]] = []
     search = chain.store.find_credits
 
@@ -895,7 +900,8 @@ def test_an_id_that_another_account_cancelled_is_not_recorded_for_its_owner(conn
 def test_a_stream_of_many_postings_is_confirmed_and_verified_in_steps_that_grow_with_their_number(
     conn: sqlite3.Connection,
 ) -> None:
-    """One payer, one payee, one link: looking for the posting before each by walking over all the others took seconds."""
+    """One payer, one payee, one link: looking for the posting before each by walking over all the others took
+    seconds."""
     bank = Bank(conn)
     steps = [0]
 

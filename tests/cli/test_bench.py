@@ -1,4 +1,5 @@
-"""`hopchain bench` without real nodes: what is drawn, what is counted, what is said, and the generator over fake nodes."""
+"""`hopchain bench` without real nodes: what is drawn, what is counted, what is said, and the generator over fake
+nodes."""
 
 import hashlib
 import itertools

@@ -273,7 +273,8 @@ def test_a_key_that_was_there_before_stays_when_the_name_is_taken(world: World) 
 def test_the_key_of_an_account_that_another_process_opened_is_never_removed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stored its key after this process had looked for one, so both use it, and opened the account by another request."""
+    """It stored its key after this process had looked for one, so both use it, and opened the account by another
+    request."""
     create = Wallet.create
 
     def late(wallet: Wallet, names: Sequence[str]) -> None:

@@ -127,7 +127,8 @@ LINKS = 1_000  # of an audit that takes ten seconds
 
 
 class Joiner:
-    """`hopchain join --exit` of a node that has a complete copy; what it says of itself is what the network's views say of it."""
+    """`hopchain join --exit` of a node that has a complete copy; what it says of itself is what the network's views say
+    of it."""
 
     def __init__(self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.world = world

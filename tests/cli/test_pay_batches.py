@@ -130,7 +130,8 @@ def test_batches_are_remembered_in_order_with_their_attempts(tmp_path: Path) -> 
 def test_a_batch_that_could_not_be_made_durable_is_not_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor is one given up whose line was not written: its request could be sent, and its rows be paid by another one later."""
+    """Nor is one given up whose line was not written: its request could be sent, and its rows be paid by another one
+    later."""
     batches = SentBatches(tmp_path, "may")
     sent = Batch("ann", 0, "11", ("r1",))
     batches.add([sent])

@@ -1,4 +1,5 @@
-"""`pay --bulk` and `--atomic`: many rows in one request, each row once, whatever is run again, changed or interrupted."""
+"""`pay --bulk` and `--atomic`: many rows in one request, each row once, whatever is run again, changed or
+interrupted."""
 
 import shutil
 from itertools import pairwise

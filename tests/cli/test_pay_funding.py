@@ -1,4 +1,5 @@
-"""`pay --fund-from` while the file changes: payers get what the rows need that are there now, and nobody gets it twice."""
+"""`pay --fund-from` while the file changes: payers get what the rows need that are there now, and nobody gets it
+twice."""
 
 import os
 import random

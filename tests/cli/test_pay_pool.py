@@ -269,7 +269,8 @@ def test_a_run_that_dies_between_choice_and_answer_goes_on_with_that_choice(
 
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_gets_lost_and_whoever_is_asked_each_row_is_paid_once(shop: World, file: Path, seed: int) -> None:
-    """Lost requests and answers, late ones, dry accounts, changing pools and choices: at the end each row was paid once."""
+    """Lost requests and answers, late ones, dry accounts, changing pools and choices: at the end each row was paid
+    once."""
     rng = random.Random(seed)
     rows = [f"shop;bob;{n}.0{n};n{n}" for n in range(1, 8)]
     late: list[wire.Submit] = []

@@ -303,8 +303,8 @@ def test_rows_that_a_pool_paid_together_are_refused_without_it(shop: World, file
 
 @pytest.mark.parametrize("kind", [POOL, BULK], ids=["pool", "bulk"])
 def test_another_wallet_follows_the_rounds_of_a_retry(shop: World, file: Path, kind: tuple[str, ...]) -> None:
-    """`dedicated`, three rejections, then a round whose second account gives no answer: with the same options another wallet
-    comes to the same request."""
+    """`dedicated`, three rejections, then a round whose second account gives no answer: with the same options another
+    wallet comes to the same request."""
     write(file, ["shop;bob;11;x"])
     words = (*COLUMNS, *kind)
     shop.run("pay", str(file), *words, code=1)
@@ -543,7 +543,8 @@ def test_rows_that_a_killed_run_sent_are_unknown_while_the_network_is_down(
 def test_what_a_dead_run_wrote_is_durable_before_a_request_leaves(
     shop: World, file: Path, monkeypatch: pytest.MonkeyPatch, what: str, kind: tuple[str, ...], full: bool
 ) -> None:
-    """A disk whose fsync did not come, or failed: the next run's must be of those bytes, not of what comes after them."""
+    """A disk whose fsync did not come, or failed: the next run's must be of those bytes, not of what comes after
+    them."""
     alone(shop)
     rich(shop)
     fsync = os.fsync

@@ -1,4 +1,5 @@
-"""What is this payment and what is another: a run says when all of its rows, or rows that it has no more, were paid before."""
+"""What is this payment and what is another: a run says when all of its rows, or rows that it has no more, were paid
+before."""
 
 from pathlib import Path
 

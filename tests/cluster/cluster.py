@@ -1,7 +1,8 @@
 """Real nodes as processes on loopback: started, killed and waited for by what they say of themselves.
 
-Nothing waits for a fixed time: `until` asks again until a condition holds or its deadline has passed, and then says what
-was seen last. A node ends when its standard input closes, so that not even `kill -9` of the tests leaves one behind.
+Nothing waits for a fixed time: `until` asks again until a condition holds or its deadline has passed, and then says
+what was seen last. A node ends when its standard input closes, so that not even `kill -9` of the tests leaves one
+behind.
 """
 
 import hashlib

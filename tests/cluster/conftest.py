@@ -1,5 +1,5 @@
-"""One network of five node processes serves all cluster tests of a worker, each of which finds it healthy. After a test that
-fails the next one gets a new network, so that one fault is one failure."""
+"""One network of five node processes serves all cluster tests of a worker, each of which finds it healthy. After a test
+that fails the next one gets a new network, so that one fault is one failure."""
 
 from collections.abc import AsyncIterator, Generator, Iterator
 

@@ -1,5 +1,5 @@
-"""Bytes from strangers, and from members gone wrong, on the three ports of a node (issue 2, point 7). Each is refused with a
-code and a text that says what to do, or counted and dropped; no row changes and everybody else is served on."""
+"""Bytes from strangers, and from members gone wrong, on the three ports of a node (issue 2, point 7). Each is refused
+with a code and a text that says what to do, or counted and dropped; no row changes and everybody else is served on."""
 
 import ssl
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,5 @@
-"""`hopchain doctor` about a real node that was quarantined: it cannot be asked, so what is said must keep it from being started."""
+"""`hopchain doctor` about a real node that was quarantined: it cannot be asked, so what is said must keep it from being
+started."""
 
 import shutil
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""What dies, and what must not be lost by it (issue 2, point 5). A request counts as answered from the moment its client
-holds the answer; from then on every node must have the same outcome for ever."""
+"""What dies, and what must not be lost by it (issue 2, point 5). A request counts as answered from the moment its
+client holds the answer; from then on every node must have the same outcome for ever."""
 
 import random
 import shutil
@@ -20,7 +20,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
 
 
 class Load:
-    """Clients that pay without end between accounts, through any node that answers, and remember what they were told."""
+    """Clients that pay without end between accounts, through any node that answers, and remember what they were
+    told."""
 
     def __init__(self, cluster: Cluster, names: list[str], rng: random.Random) -> None:
         self._cluster = cluster
@@ -62,8 +63,8 @@ class Load:
         await until(f"{answers} more answers", look, SETTLE_S)
 
     async def finish(self) -> None:
-        """Send everything again: what was answered has that same outcome, the rest gets its one outcome now. Every node has
-        what was answered by then, so each knows that it is a repetition."""
+        """Send everything again: what was answered has that same outcome, the rest gets its one outcome now. Every node
+        has what was answered by then, so each knows that it is a repetition."""
         await self._cluster.settle()
         again = await self._cluster.each(self.sent.values(), self._cluster.settled)
         await self._cluster.settle()

@@ -1,4 +1,5 @@
-"""Nodes come and go as processes while payments are made: what was answered stays, all agree, and the money is right."""
+"""Nodes come and go as processes while payments are made: what was answered stays, all agree, and the money is
+right."""
 
 import os
 import random

@@ -85,7 +85,8 @@ def invite_with_id(cluster: Growing, *, last: bool) -> Path:
 async def test_who_used_an_invitation_first_stays_also_when_nothing_was_ever_voted(
     tmp_path: Path, members: int, last: bool
 ) -> None:
-    """Counts of votes tell nothing here, and a founder has nobody to ask: it tells them apart by who was there first."""
+    """Counts of votes tell nothing here, and a founder has nobody to ask: it tells them apart by who was there
+    first."""
     cluster = Growing(tmp_path / "net", members)
     async with cluster.growing():
         with operating(cluster.network.directory, tmp_path) as operator:

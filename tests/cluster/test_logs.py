@@ -1,4 +1,5 @@
-"""What an operator reads of real nodes while one of them is stopped and others die: what happened, with numbers, once."""
+"""What an operator reads of real nodes while one of them is stopped and others die: what happened, with numbers,
+once."""
 
 import re
 import signal

@@ -1,4 +1,5 @@
-"""A node that was removed while it could not hear of it: until it is told it gives no client a false answer, then it ends."""
+"""A node that was removed while it could not hear of it: until it is told it gives no client a false answer, then it
+ends."""
 
 import signal
 from pathlib import Path

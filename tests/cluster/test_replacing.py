@@ -1,4 +1,5 @@
-"""`hopchain replace` on real nodes: a new one is added, then the dead one removed, also when the command is killed between."""
+"""`hopchain replace` on real nodes: a new one is added, then the dead one removed, also when the command is killed
+between."""
 
 import random
 from pathlib import Path

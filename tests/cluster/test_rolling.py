@@ -1,5 +1,5 @@
-"""All nodes are restarted one after the other while payments are made: no request is lost, none has another outcome, and the
-service never pauses for long (issue: a rolling restart)."""
+"""All nodes are restarted one after the other while payments are made: no request is lost, none has another outcome,
+and the service never pauses for long (issue: a rolling restart)."""
 
 import os
 import random

@@ -1,5 +1,6 @@
-"""Faults drawn from a seed, one after the other, while clients pay: killed, stopped and restarted nodes, alone, together and in
-the middle of a start. Payments go on soon after a majority is back, and in the end every node has what was answered.
+"""Faults drawn from a seed, one after the other, while clients pay: killed, stopped and restarted nodes, alone,
+together and in the middle of a start. Payments go on soon after a majority is back, and in the end every node has what
+was answered.
 
 HOPCHAIN_SOAK_S=600 HOPCHAIN_SOAK_SEED=7 for longer and other ones.
 """

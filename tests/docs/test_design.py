@@ -1,5 +1,5 @@
-"""docs/design.md: every section, step and rule that is cited exists there, and what it says of the packages is so. All pages:
-links lead somewhere."""
+"""docs/design.md: every section, step and rule that is cited exists there, and what it says of the packages is so. All
+pages: links lead somewhere."""
 
 import re
 import tomllib

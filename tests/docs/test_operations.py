@@ -1,5 +1,5 @@
-"""docs/operations.md and docs/deploy: every alarm and every fatal message is explained, every command exists, every file is
-what its reader will accept."""
+"""docs/operations.md and docs/deploy: every alarm and every fatal message is explained, every command exists, every
+file is what its reader will accept."""
 
 import ast
 import re

@@ -122,7 +122,8 @@ class FakeNode:
         return ("127.0.0.1", self.port)
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Listen until cancelled or stopped; on the same port again when there was one, which nobody else gets meanwhile."""
+        """Listen until cancelled or stopped; on the same port again when there was one, which nobody else gets
+        meanwhile."""
         self.port = self.port or take(1)[0]
         plain = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=self.port, reuse_port=True)
         with anyio.CancelScope() as self._scope:

@@ -31,7 +31,8 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @asynccontextmanager
 async def silenced(world: World) -> AsyncIterator[tuple[FakeNode, Client]]:
-    """The only node, and an impatient client that is connected to it: from now on it says nothing, as if its cable were pulled."""
+    """The only node, and an impatient client that is connected to it: from now on it says nothing, as if its cable were
+    pulled."""
     (node,) = world.nodes
     async with world.client(timing=IMPATIENT) as client:
         await connect(world, client)
@@ -229,8 +230,9 @@ def test_a_request_that_never_left_is_not_said_to_have_been_had(
 
 
 def hears_no_more_than_a_node_reads(node: FakeNode, *, of: type[wire.CallBody]) -> list[int]:
-    """The node leaves calls of this kind hanging, and nothing else, and reads as a node does: no further while MAX_UNANSWERED of them
-    are not answered, or MAX_UNANSWERED_BYTES. What comes then hangs, too. The bytes of those that hang."""
+    """The node leaves calls of this kind hanging, and nothing else, and reads as a node does: no further while
+    MAX_UNANSWERED of them are not answered, or MAX_UNANSWERED_BYTES. What comes then hangs, too. The bytes of those
+    that hang."""
     hanging: list[int] = []
 
     def fault(call: wire.CallBody) -> Hang | None:
@@ -249,7 +251,8 @@ def hears_no_more_than_a_node_reads(node: FakeNode, *, of: type[wire.CallBody]) 
 def test_a_healthy_node_that_leaves_many_calls_without_an_answer_is_not_called_dead(
     backend: str, memo: str, in_flight: int
 ) -> None:
-    """It is asked for signs of life meanwhile, and answers them: of many small calls, and of seven of the largest requests."""
+    """It is asked for signs of life meanwhile, and answers them: of many small calls, and of seven of the largest
+    requests."""
 
     async def test(world: World) -> None:
         (node,) = world.nodes

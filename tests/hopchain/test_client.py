@@ -622,7 +622,8 @@ def test_a_silent_node_is_given_up_and_another_asked(backend: str) -> None:
 
 
 def test_many_calls_share_one_dial_of_a_node_that_hears_nothing(backend: str) -> None:
-    """A pulled cable: nothing refuses, nothing answers. Each call would otherwise wait for a dial of its own, in turn."""
+    """A pulled cable: nothing refuses, nothing answers. Each call would otherwise wait for a dial of its own, in
+    turn."""
 
     async def test(world: World) -> None:
         calls, silent = 40, 0

@@ -1,4 +1,5 @@
-"""A node that answers the client and is cut off from the others gets no outcome: requests go on to other nodes, and stay there."""
+"""A node that answers the client and is cut off from the others gets no outcome: requests go on to other nodes, and
+stay there."""
 
 from itertools import count
 

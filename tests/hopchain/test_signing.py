@@ -119,7 +119,8 @@ def test_a_key_of_another_kind_is_refused() -> None:
 
 
 def test_without_assertions_too_nothing_else_is_signed() -> None:
-    """`python -O`: struct cuts what is too long and pads what is short, so that payments with different nonces became one."""
+    """`python -O`: struct cuts what is too long and pads what is short, so that payments with different nonces became
+    one."""
     program = """
 from chain.errors import LocalMisuse
 from tests.hopchain.test_signing import KEY, WRONG

@@ -1,5 +1,6 @@
-"""`python -m tests.namespaces.lab`: seven machines in network namespaces do what the README's "Run it on several machines"
-says, command by command; networks are cut and heal, a machine dies and is replaced, one leaves; the ledger is checked.
+"""`python -m tests.namespaces.lab`: seven machines in network namespaces do what the README's "Run it on several
+machines" says, command by command; networks are cut and heal, a machine dies and is replaced, one leaves; the ledger is
+checked.
 
     namespaces (machines.py) ── commands as people type them ── claims, each printed when it was seen to hold
 

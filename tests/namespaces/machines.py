@@ -1,8 +1,9 @@
-"""Machines with their own addresses on one switch, made of Linux network namespaces, inside namespaces of this run alone.
+"""Machines with their own addresses on one switch, made of Linux network namespaces, inside namespaces of this run
+alone.
 
-`sealed` runs a program in a user, mount, process and network namespace of its own, as root there, whoever it is outside:
-so nothing that it makes has a name outside, and when it ends, however it ends, the kernel takes away all of it, processes
-too. Inside, `Machines` makes a bridge (the switch) and one network namespace for each machine:
+`sealed` runs a program in a user, mount, process and network namespace of its own, as root there, whoever it is
+outside: so nothing that it makes has a name outside, and when it ends, however it ends, the kernel takes away all of
+it, processes too. Inside, `Machines` makes a bridge (the switch) and one network namespace for each machine:
 
     machine 10.74.0.1 ── port-1 ──┐
     machine 10.74.0.2 ── port-2 ──┤ switch, 10.74.0.100: the operator's machine
@@ -60,7 +61,8 @@ def forbidden() -> str:
 
 
 def sealed(command: Sequence[str]) -> int:
-    """Run a command in namespaces of its own; its exit code. It reads its standard input, which closes with this process."""
+    """Run a command in namespaces of its own; its exit code. It reads its standard input, which closes with this
+    process."""
     process = subprocess.Popen([*_UNSHARE, *command], stdin=subprocess.PIPE, env=_environment())
     assert process.stdin is not None
     try:

@@ -25,8 +25,8 @@ FUNDS = 100
 
 
 class Bench:
-    """A `Watch` of `nodes` nodes in one group, and the accounts a and b, both open; a has FUNDS coming in. `spares`: nodes that
-    are in no view yet."""
+    """A `Watch` of `nodes` nodes in one group, and the accounts a and b, both open; a has FUNDS coming in. `spares`:
+    nodes that are in no view yet."""
 
     def __init__(self, nodes: int = 3, spares: int = 0) -> None:
         names = [f"node {i}" for i in range(nodes)]

@@ -1,4 +1,5 @@
-"""Seeds of small networks, chosen by what their plans hold, so that they stay what they are for when `draw_plan` changes."""
+"""Seeds of small networks, chosen by what their plans hold, so that they stay what they are for when `draw_plan`
+changes."""
 
 from collections.abc import Callable
 from itertools import islice

@@ -511,7 +511,8 @@ def test_the_only_vote_of_a_link_may_be_in_a_commit_that_was_cut() -> None:
 
 
 def test_the_promise_before_the_only_vote_of_a_link_is_gone_with_it() -> None:
-    """Seed 954197: k = 1 in a later epoch; the promise was durable, the vote and the link came in the commit that was cut."""
+    """Seed 954197: k = 1 in a later epoch; the promise was durable, the vote and the link came in the commit that was
+    cut."""
     bench = Bench(nodes=1)
     link = taking_up(bench, 1)
     bench.watch.committed(0, (msgspec.structs.replace(bench.row(0, link), accepted=None, link=None),), 1.0)

@@ -1,4 +1,5 @@
-"""Each counterexample of the protocol is a scenario: it holds with every rule on, and fails with its rule switched off."""
+"""Each counterexample of the protocol is a scenario: it holds with every rule on, and fails with its rule switched
+off."""
 
 from contextlib import ExitStack
 

@@ -1,9 +1,9 @@
 """Every crash of a core scenario: every node, every commit, every point of it; not sampled but counted through.
 
-Three nodes, three accounts, ten requests through all nodes at once, and one crash per run; then everything must end well.
-A run without the crash that it was to have says that there are no more. Cuts of the write-ahead log are at the boundaries
-of its frames, a byte before and after, and in the middle of each (`netsim.disk.cut_places`). `make test` takes every
-CUT_STRIDE-th of these; `make crashes` all.
+Three nodes, three accounts, ten requests through all nodes at once, and one crash per run; then everything must end
+well. A run without the crash that it was to have says that there are no more. Cuts of the write-ahead log are at the
+boundaries of its frames, a byte before and after, and in the middle of each (`netsim.disk.cut_places`). `make test`
+takes every CUT_STRIDE-th of these; `make crashes` all.
 """
 
 import os

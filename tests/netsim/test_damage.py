@@ -1,6 +1,6 @@
-"""A disk that lies: a confirmation is taken back by hand, past the triggers. The checks of forming stop the node. Without
-them a link that uses the money twice is decided; the observer sees it, or the database refuses the link (design section 2,
-steps 2 and 3)."""
+"""A disk that lies: a confirmation is taken back by hand, past the triggers. The checks of forming stop the node.
+Without them a link that uses the money twice is decided; the observer sees it, or the database refuses the link (design
+section 2, steps 2 and 3)."""
 
 import sqlite3
 
@@ -50,7 +50,8 @@ class Bank:
         assert answers
 
     def take_back(self, *, thread: bool) -> None:
-        """Take back the confirmation of acct-0's funds as a broken disk would, with its `thread` or not: no trigger sees it."""
+        """Take back the confirmation of acct-0's funds as a broken disk would, with its `thread` or not: no trigger
+        sees it."""
         triggers = self.conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
         for name, _ in triggers:
             self.conn.execute(f"DROP TRIGGER {name}")

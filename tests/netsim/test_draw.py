@@ -53,7 +53,8 @@ def test_a_fifth_or_more_changes_its_members_three_times_or_more() -> None:
 
 
 def test_what_is_rare_about_changes_is_drawn() -> None:
-    """Chained, at takeovers, joiners that die within a commit, below the group size, from one member, undone, replaced."""
+    """Chained, at takeovers, joiners that die within a commit, below the group size, from one member, undone,
+    replaced."""
     changing = [plan for plan in PLANS if plan.spares]
     rare = {"chained": 0, "with kills": 0, "joiner dies": 0, "below k": 0, "from one": 0, "undone": 0, "replaced": 0}
     for plan in changing:

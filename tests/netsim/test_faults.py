@@ -1,4 +1,5 @@
-"""Faults happen to a world when their time has come and end; what a network cannot bear does not happen; who leaves, stops."""
+"""Faults happen to a world when their time has come and end; what a network cannot bear does not happen; who leaves,
+stops."""
 
 import pytest
 

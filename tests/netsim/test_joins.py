@@ -1,7 +1,8 @@
 """A joiner dies at every commit of its join, at every point of it: counted through, as in test_crashes.py.
 
-Two members and one that joins with an empty disk while clients pay; then a member leaves that the joiner synced from. Each run has
-one crash of the joiner; it comes back, and everything must end well: it is a member, ACTIVE, with every link.
+Two members and one that joins with an empty disk while clients pay; then a member leaves that the joiner synced from.
+Each run has one crash of the joiner; it comes back, and everything must end well: it is a member, ACTIVE, with every
+link.
 """
 
 import os

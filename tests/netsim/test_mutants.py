@@ -1,4 +1,5 @@
-"""Rules switched off are seen: each mutant at the seed, or in the scenario, that the last search found (docs/simulator-mutants.md)."""
+"""Rules switched off are seen: each mutant at the seed, or in the scenario, that the last search found
+(docs/simulator-mutants.md)."""
 
 from pathlib import Path
 

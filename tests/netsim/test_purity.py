@@ -1,4 +1,5 @@
-"""Nothing in a simulated run reads a real clock, real randomness or the real network: all of them raise, and it passes."""
+"""Nothing in a simulated run reads a real clock, real randomness or the real network: all of them raise, and it
+passes."""
 
 import os
 import random

@@ -7,8 +7,8 @@ MOST_EVENTS = 50_000  # the run has some 3,000; the fault made them grow without
 
 
 def test_late_requests_do_not_multiply_while_a_gateway_lags() -> None:
-    """A ring cut and many repeated messages: a gateway that could not apply the links it was sent routed again and again
-    to the same node, which sent every copy on behind the tail."""
+    """A ring cut and many repeated messages: a gateway that could not apply the links it was sent routed again and
+    again to the same node, which sent every copy on behind the tail."""
     ring = [((0,), (2, 1)), ((4,), (1, 3)), ((2,), (0, 3)), ((1,), (0, 4)), ((3,), (4, 2))]
     load = Load(accounts=2, requests=60, hot=0.3, overdraft=0.2, pinned=0.1, cancel=0.0, spend=0.6, session=0.3)
     plan = Plan(
@@ -49,8 +49,8 @@ def test_income_that_a_newer_link_confirmed_is_not_missed_by_a_linearizable_read
 
 
 def test_who_was_late_in_an_epoch_may_still_finish_it_when_two_more_have_come() -> None:
-    """A new member was ACTIVE at once and died; one more came and was removed. An old member had not finished the first of
-    these epochs, forgot it, and could learn of the later ones from too few: its keys stood still for ever."""
+    """A new member was ACTIVE at once and died; one more came and was removed. An old member had not finished the first
+    of these epochs, forgot it, and could learn of the later ones from too few: its keys stood still for ever."""
     raw = (
         '{"core_s": 10.0, "fault_s": 10.0, "faults": [{"at": 1.3125101295951067, "fresh": false, "kind": "add", "node": 3},'
         ' {"at": 1.3765035547246969, "kind": "die", "node": 3}, {"at": 1.5824998350143504, "fresh": false, "kind": "add",'

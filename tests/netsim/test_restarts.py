@@ -1,4 +1,5 @@
-"""Whole nodes: how soon a node that is started again votes, and what becomes of a connection that nobody ends (design R12)."""
+"""Whole nodes: how soon a node that is started again votes, and what becomes of a connection that nobody ends (design
+R12)."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -89,8 +90,8 @@ SEED = Peer("ab" * 20, "10.9.9.9", 4000)
 
 
 class _Alone(WholeNetwork):
-    """One node, perhaps with a seed in its config, or a note, of a node that is not in its view; keeps what is written beside
-    the database."""
+    """One node, perhaps with a seed in its config, or a note, of a node that is not in its view; keeps what is written
+    beside the database."""
 
     seeds: tuple[Peer, ...] = ()
     noted: Mapping[NodeId, tuple[str, int]] = {}

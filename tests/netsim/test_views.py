@@ -1,4 +1,5 @@
-"""Each invariant that is about views fires: what a run must never show is told to the observer by hand, next to what it may."""
+"""Each invariant that is about views fires: what a run must never show is told to the observer by hand, next to what it
+may."""
 
 import sqlite3
 from collections.abc import Iterator

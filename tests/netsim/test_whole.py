@@ -232,7 +232,8 @@ def test_a_crash_at_any_await_loses_nothing(victim, capsys):
 
 
 def test_a_process_that_dies_while_clients_connect_leaves_no_dead_connection_to_the_next():
-    """At each step of its start. Whoever calls while it is down is refused, and the next process answers on all connections."""
+    """At each step of its start. Whoever calls while it is down is refused, and the next process answers on all
+    connections."""
 
     async def play(network: WholeNetwork) -> None:
         node, ask = network.nodes[0], AskBalance(ISSUER)

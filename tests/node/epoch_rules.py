@@ -12,7 +12,8 @@ from routing.regions import EMPTY, RING, Ranges, Region
 from routing.view import majority
 from tests.node.epoch_search import KEY, Disk, Plan, Rules, Search, TwoChosen, Value, Views, chain, path
 
-# A slot that moves from {A,B,C} to {N,A,B}: N joins, nearest of all. The owner's ballot, the new owner's; a takeover by B.
+# A slot that moves from {A,B,C} to {N,A,B}: N joins, nearest of all. The owner's ballot, the new owner's; a takeover by
+# B.
 GROW = Plan("NABC", 3, chain("ABC", "ABCN"), ((1, 0, "A"), (2, 1, "N")))
 GROW_TAKEOVER = Plan("NABC", 3, chain("ABC", "ABCN"), ((1, 0, "A"), (1, 1, "B"), (2, 1, "N")))
 # The owner dies and is removed: {A,B,C} becomes {B,C,D}. Ballot (2,0,B) is one that no rule allows.

@@ -5,10 +5,10 @@ time, again, or never, so loss, repetition and every order are in the search wit
 proposer that dies. What is on disk survives a crash, the rest does not. States are merged by value, and nodes that no
 rule can tell apart (no ballot of theirs, the same groups) change places freely.
 
-The views are given: a node installs the next one whenever it likes, as if it was decided from the start. That is more than
-the barrier (R9) allows, and phase 2 may use any majority of promises, at any time: more schedules than there are, never fewer.
-What cannot matter any more is not kept: promises to a ballot that has its value, answers that nobody needs for a sync. What a
-source could say for a sync it says at every moment; who syncs takes any of it, or none.
+The views are given: a node installs the next one whenever it likes, as if it was decided from the start. That is more
+than the barrier (R9) allows, and phase 2 may use any majority of promises, at any time: more schedules than there are,
+never fewer. What cannot matter any more is not kept: promises to a ballot that has its value, answers that nobody needs
+for a sync. What a source could say for a sync it says at every moment; who syncs takes any of it, or none.
 
 `python -m tests.node.epoch_search` prints docs/exhaustive-search.md: how many states each plan has, and for each rule
 switched off the shortest schedule that chooses two values.
@@ -42,8 +42,9 @@ T = TypeVar("T")
 
 
 class Plan(NamedTuple):
-    """`nodes` in order of their distance to the slot. `views`: (members, the place of the view before). `ballots`: (epoch,
-    round, node), each tried by its node whenever the rules allow it. `crashes`: of nodes, in all. `birth`: the slot's epoch."""
+    """`nodes` in order of their distance to the slot. `views`: (members, the place of the view before). `ballots`:
+    (epoch, round, node), each tried by its node whenever the rules allow it. `crashes`: of nodes, in all. `birth`: the
+    slot's epoch."""
 
     nodes: str
     k: int
@@ -68,7 +69,8 @@ def chain(*views: str) -> tuple[tuple[str, int], ...]:
 
 
 class TwoChosen(AssertionError):
-    """Two values were chosen in one slot. `schedule`: what happened, step by step; `states`: how many were seen before."""
+    """Two values were chosen in one slot. `schedule`: what happened, step by step; `states`: how many were seen
+    before."""
 
     def __init__(self, schedule: list[str], states: int) -> None:
         super().__init__("\n".join(schedule))
@@ -81,7 +83,8 @@ class TooMany(AssertionError):
 
 
 class Disk(NamedTuple):
-    """What a crash leaves: the place of the view, a bit for each view in which the node is ACTIVE, the number of its vote."""
+    """What a crash leaves: the place of the view, a bit for each view in which the node is ACTIVE, the number of its
+    vote."""
 
     view: int
     active: int
@@ -114,8 +117,8 @@ class Promise(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """What phase 2 of a ballot sends, and what is voted for. `view`: where the group of the ballot was pinned. `again`: its
-    node sent it after a crash."""
+    """What phase 2 of a ballot sends, and what is voted for. `view`: where the group of the ballot was pinned. `again`:
+    its node sent it after a crash."""
 
     ballot: Ballot
     value: Value
@@ -133,7 +136,8 @@ class Answer(NamedTuple):
 
 
 class Label(NamedTuple):
-    """What happened, for people: `text` has a place for the names of `nodes`. `order`: how nodes changed places after it."""
+    """What happened, for people: `text` has a place for the names of `nodes`. `order`: how nodes changed places after
+    it."""
 
     text: str
     nodes: tuple[int, ...]
@@ -203,8 +207,8 @@ class Rules:
         return paxos.merge(vote, ballot, value)
 
     def stored(self, disk: Disk, after: Disk, what: str) -> Disk:
-        """R4, R5, R8: what is on disk when the node is at `after`. `what`: a "view" was installed, a "sync" finished, a "vote"
-        or its "own" vote for its own ballot was cast."""
+        """R4, R5, R8: what is on disk when the node is at `after`. `what`: a "view" was installed, a "sync" finished, a
+        "vote" or its "own" vote for its own ballot was cast."""
         return after
 
 
@@ -258,8 +262,8 @@ class Search:
         self.first = State(0, 0, tuple(self._answering(nodes, i, node) for i, node in enumerate(nodes)))
 
     def exhaust(self, limit: int, *, strict: bool = False) -> int:
-        """Visit every state, breadth first; how many there are. Raises `TwoChosen`, or `TooMany` above `limit`. `strict`: see
-        `check_known`."""
+        """Visit every state, breadth first; how many there are. Raises `TwoChosen`, or `TooMany` above `limit`.
+        `strict`: see `check_known`."""
         came: dict[State, tuple[State, Label] | None] = {self.first: None}
         rim = [self.first]
         while rim:
@@ -457,7 +461,8 @@ class Search:
             yield self._step(state, i, after, f"{{}} votes for {vote.value} at {self.say(ballot)}")
 
     def _sync(self, state: State, i: int, node: Node) -> Iterator[Step]:
-        """R8: answers of a majority, merged and ACTIVE at once; what stays the same in later views is ACTIVE there too (R7)."""
+        """R8: answers of a majority, merged and ACTIVE at once; what stays the same in later views is ACTIVE there too
+        (R7)."""
         here = node.memory
         me = self.ids[i]
         for view in path(self.plan, here.view)[-KEPT_EPOCHS:]:
@@ -548,8 +553,9 @@ class Search:
         return Label(text, (i, *others), tuple(order)), state._replace(nodes=tuple(nodes[j] for j in order))
 
     def _answering(self, nodes: tuple[Node, ...], i: int, node: Node) -> Node:
-        """R8: with all that a source says at this moment to those who sync. It may be lost; so saying it always adds schedules and
-        takes none away. What it says of the same vote when it is ACTIVE in more counts wherever the older answer did."""
+        """R8: with all that a source says at this moment to those who sync. It may be lost; so saying it always adds
+        schedules and takes none away. What it says of the same vote when it is ACTIVE in more counts wherever the older
+        answer did."""
         here = node.memory
         vote = self._votes[here.vote]
         accepted, value = (vote.accepted, vote.value) if vote is not None else (None, None)

@@ -32,7 +32,8 @@ from tests.node.world import TOLD, World
 def keep_answers(
     world: World, asker: NodeId, kind: type, others: type | tuple[type, ...] = ()
 ) -> dict[NodeId, Message]:
-    """The first answer of each node to `asker`, which does not arrive, nor do later ones and messages of `others` for it."""
+    """The first answer of each node to `asker`, which does not arrive, nor do later ones and messages of `others` for
+    it."""
     kept: dict[NodeId, Message] = {}
 
     def lose(source: NodeId, target: NodeId, message: Message) -> bool:
@@ -50,8 +51,8 @@ def all_answer(world: World, kept: dict[NodeId, Message]) -> bool:
 
 
 def test_money_that_came_after_the_question_is_not_missed_by_who_asks_to_spend_it() -> None:
-    """carol's owner asks what she has. The answers are on their way, she is paid elsewhere, sees it and spends it: her second request
-    must not be called insufficient because of what the others said before."""
+    """carol's owner asks what she has. The answers are on their way, she is paid elsewhere, sees it and spends it: her
+    second request must not be called insufficient because of what the others said before."""
     for seed in range(1, 50):
         world = World(3, 3, seed)
         world.open_funded(carol=0, bob=0)
@@ -166,7 +167,8 @@ def test_a_promise_for_a_proposal_that_never_comes_holds_up_no_question() -> Non
 
 
 def test_income_from_a_vote_that_pays_many_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """alice pays bob and carol; who proposed it answers her and dies, and only a voter knows of it. bob's owner does not."""
+    """alice pays bob and carol; who proposed it answers her and dies, and only a voter knows of it. bob's owner does
+    not."""
     monkeypatch.setattr(acceptor, "MAX_INDEXED", 1)
     for seed in range(1, 50):
         world = World(3, 3, seed)

@@ -27,7 +27,8 @@ def pay_on(world: World, at: list[NodeId], every_s: float, count: int) -> None:
 
 
 def test_a_node_that_is_far_behind_is_sent_every_link_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Links come to it meanwhile that wait for those which it lacks: to ask for these again and again brought twelve times as many."""
+    """Links come to it meanwhile that wait for those which it lacks: to ask for these again and again brought twelve
+    times as many."""
     monkeypatch.setattr(replica, "FAR_BEHIND", 64)
     monkeypatch.setattr(chain.needs, "LOG_BATCH", 64)
     world = World(5, 3, 5, Faults(delay_s=(0.02, 0.04)))

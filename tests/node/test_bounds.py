@@ -72,7 +72,8 @@ def late(world: World) -> tuple[NodeId, NodeId, SlotName]:
 
 
 def chased(world: World, node: NodeId, other: NodeId, at: SlotName, signed: list) -> list[bytes]:  # type: ignore[type-arg]
-    """Which of these requests, one after the other handed to `node` for a slot that is taken, it sends after the tail."""
+    """Which of these requests, one after the other handed to `node` for a slot that is taken, it sends after the
+    tail."""
     sent: list[bytes] = []
 
     def lose(source: NodeId, target: NodeId, message: object) -> bool:
@@ -112,8 +113,8 @@ def test_what_is_remembered_of_late_requests_is_bounded(monkeypatch: pytest.Monk
 
 
 def test_of_two_nodes_that_hold_a_request_neither_says_that_it_dropped_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gateway would tell its client that nothing happened, and the other one may still execute it (design R13). Who is the only
-    one that holds it says so."""
+    """The gateway would tell its client that nothing happened, and the other one may still execute it (design R13). Who
+    is the only one that holds it says so."""
     world = World(3, 3, 1)
     world.open_funded(alice=100, bob=0)
     maker, standby, gateway = world.group("alice")
@@ -182,7 +183,8 @@ def test_the_first_name_that_nobody_has_ends_the_questions(monkeypatch: pytest.M
 
 
 def test_however_many_names_are_asked_for_there_is_one_time_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its gateway waits a little longer than that, and then hands the request to a second node: nobody could say `not_started` any more."""
+    """Its gateway waits a little longer than that, and then hands the request to a second node: nobody could say
+    `not_started` any more."""
     monkeypatch.setattr(asking, "MAX_NAMES_ASKED", 2)
     world = World(3, 3, 1)
     world.open_funded(alice=100)

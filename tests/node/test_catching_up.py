@@ -1,4 +1,5 @@
-"""Who comes back after a while asks for what it lacks once, is answered in pieces, and looks at each link that waits once."""
+"""Who comes back after a while asks for what it lacks once, is answered in pieces, and looks at each link that waits
+once."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -36,7 +37,8 @@ Loses = Callable[[NodeId, NodeId, Message], bool]
 
 
 def lagging_behind(world: World, pays: Callable[[NodeId], None]) -> tuple[NodeId, NodeId]:
-    """A node that hears nothing of what `pays` does at another one, and that one. Messages stay in order, as on a connection."""
+    """A node that hears nothing of what `pays` does at another one, and that one. Messages stay in order, as on a
+    connection."""
     world.faults = Faults(delay_s=(0.001, 0.001))
     lagging = next(node for node in world.ids if node != world.group("alice")[0])
     others = [node for node in world.ids if node != lagging]
@@ -250,7 +252,8 @@ def test_a_peer_that_is_still_answering_about_postings_is_not_asked_again() -> N
 
 
 def test_who_lacks_the_income_of_many_accounts_asks_each_peer_for_the_chain_that_paid_them_once() -> None:
-    """A large link is not sent once for each of its recipients who spends. All who tell of it are asked: it may be a vote, or they die."""
+    """A large link is not sent once for each of its recipients who spends. All who tell of it are asked: it may be a
+    vote, or they die."""
     world = World(3, 3, 1)
     names = [f"r{number}" for number in range(12)]
     world.open_funded(alice=100, bob=0, **dict.fromkeys(names, 0))
@@ -363,7 +366,8 @@ def test_postings_of_a_link_that_finds_no_room_are_asked_for_once_in_a_while(
 def test_a_chain_is_answered_without_a_gap_though_a_link_of_it_is_applied_meanwhile(
     monkeypatch: pytest.MonkeyPatch, bound: int
 ) -> None:
-    """What is applied in the turn of the answer continues what was loaded for it, or is much later. Who asked goes on from the end."""
+    """What is applied in the turn of the answer continues what was loaded for it, or is much later. Who asked goes on
+    from the end."""
     monkeypatch.setattr(chain.needs, "CHAIN_BATCH_BYTES", bound)
     world = World(3, 3, 1)
     world.open_funded(alice=100, bob=0)

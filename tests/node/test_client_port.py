@@ -254,7 +254,8 @@ async def test_sessions_are_numbered_counted_and_closed_once(
 async def test_frames_that_arrive_together_let_others_run(
     node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, mock_clock: MockClock, greedy: int
 ) -> None:
-    """However many connections send them, of frames that are answered without waiting about BURST_S go before all others run."""
+    """However many connections send them, of frames that are answered without waiting about BURST_S go before all
+    others run."""
     echo = Echo(node, network)
     calls, burst = 200, 4
 

@@ -50,8 +50,8 @@ def pay(world: World, times: int = 1) -> NodeId:
 
 
 def funded(nodes: int = 3, k: int = 3, *, warm: int = 40) -> tuple[Writing, NodeId, NodeId]:
-    """A world in which alice may pay bob, and has paid `warm` times; the node that makes her next link, and the last one that
-    votes on it."""
+    """A world in which alice may pay bob, and has paid `warm` times; the node that makes her next link, and the last
+    one that votes on it."""
     world = Writing(nodes, k, 1)
     world.open_funded(alice=1000, bob=0)
     world.run(2 * VOTES_S)

@@ -547,8 +547,8 @@ def test_the_first_one_must_answer_after_the_second_one_did(world: World) -> Non
 
 def test_a_process_whose_place_was_taken_has_longer_to_come_back(world: World) -> None:
     me, twice, *_ = world.ids
-    """Whichever turns the two events fall into: a process that was killed, and started again while a turn lasted, did not lose
-    its place to the next one."""
+    """Whichever turns the two events fall into: a process that was killed, and started again while a turn lasted, did
+    not lose its place to the next one."""
     for alive, vouched, replaced, after, expected in (
         (True, True, True, 0.0, REPLACED_S),
         (True, True, True, 0.5, 0.5 + REPLACED_S),

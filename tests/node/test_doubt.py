@@ -1,4 +1,5 @@
-"""A database that is damaged beneath its triggers makes links that follow from nothing: nobody votes for them, and no sound node stops."""
+"""A database that is damaged beneath its triggers makes links that follow from nothing: nobody votes for them, and no
+sound node stops."""
 
 import itertools
 import sqlite3
@@ -101,7 +102,8 @@ def test_nobody_votes_for_what_a_damaged_database_makes(change: str) -> None:
 
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_a_vote_that_does_not_follow_is_not_found_in_phase_1(seed: int) -> None:
-    """A damaged standby takes over while the owner is away, and votes for what it makes. The owner comes back and takes over, too."""
+    """A damaged standby takes over while the owner is away, and votes for what it makes. The owner comes back and takes
+    over, too."""
     world, damaged, (owner, _) = with_damage(3, 3, seed, rank=1)
     world.crash(owner)
     world.submit(damaged, world.pay_request("alice", "bob", 5000), timeout_s=8.0)
@@ -168,9 +170,10 @@ def test_nobody_votes_for_a_link_that_pays_in_another_asset() -> None:
 
 
 def with_vote(seed: int, *, changes: bool) -> tuple[World, NodeId, NodeId, str, str]:
-    """A world whose members are about to change, and of it: who holds a vote on the next link of an account that does not follow; a
-    node that is down and without which a group that changes needs the answer of the first; that account; and another one, whose next
-    slot has the group that changes. `changes`: so has the slot of the vote; else its group stays."""
+    """A world whose members are about to change, and of it: who holds a vote on the next link of an account that does
+    not follow; a node that is down and without which a group that changes needs the answer of the first; that account;
+    and another one, whose next slot has the group that changes. `changes`: so has the slot of the vote; else its group
+    stays."""
     world = World(7, 3, seed, first=6)
     names = [f"account{i}" for i in range(20)]
     world.open_funded(bob=0, **dict.fromkeys(names, 100))
@@ -208,7 +211,8 @@ def vote_for_more(world: World, account: str) -> VoteRow:
 
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_a_vote_that_does_not_follow_is_no_doubt_in_what_else_its_holder_says(seed: int) -> None:
-    """It lies where no group changes. So the change is done, though in one group that changes nobody but its holder can be asked."""
+    """It lies where no group changes. So the change is done, though in one group that changes nobody but its holder can
+    be asked."""
     world, holder, down, account, other = with_vote(seed, changes=False)
     at = next(node for node in world.view.ids if node not in (holder, down))
     assert isinstance(world.add(at, world.guests[0]), Changed)
@@ -221,7 +225,8 @@ def test_a_vote_that_does_not_follow_is_no_doubt_in_what_else_its_holder_says(se
 
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_a_vote_that_does_not_follow_keeps_no_slot_waiting_but_its_own(seed: int) -> None:
-    """It lies in a region that changes, where one more of the group is down: all of it becomes ACTIVE but for that slot."""
+    """It lies in a region that changes, where one more of the group is down: all of it becomes ACTIVE but for that
+    slot."""
     world, holder, down, account, other = with_vote(seed, changes=True)
     at = next(node for node in world.view.ids if node not in (holder, down))
     world.change(at, ChangeAction.ADD, world.guests[0])

@@ -583,7 +583,8 @@ async def test_it_turns_when_the_core_wants_to_or_something_arrives(autojump_clo
 
 
 async def test_a_busy_driver_lets_others_run() -> None:
-    """Turns that need no database, one event after the other, for ever, do not starve the tasks that read connections."""
+    """Turns that need no database, one event after the other, for ever, do not starve the tasks that read
+    connections."""
     rig = Rig()
     original = rig.core.step
 
@@ -716,7 +717,8 @@ async def test_ten_thousand_calls_of_one_client_do_not_keep_the_one_of_another_f
 
 
 async def test_calls_that_need_much_work_of_one_client_are_shared_like_all_others(nursery: trio.Nursery) -> None:
-    """Requests, whose signatures are checked in the turn, changes and balances wait in one and the same line of their client."""
+    """Requests, whose signatures are checked in the turn, changes and balances wait in one and the same line of their
+    client."""
     rig = crowd(1, 2)
     change = ClientChange(Caller(1, 2), SubmitChange(b"change", bytes(64), 1000))
     nursery.start_soon(one_after_the_other, rig, [submit(1, 1), change, read(1, 3), submit(1, 4)])

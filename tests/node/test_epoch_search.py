@@ -51,7 +51,8 @@ def test_each_rule_from_1_to_8_is_switched_off() -> None:
 
 @pytest.mark.parametrize("name", ["grow", "only shrinks", "pair moves", "born later"])
 def test_the_search_is_not_empty(name: str) -> None:
-    """Each ballot that the rules allow gets its value chosen in some schedule, and every member of every group gets ACTIVE."""
+    """Each ballot that the rules allow gets its value chosen in some schedule, and every member of every group gets
+    ACTIVE."""
     chosen: set[str] = set()
     active: set[tuple[int, int]] = set()
 

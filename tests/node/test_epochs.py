@@ -70,7 +70,8 @@ def test_all_members_of_the_first_view_are_active_in_it_and_nobody_else() -> Non
 def test_what_is_carried_over_and_what_is_to_be_synced_is_all_and_apart(
     change: tuple[View, View], data: st.DataObject
 ) -> None:
-    """R7, key by key: ACTIVE stays who was it in a group that is the same; every other member of the new group syncs."""
+    """R7, key by key: ACTIVE stays who was it in a group that is the same; every other member of the new group
+    syncs."""
     before, after = change
     found = regions(before, after)
     me = data.draw(st.sampled_from(sorted({*before.ids, *after.ids})))

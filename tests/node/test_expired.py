@@ -37,7 +37,8 @@ def contexts_of(network: Network, number: int, *, now_ms: int = NOW_MS, days: in
 
 
 async def faults_of(accept: ssl.SSLContext, dial: ssl.SSLContext) -> tuple[str, str]:
-    """What the accepting and the dialling side say of a handshake that must fail; the latter may see it only when it reads."""
+    """What the accepting and the dialling side say of a handshake that must fail; the latter may see it only when it
+    reads."""
     ours, theirs = trio.testing.memory_stream_pair()
     said: dict[str, str] = {}
 

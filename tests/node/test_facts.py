@@ -207,7 +207,8 @@ def test_a_log_counts_as_read_no_earlier_than_its_links_are_durable() -> None:
 
 @pytest.mark.parametrize("begun_anew", [False, True])
 def test_a_log_that_was_taken_for_read_and_is_not_is_compared_from_its_start(*, begun_anew: bool) -> None:
-    """Nothing is offered after the cursor, and yet the other log is longer; also where the cursor is of the log before."""
+    """Nothing is offered after the cursor, and yet the other log is longer; also where the cursor is of the log
+    before."""
     world = World(3, 3, 1)
     world.open_funded(alice=100, bob=0)
     lagging = next(node for node in world.ids if node != world.group("alice")[0])

@@ -76,7 +76,8 @@ def test_nothing_is_left_of_an_owner_that_is_forgotten() -> None:
 
 
 def test_of_lines_that_never_empty_none_gets_more_than_another_but_for_two_items() -> None:
-    """Theorem 1 of Goyal, Vin and Cheng, at every moment of random runs; and every item comes out once, each line in its order."""
+    """Theorem 1 of Goyal, Vin and Cheng, at every moment of random runs; and every item comes out once, each line in
+    its order."""
     for seed in range(30):
         rng = random.Random(seed)
         queue: FairQueue[tuple[int, int]] = FairQueue()

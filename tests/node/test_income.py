@@ -1,4 +1,5 @@
-"""What a node that is asked for income says: the account's own tip, too, for what that has confirmed is income no more."""
+"""What a node that is asked for income says: the account's own tip, too, for what that has confirmed is income no
+more."""
 
 import pytest
 
@@ -42,8 +43,8 @@ def test_income_is_told_with_the_height_of_the_account_that_has_confirmed_the_re
 
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_a_vote_in_a_group_that_its_node_has_left_is_waited_for_by_nobody(seed: int) -> None:
-    """The last standby alone voted for what the owner proposed, and both were without power while a member was added, who took
-    the standby's place. It comes back; the owner does not, and one more is down: its answer is needed."""
+    """The last standby alone voted for what the owner proposed, and both were without power while a member was added,
+    who took the standby's place. It comes back; the owner does not, and one more is down: its answer is needed."""
     world = World(8, 5, seed, first=7)
     names = [f"account{i}" for i in range(10)]
     world.open_funded(bob=0, carol=0, **dict.fromkeys(names, 100))

@@ -31,7 +31,8 @@ from routing.regions import RING
 from tests.node.watch import Call
 from tests.node.world import World
 
-# For one slot: to the owner or who is thought to be it, after NotOwner to the owner, to a rank that it is left to, a copy.
+# For one slot: to the owner or who is thought to be it, after NotOwner to the owner, to a rank that it is left to, a
+# copy.
 MOST = 4
 NEWS = Decided | DecidedHash | Offer | Links | Moved
 PER_ROUND = 500  # links in PING_EVERY_S
@@ -54,7 +55,8 @@ def pong(peers: Peers, peer: NodeId, links: int, sent: float, now: float) -> Non
 
 
 def test_counts_of_a_busy_network_are_old_and_nobody_lags_on_their_account() -> None:
-    """A thousand links a second: what a peer tells, or what this node has, is a few hundred links old when it is looked at."""
+    """A thousand links a second: what a peer tells, or what this node has, is a few hundred links old when it is looked
+    at."""
     world = World(3, 3, 1)
     _, one, other = world.ids
     peers = make(world)
@@ -125,7 +127,8 @@ def test_what_one_said_who_is_gone_makes_nobody_lag() -> None:
 
 
 def in_the_dark(world: World, *dark: NodeId) -> str:
-    """Others make links that the nodes `dark` do not get, though they live: an account whose tail is owned by the first of them."""
+    """Others make links that the nodes `dark` do not get, though they live: an account whose tail is owned by the first
+    of them."""
     names = [f"p{i}" for i in range(12)]
     world.open_funded(bob=0, **dict.fromkeys(names, 10_000))
     world.run(3)
@@ -269,8 +272,8 @@ def test_no_opinions_of_who_lags_send_a_request_in_circles(seed: int, monkeypatc
 def test_no_opinion_that_changes_sends_a_request_in_circles(
     lagging: tuple[World, NodeId, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last rank hands a request to the first, which leaves it to the last. By then the last one knows that the first one lags, and
-    sends a copy to the second, which does not know it, and thinks that it is for the first."""
+    """The last rank hands a request to the first, which leaves it to the last. By then the last one knows that the
+    first one lags, and sends a copy to the second, which does not know it, and thinks that it is for the first."""
     world, first, name = lagging
     _, second, last = world.group(name)
     dark = world.lose

@@ -1,6 +1,8 @@
-"""Whole cores whose members change: what is answered, what is refused, and what survives crashes (design R1, R5, R6, R9, R12).
+"""Whole cores whose members change: what is answered, what is refused, and what survives crashes (design R1, R5, R6,
+R9, R12).
 
-`tests.node.watch` looks on: I12 (views in order, with the votes of a majority), R7 (no vote before ACTIVE) and the rest.
+`tests.node.watch` looks on: I12 (views in order, with the votes of a majority), R7 (no vote before ACTIVE) and the
+rest.
 """
 
 import re
@@ -233,7 +235,8 @@ def test_a_change_that_waits_is_judged_once_for_each_set_of_living_members(monke
 
 
 def test_a_member_that_does_not_vote_judges_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has restarted and lags, so it would judge by a view that is no longer the last; and it proposes nothing (design R12)."""
+    """It has restarted and lags, so it would judge by a view that is no longer the last; and it proposes nothing
+    (design R12)."""
     world = grown(4, 3)
     (guest,) = world.guests
     lagging, here, there = world.view.ids
@@ -273,8 +276,8 @@ def test_a_lagging_member_does_not_take_an_old_view_for_the_newest() -> None:
 
 
 def test_what_a_majority_said_before_a_change_was_asked_for_says_nothing_about_it() -> None:
-    """The promises of a ballot are on their way when another view is made, and the same change is asked for again: it must not
-    be answered from the view of then."""
+    """The promises of a ballot are on their way when another view is made, and the same change is asked for again: it
+    must not be answered from the view of then."""
     world = grown(4, 3)
     (guest,) = world.guests
     lagging, *others = world.view.ids
@@ -302,8 +305,8 @@ def test_what_a_majority_said_before_a_change_was_asked_for_says_nothing_about_i
 
 
 def test_votes_from_before_a_change_was_asked_for_say_nothing_about_it() -> None:
-    """A view is decided by votes that were on their way while others made it, and took it back: who asks for it only then is not
-    told that it holds."""
+    """A view is decided by votes that were on their way while others made it, and took it back: who asks for it only
+    then is not told that it holds."""
     world = grown(4, 3)
     (guest,) = world.guests
     lagging, *others = world.view.ids
@@ -406,7 +409,8 @@ def test_a_removal_that_leaves_no_majority_must_be_forced() -> None:
 
 
 def test_a_removal_that_leaves_a_group_of_the_next_view_without_a_majority_must_be_forced() -> None:
-    """All groups of now have a living majority. Then two dead nodes would be in one group, and no change could follow."""
+    """All groups of now have a living majority. Then two dead nodes would be in one group, and no change could
+    follow."""
     world = grown(8, 8)
 
     def groups(view: View, dead: set[NodeId]) -> int:
@@ -432,7 +436,8 @@ def test_a_removal_that_leaves_a_group_of_the_next_view_without_a_majority_must_
 
 
 def test_a_change_that_lost_its_ballot_is_judged_again_before_it_is_proposed_again() -> None:
-    """It was fit when it was proposed. Another view was made, and the guest is gone: nothing of it can be made any more."""
+    """It was fit when it was proposed. Another view was made, and the guest is gone: nothing of it can be made any
+    more."""
     world = grown(5, 3)
     first, second = world.guests
     here, there, _ = world.view.ids
@@ -475,7 +480,8 @@ def test_a_change_that_was_proposed_in_this_epoch_and_is_not_fit_any_more_may_st
 
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_change_that_this_node_voted_for_is_not_refused_though_its_proposer_is_dead(*, restart: bool) -> None:
-    """It is not fit any more: one of two would be alive. The vote is on the disk, and is finished a second later (R1, R4)."""
+    """It is not fit any more: one of two would be alive. The vote is on the disk, and is finished a second later (R1,
+    R4)."""
     world = grown(3, 3)
     proposer, voter, leaver = world.ids
     world.lose = lambda source, target, message: isinstance(message, ViewAccepted)

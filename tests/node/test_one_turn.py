@@ -1,5 +1,5 @@
-"""What one turn does that could take two: a request is admitted, its link formed and voted for; a link is applied and the next
-one of its account formed. Both with the rows that were loaded for the turn, and with no others."""
+"""What one turn does that could take two: a request is admitted, its link formed and voted for; a link is applied and
+the next one of its account formed. Both with the rows that were loaded for the turn, and with no others."""
 
 import math
 import sqlite3
@@ -24,7 +24,8 @@ from tests.node.world import TOLD, Node, World, key_of, public
 
 
 class Watched(World):
-    """Keeps the effects of each turn, with whose turn it was, and checks what is left of the rows that it loaded to form links."""
+    """Keeps the effects of each turn, with whose turn it was, and checks what is left of the rows that it loaded to
+    form links."""
 
     def __init__(self, nodes: int, k: int, seed: int) -> None:
         self.turns: list[tuple[NodeId, Effects]] = []
@@ -136,7 +137,8 @@ def test_rows_of_a_link_are_not_loaded_for_who_does_not_sign_for_the_account(wor
 
 
 def test_much_is_not_loaded_before_a_request_is_known_to_be_new(world: Watched) -> None:
-    """Sent again, a request that is recorded is signed as well: what it has loaded must not cost more than it did to send it."""
+    """Sent again, a request that is recorded is signed as well: what it has loaded must not cost more than it did to
+    send it."""
     for _ in range(FEW + 1):
         world.settle(world.ids[0], world.pay_request("mint", "bob", 1))
     world.run(1)
@@ -264,8 +266,9 @@ def test_a_node_that_has_just_started_is_familiar_with_nobody_and_pays_all_the_s
 
 
 def waiting_at_the_next_owner(*, same: bool, nodes: int = 3) -> tuple[Watched, NodeId, NodeId]:
-    """A world in which two payments of alice are on their way: a link of the first is being decided, the second waits. `same`: the
-    next link is made by the same owner; else another one makes it. Also who makes the first and who the next."""
+    """A world in which two payments of alice are on their way: a link of the first is being decided, the second waits.
+    `same`: the next link is made by the same owner; else another one makes it. Also who makes the first and who the
+    next."""
     for seed in range(1, 200):
         world = Watched(nodes, nodes, seed)
         world.open_funded(alice=1000, bob=0)
@@ -294,7 +297,8 @@ def waiting_at_the_next_owner(*, same: bool, nodes: int = 3) -> tuple[Watched, N
 
 
 def hold_back(world: World, owner: NodeId, target: NodeId) -> list[FromPeer]:
-    """What `owner` tells `target` of decided links and hands it from now on, which does not arrive; nor does what fills gaps."""
+    """What `owner` tells `target` of decided links and hands it from now on, which does not arrive; nor does what fills
+    gaps."""
     held: list[FromPeer] = []
 
     def hold(source: NodeId, to: NodeId, message: object) -> bool:
@@ -365,8 +369,9 @@ def test_a_client_of_the_next_owner_waits_for_no_second_turn() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_what_is_left_of_loaded_rows_is_what_the_database_says(seed: int) -> None:
-    """Payments to and fro between few accounts, many at a time: links that confirm, links that pay who is about to form one,
-    requests that wait. Whatever a turn leaves for forming after it has applied links is as read anew (`Watched.persist`)."""
+    """Payments to and fro between few accounts, many at a time: links that confirm, links that pay who is about to form
+    one, requests that wait. Whatever a turn leaves for forming after it has applied links is as read anew
+    (`Watched.persist`)."""
     world = Watched(3, 3, seed)
     names = ("alice", "bob", "carol")
     world.open_funded(**dict.fromkeys(names, 1000))

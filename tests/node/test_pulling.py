@@ -17,7 +17,8 @@ from tests.node.world import TOLD, Doom, World
 
 
 class Reader:
-    """A node that has asked `peer` for `missing`, all the links of its log that it lacks; only the links that `send` delivers come to it."""
+    """A node that has asked `peer` for `missing`, all the links of its log that it lacks; only the links that `send`
+    delivers come to it."""
 
     def __init__(self) -> None:
         self.world = World(3, 3, 1)

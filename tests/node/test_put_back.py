@@ -1,5 +1,5 @@
-"""A disk that was put back and lacks links, but no vote: no count tells it (design R12), and it may vote. What others have read of its
-log behind that place is not what stands there now (R8)."""
+"""A disk that was put back and lacks links, but no vote: no count tells it (design R12), and it may vote. What others
+have read of its log behind that place is not what stands there now (R8)."""
 
 import sqlite3
 from typing import NamedTuple
@@ -26,8 +26,8 @@ SHOWS_A_DECISION = Accept | Decided | DecidedHash | Links | Moved | SlotAnswer
 
 
 class Cast(NamedTuple):
-    """`account` is paid from by the group of `slot`: `put_back`, `dying` and `deaf`. The guest `joins`, so `deaf` and it are in the next
-    view's group. `elsewhere`: accounts on whose next link `put_back` has no vote."""
+    """`account` is paid from by the group of `slot`: `put_back`, `dying` and `deaf`. The guest `joins`, so `deaf` and
+    it are in the next view's group. `elsewhere`: accounts on whose next link `put_back` has no vote."""
 
     account: str
     slot: Slot
@@ -123,8 +123,8 @@ def log(world: World, node: NodeId) -> tuple[int, int]:
 
 
 def read(world: World, starts: int, *, reader_too: bool = False) -> tuple[list[Offer], int, int]:
-    """One of three nodes starts `starts` times while another one, which has read its log, hears nothing and lacks one link. What the reader
-    is offered then of the log of now, how much it had read, and the id of that log."""
+    """One of three nodes starts `starts` times while another one, which has read its log, hears nothing and lacks one
+    link. What the reader is offered then of the log of now, how much it had read, and the id of that log."""
     world.open_funded(alice=100, bob=0)
     node, _, reader = world.group("alice")
     log_id, count = log(world, node)

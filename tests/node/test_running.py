@@ -117,7 +117,8 @@ async def test_a_connection_is_read_on_while_one_long_question_of_it_is_answered
     ids=lambda body: type(body).__name__,
 )
 async def test_a_request_counts_with_its_bytes_where_it_waits(body: CallBody, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client is not read while its requests that wait for a turn are as large as they may be, however few they are."""
+    """A client is not read while its requests that wait for a turn are as large as they may be, however few they
+    are."""
     monkeypatch.setattr(driver_module, "CALLS_WAITING", 2 * (CALL_BYTES + 700))
     monkeypatch.setattr(driver_module, "TURN_CALLS", CALL_BYTES)
     driver = Rig().driver

@@ -132,8 +132,9 @@ def test_many_messages_that_wait_for_one_chain_ask_for_it_once() -> None:
 
 
 def test_income_that_arrives_in_the_turn_that_forms_is_not_overlooked() -> None:
-    """bob has paid alice and knows it. alice's owner has voted for that, asks what she has and, in the very turn in which it forms
-    her next link, hears that it is decided: the rows of that link were loaded before, and do not show the money."""
+    """bob has paid alice and knows it. alice's owner has voted for that, asks what she has and, in the very turn in
+    which it forms her next link, hears that it is decided: the rows of that link were loaded before, and do not show
+    the money."""
     for seed in range(1, 60):
         world = World(2, 2, seed)
         world.open_funded(alice=0, carol=0, bob=1000)
@@ -161,8 +162,8 @@ def test_income_that_arrives_in_the_turn_that_forms_is_not_overlooked() -> None:
 
 
 def test_a_request_whose_rows_are_not_here_waits_for_them() -> None:
-    """A payment and the cancel of another one reach alice's owner in one turn. Only the first is looked up for forming: the
-    cancel must not be judged without knowing that its target has executed."""
+    """A payment and the cancel of another one reach alice's owner in one turn. Only the first is looked up for forming:
+    the cancel must not be judged without knowing that its target has executed."""
     world = World(3, 3, 3)
     world.open_funded(alice=1000, bob=0)
     first = world.pay_request("alice", "bob", 5)
@@ -352,8 +353,8 @@ def test_a_link_is_sent_to_who_asks_for_it_by_its_hash_in_the_turn_that_applies_
 
 @pytest.mark.parametrize(("postings", "most"), [(1, 100), (8190, 2)])
 def test_a_large_link_gets_the_time_that_it_takes(postings: int, most: int) -> None:
-    """Sent again too early it makes those slower who are at it. Nobody hears the owner's voters here: in 2.5 s a small link is sent
-    again and again, and its voters see to it; a large one is sent twice."""
+    """Sent again too early it makes those slower who are at it. Nobody hears the owner's voters here: in 2.5 s a small
+    link is sent again and again, and its voters see to it; a large one is sent twice."""
     world = World(3, 3, 1)
     world.open_funded(alice=10_000, bob=0)
     owner = world.group("alice")[0]

@@ -210,7 +210,8 @@ def test_a_source_that_may_have_lost_votes_does_not_answer() -> None:
 
 
 def test_who_may_have_lost_votes_is_no_source_of_its_own() -> None:
-    """R12: it and one other would be a majority of the old group, and it may have voted for what that one has never heard of."""
+    """R12: it and one other would be a majority of the old group, and it may have voted for what that one has never
+    heard of."""
     world = grown(4, 3)
     syncing, source, _ = world.view.ids
     world.lose = lambda sender, target, message: isinstance(message, SyncPart)
@@ -246,7 +247,8 @@ def test_a_source_without_the_view_asks_for_it_instead() -> None:
 
 
 def test_a_source_that_was_not_active_when_it_answered_is_asked_again() -> None:
-    """A node is taken back as soon as it was added: who syncs the undo asks before its sources have synced the addition."""
+    """A node is taken back as soon as it was added: who syncs the undo asks before its sources have synced the
+    addition."""
     for seed in range(4):
         world = grown(4, 3, seed=seed)
         (guest,) = world.guests
@@ -263,7 +265,8 @@ def test_a_source_that_was_not_active_when_it_answered_is_asked_again() -> None:
 
 
 def test_who_comes_late_syncs_with_the_new_group_when_the_old_one_is_gone() -> None:
-    """It slept through three changes; the nodes of the epochs between are dead, those of the newest are ACTIVE without it."""
+    """It slept through three changes; the nodes of the epochs between are dead, those of the newest are ACTIVE without
+    it."""
     world = grown(5, 4)
     (guest,) = world.guests
     late, gone, *others = world.view.ids
@@ -367,8 +370,8 @@ def test_the_log_of_a_source_is_waited_for() -> None:
 
 @pytest.mark.parametrize("doom", Doom)
 def test_a_source_counts_no_link_in_its_log_that_a_crash_takes_back(doom: Doom) -> None:
-    """The asker waits until it has read the log that far, and would find another link in that place, or none. The vote for
-    the link is told no more: the joiner would hold a free slot that is decided."""
+    """The asker waits until it has read the log that far, and would find another link in that place, or none. The vote
+    for the link is told no more: the joiner would hold a free slot that is decided."""
     world = grown(4, 3)
     source, other, _ = world.view.ids
     grow(world)
@@ -422,7 +425,8 @@ def test_a_source_tells_the_length_of_its_log_when_its_links_are_durable() -> No
 
 
 def test_an_active_mark_is_one_transaction_with_the_links_of_its_turn() -> None:
-    """A vote of a source is left out when its link is applied in this very turn: the mark must not outlive that link."""
+    """A vote of a source is left out when its link is applied in this very turn: the mark must not outlive that
+    link."""
     world = grown(4, 3, k=5)
     guest, (one, *_) = world.guests[0], world.view.ids
     asked: dict[NodeId, AskSync] = {}
@@ -459,8 +463,9 @@ def test_an_active_mark_is_one_transaction_with_the_links_of_its_turn() -> None:
 
 
 def crashed_between(nodes: int, first: int, k: int = 3, gone: int = 0) -> tuple[World, NodeId, NodeId]:
-    """A world in which alice's owner died after the turn in which it learned that a link is decided and voted for the next one, before
-    that link was durable or anybody was told; it, and another member. `gone`: so many more members are down."""
+    """A world in which alice's owner died after the turn in which it learned that a link is decided and voted for the
+    next one, before that link was durable or anybody was told; it, and another member. `gone`: so many more members are
+    down."""
 
     class Dooming(World):
         victim: NodeId | None = None
@@ -559,7 +564,8 @@ def test_a_vote_is_taken_over_also_where_the_link_before_it_is_not_here_yet() ->
 
 
 def pulling(world: World, node: NodeId, lost: type[Message]) -> NodeId:
-    """A member that `node` asks for its log. No news of links comes to it meanwhile, nor messages of the kind `lost`."""
+    """A member that `node` asks for its log. No news of links comes to it meanwhile, nor messages of the kind
+    `lost`."""
     asked: list[NodeId] = []
 
     def lose(source: NodeId, target: NodeId, message: object) -> bool:
@@ -714,7 +720,8 @@ STOPPED = Accepted | Decided | DecidedHash | Prepare | Promise
 
 
 def with_three_votes(monkeypatch: pytest.MonkeyPatch) -> World:
-    """Four members, all with the same three undecided votes, each a part of its own, and a guest. Nothing is decided."""
+    """Four members, all with the same three undecided votes, each a part of its own, and a guest. Nothing is
+    decided."""
     monkeypatch.setattr(syncing, "PART_BYTES", 10)
     world = grown(5, 4, k=5)
     names = ["carol", "dave", "erin"]
@@ -763,7 +770,8 @@ def test_votes_come_in_parts_and_count_when_all_are_here(monkeypatch: pytest.Mon
 
 
 def test_a_sync_ends_however_little_goes_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One part at a time has room in the queue to a peer: what a turn sends beyond it is dropped, as a transport does."""
+    """One part at a time has room in the queue to a peer: what a turn sends beyond it is dropped, as a transport
+    does."""
     world = with_three_votes(monkeypatch)
     sent: set[tuple[NodeId, NodeId, float]] = set()
     dropped: list[SyncPart] = []
@@ -1023,7 +1031,8 @@ def test_votes_for_slots_that_are_decided_here_are_skipped() -> None:
 
 
 def test_what_became_active_late_stays_so_in_the_epochs_after() -> None:
-    """A node completes the sync of epoch 2 when it has epoch 3 already: where the group is the same, it is ACTIVE there too."""
+    """A node completes the sync of epoch 2 when it has epoch 3 already: where the group is the same, it is ACTIVE there
+    too."""
     world = grown(7, 5, k=3, seed=3)
     late, *others = world.view.ids
     first, second = world.guests
@@ -1220,7 +1229,8 @@ def test_parts_of_two_counts_do_not_mix() -> None:
 
 
 def test_a_source_that_says_nothing_new_is_not_asked_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a sync waits, for a log or for more sources, it asks again whether they are ACTIVE now: not for all votes each time."""
+    """While a sync waits, for a log or for more sources, it asks again whether they are ACTIVE now: not for all votes
+    each time."""
     monkeypatch.setattr(syncing, "PART_BYTES", 1)
     world = World(5, 4, 3, first=4)
     names = [f"payer-{number}" for number in range(8)]

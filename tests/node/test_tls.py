@@ -218,7 +218,8 @@ class TalkativeObject:
 
 
 async def test_who_reads_nothing_cannot_make_answers_pile_up() -> None:
-    """While the writer waits for room, whoever reads must wait with its answers, too, and not take the next question."""
+    """While the writer waits for room, whoever reads must wait with its answers, too, and not take the next
+    question."""
     ours, theirs = sockets()
     stream = TlsStream(ours, Talkative(ssl.PROTOCOL_TLS_CLIENT), server=False)
     async with trio.open_nursery() as nursery:

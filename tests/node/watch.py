@@ -1,7 +1,7 @@
 """The observer of a simulated network: it sees every commit, message and answer of every node, and never forgets.
 
-    I1   agreement    no two values are chosen in one slot. Chosen: votes of a majority of its group at one ballot are on
-                      disk, whether anybody learned of it or not
+    I1   agreement    no two values are chosen in one slot. Chosen: votes of a majority of its group at one ballot are
+                      on disk, whether anybody learned of it or not
     I2   parents      votes are only for links whose parent is chosen (R11)
     I3   money        no balance below zero, each posting confirmed once, by the account that it pays
     I4   ballots      one value per ballot, for ever (R4)
@@ -10,7 +10,8 @@
     I8   memory       an acceptor never goes back on what it sent, across restarts; what it sends is on disk (R2, R4)
     I9   decided only nothing but chosen links is applied or sent as decided (R11)
     I10  truth        every answer to a client is true (R13)
-    I12  views        installed in order by every node, each with the votes of a majority of the members before it, one an epoch
+    I12  views        installed in order by every node, each with the votes of a majority of the members before it, one
+                      an epoch
 
 `Broken` names the rule. The observer is told the truth by the world; it knows nothing of how a node works.
 """

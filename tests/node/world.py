@@ -225,7 +225,8 @@ class World:
             self._wake(node, deadline)
 
     def finish_turn(self, node: Node, effects: Effects) -> None:
-        """What the driver does with the effects, stage by stage: commit, then send, then answer; or a part of it, and die."""
+        """What the driver does with the effects, stage by stage: commit, then send, then answer; or a part of it, and
+        die."""
         *_, last = stages = effects.stages()
         for stage in stages:
             doom = node.doom if stage.persist else None

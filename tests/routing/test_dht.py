@@ -1,4 +1,5 @@
-"""One test per limit of the library (design section 4), and what a DHT node does with bad input. On the test's clock."""
+"""One test per limit of the library (design section 4), and what a DHT node does with bad input. On the test's
+clock."""
 
 import random
 from collections import Counter

@@ -57,7 +57,8 @@ def _keys(bounds: list[tuple[int, int]], rng: random.Random) -> set[int]:
     return {key for key in keys if 0 <= key <= LAST} | {rng.getrandbits(KEY_BITS) for _ in range(20)}
 
 
-# --- groups of ranges --------------------------------------------------------------------------------------------------------
+# --- groups of ranges
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
@@ -133,7 +134,8 @@ def test_two_ids_that_are_too_close_are_refused_and_not_too_close_are_not() -> N
         _groups([0, 1], 1, KEY_BITS)
 
 
-# --- regions -------------------------------------------------------------------------------------------------------------------
+# --- regions
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def _check_regions(before: View, after: View, rng: random.Random) -> tuple[Region, ...]:
@@ -180,7 +182,8 @@ def test_a_network_within_k_is_one_region() -> None:
     assert regions(before, after) == (Region(0, LAST, frozenset(before.ids), frozenset(after.ids)),)
 
 
-# --- sets of keys --------------------------------------------------------------------------------------------------------------
+# --- sets of keys
+# --------------------------------------------------------------------------------------------------------------
 
 some_ranges = st.lists(
     st.tuples(st.integers(0, 40), st.integers(0, 9)).map(lambda one: (one[0], one[0] + one[1])), max_size=8
@@ -249,7 +252,8 @@ def test_a_key_of_another_length_is_our_own_mistake() -> None:
         holds(RING, bytes(32))
 
 
-# --- bytes ---------------------------------------------------------------------------------------------------------------------
+# --- bytes
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_bytes_of_ranges_are_these() -> None:

@@ -158,7 +158,8 @@ def test_untrusted_bytes_raise_only_a_routing_fault(noise, place, flip):
             assert encode_view(decode_view(data)) == data
 
 
-# --- one view after the other --------------------------------------------------------------------------------------------
+# --- one view after the other
+# --------------------------------------------------------------------------------------------
 
 
 def test_a_first_view_may_have_a_time_and_nobody_proposed_it():
