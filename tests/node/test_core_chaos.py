@@ -265,7 +265,7 @@ MUTANTS: dict[str, Mutant] = {
         "I10", READING, Edit("node.reading:Reading.on_balance", "height_of(head) < ask.min_height", "False")
     ),
     # liveness
-    "a stuck vote is nobody's": Mutant("undecided_votes=[1-9]", BROKEN, Edit("node.acceptor:Acceptor.tick", "self._finish(turn, held.at)", "pass")),
+    "a stuck vote is nobody's": Mutant("undecided_votes=[1-9]", BROKEN, Edit("node.acceptor:Acceptor.tick", "self.finish(turn, held.at)", "pass")),
     "no pull": Mutant("links are chosen", LAGGING, Edit("node.pulling:Pulling.tick", "if wanted:", "if False:")),
 }  # fmt: skip
 
