@@ -22,9 +22,8 @@ from chain.seal import LogHead, read_log_head
 
 CHAIN_BATCH: Final = 256  # links in one answer about a chain
 CHAIN_BATCH_BYTES: Final = 1 << 20  # and their bytes, but always one link: a frame holds a few of these
-WANTED_BYTES: Final = (
-    8 * 1024 * 1024
-)  # of links for others in one turn, of each kind: a quarter of what may wait for one peer
+# Of links for others in one turn, of each kind: a quarter of what may wait for one peer
+WANTED_BYTES: Final = 8 * 1024 * 1024
 LOG_BATCH: Final = 4096  # hashes in one answer about the log: 128 KiB
 _KEYS_PER_QUERY: Final = 512  # bounds the text of a query, and with it SQLite's parser
 

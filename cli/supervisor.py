@@ -28,9 +28,8 @@ from node.lock import lock_holder
 FIRST_DELAY_S: Final = 0.2  # before a node that died is started again; doubles with each early death
 LONGEST_DELAY_S: Final = 5.0
 STEADY_S: Final = 10.0  # a node that lived this long starts afresh with the delays, and with what it may fail
-QUICK_FAILURES: Final = (
-    5  # in a row, before one stays down: a sixth start would end like them; as StartLimitBurst of the unit
-)
+# In a row, before one stays down: a sixth start would end like them; as StartLimitBurst of the unit
+QUICK_FAILURES: Final = 5
 STAYS_DOWN: Final = frozenset({Exit.USAGE, Exit.OUT_FOR_GOOD})  # started again it would say the same, or do harm
 STOP_S: Final = 10.0  # for a node to end by itself before it is killed
 # For another process to let go of a node's directory: where another `up` was killed just now, its nodes are still

@@ -46,9 +46,8 @@ _WAS_CLOSED: Final = "had its connection closed by this client"
 SIGNS_OF_LIFE: Final = 24  # that may be asked for on one connection and not be answered
 _LONGEST_NUMBER: Final = 2**64 - 1  # as it travels
 _SIGN_BYTES: Final = 64  # more than one takes
-MAX_IN_FLIGHT: Final = (
-    MAX_UNANSWERED - SIGNS_OF_LIFE
-)  # calls of one connection that are not answered: the node reads on
+# Calls of one connection that are not answered: fewer than a node bears, so that it reads on
+MAX_IN_FLIGHT: Final = MAX_UNANSWERED - SIGNS_OF_LIFE
 MAX_IN_FLIGHT_BYTES: Final = MAX_UNANSWERED_BYTES - SIGNS_OF_LIFE * _SIGN_BYTES  # of those, unless it is one alone
 
 

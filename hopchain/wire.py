@@ -21,9 +21,8 @@ PROTOCOL_VERSION: Final = 1
 MAX_CLIENT_FRAME_BYTES: Final = 4 * 1024 * 1024  # twice the largest link
 MAX_PAGE: Final = 1000  # rows of one list answer
 MAX_VIEWS_PAGE: Final = 100  # views of one `Members`
-MAX_UNANSWERED: Final = (
-    1024  # calls of one connection: a node reads no further while so many are not answered, signs of life neither
-)
+# Calls of one connection: a node reads no further while so many are not answered, signs of life neither
+MAX_UNANSWERED: Final = 1024
 MAX_UNANSWERED_BYTES: Final = 8 * 1024 * 1024  # of those calls, as frames without their length; one alone may be larger
 AT_ONCE: Final = -1  # a balance that waits for no link: every link is newer
 

@@ -21,9 +21,8 @@ from chain.errors import RemoteFault
 log = logging.getLogger(__name__)
 
 HANDSHAKE_S: Final = 5.0  # TLS and hellos: a few round trips, and a busy machine
-MAX_HANDSHAKES: Final = (
-    256  # at once on one port (`Strangers`), a descriptor and some 50 KiB each; more wait in the kernel's backlog
-)
+# At once on one port (`Strangers`), a descriptor and some 50 KiB each; more wait in the kernel's backlog
+MAX_HANDSHAKES: Final = 256
 PATIENCE_S: Final = 0.5  # in which a busy node does so many handshakes
 ACCEPT_RETRY_S: Final = 0.1  # out of descriptors: give others time to close theirs
 

@@ -40,9 +40,8 @@ log = logging.getLogger(__name__)
 MAX_SESSIONS: Final = 512  # a descriptor and some 50 KiB each, answers not counted
 CLIENT_QUEUE_BYTES: Final = 8 * 1024 * 1024  # two largest answers that a client has not read
 HELD_BYTES: Final = 256 * 1024 * 1024  # of all sessions: a quarter of the machine that the defaults are for
-IDLE_S: Final = (
-    3.0  # silent for so long, a session may lose its place to a newcomer; clients that wait for an answer say more
-)
+# Silent for so long, a session may lose its place to a newcomer; clients that wait for an answer say more
+IDLE_S: Final = 3.0
 
 
 class Session:

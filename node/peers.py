@@ -43,9 +43,8 @@ PING_EVERY_S: Final = 0.5  # four chances before a peer is suspected
 # How old a word may be that makes a read current: turns of a second are no reason to doubt.
 CURRENT_S: Final = 2 * SUSPECT_S
 LAG_S: Final = 1.0  # two rounds of pings; a request may wait for so long at an owner that lags a little less
-LAG_LINKS: Final = (
-    100  # few links that were lost, and are asked for in a round trip, are no reason to go round an owner
-)
+# Links: few that were lost, and are asked for in a round trip, are no reason to go round an owner
+LAG_LINKS: Final = 100
 UNANSWERED: Final = 4  # pings: as many as are sent within SUSPECT_S
 DROP_PINGS: Final = 12  # rounds without a word: 3 x SUSPECT_S, in pings, so that who slept itself closes nothing
 CLOCK_PINGS: Final = 8  # by which a clock is judged: 4 s

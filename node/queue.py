@@ -13,9 +13,8 @@ from node.messages import Item
 from routing.keyspace import NodeId
 
 NO_GATEWAY: Final = NodeId(b"")
-BATCH_BYTES: Final = (
-    1024 * 1024
-)  # of requests in one message: about what one link can hold, and what waits behind it waits no longer
+# Of requests in one message: about what one link can hold, and what waits behind it waits no longer
+BATCH_BYTES: Final = 1024 * 1024
 ITEM_BYTES: Final = 128  # of an item besides its request: signature, gateway, and room
 
 

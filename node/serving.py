@@ -318,9 +318,8 @@ class Serving:
         peers = self._core.peers
         epoch, active = peers.told(node)
         host, port = self._addresses.get(node, ("", 0))
-        client_port = (
-            self._client_port_of(node) if host else 0
-        )  # it has dialed this node, and its address is not known yet
+        # without a host: it has dialed this node, and its address is not known yet
+        client_port = self._client_port_of(node) if host else 0
         return wire.PeerHealth(
             node,
             peers.alive(node, now),

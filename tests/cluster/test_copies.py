@@ -44,9 +44,8 @@ async def test_a_copy_that_runs_beside_its_original_is_quarantined(cluster: Clus
     finally:
         copy.kill()
     assert ended.code == Exit.OUT_FOR_GOOD, ended
-    beaten = (
-        "another process of it, which was there before this one and goes on" in ended.text
-    )  # seen before the votes it lacks
+    # seen before the votes it lacks
+    beaten = "another process of it, which was there before this one and goes on" in ended.text
     if not beaten:
         assert "another copy of it is running" in ended.text, ended.text
         assert "keep no copy, and join the network anew under a new id" in ended.text, ended.text

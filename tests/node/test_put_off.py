@@ -16,9 +16,8 @@ from tests.node.watch import Call
 from tests.node.world import World
 
 ACCOUNTS = [f"p{i}" for i in range(30)]
-MAX_TURNS_A_S = (
-    200  # of four nodes that ping each other, and look twice a second at what is put off; in vain it was 16,000
-)
+# Of four nodes that ping each other, and look twice a second at what is put off; in vain it was 16,000
+MAX_TURNS_A_S = 200
 
 
 @pytest.fixture
