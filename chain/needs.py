@@ -14,7 +14,7 @@ import msgspec
 
 from chain.disk import storage_errors
 from chain.errors import Corruption, RemoteFault
-from chain.link import MAX_CONFIRMED, Link, LinkHash, PostingHash, read_record_untrusted
+from chain.link import MAX_CONFIRMED, Link, LinkHash, Outcome, PostingHash, read_record_untrusted
 from chain.request import RequestId
 from chain.rows import AccountHead, Credit, Forming, Incoming, OutcomeRow, PostingRow, refused_text, thread_text
 from chain.schema import BY_HASH
@@ -24,6 +24,8 @@ CHAIN_BATCH: Final = 256  # links in one answer about a chain
 CHAIN_BATCH_BYTES: Final = 1 << 20  # and their bytes, but always one link: a frame holds a few of these
 # Of links for others in one turn, of each kind: a quarter of what may wait for one peer
 WANTED_BYTES: Final = 8 * 1024 * 1024
+# Of links that are read in one turn to tell clients of outcomes: 15 ms, at most.
+TOLD_BYTES: Final = 4 * 1024 * 1024
 LOG_BATCH: Final = 4096  # hashes in one answer about the log: 128 KiB
 _KEYS_PER_QUERY: Final = 512  # bounds the text of a query, and with it SQLite's parser
 
@@ -37,6 +39,8 @@ class Needs(msgspec.Struct):
     # (account, request id): an id counts only for the account whose link records it, because anybody may cancel an id
     # that is not theirs.
     outcomes: set[tuple[str, RequestId]] = msgspec.field(default_factory=set)
+    # Those that a client may be told: as their links have them, in this order, as far as `TOLD_BYTES` of links go.
+    told: dict[tuple[str, RequestId], None] = msgspec.field(default_factory=dict)
     postings: dict[str, set[PostingHash]] = msgspec.field(default_factory=dict)  # that a link of this account confirms
     # Hashes of postings of links that this turn may apply: for these no search by hash.
     made: set[PostingHash] = msgspec.field(default_factory=set)
@@ -80,6 +84,9 @@ class Loaded(msgspec.Struct):
     heads: dict[str, AccountHead] = msgspec.field(default_factory=dict)
     assets: dict[str, str] = msgspec.field(default_factory=dict)
     outcomes: dict[tuple[str, RequestId], OutcomeRow] = msgspec.field(default_factory=dict)
+    untold: set[tuple[str, RequestId]] = msgspec.field(
+        default_factory=set
+    )  # of `told`: for their links there was no room
     postings: dict[PostingHash, Credit] = msgspec.field(default_factory=dict)
     links_at: dict[tuple[str, int], LinkHash] = msgspec.field(default_factory=dict)
     chains: dict[tuple[str, int], tuple[bytes, ...]] = msgspec.field(default_factory=dict)
@@ -134,9 +141,11 @@ POSTING_JOINS: Final = (
 # Joins give the order: CROSS JOIN keeps the keys outside, so that each is looked up in an index.
 _HEADS: Final = f"SELECT {HEAD_COLUMNS} FROM k CROSS JOIN accounts AS a ON a.name = k.column1"
 _ASSETS: Final = "SELECT a.name, a.asset FROM k CROSS JOIN accounts AS a ON a.name = k.column1"
+_OUTCOME_CODES: Final = frozenset(map(int, Outcome))
 _OUTCOMES: Final = (
-    "SELECT o.link_hash, o.number, o.request_id, o.account, o.outcome FROM k "
-    "CROSS JOIN outcomes AS o ON o.request_id = k.column2 AND o.account = k.column1"
+    "SELECT o.link_hash, o.number, o.request_id, o.account, o.outcome, l.height, l.balance, l.time_ms, length(l.body) "
+    "FROM k CROSS JOIN outcomes AS o ON o.request_id = k.column2 AND o.account = k.column1 "
+    "LEFT JOIN links AS l ON l.hash = o.link_hash"
 )
 _MADE_BY: Final = (  # the link with this seq
     f"SELECT {POSTING_COLUMNS} FROM postings AS p {POSTING_JOINS} WHERE p.id BETWEEN ?1 << 14 AND ?1 << 14 | 16383 ORDER BY p.id"
@@ -228,8 +237,8 @@ def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
             loaded.heads = _heads(conn, needs.heads, loaded.forming)
         if needs.assets:
             loaded.assets = dict(_join(conn, _ASSETS, _singles(needs.assets), _pair))
-        if needs.outcomes:
-            loaded.outcomes = {(o.account, o.request_id): o for o in _outcomes(conn, needs.outcomes)}
+        if needs.outcomes or needs.told:
+            loaded.outcomes, loaded.untold = _outcomes(conn, needs.outcomes, needs.told)
         if needs.postings:
             loaded.postings, loaded.ends = _credits(conn, needs.postings, needs.made)
         if needs.links_at:
@@ -269,18 +278,34 @@ def head_row(
     return AccountHead(name, asset, public_key, bool(issuer), height, LinkHash(tip), balance, epoch, time_ms)
 
 
-def _outcomes(conn: sqlite3.Connection, keys: Collection[tuple[str, RequestId]]) -> Iterator[OutcomeRow]:
-    """Those that have a row, as their links have them: what is told of an outcome is final, so a changed row must not
-    tell another one. Few requests that are looked up have an outcome; a link is read once for all of them."""
+def _outcomes(
+    conn: sqlite3.Connection, keys: Set[tuple[str, RequestId]], told: Mapping[tuple[str, RequestId], None]
+) -> tuple[dict[tuple[str, RequestId], OutcomeRow], set[tuple[str, RequestId]]]:
+    """Those that have a row. What is told is final, so a changed row must not tell another outcome: those of `told` are
+    as their links have them, or, where these links are too many for one turn, named beside. A link is read once for all
+    of them, and one link is always read."""
+    found: dict[tuple[str, RequestId], OutcomeRow] = {}
     of_link: dict[LinkHash, dict[int, tuple[RequestId, str, int]]] = {}
-    for link, number, *row in _join(conn, _OUTCOMES, keys, lambda *row: row):
-        of_link.setdefault(link, {})[number] = (row[0], row[1], row[2])
-    raws: dict[LinkHash, bytes | None] = dict.fromkeys(of_link)
+    untold: set[tuple[str, RequestId]] = set()
+    room = TOLD_BYTES
+    for link, number, request_id, account, outcome, height, balance, time_ms, size in _join(
+        conn, _OUTCOMES, [*told, *(keys - told.keys())], lambda *row: row
+    ):
+        key = (account, request_id)
+        if size is None or outcome not in _OUTCOME_CODES:
+            raise _outcome_differs(link, {number: (request_id, account, outcome)})
+        found[key] = OutcomeRow(request_id, account, Outcome(outcome), link, height, balance, time_ms)
+        if key not in told:
+            continue
+        if link not in of_link:
+            if of_link and size > room:
+                untold.add(key)
+                continue
+            room -= size
+        of_link.setdefault(link, {})[number] = (request_id, account, outcome)
     for link, raw in _join(conn, _BY_HASH, _singles(of_link), _keyed_raw):
-        yield from _recorded(link, raw, of_link[link])
-        del raws[link]
-    for link in raws:
-        raise _outcome_differs(link, of_link[link])
+        found.update(((row.account, row.request_id), row) for row in _recorded(link, raw, of_link[link]))
+    return found, untold
 
 
 def _recorded(link: LinkHash, raw: bytes, rows: Mapping[int, tuple[RequestId, str, int]]) -> Iterator[OutcomeRow]:

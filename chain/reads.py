@@ -209,7 +209,7 @@ def read_outcome(conn: sqlite3.Connection, request_id: RequestId, account: str |
     """
     with storage_errors("reading an outcome"), snapshot(conn):
         row = read_outcome_row(conn, request_id, account)
-        return load(conn, Needs(outcomes={(row[0], request_id)})).outcomes[row[0], request_id] if row else None
+        return load(conn, Needs(told={(row[0], request_id): None})).outcomes[row[0], request_id] if row else None
 
 
 def read_outcome_row(

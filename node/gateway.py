@@ -99,7 +99,7 @@ class Gateway:
             return
         request = queued.request
         needs.heads.add(request.sender)
-        needs.outcomes.add((request.sender, queued.request_id))
+        needs.told[request.sender, queued.request_id] = None
         if request.expect_tip != ANY_TIP:
             needs.by_hash.add(LinkHash(request.expect_tip))
         known = self._replica.familiar.head(request.sender)
@@ -137,7 +137,10 @@ class Gateway:
             return
         row = turn.loaded.outcomes.get((request.sender, queued.request_id))
         if row is not None:
-            turn.answer(event.caller, recorded(row, b"", 0, repeated=True))
+            if (request.sender, queued.request_id) in turn.loaded.untold:
+                turn.again.append(event)  # others took all the room: it is before them in the next turn
+            else:
+                turn.answer(event.caller, recorded(row, b"", 0, repeated=True))
             return
         if request.kind is Kind.OPEN and head is not None:
             turn.answer(event.caller, name_taken(request.sender))

@@ -232,10 +232,29 @@ def test_a_changed_row_of_an_outcome_is_not_told(bank: Bank, conn: sqlite3.Conne
     bank.conn.execute(trigger)
     for read in (
         lambda: read_outcome(conn, id_of(paid)),
-        lambda: load(conn, Needs(outcomes={("alice", id_of(paid))})),
+        lambda: load(conn, Needs(told={("alice", id_of(paid)): None})),
     ):
         with pytest.raises(Corruption, match=f"outcomes row {id_of(paid).hex()[:16]} is not what link"):
             read()
+
+
+def test_the_links_of_outcomes_that_are_told_are_read_as_far_as_there_is_room(
+    bank: Bank, conn: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may be a megabyte, and who sends a request again may do so with hundreds in one turn."""
+    paid = [bank.transfer("alice", ("bob", amount)) for amount in (1, 2, 3)]
+    for request in paid:
+        bank.decide(request)
+    keys = [("alice", id_of(request)) for request in paid]
+    read: list[bytes] = []
+    monkeypatch.setattr("chain.needs.TOLD_BYTES", 1)
+    monkeypatch.setattr(
+        "chain.needs.read_record_untrusted", lambda raw, at: (read.append(raw), read_record_untrusted(raw, at))[1]
+    )
+    told = load(conn, Needs(told=dict.fromkeys(reversed(keys))))
+    assert told.untold == set(keys[:2]) and len(read) == 1, "the first one that is wanted, in any case"
+    assert told.outcomes.keys() == set(keys), "that they are there is told of all"
+    assert len(load(conn, Needs(outcomes=set(keys))).outcomes) == 3 and len(read) == 1
 
 
 def test_the_outcome_of_one_of_many_requests_decodes_none(

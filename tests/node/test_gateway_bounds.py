@@ -187,3 +187,17 @@ def test_a_request_that_comes_again_after_its_time_is_not_asked_about_once_more(
     event = ClientSubmit(Caller(7, 1), Submit(submit.raw, submit.signature, 1000), until=now.mono)
     (answer,) = core.step(load(node.conn, core.needs([event], now)), now).answers
     assert isinstance(answer.body, NotStarted) and answer.body.code == "too_busy"
+
+
+def test_outcomes_that_one_turn_has_no_room_to_read_are_told_in_the_next_ones(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = world.ids[0]
+    paid = [world.pay_request("alice", "bob", amount) for amount in range(1, 6)]
+    first = [world.settle(at, request) for request in paid]
+    monkeypatch.setattr("chain.needs.TOLD_BYTES", 1)
+    calls = [world.submit(at, request) for request in paid]
+    world.run(0.5)
+    assert [call.answer.link_hash for call in calls if isinstance(call.answer, Recorded) and call.answer.repeated] == [
+        answer.link_hash for answer in first
+    ]
