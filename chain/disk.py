@@ -12,9 +12,10 @@ not checkpoint does not do so when it is closed. The next process begins with th
 the database open meanwhile (`hopchain verify`): SQLite then goes on where the failed one was.
 """
 
+import errno
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -42,12 +43,20 @@ _ADVICE: Final = {
     "SQLITE_NOTADB": "the file is no SQLite database: put the right one back, or join the network anew under a new node id",
     "SQLITE_CORRUPT": "the file is damaged: if it is a copy, make another; if it is the node's own, join the network anew under a new node id",
 }
+# What the system says of the files that are not left to SQLite, in its words.
+_AS_SQLITE: Final[Mapping[int | None, str]] = {
+    errno.ENOSPC: "SQLITE_FULL",
+    errno.EDQUOT: "SQLITE_FULL",
+    errno.EACCES: "SQLITE_READONLY",
+    errno.EPERM: "SQLITE_READONLY",
+    errno.EROFS: "SQLITE_READONLY",
+}
 _OTHER_ADVICE: Final = "stop the node, run `hopchain verify` on its directory, then start it again"
 
 
 def storage_failure(error: sqlite3.Error | OSError, doing: str) -> StorageFailure:
     """The error that a node ends with: what was being done, what SQLite said, what to do about it."""
-    name = str(getattr(error, "sqlite_errorname", type(error).__name__))
+    name = str(getattr(error, "sqlite_errorname", _AS_SQLITE.get(getattr(error, "errno", None), type(error).__name__)))
     advice = next((text for prefix, text in _ADVICE.items() if name.startswith(prefix)), _OTHER_ADVICE)
     return StorageFailure(f"{doing} failed: {error} [{name}]; {advice}")
 

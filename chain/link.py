@@ -312,6 +312,15 @@ class Record(msgspec.Struct, frozen=True):
     outcomes: dict[int, tuple[RequestId, Outcome]]
 
 
+def read_header(header: bytes) -> tuple[LinkHash, str, int, int]:
+    """(hash, account, height, time in Unix ms) of the link with this header. Raises `RemoteFault` for a damaged one."""
+    try:
+        _, name, height, _, _, _, _, time_ms, _ = _HEADER.unpack(header)
+    except struct.error:
+        raise RemoteFault("malformed", f"a header of {len(header)} bytes: it has {HEADER_BYTES}") from None
+    return header_hash(header), decode_name_untrusted(name), height, time_ms
+
+
 def read_record_untrusted(raw: bytes, numbers: Collection[int]) -> Record:
     """The outcomes with these `numbers`, as far as there are such, from the link with these bytes. The requests,
     thousands perhaps, are not decoded. Raises `RemoteFault` (`malformed`) when the link does not agree with itself."""

@@ -180,6 +180,7 @@ _LINKS_AT: Final = (
     "SELECT l.account, l.height, l.hash FROM k CROSS JOIN links AS l ON l.account = k.column1 AND l.height = k.column2"
 )
 _BY_HASH: Final = "SELECT l.hash, l.header, l.body FROM k CROSS JOIN links AS l ON l.hash = k.column1"
+_HEADERS: Final = "SELECT l.header FROM k CROSS JOIN links AS l ON l.hash = k.column1"
 _LINK_OF: Final = f"SELECT p.hash, p.id >> 14 FROM k CROSS JOIN postings AS p ON {BY_HASH.format('k.column1')}"
 _BY_SEQ: Final = "SELECT l.seq, l.header, l.body FROM k CROSS JOIN links AS l ON l.seq = k.column1"
 _KNOWN: Final = "SELECT l.hash FROM k CROSS JOIN links AS l ON l.hash = k.column1"
@@ -436,6 +437,11 @@ def account_id(conn: sqlite3.Connection, name: str) -> int:
     """The number of the account in this replica; 0 when it is not here, which no account has."""
     row = conn.execute(f"SELECT {_ID_OF}", (name,)).fetchone()
     return int(row[0] or 0)
+
+
+def read_headers(conn: sqlite3.Connection, links: Collection[LinkHash]) -> list[bytes]:
+    """The headers of those of these links that are here."""
+    return list(_join(conn, _HEADERS, _singles(links), bytes))
 
 
 def find_credits(conn: sqlite3.Connection, hashes: Collection[PostingHash]) -> dict[PostingHash, Credit]:

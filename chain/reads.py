@@ -7,7 +7,8 @@ caller: balances and heads carry tip, height, epoch and time (design section 3, 
 import hashlib
 import sqlite3
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from itertools import repeat
 from typing import Final
 
@@ -15,12 +16,23 @@ import msgspec
 
 from chain.disk import snapshot, storage_errors
 from chain.errors import Corruption, LocalMisuse, RemoteFault
-from chain.link import Entry, Link, LinkHash, Outcome, PostingHash, Slot, decode_link_untrusted, posting_hash
+from chain.link import (
+    Entry,
+    Link,
+    LinkHash,
+    Outcome,
+    PostingHash,
+    Slot,
+    decode_link_untrusted,
+    posting_hash,
+    read_header,
+)
 from chain.needs import (
     HEAD_COLUMNS,
     Needs,
     head_row,
     load,
+    read_headers,
     read_postings,
 )
 from chain.request import Posting, Request, RequestId
@@ -152,11 +164,13 @@ def _chain_link(conn: sqlite3.Connection, link: Link) -> ChainLink:
     """Nothing is shown that is not what the link and the hashes in it say, but for where its postings were
     confirmed."""
     paid, confirmed = read_postings(conn, link.hash)
+    payers = _payers(conn, {row.link_hash for row in confirmed})
     if (
         [row.hash for row in paid] != list(link.posting_hashes)
         or [row.hash for row in confirmed] != list(link.confirmed)
         or any(map(_differs, paid, repeat(link), link.postings()))
         or not all(map(_is_of_its_hash, confirmed))
+        or any((row.link_hash, row.sender, row.height, row.time_ms) not in payers for row in confirmed)
     ):
         raise Corruption(
             f"link {link.height} of {link.account} ({link.hash.hex()[:16]}) pays {len(link.posting_hashes)} and confirms "
@@ -178,6 +192,13 @@ def _chain_link(conn: sqlite3.Connection, link: Link) -> ChainLink:
         tuple(_chain_entry(entry, made.get(entry.request_id, [])) for entry in link.entries),
         confirmed,
     )
+
+
+def _payers(conn: sqlite3.Connection, links: Collection[LinkHash]) -> set[tuple[LinkHash, str, int, int]]:
+    """(hash, account, height, time) of these links, as their headers have them."""
+    with suppress(RemoteFault):  # then one that is shown is missing
+        return {read_header(header) for header in read_headers(conn, links)}
+    return set()
 
 
 def _differs(row: PostingRow, link: Link, made: tuple[int, PostingHash, Posting, RequestId]) -> bool:

@@ -164,7 +164,7 @@ class Core:
         self.gateway = Gateway(
             self._self, self._decoder, requests, self.peers, self.owner, self.replica, self.inquiries
         )
-        self.reading = Reading(self._self, self.inquiries, self.replica)
+        self.reading = Reading(self._self, self.inquiries)
         self._wire()
         self.acceptor.restore(start.votes, now.mono)
         self._again: list[Event] = []

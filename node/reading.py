@@ -16,7 +16,6 @@ from chain.link import Link
 from chain.needs import Needs
 from hopchain.wire import Unknown
 from node.inquiry import Inquiries, SlotResult
-from node.replica import Replica
 from node.slots import birth_epoch, height_of, next_slot
 from node.turn import ClientBalance, ClientGone, Read, Self, Turn
 from node.waits import Waits
@@ -29,7 +28,7 @@ MAX_WAIT_MS: Final = 60_000
 class Reading:
     """The reads of this node's clients that are not certain yet."""
 
-    def __init__(self, self_: Self, inquiries: Inquiries, replica: Replica) -> None:
+    def __init__(self, self_: Self, inquiries: Inquiries) -> None:
         self._self = self_
         self._inquiries = inquiries
         self._waits = Waits()

@@ -201,6 +201,20 @@ def test_a_changed_row_of_a_posting_is_not_shown(bank: Bank, conn: sqlite3.Conne
         read_chain(conn, shown)
 
 
+@pytest.mark.parametrize(
+    "change", ["account = 'carol'", "height = height + 70", "time_ms = 5", "header = zeroblob(280)"]
+)
+def test_a_changed_row_of_the_link_that_paid_is_not_shown(bank: Bank, conn: sqlite3.Connection, change: str) -> None:
+    paid = bank.pay("mint", ("alice", 5))
+    bank.pay("alice", ("bob", 1))
+    (trigger,) = bank.conn.execute("SELECT sql FROM sqlite_master WHERE name = 'links_update'").fetchone()
+    bank.conn.execute("DROP TRIGGER links_update")
+    bank.conn.execute(f"UPDATE links SET {change} WHERE hash = ?", (paid.hash,))
+    bank.conn.execute(trigger)
+    with pytest.raises(Corruption, match="or other ones: run `hopchain verify`"):
+        read_chain(conn, "alice")
+
+
 def test_outcomes_are_those_of_their_links(bank: Bank, conn: sqlite3.Connection) -> None:
     for link in bank.links:
         for request, outcome in link.outcomes():

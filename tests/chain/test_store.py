@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import re
 import sqlite3
@@ -116,6 +117,21 @@ def test_what_cannot_be_opened_says_what_to_do(path: Path) -> None:
 def test_errors_without_advice_of_their_own_get_the_general_one() -> None:
     with pytest.raises(StorageFailure, match=r"trying failed: odd \[Error\]; stop the node"), storage_errors("trying"):
         raise sqlite3.Error("odd")
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk is full"),
+        (errno.EACCES, "correct owner and mode of the file"),
+        (errno.EROFS, "the database is read-only"),
+        (errno.EIO, "the disk reports an error"),
+    ],
+)
+def test_what_the_system_says_of_a_file_has_the_advice_of_what_sqlite_says(number: int, advice: str) -> None:
+    with pytest.raises(StorageFailure, match=advice), storage_errors("trying"):
+        raise OSError(number, "it failed")
 
 
 def test_snapshots_nest_and_end(conn: sqlite3.Connection) -> None:
