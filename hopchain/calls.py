@@ -9,9 +9,10 @@
 * Calls that are made before the writer comes to them leave together in one write, without anything waiting for more to
   come: a busy client batches, an idle one does not.
 
-A connection on which calls wait but nothing is heard for `ping_after_s` is asked for a sign of life; when none comes
-within `dead_after_s`, less what was waited before, it is given up. TCP alone would take minutes to notice. A call that
-nobody waits for any more leaves the silence what it is: many short ones find out as well as one long one.
+A connection on which calls wait, for an answer or for room, but nothing is heard for `ping_after_s` is asked for a
+sign of life; when none comes within `dead_after_s`, less what was waited before, it is given up. TCP alone would take
+minutes to notice. A call that nobody waits for any more leaves the silence what it is: many short ones find out as well
+as one long one.
 """
 
 import math
@@ -129,14 +130,12 @@ class Calls:
         left = False
         size = len(encode(Call(_LONGEST_NUMBER, body)))
         with anyio.CancelScope(deadline=deadline):
+            self._begin_waiting()
             await self._room.enter(size)
             if self.lost is not None:
                 self._room.leave(size)
                 raise connection.ConnectionFailed(str(self.address), self.lost)
-            if not self._waiting:
-                if self._heard_at >= self._busy_since:
-                    self._busy_since = anyio.current_time()
-                self._busy.set()
+            self._begin_waiting()  # again: the last one in line waits for nothing before it runs
             number = self._post(body)
             self._unanswered[number] = size
             self._waiting[number] = waiter
@@ -179,6 +178,18 @@ class Calls:
             self._room.end()
             for waiter in self._waiting.values():
                 waiter.done.set()
+
+    @property
+    def _awaited(self) -> bool:
+        """Somebody waits, for an answer or for room."""
+        return bool(self._waiting) or self._room.waited_for
+
+    def _begin_waiting(self) -> None:
+        """Watch the connection for somebody who waits from now on."""
+        if not self._awaited:
+            if self._heard_at >= self._busy_since:
+                self._busy_since = anyio.current_time()
+            self._busy.set()
 
     def _post(self, body: CallBody) -> int:
         self._number += 1
@@ -232,7 +243,7 @@ class Calls:
         while self.lost is None:
             quiet_since = max(self._heard_at, self._busy_since)
             pinged = pinged_since == quiet_since
-            if not (self._waiting or pinged):
+            if not (self._awaited or pinged):
                 self._busy = anyio.Event()
                 await self._busy.wait()
                 continue

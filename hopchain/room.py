@@ -41,6 +41,11 @@ class Room:
         return bool(self._line) or not self._fits(1)
 
     @property
+    def waited_for(self) -> bool:
+        """Somebody stands in line."""
+        return bool(self._line)
+
+    @property
     def taken(self) -> int:
         """How many calls have room."""
         return self._calls

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from chain.request import MAX_POSTINGS, Posting, transfer
-from hopchain import Client, Status, Timing, Unknown, Unreachable, calls, wire
+from hopchain import Client, Recorded, Status, Timing, Unknown, Unreachable, calls, wire
 from hopchain.addresses import Address
 from hopchain.calls import Calls, ConnectionLost, take_write
 from hopchain.change import SignedChange
@@ -82,6 +82,113 @@ def test_a_sign_of_life_is_waited_for_also_when_no_call_waits_any_more(backend: 
             node.fault = lambda call: None
             assert isinstance(await client.status(), Status)
         assert node.connections == 2
+
+    run(test, backend)
+
+
+@pytest.mark.parametrize("what", ["question", "request"])
+def test_a_silent_node_is_given_up_also_by_calls_that_find_no_room(
+    backend: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls that were given up before a sign of life was due take all of it. Those in line are told at once."""
+    monkeypatch.setattr(calls, "MAX_IN_FLIGHT", 2)
+
+    async def test(world: World) -> None:
+        async with silenced(world) as (node, client):
+            for _ in range(2):
+                with pytest.raises(Unreachable, match="no answer within"):
+                    await client.balance("mint", timeout_s=0.02)
+            await anyio.sleep(2 * IMPATIENT.ping_after_s)  # nobody waits any more, so nobody watches
+            if what == "request":
+                node.fault = lambda call: None if node.connections > 1 else Hang()
+                with anyio.fail_after(LONG_S):
+                    assert isinstance(await client.submit(world.payment(), timeout_s=60.0), Recorded)
+                assert node.connections == 2
+                return
+            ended: list[str] = []
+
+            async def ask() -> None:
+                with pytest.raises(Unreachable) as caught:
+                    await client.balance("mint", timeout_s=60.0)
+                ended.append(str(caught.value))
+
+            with anyio.fail_after(LONG_S):
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(3):
+                        tasks.start_soon(ask)
+            assert len(ended) == 3 and all("has been silent for 0.4 s" in why for why in ended)
+            asked = [call for call in node.calls if isinstance(call, wire.AskBalance)]
+            assert len(asked) == 2, "none of the line was sent"
+
+    run(test, backend)
+
+
+def test_a_node_that_gives_signs_of_life_is_not_given_up_by_those_that_find_no_room(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "MAX_IN_FLIGHT", 1)
+
+    async def test(world: World) -> None:
+        async with silenced(world) as (node, client):
+            node.fault = lambda call: Hang() if isinstance(call, wire.AskBalance) else None
+            with pytest.raises(Unreachable, match="no answer within"):
+                await client.balance("mint", timeout_s=0.02)
+            with pytest.raises(Unreachable, match="was not handed it in time"):
+                await client.digest(timeout_s=3 * IMPATIENT.dead_after_s)
+            assert sum(isinstance(call, wire.AskStatus) for call in node.calls) > 1
+        assert node.connections == 1
+
+    run(test, backend)
+
+
+class Mute:
+    """A connection that takes everything and says nothing."""
+
+    node_id = b""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    async def send(self, *payloads: bytes) -> None:
+        self.sent += len(payloads)
+
+    async def receive(self) -> bytes:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def aclose(self) -> None:
+        pass
+
+
+def test_no_more_signs_of_life_are_asked_for_than_a_node_bears(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each was answered by something else: the node speaks, but to none of them."""
+    monkeypatch.setattr(calls, "SIGNS_OF_LIFE", 3)
+
+    async def main() -> None:
+        stream = Mute()
+        connection = Calls(Address("127.0.0.1", 1), cast(Any, stream), Timing(ping_after_s=0.01, dead_after_s=60.0))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(connection.run)
+            tasks.start_soon(connection.call, wire.AskDigest())
+            for _ in range(20):
+                await anyio.sleep(0.02)
+                connection._heard_at = anyio.current_time()
+            assert connection.lost is None and stream.sent == 1 + 3
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main, backend=backend)
+
+
+def test_signs_of_life_that_were_answered_make_way_for_others(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "SIGNS_OF_LIFE", 2)
+
+    async def test(world: World) -> None:
+        async with silenced(world) as (node, client):
+            node.fault = lambda call: Hang() if isinstance(call, wire.AskBalance) else None
+            with pytest.raises(Unreachable, match="no answer within"):
+                await client.balance("mint", timeout_s=1.0)
+            assert sum(isinstance(call, wire.AskStatus) for call in node.calls) > 2
+        assert node.connections == 1
 
     run(test, backend)
 
