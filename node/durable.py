@@ -27,7 +27,7 @@ def write_whole(path: Path, content: bytes, *, through: Path | None = None) -> N
                 os.fchmod(file.fileno(), mode)
         fresh.replace(path)
         _sync_name(path)
-    except OSError:
+    except BaseException:  # Ctrl-C, too
         with suppress(OSError):
             fresh.unlink(missing_ok=True)
         raise

@@ -77,6 +77,17 @@ def test_what_the_disk_refuses_leaves_nothing_beside(
     assert (tmp_path / "it").read_bytes() == (b"old" if when == "the file" else b"new")
 
 
+def test_ctrl_c_leaves_nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(handle: int) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "it").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "it", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("it", b"old")]
+
+
 def test_a_file_system_that_has_no_names_to_sync_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.fsync
 
