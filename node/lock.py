@@ -17,8 +17,8 @@ _MAX_PID_BYTES: Final = 32
 
 
 def try_lock(descriptor: int) -> str | None:
-    """Lock this open file for this process: None; or what the process that holds it has left in it, which may be
-    nothing. `note_holder` follows. Raises `OSError` where the file system has no locks."""
+    """Lock this open file for this process: None; or what the process that holds it has left in it, "(unknown)"
+    when that is nothing. `note_holder` follows. Raises `OSError` where the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
