@@ -162,10 +162,10 @@ def end_with(out: Output, error: BaseException) -> int:
         out.interrupted()
         return INTERRUPTED
     meant = raised_on_purpose(error)
-    return out.bug(error) if meant is None else out.fail(_of_this_network(meant))
+    return out.bug(error) if meant is None else out.fail(of_this_network(meant))
 
 
-def _of_this_network(error: HopchainError) -> HopchainError:
+def of_this_network(error: HopchainError) -> HopchainError:
     """The error of a network that cannot be reached says how to start that one: the library does not know its
     directory."""
     from hopchain.errors import Unreachable

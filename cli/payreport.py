@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from chain.errors import HopchainError
+from cli.command import of_this_network
 from cli.home import Network
 from cli.money import format_amount
 from cli.output import CommandFailed, Exit, JsonValue, Output, counted, describe
@@ -41,7 +42,8 @@ class Ended(msgspec.Struct):
     @property
     def trouble(self) -> HopchainError | None:
         """What to tell besides the rows: what ended the run says more than what that did to the file."""
-        return self.error or self.unwritten
+        error = self.error or self.unwritten
+        return None if error is None else of_this_network(error)
 
     @property
     def pairs(self) -> list[tuple[Payment, RowResult]]:

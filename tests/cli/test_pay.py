@@ -757,10 +757,12 @@ def test_a_run_that_an_error_ends_after_requests_left_tells_its_rows_and_where(
     words = (*COLUMNS, *how, "--concurrency", "1")
     found = world.json("pay", str(file), *words, code=3)
     assert found["error"] == "unreachable" and "gone" in found["message"]
+    assert f"`hopchain up {world.directory}`" in found["message"], "and no other network"
     assert found["outcomes"] == {"completed": 1, "unknown": 1} and found["result_file"] == str(result_path(file))
     sent.clear()
     shown = world.run("pay", str(file), *words, "--run", "june", code=3)
     assert "1 of 2 payments completed" in shown.stdout and "gone" in shown.stderr
+    assert f"`hopchain up {world.directory}`" in shown.stderr
     world.stop()
     none_left = world.json("pay", str(file), *words, "--fund-from", "mint", "--timeout", "0.3", code=3)
     assert set(none_left) == {"error", "message"}
