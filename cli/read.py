@@ -1,6 +1,7 @@
 """`hopchain balance` and `chain`: what one account holds and how it came to it."""
 
 import datetime
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -11,15 +12,16 @@ from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.request import Kind
 from cli.command import HopCommand, at_option, checked_name, network_option, run, timeout_option
-from cli.home import find_network
+from cli.home import Network, find_network
 from cli.money import format_amount
 from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.receipt import outcome_name
 from cli.session import ask_until_found, not_found, open_client, pinned, say_stale
-from hopchain import Balance, Chain, Client, NotFound, Unknown
+from hopchain import Balance, Chain, Client, NotFound, Unknown, Unreachable
 from hopchain.addresses import NodeAddress
+from hopchain.connection import shown_s
 from hopchain.printable import quoted
-from hopchain.submitting import patience_s
+from hopchain.submitting import NODE_SHARE, patience_s
 from hopchain.wire import AT_ONCE, MAX_PAGE, ChainLink
 
 DEFAULT_LINKS: Final = 20
@@ -49,25 +51,26 @@ def balance(
     node = pinned(network, at)
     least = AT_ONCE if min_height is None else min_height
 
-    async def ask() -> Balance | NotFound | Unknown:
-        deadline = anyio.current_time() + timeout_s
+    async def ask() -> tuple[Balance | NotFound | Unknown, float]:
         async with open_client(network) as client:
+
+            async def ask_for(address: NodeAddress | None, seconds: float) -> Balance | NotFound | Unknown:
+                return await client.balance(
+                    name, linearizable=linearizable, min_height=least, timeout_s=seconds, at=address
+                )
+
+            began = anyio.current_time()
             if linearizable:  # whoever can make it certain is not stale: the client finds one by itself
-                return await client.balance(name, linearizable=True, min_height=least, timeout_s=timeout_s, at=node)
+                answer = await ask_for(node, timeout_s)
+            else:
+                answer = await _ask_in_time(network, node, ask_for, timeout_s)
+            return answer, anyio.current_time() - began
 
-            async def ask_at(address: NodeAddress) -> Balance | NotFound | Unknown:
-                left_s = max(0.0, deadline - anyio.current_time())
-                last = address in (node, network.nodes[-1].address)
-                share_s = patience_s(left_s, timeout_s, last=last)
-                return await client.balance(name, min_height=least, timeout_s=share_s, at=address)
-
-            return await ask_until_found(network, node, ask_at)
-
-    found = run(ask)
+    found, waited_s = run(ask)
     if isinstance(found, NotFound):
         raise not_found(f"account {name}", node, stale=found.stale)
     if isinstance(found, Unknown):
-        raise CommandFailed(Exit.UNREACHABLE, "unknown", f"no balance within {timeout_s:g} s: {found.reason}")
+        raise CommandFailed(Exit.UNREACHABLE, "unknown", f"no balance within {shown_s(waited_s)}: {found.reason}")
     available = found.settled + found.incoming
     out.data(
         {
@@ -103,6 +106,49 @@ def balance(
         ]
     )
     say_stale(out, found)
+
+
+async def _ask_in_time(
+    network: Network,
+    at: NodeAddress | None,
+    ask_for: Callable[[NodeAddress, float], Awaitable[Balance | NotFound | Unknown]],
+    timeout_s: float,
+) -> Balance | NotFound | Unknown:
+    """As `ask_until_found`, each node for half of the time that is left. When none of those after it took the rest, the
+    first one that had no answer in its share is asked again, with all that is left. Raises `Unreachable`."""
+    deadline = anyio.current_time() + timeout_s
+    late: list[NodeAddress] = []
+    found: Balance | NotFound | Unknown | None = None
+    failure = Unreachable(())
+
+    async def ask(address: NodeAddress) -> Balance | NotFound | Unknown:
+        last = address in (at, network.nodes[-1].address)
+        left_s = max(0.0, deadline - anyio.current_time())
+        try:
+            answer = await ask_for(address, patience_s(left_s, timeout_s, last=last))
+        except Unreachable as error:
+            if error.reached:
+                late.append(address)
+            raise
+        if isinstance(answer, Unknown):
+            late.append(address)
+        return answer
+
+    try:
+        found = await ask_until_found(network, at, ask)
+    except Unreachable as error:
+        failure = error
+    if found is not None and not isinstance(found, Unknown):
+        return found
+    left_s = deadline - anyio.current_time()
+    if late and left_s >= timeout_s * (1 - NODE_SHARE):  # less is too little to be told anything
+        try:
+            return await ask_for(late[0], left_s)
+        except Unreachable as error:
+            failure = Unreachable((*failure.tried, *error.tried), reached=True)
+    if found is None:
+        raise failure
+    return found
 
 
 @click.command(cls=HopCommand, examples=["hopchain chain alice", "hopchain chain alice --from 0 --limit 5 --json"])

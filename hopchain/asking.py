@@ -3,7 +3,8 @@
 A question that gets no answer from one node is asked of the next: asking twice does no harm. A balance that must be
 made certain, or waits for a link, is the one question that a node which is cut off from the others answers with
 `Unknown`, late. So each node has half of the time that is left, as with a request (hopchain.submitting), and that is
-the answer only when none gave another. A change may be sent twice, too, but what another node says of it does not tell
+the answer only when none gave another. When no other node could be reached, those that were asked are asked again, with
+what is left. A change may be sent twice, too, but what another node says of it does not tell
 what became of it at the first one. So it goes on to the next node only while it was certainly not handed over, and then
 the answer is that node's, or `Unknown`.
 """
@@ -21,7 +22,7 @@ from hopchain.change import SignedChange
 from hopchain.connection import ConnectionFailed, shown_s
 from hopchain.errors import CallRefused
 from hopchain.nodes import Node, Nodes, Tried, share_s
-from hopchain.submitting import NODE_SHARE, ms_for_node, patience_s
+from hopchain.submitting import FIRST_PAUSE_S, LAST_PAUSE_S, NODE_SHARE, ms_for_node, patience_s
 from hopchain.wire import (
     AT_ONCE,
     MAX_CLIENT_FRAME_BYTES,
@@ -54,32 +55,50 @@ async def ask_for(
     deadline = anyio.current_time() + timeout_s
     turn = nodes.take_turn(at)
     unknown: _T | None = None
-    for number, node in enumerate(turn):
-        left_s = deadline - anyio.current_time()
-        if left_s <= 0 or (unknown is not None and left_s < timeout_s * (1 - NODE_SHARE)):
-            break
-        last = number == len(turn) - 1 or not _may_be_unknown(question)
-        try:
-            connection = await nodes.connect(node, share_s(deadline, len(turn) - number))
-            now = anyio.current_time()
-            answer = await _call(connection, question, now + patience_s(deadline - now, timeout_s, last=last))
-        except ConnectionFailed as error:
-            tried.failed(node, error)
-            continue
-        if answer is None:
-            tried.add(node, f"no answer within {shown_s(timeout_s)}")
-            nodes.doubted(node, at)
-            continue
-        if isinstance(answer, Refused):
-            raise CallRefused(str(node.address), answer.code, answer.reason)
-        if isinstance(answer, kinds):
-            found: _T = answer
-            _note(nodes, node, found, at)
-            if not isinstance(found, Unknown):
-                return found
-            unknown = found
-            continue
-        _lose(node, connection, question, answer, tried)
+    waited_s: dict[Node, float] = {}
+    pause_s = FIRST_PAUSE_S
+
+    def left_s() -> float:
+        """In which a node may be asked. With `Unknown` in hand the end is left out: no node could say more by then."""
+        unused_s = 0.0 if unknown is None else timeout_s * (1 - NODE_SHARE)
+        return deadline - unused_s - anyio.current_time()
+
+    while turn and left_s() > 0:
+        again: list[Node] = []  # who may know when asked again
+        for number, node in enumerate(turn):
+            if left_s() <= 0:
+                break
+            began = anyio.current_time()
+            last = number == len(turn) - 1 or not _may_be_unknown(question)
+            try:
+                connection = await nodes.connect(node, share_s(deadline, len(turn) - number))
+                now = anyio.current_time()
+                until = now + patience_s(deadline - now, timeout_s, last=last)
+                answer = await _call(connection, question, until)
+            except ConnectionFailed as error:
+                tried.failed(node, error)
+                continue
+            if answer is None:
+                waited_s[node] = waited_s.get(node, 0.0) + until - began
+                tried.add(node, f"no answer within {shown_s(waited_s[node])}")
+                nodes.doubted(node, at)
+                again.append(node)
+                continue
+            if isinstance(answer, Refused):
+                raise CallRefused(str(node.address), answer.code, answer.reason)
+            if isinstance(answer, kinds):
+                found: _T = answer
+                _note(nodes, node, found, at)
+                if not isinstance(found, Unknown):
+                    return found
+                unknown = found
+                again.append(node)
+                continue
+            _lose(node, connection, question, answer, tried)
+        turn = again
+        if turn and left_s() > 0:
+            await anyio.sleep(max(0.0, min(pause_s, left_s())))
+            pause_s = min(2 * pause_s, LAST_PAUSE_S)
     if unknown is not None:
         return unknown
     raise tried.unreachable()

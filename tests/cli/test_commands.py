@@ -547,8 +547,9 @@ def test_balance(world: World) -> None:
     assert not found["stale"] and "stale" not in shown
     assert world.json("balance", "nobody", code=1)["error"] == "not_found"
     world.nodes[0].fault = lambda call: wire.Unknown(b"", "no majority")
-    late = world.json("balance", "alice", "--linearizable", "--at", "node-1", code=3)
-    assert late["error"] == "unknown" and "no majority" in late["message"]
+    late = world.json("balance", "alice", "--linearizable", "--at", "node-1", "--timeout", "1", code=3)
+    assert late["error"] == "unknown" and late["message"].endswith(": no majority")
+    assert 0.8 < float(late["message"].split()[3]) < 1, "what was waited, not what might have been"
 
 
 @pytest.mark.parametrize("how", ["--linearizable", "--min-height=0"])
@@ -560,10 +561,37 @@ def test_a_balance_is_asked_of_the_next_node_when_one_is_cut_off(world: World, h
     world.nodes[0].fault = cut_off
     found = world.json("balance", "mint", how, "--timeout", "5")
     assert found["linearizable"] is (how == "--linearizable") and not found["stale"]
-    assert world.json("balance", "mint", how, "--timeout", "5", "--at", "node-1", code=3)["error"] == "unknown"
+    assert world.json("balance", "mint", how, "--timeout", "1", "--at", "node-1", code=3)["error"] == "unknown"
     assert world.json("balance", "mint", how, "--timeout", "5", "--at", "node-2")["account"] == "mint"
     world.nodes[1].fault = cut_off
-    assert "no majority" in world.json("balance", "mint", how, "--timeout", "5", code=3)["message"]
+    assert "no majority" in world.json("balance", "mint", how, "--timeout", "1", code=3)["message"]
+
+
+@pytest.mark.parametrize("says", ["unknown", "nothing"])
+@pytest.mark.parametrize("how", ["--linearizable", "--min-height=0"])
+def test_a_balance_has_all_the_time_when_no_other_node_can_be_reached(world: World, how: str, says: str) -> None:
+    first, second = world.nodes
+    world.portal.call(second.stop)
+    asked: list[int] = []
+
+    def slow(call: wire.CallBody) -> wire.Unknown | Hang | None:
+        if not isinstance(call, wire.AskBalance) or len(asked) == 1:
+            return None
+        asked.append(call.timeout_ms)
+        return wire.Unknown(b"", "no majority") if says == "unknown" else Hang()
+
+    first.fault = slow
+    assert world.json("balance", "mint", how, "--timeout", "2")["account"] == "mint"
+
+
+def test_a_balance_that_nobody_tells_says_how_long_each_node_was_waited_for(world: World) -> None:
+    first, second = world.nodes
+    world.portal.call(second.stop)
+    first.fault = lambda call: Hang() if isinstance(call, wire.AskBalance) else None
+    for how in ("--linearizable", "--min-height=0"):
+        said = world.json("balance", "mint", how, "--timeout", "1", code=3)["message"]
+        waited_s = float(said.partition("no answer within ")[2].split()[0])
+        assert (0.85 < waited_s <= 1) if how == "--linearizable" else (0.4 < waited_s <= 0.5), said
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from chain.request import SignedRequest
-from hopchain import Balance, Client, NotStarted, Recorded, Refused, Unknown, submitting, wire
+from hopchain import Balance, Client, NotStarted, Recorded, Refused, Unknown, Unreachable, submitting, wire
 from hopchain.change import SignedChange
 from hopchain.submitting import patience_s
 from tests.hopchain.fake_node import FakeNode, Fault, FaultMaker, Hang
@@ -293,6 +293,48 @@ def test_a_balance_that_none_can_make_certain_is_unknown_and_a_few_nodes_are_ask
             assert isinstance(pinned, Unknown)
 
     run(test, backend, 6)
+
+
+@pytest.mark.parametrize("says", ["unknown", "nothing"])
+def test_a_balance_has_what_is_left_of_the_time_when_no_other_node_can_be_reached(backend: str, says: str) -> None:
+    async def test(world: World) -> None:
+        first, second = world.nodes
+        async with world.client() as client:
+            await connect(world, client)
+            second.stop()
+            asked: list[wire.CallBody] = []
+
+            def late(call: wire.CallBody) -> Fault:
+                if asked or not isinstance(call, wire.AskBalance):
+                    return None
+                asked.append(call)
+                return QUESTIONS[says](call)
+
+            first.fault = late
+            assert isinstance(await client.balance("mint", linearizable=True, timeout_s=1.0), Balance)
+            waits = [call.timeout_ms for call in first.calls if isinstance(call, wire.AskBalance)]
+            assert len(waits) == 2 and waits[0] <= 450 and (says == "nothing" or waits[1] > 500)
+
+    run(test, backend, 2)
+
+
+def test_who_is_told_of_no_answer_is_told_how_long_it_was_waited_for(backend: str) -> None:
+    async def test(world: World) -> None:
+        first, second, third = world.nodes
+        first.fault = second.fault = QUESTIONS["nothing"]
+        async with world.client() as client:
+            await connect(world, client)
+            third.stop()
+            with pytest.raises(Unreachable) as caught:
+                await client.balance("mint", linearizable=True, timeout_s=1.6)
+        waited = {
+            node: float(why.removeprefix("no answer within ").removesuffix(" s"))
+            for node, why in dict(caught.value.tried).items()
+            if why.startswith("no answer within ")
+        }
+        assert 1.4 < sum(waited.values()) <= 1.61 and len(waited) == 2
+
+    run(test, backend, 3)
 
 
 @pytest.mark.parametrize("answer", [Hang(), Unknown(bytes(32), "no majority answered")], ids=["nothing", "unknown"])
