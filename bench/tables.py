@@ -8,6 +8,8 @@ with nothing else running and everything but docs/ committed:
 
     python bench/compare.py --keep docs/performance/compare.json
     python bench/floor.py --profile all --runs 3 --keep docs/performance/floor.json
+    python bench/clients.py --keep docs/performance/clients.json
+    python bench/memory.py --keep docs/performance/memory.json
     python bench/takeover.py --runs 2 --keep docs/performance/takeover.json
     python bench/scale.py --postings 1000000 --keep docs/performance/scale.json
     python bench/scale.py --bulk --postings 800000 --keep docs/performance/scale-bulk.json
@@ -30,12 +32,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import clients
 import compare
 import kept
 
 PAGE: Final = kept.ROOT / "docs" / "performance.md"
 RESULTS: Final = kept.ROOT / "docs" / "performance"
-FILES: Final = ("compare", "floor", "takeover", "scale", "scale-bulk", "shares")
+FILES: Final = ("compare", "floor", "clients", "memory", "takeover", "scale", "scale-bulk", "shares")
 PLACE: Final = re.compile(r"(<!-- table: ([a-z-]+) -->)(\n?)(.*?)(\n?)(<!-- end -->)", re.DOTALL)
 Kept = dict[str, Any]  # name of a file -> its document
 
@@ -223,6 +226,30 @@ def balance(results: Kept) -> str:
     return f"{alone:.1f} ms (p99) when nothing else is asked, and {span(list(took.values()), '.0f')} ms"
 
 
+# --- bench/clients.py, bench/memory.py -------------------------------------------------------------------------------
+
+
+def clients_table(results: Kept) -> str:
+    """A hot sender with more and more clients."""
+    return clients.table(results["clients"])
+
+
+def clients_peer(results: Kept) -> str:
+    """What stands beside that table."""
+    peer = results["clients"]["postgres"]["completed_per_s"]
+    return f"`{results['clients']['commit']}`; PostgreSQL's plain function with {clients.CLIENTS[0]} clients: {whole(peer)}/s"
+
+
+def memory(results: Kept) -> str:
+    """A node's, minute by minute."""
+    found = results["memory"]
+    most = found["minutes_mb"]
+    return (
+        f"{found['transfers']:,} transfers at commit `{found['commit']}`: "
+        f"{found['at_start_mb']} MB at the start, then, each minute's most, {listed([str(mb) for mb in most])} MB"
+    )
+
+
 # --- bench/scale.py --------------------------------------------------------------------------------------------------
 
 
@@ -365,6 +392,9 @@ TABLES: Final[dict[str, Callable[[Kept], str]]] = {
     "goals": goals,
     "costs": costs,
     "balance": balance,
+    "clients": clients_table,
+    "clients-peer": clients_peer,
+    "memory": memory,
     "scale": scale_table,
     "growth": growth,
     "scale-bulk": bulk_table,

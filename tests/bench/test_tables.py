@@ -11,9 +11,11 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+import clients
 import compare
 import floor
 import kept
+import memory
 import postgres
 import pytest
 import scale
@@ -64,6 +66,11 @@ def keep_all(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = {
         "compare": compare.to_keep(found, asked, compare.kept_before(place / "none.json", "1234567")),
         "floor": floor.to_keep(floors),
+        "clients": {
+            "postgres": {"variant": clients.PEER, "completed_per_s": 50.0},
+            "hopchain": [{"clients": count, **clients.row(bench("hot-sender", 100.0))} for count in clients.CLIENTS],
+        },
+        "memory": memory.minutes(bench("uniform", 100.0), 1),
         "takeover": takeover.to_keep([phases, phases]),
         "scale": scale.to_keep(scale.run(sizes, place / "scale")),
         "scale-bulk": scale.to_keep(scale.run_bulk(sizes, place / "bulk")),
@@ -109,6 +116,9 @@ def test_what_the_programs_keep_has_what_each_table_shows(results: tables.Kept) 
     assert "| read | 1,000 | 500 | 0 | 2,000 | - |" in shown["costs"]
     assert shown["balance"] == "0.7 ms (p99) when nothing else is asked, and 1 ms"
     assert re.fullmatch(r"[\d.]+ times from 10\^1 to 10\^2 accounts and [\d.]+ times from 10\^2 to 10\^3 postings", shown["growth"])  # fmt: skip
+    assert "| 2,048 | 100 | 2.0 x | 2 | 100, 198 | 1,000 |" in shown["clients"]
+    assert shown["clients-peer"] == "`1234567`; PostgreSQL's plain function with 32 clients: 50/s"
+    assert shown["memory"] == "200 transfers at commit `1234567`: 40 MB at the start, then, each minute's most, 40 and 60 MB"  # fmt: skip
     assert "p99 2 and 2 ms with all alive" in shown["takeover"] and "all 60 accounts pay" in shown["takeover"]
     assert "| TLS and loopback | 10 | 10 | 10 | 0.0 |" in shown["floor"] and "in the three runs)" in shown["floor"]
     assert "| the goal in the run [above](#numbers) | 1,000 | 4,000 | 4,000 | 82,000 |" in shown["floor"]
@@ -190,7 +200,15 @@ def test_check_writes_nothing_and_says_which_differ(
     assert ended.value.code == 0
 
 
-PROGRAMS = {"compare": compare, "floor": floor, "takeover": takeover, "scale": scale, "shares": shares}
+PROGRAMS = {
+    "compare": compare,
+    "floor": floor,
+    "clients": clients,
+    "memory": memory,
+    "takeover": takeover,
+    "scale": scale,
+    "shares": shares,
+}
 
 
 @pytest.mark.parametrize("line", re.findall(r"python bench/(\w+\.py .*--keep .*)", tables.__doc__ or ""))
