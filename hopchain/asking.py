@@ -4,9 +4,11 @@ A question that gets no answer from one node is asked of the next: asking twice 
 made certain, or waits for a link, is the one question that a node which is cut off from the others answers with
 `Unknown`, late. So each node has half of the time that is left, as with a request (hopchain.submitting), and that is
 the answer only when none gave another. When no other node could be reached, those that were asked are asked again, with
-what is left. A change may be sent twice, too, but what another node says of it does not tell
-what became of it at the first one. So it goes on to the next node only while it was certainly not handed over, and then
-the answer is that node's, or `Unknown`.
+what is left.
+
+A change may be sent twice, too, but what another node says of it does not tell what became of it at the first one. So
+it goes on to the next node only while it was certainly not handed over, and then the answer is that node's, or
+`Unknown`.
 """
 
 from typing import Final, TypeVar
