@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from netsim.network import Network
 from netsim.sim_node import SimNode
-from node.turn import Event, PeerDown, PeerUp
+from node.events import Event, PeerDown, PeerUp
 
 RECONNECT_S: Final = (0.01, 0.2)  # until a connection stands again
 

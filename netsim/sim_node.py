@@ -3,7 +3,7 @@
 from netsim.disk import COMMIT_S, Disk
 from netsim.plan import DiskError, Kill, KillAtCommit
 from node.core import Core
-from node.turn import Event
+from node.events import Event
 from routing.keyspace import NodeId
 
 

@@ -34,18 +34,11 @@ from netsim.network import Network
 from netsim.plan import DiskError, Kill, KillAtCommit, Plan
 from netsim.sim_node import SimNode
 from node.core import Core
+from node.effects import Stage
+from node.events import Caller, ClientBalance, ClientChange, ClientSubmit, Event, FromPeer
 from node.messages import Message, decode_frame_untrusted, encode_frames, encode_message
 from node.start import read_start
-from node.turn import (
-    Caller,
-    ClientBalance,
-    ClientChange,
-    ClientSubmit,
-    Event,
-    FromPeer,
-    Now,
-    Stage,
-)
+from node.turn import Now
 from routing.keyspace import NodeId, node_id_of
 from routing.view import View, encode_view, first_view, member_of
 

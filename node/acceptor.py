@@ -27,12 +27,13 @@ from chain.rules import check_successor
 from node.decoded import LinkDecoder
 from node.due import Due
 from node.epochs import Admission, admit
+from node.events import FromPeer, ServeSlot
 from node.identity import Identity
 from node.messages import Accept, Accepted, AskViews, DecidedHash, Message, Prepare, Promise, Refuse, SlotName
 from node.paxos import Ballot, Refusal, Vote, accept, check_ballot_untrusted, merge, prepare
 from node.replica import Replica
 from node.slots import birth_epoch, check_vote_untrusted, is_fast, next_slot
-from node.turn import FromPeer, Self, ServeSlot, Turn, handling_s
+from node.turn import Self, Turn, handling_s
 from routing.keyspace import NodeId, route_key, short
 
 STUCK_S: Final = 1.0  # a vote older than this lost its proposer

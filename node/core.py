@@ -23,6 +23,23 @@ from chain.needs import Loaded, Needs
 from chain.rows import VoteRow
 from node.acceptor import Acceptor
 from node.decoded import LinkDecoder, RequestDecoder
+from node.effects import Effects
+from node.events import (
+    ClientBalance,
+    ClientChange,
+    ClientGone,
+    ClientSubmit,
+    Event,
+    FinishSync,
+    FormLink,
+    FromPeer,
+    Learn,
+    PeerDown,
+    PeerUp,
+    RouteJobs,
+    ServeSlot,
+    ToldRemoved,
+)
 from node.gateway import Gateway
 from node.identity import Identity
 from node.inquiry import Inquiries
@@ -70,26 +87,7 @@ from node.pulling import Pulling
 from node.reading import Reading
 from node.replica import Replica
 from node.syncing import Syncing
-from node.turn import (
-    ClientBalance,
-    ClientChange,
-    ClientGone,
-    ClientSubmit,
-    Effects,
-    Event,
-    FinishSync,
-    FormLink,
-    FromPeer,
-    Learn,
-    Now,
-    PeerDown,
-    PeerUp,
-    RouteJobs,
-    Self,
-    ServeSlot,
-    ToldRemoved,
-    Turn,
-)
+from node.turn import Now, Self, Turn
 from routing.errors import RoutingFault
 from routing.keyspace import NodeId
 from routing.regions import EMPTY, Ranges

@@ -37,9 +37,8 @@ from node.client_port import Session
 from node.core import Core
 from node.database import Database
 from node.due import Due
-from node.fair import FairQueue
-from node.messages import MAX_MESSAGE_BYTES, Message, decode_frame_untrusted, encode_frames, encode_message
-from node.turn import (
+from node.effects import Read, Send, Stage
+from node.events import (
     Caller,
     ClientBalance,
     ClientChange,
@@ -47,14 +46,13 @@ from node.turn import (
     ClientSubmit,
     Event,
     FromPeer,
-    Now,
     PeerDown,
     PeerUp,
-    Read,
-    Send,
-    Stage,
     ToldRemoved,
 )
+from node.fair import FairQueue
+from node.messages import MAX_MESSAGE_BYTES, Message, decode_frame_untrusted, encode_frames, encode_message
+from node.turn import Now
 from routing.keyspace import NodeId
 
 log = logging.getLogger(__name__)

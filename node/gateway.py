@@ -26,6 +26,7 @@ from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
 from node.decoded import LinkDecoder, RequestDecoder
 from node.due import Due
+from node.events import Caller, ClientSubmit, RouteJobs
 from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotResult
 from node.messages import Declined, Forward, Item, Moved, NotOwner, SlotName
 from node.owner import Owner
@@ -33,7 +34,7 @@ from node.peers import Peers
 from node.queue import Held, item_batches
 from node.replica import Replica
 from node.slots import birth_epoch, height_of, next_slot
-from node.turn import Caller, ClientSubmit, RouteJobs, Self, Turn
+from node.turn import Self, Turn
 from routing.keyspace import NodeId, route_key, short
 
 MAX_JOBS: Final = 100_000  # requests of clients that wait here; above it the answer is busy

@@ -28,12 +28,13 @@ from chain.needs import Needs
 from node.acceptor import Acceptor
 from node.decoded import LinkDecoder
 from node.due import Due
+from node.events import ServeSlot
 from node.identity import Identity
 from node.messages import AskIncome, AskSlot, IncomeAnswer, SlotAnswer, SlotName
 from node.peers import Peers
 from node.replica import Replica
 from node.slots import height_of
-from node.turn import Self, ServeSlot, Turn
+from node.turn import Self, Turn
 from routing.keyspace import NodeId, route_key
 from routing.view import majority
 

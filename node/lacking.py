@@ -18,9 +18,10 @@ from chain.link import Link, LinkHash, PostingHash
 from chain.needs import CHAIN_BATCH, Needs
 from node.decoded import LinkDecoder
 from node.due import Due
+from node.events import FromPeer, Learn
 from node.messages import Accept, Forward, Links, Message, Prepare, Want
 from node.peers import Peers
-from node.turn import FromPeer, Learn, Self, Turn
+from node.turn import Self, Turn
 from routing.keyspace import NodeId
 
 WANT_AGAIN_S: Final = 0.3  # for a chain, and for postings at a peer that does not answer

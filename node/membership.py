@@ -28,6 +28,7 @@ from chain.rows import ViewRow, VoteRow
 from hopchain.change import Change, ChangeAction, SignedChange, change_id, check_change_untrusted
 from hopchain.wire import Changed, NotStarted, Refused, ReplyBody, Unknown
 from node.epochs import inactive, is_undo, without_majority
+from node.events import Caller, ClientChange, ToldRemoved
 from node.identity import Identity
 from node.messages import (
     AskViews,
@@ -43,7 +44,7 @@ from node.paxos import MAX_ROUND, Ballot, Proposer, Refusal, Vote, accept, check
 from node.peers import Peers
 from node.replica import Replica
 from node.syncing import Syncing
-from node.turn import Caller, ClientChange, Now, Self, ToldRemoved, Turn
+from node.turn import Now, Self, Turn
 from routing.errors import RoutingFault, RoutingMisuse
 from routing.keyspace import NodeId, short
 from routing.regions import Region, group_ranges, regions

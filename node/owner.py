@@ -34,6 +34,7 @@ from node.acceptor import Acceptor
 from node.asking import Asked, ask
 from node.decoded import LinkDecoder, RequestDecoder
 from node.due import Due
+from node.events import FormLink, ServeSlot
 from node.identity import Identity
 from node.inquiry import Inquiries
 from node.messages import (
@@ -53,7 +54,7 @@ from node.peers import Peers
 from node.queue import NO_GATEWAY, Held, LookedUp, item_batches
 from node.replica import Replica
 from node.slots import birth_epoch, check_vote_untrusted, height_of, is_fast, next_slot
-from node.turn import FormLink, Self, ServeSlot, Turn, handling_s
+from node.turn import Self, Turn, handling_s
 from routing.keyspace import NodeId, route_key
 from routing.regions import Ranges
 

@@ -15,9 +15,11 @@ import msgspec
 from chain.link import Link
 from chain.needs import Needs
 from hopchain.wire import Unknown
+from node.effects import Read
+from node.events import ClientBalance, ClientGone
 from node.inquiry import Inquiries, SlotResult
 from node.slots import birth_epoch, height_of, next_slot
-from node.turn import ClientBalance, ClientGone, Read, Self, Turn
+from node.turn import Self, Turn
 from node.waits import Waits
 from routing.keyspace import NodeId
 

@@ -20,12 +20,13 @@ from chain.needs import Loaded, Needs
 from chain.rows import AccountHead, Applied, Credit, Forming, OutcomeRow
 from chain.rules import check_successor
 from node.decoded import LinkDecoder
+from node.events import FromPeer, Learn, ServeSlot
 from node.familiar import Familiar
 from node.lacking import Key, Lacking
 from node.messages import Decided, DecidedHash, Links, Moved, SlotAnswer, SlotName, Want
 from node.peers import Peers
 from node.slots import height_of
-from node.turn import FromPeer, Learn, Self, ServeSlot, Turn
+from node.turn import Self, Turn
 from routing.broadcast import LEAF, targets
 from routing.keyspace import NodeId, route_key
 

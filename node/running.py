@@ -40,6 +40,8 @@ from node.core import Core
 from node.database import Database
 from node.descriptors import NO_LIMIT, Shares, shares
 from node.driver import Driver
+from node.effects import Read
+from node.events import Caller, ClientBalance, ClientChange, ClientSubmit
 from node.hello import PROTOCOL_VERSION
 from node.hello import Hello as PeerHello
 from node.marker import Marker
@@ -49,7 +51,7 @@ from node.reading import until_of
 from node.serving import Disk, Serving, account_asked, check_question_untrusted
 from node.serving import Read as Question
 from node.transport import MeshIdentity, PeerMesh
-from node.turn import Caller, ClientBalance, ClientChange, ClientSubmit, Now, Read
+from node.turn import Now
 from routing.datagrams import DatagramFactory
 from routing.dht import ContactEvent, Dht, open_dht
 from routing.keyspace import NodeId, short

@@ -28,6 +28,7 @@ from chain.rows import ActiveRow
 from node.acceptor import Acceptor
 from node.decoded import LinkDecoder
 from node.epochs import Source, carried_over, first_active, includes, keys_of, sources_of, synced_parts, to_sync
+from node.events import FinishSync
 from node.identity import Identity
 from node.messages import AskSync, AskViews, SyncPart, SyncVote
 from node.paxos import check_ballot_untrusted
@@ -35,7 +36,7 @@ from node.peers import Peers
 from node.pulling import Pulling
 from node.replica import Replica
 from node.slots import check_vote_untrusted
-from node.turn import FinishSync, Self, Turn
+from node.turn import Self, Turn
 from routing.keyspace import NodeId, route_key
 from routing.regions import EMPTY, Ranges, Region, decode_ranges, encode_ranges, holds, merge, regions, subtract
 from routing.view import View

@@ -1,4 +1,4 @@
-"""One turn of a node (design section 7): what goes in, the workspace, what comes out.
+"""One turn of a node (design section 7): the workspace between its events and its effects.
 
 The driver, again and again:
 
@@ -9,13 +9,8 @@ The driver, again and again:
         store.commit(connection, stage.persist)     one transaction, one fsync
         send, answer, read, look up                 nothing leaves before what it promises is durable
 
-The first stage has no rows: what promises nothing of this node's disk (`Effects.facts`) leaves at once: that a link is
-decided, which the votes of a majority on other turns' disks have made true, the answer to its client, and requests that
-are handed on. The second holds votes and all else that a message promises, and the messages. The last holds decided
-links, which no message waits for, and what reads them (ADR 23).
-
-`Turn` is the workspace that the parts of the core write into; `Effects` is the frozen result. Within a turn
-`Turn.loaded` is kept up to date with what the turn itself applies, so later events of the same turn see it.
+`node.events` has what goes in, `node.effects` what comes out, frozen. `Turn` is the workspace that the parts of the
+core write into; `Turn.loaded` is kept up to date with what the turn itself applies, so its later events see it.
 """
 
 import random
@@ -29,8 +24,10 @@ from chain.link import Link
 from chain.needs import Loaded
 from chain.request import NetworkId
 from chain.store import Write
-from hopchain.wire import AskBalance, ReplyBody, Submit, SubmitChange
-from node.messages import Message, SlotName
+from hopchain.wire import ReplyBody
+from node.effects import Answer, Effects, Facts, Read, Send
+from node.events import Caller, Event
+from node.messages import Message
 from routing.keyspace import Key, NodeId
 from routing.regions import Ranges, holds
 from routing.view import View
@@ -43,199 +40,6 @@ class Now(msgspec.Struct, frozen=True, gc=False):
 
     mono: float
     unix_ms: int
-
-
-# --- events --------------------------------------------------------------------------------------------------------
-
-
-class FromPeer(msgspec.Struct, frozen=True, gc=False):
-    """A message of another member."""
-
-    peer: NodeId
-    message: Message
-
-
-class PeerUp(msgspec.Struct, frozen=True, gc=False):
-    """The connection to a member stands. `boot`: the random bytes of its hello, new at each start of its process.
-    `replaced`: it took the place of one that stood, whose process may not know yet."""
-
-    peer: NodeId
-    boot: bytes = b""
-    replaced: bool = False
-
-
-class PeerDown(msgspec.Struct, frozen=True, gc=False):
-    """The connection to a member is gone."""
-
-    peer: NodeId
-
-
-class ToldRemoved(msgspec.Struct, frozen=True, gc=False):
-    """A member refuses this node, which it says was removed from the network in `epoch`, and needed until then only."""
-
-    peer: NodeId
-    epoch: int
-
-
-class Caller(msgspec.Struct, frozen=True, gc=False):
-    """Who asked: a client's session and the number of its call."""
-
-    session: int
-    number: int
-
-
-class ClientSubmit(msgspec.Struct, frozen=True, gc=False):
-    """A client wants a request executed. `until` is set when the event comes again, after more of the chain was
-    fetched: a chain that grows all the time must not keep its client waiting for ever."""
-
-    caller: Caller
-    submit: Submit
-    until: float | None = None
-
-
-class ClientBalance(msgspec.Struct, frozen=True, gc=False):
-    """A client wants a balance that must first be made certain (linearizable, or at least at a height). `until` as in
-    `ClientSubmit`."""
-
-    caller: Caller
-    ask: AskBalance
-    until: float | None = None
-
-
-class ClientGone(msgspec.Struct, frozen=True, gc=False):
-    """A session is over: nobody waits for the answers to its calls."""
-
-    session: int
-
-
-class FormLink(msgspec.Struct, frozen=True, gc=False):
-    """The owner of an account's slot is to make its next link (from the core to itself)."""
-
-    account: str
-
-
-class Learn(msgspec.Struct, frozen=True, gc=False):
-    """A decided link that waited for something which is here now (from the core to itself)."""
-
-    link: Link
-    by: NodeId
-
-
-class RouteJobs(msgspec.Struct, frozen=True, gc=False):
-    """The gateway is to hand over the waiting requests of an account (from the core to itself)."""
-
-    account: str
-
-
-class ServeSlot(msgspec.Struct, frozen=True, gc=False):
-    """A peer asked about a slot that has a successor: send it what it lacks (from the core to itself)."""
-
-    peer: NodeId
-    at: SlotName
-    moved: bool = False  # it forwarded requests: tell it with Moved
-    answering: int | None = None  # it asked with AskSlot of this number
-
-
-class ClientChange(msgspec.Struct, frozen=True, gc=False):
-    """The operator, or a node that leaves, wants the members changed."""
-
-    caller: Caller
-    submit: SubmitChange
-
-
-class FinishSync(msgspec.Struct, frozen=True, gc=False):
-    """All that a sync waits for is here: merge the votes and become ACTIVE (from the core to itself, design R8)."""
-
-    epoch: int
-
-
-Event = (
-    FromPeer
-    | PeerUp
-    | PeerDown
-    | ToldRemoved
-    | ClientSubmit
-    | ClientBalance
-    | ClientChange
-    | ClientGone
-    | FormLink
-    | Learn
-    | RouteJobs
-    | ServeSlot
-    | FinishSync
-)
-
-
-# --- effects -------------------------------------------------------------------------------------------------------
-
-
-class Send(msgspec.Struct, frozen=True, gc=False):
-    """A message for a member."""
-
-    peer: NodeId
-    message: Message
-
-
-class Answer(msgspec.Struct, frozen=True, gc=False):
-    """An answer for a client."""
-
-    caller: Caller
-    body: ReplyBody
-
-
-class Read(msgspec.Struct, frozen=True, gc=False):
-    """A client's balance read that may now be served from this replica."""
-
-    caller: Caller
-    ask: AskBalance
-
-
-class Facts(msgspec.Struct, frozen=True, gc=False):
-    """What may leave at once: it stays true whatever becomes of this node and its disk."""
-
-    send: tuple[Send, ...] = ()
-    answers: tuple[Answer, ...] = ()
-
-
-class Stage(msgspec.Struct, frozen=True, gc=False):
-    """A part of what a turn wants done: make `persist` durable in one transaction, then all the others."""
-
-    persist: tuple[Write, ...] = ()
-    send: tuple[Send, ...] = ()
-    answers: tuple[Answer, ...] = ()
-    reads: tuple[Read, ...] = ()
-    lookups: tuple[bytes, ...] = ()
-    contacts: frozenset[NodeId] | None = None
-    drops: tuple[NodeId, ...] = ()
-
-
-class Effects(msgspec.Struct, frozen=True, gc=False):
-    """What a turn wants done; `stages` says in which order."""
-
-    facts: Facts | None = None
-    persist: tuple[Write, ...] = ()  # what `send` and `answers` promise
-    send: tuple[Send, ...] = ()
-    answers: tuple[Answer, ...] = ()
-    applied: tuple[Write, ...] = ()  # decided links, and how far logs were read: no message promises them
-    reads: tuple[Read, ...] = ()
-    lookups: tuple[bytes, ...] = ()
-    contacts: frozenset[NodeId] | None = None  # when they changed: with whom to keep a connection from now on
-    drops: tuple[NodeId, ...] = ()  # connections to close: nothing comes through them
-
-    @property
-    def writes(self) -> tuple[Write, ...]:
-        """All rows, in the order in which they become durable."""
-        return self.persist + self.applied
-
-    def stages(self) -> tuple[Stage, ...]:
-        """What is done, one after the other. A crash between two of them, or within one, loses nothing that was
-        promised."""
-        facts = () if self.facts is None else (Stage(send=self.facts.send, answers=self.facts.answers),)
-        if not self.applied or self.contacts is not None:  # a change of contacts can end the node: all else comes first
-            whole = Stage(self.writes, self.send, self.answers, self.reads, self.lookups, self.contacts, self.drops)
-            return (*facts, whole)
-        promised = Stage(self.persist, self.send, self.answers)
-        return (*facts, promised, Stage(self.applied, (), (), self.reads, self.lookups, None, self.drops))
 
 
 class Self(msgspec.Struct):

@@ -7,7 +7,7 @@ comes.
 from collections.abc import Container
 from heapq import heapify, heappop, heappush
 
-from node.turn import ClientBalance
+from node.events import ClientBalance
 
 
 class _Heap:

@@ -18,12 +18,13 @@ from netsim.whole_network import START_S, WholeNetwork
 from netsim.whole_node import WholeNode
 from node.config import NodeConfig, Peer
 from node.doubles import SUSPECT_S
+from node.effects import Read
+from node.events import Caller
 from node.identity import ALONE_S
 from node.marker import Marker
 from node.peers import PING_EVERY_S
 from node.running import Ports, RunningNode
 from node.serving import Serving
-from node.turn import Caller, Read
 from routing.keyspace import NodeId
 
 BACK_S = 0.1  # from the end of a process to the start of the next

@@ -24,7 +24,7 @@ from netsim.whole import run_whole
 from netsim.whole_network import SESSIONS, WholeNetwork
 from node.core import Core
 from node.doubles import REPLACED_S
-from node.turn import ClientBalance, ClientSubmit
+from node.events import ClientBalance, ClientSubmit
 
 CONNECTED_S = 0.6  # from the start: all connections stand
 DOWN_S = 0.2

@@ -8,6 +8,7 @@ from chain.request import Posting
 from hopchain.change import ChangeAction
 from hopchain.wire import NotStarted, Recorded, Refused
 from node import acceptor, gateway, inquiry
+from node.events import FromPeer
 from node.messages import (
     Accept,
     AskIncome,
@@ -24,7 +25,6 @@ from node.messages import (
     SyncPart,
 )
 from node.paxos import Ballot
-from node.turn import FromPeer
 from routing.keyspace import NodeId, closest, route_key
 from tests.node.world import TOLD, World
 

@@ -9,6 +9,7 @@ from chain.errors import Corruption
 from chain.link import Link, Slot, build_link
 from chain.request import NetworkId
 from hopchain.wire import Recorded
+from node.events import FromPeer
 from node.messages import (
     Accept,
     Decided,
@@ -26,7 +27,6 @@ from node.messages import (
     ViewPrepare,
 )
 from node.paxos import MAX_BALLOT, MAX_ROUND, Ballot
-from node.turn import FromPeer
 from routing.keyspace import NodeId
 from tests.node.world import World
 

@@ -8,6 +8,7 @@ from chain.link import Outcome
 from chain.request import MAX_REQUEST_BYTES, Posting
 from hopchain.wire import NotStarted, Recorded
 from node import asking, inquiry, lacking, owner
+from node.events import FromPeer
 from node.messages import (
     Accept,
     AskIncome,
@@ -25,7 +26,6 @@ from node.messages import (
 from node.paxos import Ballot
 from node.queue import NO_GATEWAY, LookedUp, item_batches
 from node.replica import batches
-from node.turn import FromPeer
 from routing.keyspace import NodeId
 from tests.node.test_same_turn import payment
 from tests.node.watch import Call

@@ -12,6 +12,7 @@ from chain.needs import load
 from chain.request import Posting
 from hopchain.wire import Recorded
 from node import lacking, replica
+from node.events import FromPeer, Learn
 from node.lacking import WANT_AGAIN_S
 from node.messages import (
     Accept,
@@ -28,7 +29,7 @@ from node.messages import (
 )
 from node.paxos import Ballot
 from node.queue import NO_GATEWAY
-from node.turn import FromPeer, Learn, Now
+from node.turn import Now
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId
 from tests.node.world import EPOCH_MS, TOLD, Faults, World

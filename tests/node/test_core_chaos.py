@@ -12,7 +12,7 @@ import pytest
 from chain.errors import Corruption
 from hopchain.wire import NotStarted
 from node import owner
-from node.turn import Effects
+from node.effects import Effects
 from tests.node.chaos import Chaos, Shape
 from tests.node.mutants import Edit, apply_edit
 from tests.node.watch import Broken

@@ -12,8 +12,8 @@ import pytest
 from chain.errors import Quarantined
 from chain.link import Outcome
 from hopchain.wire import Recorded, ReplyBody, Unknown
+from node.events import FromPeer
 from node.messages import Accept, Accepted, Forward
-from node.turn import FromPeer
 from tests.node.world import AT_VOTE, TOLD, Doom, World
 
 HOUR_MS = 3_600_000

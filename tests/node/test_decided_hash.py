@@ -8,10 +8,11 @@ from chain.errors import Corruption
 from chain.rows import Applied, VoteRow
 from chain.store import SeenRow
 from hopchain.wire import Recorded
+from node.effects import Effects
+from node.events import FromPeer
 from node.lacking import MAX_EARLY, WANT_AGAIN_S
 from node.messages import Accept, Accepted, Decided, DecidedHash, Links, Message, Offer, Pull, SlotName, Want
 from node.owner import VOTES_S
-from node.turn import Effects, FromPeer
 from routing.keyspace import NodeId
 from tests.node.world import Node, World
 

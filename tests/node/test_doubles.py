@@ -9,11 +9,13 @@ from chain.needs import Loaded
 from node.accepting import HANDSHAKE_S
 from node.core import Core
 from node.doubles import BOOTS, REPLACED_S, SUSPECT_S, Doubles
+from node.effects import Effects
+from node.events import Event, FromPeer, PeerDown, PeerUp
 from node.messages import AskBoot, BootAnswer, Closing, Message, Ping, Pong, Twice
 from node.peers import PING_EVERY_S
 from node.start import read_start
 from node.transport import DIAL_GRACE_S, DIAL_MAX_S
-from node.turn import Effects, Event, FromPeer, Now, PeerDown, PeerUp, Self, Turn
+from node.turn import Now, Self, Turn
 from routing.keyspace import NodeId
 from routing.regions import RING
 from tests.node.world import Node, World

@@ -32,6 +32,19 @@ from hopchain.wire import (
 from netsim.names import make_genesis
 from node import driver as driver_module
 from node.driver import CALL_BYTES, CALLS_WAITING, CLIENT_BYTES, CLIENT_CALLS, READS_AT_ONCE, TURN_CALLS, Driver
+from node.effects import Answer, Effects, Facts, Read, Send
+from node.events import (
+    Caller,
+    ClientBalance,
+    ClientChange,
+    ClientGone,
+    ClientSubmit,
+    Event,
+    FromPeer,
+    PeerDown,
+    PeerUp,
+    ToldRemoved,
+)
 from node.messages import (
     MAX_MESSAGE_BYTES,
     Links,
@@ -42,24 +55,7 @@ from node.messages import (
     encode_frames,
     encode_message,
 )
-from node.turn import (
-    Answer,
-    Caller,
-    ClientBalance,
-    ClientChange,
-    ClientGone,
-    ClientSubmit,
-    Effects,
-    Event,
-    Facts,
-    FromPeer,
-    Now,
-    PeerDown,
-    PeerUp,
-    Read,
-    Send,
-    ToldRemoved,
-)
+from node.turn import Now
 from routing.keyspace import NodeId
 
 A, B, C = (NodeId(bytes([n]) * 20) for n in (1, 2, 3))

@@ -7,6 +7,8 @@ from chain.rows import Applied, ViewRow, VoteRow
 from chain.store import CursorRow, commit
 from hopchain.change import ChangeAction
 from hopchain.wire import Recorded
+from node.effects import Effects
+from node.events import FromPeer
 from node.messages import (
     Accept,
     Accepted,
@@ -22,7 +24,6 @@ from node.messages import (
     Views,
 )
 from node.pulling import log_name
-from node.turn import Effects, FromPeer
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId
 from routing.view import encode_view

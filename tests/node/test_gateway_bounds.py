@@ -7,8 +7,8 @@ from chain.link import LinkHash
 from chain.needs import load
 from hopchain.wire import Changed, NotStarted, Recorded, Refused, Submit, Unknown
 from node import gateway
+from node.events import Caller, ClientSubmit, FromPeer, ToldRemoved
 from node.messages import Declined, Forward
-from node.turn import Caller, ClientSubmit, FromPeer, ToldRemoved
 from routing.keyspace import NodeId
 from tests.chain.bank import damage_body
 from tests.node.watch import Call

@@ -10,10 +10,11 @@ from chain.needs import Loaded
 from chain.rows import VoteRow
 from chain.store import SeenRow
 from hopchain.wire import Changed, Recorded
+from node.events import FromPeer
 from node.identity import ALONE_S, REMEMBER_EVERY_S, Identity
 from node.messages import Accepted, AskIncome, AskSlot, IncomeAnswer, Pong, Prepare, Promise, SlotAnswer, SlotName
 from node.paxos import Ballot
-from node.turn import FromPeer, Now, Self, Turn
+from node.turn import Now, Self, Turn
 from routing.keyspace import NodeId
 from routing.regions import EMPTY, RING
 from tests.node.world import World

@@ -6,9 +6,9 @@ import pytest
 from chain.link import Outcome, Slot
 from chain.reads import Balance
 from hopchain.wire import Changed, Recorded
+from node.events import FromPeer
 from node.inquiry import income_digest
 from node.messages import Accept, AskIncome, IncomeAnswer
-from node.turn import FromPeer
 from routing.keyspace import route_key
 from routing.view import member_of, with_member
 from tests.node.world import World

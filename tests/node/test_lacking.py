@@ -11,11 +11,13 @@ from chain.request import Posting
 from chain.rows import Applied
 from chain.store import commit
 from node import lacking
+from node.effects import Send
+from node.events import FromPeer, Learn
 from node.lacking import MAX_WANT_AGAIN_S, WANT_AGAIN_S
 from node.messages import Decided, Links, Offer, Prepare, SlotName, Want
 from node.paxos import Ballot
 from node.peers import PING_EVERY_S
-from node.turn import FromPeer, Learn, Now, Send, Turn
+from node.turn import Now, Turn
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId
 from tests.node.test_catching_up import assert_paid, lagging_behind, noting, paying, tell

@@ -8,6 +8,7 @@ import pytest
 from chain.needs import Loaded
 from hopchain.wire import Recorded
 from node import peers as peers_module
+from node.events import FromPeer
 from node.gateway import TRY_AGAIN_S
 from node.identity import Identity
 from node.messages import (
@@ -25,7 +26,7 @@ from node.messages import (
     SlotName,
 )
 from node.peers import LAG_LINKS, LAG_S, PING_EVERY_S, Peers
-from node.turn import FromPeer, Now, Self, Turn
+from node.turn import Now, Self, Turn
 from routing.keyspace import NodeId
 from routing.regions import RING
 from tests.node.watch import Call

@@ -19,6 +19,7 @@ from hopchain.change import ChangeAction
 from hopchain.wire import Changed, NotStarted, Recorded, Refused, ReplyBody, Unknown
 from node import membership
 from node.epochs import without_majority
+from node.events import FromPeer, ToldRemoved
 from node.messages import (
     AskBoot,
     AskViews,
@@ -37,7 +38,6 @@ from node.messages import (
     Views,
 )
 from node.paxos import MAX_BALLOT, Ballot
-from node.turn import FromPeer, ToldRemoved
 from routing import regions
 from routing.errors import RoutingFault
 from routing.keyspace import NodeId

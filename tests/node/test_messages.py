@@ -9,6 +9,7 @@ import pytest
 
 from chain.errors import Corruption, Quarantined, RemoteFault
 from chain.store import Write
+from node.events import FromPeer
 from node.messages import (
     MAX_EARLIER,
     Message,
@@ -19,7 +20,6 @@ from node.messages import (
     encode_message,
 )
 from node.pulling import EARLIER
-from node.turn import FromPeer
 from routing.keyspace import NodeId
 from tests.node.watch import Watch
 from tests.node.world import World

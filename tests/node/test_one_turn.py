@@ -14,10 +14,11 @@ from chain.request import MANY_POSTINGS, Posting, opening, sign
 from chain.rows import Applied, VoteRow
 from chain.rules import Queued
 from hopchain.wire import Recorded, Refused, Submit
+from node.effects import Effects, Stage
+from node.events import Caller, ClientSubmit, FromPeer
 from node.messages import Accepted, Forward, Offer, Pull
 from node.owner import Work
 from node.queue import NO_GATEWAY, Held, LookedUp
-from node.turn import Caller, ClientSubmit, Effects, FromPeer, Stage
 from routing.keyspace import NodeId
 from tests.node.test_same_turn import payment
 from tests.node.world import TOLD, Node, World, key_of, public

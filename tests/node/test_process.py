@@ -24,6 +24,7 @@ from hopchain import Client, Outcome, Posting, Recorded, Unreachable
 from hopchain.wire import Balance
 from node import process
 from node.config import read_config
+from node.events import FromPeer
 from node.layout import DATABASE, Network, make_network, read_genesis
 from node.lock import DataLock
 from node.messages import Accept, Decided, SlotName
@@ -31,7 +32,6 @@ from node.paxos import Ballot
 from node.pki import certificate_until_ms, make_node_certificate, read_node_key
 from node.process import COLLECT_AFTER, OneLine, now, serve_node, serve_until_signal, settle_collector, view_of
 from node.start import read_start
-from node.turn import FromPeer
 from routing.keyspace import NodeId
 from routing.view import encode_view
 from tests.node.world import key_of, public

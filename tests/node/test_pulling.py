@@ -6,10 +6,10 @@ import pytest
 
 from chain.link import Link
 from node import lacking
+from node.events import FromPeer, PeerDown
 from node.messages import Accept, Forward, Links, Message, Offer, Prepare, Pull, SlotName, Want
 from node.paxos import Ballot
 from node.pulling import PULL_TIMEOUT_S, REST_S
-from node.turn import FromPeer, PeerDown
 from routing.keyspace import NodeId
 from tests.node.test_catching_up import assert_paid, lagging_behind, paying
 from tests.node.test_syncing import grown, log, pulling, rest

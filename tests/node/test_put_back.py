@@ -11,9 +11,9 @@ from chain.store import CursorRow, commit
 from hopchain.change import ChangeAction
 from hopchain.wire import Changed, Recorded
 from node import pulling
+from node.events import FromPeer
 from node.messages import Accept, Decided, DecidedHash, Links, Moved, Offer, Prepare, Pull, SlotAnswer
 from node.pulling import log_name
-from node.turn import FromPeer
 from routing.keyspace import NodeId, route_key
 from routing.regions import holds
 from routing.view import member_of, with_member

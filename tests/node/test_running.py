@@ -12,8 +12,9 @@ from node import driver as driver_module
 from node import running
 from node.client_port import Session
 from node.driver import CALL_BYTES
+from node.events import ClientBalance
 from node.running import MAX_LOOKUPS, RunningNode
-from node.turn import ClientBalance, Now
+from node.turn import Now
 from tests.node.test_driver import Rig
 
 JUST_READ = ["read", "reply"]

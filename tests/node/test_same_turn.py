@@ -11,6 +11,7 @@ from chain.request import NetworkId, Posting, cancellation, encode_request, sign
 from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Stale
 from node.decoded import DECODED_REQUEST_BYTES, OBJECT_BYTES, LinkDecoder, RequestDecoder
+from node.events import FormLink, FromPeer
 from node.lacking import MAX_WANT_AGAIN_S
 from node.messages import (
     Accept,
@@ -31,7 +32,6 @@ from node.messages import (
 )
 from node.paxos import Ballot
 from node.queue import LookedUp
-from node.turn import FormLink, FromPeer
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId
 from tests.node.world import TOLD, World, key_of

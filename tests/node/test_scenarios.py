@@ -14,8 +14,8 @@ from chain.reads import Balance
 from chain.request import Posting
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
 from node import gateway, inquiry, lacking, owner, reading
+from node.events import ClientGone, FormLink, FromPeer
 from node.messages import Accept, Accepted, AskIncome, AskSlot, Forward, Item, Links, Offer, Ping, Pong, Pull, SlotName
-from node.turn import ClientGone, FormLink, FromPeer
 from tests.node.watch import Call
 from tests.node.world import Doom, Faults, World
 

@@ -17,10 +17,11 @@ from chain.request import Kind
 from hopchain import wire
 from node import serving as serving_module
 from node.core import Core, Start
+from node.events import Event, FromPeer, PeerUp, ToldRemoved
 from node.messages import Ping, Pong, Views
 from node.peers import CURRENT_S, PING_EVERY_S
 from node.serving import Disk, Serving, account_asked, check_question_untrusted
-from node.turn import Event, FromPeer, Now, PeerUp, ToldRemoved
+from node.turn import Now
 from routing.dht import Contact, Lookup
 from routing.keyspace import NodeId, node_id_of
 from routing.view import encode_view, first_view, member_of, with_member, without_member

@@ -11,6 +11,8 @@ from hopchain.change import ChangeAction
 from hopchain.wire import Changed, Recorded
 from node import lacking, syncing
 from node.core import Core
+from node.effects import Effects
+from node.events import FinishSync, FromPeer
 from node.messages import (
     Accept,
     Accepted,
@@ -30,7 +32,6 @@ from node.messages import (
 )
 from node.paxos import MAX_BALLOT, Ballot
 from node.syncing import PART_BYTES
-from node.turn import Effects, FinishSync, FromPeer
 from routing.broadcast import LEAF
 from routing.keyspace import NodeId, route_key
 from routing.regions import EMPTY, RING, decode_ranges, encode_ranges, group_ranges, holds, merge, regions

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from hopchain.wire import AskBalance
-from node.turn import Caller, ClientBalance
+from node.events import Caller, ClientBalance
 from node.waits import Waits
 
 

@@ -36,21 +36,11 @@ from chain.store import commit, create_or_check
 from hopchain.change import Change, ChangeAction, sign_change
 from hopchain.wire import AT_ONCE, AskBalance, NotFound, NotStarted, Recorded, ReplyBody, Submit, SubmitChange, Unknown
 from node.core import Core
+from node.effects import Effects, Stage
+from node.events import Caller, ClientBalance, ClientChange, ClientSubmit, Event, FromPeer, PeerDown, PeerUp
 from node.messages import Decided, DecidedHash, Offer
 from node.start import read_start
-from node.turn import (
-    Caller,
-    ClientBalance,
-    ClientChange,
-    ClientSubmit,
-    Effects,
-    Event,
-    FromPeer,
-    Now,
-    PeerDown,
-    PeerUp,
-    Stage,
-)
+from node.turn import Now
 from routing.keyspace import NodeId, node_id_of, route_key
 from routing.view import View, encode_view, first_view, member_of
 from tests.node.watch import Call, Watch
