@@ -7,10 +7,8 @@ Nothing leaves before what it promises is durable (`Effects.stages`). A client t
 too: reads of the accounts that it is about wait until the commit has ended. While a turn runs, the next one's events
 gather in the inbox; that is the whole of group commit. The inbox is bounded: when it is full, connections are not read.
 
-Clients' calls have a queue of their own, which they share (`FairQueue`, ADR 30): a turn takes what has come from
-members first, whatever clients have waiting, then calls up to TURN_CALLS, of each client in turn. Of a client that has
-READS_AT_ONCE linearizable reads under way the next ones are held here; its connection is read on, and its other calls
-go on. One whose time is over while it is held goes to the core, which says so.
+Clients' calls have a queue of their own (`node.client_calls`): a turn takes what has come from members first, whatever
+clients have waiting, then calls up to TURN_CALLS.
 """
 
 import logging
@@ -20,37 +18,16 @@ from typing import Final, Protocol
 
 import trio
 
-from chain.errors import RemoteFault, Removed
+from chain.errors import Removed
 from chain.needs import Loaded, Needs, load
 from chain.rows import Applied
 from chain.store import Write, commit
-from hopchain.wire import (
-    MAX_CLIENT_FRAME_BYTES,
-    MAX_UNANSWERED,
-    MAX_UNANSWERED_BYTES,
-    Refused,
-    Reply,
-    ReplyBody,
-    encode,
-)
+from node.client_calls import TURN_CALLS, ClientCalls
 from node.client_port import Session
 from node.core import Core
 from node.database import Database
-from node.due import Due
 from node.effects import Read, Send, Stage
-from node.events import (
-    Caller,
-    ClientBalance,
-    ClientChange,
-    ClientGone,
-    ClientSubmit,
-    Event,
-    FromPeer,
-    PeerDown,
-    PeerUp,
-    ToldRemoved,
-)
-from node.fair import FairQueue
+from node.events import ClientGone, Event, FromPeer, PeerDown, PeerUp, ToldRemoved
 from node.messages import MAX_MESSAGE_BYTES, Message, decode_frame_untrusted, encode_frames, encode_message
 from node.turn import Now
 from routing.keyspace import NodeId
@@ -61,16 +38,8 @@ TURN_EVENTS: Final = 2048  # of one turn: keeps a transaction below about 100 ms
 TURN_BYTES: Final = 4 * 1024 * 1024  # of its messages: four largest links, some 400 ms, in which nobody else is heard
 INBOX_EVENTS: Final = 8192  # four turns; a full inbox stops reading, and TCP stops the sender
 INBOX_BYTES: Final = 64 * 1024 * 1024  # of their messages
-CLIENT_CALLS: Final = MAX_UNANSWERED  # of one client that are not answered yet; above it the client is not read
-CLIENT_BYTES: Final = MAX_UNANSWERED_BYTES  # of those calls: seven full transfers
-CALL_BYTES: Final = 4096  # that a call weighs beside its own: as much of a link costs what its signature and answer do
-TURN_CALLS: Final = 512 * CALL_BYTES  # weight of the calls of one turn, some 100 ms
 LEAST_CALLS: Final = TURN_CALLS // 8  # when members fill a turn: clients go on, and members hardly wait for it
-CALLS_WAITING: Final = 4096 * CALL_BYTES  # weight of those that wait for a turn: eight turns, in equal parts
-READS_AT_ONCE: Final = 128  # linearizable, of one client: fewer slow one that asks alone, more slow all others
-HELD_S: Final = 0.1  # the next begin when half of those are answered, or any so much later: a turn for each is slower
 _NO_NEEDS: Final = Needs()
-ClientCall = ClientSubmit | ClientChange | ClientBalance
 
 
 class Sender(Protocol):
@@ -80,22 +49,9 @@ class Sender(Protocol):
     def drop(self, peer: NodeId, reason: str) -> None: ...
 
 
-class _Client:
-    """A session, and its calls that are not answered yet."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.calls: dict[int, int] = {}  # number -> bytes
-        self.bytes = 0
-        self.reads: set[int] = set()  # numbers of the linearizable ones that the core has, or a turn is about to take
-        self.held: deque[ClientBalance] = deque()  # those that came when these were READS_AT_ONCE
-        self.held_at = 0.0  # when the first of them came, or others of them went on
-        self.over = Due()  # when the time of one of them may be over
-
-
 class Driver:
-    """Runs one core. Tasks give it events with `put`, `put_nowait` and `put_call`; `run` does the turns until
-    cancelled."""
+    """Runs one core. Tasks give it events with `put` and `put_nowait`, and clients' calls with `calls.put`; `run` does
+    the turns until cancelled."""
 
     def __init__(
         self,
@@ -119,17 +75,15 @@ class Driver:
         self._inbox_bytes = 0
         self._arrived = trio.Event()
         self._room = trio.lowlevel.ParkingLot()
-        self._clients: dict[int, _Client] = {}  # by number of the session
-        self._answered = trio.lowlevel.ParkingLot()
-        self._calls: FairQueue[ClientCall] = FairQueue()
-        self._taken = trio.lowlevel.ParkingLot()
-        self._held = Due()  # when a read that is held may begin, or its time be over
         self._nap = trio.CancelScope()  # in which `run` waits for what arrives
         # accounts of links that clients know of and the database not yet
         self._committing: frozenset[str] = frozenset()
         self._committed = trio.lowlevel.ParkingLot()
         self.mesh: Sender | None = None
         self.counters: Counter[str] = Counter()
+        self.calls = ClientCalls(
+            lambda: clock().mono, arrived=lambda: self._arrived.set(), due_by=self._wake_by, counters=self.counters
+        )
 
     # --- events come in ---
 
@@ -160,101 +114,10 @@ class Driver:
     def on_removed(self, peer: NodeId, epoch: int) -> None:
         self.put_nowait(ToldRemoved(peer, epoch))
 
-    def add_session(self, session: Session) -> None:
-        """Answers for this client go to this session."""
-        if session.number not in self._clients:
-            self._clients[session.number] = _Client(session)
-
     def remove_session(self, session: Session) -> None:
-        """The client is gone: its answers are dropped, its calls that no turn has taken, and its reads that only wait.
-        All else that the core has goes on."""
-        client = self._clients.pop(session.number, None)
-        if client is not None and client.calls:
+        """The client is gone, and its reads that only wait, too. All else that the core has goes on."""
+        if self.calls.remove_session(session):
             self.put_nowait(ClientGone(session.number))
-        self._calls.forget(session.number)
-        self._answered.unpark_all()
-        self._taken.unpark_all()
-
-    async def wait_for_room(self, caller: Caller, size: int) -> None:
-        """Count a call of `size` bytes until it is answered; wait while its client has too many that are not. Raises
-        `RemoteFault` for one whose number is that of another: it would not be counted."""
-        while (client := self._clients.get(caller.session)) is not None:
-            if caller.number in client.calls:
-                raise RemoteFault("malformed", f"call {caller.number} comes again before it is answered: count on")
-            if len(client.calls) < CLIENT_CALLS and (not client.calls or client.bytes + size <= CLIENT_BYTES):
-                client.calls[caller.number] = size
-                client.bytes += size
-                return
-            await self._answered.park()
-
-    async def put_call(self, call: ClientCall, size: int = 0) -> None:
-        """Add a client's call, which came as `size` bytes; return when its client may send the next one. Dropped when
-        the client is gone."""
-        number = call.caller.session
-        client = self._clients.get(number)
-        if client is None:
-            return
-        if isinstance(call, ClientBalance) and call.ask.linearizable:
-            if client.held or len(client.reads) >= READS_AT_ONCE:
-                if not client.held:
-                    client.held_at = self._clock().mono
-                client.held.append(call)
-                if call.until is not None:
-                    client.over.by(call.until)
-                    self._look_by(call.until)
-                return
-            client.reads.add(call.caller.number)
-        self._push(call, size)
-        while self._calls.weight(number) > CALLS_WAITING // max(1, self._calls.lines):
-            await self._taken.park()
-
-    def _push(self, call: ClientCall, size: int) -> None:
-        self._calls.push(call.caller.session, call, size + CALL_BYTES)
-        self._arrived.set()
-
-    def _read_on(self, client: _Client, now: float) -> None:
-        """Begin the held reads of this client that have a place, at once when they are half of READS_AT_ONCE, else in
-        time."""
-        free = READS_AT_ONCE - len(client.reads)
-        if not client.held or not free:
-            return
-        if free < READS_AT_ONCE // 2 and now < client.held_at + HELD_S:
-            self._look_by(client.held_at + HELD_S)
-            return
-        client.held_at = now
-        for _ in range(min(free, len(client.held))):
-            read = client.held.popleft()
-            client.reads.add(read.caller.number)
-            self._push(read, 0)
-
-    def _look_by(self, when: float) -> None:
-        """`_look_at_held` has something to do then, also if nothing arrives and nothing is answered until then."""
-        self._held.by(when)
-        if when < self._nap.deadline:
-            self._nap.deadline = when
-
-    def _look_at_held(self, now: float) -> None:
-        """Whose timers are due: reads that have had a place for long enough, and those whose time is over."""
-        if not self._held.passed(now):
-            return
-        for client in self._clients.values():
-            if client.held:
-                if client.over.passed(now):
-                    self._hand_over_late(client, now)
-                self._read_on(client, now)
-                if client.over.at is not None:
-                    self._held.by(client.over.at)
-
-    def _hand_over_late(self, client: _Client, now: float) -> None:
-        """Those whose time is over take no place: the core asks nobody about them, and tells their client at once."""
-        held, client.held = client.held, deque()
-        for read in held:
-            if read.until is not None and read.until <= now:
-                self._push(read, 0)
-                continue
-            client.held.append(read)
-            if read.until is not None:
-                client.over.by(read.until)
 
     async def wait_committed(self, account: str) -> None:
         """Return when what a client may have been told of this account before now is in the database. Empty: of any
@@ -271,18 +134,23 @@ class Driver:
             await self.turn()
 
     async def _wait(self) -> None:
-        if self._inbox or self._calls:
+        if self._inbox or self.calls:
             await trio.lowlevel.checkpoint()
             return
         self._arrived = trio.Event()
-        times = [at for at in (self._core.deadline(), self._held.at) if at is not None]
+        times = [at for at in (self._core.deadline(), self.calls.due) if at is not None]
         with trio.move_on_at(min(times, default=float("inf"))) as self._nap:
             await self._arrived.wait()
+
+    def _wake_by(self, when: float) -> None:
+        """A turn has something to do then, also if nothing arrives until then."""
+        if when < self._nap.deadline:
+            self._nap.deadline = when
 
     async def turn(self) -> None:
         """One turn with what has arrived so far."""
         now = self._clock()
-        self._look_at_held(now.mono)
+        self.calls.look_at_held(now.mono)
         events = self._take()
         self._room.unpark_all()
         needs = self._core.needs(events, now)
@@ -311,14 +179,7 @@ class Driver:
             size += length
         self._inbox_bytes -= size
         left = 0 if self._inbox else TURN_BYTES - size
-        most = min(max(left, LEAST_CALLS), TURN_CALLS)
-        weight = 0
-        while weight < most and (taken := self._calls.pop()) is not None:
-            call, more = taken
-            events.append(call)
-            weight += more
-        if weight:
-            self._taken.unpark_all()
+        events += self.calls.take(min(max(left, LEAST_CALLS), TURN_CALLS))
         return events
 
     async def _commit(self, writes: Sequence[Write]) -> None:
@@ -344,11 +205,11 @@ class Driver:
             except Removed as error:  # whoever waits for an answer of this turn gets it first
                 removed = error
         for answer in stage.answers:
-            self.reply(answer.caller, answer.body)
+            self.calls.reply(answer.caller, answer.body)
         for read in stage.reads:
-            client = self._clients.get(read.caller.session)
-            if client is not None:
-                self._serve_read(client.session, read)
+            session = self.calls.session(read.caller)
+            if session is not None:
+                self._serve_read(session, read)
         for key in stage.lookups:
             self._look_up(key)
         if removed is not None:
@@ -370,23 +231,6 @@ class Driver:
         for peer, messages in by_peer.items():
             for frame in encode_frames(messages):
                 self.mesh.send_nowait(peer, frame)
-
-    def reply(self, caller: Caller, body: ReplyBody) -> None:
-        """Answer a client that is still there."""
-        client = self._clients.get(caller.session)
-        if client is None:
-            return
-        client.bytes -= client.calls.pop(caller.number, 0)
-        self._answered.unpark_all()
-        if caller.number in client.reads:
-            client.reads.discard(caller.number)
-            self._read_on(client, self._clock().mono)
-        payload = encode(Reply(caller.number, body))
-        if len(payload) > MAX_CLIENT_FRAME_BYTES:
-            self.counters["answers_too_large"] += 1
-            reason = f"the answer has {len(payload)} bytes, more than {MAX_CLIENT_FRAME_BYTES}: ask for less at once"
-            payload = encode(Reply(caller.number, Refused("too_large", reason)))
-        client.session.send_nowait(payload)
 
 
 def _accounts(writes: Sequence[Write]) -> frozenset[str]:

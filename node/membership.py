@@ -30,16 +30,7 @@ from hopchain.wire import Changed, NotStarted, Refused, ReplyBody, Unknown
 from node.epochs import inactive, is_undo, without_majority
 from node.events import Caller, ClientChange, ToldRemoved
 from node.identity import Identity
-from node.messages import (
-    AskViews,
-    Message,
-    ViewAccept,
-    ViewAccepted,
-    ViewPrepare,
-    ViewPromise,
-    ViewRefuse,
-    Views,
-)
+from node.messages import AskViews, Message, ViewAccept, ViewAccepted, ViewPrepare, ViewPromise, ViewRefuse, Views
 from node.paxos import MAX_ROUND, Ballot, Proposer, Refusal, Vote, accept, check_ballot_untrusted, prepare
 from node.peers import Peers
 from node.replica import Replica

@@ -37,18 +37,7 @@ from node.due import Due
 from node.events import FormLink, ServeSlot
 from node.identity import Identity
 from node.inquiry import Inquiries
-from node.messages import (
-    Accept,
-    Accepted,
-    Declined,
-    Forward,
-    Item,
-    NotOwner,
-    Prepare,
-    Promise,
-    Refuse,
-    SlotName,
-)
+from node.messages import Accept, Accepted, Declined, Forward, Item, NotOwner, Prepare, Promise, Refuse, SlotName
 from node.paxos import MAX_ROUND, Ballot, Proposer, Refusal, check_ballot_untrusted
 from node.peers import Peers
 from node.queue import NO_GATEWAY, Held, LookedUp, item_batches

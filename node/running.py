@@ -319,24 +319,24 @@ class RunningNode:
 
     async def _on_call(self, session: Session, call: Call, size: int) -> None:
         caller = Caller(session.number, call.number)
-        self.driver.add_session(session)
-        await self.driver.wait_for_room(caller, size)
+        self.driver.calls.add_session(session)
+        await self.driver.calls.wait_for_room(caller, size)
         body = call.body
         if isinstance(body, Submit):
-            await self.driver.put_call(ClientSubmit(caller, body), size)
+            await self.driver.calls.put(ClientSubmit(caller, body), size)
             return
         if isinstance(body, SubmitChange):
-            await self.driver.put_call(ClientChange(caller, body), size)
+            await self.driver.calls.put(ClientChange(caller, body), size)
             return
         try:
             check_question_untrusted(body)
         except RemoteFault as fault:
-            self.driver.reply(caller, Refused(fault.code, fault.text))
+            self.driver.calls.reply(caller, Refused(fault.code, fault.text))
             return
         if isinstance(body, AskBalance) and (body.linearizable or body.min_height > AT_ONCE):
             read = ClientBalance(caller, body)
             until = until_of(read, self._ports.clock().mono)  # its time runs while it waits for others of this client
-            await self.driver.put_call(msgspec.structs.replace(read, until=until))
+            await self.driver.calls.put(msgspec.structs.replace(read, until=until))
         elif (
             isinstance(body, AskDigest | AskRoute)
             and caller.session not in self._beside
@@ -353,7 +353,7 @@ class RunningNode:
         account = account_asked(body)
         if account is not None:
             await self.driver.wait_committed(account)
-        self.driver.reply(caller, await self._serving.answer(body))
+        self.driver.calls.reply(caller, await self._serving.answer(body))
 
     async def _answer_beside(self, caller: Caller, body: Question) -> None:
         """It takes long: its connection is read on, since its client asks for signs of life meanwhile. One such call of
@@ -371,7 +371,7 @@ class RunningNode:
 
     async def _read(self, read: Read) -> None:
         try:
-            self.driver.reply(read.caller, await self._serving.answer(read.ask))
+            self.driver.calls.reply(read.caller, await self._serving.answer(read.ask))
         finally:
             self._reads -= 1
             self._read_done.unpark_all()

@@ -14,19 +14,7 @@ from hopchain.wire import Recorded
 from node import lacking, replica
 from node.events import FromPeer, Learn
 from node.lacking import WANT_AGAIN_S
-from node.messages import (
-    Accept,
-    Decided,
-    Forward,
-    Item,
-    Links,
-    Message,
-    Offer,
-    Prepare,
-    Pull,
-    SlotName,
-    Want,
-)
+from node.messages import Accept, Decided, Forward, Item, Links, Message, Offer, Prepare, Pull, SlotName, Want
 from node.paxos import Ballot
 from node.queue import NO_GATEWAY
 from node.turn import Now

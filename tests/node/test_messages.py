@@ -10,15 +10,7 @@ import pytest
 from chain.errors import Corruption, Quarantined, RemoteFault
 from chain.store import Write
 from node.events import FromPeer
-from node.messages import (
-    MAX_EARLIER,
-    Message,
-    Offer,
-    Ping,
-    decode_frame_untrusted,
-    encode_frames,
-    encode_message,
-)
+from node.messages import MAX_EARLIER, Message, Offer, Ping, decode_frame_untrusted, encode_frames, encode_message
 from node.pulling import EARLIER
 from routing.keyspace import NodeId
 from tests.node.watch import Watch

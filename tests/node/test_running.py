@@ -8,14 +8,14 @@ import trio
 import trio.testing
 
 from hopchain.wire import AskBalance, AskDigest, AskRoute, AskStatus, Call, CallBody, NotFound, Submit, SubmitChange
+from node import client_calls, running
 from node import driver as driver_module
-from node import running
+from node.client_calls import CALL_BYTES
 from node.client_port import Session
-from node.driver import CALL_BYTES
 from node.events import ClientBalance
 from node.running import MAX_LOOKUPS, RunningNode
 from node.turn import Now
-from tests.node.test_driver import Rig
+from tests.node.driving import Rig
 
 JUST_READ = ["read", "reply"]
 
@@ -41,20 +41,20 @@ async def test_the_replica_is_read_when_it_has_what_clients_were_told(
     async def wait_committed(account: str) -> None:
         journal.append(f"wait for {account or 'any'}")
 
-    async def put_call(call: ClientBalance) -> None:
+    async def put(call: ClientBalance) -> None:
         journal.append(f"hand to the core until {call.until}")
 
     async def answer(body: CallBody) -> NotFound:
         journal.append("read")
         return NotFound("nothing")
 
-    driver = SimpleNamespace(
+    calls = SimpleNamespace(
         add_session=lambda session: None,
         wait_for_room=wait_for_room,
-        wait_committed=wait_committed,
-        put_call=put_call,
+        put=put,
         reply=lambda caller, body: journal.append("reply"),
     )
+    driver = SimpleNamespace(calls=calls, wait_committed=wait_committed)
     ports = SimpleNamespace(clock=lambda: Now(100.0, 0))
     node = answering(driver, answer, nursery)
     node._ports = ports
@@ -94,7 +94,7 @@ async def test_a_connection_is_read_on_while_one_long_question_of_it_is_answered
 
     replies: list[tuple[int, int]] = []
     driver = Rig().driver
-    monkeypatch.setattr(driver, "reply", lambda caller, body: replies.append((caller.session, caller.number)))
+    monkeypatch.setattr(driver.calls, "reply", lambda caller, body: replies.append((caller.session, caller.number)))
     node = answering(driver, answer, nursery)
 
     async def converse(number: int) -> None:
@@ -120,7 +120,7 @@ async def test_a_connection_is_read_on_while_one_long_question_of_it_is_answered
 async def test_a_request_counts_with_its_bytes_where_it_waits(body: CallBody, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client is not read while its requests that wait for a turn are as large as they may be, however few they
     are."""
-    monkeypatch.setattr(driver_module, "CALLS_WAITING", 2 * (CALL_BYTES + 700))
+    monkeypatch.setattr(client_calls, "CALLS_WAITING", 2 * (CALL_BYTES + 700))
     monkeypatch.setattr(driver_module, "TURN_CALLS", CALL_BYTES)
     driver = Rig().driver
     node = cast(Any, SimpleNamespace(driver=driver))
@@ -133,7 +133,7 @@ async def test_a_request_counts_with_its_bytes_where_it_waits(body: CallBody, mo
         nursery.start_soon(read_connection)
         for waiting in (3, 3, 2, 1, 0):
             await trio.testing.wait_all_tasks_blocked()
-            assert driver._calls.weight(1) == waiting * (CALL_BYTES + 700)
+            assert driver.calls._waiting.weight(1) == waiting * (CALL_BYTES + 700)
             await driver.turn()
 
 
