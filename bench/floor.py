@@ -42,8 +42,8 @@ import kept
 import scale
 from nacl.signing import SigningKey, VerifyKey
 
+from chain.disk import open_database
 from chain.request import MAX_POSTINGS, Posting
-from chain.store import open_database
 from node.layout import make_network
 from node.pki import node_contexts
 

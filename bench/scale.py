@@ -36,12 +36,15 @@ from typing import Any, Final
 
 import kept
 
+from chain.disk import open_database
 from chain.genesis import Asset, Genesis, GenesisMember, Issuer
 from chain.link import Link, Outcome, decode_link_untrusted
+from chain.load import load
+from chain.needs import Needs
 from chain.request import MAX_POSTINGS, NetworkId, Posting, Request, SignedRequest, encode_request, opening, transfer
 from chain.rows import Applied, VoteRow
 from chain.rules import Queued, check_successor, form_link
-from chain.store import Needs, commit, create_or_check, load, open_database
+from chain.store import commit, create_or_check
 
 TOGETHER: Final = 20  # links of one commit when measured
 FILLED: Final = 1000  # and while accounts are opened

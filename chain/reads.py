@@ -27,14 +27,8 @@ from chain.link import (
     posting_hash,
     read_header,
 )
-from chain.needs import (
-    HEAD_COLUMNS,
-    Needs,
-    head_row,
-    load,
-    read_headers,
-    read_postings,
-)
+from chain.load import HEAD_COLUMNS, head_row, load, read_headers, read_postings
+from chain.needs import Needs
 from chain.request import Posting, Request, RequestId
 from chain.rows import AccountHead, OutcomeRow, PostingRow
 

@@ -1,4 +1,4 @@
-"""The SQLite store: what one turn reads (`load`) and what it makes durable (`commit`), design sections 2 and 7.
+"""The SQLite store: what one turn makes durable (`commit`), design sections 2 and 7; `chain.load` has what it reads.
 
 All functions are synchronous and take the connection, so the node runs them in aiosqlite's thread and the simulator
 runs them inline.
@@ -18,66 +18,16 @@ from typing import Final
 
 import msgspec
 
-from chain.disk import checkpoint_if_due, give_up, open_database, settle, storage_errors
+from chain.disk import checkpoint_if_due, give_up, settle, storage_errors
 from chain.errors import Corruption, StorageFailure
 from chain.genesis import FIRST_EPOCH, Genesis, encode_genesis, issuer_links
 from chain.link import HEADER_BYTES, Link, Outcome, PostingHash
-from chain.needs import (
-    CHAIN_BATCH,
-    CHAIN_BATCH_BYTES,
-    LOG_BATCH,
-    Income,
-    Loaded,
-    LogPage,
-    Needs,
-    account_id,
-    find_credits,
-    load,
-)
+from chain.load import account_id, find_credits
 from chain.request import MANY_POSTINGS, REQUEST_HEAD_BYTES, Kind, RequestId
 from chain.rows import ActiveRow, Applied, Credit, ViewRow, VoteRow
 from chain.schema import ID_BITS, SCHEMA_VERSION, create_schema
-from chain.seal import (
-    EMPTY_LOG,
-    CursorRow,
-    LogHead,
-    SeenRow,
-    load_active,
-    load_cursors,
-    load_seen,
-    load_views,
-    load_votes,
-    read_log_head,
-    row_checksum,
-    vote_fields,
-    write_log_head,
-)
+from chain.seal import EMPTY_LOG, CursorRow, SeenRow, read_log_head, row_checksum, vote_fields, write_log_head
 from chain.start import check_identity, check_start
-
-__all__ = [
-    "CHAIN_BATCH",
-    "CHAIN_BATCH_BYTES",
-    "LOG_BATCH",
-    "ActiveRow",
-    "CursorRow",
-    "Income",
-    "Loaded",
-    "LogHead",
-    "LogPage",
-    "Needs",
-    "SeenRow",
-    "ViewRow",
-    "Write",
-    "commit",
-    "create_or_check",
-    "load",
-    "load_active",
-    "load_cursors",
-    "load_seen",
-    "load_views",
-    "load_votes",
-    "open_database",
-]
 
 Write = Applied | VoteRow | CursorRow | SeenRow | ViewRow | ActiveRow
 

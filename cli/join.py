@@ -348,7 +348,7 @@ def removed_in(data: Path, node: bytes) -> int:
     import sqlite3
 
     from chain.disk import open_database
-    from chain.store import load_views
+    from chain.seal import load_views
     from node.layout import DATABASE
     from routing.errors import RoutingError
     from routing.keyspace import NodeId

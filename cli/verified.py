@@ -52,7 +52,7 @@ def verify_copy(data: Path, genesis: Genesis, node: bytes, go_on: Callable[[], N
 
 def _cursors(conn: sqlite3.Connection) -> dict[bytes, int]:
     """The logs that this database knows; nothing when it cannot be read: the audit says why."""
-    from chain.store import load_cursors
+    from chain.seal import load_cursors
 
     with suppress(Corruption, sqlite3.Error):
         return {row.peer: row.seq for row in load_cursors(conn)}

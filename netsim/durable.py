@@ -17,7 +17,8 @@ import msgspec
 
 from chain.link import Link
 from chain.rows import ActiveRow, Applied, ViewRow, VoteRow
-from chain.store import Write, load_active, load_views, load_votes
+from chain.seal import load_active, load_views, load_votes
+from chain.store import Write
 from netsim.chosen import Chosen
 from netsim.violation import Violation
 from node.core import Gauges

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from chain.store import load_active, load_seen
+from chain.seal import load_active, load_seen
 from netsim.changes import Operator, Wish
 from netsim.disk import COMMIT_S
 from netsim.losses import can_lose

@@ -22,7 +22,8 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from chain.errors import Quarantined, StorageFailure
-from chain.needs import Loaded, Needs, load
+from chain.load import load
+from chain.needs import Loaded, Needs
 from chain.store import Write, create_or_check
 from hopchain.wire import AskBalance, Submit, SubmitChange
 from netsim.calls import CallObserver, Calls, Done, balance_of

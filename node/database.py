@@ -1,6 +1,6 @@
 """aiosqlite under trio: whole functions run in the connection's thread, one hop for each.
 
-A turn is two functions, `chain.needs.load` and `chain.store.commit`. Sending them whole to aiosqlite's worker thread
+A turn is two functions, `chain.load.load` and `chain.store.commit`. Sending them whole to aiosqlite's worker thread
 costs one hop each, where one call per statement would cost one for each row kind; and the simulator runs the very same
 functions inline. (docs/adr/0003)
 

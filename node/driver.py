@@ -19,7 +19,8 @@ from typing import Final, Protocol
 import trio
 
 from chain.errors import Removed
-from chain.needs import Loaded, Needs, load
+from chain.load import load
+from chain.needs import Loaded, Needs
 from chain.rows import Applied
 from chain.store import Write, commit
 from node.client_calls import TURN_CALLS, ClientCalls

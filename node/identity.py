@@ -21,7 +21,7 @@ from typing import Final
 
 from chain.errors import Quarantined
 from chain.rows import VoteRow
-from chain.store import SeenRow
+from chain.seal import SeenRow
 from node.turn import Self, Turn
 from routing.keyspace import NodeId, short
 from routing.view import FIRST_EPOCH, majority

@@ -15,7 +15,8 @@ from typing import Final
 import msgspec
 
 from chain.link import Link, LinkHash, PostingHash
-from chain.needs import CHAIN_BATCH, Needs
+from chain.load import CHAIN_BATCH
+from chain.needs import Needs
 from node.decoded import LinkDecoder
 from node.due import Due
 from node.events import FromPeer, Learn

@@ -18,7 +18,7 @@ import msgspec
 
 from chain.link import Link, LinkHash
 from chain.needs import Needs
-from chain.store import CursorRow
+from chain.seal import CursorRow
 from node.decoded import LinkDecoder
 from node.messages import Links, Offer, Pull, Want
 from node.peers import Peers

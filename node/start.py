@@ -3,7 +3,7 @@
 import sqlite3
 
 from chain.reads import count_links
-from chain.store import load_active, load_cursors, load_seen, load_views, load_votes
+from chain.seal import load_active, load_cursors, load_seen, load_views, load_votes
 from node.core import Start
 from routing.keyspace import NodeId
 from routing.regions import decode_ranges

@@ -3,10 +3,10 @@
 The driver, again and again:
 
     needs = core.needs(events, now)          which rows this turn will look at
-    loaded = store.load(connection, needs)
+    loaded = load(connection, needs)
     effects = core.step(loaded, now)         pure: no clock, no disk, no network
     for stage in effects.stages():           three at most
-        store.commit(connection, stage.persist)     one transaction, one fsync
+        commit(connection, stage.persist)           one transaction, one fsync
         send, answer, read, look up                 nothing leaves before what it promises is durable
 
 `node.events` has what goes in, `node.effects` what comes out, frozen. `Turn` is the workspace that the parts of the

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from chain.disk import open_database
 from chain.genesis import Asset, Genesis, GenesisMember, Issuer
 from chain.link import Link, LinkHash
+from chain.load import load
+from chain.needs import Needs
 from chain.request import ANY_HEIGHT, ANY_TIP, Posting, Request, RequestId, cancellation, opening, sign, transfer
 from chain.rows import Applied, ViewRow
 from chain.rules import Formed, Queued, form_link
-from chain.store import Needs, commit, create_or_check, load, open_database
+from chain.store import commit, create_or_check
 
 NODE = bytes(range(20))
 VIEW = (hashlib.sha256(b"the first view").digest(), b"the first view")

@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chain.audit import AuditReport, audit
+from chain.disk import open_database
 from chain.errors import StorageFailure
 from chain.genesis import encode_genesis
 from chain.link import HEADER_BYTES, Entry, Link, LinkHash, Outcome, PostingHash, build_link, opening_slot, posting_hash
 from chain.request import Kind, NetworkId, Posting, Request, RequestId, SignedRequest, encode_request, opening
 from chain.rows import ActiveRow, VoteRow
 from chain.schema import ID_BITS, PART_BITS, STAGING_TABLES, create_schema
-from chain.seal import EMPTY_LOG, LogHead, row_checksum
-from chain.store import CursorRow, SeenRow, commit, open_database
+from chain.seal import EMPTY_LOG, CursorRow, LogHead, SeenRow, row_checksum
+from chain.store import commit
 from tests.chain.bank import (
     GENESIS,
     NETWORK,

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from chain.audit import audit
 from chain.link import Link, PostingHash
+from chain.load import load
+from chain.needs import Needs
 from chain.reads import list_accounts, read_balance, read_outcome, state_digest
 from chain.request import ANY_HEIGHT, ANY_TIP, Kind, Request
 from chain.rows import Applied
 from chain.rules import Formed
-from chain.store import Needs, commit, load
+from chain.store import commit
 from tests.chain.bank import GENESIS, Bank, id_of, memory_database, read_incoming, read_transfers, transfers_of
 from tests.chain.ledger import Ledger
 

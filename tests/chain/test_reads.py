@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from chain.audit import audit
+from chain.disk import open_database
 from chain.errors import Corruption, RemoteFault, StorageFailure
 from chain.link import HEADER_BYTES, LinkHash, Outcome, Slot, read_record_untrusted
+from chain.load import load
 from chain.names import MAX_AMOUNT
+from chain.needs import Needs
 from chain.reads import (
     Balance,
     find_link,
@@ -19,7 +22,6 @@ from chain.reads import (
 )
 from chain.request import Kind, RequestId
 from chain.rows import OutcomeRow
-from chain.store import Needs, load, open_database
 from tests.chain.bank import (
     Bank,
     damage_body,
@@ -261,9 +263,9 @@ def test_the_links_of_outcomes_that_are_told_are_read_as_far_as_there_is_room(
         bank.decide(request)
     keys = [("alice", id_of(request)) for request in paid]
     read: list[bytes] = []
-    monkeypatch.setattr("chain.needs.TOLD_BYTES", 1)
+    monkeypatch.setattr("chain.load.TOLD_BYTES", 1)
     monkeypatch.setattr(
-        "chain.needs.read_record_untrusted", lambda raw, at: (read.append(raw), read_record_untrusted(raw, at))[1]
+        "chain.load.read_record_untrusted", lambda raw, at: (read.append(raw), read_record_untrusted(raw, at))[1]
     )
     told = load(conn, Needs(told=dict.fromkeys(reversed(keys))))
     assert told.untold == set(keys[:2]) and len(read) == 1, "the first one that is wanted, in any case"

@@ -9,37 +9,22 @@ from typing import Final
 import msgspec
 import pytest
 
-import chain.needs
+import chain.load
 import chain.store
 from chain.audit import audit
 from chain.disk import open_database, snapshot, storage_errors
 from chain.errors import Corruption, LocalMisuse, StorageFailure
 from chain.genesis import issuer_links
 from chain.link import HEADER_BYTES, LinkHash, Outcome, PostingHash, build_link, income_checksum
-from chain.needs import account_id, find_credits, read_postings
+from chain.load import CHAIN_BATCH, LOG_BATCH, account_id, find_credits, load, read_postings
+from chain.needs import Income, Loaded, LogPage, Needs
 from chain.reads import find_link, list_accounts, read_balance, read_chain, state_digest
 from chain.request import RequestId
 from chain.rows import ActiveRow, Applied, Credit, Forming, ViewRow, VoteRow
 from chain.rules import check_second_thread, check_tip_income
 from chain.schema import PART_BITS
-from chain.seal import LogHead, row_checksum
-from chain.store import (
-    CHAIN_BATCH,
-    LOG_BATCH,
-    CursorRow,
-    Income,
-    Loaded,
-    LogPage,
-    Needs,
-    SeenRow,
-    commit,
-    create_or_check,
-    load,
-    load_active,
-    load_cursors,
-    load_views,
-    load_votes,
-)
+from chain.seal import CursorRow, LogHead, SeenRow, load_active, load_cursors, load_views, load_votes, row_checksum
+from chain.store import commit, create_or_check
 from tests.chain.bank import (
     GENESIS,
     NETWORK,
@@ -680,7 +665,7 @@ def test_what_is_read_for_others_is_bounded_and_a_link_is_read_once(
     """However many of its postings are asked for. What is asked for first comes first, and one link always."""
     links = [bank.pay("mint", ("alice", 1), ("bob", 1), ("bob", 2)) for _ in range(4)]
     size = max(len(link.raw) for link in links)
-    monkeypatch.setattr(chain.needs, "WANTED_BYTES", 2 * size)
+    monkeypatch.setattr(chain.load, "WANTED_BYTES", 2 * size)
     postings = dict.fromkeys(posting for link in reversed(links) for posting in link.posting_hashes)
     for asked, here in ((links, 2), (links[1:3], 2), (links[:1], 1)):
         loaded = load(bank.conn, Needs(wanted_links=dict.fromkeys(link.hash for link in reversed(asked))))
@@ -693,7 +678,7 @@ def test_what_is_read_for_others_is_bounded_and_a_link_is_read_once(
     chains = {("mint", links[0].height): None, ("mint", links[3].height): None}
     loaded = load(bank.conn, Needs(wanted_chains=chains))
     assert (loaded.cut, list(loaded.wanted_chains)) == ({("mint", links[3].height)}, [("mint", links[0].height)])
-    monkeypatch.setattr(chain.needs, "WANTED_BYTES", 1)
+    monkeypatch.setattr(chain.load, "WANTED_BYTES", 1)
     assert len(load(bank.conn, Needs(wanted_postings=postings)).wanted_postings) == 3
 
 
@@ -730,8 +715,8 @@ def test_what_a_turn_reads_is_found_in_an_index(bank: Bank, monkeypatch: pytest.
     )
 
     def work() -> None:
-        for few in (chain.needs.FEW, 0):
-            monkeypatch.setattr(chain.needs, "FEW", few)
+        for few in (chain.load.FEW, 0):
+            monkeypatch.setattr(chain.load, "FEW", few)
             load(bank.conn, needs)
         read_balance(bank.conn, "alice")
         read_chain(bank.conn, "alice")
@@ -768,14 +753,14 @@ def test_the_view_of_transfers_says_the_same_as_the_rows(bank: Bank) -> None:
 def test_postings_that_stand_far_back_are_found_by_their_hash(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     """An account with many more incoming postings than its link confirms: two looks do not find all."""
     made = bank.pay("mint", *[("alice", amount) for amount in range(1, 9)])
-    monkeypatch.setattr(chain.needs, "_SCANNED", 0)
+    monkeypatch.setattr(chain.load, "_SCANNED", 0)
     last = made.posting_hashes[-1]
     assert load(bank.conn, Needs(postings={"alice": {last}})).postings[last].amount == 8
     asked: list[object] = []
-    monkeypatch.setattr(chain.needs, "find_credits", lambda _conn, hashes: asked.append(hashes) or {})
+    monkeypatch.setattr(chain.load, "find_credits", lambda _conn, hashes: asked.append(hashes) or {})
     load(bank.conn, Needs(postings={"alice": set(made.posting_hashes)}))
     assert asked, "alice had other incoming postings before these"
-    monkeypatch.setattr(chain.needs, "_SCANNED", 64)
+    monkeypatch.setattr(chain.load, "_SCANNED", 64)
     asked.clear()
     assert len(load(bank.conn, Needs(postings={"alice": set(made.posting_hashes)})).postings) == 8
     assert not asked
@@ -793,7 +778,7 @@ def test_what_links_of_the_same_turn_make_is_not_looked_for_by_its_hash(
         asked.append(set(hashes))
         return search(conn, hashes)
 
-    monkeypatch.setattr(chain.needs, "find_credits", note)
+    monkeypatch.setattr(chain.load, "find_credits", note)
     monkeypatch.setattr(chain.store, "find_credits", note)
     shadow = memory_database()
     for link in bank.links:
@@ -833,9 +818,9 @@ def test_of_many_that_wait_the_oldest_are_found_in_a_second_look(bank: Bank, mon
     waiting = dict(bank.conn.execute("SELECT hash, posting FROM waiting WHERE recipient = 'alice'"))
     oldest = set(sorted(waiting, key=lambda posting: waiting[posting])[:4])
     assert first in oldest
-    monkeypatch.setattr(chain.needs, "_SCANNED", 0)
-    monkeypatch.setattr(chain.needs, "find_credits", lambda _conn, hashes: pytest.fail(f"{len(hashes)} by hash"))
-    by_sender = [row[0] for row in bank.conn.execute(chain.needs._WAITING, ("alice", 4))]
+    monkeypatch.setattr(chain.load, "_SCANNED", 0)
+    monkeypatch.setattr(chain.load, "find_credits", lambda _conn, hashes: pytest.fail(f"{len(hashes)} by hash"))
+    by_sender = [row[0] for row in bank.conn.execute(chain.load._WAITING, ("alice", 4))]
     assert not oldest <= set(by_sender)
     found = load(bank.conn, Needs(postings={"alice": oldest})).postings
     assert set(found) == oldest
@@ -845,7 +830,7 @@ def test_of_many_that_wait_the_oldest_are_found_in_a_second_look(bank: Bank, mon
     bank.conn.set_trace_callback(looks.append)
     load(bank.conn, Needs(postings={"alice": {*by_sender[:4]}}))  # all found in the first look
     load(bank.conn, Needs(postings={"alice": {PostingHash(nobody("x"))}}))  # the first look saw all that wait
-    monkeypatch.setattr(chain.needs, "_SCANNED", 0)
+    monkeypatch.setattr(chain.load, "_SCANNED", 0)
     load(bank.conn, Needs(postings={"alice": {*by_sender[:4]}}))
     assert not any("ORDER BY posting" in look for look in looks)
 
@@ -939,7 +924,7 @@ def test_a_stream_of_many_postings_is_confirmed_and_verified_in_steps_that_grow_
 
 
 def test_many_keys_take_many_queries(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain.needs, "_KEYS_PER_QUERY", 3)
+    monkeypatch.setattr(chain.load, "_KEYS_PER_QUERY", 3)
     known = {link.hash for link in bank.links}
     assert load(bank.conn, Needs(known=known | {LinkHash(nobody(str(i))) for i in range(10)})).known == known
 
@@ -949,17 +934,17 @@ def test_chains_come_in_batches(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> 
     key = ("alice", 1)
     assert CHAIN_BATCH == 256
     assert load(bank.conn, Needs(chains={key})).chains[key] == tuple(raws[1:])
-    monkeypatch.setattr(chain.needs, "CHAIN_BATCH", 2)
+    monkeypatch.setattr(chain.load, "CHAIN_BATCH", 2)
     assert load(bank.conn, Needs(chains={key})).chains[key] == tuple(raws[1:3])
-    monkeypatch.setattr(chain.needs, "CHAIN_BATCH_BYTES", len(raws[1]) + len(raws[2]) - 1)
+    monkeypatch.setattr(chain.load, "CHAIN_BATCH_BYTES", len(raws[1]) + len(raws[2]) - 1)
     assert load(bank.conn, Needs(chains={key})).chains[key] == (raws[1],)
-    monkeypatch.setattr(chain.needs, "CHAIN_BATCH_BYTES", 1)
+    monkeypatch.setattr(chain.load, "CHAIN_BATCH_BYTES", 1)
     assert load(bank.conn, Needs(chains={key})).chains[key] == (raws[1],)  # always one, or nobody gets further
 
 
 def test_the_log_is_read_in_pages_and_its_head_is_what_they_hold(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     assert LOG_BATCH == 4096
-    monkeypatch.setattr(chain.needs, "LOG_BATCH", 4)
+    monkeypatch.setattr(chain.load, "LOG_BATCH", 4)
     hashes: list[LinkHash] = []
     while True:
         page = load(bank.conn, Needs(log={len(hashes)})).log[len(hashes)]
@@ -1010,7 +995,7 @@ def test_forming_is_everything_that_the_next_link_depends_on(bank: Bank) -> None
 
 
 def test_forming_is_bounded_but_counts_everything(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain.needs, "MAX_CONFIRMED", 2)
+    monkeypatch.setattr(chain.load, "MAX_CONFIRMED", 2)
     bank.pay("mint", ("alice", 5), ("alice", 6))
     alice = load(bank.conn, Needs(forming={"alice"})).forming["alice"]
     assert [one.posting.amount for one in alice.incoming] == [3, 11]

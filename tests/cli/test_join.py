@@ -15,7 +15,8 @@ from chain.audit import AuditReport
 from chain.disk import open_database
 from chain.errors import LocalMisuse
 from chain.rows import ViewRow
-from chain.store import CursorRow, commit, create_or_check, load_cursors
+from chain.seal import CursorRow, load_cursors
+from chain.store import commit, create_or_check
 from cli import join
 from cli.copying import CLOSE_LINKS, LEVEL_LINKS, Copied, CopyMeter, most_heard, progress_line
 from cli.join import default_host, removed_in

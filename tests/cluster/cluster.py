@@ -22,10 +22,10 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.audit import audit
+from chain.disk import open_database
 from chain.genesis import Asset
 from chain.reads import state_digest
 from chain.request import ANY_TIP, Posting, Request, SignedRequest, opening, sign, transfer
-from chain.store import open_database
 from hopchain import Answer, Client, Digest, NotStarted, Outcome, Recorded, Status, Unknown, Unreachable
 from node.config import encode_config, read_config
 from node.layout import DATABASE, NodePlace, make_network

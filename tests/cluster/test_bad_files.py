@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from chain.disk import open_database
 from chain.genesis import Asset, Genesis, encode_genesis
-from chain.store import create_or_check, open_database
+from chain.store import create_or_check
 from cli.output import Exit
 from node.config import CONFIG_FILE
 from node.layout import DATABASE, GENESIS_FILE, NETWORK_KEY, Network, make_network

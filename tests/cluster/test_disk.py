@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from chain.store import open_database
+from chain.disk import open_database
 from cli.output import Exit
 from tests.cluster.cluster import ODD_NODE, Cluster
 from tests.cluster.test_faults import Load

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chain.store import open_database
+from chain.disk import open_database
 from cli.output import Exit
 from cli.supervisor import LOG_NAME
 from hopchain import Client, Outcome, Recorded

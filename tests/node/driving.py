@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import trio
 import trio.testing
 
-from chain.needs import Loaded, Needs, load
+from chain.load import load
+from chain.needs import Loaded, Needs
 from chain.store import Write, commit
 from hopchain.wire import Reply, ReplyBody, decode_node_frame_untrusted
 from node.driver import Driver

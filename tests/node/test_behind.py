@@ -4,7 +4,7 @@ from itertools import cycle
 
 import pytest
 
-import chain.needs
+import chain.load
 from node import replica
 from node.messages import Links, Offer, Pull, Want
 from node.pulling import PULL_S
@@ -30,7 +30,7 @@ def test_a_node_that_is_far_behind_is_sent_every_link_about_once(monkeypatch: py
     """Links come to it meanwhile that wait for those which it lacks: to ask for these again and again brought twelve
     times as many."""
     monkeypatch.setattr(replica, "FAR_BEHIND", 64)
-    monkeypatch.setattr(chain.needs, "LOG_BATCH", 64)
+    monkeypatch.setattr(chain.load, "LOG_BATCH", 64)
     world = World(5, 3, 5, Faults(delay_s=(0.02, 0.04)))
     world.open_funded(**dict.fromkeys(ACCOUNTS, 10_000))
     away, *others = world.ids
@@ -86,7 +86,7 @@ def test_two_that_come_back_together_both_read_the_log_of_one_who_has_it(
 def test_who_is_far_behind_asks_nobody_who_is_not_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Page by page: of five members, one has what another lacks."""
     monkeypatch.setattr(replica, "FAR_BEHIND", 64)
-    monkeypatch.setattr(chain.needs, "LOG_BATCH", 16)
+    monkeypatch.setattr(chain.load, "LOG_BATCH", 16)
     world = World(5, 5, 1, Faults(delay_s=(0.001, 0.002)))
     world.open_funded(**dict.fromkeys(ACCOUNTS, 10_000))
     away, other, *_ = world.ids

@@ -6,7 +6,7 @@ import pytest
 
 from chain.errors import Corruption
 from chain.rows import Applied, VoteRow
-from chain.store import SeenRow
+from chain.seal import SeenRow
 from hopchain.wire import Recorded
 from node.effects import Effects
 from node.events import FromPeer

@@ -14,7 +14,8 @@ from chain.link import Entry, Outcome, build_link, opening_slot
 from chain.needs import Loaded, Needs
 from chain.request import NetworkId, Posting, sign, transfer
 from chain.rows import Applied
-from chain.store import CursorRow, Write, commit
+from chain.seal import CursorRow
+from chain.store import Write, commit
 from hopchain.wire import AskBalance, NotFound
 from netsim.names import make_genesis
 from node import driver as driver_module

@@ -4,7 +4,8 @@ import pytest
 
 from chain.link import Outcome
 from chain.rows import Applied, ViewRow, VoteRow
-from chain.store import CursorRow, commit
+from chain.seal import CursorRow
+from chain.store import commit
 from hopchain.change import ChangeAction
 from hopchain.wire import Recorded
 from node.effects import Effects

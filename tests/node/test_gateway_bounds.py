@@ -4,7 +4,7 @@ import pytest
 
 from chain.errors import Corruption
 from chain.link import LinkHash
-from chain.needs import load
+from chain.load import load
 from hopchain.wire import Changed, NotStarted, Recorded, Refused, Submit, Unknown
 from node import gateway
 from node.events import Caller, ClientSubmit, FromPeer, ToldRemoved
@@ -195,7 +195,7 @@ def test_outcomes_that_one_turn_has_no_room_to_read_are_told_in_the_next_ones(
     at = world.ids[0]
     paid = [world.pay_request("alice", "bob", amount) for amount in range(1, 6)]
     first = [world.settle(at, request) for request in paid]
-    monkeypatch.setattr("chain.needs.TOLD_BYTES", 1)
+    monkeypatch.setattr("chain.load.TOLD_BYTES", 1)
     calls = [world.submit(at, request) for request in paid]
     world.run(0.5)
     assert [call.answer.link_hash for call in calls if isinstance(call.answer, Recorded) and call.answer.repeated] == [

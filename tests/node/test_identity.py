@@ -8,7 +8,7 @@ import pytest
 from chain.errors import Quarantined
 from chain.needs import Loaded
 from chain.rows import VoteRow
-from chain.store import SeenRow
+from chain.seal import SeenRow
 from hopchain.wire import Changed, Recorded
 from node.events import FromPeer
 from node.identity import ALONE_S, REMEMBER_EVERY_S, Identity

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from chain.link import Outcome
-from chain.store import load_views
+from chain.seal import load_views
 from hopchain.change import ChangeAction
 from hopchain.wire import Changed, NotStarted, Recorded, Refused, ReplyBody, Unknown
 from node import membership

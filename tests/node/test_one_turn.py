@@ -9,7 +9,8 @@ import pytest
 
 import tests.node.world as world_module
 from chain.link import Outcome
-from chain.needs import FEW, Loaded, Needs, load
+from chain.load import FEW, load
+from chain.needs import Loaded, Needs
 from chain.request import MANY_POSTINGS, Posting, opening, sign
 from chain.rows import Applied, VoteRow
 from chain.rules import Queued

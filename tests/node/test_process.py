@@ -19,7 +19,8 @@ from chain.errors import LocalMisuse, Removed
 from chain.genesis import Asset
 from chain.request import SignedRequest
 from chain.rows import VoteRow
-from chain.store import CursorRow, SeenRow, commit, create_or_check
+from chain.seal import CursorRow, SeenRow
+from chain.store import commit, create_or_check
 from hopchain import Client, Outcome, Posting, Recorded, Unreachable
 from hopchain.wire import Balance
 from node import process

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import pytest
 
 from chain.link import Slot
-from chain.store import CursorRow, commit
+from chain.seal import CursorRow
+from chain.store import commit
 from hopchain.change import ChangeAction
 from hopchain.wire import Changed, Recorded
 from node import pulling

@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from chain.needs import Loaded, Needs, load
+from chain.load import load
+from chain.needs import Loaded, Needs
 from hopchain.change import ChangeAction
 from hopchain.wire import Recorded
 from node.messages import Pong, SyncPart

@@ -6,7 +6,7 @@ import pytest
 
 from chain.link import Slot, build_link, decode_link_untrusted
 from chain.rows import ActiveRow, Applied, VoteRow
-from chain.store import load_active, load_votes
+from chain.seal import load_active, load_votes
 from hopchain.change import ChangeAction
 from hopchain.wire import Changed, Recorded
 from node import lacking, syncing

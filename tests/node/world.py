@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.genesis import Asset, Genesis, GenesisMember, Issuer
 from chain.link import Outcome, opening_slot
-from chain.needs import Loaded, Needs, load
+from chain.load import load
+from chain.needs import Loaded, Needs
 from chain.reads import Balance, read_balance
 from chain.request import (
     ANY_TIP,
