@@ -393,7 +393,7 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         "A ballot goes on after a change of the view and is counted with the new group.",
         (
             _OWNER + "on_view",
-            "self._end_ballot(work)",
+            "self._works.end_ballot(work)",
             "work.proposer and setattr(work.proposer, 'group', self._self.view.group(route_key(work.at.slot)))",
         ),
         changing=True,

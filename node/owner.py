@@ -33,7 +33,6 @@ from chain.rules import Formed, Queued, form_link
 from node.acceptor import Acceptor
 from node.asking import Asked, ask
 from node.decoded import LinkDecoder, RequestDecoder
-from node.due import Due
 from node.events import FormLink, ServeSlot
 from node.identity import Identity
 from node.inquiry import Inquiries
@@ -44,14 +43,11 @@ from node.queue import NO_GATEWAY, Held, LookedUp, item_batches
 from node.replica import Replica
 from node.slots import birth_epoch, check_vote_untrusted, height_of, is_fast, next_slot
 from node.turn import Self, Turn, handling_s
+from node.works import Work, Works
 from routing.keyspace import NodeId, route_key
 from routing.regions import Ranges
 
-MAX_QUEUE: Final = 20_000  # requests of one account: a few full links
-MAX_QUEUED: Final = 200_000  # of all accounts
 MAX_CHASED: Final = 20_000  # requests that came too late lately; forgetting one costs a message
-MAX_QUEUE_BYTES: Final = 32 * 1024 * 1024  # of the requests of one account: thirty full links
-MAX_QUEUED_BYTES: Final = 512 * 1024 * 1024  # of the requests of all accounts; decoded they take twice that
 TAKEOVER_RTTS: Final = 3
 MAX_TAKEOVER_RTT_S: Final = 1.0  # what was measured while the network was clogged holds nobody up after it
 RESEND_RTTS: Final = 4  # silence for longer than this sends the same ballot again
@@ -59,34 +55,6 @@ BACKOFF_S: Final = 0.02
 LOOK_AGAIN_S: Final = 0.5  # at what may not be decided here yet; what changes that is seen at once
 MAX_BACKOFF_S: Final = 2.0
 VOTES_S: Final = 1.0  # who voted so lately votes on what it was asked now, too
-
-
-class Work(msgspec.Struct):
-    """One account with something to decide on this node."""
-
-    account: str
-    wake_at: float
-    queue: dict[RequestId, Held] = msgspec.field(default_factory=dict)
-    bytes: int = 0  # of the queue's requests
-    at: SlotName | None = None  # the slot that `proposer` works on
-    proposer: Proposer[Link] | None = None
-    finish: bool = False  # a vote is stuck there: phase 1 even with an empty queue
-    attempt: int = 0  # resends in this phase of a ballot
-    refusals: int = 0  # ballots that were refused in this slot; between them it waits
-    lowest_round: int = 1
-    asked: Asked | None = None  # facts for the next link
-    put_off: bool = False  # it may not be decided here yet
-    barred: tuple[SlotName, int] | None = None  # the slot, with its birth epoch, where that was so
-
-    @property
-    def asking(self) -> bool:
-        """It waits for facts."""
-        return self.asked is not None and self.asked.under_way > 0
-
-    @property
-    def idle(self) -> bool:
-        """Nothing is being decided or asked for, and no ballot waits for its next try."""
-        return self.proposer is None and not self.asking and self.refusals == 0
 
 
 class Owner:
@@ -111,17 +79,18 @@ class Owner:
         self._acceptor = acceptor
         self._replica = replica
         self._inquiries = inquiries
-        self._works: dict[str, Work] = {}
-        self._due = Due()
-        self._by_slot: dict[bytes, Work] = {}
-        self.queued = 0
-        self._bytes = 0
+        self._works = Works()
         self._chased: dict[RequestId, int] = {}  # request -> height of the tip behind which it was sent last
         self._looked_up: dict[str, LookedUp] = {}  # by account, in this turn
         self._voted_at: dict[NodeId, float] = {}  # when each member last voted for what this node proposed
         self._heard: Counter[bytes] = Counter()  # votes for each slot, in this turn
         self._look_at = float("-inf")  # one time for all that is put off: each is no turn of its own
         self._stopped_by: tuple[bool, Ranges] | None = None  # whether it voted, and where, when something was put off
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait here for a link, of all accounts."""
+        return self._works.queued
 
     # --- requests come in ---
 
@@ -226,32 +195,17 @@ class Owner:
 
     def enqueue(self, turn: Turn, account: str, held: Iterable[Held], *, wait_s: float = 0.0) -> None:
         """Take requests of `account`, whose slot this node is in the group of, after `wait_s`."""
-        work = self._works.get(account)
-        if work is None:
-            work = self._works[account] = Work(account, turn.now.mono + wait_s)
-            self._due.by(work.wake_at)
-        declined = []
-        for item in held:
-            if item.queued.request_id in work.queue:
-                continue
-            size = len(item.queued.signed.raw)
-            full = len(work.queue) >= MAX_QUEUE or work.bytes + size > MAX_QUEUE_BYTES
-            if full or self.queued >= MAX_QUEUED or self._bytes + size > MAX_QUEUED_BYTES:
-                declined.append(item)
-                continue
-            self._put_in(work, item)
+        work = self._works.begin(account, turn.now.mono + wait_s)
+        declined = [item for item in held if not self._works.put_in(work, item)]
         self._decline(turn, account, declined, "busy", f"{self.queued} requests wait here; send it again in a while")
         if work.idle and wait_s == 0.0:
-            self._wake(work, turn.now.mono)
+            self._works.wake(work, turn.now.mono)
             turn.again.append(FormLink(account))
 
     def finish(self, turn: Turn, at: SlotName) -> None:
         """A vote in this slot is stuck: decide it, whatever was voted for."""
         self._self.counters["votes_stuck"] += 1
-        work = self._works.get(at.account)
-        if work is None:
-            work = self._works[at.account] = Work(at.account, turn.now.mono)
-            self._due.by(work.wake_at)
+        work = self._works.begin(at.account, turn.now.mono)
         if work.proposer is None:
             work.finish = True
             if work.refusals == 0:  # else it goes on when it has waited
@@ -290,7 +244,7 @@ class Owner:
     def on_form(self, turn: Turn, event: FormLink) -> None:
         """Begin, or go on with, the next link of an account."""
         work = self._works.get(event.account)
-        if work is None or work.asking or (work.proposer is not None and not self._may_propose(work)):
+        if work is None or work.asking or (work.proposer is not None and not work.may_propose):
             return
         work.put_off = False
         if not self._identity.verified or (work.barred is not None and not self._may_work_on(*work.barred)):
@@ -314,10 +268,10 @@ class Owner:
         if work.proposer is None:
             self._drop_settled(turn, work)
             if not work.queue and not (work.finish and self._acceptor.is_voted(Slot(at.slot))):
-                self._remove(work)
+                self._works.end(work)
                 return
             self._start_ballot(turn, work, at, head, group)
-        if work.proposer is not None and self._may_propose(work):
+        if work.may_propose:
             self._form(turn, work)
 
     def _put_off(self, turn: Turn, work: Work) -> None:
@@ -328,16 +282,16 @@ class Owner:
         if self._look_at <= turn.now.mono:
             self._look_at = turn.now.mono + LOOK_AGAIN_S
         work.put_off = True
-        self._wake(work, self._look_at)
+        self._works.wake(work, self._look_at)
 
     def _look_at_put_off(self, turn: Turn) -> None:
         """At the end of a turn in which this node was verified, or became ACTIVE somewhere."""
         if self._stopped_by is None or self._stopped_by == (self._identity.verified, self._self.active):
             return
         self._stopped_by = None
-        for work in self._works.values():
+        for work in self._works:
             if work.put_off:
-                self._wake(work, turn.now.mono)
+                self._works.wake(work, turn.now.mono)
 
     def _may_work_on(self, at: SlotName, born: int) -> bool:
         """R7: only where this node is ACTIVE. R2, R3: a slot that was born in a later epoch than this node has
@@ -348,18 +302,14 @@ class Owner:
 
     def on_view(self, turn: Turn) -> None:
         """Another view is installed: ballots of the epoch before are over, the queues go to whose they are now."""
-        for work in self._works.values():
+        for work in self._works:
             work.finish = work.finish or work.proposer is not None
-            self._end_ballot(work)
+            self._works.end_ballot(work)
             work.refusals, work.lowest_round = 0, 1
             work.barred = None
-            self._wake(work, turn.now.mono)
+            self._works.wake(work, turn.now.mono)
             if not work.asking:
                 turn.again.append(FormLink(work.account))
-
-    def _may_propose(self, work: Work) -> bool:
-        proposer = work.proposer
-        return proposer is not None and proposer.prepared and proposer.value is None
 
     def _start_ballot(
         self, turn: Turn, work: Work, at: SlotName, head: AccountHead | None, group: tuple[NodeId, ...]
@@ -372,16 +322,15 @@ class Owner:
         else:
             above = vote.promised.round + 1 if vote is not None and vote.promised.epoch == epoch else 1
             ballot = Ballot(epoch, max(above, work.lowest_round), self._self.id)
-        work.at = at
-        work.proposer = Proposer(ballot, group)
+        proposer: Proposer[Link] = Proposer(ballot, group)
+        self._works.begin_ballot(work, at, proposer)
         work.attempt = 0
         work.finish = False
-        self._by_slot[at.slot] = work
         if ballot.round > 0:
             self._self.counters["ballots_with_phase_1"] += 1
             promise = self._acceptor.promise(turn, at, ballot)
             assert not isinstance(promise, Refusal), (ballot, promise)
-            work.proposer.on_promise(self._self.id, ballot, promise.accepted, promise.value)
+            proposer.on_promise(self._self.id, ballot, promise.accepted, promise.value)
             self._send_silent(turn, work)
 
     def _form(self, turn: Turn, work: Work) -> None:
@@ -413,18 +362,18 @@ class Owner:
         )
         if formed.unjudged and self._ask(turn, work, formed):
             return
-        self._take_out(work, (*formed.settled, *formed.stale))
+        self._works.take_out(work, (*formed.settled, *formed.stale))
         reason = "whether the money or the recipient exists could not be asked of enough nodes in time"
-        self._decline(turn, work.account, self._take_out(work, formed.unjudged), "not_askable", reason)
+        self._decline(turn, work.account, self._works.take_out(work, formed.unjudged), "not_askable", reason)
         if formed.link is not None:
             self._propose(turn, work, formed.link)
         else:
-            self._end_ballot(work)
+            self._works.end_ballot(work)
             work.asked = None
             if work.queue:
                 turn.again.append(FormLink(work.account))
             else:
-                self._remove(work)
+                self._works.end(work)
 
     def _ask(self, turn: Turn, work: Work, formed: Formed) -> bool:
         """Ask the network for the facts that `formed` lacks; then form again. False when there is nothing to wait
@@ -432,7 +381,7 @@ class Owner:
         asked = work.asked = work.asked or Asked(turn.now.mono)
 
         def on_end(turn: Turn) -> None:
-            self._due.by(work.wake_at)
+            self._works.due.by(work.wake_at)
             if work.asked is asked and self._works.get(work.account) is work:
                 turn.again.append(FormLink(work.account))
 
@@ -443,7 +392,7 @@ class Owner:
 
     def _drop_settled(self, turn: Turn, work: Work) -> None:
         recorded = [h.queued for i, h in work.queue.items() if (work.account, i) in turn.loaded.outcomes]
-        self._take_out(work, recorded)
+        self._works.take_out(work, recorded)
 
     # --- proposing ---
 
@@ -476,11 +425,11 @@ class Owner:
             if node != self._self.id:
                 turn.send(node, message)
         pause = RESEND_RTTS * self._peers.rtt(proposer.group) * (1 << min(work.attempt, 6))
-        self._wake(work, turn.now.mono + min(MAX_BACKOFF_S, pause) + size_s)
+        self._works.wake(work, turn.now.mono + min(MAX_BACKOFF_S, pause) + size_s)
 
     def needs_accepted(self, message: Accepted, needs: Needs) -> None:
         """What the vote may decide, and what forms the link after it when this node makes that one, too."""
-        work = self._by_slot.get(message.slot)
+        work = self._works.deciding(message.slot)
         link = work.proposer.value if work is not None and work.proposer is not None else None
         if work is None or link is None:
             return
@@ -500,7 +449,7 @@ class Owner:
             self._acceptor.needs_check(self._decoder.untrusted(message.link), needs)
 
     def on_promise(self, turn: Turn, peer: NodeId, message: Promise) -> None:
-        work = self._by_slot.get(message.slot)
+        work = self._works.deciding(message.slot)
         if work is None or work.proposer is None:
             return
         if (message.accepted is None) != (message.link is None):
@@ -515,7 +464,7 @@ class Owner:
 
     def on_accepted(self, turn: Turn, peer: NodeId, message: Accepted) -> None:
         self._voted_at[peer] = turn.now.mono
-        work = self._by_slot.get(message.slot)
+        work = self._works.deciding(message.slot)
         if work is None or work.proposer is None:
             return
         link = work.proposer.value
@@ -523,7 +472,7 @@ class Owner:
             self._decided(turn, work, link)
 
     def on_refuse(self, turn: Turn, peer: NodeId, message: Refuse) -> None:
-        work = self._by_slot.get(message.slot)
+        work = self._works.deciding(message.slot)
         if work is not None and work.proposer is not None and message.ballot == work.proposer.ballot:
             check_ballot_untrusted(message.promised, last=MAX_ROUND - 1)  # the next one is this node's own
             self._back_off(turn, work, message.promised)
@@ -536,17 +485,17 @@ class Owner:
         self._self.counters["ballots_refused"] += 1
         work.refusals += 1
         pause = max(BACKOFF_S, self._peers.rtt(work.proposer.group)) * (1 << min(work.refusals, 7))
-        self._end_ballot(work)
+        self._works.end_ballot(work)
         work.lowest_round = max(work.lowest_round, promised.round) + 1
         work.finish = True
-        self._wake(work, turn.now.mono + min(MAX_BACKOFF_S, pause) * (0.5 + self._self.rng.random()))
+        self._works.wake(work, turn.now.mono + min(MAX_BACKOFF_S, pause) * (0.5 + self._self.rng.random()))
 
     def _decided(self, turn: Turn, work: Work, link: Link) -> None:
         assert work.proposer is not None
         lately = turn.now.mono - VOTES_S
         silent = {node for node in work.proposer.silent() if self._voted_at.get(node, lately) <= lately}
         voters = set(work.proposer.group) - silent  # whose votes are here, or on their way: they were asked before
-        self._end_ballot(work)
+        self._works.end_ballot(work)
         self._replica.announce(turn, link, voters)
 
     # --- decided ---
@@ -556,13 +505,13 @@ class Owner:
         work = self._works.get(link.account)
         if work is None:
             return
-        self._end_ballot(work)
+        self._works.end_ballot(work)
         for request_id, _ in link.outcomes():
-            self._pull_out(work, request_id)
+            self._works.pull_out(work, request_id)
         work.refusals, work.lowest_round, work.finish = 0, 1, False
         work.asked = work.barred = None
         if not work.queue:
-            self._remove(work)
+            self._works.end(work)
             return
         self._hand_over(turn, work, SlotName(link.next_slot, link.account, link.height + 1))
 
@@ -574,7 +523,7 @@ class Owner:
             turn.again.append(FormLink(work.account))
             return
         self._send_items(turn, to, at, work.queue.values(), takeover=not is_owner)
-        self._remove(work)
+        self._works.end(work)
 
     def _first_rank(self, turn: Turn, at: SlotName) -> tuple[NodeId, bool]:
         """Who of the slot's group is to make its link, and whether that is its owner."""
@@ -599,23 +548,6 @@ class Owner:
     def _held(self, item: Item, account: str, now: float) -> Held:
         return Held(self._queued(item, account), NodeId(item.gateway), now)
 
-    def _take_out(self, work: Work, items: Iterable[Queued]) -> list[Held]:
-        return [held for q in items if (held := self._pull_out(work, q.request_id)) is not None]
-
-    def _put_in(self, work: Work, item: Held) -> None:
-        work.queue[item.queued.request_id] = item
-        work.bytes += len(item.queued.signed.raw)
-        self._bytes += len(item.queued.signed.raw)
-        self.queued += 1
-
-    def _pull_out(self, work: Work, request_id: RequestId) -> Held | None:
-        held = work.queue.pop(request_id, None)
-        if held is not None:
-            work.bytes -= len(held.queued.signed.raw)
-            self._bytes -= len(held.queued.signed.raw)
-            self.queued -= 1
-        return held
-
     def _decline(self, turn: Turn, account: str, held: list[Held], code: str, reason: str) -> None:
         by_gateway: dict[NodeId, list[RequestId]] = {}
         for item in held:
@@ -625,49 +557,33 @@ class Owner:
         for gateway, ids in by_gateway.items():
             turn.send(gateway, Declined(account, tuple(ids), code, reason))
 
-    def _end_ballot(self, work: Work) -> None:
-        if work.at is not None:
-            self._by_slot.pop(work.at.slot, None)
-        work.at = work.proposer = None
-
-    def _remove(self, work: Work) -> None:
-        self._end_ballot(work)
-        for request_id in list(work.queue):
-            self._pull_out(work, request_id)
-        self._works.pop(work.account, None)
-
     # --- time ---
 
     def on_up(self, turn: Turn, peer: NodeId) -> None:
         """A connection stands again: what was on its way through the last one is lost, and is sent again at once."""
-        for work in self._works.values():
-            if work.proposer is not None and not self._may_propose(work) and peer in work.proposer.silent():
+        for work in self._works:
+            if work.proposer is not None and not work.may_propose and peer in work.proposer.silent():
                 work.attempt = 0  # and again after little: who has just started may not vote yet (R12)
                 self._send_silent(turn, work)
 
     def deadline(self) -> float | None:
-        return self._due.at
-
-    def _wake(self, work: Work, when: float) -> None:
-        """Look at `work` at this time, and not before."""
-        work.wake_at = when
-        self._due.by(when)
+        return self._works.due.at
 
     def tick(self, turn: Turn) -> None:
         """Begin what waited for its time; send again what was not answered."""
         self._looked_up.clear()
         self._heard.clear()
         self._look_at_put_off(turn)
-        if not self._due.passed(turn.now.mono):
+        if not self._works.due.passed(turn.now.mono):
             return
-        for work in list(self._works.values()):
+        for work in list(self._works):
             if work.asking:
                 continue
             if work.wake_at > turn.now.mono:
-                self._due.by(work.wake_at)
+                self._works.due.by(work.wake_at)
                 continue
-            if work.proposer is None or self._may_propose(work):
-                self._wake(work, turn.now.mono + MAX_BACKOFF_S)
+            if work.proposer is None or work.may_propose:
+                self._works.wake(work, turn.now.mono + MAX_BACKOFF_S)
                 turn.again.append(FormLink(work.account))
             else:
                 work.attempt += 1

@@ -7,7 +7,7 @@ import pytest
 from chain.link import Outcome
 from chain.request import MAX_REQUEST_BYTES, Posting
 from hopchain.wire import NotStarted, Recorded
-from node import asking, inquiry, lacking, owner
+from node import asking, inquiry, lacking, owner, works
 from node.events import FromPeer
 from node.messages import (
     Accept,
@@ -52,7 +52,7 @@ def test_a_full_queue_says_busy_and_is_empty_again_when_they_are_decided(
         payers = ("alice", "bob") * 4 if of_all else ("alice",) * 8
         requests = [world.pay_request(payer, "mint", 1) for payer in payers]
         size = max(len(signed.raw) for signed in requests)
-        monkeypatch.setattr(owner, bound, 3 * size if bound.endswith("BYTES") else 3)
+        monkeypatch.setattr(works, bound, 3 * size if bound.endswith("BYTES") else 3)
         calls = [world.submit(world.ids[0], signed) for signed in requests]
         assert world.run_until_answered(calls, 10)
         assert codes(calls) == ["busy"] * 5
@@ -128,7 +128,7 @@ def test_of_two_nodes_that_hold_a_request_neither_says_that_it_dropped_it(monkey
         return False
 
     world.lose = note
-    monkeypatch.setattr(owner, "MAX_QUEUE", 0)
+    monkeypatch.setattr(works, "MAX_QUEUE", 0)
     at, items = SlotName(link.hash, "alice", link.height + 1), (Item(signed.raw, signed.signature, gateway),)
     world.deliver(standby, FromPeer(gateway, Forward(at, items, takeover=True)))  # the gateway does not reach the owner
     world.run(1)

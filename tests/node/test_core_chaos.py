@@ -11,7 +11,7 @@ import pytest
 
 from chain.errors import Corruption
 from hopchain.wire import NotStarted
-from node import owner
+from node import works
 from node.effects import Effects
 from tests.node.chaos import Chaos, Shape
 from tests.node.mutants import Edit, apply_edit
@@ -92,7 +92,7 @@ def test_swarm_of_special_worlds(name: str) -> None:
 @pytest.mark.parametrize("name", ["BROKEN", "LAGGING"])
 def test_small_queues(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Owners that are always full: who is told `busy` is told the truth."""
-    monkeypatch.setattr(owner, "MAX_QUEUE", 1)
+    monkeypatch.setattr(works, "MAX_QUEUE", 1)
     busy = 0
     for seed in range(5):
         chaos = Chaos(seed, SHAPES[name])
@@ -122,7 +122,7 @@ class Mutant:
         shape: Shape,
         *edits: Edit,
         world: type[World] = World,
-        max_queue: int = owner.MAX_QUEUE,
+        max_queue: int = works.MAX_QUEUE,
     ) -> None:
         self.by = by
         self.shape = shape
@@ -276,7 +276,7 @@ def test_a_rule_switched_off_is_seen(name: str, monkeypatch: pytest.MonkeyPatch)
     for edit in mutant.edits:
         apply_edit(monkeypatch, edit)
     monkeypatch.setattr(Chaos, "world_type", mutant.world)
-    monkeypatch.setattr(owner, "MAX_QUEUE", mutant.max_queue)
+    monkeypatch.setattr(works, "MAX_QUEUE", mutant.max_queue)
     with pytest.raises((Broken, AssertionError, Corruption), match=mutant.by):
         run_seeds(mutant.shape)
 

@@ -18,7 +18,6 @@ from hopchain.wire import Recorded, Refused, Submit
 from node.effects import Effects, Stage
 from node.events import Caller, ClientSubmit, FromPeer
 from node.messages import Accepted, Forward, Offer, Pull
-from node.owner import Work
 from node.queue import NO_GATEWAY, Held, LookedUp
 from routing.keyspace import NodeId
 from tests.node.test_same_turn import payment
@@ -198,7 +197,7 @@ def test_a_queue_is_walked_once_in_a_turn_however_many_requests_it_brings(
 ) -> None:
     owner = world.core(world.group("alice")[0]).owner
     waiting, new = ([payment(number) for number in numbers] for numbers in (range(100), range(100, 150)))
-    work = owner._works["alice"] = Work("alice", 0.0)
+    work = owner._works.begin("alice", 0.0)
     work.queue = {queued.request_id: Held(queued, NO_GATEWAY, 0.0) for queued in waiting}
     added: list[Queued] = []
     add = LookedUp.add
@@ -286,7 +285,7 @@ def waiting_at_the_next_owner(*, same: bool, nodes: int = 3) -> tuple[Watched, N
         world.lose = hold
         world.submit(owner, world.pay_request("alice", "bob", 1))
         world.run_until(lambda votes=votes: len(votes) == nodes - 1, 0.2)
-        link = world.core(owner).owner._by_slot[world.tip(owner, "alice")].proposer.value
+        link = world.core(owner).owner._works.deciding(world.tip(owner, "alice")).proposer.value
         next_owner = world.view.group(link.next_slot[:20])[0]
         world.lose = lambda source, target, message: isinstance(message, Offer | Pull)
         if (next_owner == owner) is same:

@@ -104,8 +104,8 @@ def test_what_may_not_be_decided_is_looked_at_anew_in_another_view_and_behind_an
     world.run(1)
     world.submit(world.ids[0], world.pay_request("alice", "bob", 1), 60)
     world.run(0.5)
-    owner = next(core.owner for core in map(world.core, world.ids) if "alice" in core.owner._works)
-    work = owner._works["alice"]
+    owner = next(core.owner for core in map(world.core, world.ids) if core.owner._works.get("alice") is not None)
+    work = owner._works.get("alice")
     at, born = work.barred or (None, 0)
     assert at is not None
     turn = Turn(Loaded(), Now(world.now, 0))

@@ -13,7 +13,7 @@ from chain.names import MAX_AMOUNT
 from chain.reads import Balance
 from chain.request import Posting
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
-from node import gateway, inquiry, lacking, owner, reading
+from node import gateway, inquiry, lacking, owner, reading, works
 from node.events import ClientGone, FormLink, FromPeer
 from node.messages import Accept, Accepted, AskIncome, AskSlot, Forward, Item, Links, Offer, Ping, Pong, Pull, SlotName
 from tests.node.watch import Call
@@ -487,7 +487,7 @@ def test_a_lost_hand_over_is_made_again(world: World) -> None:
 
 
 def test_a_full_queue_says_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owner, "MAX_QUEUE", 3)
+    monkeypatch.setattr(works, "MAX_QUEUE", 3)
     calls = [world.submit(world.ids[0], world.pay_request("alice", "bob", 1)) for _ in range(10)]
     assert world.run_until_answered(calls, 10)
     busy = [call.answer.code for call in calls if isinstance(call.answer, NotStarted)]

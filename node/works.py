@@ -1,0 +1,134 @@
+"""What an owner has to decide: for each account the queue of its requests, the ballot of its slot, and when to look at
+it again. The queues are bounded in number and bytes, each of them and all together."""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import msgspec
+
+from chain.link import Link
+from chain.request import RequestId
+from chain.rules import Queued
+from node.asking import Asked
+from node.due import Due
+from node.messages import SlotName
+from node.paxos import Proposer
+from node.queue import Held
+
+MAX_QUEUE: Final = 20_000  # requests of one account: a few full links
+MAX_QUEUED: Final = 200_000  # of all accounts
+MAX_QUEUE_BYTES: Final = 32 * 1024 * 1024  # of the requests of one account: thirty full links
+MAX_QUEUED_BYTES: Final = 512 * 1024 * 1024  # of the requests of all accounts; decoded they take twice that
+
+
+class Work(msgspec.Struct):
+    """One account with something to decide on this node."""
+
+    account: str
+    wake_at: float
+    queue: dict[RequestId, Held] = msgspec.field(default_factory=dict)
+    bytes: int = 0  # of the queue's requests
+    at: SlotName | None = None  # the slot that `proposer` works on
+    proposer: Proposer[Link] | None = None
+    finish: bool = False  # a vote is stuck there: phase 1 even with an empty queue
+    attempt: int = 0  # resends in this phase of a ballot
+    refusals: int = 0  # ballots that were refused in this slot; between them it waits
+    lowest_round: int = 1
+    asked: Asked | None = None  # facts for the next link
+    put_off: bool = False  # it may not be decided here yet
+    barred: tuple[SlotName, int] | None = None  # the slot, with its birth epoch, where that was so
+
+    @property
+    def asking(self) -> bool:
+        """It waits for facts."""
+        return self.asked is not None and self.asked.under_way > 0
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is being decided or asked for, and no ballot waits for its next try."""
+        return self.proposer is None and not self.asking and self.refusals == 0
+
+    @property
+    def may_propose(self) -> bool:
+        """Phase 1 is over and no value chosen for phase 2 yet."""
+        return self.proposer is not None and self.proposer.prepared and self.proposer.value is None
+
+
+class Works:
+    """The work of one node, by account and by the slot of its ballot."""
+
+    def __init__(self) -> None:
+        self._by_account: dict[str, Work] = {}
+        self._by_slot: dict[bytes, Work] = {}
+        self._bytes = 0
+        self.due: Final = Due()  # when one of them is to be looked at
+        self.queued = 0  # requests, of all accounts
+
+    def __iter__(self) -> Iterator[Work]:
+        return iter(self._by_account.values())
+
+    def get(self, account: str) -> Work | None:
+        return self._by_account.get(account)
+
+    def deciding(self, slot: bytes) -> Work | None:
+        """Whose ballot is for this slot."""
+        return self._by_slot.get(slot)
+
+    def begin(self, account: str, wake_at: float) -> Work:
+        """The work of this account, or a new one that is looked at then."""
+        work = self._by_account.get(account)
+        if work is None:
+            work = self._by_account[account] = Work(account, wake_at)
+            self.due.by(wake_at)
+        return work
+
+    def end(self, work: Work) -> None:
+        """Forget it, with its ballot and its queue."""
+        self.end_ballot(work)
+        for request_id in list(work.queue):
+            self.pull_out(work, request_id)
+        self._by_account.pop(work.account, None)
+
+    def wake(self, work: Work, when: float) -> None:
+        """Look at it at this time, and not before."""
+        work.wake_at = when
+        self.due.by(when)
+
+    # --- ballots ---
+
+    def begin_ballot(self, work: Work, at: SlotName, proposer: Proposer[Link]) -> None:
+        work.at, work.proposer = at, proposer
+        self._by_slot[at.slot] = work
+
+    def end_ballot(self, work: Work) -> None:
+        if work.at is not None:
+            self._by_slot.pop(work.at.slot, None)
+        work.at = work.proposer = None
+
+    # --- queues ---
+
+    def put_in(self, work: Work, held: Held) -> bool:
+        """False when there is no room for this request. One that is there already stays as it is."""
+        if held.queued.request_id in work.queue:
+            return True
+        size = len(held.queued.signed.raw)
+        full = len(work.queue) >= MAX_QUEUE or work.bytes + size > MAX_QUEUE_BYTES
+        if full or self.queued >= MAX_QUEUED or self._bytes + size > MAX_QUEUED_BYTES:
+            return False
+        work.queue[held.queued.request_id] = held
+        work.bytes += size
+        self._bytes += size
+        self.queued += 1
+        return True
+
+    def pull_out(self, work: Work, request_id: RequestId) -> Held | None:
+        held = work.queue.pop(request_id, None)
+        if held is not None:
+            work.bytes -= len(held.queued.signed.raw)
+            self._bytes -= len(held.queued.signed.raw)
+            self.queued -= 1
+        return held
+
+    def take_out(self, work: Work, items: Iterable[Queued]) -> list[Held]:
+        """Those of these requests that are in the queue."""
+        return [held for item in items if (held := self.pull_out(work, item.request_id)) is not None]
