@@ -183,6 +183,8 @@ def test_income_from_a_vote_that_pays_many_is_told(monkeypatch: pytest.MonkeyPat
     request = world.pay_many_request("alice", [Posting("bob", 60), Posting("carol", 20)])
     assert isinstance(world.ask(payer, request), Recorded)
     assert world.core(voter).acceptor.votes == 1
+    for paid_to in ("bob", "carol"):
+        assert world.core(voter).acceptor.paying(paid_to) == {"alice": world.height(payer, "alice")}
     world.crash(payer)
     world.heal()
     paid = world.pay("bob", "carol", 60, at=unaware)

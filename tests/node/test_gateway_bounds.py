@@ -8,7 +8,7 @@ from chain.load import load
 from hopchain.wire import Changed, NotStarted, Recorded, Refused, Submit, Unknown
 from node import gateway
 from node.events import Caller, ClientSubmit, FromPeer, ToldRemoved
-from node.messages import Declined, Forward
+from node.messages import Declined, Forward, Message, Moved, NotOwner, SlotName
 from routing.keyspace import NodeId
 from tests.chain.bank import damage_body
 from tests.node.watch import Call
@@ -201,3 +201,53 @@ def test_outcomes_that_one_turn_has_no_room_to_read_are_told_in_the_next_ones(
     assert [call.answer.link_hash for call in calls if isinstance(call.answer, Recorded) and call.answer.repeated] == [
         answer.link_hash for answer in first
     ]
+
+
+def watch_hand_overs(world: World) -> list[tuple[NodeId, NodeId]]:
+    """From whom to whom requests are handed; none arrives."""
+    handed: list[tuple[NodeId, NodeId]] = []
+
+    def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+        if isinstance(message, Forward):
+            handed.append((source, target))
+        return isinstance(message, Forward)
+
+    world.lose = lose
+    return handed
+
+
+@pytest.mark.parametrize("others_epoch", [-1, 0, 1])
+def test_who_makes_the_next_link_is_believed_of_who_has_the_same_view(others_epoch: int) -> None:
+    """Nodes with different views could send a request in circles."""
+    world = World(5, 3, 1)
+    world.open_funded(alice=100)
+    owner, standby, _ = world.group("alice")
+    gate, named = (node for node in world.ids if node not in world.group("alice"))
+    handed = watch_hand_overs(world)
+    request = world.pay_request("alice", "mint", 1)
+    world.submit(gate, request)
+    world.run(0.1)
+    assert handed == [(gate, owner)]
+    at = SlotName(world.tip(gate, "alice"), "alice", world.height(gate, "alice") + 1)
+    other = NotOwner(at, (request.request_id,), world.view.epoch + others_epoch, (named,))
+    world.deliver(gate, FromPeer(standby, other))
+    world.run(0.1)
+    assert handed[1:] == ([(gate, named)] if others_epoch == 0 else [])
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+def test_who_was_sent_an_older_link_does_not_hand_over_again_what_it_sent_for_a_later_one(behind: int) -> None:
+    """Else each late answer to one hand-over makes one more."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=100)
+    owner, gate, standby = world.group("alice")
+    handed = watch_hand_overs(world)
+    world.submit(gate, world.pay_request("alice", "mint", 1))
+    world.run(0.1)
+    assert handed == [(gate, owner)]
+    (job,) = world.core(gate).gateway._jobs.values()
+    assert job.sent_height == world.height(gate, "alice") + 1
+    world.deliver(gate, FromPeer(standby, Moved("alice", job.sent_height - behind, ())))
+    world.run(0.1)
+    assert (job.holder is None) is (behind == 0), "what it was sent for has another successor: nobody has it"
+    assert handed == [(gate, owner)]
