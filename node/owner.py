@@ -13,7 +13,7 @@ carry the promised ballot; the next try goes above it after a random back-off of
 slot doubles. Whoever lags itself and lacks the parent leaves requests to another rank, and nodes that see this
 differently send no request in circles (`_leave`).
 
-A `Work` is one account with something to decide here:
+A `Work` (`node.works`) is one account with something to decide here:
 
     waiting for its time -> (preparing ->) forming (-> asking -> forming) -> proposing -> decided, applied, gone
 """
