@@ -266,7 +266,9 @@ def decode_link_untrusted(raw: bytes) -> Link:
     before it is for `chain.rules.check_successor`.
     """
     if not HEADER_BYTES + 2 * _COUNT.size <= len(raw) <= MAX_LINK_BYTES:
-        raise RemoteFault("malformed", f"a link of {len(raw)} bytes: at most {MAX_LINK_BYTES}")
+        raise RemoteFault(
+            "malformed", f"a link of {len(raw)} bytes: it has {HEADER_BYTES + 2 * _COUNT.size} to {MAX_LINK_BYTES}"
+        )
     header, body = raw[:HEADER_BYTES], raw[HEADER_BYTES:]
     network, name, height, prev_hash, balance, checksum, epoch, time_ms, stated_body = _HEADER.unpack(header)
     account = decode_name_untrusted(name)

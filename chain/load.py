@@ -132,8 +132,9 @@ K = TypeVar("K", bound=Key)
 
 
 def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
-    """Fetch what `needs` names. Raises `StorageFailure` when the database cannot be read, and `Corruption` when the
-    head of the log is damaged or a confirmation was taken back."""
+    """Fetch what `needs` names. Raises `StorageFailure` when the database cannot be read, and `Corruption` when what
+    it reads contradicts itself: the head of the log, an outcome and its link, the numbers of accounts, rows of
+    `incoming` and their postings or threads."""
     with storage_errors("reading the database"):
         loaded = Loaded()
         if needs.forming or needs.forming_few:

@@ -25,8 +25,8 @@ class Needs(msgspec.Struct):
     links_at: set[tuple[str, int]] = msgspec.field(default_factory=set)  # (account, height)
     chains: set[tuple[str, int]] = msgspec.field(default_factory=set)  # (account, from height)
     by_hash: set[LinkHash] = msgspec.field(default_factory=set)  # for raw links
-    # The same, and the links that hold these postings, for others: of each kind in this order, as far as `WANTED_BYTES`
-    # go.
+    # What other nodes asked for: chains, links, and the links that hold these postings; of each kind in this order, as
+    # far as `WANTED_BYTES` go.
     wanted_chains: dict[tuple[str, int], None] = msgspec.field(default_factory=dict)
     wanted_links: dict[LinkHash, None] = msgspec.field(default_factory=dict)
     wanted_postings: dict[PostingHash, None] = msgspec.field(default_factory=dict)
@@ -62,9 +62,8 @@ class Loaded(msgspec.Struct):
     heads: dict[str, AccountHead] = msgspec.field(default_factory=dict)
     assets: dict[str, str] = msgspec.field(default_factory=dict)
     outcomes: dict[tuple[str, RequestId], OutcomeRow] = msgspec.field(default_factory=dict)
-    untold: set[tuple[str, RequestId]] = msgspec.field(
-        default_factory=set
-    )  # of `told`: for their links there was no room
+    # Of `told`: for their links there was no room.
+    untold: set[tuple[str, RequestId]] = msgspec.field(default_factory=set)
     postings: dict[PostingHash, Credit] = msgspec.field(default_factory=dict)
     links_at: dict[tuple[str, int], LinkHash] = msgspec.field(default_factory=dict)
     chains: dict[tuple[str, int], tuple[bytes, ...]] = msgspec.field(default_factory=dict)

@@ -5,9 +5,11 @@
     replica    decided links and their chains   inquiry    majority reads
     gateway    clients' requests                reading    certain balance reads
     membership views and their changes          syncing    where this node is ACTIVE
+    pulling    the logs of others
 
-Each kind of event has one row in a table: what it needs from the database, and what handles it. A fault in a peer's
-message ends that message, is counted, and changes nothing; `Corruption` and `Quarantined` stop the node.
+Each kind of message has one row in a table (`_table`), each other event one case in `_needs_event` and one in
+`_handle_event`: what it needs from the database, and what handles it. A fault in a peer's message ends that message, is
+counted, and changes nothing; `Corruption` and `Quarantined` stop the node.
 """
 
 import random
@@ -93,9 +95,8 @@ from routing.keyspace import NodeId
 from routing.regions import EMPTY, Ranges
 from routing.view import View
 
-_Row = tuple[
-    Callable[[Any, Needs], None], Callable[[Turn, NodeId, Any], None]
-]  # of a message: what it needs, what handles it
+# Of a message: what it needs, what handles it.
+_Row = tuple[Callable[[Any, Needs], None], Callable[[Turn, NodeId, Any], None]]
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -166,7 +167,7 @@ class Core:
         self._wire()
         self.acceptor.restore(start.votes, now.mono)
         self._again: list[Event] = []
-        self._heads: set[str] = set()  # the accounts that this turn has looked at
+        self._heads: set[str] = set()  # the accounts whose heads this turn has loaded
         self._events: list[Event] = []
         self._contacts_of: tuple[int, bool, int] | None = None
         self._messages = self._table()

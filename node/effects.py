@@ -1,9 +1,9 @@
 """Effects: what comes out of a turn of a node (`node.turn`), and in which order it is done.
 
-The first stage has no rows: what promises nothing of this node's disk (`Effects.facts`) leaves at once: that a link is
-decided, which the votes of a majority on other turns' disks have made true, the answer to its client, and requests that
-are handed on. The second holds votes and all else that a message promises, and the messages. The last holds decided
-links, which no message waits for, and what reads them (ADR 23).
+The first stage writes nothing. It sends what stays true whatever becomes of this node's disk (`Effects.facts`), and so
+leaves at once: that a link is decided, when no vote of this very turn was needed for it; the answer to its client;
+requests that are handed on. The second holds votes and all else that a message promises, and the messages. The last
+holds decided links, which no message waits for, and what reads them (ADR 23).
 """
 
 import msgspec

@@ -30,7 +30,7 @@ class Work(msgspec.Struct):
     bytes: int = 0  # of the queue's requests
     at: SlotName | None = None  # the slot that `proposer` works on
     proposer: Proposer[Link] | None = None
-    finish: bool = False  # a vote is stuck there: phase 1 even with an empty queue
+    finish: bool = False  # go on also with an empty queue, as long as this node has a vote there
     attempt: int = 0  # resends in this phase of a ballot
     refusals: int = 0  # ballots that were refused in this slot; between them it waits
     lowest_round: int = 1
