@@ -7,8 +7,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import click
 import pytest
@@ -27,7 +28,12 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "docs" / "deploy"
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 README = (ROOT / "README.md").read_text()
-FATAL = {"Corruption", "StorageFailure", "Quarantined", "Removed"}
+FATAL = {
+    "Corruption": Exit.REJECTED,
+    "StorageFailure": Exit.REJECTED,
+    "Quarantined": Exit.OUT_FOR_GOOD,
+    "Removed": Exit.OUT_FOR_GOOD,
+}
 SERVICE = DEPLOY / "hopchain@.service"
 
 
@@ -38,50 +44,76 @@ def rows(heading: str) -> list[str]:
     return [line.removeprefix("| ").split(" | ")[0] for line in lines[1:]]
 
 
-def template(node: ast.expr) -> str:
-    """The text that an expression makes, with … for what is filled in."""
+def template(node: ast.expr, known: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The text that an expression makes, with … for what is filled in; `known`: what constants and functions of the
+    program make."""
     match node:
         case ast.Constant(value=str(text)):
             return text
         case ast.JoinedStr(values=values):
-            return "".join(template(value) for value in values)
+            return "".join(template(value, known) for value in values)
+        case ast.FormattedValue(value=value):
+            return template(value, known)
         case ast.BinOp(left=left, right=right):
-            return template(left) + template(right)
+            return template(left, known) + template(right, known)
+        case ast.Name(id=name) | ast.Call(func=ast.Name(id=name)):
+            return known.get(name, "…")
         case _:
             return "…"
 
 
-def raised(names: set[str]) -> Iterator[tuple[str, str]]:
-    """(where, text) of each such error that the code of a node makes."""
-    for package in ("chain", "node"):
+def trees() -> Iterator[tuple[Path, ast.Module]]:
+    """The code of a node."""
+    for package in ("chain", "node", "routing"):
         for path in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if (
-                    isinstance(node, ast.Call)
-                    and isinstance(node.func, ast.Name)
-                    and node.func.id in names
-                    and node.args
-                ):
-                    yield f"{path.name}:{node.lineno}", template(node.args[0])
+            yield path, ast.parse(path.read_text())
+
+
+def helpers() -> dict[str, str]:
+    """Name -> text of each constant, and of each function that only returns one."""
+    known: dict[str, str] = {}
+    for _ in range(2):  # one may use another
+        for _, tree in trees():
+            for node in tree.body:
+                match node:
+                    case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                        known[name] = template(value, known)
+                    case ast.FunctionDef(name=name, body=[*_, ast.Return(value=ast.expr() as value)]):
+                        known[name] = template(value, known)
+    return {name: text for name, text in known.items() if " " in text}
+
+
+def raised(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """(where, class, text) of each such error that the code of a node makes."""
+    known = helpers()
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(func=ast.Name(id=name), args=[text, *_]) if name in names:
+                    yield f"{path.name}:{node.lineno}", name, template(text, known)
 
 
 def sources() -> str:
     """All texts in the code of a node, long ones put together."""
     texts = []
-    for package in ("chain", "node", "routing"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            texts += [
-                template(n)
-                for n in ast.walk(ast.parse(path.read_text()))
-                if isinstance(n, ast.JoinedStr | ast.Constant)
-            ]
+    for _, tree in trees():
+        texts += [template(n) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr | ast.Constant)]
     return "\n".join(texts)
 
 
-def messages() -> list[str]:
-    """The pieces of messages that the table names: `like this`, one row may have several."""
-    column = rows("What a node says before it ends")
-    return [piece.strip() for row in column for piece in re.findall(r"`((?:[^`]|`[^`]+`(?=`))+)`", row)]
+def messages() -> dict[str, int]:
+    """The pieces of messages that the table names, `like this`, each with the exit code behind it; a row may have
+    several."""
+    found: dict[str, int] = {}
+    for row in rows("What a node says before it ends"):
+        pieces: list[str] = []
+        for piece, code in re.findall(r"`((?:[^`]|`[^`]+`(?=`))+)`(?: \.\.)?(?: \((\d+)\))?", row):
+            pieces.append(piece.strip())
+            if code:
+                found.update(dict.fromkeys(pieces, int(code)))
+                pieces = []
+        found.update(dict.fromkeys(pieces, Exit.USAGE))
+    return found
 
 
 def test_every_finding_of_doctor_is_explained_and_no_other() -> None:
@@ -98,18 +130,20 @@ def test_every_message_that_is_explained_is_one_that_a_node_says() -> None:
         assert message in said, f"no node says {message!r}"
 
 
-def test_every_error_that_ends_a_node_is_explained() -> None:
-    found = list(raised(FATAL))
-    assert len(found) > 15
-    advice = (ROOT / "chain/disk.py").read_text()
-    for where, text in found:
-        if "{advice}" in text or text.endswith("…"):  # what SQLite says, then one of the texts of chain.disk
+def test_every_error_that_ends_a_node_is_explained_with_its_exit_code() -> None:
+    found = [*raised(FATAL)]
+    assert len(found) > 40
+    explained = messages()
+    disk = dict(re.findall(r'"(SQLITE_[A-Z]+)": "([^"]+)"', (ROOT / "chain/disk.py").read_text()))
+    assert len(disk) > 5
+    found += [(name, "StorageFailure", text) for name, text in disk.items()]
+    for where, error, text in found:
+        if text.endswith("; …"):  # what SQLite says, then one of the texts of chain.disk
+            assert where.startswith("disk.py:")
             continue
-        assert any(message in text for message in messages()), (
-            f"{where} says {text!r}, which operations.md does not explain"
-        )
-    for text in re.findall(r'"SQLITE_[A-Z]+": "([^"]+)"', advice):
-        assert any(message in text for message in messages()), text
+        codes = {code for message, code in explained.items() if message in text}
+        assert codes, f"{where} says {text!r}, which operations.md does not explain"
+        assert codes == {FATAL[error]}, f"{where} says {text!r} and ends with {FATAL[error]}"
 
 
 def test_every_warning_that_is_explained_is_one_that_a_node_says() -> None:
