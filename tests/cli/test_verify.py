@@ -3,11 +3,13 @@
 import hashlib
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from chain.disk import open_database
+from chain.seal import row_checksum
 from chain.store import create_or_check
 from cli import verify
 from hopchain import wire
@@ -35,6 +37,33 @@ def test_a_sound_database(cli: Cli, node_directory: Path) -> None:
         assert set(found) == documented("verify DIR")
         assert (found["ok"], found["links"], found["accounts"], found["fault"]) == (True, 1, 1, None)
     assert "sound: 1 link, " in cli.run("verify", str(node_directory)).stdout
+
+
+def test_a_backup_that_was_made_while_the_node_writes_is_verified_elsewhere(
+    cli: Cli, node_directory: Path, tmp_path: Path
+) -> None:
+    """As the page on operations says: SQLite's own backup, to a directory without genesis.json. `cp` of the one file
+    lacks what is in the log."""
+    node = read_network(cli.directory).nodes[0]
+    writer = open_database(node_directory / "node.db", writer=True)
+    writer.execute("BEGIN IMMEDIATE")
+    writer.executemany("INSERT INTO seen VALUES (?, 7, ?)", [(node.node_id, row_checksum("seen", node.node_id, 7))])
+    writer.execute("COMMIT")
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("DELETE FROM seen")
+    try:
+        backup, torn = tmp_path / "report.db", tmp_path / "torn.db"
+        shutil.copy(node_directory / "node.db", torn)
+        with closing(sqlite3.connect(node_directory / "node.db")) as reader, closing(sqlite3.connect(backup)) as copy:
+            reader.backup(copy)
+    finally:
+        writer.close()
+    with closing(sqlite3.connect(backup)) as copy:
+        assert copy.execute("SELECT votes FROM seen").fetchall() == [(7,)], "what is committed, and no more"
+    with closing(sqlite3.connect(torn)) as copy:
+        assert copy.execute("SELECT votes FROM seen").fetchall() == []
+    found = cli.json("verify", str(backup))
+    assert (found["ok"], found["links"], found["accounts"]) == (True, 1, 1)
 
 
 def test_a_damaged_database_names_the_first_bad_row(cli: Cli, node_directory: Path) -> None:
