@@ -1,6 +1,7 @@
 """`hopchain certificate renew`: a running node takes its new node.crt up, and nobody who pays notices."""
 
 import random
+import secrets
 import ssl
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from cryptography import x509
 
 from hopchain.connection import client_context
+from node.layout import NETWORK_KEY, NETWORK_KEY_BYTES
 from node.pki import NODE_CERTIFICATE, node_contexts
 from node.process import LOOK_AT_CERTIFICATE_S
 from tests.cluster.cluster import START_S, Cluster, until
@@ -69,3 +71,32 @@ async def test_a_new_certificate_is_taken_up_under_load(cluster: Cluster, tmp_pa
     assert new.serial_number != old.serial_number
     assert new.public_key() == old.public_key()
     assert DAYS <= (new.not_valid_after_utc - new.not_valid_before_utc).days <= DAYS + 1
+
+
+async def test_a_network_key_that_was_stolen_is_exchanged(cluster: Cluster) -> None:
+    """All nodes are stopped, get the same new key and are started. What comes under the old one, here of a node that
+    was left out, is dropped by the others, and all pay meanwhile."""
+    *changed, left_out = cluster.nodes
+    await cluster.stop()
+    key = secrets.token_bytes(NETWORK_KEY_BYTES)
+    for directory in (cluster.network.directory, *(node.directory for node in changed)):
+        (directory / NETWORK_KEY).write_bytes(key)
+    cluster.start()
+    await cluster.wait_up()
+    await cluster.accounts("rekeyed", 10)
+
+    async def dropped() -> list[int]:
+        return [(await client.status()).counters.get("dht.forged", 0) for client in cluster.clients]
+
+    async def look() -> tuple[bool, object]:
+        found = await dropped()
+        return all(found), found
+
+    await until("each drops what the other key sealed", look, START_S)
+    await cluster.stop()
+    (left_out.directory / NETWORK_KEY).write_bytes(key)
+    cluster.start()
+    await cluster.wait_up()
+    await cluster.accounts("rekeyed-all", 10)
+    await cluster.settle()
+    assert await dropped() == [0, 0, 0, 0, 0]
