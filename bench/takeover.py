@@ -29,8 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cli.bench_cluster import ASSET, ISSUER, until_up
 from cli.home import Network, load_network
 from cli.ports import free_ports
-from hopchain import Client, Posting, Recorded
-from hopchain.client import raw_public_key
+from hopchain import Client, Posting, Recorded, raw_public_key
 from node.layout import make_network
 
 NODES: Final = 5

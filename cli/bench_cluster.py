@@ -21,8 +21,7 @@ from cli.home import KnownNode, Network, load_network
 from cli.output import CommandFailed, Exit
 from cli.ports import choose_ports
 from cli.supervisor import Change, Event, Supervisor, node_command
-from hopchain import Client, Status, Unreachable
-from hopchain.client import raw_public_key
+from hopchain import Client, Status, Unreachable, raw_public_key
 from node.layout import make_network
 from node.lock import LOCK_FILE
 

@@ -16,8 +16,7 @@ from chain.request import MAX_POSTINGS, NetworkId, Posting, opening, sign, trans
 from cli.bench_spec import PROGRESS_S, TAILS_FILE, News, Ports, Spec, account_key, account_name, submit_call
 from cli.bench_wire import Lines
 from cli.output import CommandFailed, Exit
-from hopchain import wire
-from hopchain.client import raw_public_key
+from hopchain import raw_public_key, wire
 
 FUNDS: Final = 10**9  # minor units that an account is given; it pays 1 at a time
 HOT_FUNDS: Final = 10**13  # of the account that pays everybody, and of the sources of a pool

@@ -23,7 +23,7 @@ from cli.home import NETWORK_VARIABLE, check_is_node, find_directory, load_netwo
 from cli.output import JsonValue, Output, counted
 from cli.ports import choose_ports
 from cli.wallet import Wallet
-from hopchain.client import raw_public_key
+from hopchain import raw_public_key
 from node.layout import LOOPBACK, MAX_NODES, make_network
 from node.layout import Network as NetworkFiles
 

@@ -13,8 +13,7 @@ from chain.request import opening
 from cli.receipt import interrupted
 from cli.session import account_line
 from cli.wallet import Wallet
-from hopchain import Accounts, Answer, Client, ClientError, Refused, SignedRequest
-from hopchain.client import raw_public_key, sign_request
+from hopchain import Accounts, Answer, Client, ClientError, Refused, SignedRequest, raw_public_key, sign_request
 from hopchain.workers import work_on_each
 
 CONCURRENCY: Final = 128  # openings in flight: enough to fill a node's turns, far below what one connection holds

@@ -24,8 +24,7 @@ from cli.payfile import Payment, funding_nonce, payment_key
 from cli.payplan import MAX_ATTEMPTS, Plan
 from cli.payresult import NOT_SENT, RowResult, row_text
 from cli.receipt import answer_exit, answer_name
-from hopchain import Answer, Balance, CallRefused, Client, NotFound, Recorded, Unknown, Unreachable
-from hopchain.client import sign_request
+from hopchain import Answer, Balance, CallRefused, Client, NotFound, Recorded, Unknown, Unreachable, sign_request
 from hopchain.workers import work_on_each
 
 SentBefore = Callable[[Sequence[Payment]], Mapping[str, tuple[RequestId, str]]]

@@ -26,7 +26,7 @@ from chain.request import MAX_POSTINGS, NetworkId, Posting, SignedRequest, trans
 from cli.batches import Batch, SentBatches
 from cli.payfile import Payment, bulk_nonce, payment_key
 from cli.payplan import Plan
-from hopchain.client import sign_request
+from hopchain import sign_request
 
 
 class Part(msgspec.Struct):

@@ -32,8 +32,7 @@ from cli.payresult import NOT_SENT, RowResult, not_asked, not_sent, result_of, r
 from cli.payrows import SeenRows
 from cli.poolbooks import PoolBooks
 from cli.sources import sent_elsewhere
-from hopchain import Answer, CallRefused, Client, NotStarted, Recorded, Refused, Unknown, Unreachable
-from hopchain.client import sign_request
+from hopchain import Answer, CallRefused, Client, NotStarted, Recorded, Refused, Unknown, Unreachable, sign_request
 from hopchain.workers import work_on_each
 
 TRIES: Final = 4  # of one row without an outcome, before it is left for the next run

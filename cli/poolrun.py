@@ -22,8 +22,7 @@ from cli.payrequests import pooled_request, row_request
 from cli.payresult import RowResult, result_of
 from cli.payrun import PayRun, doubt
 from cli.sources import FIXED, another, in_this_round
-from hopchain import Answer, Client, Recorded
-from hopchain.client import sign_request
+from hopchain import Answer, Client, Recorded, sign_request
 
 
 class PoolRun(PayRun):

@@ -29,8 +29,7 @@ from cli.output import Exit, JsonValue, Output
 from cli.receipt import interrupted, print_answer, sent_text
 from cli.session import ask_until_found, asset_of, not_found, open_client, pinned, say_remembered
 from cli.wallet import Wallet
-from hopchain import Answer, ClientError, NotFound, Recorded
-from hopchain.client import sign_request
+from hopchain import Answer, ClientError, NotFound, Recorded, sign_request
 
 _NONCE_TAG: Final = b"hopchain:nonce:1\0"
 

@@ -23,12 +23,14 @@ from chain.request import (
 from hopchain.bulk import NotSent
 from hopchain.calls import Timing
 from hopchain.change import Change, ChangeAction, SignedChange, sign_change
-from hopchain.client import Answer, Client
+from hopchain.client import Client
 from hopchain.errors import CallRefused, ClientError, HopchainError, RemoteFault, Unreachable
 from hopchain.places import load_key, open_network, wallet_file
 from hopchain.pools import Choice, Ended, Outflow, PooledSender, SourcePool, TooManyFailures
 from hopchain.signing import raw_public_key, sign_request
+from hopchain.submitting import Answer
 from hopchain.wire import (
+    AT_ONCE,
     AccountLine,
     Accounts,
     AssetTotal,
@@ -60,6 +62,7 @@ from hopchain.wire import (
 __all__ = [
     "ANY_HEIGHT",
     "ANY_TIP",
+    "AT_ONCE",
     "MAX_POSTINGS",
     "AccountLine",
     "Accounts",

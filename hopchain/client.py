@@ -56,10 +56,8 @@ from hopchain.change import SignedChange
 from hopchain.connection import client_context
 from hopchain.errors import ClientError
 from hopchain.nodes import Nodes
-from hopchain.signing import raw_public_key as raw_public_key
-from hopchain.signing import sign_request as sign_request
-from hopchain.submitting import Answer as Answer
-from hopchain.submitting import Submission
+from hopchain.signing import raw_public_key, sign_request
+from hopchain.submitting import Answer, Submission
 from hopchain.tails import Tails
 from hopchain.wire import (
     MAX_PAGE,
@@ -212,7 +210,7 @@ class Client:
         at: NodeAddress | None = None,
     ) -> list[Answer | ClientError]:
         """Sign (`keys`: account -> key) and submit many requests; what became of each, in order. Make them with
-        `chain.request.transfer`; with nonces of your own the same call again executes nothing twice. The same
+        `hopchain.transfer`; with nonces of your own the same call again executes nothing twice. The same
         requests with and without `atomic` are different ones, as are those of an atomic list that another was added to.
 
         Each is independent of the others, and one that fails stops none; `timeout_s` is for each. `atomic`: transfers
@@ -260,9 +258,9 @@ class Client:
         at: NodeAddress | None = None,
     ) -> Balance | NotFound | Unknown:
         """Balance of an account from one node's replica. Its own chain is at least as new as what this client was told
-        of it before, or has link `min_height` (the first is 0, wire.AT_ONCE waits for none); of money on its way to it
-        that says nothing. `linearizable` asks a majority: as new as anything that anyone was told. `Unknown`, with an
-        empty request id: no node that was asked could make sure of that within `timeout_s`."""
+        of it before, or has link `min_height` (the first is 0, `hopchain.AT_ONCE` waits for none); of money on its way
+        to it that says nothing. `linearizable` asks a majority: as new as anything that anyone was told. `Unknown`,
+        with an empty request id: no node that was asked could make sure of that within `timeout_s`."""
         least = self._tails.height(account) if min_height is None else min_height
         question = AskBalance(account, linearizable, least)
         answer: Balance | NotFound | Unknown = await self._ask_for(
@@ -281,8 +279,8 @@ class Client:
         timeout_s: float | None = None,
         at: NodeAddress | None = None,
     ) -> Chain | NotFound:
-        """Links of an account from `from_height`, ascending, at most `limit` (1 or more; a node gives MAX_PAGE at most,
-        or fewer)."""
+        """Links of an account from `from_height`, ascending, at most `limit` (1 or more; a node gives the default at
+        most, or fewer)."""
         _check_least("from_height", from_height, 0)
         _check_least("limit", limit, 1)
         return await self._ask_for((Chain, NotFound), AskChain(account, from_height, limit), at, timeout_s)
@@ -324,7 +322,7 @@ class Client:
     ) -> Route:
         """A Kademlia lookup of an account's tail hash, or of a key or hash.
 
-        Of an account that the node does not know: of the slot of its opening (`chain.link.opening_slot`).
+        Of an account that the node does not know: of the slot of its opening.
         """
         return await self._ask_for((Route,), AskRoute(account, key), at, timeout_s)
 

@@ -36,9 +36,10 @@ from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.request import MAX_POSTINGS, Posting, SignedRequest, transfer
 from hopchain.bulk import submit_each
-from hopchain.client import NONCE_BYTES, Answer, Client
+from hopchain.client import NONCE_BYTES, Client
 from hopchain.errors import ClientError, Unreachable
 from hopchain.signing import sign_request
+from hopchain.submitting import Answer
 from hopchain.wire import Balance, Recorded, Stale, Unknown
 
 DEFAULT_TIMEOUT_S: Final = 10.0

@@ -148,7 +148,7 @@ class Call(_Message, frozen=True, tag="call"):
 class Recorded(_Message, frozen=True, tag="recorded"):
     """The request's one outcome, final, and perhaps a rejection: money moved only when it is `completed`.
 
-    `outcome`: chain.link.Outcome, a number on the wire; 0 is completed, everything else says why it was rejected.
+    `outcome`: hopchain.Outcome, a number on the wire; 0 is completed, everything else says why it was rejected.
 
     `balance` is the account's after link `link_hash` of `height`, made at `time_ms`. `decided_by` is the node that
     made it (empty when this node learned of it otherwise); `hops`: 1 when the node that was asked handed the request to
@@ -246,7 +246,7 @@ class ChainPosting(_Message, frozen=True):
 
 
 class ChainEntry(_Message, frozen=True):
-    """One request of a link: kind and outcome as in chain.request.Kind and chain.link.Outcome."""
+    """One request of a link: kind and outcome as in hopchain.Kind and hopchain.Outcome."""
 
     request_id: bytes
     kind: int

@@ -14,8 +14,7 @@ from chain.genesis import Asset
 from cli import paybatches
 from cli.main import main
 from cli.wallet import Wallet
-from hopchain import submitting
-from hopchain.client import raw_public_key
+from hopchain import raw_public_key, submitting
 from node.layout import make_network, read_network
 from tests.hopchain.fake_node import ISSUER_KEY, FakeNode
 from tests.hopchain.ledger import Ledger

@@ -10,8 +10,7 @@ import pytest
 
 from chain.link import Outcome, opening_slot
 from cli.wallet import Wallet
-from hopchain import wire
-from hopchain.client import raw_public_key
+from hopchain import raw_public_key, wire
 from node.layout import read_network
 from tests.cli.conftest import TIME_MS, Cli, World
 from tests.hopchain.fake_node import Drop, FaultMaker, Hang, key_number

@@ -11,8 +11,7 @@ import anyio
 import pytest
 
 from chain.link import Outcome
-from hopchain import Client, HopchainError, LocalMisuse, Outflow, Posting, Recorded, Unreachable, wire
-from hopchain.client import raw_public_key
+from hopchain import Client, HopchainError, LocalMisuse, Outflow, Posting, Recorded, Unreachable, raw_public_key, wire
 from tests.hopchain.fake_node import key_number
 from tests.hopchain.test_client import BACKENDS, World, running
 

@@ -10,9 +10,8 @@ from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, NetworkId, Posting, Request, cancellation, transfer
-from hopchain import Client, ClientError, NotSent, Recorded, Unreachable, wire
+from hopchain import Client, ClientError, NotSent, Recorded, Unreachable, raw_public_key, sign_request, wire
 from hopchain.bulk import MANY_IN_FLIGHT, joined, submit_each
-from hopchain.client import raw_public_key, sign_request
 from tests.hopchain.fake_node import ISSUER_KEY, Drop, key_number
 from tests.hopchain.test_client import BACKENDS, World, once, run
 

@@ -24,13 +24,13 @@ from hopchain import (
     Timing,
     Unknown,
     Unreachable,
+    raw_public_key,
     submitting,
     wire,
 )
 from hopchain import nodes as nodes_module
 from hopchain.addresses import Address
 from hopchain.calls import Calls, ConnectionLost, dial
-from hopchain.client import raw_public_key
 from hopchain.connection import ConnectionFailed
 from hopchain.framing import frame
 from hopchain.nodes import Node, Nodes

@@ -29,9 +29,9 @@ from hopchain import (
     TooManyFailures,
     Unknown,
     Unreachable,
+    raw_public_key,
     wire,
 )
-from hopchain.client import raw_public_key
 from tests.hopchain.fake_node import key_number
 from tests.hopchain.test_client import BACKENDS, World, running
 

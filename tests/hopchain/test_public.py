@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import tomllib
 import types
 from collections.abc import Iterator
@@ -50,6 +51,18 @@ def reached() -> Iterator[type]:
 def test_what_a_caller_gives_or_gets_is_exported() -> None:
     exported = {getattr(hopchain, name) for name in hopchain.__all__}
     assert sorted(kind.__qualname__ for kind in set(reached()) - exported) == []
+
+
+def test_what_its_docstrings_name_is_exported() -> None:
+    """Or is a module of `hopchain`, which says more about it."""
+    exported = [getattr(hopchain, name) for name in hopchain.__all__]
+    kinds = {*reached(), *(thing for thing in exported if isinstance(thing, type))}
+    documented = [*exported, *(each for kind in kinds for name, each in vars(kind).items() if not name.startswith("_"))]
+    named = re.compile(r"\b(chain|wire|hopchain)\.(\w+)")
+    for text in filter(None, (inspect.getdoc(each) for each in documented)):
+        for package, name in named.findall(text):
+            assert package == "hopchain", f"callers do not import {package}.{name}: {text}"
+            assert name in hopchain.__all__ or (ROOT / "hopchain" / f"{name}.py").is_file(), f"{name}: {text}"
 
 
 def test_every_name_that_is_imported_is_exported() -> None:
