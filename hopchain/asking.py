@@ -26,7 +26,6 @@ from hopchain.errors import CallRefused
 from hopchain.nodes import Node, Nodes, Tried, share_s
 from hopchain.submitting import FIRST_PAUSE_S, LAST_PAUSE_S, NODE_SHARE, ms_for_node, patience_s
 from hopchain.wire import (
-    AT_ONCE,
     MAX_CLIENT_FRAME_BYTES,
     AskBalance,
     Call,
@@ -59,6 +58,7 @@ async def ask_for(
     unknown: _T | None = None
     waited_s: dict[Node, float] = {}
     pause_s = FIRST_PAUSE_S
+    may_be_unknown = isinstance(question, AskBalance) and question.waits
 
     def left_s() -> float:
         """In which a node may be asked. With `Unknown` in hand the end is left out: no node could say more by then."""
@@ -71,7 +71,7 @@ async def ask_for(
             if left_s() <= 0:
                 break
             began = anyio.current_time()
-            last = number == len(turn) - 1 or not _may_be_unknown(question)
+            last = number == len(turn) - 1 or not may_be_unknown
             try:
                 connection = await nodes.connect(node, share_s(deadline, len(turn) - number))
                 now = anyio.current_time()
@@ -138,11 +138,6 @@ async def propose(
             why = _lose(node, connection, change, answer, tried)
         return Unknown(signed.id, f"{node.address} had the change and {why}")
     raise tried.unreachable(RequestId(signed.id))
-
-
-def _may_be_unknown(question: CallBody) -> bool:
-    """A node may wait for others before it answers."""
-    return isinstance(question, AskBalance) and (question.linearizable or question.min_height > AT_ONCE)
 
 
 def check_can_be_sent(body: CallBody) -> None:

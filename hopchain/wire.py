@@ -69,6 +69,11 @@ class AskBalance(_Message, frozen=True, tag="balance"):
     min_height: int = AT_ONCE
     timeout_ms: int = 5000
 
+    @property
+    def waits(self) -> bool:
+        """The node may have to wait for others before it answers."""
+        return self.linearizable or self.min_height > AT_ONCE
+
 
 class AskChain(_Message, frozen=True, tag="chain"):
     """Links of an account from `from_height`, ascending, at most `limit`. Answers: Chain or NotFound."""

@@ -19,7 +19,6 @@ import trio
 from chain.errors import RemoteFault, Removed
 from chain.genesis import Genesis
 from hopchain.wire import (
-    AT_ONCE,
     AskBalance,
     AskDigest,
     AskRoute,
@@ -333,7 +332,7 @@ class RunningNode:
         except RemoteFault as fault:
             self.driver.calls.reply(caller, Refused(fault.code, fault.text))
             return
-        if isinstance(body, AskBalance) and (body.linearizable or body.min_height > AT_ONCE):
+        if isinstance(body, AskBalance) and body.waits:
             read = ClientBalance(caller, body)
             until = until_of(read, self._ports.clock().mono)  # its time runs while it waits for others of this client
             await self.driver.calls.put(msgspec.structs.replace(read, until=until))
