@@ -102,10 +102,9 @@ class ClientCalls:
         self._taken.unpark_all()
         return client is not None and bool(client.calls)
 
-    def session(self, caller: Caller) -> Session | None:
-        """Of a client that is still there."""
-        client = self._clients.get(caller.session)
-        return None if client is None else client.session
+    def is_there(self, caller: Caller) -> bool:
+        """Its client has not gone."""
+        return caller.session in self._clients
 
     # --- calls come in ---
 

@@ -60,7 +60,7 @@ class Driver:
         database: Database,
         clock: Callable[[], Now],
         *,
-        serve_read: Callable[[Session, Read], None],
+        serve_read: Callable[[Read], None],
         look_up: Callable[[bytes], None],
         on_contacts: Callable[[frozenset[NodeId]], None] = lambda contacts: None,
         on_changed: Callable[[frozenset[str]], None] = lambda accounts: None,
@@ -208,9 +208,8 @@ class Driver:
         for answer in stage.answers:
             self.calls.reply(answer.caller, answer.body)
         for read in stage.reads:
-            session = self.calls.session(read.caller)
-            if session is not None:
-                self._serve_read(session, read)
+            if self.calls.is_there(read.caller):
+                self._serve_read(read)
         for key in stage.lookups:
             self._look_up(key)
         if removed is not None:

@@ -362,7 +362,7 @@ class RunningNode:
         finally:
             self._beside.discard(caller.session)
 
-    def _serve_read(self, session: Session, read: Read) -> None:
+    def _serve_read(self, read: Read) -> None:
         """A balance that the core has made certain: read it now."""
         assert self._nursery is not None
         self._reads += 1

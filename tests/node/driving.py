@@ -113,7 +113,7 @@ class Rig:
             self.core,
             self.database,
             lambda: Now(trio.current_time(), 0),
-            serve_read=lambda session, read: self.journal.append("read"),
+            serve_read=lambda read: self.journal.append("read"),
             look_up=lambda key: self.journal.append("look up"),
             on_contacts=lambda contacts: self.journal.append(f"contacts {len(contacts)}"),
         )
