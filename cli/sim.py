@@ -1,7 +1,6 @@
 """`hopchain sim`: cut, kill and delay a simulated network, the same way every time."""
 
 import re
-from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -10,7 +9,8 @@ import click
 
 from chain.errors import LocalMisuse
 from cli.command import HopCommand, Seconds, check_folder, checked_name, usage
-from cli.output import CommandFailed, Exit, JsonValue, Output, counted
+from cli.output import Exit, JsonValue, Output, counted
+from cli.simresult import show, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from netsim.hops import HopRow
     from netsim.plan import Plan
     from netsim.run import Result
-    from netsim.scenario import Scenario
-    from netsim.stage import Performance
-    from netsim.verdict import Verdict
 
 FIRST_SIZE: Final = 10  # of `hops`
 MAX_JOBS: Final = 1024  # processes, each with a simulator of some 80 MB
@@ -104,11 +101,11 @@ def run(
         plan = _read_plan(what)
         with _progress(out, Path(what).stem, planned_s(plan, scenario=False)) as advance:
             performance = perform_plan(plan, Path(what).stem, progress=advance, until=until_s)
-        raise SystemExit(_show(out, performance, None, command, report_path, plot_path))
+        raise SystemExit(show(out, performance, None, command, report_path, plot_path))
     scenario = load_scenario(what, nodes=nodes, k=k, seed=seed)
     with _progress(out, scenario.name, planned_s(scenario.plan, scenario=True)) as advance:
         performance = perform(scenario, progress=advance, until=until_s)
-    raise SystemExit(_show(out, performance, scenario, command, report_path, plot_path))
+    raise SystemExit(show(out, performance, scenario, command, report_path, plot_path))
 
 
 @sim.command(
@@ -144,9 +141,7 @@ def replay(
     plan = draw_plan(seed)
     with _progress(out, f"seed {seed}", planned_s(plan, scenario=False)) as advance:
         performance = perform_plan(plan, f"seed-{seed}", progress=advance, until=until_s)
-    raise SystemExit(
-        _show(out, performance, None, _command("replay", str(seed)), report_path, plot_path, follow=follow)
-    )
+    raise SystemExit(show(out, performance, None, _command("replay", str(seed)), report_path, plot_path, follow=follow))
 
 
 @sim.command(
@@ -198,7 +193,7 @@ def swarm(out: Output, seeds: int, first: int, jobs: int | None, fleet: str | No
         path = shrunk_dir / f"shrunk-{failure.seed}.json"
         shrunk_command = _command("run", str(path)) if failure.shrunk else None
         if failure.shrunk:
-            _write(path, encode_plan(failure.plan))
+            write(path, encode_plan(failure.plan))
         failures.append(
             {
                 "seed": failure.seed,
@@ -302,112 +297,7 @@ def sizes(largest: int, step: int | None) -> list[int]:
     return [*found, largest]
 
 
-# --- what run and replay share -------------------------------------------------------------------------------------
-
-
-def _show(
-    out: Output,
-    performance: "Performance",
-    scenario: "Scenario | None",
-    command: str,
-    report_path: Path | None,
-    plot_path: Path | None,
-    *,
-    follow: str | None = None,
-) -> Exit:
-    """Verdicts, files, and the exit code."""
-    from netsim.follow import follow_account
-    from netsim.measure import side_stories
-    from netsim.report import document, render
-    from netsim.verdict import judge, not_judged
-
-    verdicts = judge(performance, scenario)
-    note = not_judged(scenario) if scenario is not None else ""
-    nothing_came = performance.nothing_came
-    about = scenario.about.replace("\n", " ") if scenario is not None else ""
-    lines = follow_account(performance.record, follow) if follow is not None else None
-    if report_path is not None or plot_path is not None:
-        doc = document(
-            performance,
-            verdicts,
-            about=about,
-            command=command,
-            note=" ".join((note, *(f"{text}." for text in nothing_came))).strip(),
-        )
-        if report_path is not None:
-            _write(report_path, render(doc).encode())
-        if plot_path is not None:
-            from netsim.plot import plot
-
-            plot(doc, plot_path)
-    ok = all(verdict.ok for verdict in verdicts)
-    record = performance.record
-    words = record.world.last_words
-    stories = side_stories(record, performance.sides)
-    out.data(
-        {
-            "name": performance.name,
-            "seed": performance.plan.seed,
-            "nodes": performance.plan.nodes,
-            "k": performance.plan.k,
-            "ok": ok,
-            "complete": performance.complete,
-            "trace": performance.trace,
-            "simulated_s": round(performance.ended_at, 6),
-            "links": len(record.watch.links),
-            "calls": len(record.watch.calls),
-            "crashes": record.crashes,
-            "last_words": [
-                {"at_s": round(at - record.start, 6), "node": node, "what": text} for at, node, text in words
-            ],
-            "verdicts": [{"name": v.name, "what": v.text, "ok": v.ok, "found": v.found} for v in verdicts],
-            "sides": [
-                {"name": s.name, "nodes": list(s.nodes), "asked": s.asked, "answered": s.paid, "why": s.why}
-                for s in stories
-            ],
-            "note": note or None,
-            "nothing_came": list(nothing_came),
-            "follow": [{"at_s": at, "node": node, "what": text} for at, node, text in lines]
-            if lines is not None
-            else None,
-            "command": command,
-            "report": str(report_path) if report_path else None,
-            "plot": str(plot_path) if plot_path else None,
-        }
-    )
-    for at, node, text in lines or ():
-        out.say(f"{at:9.4f} s  {'node-' + str(node) if node >= 0 else '':8} {text}")
-    _say_verdicts(out, performance, verdicts)
-    for at, node, text in words:
-        out.say(f"node-{node} ended {at - record.start:.2f} s after faults began: {text}")
-    for story in stories:
-        if story.asked:
-            out.say(
-                f"{story.name}: {story.paid} of {story.asked} requests were answered while the network was cut",
-                bold=True,
-            )
-            out.say(f"  {story.why}")
-    if note:
-        out.say(note)
-    for text in nothing_came:
-        out.say(text, colour="yellow")
-    for what, path in (("report", report_path), ("picture", plot_path)):
-        if path is not None:
-            out.say(f"{what}: {path}")
-    out.say(f"trace {performance.trace}")
-    if not ok:
-        out.say(f"again: {command}", colour="red", bold=True)
-    return Exit.DONE if ok else Exit.REJECTED
-
-
-def _say_verdicts(out: Output, performance: "Performance", verdicts: Iterable["Verdict"]) -> None:
-    title = performance.title or performance.name
-    plan = performance.plan
-    out.say(f"{title}: {plan.nodes} nodes, k {plan.k}, seed {plan.seed}", bold=True)
-    out.table(
-        ["verdict", "", "what", "found"],
-        [[v.name, "holds" if v.ok else "BROKEN", v.text, v.found] for v in verdicts],
-    )
+# --- what they share ----------------------------------------------------------------------------------------------
 
 
 def _command(verb: str, what: str, **options: int | None) -> str:
@@ -440,13 +330,6 @@ def _check_paths(report_path: Path | None, plot_path: Path | None) -> None:
         from netsim.plot import check_plot
 
         check_plot(plot_path)
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise CommandFailed(Exit.USAGE, "usage", f"{path} cannot be written: {error}") from None
 
 
 @contextmanager
