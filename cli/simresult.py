@@ -112,7 +112,7 @@ def _document(told: _Told) -> dict[str, JsonValue]:
         ],
         "verdicts": [{"name": v.name, "what": v.text, "ok": v.ok, "found": v.found} for v in told.verdicts],
         "sides": [
-            {"name": s.name, "nodes": list(s.nodes), "asked": s.asked, "answered": s.paid, "why": s.why}
+            {"name": s.name, "nodes": list(s.nodes), "asked": s.asked, "answered": s.answered, "why": s.why}
             for s in told.stories
         ],
         "note": told.note or None,
@@ -137,7 +137,7 @@ def _say(out: Output, told: _Told) -> None:
     for story in told.stories:
         if story.asked:
             out.say(
-                f"{story.name}: {story.paid} of {story.asked} requests were answered while the network was cut",
+                f"{story.name}: {story.answered} of {story.asked} requests were answered while the network was cut",
                 bold=True,
             )
             out.say(f"  {story.why}")

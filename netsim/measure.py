@@ -48,13 +48,14 @@ class Spell(msgspec.Struct, frozen=True):
 
 
 class SideStory(msgspec.Struct, frozen=True):
-    """How a side fared while the network was cut: payments asked of its nodes, those answered before the heal, and how
-    many of the group that had to decide were on this side (fewest and most, of `needed`)."""
+    """How a side fared while the network was cut: requests asked of its nodes, those answered before the heal, as
+    completed or rejected, and how many of the group that had to decide were on this side (fewest and most, of
+    `needed`)."""
 
     name: str
     nodes: tuple[int, ...]
     asked: int
-    paid: int
+    answered: int
     fewest: int
     most: int
     needed: int
@@ -237,7 +238,7 @@ def side_stories(record: Recorder, sides: dict[str, tuple[int, ...]]) -> list[Si
     cuts = cut_spells(record)
     stories = []
     for name, nodes in sides.items():
-        asked = paid = could = 0
+        asked = answered = could = 0
         held: list[int] = []
         needed = 1
         for number, call in record.watch.calls.items():
@@ -250,11 +251,11 @@ def side_stories(record: Recorder, sides: dict[str, tuple[int, ...]]) -> list[Si
             held.append(here)
             could += here >= majority(len(group)) and _knows(record, nodes, record.tip[number], call.at)
             needed = majority(len(group))
-            answered = call.answered_at is not None and call.answered_at < cut.until
-            paid += answered and isinstance(call.answer, Recorded)
+            in_time = call.answered_at is not None and call.answered_at < cut.until
+            answered += in_time and isinstance(call.answer, Recorded)
         fewest, most = (min(held), max(held)) if held else (0, 0)
         stories.append(
-            SideStory(name, nodes, asked, paid, fewest, most, needed, _why(asked, paid, could, held, needed))
+            SideStory(name, nodes, asked, answered, fewest, most, needed, _why(asked, answered, could, held, needed))
         )
     return stories
 
@@ -266,7 +267,7 @@ def _knows(record: Recorder, nodes: Iterable[int], tip: bytes, at: float) -> boo
     return applied is None or any(applied.get(node, math.inf) <= at for node in nodes)
 
 
-def _why(asked: int, paid: int, could: int, held: list[int], needed: int) -> str:
+def _why(asked: int, answered: int, could: int, held: list[int], needed: int) -> str:
     if not asked:
         return "nobody asked anything of these nodes while the network was cut"
     majorities = sum(h >= needed for h in held)
@@ -274,7 +275,7 @@ def _why(asked: int, paid: int, could: int, held: list[int], needed: int) -> str
     have = f"{span} of the nodes that decide were on this side, {needed} are needed"
     if could == asked:
         return f"{have}: a majority of every group, so this side could decide by itself"
-    if not majorities and paid:
+    if not majorities and answered:
         return f"{have}: no group had its majority here; what was answered came through while paths were open"
     if not majorities:
         return f"{have}: no group had its majority here, so nothing could be decided and nothing was made up"

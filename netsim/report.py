@@ -96,7 +96,7 @@ class ShownSide(msgspec.Struct, frozen=True):
     name: str
     nodes: tuple[int, ...]
     asked: int
-    paid: int
+    answered: int
     why: str
     still: tuple[tuple[float, float], ...]
     throughput: tuple[float, ...]
@@ -160,7 +160,7 @@ def document(
                 story.name,
                 story.nodes,
                 story.asked,
-                story.paid,
+                story.answered,
                 story.why,
                 tuple((_round(s.at - start), _round(s.until - start)) for s in stand_stills(record, story.nodes, end)),
                 tuple(throughput(record, story.nodes, start, end, width)),

@@ -230,8 +230,8 @@ def test_the_story_of_each_side(split: Performance) -> None:
     majority, minority = side_stories(split.record, split.sides)
     assert (majority.fewest, majority.most, majority.needed) == (3, 3, 3)
     assert (minority.fewest, minority.most) == (2, 2)
-    assert majority.paid == majority.asked > 30
-    assert (minority.paid, minority.asked > 15) == (0, True)
+    assert majority.answered == majority.asked > 30
+    assert (minority.answered, minority.asked > 15) == (0, True)
     assert "could decide by itself" in majority.why
     assert "nothing could be decided" in minority.why
     (cut,) = cut_spells(split.record)
