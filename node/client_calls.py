@@ -35,7 +35,9 @@ CALL_BYTES: Final = 4096  # that a call weighs beside its own: as much of a link
 TURN_CALLS: Final = 512 * CALL_BYTES  # weight of the calls of one turn, some 100 ms
 CALLS_WAITING: Final = 4096 * CALL_BYTES  # weight of those that wait for a turn: eight turns, in equal parts
 READS_AT_ONCE: Final = 128  # linearizable, of one client: fewer slow one that asks alone, more slow all others
-HELD_S: Final = 0.1  # the next begin when half of those are answered, or any so much later: a turn for each is slower
+# The next begin when half of those places are free; with fewer only so long after the last ones began, or the first of
+# them came: a turn for each is slower
+HELD_S: Final = 0.1
 ClientCall = ClientSubmit | ClientChange | ClientBalance
 
 
@@ -56,7 +58,7 @@ class ClientCalls:
     """The calls of all clients of a node.
 
     `arrived()` is called when one waits for a turn, and `due_by(seconds)` when `look_at_held` has something to do at
-    that time, which may be before `due`. Times are of `clock`, monotonic.
+    that time, perhaps sooner than `due` said when it was last asked. Times are of `clock`, monotonic.
     """
 
     def __init__(
@@ -176,7 +178,7 @@ class ClientCalls:
     # --- reads that are held ---
 
     def look_at_held(self, now: float) -> None:
-        """Whose timers are due: reads that have had a place for long enough, and those whose time is over."""
+        """Begin the held reads that have a place, when HELD_S is over; hand those whose time is over to the core."""
         if not self._held.passed(now):
             return
         for client in self._clients.values():

@@ -36,7 +36,7 @@ from routing.keyspace import NodeId
 log = logging.getLogger(__name__)
 
 TURN_EVENTS: Final = 2048  # of one turn: keeps a transaction below about 100 ms
-TURN_BYTES: Final = 4 * 1024 * 1024  # of its messages: four largest links, some 400 ms, in which nobody else is heard
+TURN_BYTES: Final = 4 * 1024 * 1024  # of its messages: four full links, some 400 ms, in which nobody else is heard
 INBOX_EVENTS: Final = 8192  # four turns; a full inbox stops reading, and TCP stops the sender
 INBOX_BYTES: Final = 64 * 1024 * 1024  # of their messages
 LEAST_CALLS: Final = TURN_CALLS // 8  # when members fill a turn: clients go on, and members hardly wait for it
