@@ -30,12 +30,8 @@ PARTS: Final = {  # which frames begin with what
     "rest": (),
 }
 SIGNATURE: Final = "request.is_signed_by"
-HOPS: Final = (
-    "database.",
-    "_entry_queue.",
-    "_wakeup_socketpair.",
-    "core._connection_worker_thread",
-)  # and none of PARTS
+# How the frames of a hop begin that is none of PARTS
+HOPS: Final = ("database.", "_entry_queue.", "_wakeup_socketpair.", "core._connection_worker_thread")
 DATABASE_THREAD: Final = "_connection_worker_thread"  # in its name
 NODE: Final = "process.run_node"
 IMPORT: Final = "importlib"

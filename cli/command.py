@@ -19,9 +19,8 @@ from cli.output import CommandFailed, Exit, Output, write_any_text
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _NEGATIVE: Final = re.compile(r"-[0-9.]")  # how click names an option in -1.50
-_LONG: Final = re.compile(
-    r"(?<!\S)(\S{40})\S{41,}(\S{80})"
-)  # of a word that is longer its ends are shown: a path's name is at its end
+# Of a word that is longer its ends are shown: a path's name is at its end
+_LONG: Final = re.compile(r"(?<!\S)(\S{40})\S{41,}(\S{80})")
 INTERRUPTED: Final = 130  # what shells use for Ctrl-C
 _ANSWERED: Final = frozenset({Exit.DONE, Exit.REJECTED})  # ends by which the network is one that was used
 
@@ -52,9 +51,8 @@ network_option = click.option(
     metavar="DIR",
     help="The network: the directory that `init` made. Default: HOPCHAIN_NETWORK, else the last one made or used.",
 )
-network_argument = click.argument(
-    "directory", type=click.Path(path_type=Path), metavar="[DIR]", required=False
-)  # the same, for commands that people begin with: `hopchain up net`
+# The same, for commands that people begin with: `hopchain up net`
+network_argument = click.argument("directory", type=click.Path(path_type=Path), metavar="[DIR]", required=False)
 at_option = click.option(
     "--at", metavar="HOST:PORT", help="Ask this node only: its client port, its id, or a name like node-3."
 )

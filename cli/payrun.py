@@ -57,9 +57,8 @@ class PayRun:
         self._progress = plan.progress
         self._sent = SentBatches(plan.wallet.directory, plan.settings.label)
         self._keys = RunKeys(plan.wallet)
-        self._journal: frozenset[
-            bytes
-        ]  # ids that it had before this run, what may have been sent then: from `check` on
+        # ids that the wallet had before this run: what may have been sent then; there from `check` on
+        self._journal: frozenset[bytes]
         self._before: dict[str, tuple[RequestId, str]] = {}  # row -> its newest request of an earlier run, and whose
         self._submitted = False
         self._failures = 0  # rows that ended and are not completed
@@ -150,6 +149,7 @@ class PayRun:
         if self.settings.fund_from:
             await self._open_books(client)
             await self._fund(client, self.settings.fund_from)
+        # again after a funding, which paid into the pools: what leaves them is reckoned from what they have now
         await self._open_books(client)
         begin = time.perf_counter()
         try:

@@ -200,11 +200,8 @@ async def _ask_members(network: Network) -> Told:
     nowhere = set(picture.members) - {n.id for n in picture.nodes}
     others = [n for n in picture.nodes if n not in network.nodes]
     others += [KnownNode(network.name_of(node), node, "", 0) for node in nowhere]
-    there = {
-        *picture.members,
-        *picture.health,
-        *picture.alive,
-    }  # who is no member is told of by those it is connected with
+    # who is no member is told of by those it is connected with
+    there = {*picture.members, *picture.health, *picture.alive}
     nodes = [n for n in (*network.nodes, *sorted(others, key=lambda n: n.name)) if n.id in there]
     found = await _ask_all(network, [n for n in nodes if n.id in picture.health])
     silent = {n.name: picture.silent.get(n.id, "no node knows where it is") for n in nodes}

@@ -14,9 +14,8 @@ from hopchain import Accounts, Balance, Chain, Client, NotFound, Route, Unknown,
 from hopchain.addresses import NodeAddress
 
 _T = TypeVar("_T")
-_ID: Final = re.compile(
-    "[0-9a-f]{8,40}"
-)  # of a node, or its beginning, as commands show one whose name they do not know
+# The id of a node, or its beginning, as commands show one whose name they do not know
+_ID: Final = re.compile("[0-9a-f]{8,40}")
 _BEHIND: Final = "who answered was removed, reaches no majority of the members, or has not caught up"
 
 

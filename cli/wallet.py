@@ -65,9 +65,8 @@ class Wallet:
         """The key of `account`; `LocalMisuse` when it is not here, open to others or damaged."""
         path = self.path(account)
         try:
-            handle = os.open(
-                path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-            )  # a pipe without a writer is not waited for
+            # O_NONBLOCK: a pipe without a writer is not waited for
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             raise LocalMisuse(
                 f"the wallet has no key for {account}: {path} does not exist. Only who opened an account can spend "

@@ -234,9 +234,8 @@ def test_rows_that_were_sent_are_not_called_no_key(
     before = results(file)
     account = "shop" if "--pool" not in kind else before[0]["paid_from"]
     key = shop.wallet.path(account)
-    left_pool = [
-        w.replace(f"{account},", "").replace(f",{account}", "") for w in words
-    ]  # its key is needed all the same
+    # it is in no pool any more, and its key is needed all the same
+    left_pool = [w.replace(f"{account},", "").replace(f",{account}", "") for w in words]
     key.chmod(0o644)
     shown = shop.run("pay", str(file), *left_pool, "--max-failures", "0", "--concurrency", "1", code=3)
     assert "no_key" not in shown.stdout
