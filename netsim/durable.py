@@ -159,9 +159,8 @@ class Durable:
         taken = {row[0]: row[1] for row in conn.execute("SELECT prev_hash, hash FROM links")}
         hashes = set(taken.values())
         for slot, row in disk.votes.items():
-            gone = slot in taken or (
-                not row.account and row.height <= disk.epoch
-            )  # that the link is chosen is seen to below
+            # That the link is chosen is seen to below.
+            gone = slot in taken or (not row.account and row.height <= disk.epoch)
             if slot not in rows and not gone:
                 raise Violation("I8", f"node {node} came back without its vote {show_vote(row)}")
         if lost := disk.links - hashes:

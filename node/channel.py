@@ -193,9 +193,8 @@ class Channel:
                     await self._read(on_frame, farewell)
         finally:
             self.stop("shutdown", "this node stops")
-            self._reader = FrameReader(
-                self._frame_limit
-            )  # errors refer to this channel: what it kept must not wait for the collector
+            # Errors refer to this channel: what it kept must not wait for the collector.
+            self._reader = FrameReader(self._frame_limit)
             self._outbox.clear()
             await self.aclose()
         assert self._reason is not None

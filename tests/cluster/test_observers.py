@@ -54,9 +54,8 @@ async def test_an_observer_has_all_links_and_current_answers_and_takes_no_paymen
             await until("the observer reads what the members read, and says it is current", look, SETTLE_S)
             health = await client.health()
             assert (health.role, health.active) == ("guest", False)
-            monkeypatch.setattr(
-                hopchain.submitting, "FIRST_PAUSE_S", 60.0
-            )  # no question is on its way when the time is up
+            # No question is on its way when the time is up.
+            monkeypatch.setattr(hopchain.submitting, "FIRST_PAUSE_S", 60.0)
             refused = await client.submit(cluster.pay_request(*names[:2], 1), timeout_s=5.0)
             assert isinstance(refused, NotStarted) and refused.code == "not_member", refused
         assert "member" not in [line["event"] for line in joining.told()]

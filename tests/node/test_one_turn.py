@@ -32,9 +32,8 @@ class Watched(World):
         self.turns: list[tuple[NodeId, Effects]] = []
         self.beat_s = 0.0  # turns begin at multiples of this, so that each has several events
         self.loaded: dict[sqlite3.Connection, Loaded] = {}
-        self.derived = (
-            0  # how often a turn knew what the next link of an account depends on because it had applied the last
-        )
+        # How often a turn knew what the next link of an account depends on because it had applied the last.
+        self.derived = 0
         super().__init__(nodes, k, seed)
 
     def _wake(self, node: Node, at: float | None = None) -> None:

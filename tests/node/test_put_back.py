@@ -205,9 +205,8 @@ def test_a_cursor_that_was_found_false_is_not_believed_for_the_next_log() -> Non
     world.crash(reader)
     world.settle(owner, world.pay_request("alice", "bob", 1))
     log_id, count = log(world, owner)
-    commit(
-        world.nodes[reader].conn, [CursorRow(log_name(owner, log_id), count)]
-    )  # which is false: it lacks the last link
+    # Which is false: it lacks the last link.
+    commit(world.nodes[reader].conn, [CursorRow(log_name(owner, log_id), count)])
     world.crash(owner)
     world.start(owner)
     world.run(4.0)

@@ -235,9 +235,8 @@ async def test_a_lookup_tries_the_new_address_also_when_the_old_one_has_failed_a
         asker._protocol.router.add_contact(Node(old.id, old.host, old.port))
         assert await asker.ping(old) is None
         patience = sum(asker._protocol.round_trips.timeouts(target.node_id))
-        world.network.delay = lambda _source, _to: (
-            0.6 * patience
-        )  # so the helper answers after the old address has failed
+        # So the helper answers after the old address has failed.
+        world.network.delay = lambda _source, _to: 0.6 * patience
         found = await asker.lookup(target.node_id)
         assert found.contacts[0] == _contact(target)
         assert found.failed == ()
@@ -533,9 +532,8 @@ async def test_the_answers_to_a_repeated_call_count_once(autojump_clock):
     async with make_world(32) as world:
         a, b = await world.add(), await world.add()
         await join(b, a)
-        world.network.delay = lambda _source, _to: (
-            0.1
-        )  # longer than the timeout that was measured, so that it is sent again
+        # Longer than the timeout that was measured, so that it is sent again.
+        world.network.delay = lambda _source, _to: 0.1
         assert await a.ping(_contact(b)) == pytest.approx(0.2)
         await settle()
         assert a.dropped == {"late": 1}
