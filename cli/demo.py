@@ -214,7 +214,7 @@ class _Demo:
             _Receipt, "transfer", "alice", "bob", "30", "--nonce", "rent", "--reference", "rent for May"
         )
         self._receipt("alice pays bob 30.00", paid)
-        if paid.decided_by_name != route.owner.name:
+        if paid.decided_by_name not in (None, route.owner.name):
             self._tell(f"({route.owner.name} was slow, so a standby took over)")
         moved = await self._command(_Route, "route", "alice")
         self._tell(f"the tail moved: the link after it is {moved.owner.name}'s")
@@ -303,7 +303,8 @@ class _Demo:
         self._out.say(f"     {text}")
 
     def _receipt(self, what: str, receipt: _Receipt) -> None:
-        where = f"by {receipt.decided_by_name}, link {receipt.height}, {counted(receipt.hops or 0, 'hop')}, {receipt.milliseconds} ms"
+        by = f"by {receipt.decided_by_name}, " if receipt.decided_by_name is not None else ""
+        where = f"{by}link {receipt.height}, {counted(receipt.hops or 0, 'hop')}, {receipt.milliseconds} ms"
         self._tell(f"{what}: {receipt.outcome} {where}")
 
     def _claim(self, text: str, holds: bool) -> None:

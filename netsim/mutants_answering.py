@@ -59,7 +59,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "a voted link in a log counts as read",
         "R8",
         "A link that a peer's log holds and this node voted for is neither applied nor asked for, and the cursor moves on.",
-        (_PULLING + "on_offer", "self._replica.learn(turn, link, peer, peer)", "pass"),
+        (_PULLING + "on_offer", "self._replica.learn(turn, link, peer, NOBODY)", "pass"),
     ),
     mutant(
         "undecided link served",

@@ -3,12 +3,16 @@
 They come from members and their connections, from clients, and from the core to itself, for the same turn.
 """
 
+from typing import Final
+
 import msgspec
 
 from chain.link import Link
 from hopchain.wire import AskBalance, Submit, SubmitChange
 from node.messages import Message, SlotName
 from routing.keyspace import NodeId
+
+NOBODY: Final = NodeId(b"")  # nobody who is known
 
 
 class FromPeer(msgspec.Struct, frozen=True, gc=False):
@@ -78,9 +82,11 @@ class FormLink(msgspec.Struct, frozen=True, gc=False):
 
 
 class Learn(msgspec.Struct, frozen=True, gc=False):
-    """A decided link that waited for something which is here now (from the core to itself)."""
+    """A decided link that waited for something which is here now (from the core to itself). `source` and `by` as in
+    `Replica.learn`."""
 
     link: Link
+    source: NodeId
     by: NodeId
 
 

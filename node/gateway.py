@@ -26,7 +26,7 @@ from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
 from node.decoded import LinkDecoder, RequestDecoder
 from node.due import Due
-from node.events import Caller, ClientSubmit, RouteJobs
+from node.events import NOBODY, Caller, ClientSubmit, RouteJobs
 from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotResult
 from node.messages import Declined, Forward, Item, Moved, NotOwner, SlotName
 from node.owner import Owner
@@ -295,7 +295,7 @@ class Gateway:
         """The owner knows more of the chain than this node: apply it, and route again. Links that must wait for others
         leave the tail here where it was: handing the requests over once more would only bring them back at once."""
         for raw in message.links:
-            self._replica.learn(turn, self._decoder.untrusted(raw), peer, peer)
+            self._replica.learn(turn, self._decoder.untrusted(raw), peer, NOBODY)
         for job in self._by_account.get(message.account, {}).values():
             if job.sent_height == message.height:
                 job.sent_height, job.holder = UNSENT, None

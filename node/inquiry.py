@@ -28,7 +28,7 @@ from chain.needs import Needs
 from node.acceptor import Acceptor
 from node.decoded import LinkDecoder
 from node.due import Due
-from node.events import ServeSlot
+from node.events import NOBODY, ServeSlot
 from node.identity import Identity
 from node.messages import AskIncome, AskSlot, IncomeAnswer, SlotAnswer, SlotName
 from node.peers import Peers
@@ -160,7 +160,7 @@ class Inquiries:
 
     def on_slot_answer(self, turn: Turn, peer: NodeId, message: SlotAnswer) -> None:
         for raw in message.links:
-            self._replica.learn(turn, self._decoder.untrusted(raw), peer, peer)
+            self._replica.learn(turn, self._decoder.untrusted(raw), peer, NOBODY)
         inquiry = self._slots.get(message.number)
         if inquiry is None or peer not in inquiry.group:
             return

@@ -196,7 +196,7 @@ class Lacking:
                 if not waiting.missing:
                     ready.append(waiting)
         ready.sort(key=lambda w: (w.link.account, w.link.height))
-        return [Learn(waiting.link, waiting.by) for waiting in ready]
+        return [Learn(waiting.link, waiting.source, waiting.by) for waiting in ready]
 
     def wait_for_parent(self, turn: Turn, peer: NodeId, message: Accept | Prepare | Forward) -> None:
         """A message about a slot whose parent is not applied here: ask its sender for the chain, and handle the message
@@ -346,7 +346,7 @@ class Lacking:
         for waiting in looks:
             waiting.ask_at = now + waiting.pause_s * (1 + self._self.rng.random())
             waiting.pause_s = min(2 * waiting.pause_s, MAX_WANT_AGAIN_S)
-            turn.again.append(Learn(waiting.link, waiting.by))  # which lets it wait again, until then
+            turn.again.append(Learn(waiting.link, waiting.source, waiting.by))  # which lets it wait again, until then
         alive = [p for p in self._peers.connected() if self._peers.alive(p, turn.now)] if looks else []
         if alive:
             self._ask(turn, self._self.rng.choice(alive), looks, self._waiting.values())

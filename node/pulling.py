@@ -20,6 +20,7 @@ from chain.link import Link, LinkHash
 from chain.needs import Needs
 from chain.seal import CursorRow
 from node.decoded import LinkDecoder
+from node.events import NOBODY
 from node.messages import Links, Offer, Pull, Want
 from node.peers import Peers
 from node.replica import Replica
@@ -201,7 +202,7 @@ class Pulling:
             return
         here = [link for h in message.hashes if (link := self._offered.get(LinkHash(h))) is not None]
         for link in here:
-            self._replica.learn(turn, link, peer, peer)
+            self._replica.learn(turn, link, peer, NOBODY)
         puller.offer = message
         lacking = (h for h in message.hashes if h not in known and h not in self._offered)
         puller.wanted = deque(h for h in lacking if h not in self._replica.lacking)

@@ -20,7 +20,7 @@ from chain.needs import Loaded, Needs
 from chain.rows import AccountHead, Applied, Credit, Forming, OutcomeRow
 from chain.rules import check_successor
 from node.decoded import LinkDecoder
-from node.events import FromPeer, Learn, ServeSlot
+from node.events import NOBODY, FromPeer, Learn, ServeSlot
 from node.familiar import Familiar
 from node.lacking import Key, Lacking
 from node.messages import Decided, DecidedHash, Links, Moved, SlotAnswer, SlotName, Want
@@ -83,7 +83,7 @@ class Replica:
         """`link`, which this node has voted for, is decided: `by` counted the votes."""
         head = turn.loaded.heads.get(link.account)
         if self._missing(turn, link, height_of(head)):
-            turn.again.append(Learn(link, by))  # a vote that phase 1 found, say: its rows are not of this turn
+            turn.again.append(Learn(link, by, by))  # a vote that phase 1 found, say: its rows are not of this turn
         else:
             self.learn(turn, link, by, by)
 
@@ -128,18 +128,19 @@ class Replica:
 
     def on_links(self, turn: Turn, peer: NodeId, message: Links) -> None:
         for raw in message.links:
-            self.learn(turn, self._decoder.untrusted(raw), peer, peer)
+            self.learn(turn, self._decoder.untrusted(raw), peer, NOBODY)
         self.lacking.on_links(turn, peer, message)
 
     def on_learn(self, turn: Turn, event: Learn) -> None:
-        self.learn(turn, event.link, event.by, event.by)
+        self.learn(turn, event.link, event.source, event.by)
 
     def learn(self, turn: Turn, link: Link, source: NodeId, by: NodeId) -> None:
-        """Apply a decided link, and what waited for it, or let it wait for what it stands on."""
+        """Apply a decided link, and what waited for it, or let it wait for what it stands on. `source` sent it, and is
+        asked for what it stands on; `by` counted its votes, NOBODY when `source` does not say who did."""
         learned = [(link, source, by)]
         for item in learned:
             if self._apply(turn, *item):
-                learned += [(woken.link, woken.by, woken.by) for woken in self.lacking.came(turn, item[0])]
+                learned += [(woken.link, woken.source, woken.by) for woken in self.lacking.came(turn, item[0])]
 
     def _apply(self, turn: Turn, link: Link, source: NodeId, by: NodeId) -> bool:
         """True when the link was applied now."""

@@ -61,9 +61,9 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Link]:
     """Each time that a link which waits is looked at again."""
     looked: list[Link] = []
 
-    def learn(link: Link, by: NodeId) -> Learn:
+    def learn(link: Link, source: NodeId, by: NodeId) -> Learn:
         looked.append(link)
-        return Learn(link, by)
+        return Learn(link, source, by)
 
     monkeypatch.setattr(lacking, "Learn", learn)
     return looked

@@ -110,9 +110,9 @@ def test_each_link_that_waits_is_looked_at_again_in_its_own_time(monkeypatch: py
     noting(world, lagging, (*TOLD.__args__, Links, Offer))
     looked: list[tuple[float, Link]] = []
 
-    def learn(link: Link, by: NodeId) -> Learn:
+    def learn(link: Link, source: NodeId, by: NodeId) -> Learn:
         looked.append((world.now, link))
-        return Learn(link, by)
+        return Learn(link, source, by)
 
     monkeypatch.setattr(lacking, "Learn", learn)
     came = {}

@@ -15,9 +15,24 @@ from chain.request import Posting
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
 from node import gateway, inquiry, lacking, owner, reading, works
 from node.events import ClientGone, FormLink, FromPeer
-from node.messages import Accept, Accepted, AskIncome, AskSlot, Forward, Item, Links, Offer, Ping, Pong, Pull, SlotName
+from node.messages import (
+    Accept,
+    Accepted,
+    AskIncome,
+    AskSlot,
+    Forward,
+    Item,
+    Links,
+    Moved,
+    Offer,
+    Ping,
+    Pong,
+    Pull,
+    SlotAnswer,
+    SlotName,
+)
 from tests.node.watch import Call
-from tests.node.world import Doom, Faults, World
+from tests.node.world import TOLD, Doom, Faults, World
 
 
 @pytest.fixture
@@ -409,6 +424,28 @@ def test_a_node_catches_up_though_nobody_can_tell_it(world: World) -> None:
     for _ in range(5):
         world.pay("alice", "bob", 1, at=world.ids[0])
     assert world.run_until(lambda: world.digest(dark) == world.digest(world.ids[0]), 10)
+
+
+@pytest.mark.parametrize("way", [Offer, Moved, SlotAnswer])
+def test_whoever_passes_a_link_on_is_not_taken_for_its_maker(world: World, way: type) -> None:
+    node = next(n for n in world.ids if n not in world.group("alice"))
+    lost = tuple({Offer, Moved, SlotAnswer} - {way})
+    world.lose = lambda source, target, message: target == node and isinstance(message, (TOLD, *lost))
+    paid = world.submit(node, world.pay_request("alice", "bob", 10))
+    assert not world.run_until_answered([paid], 0.5)
+    world.read(node, "alice", linearizable=True)
+    assert world.run_until_answered([paid], 9)
+    assert isinstance(paid.answer, Recorded)
+    assert paid.answer.decided_by == b""
+
+
+def test_a_voter_that_finds_its_link_in_a_log_does_not_take_whose_log_it_is_for_the_maker(world: World) -> None:
+    node = world.group("alice")[1]
+    world.lose = lambda source, target, message: target == node and isinstance(message, TOLD | Links | Moved)
+    paid = world.submit(node, world.pay_request("alice", "bob", 10))
+    assert world.run_until_answered([paid], 9)
+    assert isinstance(paid.answer, Recorded)
+    assert paid.answer.decided_by == b""
 
 
 def test_a_voter_that_lacks_the_parent_asks_for_it() -> None:
