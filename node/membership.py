@@ -97,7 +97,8 @@ class Membership:
         self._own: View | None = None  # what this node wants to be next
         self._wake_at = now
         self._ballot_at = now
-        self._attempt = 0
+        self._resends = 0  # of this phase of this ballot
+        self._refusals = 0  # in this epoch
         self._lowest_round = 1
         self._waiting: list[_Waiting] = []
         self._living: frozenset[NodeId] = frozenset()  # the members that could be reached when changes were judged last
@@ -211,7 +212,7 @@ class Membership:
         self._self.view = view
         self._self.counters["views_installed"] += 1
         self._vote = self._voted = self._proposer = self._own = None
-        self._attempt, self._lowest_round, self._wake_at = 0, 1, turn.now.mono
+        self._refusals, self._lowest_round, self._wake_at = 0, 1, turn.now.mono
         self._changed = self._changed_regions()
         self._settled = self._lingered = False
         self._linger_until = None
@@ -286,6 +287,7 @@ class Membership:
         above = self._vote.promised.round + 1 if self._vote is not None else 1
         ballot = Ballot(view.epoch, max(above, self._lowest_round), self._self.id)
         self._proposer = Proposer(ballot, view.ids)
+        self._resends = 0
         self._ballot_at = turn.now.mono
         self._self.counters["view_ballots"] += 1
         promise = self._keep(turn, prepare(self._vote, ballot))
@@ -313,6 +315,7 @@ class Membership:
             self._back_off(turn, voted.promised)
             return
         proposer.propose(value)
+        self._resends = 0
         if proposer.on_accepted(self._self.id, proposer.ballot):
             self._decided(turn, value)
         else:
@@ -327,7 +330,7 @@ class Membership:
         for node in proposer.silent():
             if node != self._self.id:
                 turn.send(node, message)
-        pause = RESEND_RTTS * self._peers.rtt(proposer.group) * (1 << min(self._attempt, 6))
+        pause = RESEND_RTTS * self._peers.rtt(proposer.group) * (1 << min(self._resends, 6))
         self._wake_at = turn.now.mono + min(MAX_BACKOFF_S, pause)
 
     def on_promise(self, turn: Turn, peer: NodeId, message: ViewPromise) -> None:
@@ -354,9 +357,9 @@ class Membership:
     def _back_off(self, turn: Turn, promised: Ballot) -> None:
         self._proposer = None
         self._lowest_round = max(self._lowest_round, promised.round) + 1
-        self._attempt += 1
-        pause = BACKOFF_S * (1 << min(self._attempt, 6)) * (0.5 + self._self.rng.random())
-        self._wake_at = turn.now.mono + min(MAX_BACKOFF_S, pause)
+        self._refusals += 1
+        pause = BACKOFF_S * (1 << min(self._refusals, 6))
+        self._wake_at = turn.now.mono + min(MAX_BACKOFF_S, pause) * (0.5 + self._self.rng.random())
 
     def _decided(self, turn: Turn, raw: bytes) -> None:
         """A majority of the members has voted for it: everybody may know."""
@@ -570,7 +573,7 @@ class Membership:
         if not self._may_propose:
             return
         if self._proposer is not None and self._wake_at <= now:
-            self._attempt += 1
+            self._resends += 1
             self._send_silent(turn)
         elif self._proposer is None and self._waiting and self._wake_at <= now:
             self._wake_at = now + BACKOFF_S

@@ -7,7 +7,7 @@ rest.
 
 import re
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import msgspec
@@ -969,6 +969,76 @@ def test_a_refusal_of_another_ballot_does_not_end_this_one() -> None:
     assert world.core(target).counters["view_ballots"] == ballots == 1
     world.heal()
     changed(world.answer_of(change), 2, member=True)
+
+
+Proposals = list[tuple[float, ViewPrepare | ViewAccept]]
+
+
+def proposals(world: World, target: NodeId) -> Proposals:
+    """What is proposed to `target` from now on, and when. No proposal arrives anywhere."""
+    sent: Proposals = []
+
+    def keep(_: NodeId, to: NodeId, message: object) -> bool:
+        if isinstance(message, ViewPrepare | ViewAccept) and to == target:
+            sent.append((world.now, message))
+        return isinstance(message, ViewPrepare | ViewAccept)
+
+    world.lose = keep
+    return sent
+
+
+def gaps(sent: Proposals) -> list[float]:
+    return [after - before for (before, _), (after, _) in pairwise(sent)]
+
+
+def refuse(world: World, target: NodeId, source: NodeId, sent: Proposals) -> float:
+    """Refuse the last ballot; how long it takes until the next one, in seconds."""
+    refused, since = sent[-1][1].ballot, world.now
+    world.deliver(target, FromPeer(source, ViewRefuse(refused, refused)))
+    assert world.run_until(lambda: sent[-1][1].ballot > refused, 5)
+    return world.now - since
+
+
+def test_a_phase_is_sent_again_soon_however_often_the_one_before_was() -> None:
+    world = grown(4, 3)
+    target, source, other = world.view.ids
+    prepares = proposals(world, source)
+    world.change(target, ADD, world.guests[0])
+    world.run(8.0)
+    waits = gaps(prepares)
+    assert waits[-1] > 10 * waits[2]
+    accepts = proposals(world, source)
+    world.deliver(target, FromPeer(other, ViewPromise(prepares[-1][1].ballot, None, None)))
+    world.run(1.0)
+    assert {type(message) for _, message in accepts} == {ViewAccept}
+    assert gaps(accepts)[0] < waits[2]
+
+
+def test_silence_does_not_lengthen_the_pause_after_a_refusal_nor_refusals_that_before_a_ballot_is_sent_again() -> None:
+    world = grown(4, 3)
+    target, source, _ = world.view.ids
+    sent = proposals(world, source)
+    world.change(target, ADD, world.guests[0])
+    world.run(8.0)
+    waits = gaps(sent)
+    assert refuse(world, target, source, sent) < 3 * membership.BACKOFF_S + 0.01
+    for _ in range(3):
+        refuse(world, target, source, sent)
+    before = len(sent)
+    world.run(1.0)
+    assert gaps(sent[before - 1 :])[0] < waits[2]
+
+
+def test_who_was_refused_often_waits_another_time_after_each_refusal() -> None:
+    """Two proposers that wait equally long refuse each other again."""
+    world = grown(4, 3)
+    target, source, _ = world.view.ids
+    sent = proposals(world, source)
+    world.change(target, ADD, world.guests[0], timeout_s=60.0)
+    assert world.run_until(lambda: bool(sent), 5)
+    waits = [refuse(world, target, source, sent) for _ in range(14)][6:]
+    assert all(0.5 < wait / membership.MAX_BACKOFF_S < 1.51 for wait in waits)
+    assert all(after - before > 0.001 for before, after in pairwise(sorted(waits)))
 
 
 def test_the_view_of_now_is_no_next_view_though_it_was_found_good_before() -> None:
