@@ -219,7 +219,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         (
             _GATEWAY + "_ask_then_submit",
             "self._inquiries.ask_slot(turn, at, birth_epoch(head), done)",
-            "done(turn, SlotResult(known=True, taken=False))",
+            "done(turn, SlotState.FREE)",
         ),
     ),
     # --- money ---

@@ -12,7 +12,7 @@ import msgspec
 
 from chain.request import NetworkId
 from chain.rules import Formed
-from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotResult
+from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotDone, SlotState
 from node.slots import birth_epoch, next_slot
 from node.turn import Turn
 
@@ -59,9 +59,9 @@ def ask(
         asked.complete = complete
         answered(turn)
 
-    def on_slot(name: str) -> Callable[[Turn, SlotResult], None]:
-        def done(turn: Turn, result: SlotResult) -> None:
-            if result.known and not result.taken:
+    def on_slot(name: str) -> SlotDone:
+        def done(turn: Turn, state: SlotState) -> None:
+            if state is SlotState.FREE:
                 asked.absent.add(name)
             answered(turn)
 

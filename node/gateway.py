@@ -27,7 +27,7 @@ from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unkno
 from node.decoded import LinkDecoder, RequestDecoder
 from node.due import Due
 from node.events import NOBODY, Caller, ClientSubmit, RouteJobs
-from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotResult
+from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotState
 from node.messages import Declined, Forward, Item, Moved, NotOwner, SlotName
 from node.owner import Owner
 from node.peers import Peers
@@ -199,10 +199,10 @@ class Gateway:
             return
         at = next_slot(self._self.network, account, head)
 
-        def done(turn: Turn, result: SlotResult) -> None:
-            if result.taken:
+        def done(turn: Turn, state: SlotState) -> None:
+            if state is SlotState.TAKEN:
                 turn.again.append(msgspec.structs.replace(event, until=until))
-            elif result.known:
+            elif state is SlotState.FREE:
                 code = "unknown_sender" if head is None else "unknown_tip"
                 turn.answer(event.caller, Refused(code, why))
             else:

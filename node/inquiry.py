@@ -17,6 +17,7 @@ Both have a deadline: what cannot be fetched in time is no answer (`False`), nev
 sides have the same view installed: a majority is one of one epoch.
 """
 
+import enum
 import hashlib
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -45,15 +46,15 @@ MAX_INQUIRIES: Final = 10_000  # at once; above it the answer is "not in time"
 MAX_OF_READS: Final = 5_000  # with so many under way, none begins for a read: payments have the rest
 
 
-class SlotResult(msgspec.Struct, frozen=True):
-    """`known` is False when no majority answered in time; else `taken` says whether the slot has a successor (which
-    is applied here)."""
+class SlotState(enum.Enum):
+    """What is known of a slot when its inquiry ends."""
 
-    known: bool
-    taken: bool
+    FREE = "free"  # nothing was decided there before the question
+    TAKEN = "taken"  # it has a successor, which is applied here
+    UNKNOWN = "unknown"  # no majority answered in time
 
 
-SlotDone = Callable[[Turn, SlotResult], None]
+SlotDone = Callable[[Turn, SlotState], None]
 IncomeDone = Callable[[Turn, bool], None]
 
 
@@ -120,7 +121,7 @@ class Inquiries:
         after `until`. `born`: the slot's birth epoch. The group of an earlier view has no say (R3), so this node waits
         for that view."""
         if len(self) >= MAX_INQUIRIES:
-            done(turn, SlotResult(known=False, taken=False))
+            done(turn, SlotState.UNKNOWN)
             return
         number = self._number()
         group = self._self.view.group(route_key(at.slot))
@@ -166,7 +167,7 @@ class Inquiries:
             return
         if message.links or message.voted:
             if height_of(turn.loaded.heads.get(inquiry.at.account)) >= inquiry.at.height:  # it was here already
-                self._end_slot(turn, message.number, SlotResult(known=True, taken=True))
+                self._end_slot(turn, message.number, SlotState.TAKEN)
             return
         if message.epoch == self._self.view.epoch:  # only answers of one epoch make a majority
             inquiry.empty.add(peer)
@@ -175,15 +176,15 @@ class Inquiries:
     def _settle_slot(self, turn: Turn, number: int) -> None:
         inquiry = self._slots[number]
         if len(inquiry.empty) >= majority(len(inquiry.group)) and inquiry.born <= self._self.view.epoch:
-            self._end_slot(turn, number, SlotResult(known=True, taken=False))
+            self._end_slot(turn, number, SlotState.FREE)
 
-    def _end_slot(self, turn: Turn, number: int, result: SlotResult) -> None:
+    def _end_slot(self, turn: Turn, number: int, state: SlotState) -> None:
         inquiry = self._slots.pop(number)
         numbers = self._by_slot[inquiry.at.slot]
         numbers.discard(number)
         if not numbers:
             del self._by_slot[inquiry.at.slot]
-        inquiry.done(turn, result)
+        inquiry.done(turn, state)
 
     # --- income ---
 
@@ -303,7 +304,7 @@ class Inquiries:
 
     def on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
         for number in sorted(self._by_slot.get(link.prev_hash, ())):
-            self._end_slot(turn, number, SlotResult(known=True, taken=True))
+            self._end_slot(turn, number, SlotState.TAKEN)
         for number in sorted(self._lacked.get(link.account, ())):
             inquiry = self._incomes[number]
             for peer, lacking in list(inquiry.lacking.items()):
@@ -328,7 +329,7 @@ class Inquiries:
             return
         for number, slot in list(self._slots.items()):
             if slot.deadline <= now:
-                self._end_slot(turn, number, SlotResult(known=False, taken=False))
+                self._end_slot(turn, number, SlotState.UNKNOWN)
             elif slot.again <= now:
                 self._ask_slot_again(turn, number, slot)
         for number, income in list(self._incomes.items()):

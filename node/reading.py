@@ -17,7 +17,7 @@ from chain.needs import Needs
 from hopchain.wire import Unknown
 from node.effects import Read
 from node.events import ClientBalance, ClientGone
-from node.inquiry import Inquiries, SlotResult
+from node.inquiry import Inquiries, SlotState
 from node.slots import birth_epoch, height_of, next_slot
 from node.turn import Self, Turn
 from node.waits import Waits
@@ -70,10 +70,10 @@ class Reading:
         head = turn.loaded.heads.get(account)
         at = next_slot(self._self.network, account, head)
 
-        def done(turn: Turn, result: SlotResult) -> None:
-            if result.taken:
+        def done(turn: Turn, state: SlotState) -> None:
+            if state is SlotState.TAKEN:
                 turn.again.append(msgspec.structs.replace(event, until=until))  # one link further, ask again there
-            elif not result.known:
+            elif state is SlotState.UNKNOWN:
                 turn.answer(event.caller, Unknown(b"", f"no majority of the nodes that decide for {account} answered"))
             else:
                 self._inquiries.ask_income(turn, account, on_income, until=until)
