@@ -30,11 +30,11 @@ from node.epochs import Admission, admit
 from node.events import FromPeer, ServeSlot
 from node.identity import Identity
 from node.messages import Accept, Accepted, AskViews, DecidedHash, Message, Prepare, Promise, Refuse, SlotName
-from node.paxos import Ballot, Refusal, Vote, accept, check_ballot_untrusted, merge, prepare
+from node.paxos import Ballot, Refusal, Vote, accept, ballot_of, check_proposer_untrusted, columns_of, merge, prepare
 from node.replica import Replica
 from node.slots import birth_epoch, check_vote_untrusted, is_fast, next_slot
 from node.turn import Self, Turn, handling_s
-from routing.keyspace import NodeId, route_key, short
+from routing.keyspace import NodeId, route_key
 
 STUCK_S: Final = 1.0  # a vote older than this lost its proposer
 STUCK_PER_RANK_S: Final = 0.3  # so that voters do not all begin at once
@@ -81,8 +81,8 @@ class Acceptor:
             if not row.account:  # on the next view: node.membership has it
                 continue
             link = self._decoder.untrusted(row.link) if row.link is not None else None
-            accepted = Ballot(*_ballot(row.accepted)) if row.accepted is not None else None
-            vote = Vote(Ballot(*_ballot(row.promised)), accepted, link)
+            accepted = ballot_of(row.accepted) if row.accepted is not None else None
+            vote = Vote(ballot_of(row.promised), accepted, link)
             self._hold(SlotName(row.slot, row.account, row.height), vote, now)
 
     def __len__(self) -> int:
@@ -200,10 +200,7 @@ class Acceptor:
 
     def _admits(self, turn: Turn, peer: NodeId, message: Prepare | Accept) -> bool:
         """R2, R3, R11, R12. False when the message got its answer, or must wait for the parent."""
-        check_ballot_untrusted(message.ballot)
-        if peer != message.ballot.node:
-            other = short(message.ballot.node)
-            raise RemoteFault("malformed", f"node {short(peer)} proposes with a ballot of node {other}")
+        check_proposer_untrusted(peer, message.ballot)
         if not self._identity.verified:
             return False  # no answer: the proposer sends again
         at, ballot = message.at, message.ballot
@@ -255,8 +252,8 @@ class Acceptor:
                     Slot(at.slot),
                     at.account,
                     at.height,
-                    _columns(result.promised),
-                    _columns(result.accepted) if result.accepted is not None else None,
+                    columns_of(result.promised),
+                    columns_of(result.accepted) if result.accepted is not None else None,
                     result.value.raw if result.value is not None else None,
                 )
             )
@@ -368,14 +365,5 @@ def _fault(
     return ""
 
 
-def _ballot(columns: tuple[int, int, bytes]) -> tuple[int, int, NodeId]:
-    epoch, round_, node = columns
-    return epoch, round_, NodeId(node)
-
-
 def _nobody(turn: Turn, at: SlotName) -> None:
     """What is stuck stays so: nobody is there yet who takes over."""
-
-
-def _columns(ballot: Ballot) -> tuple[int, int, bytes]:
-    return (ballot.epoch, ballot.round, ballot.node)

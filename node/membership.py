@@ -31,7 +31,19 @@ from node.epochs import inactive, is_undo, without_majority
 from node.events import Caller, ClientChange, ToldRemoved
 from node.identity import Identity
 from node.messages import AskViews, Message, ViewAccept, ViewAccepted, ViewPrepare, ViewPromise, ViewRefuse, Views
-from node.paxos import MAX_ROUND, Ballot, Proposer, Refusal, Vote, accept, check_ballot_untrusted, prepare
+from node.paxos import (
+    MAX_ROUND,
+    Ballot,
+    Proposer,
+    Refusal,
+    Vote,
+    accept,
+    ballot_of,
+    check_ballot_untrusted,
+    check_proposer_untrusted,
+    columns_of,
+    prepare,
+)
 from node.peers import Peers
 from node.replica import Replica
 from node.syncing import Syncing
@@ -109,8 +121,8 @@ class Membership:
         self._active_told = False
         for row in votes:
             if not row.account and row.slot == self_.view.hash:
-                accepted = _ballot(row.accepted) if row.accepted is not None else None
-                self._vote = Vote(_ballot(row.promised), accepted, row.link)
+                accepted = ballot_of(row.accepted) if row.accepted is not None else None
+                self._vote = Vote(ballot_of(row.promised), accepted, row.link)
                 self._voted = decode_view(row.link) if row.link is not None else None
 
     def __len__(self) -> int:
@@ -233,9 +245,7 @@ class Membership:
 
     def _admits(self, turn: Turn, peer: NodeId, ballot: Ballot) -> bool:
         """R1, R2: only members of the installed view vote on the next one."""
-        check_ballot_untrusted(ballot)
-        if peer != ballot.node:
-            raise RemoteFault("malformed", f"node {short(peer)} proposes with a ballot of node {short(ballot.node)}")
+        check_proposer_untrusted(peer, ballot)
         view = self._self.view
         if ballot.epoch > view.epoch:
             turn.send(peer, AskViews(view.epoch))
@@ -273,9 +283,9 @@ class Membership:
             self._vote = result
             self._stuck_at = turn.now.mono + STUCK_S * (1 + self._self.rng.random())
             view = self._self.view
-            accepted = _columns(result.accepted) if result.accepted is not None else None
+            accepted = columns_of(result.accepted) if result.accepted is not None else None
             turn.persist.append(
-                VoteRow(Slot(view.hash), "", view.epoch + 1, _columns(result.promised), accepted, result.value)
+                VoteRow(Slot(view.hash), "", view.epoch + 1, columns_of(result.promised), accepted, result.value)
             )
         return result
 
@@ -595,12 +605,3 @@ def restore_views(first: View, raws: Sequence[bytes]) -> list[View]:
         check_next(views[-1], view)
         views.append(view)
     return views
-
-
-def _ballot(columns: tuple[int, int, bytes]) -> Ballot:
-    epoch, round_, node = columns
-    return Ballot(epoch, round_, NodeId(node))
-
-
-def _columns(ballot: Ballot) -> tuple[int, int, bytes]:
-    return (ballot.epoch, ballot.round, ballot.node)

@@ -21,12 +21,14 @@ from typing import Annotated, Final, Generic, TypeVar
 import msgspec
 
 from chain.errors import RemoteFault
-from routing.keyspace import ID_BYTES, NodeId
+from routing.keyspace import ID_BYTES, NodeId, short
 from routing.view import majority
 
 MAX_BALLOT: Final = 2**32  # no message with more can be read; far below what fits SQLite
 # Of what is taken from others, so that they can read one's own next rounds: at ten rounds a second, seven years.
 MAX_ROUND: Final = 2**31
+
+BallotColumns = tuple[int, int, bytes]  # of a row: epoch, round, node
 
 Value = TypeVar("Value")
 
@@ -47,6 +49,24 @@ def check_ballot_untrusted(ballot: Ballot, *, last: int = MAX_ROUND) -> None:
             f"a ballot of round {ballot.round} and a node of {len(ballot.node)} bytes: rounds end at {last}, ids have "
             f"{ID_BYTES} bytes",
         )
+
+
+def check_proposer_untrusted(peer: NodeId, ballot: Ballot) -> None:
+    """`RemoteFault` unless `ballot` is one that `peer` may propose with: its own."""
+    check_ballot_untrusted(ballot)
+    if peer != ballot.node:
+        raise RemoteFault("malformed", f"node {short(peer)} proposes with a ballot of node {short(ballot.node)}")
+
+
+def ballot_of(columns: BallotColumns) -> Ballot:
+    """The ballot of a row."""
+    epoch, round_, node = columns
+    return Ballot(epoch, round_, NodeId(node))
+
+
+def columns_of(ballot: Ballot) -> BallotColumns:
+    """A ballot as a row has it."""
+    return (ballot.epoch, ballot.round, ballot.node)
 
 
 class Vote(msgspec.Struct, Generic[Value], frozen=True, gc=False):

@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
+from chain.errors import RemoteFault
 from node import paxos
 from node.paxos import Ballot, Proposer, Refusal, Vote
-from routing.keyspace import NodeId
+from routing.keyspace import ID_BYTES, NodeId
 from tests.node.paxos_search import A, B, C, D, E, NotChosen, Plan, Rules, Search, TwoChosen, Value
 
 # The owner at round 0, a standby that takes over, the owner again.
@@ -230,6 +231,22 @@ def test_a_refusal_names_the_promise() -> None:
     vote: Vote[Value] = Vote(Ballot(1, 5, B))
     assert paxos.prepare(vote, Ballot(1, 4, C)) == Refusal(Ballot(1, 5, B))
     assert paxos.accept(vote, Ballot(1, 5, A), "v") == Refusal(Ballot(1, 5, B))
+
+
+def test_a_node_proposes_with_its_own_ballots_only() -> None:
+    node, other = (NodeId(bytes([n]) * ID_BYTES) for n in (1, 2))
+    paxos.check_proposer_untrusted(node, Ballot(1, 1, node))
+    for fault in (Ballot(1, 1, other), Ballot(1, paxos.MAX_ROUND + 1, node)):
+        with pytest.raises(RemoteFault):
+            paxos.check_proposer_untrusted(node, fault)
+    with pytest.raises(RemoteFault):
+        paxos.check_proposer_untrusted(A, Ballot(1, 1, A))  # its id is too short
+
+
+def test_a_ballot_is_the_same_from_its_row() -> None:
+    ballot = Ballot(3, 2, A)
+    assert paxos.columns_of(ballot) == (3, 2, A)
+    assert paxos.ballot_of(paxos.columns_of(ballot)) == ballot
 
 
 def test_a_proposer_asks_those_who_have_not_answered_this_phase() -> None:
