@@ -28,10 +28,10 @@ from node.decoded import LinkDecoder, RequestDecoder
 from node.due import Due
 from node.events import NOBODY, Caller, ClientSubmit, RouteJobs
 from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotState
-from node.messages import Declined, Forward, Item, Moved, NotOwner, SlotName
+from node.messages import Declined, Moved, NotOwner, SlotName
 from node.owner import Owner
 from node.peers import Peers
-from node.queue import Held, item_batches
+from node.queue import Held, forwards
 from node.replica import Replica
 from node.slots import birth_epoch, height_of, next_slot
 from node.turn import Self, Turn
@@ -282,14 +282,12 @@ class Gateway:
         self._hand_to(turn, to, at, due, takeover=to != group[0])
 
     def _hand_to(self, turn: Turn, to: NodeId, at: SlotName, jobs: list[Job], *, takeover: bool) -> None:
-        me = self._self.id
-        if to == me:
-            held = [Held(j.queued, me, turn.now.mono) for j in jobs]
+        held = [Held(job.queued, self._self.id, turn.now.mono) for job in jobs]
+        if to == self._self.id:
             self._owner.enqueue(turn, at.account, held)
             return
-        items = tuple(Item(j.queued.signed.raw, j.queued.signed.signature, me) for j in jobs)
-        for batch in item_batches(items):
-            turn.hand_on(to, Forward(at, batch, takeover))
+        for message in forwards(at, held, takeover=takeover):
+            turn.hand_on(to, message)
 
     def on_moved(self, turn: Turn, peer: NodeId, message: Moved) -> None:
         """The owner knows more of the chain than this node: apply it, and route again. Links that must wait for others
@@ -353,6 +351,9 @@ class Gateway:
                 turn.tell_client(link, caller, body)
             else:
                 turn.answer(caller, body)
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
         request_id, account = job.queued.request_id, job.queued.request.sender
         del self._jobs[request_id]
         jobs = self._by_account[account]
@@ -408,7 +409,7 @@ class Gateway:
                 while len(self._doubtful) >= MAX_DOUBTFUL:
                     del self._doubtful[next(iter(self._doubtful))]
                 self._doubtful[request_id] = None
-            self._end(turn, job, body)
+            self._forget(job)
 
 
 def _timeout_s(timeout_ms: int) -> float:

@@ -458,7 +458,7 @@ class Membership:
         if not self._self.is_member:
             reason = f"node {short(self._self.id)} is no member; send the change to one"
             return NotStarted(waiting.id, "not_member", reason)
-        if change.action is ChangeAction.ADD and not change.force:
+        if change.action is ChangeAction.ADD:
             absent = self._refuse_absent(waiting, now)
             if absent is not None:
                 return absent

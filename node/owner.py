@@ -39,7 +39,7 @@ from node.inquiry import Inquiries
 from node.messages import Accept, Accepted, Declined, Forward, Item, NotOwner, Prepare, Promise, Refuse, SlotName
 from node.paxos import MAX_ROUND, Ballot, Proposer, Refusal, check_ballot_untrusted
 from node.peers import Peers
-from node.queue import NO_GATEWAY, Held, LookedUp, item_batches
+from node.queue import NO_GATEWAY, Held, LookedUp, forwards
 from node.replica import Replica
 from node.slots import birth_epoch, check_vote_untrusted, height_of, is_fast, next_slot
 from node.turn import Self, Turn, handling_s
@@ -185,7 +185,8 @@ class Owner:
         if to == self._self.id:
             self.enqueue(turn, account, open_)
         else:
-            self._send_items(turn, to, at, open_, takeover=not is_owner)
+            for forward in forwards(at, open_, takeover=not is_owner):
+                turn.hand_on(to, forward)
 
     def _remember_chase(self, request_id: RequestId, height: int) -> None:
         self._chased.pop(request_id, None)
@@ -522,7 +523,8 @@ class Owner:
         if to == self._self.id:
             turn.again.append(FormLink(work.account))
             return
-        self._send_items(turn, to, at, work.queue.values(), takeover=not is_owner)
+        for forward in forwards(at, work.queue.values(), takeover=not is_owner):
+            turn.hand_on(to, forward)
         self._works.end(work)
 
     def _first_rank(self, turn: Turn, at: SlotName) -> tuple[NodeId, bool]:
@@ -530,11 +532,6 @@ class Owner:
         group = self._self.view.group(route_key(at.slot))
         to = self._peers.ranks(group, turn.now)[0]
         return to, to == group[0]
-
-    def _send_items(self, turn: Turn, to: NodeId, at: SlotName, held: Iterable[Held], *, takeover: bool) -> None:
-        items = tuple(Item(h.queued.signed.raw, h.queued.signed.signature, h.gateway) for h in held)
-        for batch in item_batches(items):
-            turn.hand_on(to, Forward(at, batch, takeover))
 
     # --- book-keeping ---
 

@@ -9,7 +9,7 @@ import msgspec
 from chain.link import MAX_ENTRIES
 from chain.request import MAX_POSTINGS, MAX_REQUEST_BYTES, RequestId
 from chain.rules import Queued
-from node.messages import Item
+from node.messages import Forward, Item, SlotName
 from routing.keyspace import NodeId
 
 NO_GATEWAY: Final = NodeId(b"")
@@ -45,6 +45,13 @@ class LookedUp(msgspec.Struct):
             return False
         self.ids.add(queued.request_id)
         return True
+
+
+def forwards(at: SlotName, held: Iterable[Held], *, takeover: bool) -> Iterator[Forward]:
+    """These requests as messages to whoever makes the link in `at`."""
+    items = (Item(h.queued.signed.raw, h.queued.signed.signature, h.gateway) for h in held)
+    for batch in item_batches(items):
+        yield Forward(at, batch, takeover)
 
 
 def item_batches(items: Iterable[Item]) -> Iterator[tuple[Item, ...]]:

@@ -35,7 +35,7 @@ from node.paxos import check_ballot_untrusted
 from node.peers import Peers
 from node.pulling import Pulling
 from node.replica import Replica
-from node.slots import check_vote_untrusted
+from node.slots import check_vote_untrusted, next_slot
 from node.turn import Self, Turn
 from routing.keyspace import NodeId, route_key
 from routing.regions import EMPTY, Ranges, Region, decode_ranges, encode_ranges, holds, merge, regions, subtract
@@ -220,7 +220,18 @@ class Syncing:
         log, log_id = self._replica.count, self._pulling.log_id
         moment = self._self.rng.getrandbits(62) if len(batches) > 1 else 0
         return [
-            SyncPart(message.number, message.epoch, i, len(batches), active, log, tuple(batch), now, log_id, moment)
+            SyncPart(
+                number=message.number,
+                epoch=message.epoch,
+                part=i,
+                parts=len(batches),
+                active=active,
+                log=log,
+                votes=tuple(batch),
+                active_now=now,
+                log_id=log_id,
+                moment=moment,
+            )
             for i, batch in enumerate(batches)
         ]
 
@@ -317,13 +328,12 @@ class Syncing:
         for vote in votes:
             if not holds((keys_of(region),), route_key(vote.at.slot)):
                 continue
-            head = turn.loaded.heads.get(vote.at.account)
-            height, slot = (head.height, head.tip) if head is not None else (-1, vote.at.slot)
-            if height + 1 < vote.at.height or (height + 1 == vote.at.height and slot == vote.at.slot):
+            after = next_slot(self._self.network, vote.at.account, turn.loaded.heads.get(vote.at.account))
+            if after.height < vote.at.height or after == vote.at:
                 # R11: the source voted on a decided link, which a crash may have taken from its log, but not the vote
                 # (ADR 23)
                 self._acceptor.merge(turn, vote.at, vote.ballot, self._decoder.untrusted(vote.link))
-            elif height < vote.at.height:
+            elif after.height == vote.at.height:
                 self._self.counters["sync_votes_of_another_chain"] += 1
 
     def _carry_on(self, turn: Turn, epoch: int) -> None:
