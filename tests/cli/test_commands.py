@@ -301,7 +301,7 @@ def test_a_key_stays_while_it_is_not_known_whose_the_account_is(world: World, an
 def test_an_opening_without_an_answer_keeps_its_key(world: World) -> None:
     for node in world.nodes:
         node.fault = on_submit(Hang())
-    (alice,) = world.json("account", "open", "alice", "--timeout", "0.1", code=3)["accounts"]
+    (alice,) = world.json("account", "open", "alice", "--timeout", "0.5", code=3)["accounts"]
     assert alice["outcome"] == "unknown" and world.wallet.has("alice")
 
 
@@ -409,7 +409,7 @@ def test_no_answer_in_time_tells_how_to_settle_it(world: World) -> None:
     opened(world, "alice")
     for node in world.nodes:
         node.fault = on_submit(Hang())
-    unknown = world.json("transfer", "mint", "alice", "1", "--timeout", "0.1", code=3)
+    unknown = world.json("transfer", "mint", "alice", "1", "--timeout", "0.5", code=3)
     assert unknown["outcome"] == "unknown" and set(unknown) == documented("transfer")
     assert f"hopchain cancel {unknown['request_id']}" in unknown["reason"]
     for node in world.nodes:

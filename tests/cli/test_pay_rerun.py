@@ -57,7 +57,9 @@ def never_arrives(world: World, file: Path, *words: str) -> list[wire.Submit]:
         return Hang()
 
     fault_of_submits(world, hang)
-    world.run("pay", str(file), *COLUMNS, *words, "--timeout", "0.1", code=3)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(payrun, "TRIES", 1)
+        world.run("pay", str(file), *COLUMNS, *words, "--timeout", "0.5", code=3)
     healthy(world)
     return late
 
@@ -301,7 +303,9 @@ def test_rows_that_a_pool_paid_together_are_refused_without_it(shop: World, file
 
 
 @pytest.mark.parametrize("kind", [POOL, BULK], ids=["pool", "bulk"])
-def test_another_wallet_follows_the_rounds_of_a_retry(shop: World, file: Path, kind: tuple[str, ...]) -> None:
+def test_another_wallet_follows_the_rounds_of_a_retry(
+    shop: World, file: Path, monkeypatch: pytest.MonkeyPatch, kind: tuple[str, ...]
+) -> None:
     """`dedicated`, three rejections, then a round whose second account gives no answer: with the same options another
     wallet comes to the same request."""
     write(file, ["shop;bob;11;x"])
@@ -317,7 +321,8 @@ def test_another_wallet_follows_the_rounds_of_a_retry(shop: World, file: Path, k
         return Hang()
 
     fault_of_submits(shop, lost)
-    shop.run("pay", str(file), *words, "--retry-rejected", "--timeout", "0.1", code=3)
+    monkeypatch.setattr(payrun, "TRIES", 1)
+    shop.run("pay", str(file), *words, "--retry-rejected", "--timeout", "0.5", code=3)
     healthy(shop)
     rich(shop)
     assert shop.json("pay", str(file), *words, "--retry-rejected")["completed"] == 1
@@ -344,12 +349,15 @@ def test_a_request_of_rows_that_are_gone_blurs_what_left_the_pool(shop: World, f
     assert (again["left"], again["ok"], again["why"]) == (0, True, None), "it was paid before this run"
 
 
-def test_a_request_of_rows_that_are_gone_and_may_yet_pay_blurs_it_too(shop: World, file: Path) -> None:
+def test_a_request_of_rows_that_are_gone_and_may_yet_pay_blurs_it_too(
+    shop: World, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payrun, "TRIES", 1)
     rich(shop)
     never_arrives(shop, file, *BULK)
     write(file, ROWS[:5])
     faults(shop, Hang())
-    shown = shop.run("pay", str(file), *COLUMNS, *BULK, "--timeout", "0.1", code=3)
+    shown = shop.run("pay", str(file), *COLUMNS, *BULK, "--timeout", "0.5", code=3)
     assert "paid in this run, or may yet, and its rows are not all in this file" in shown.stdout
 
 
