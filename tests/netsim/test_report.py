@@ -208,15 +208,20 @@ def test_a_side_without_a_majority_stands_still_until_the_heal(split: Performanc
     assert sum(s.until - s.at for s in stand_stills(record, split.sides["majority"], split.ended_at)) < 3.0
 
 
-def test_a_client_stops_waiting_when_its_node_dies(restart: Performance) -> None:
-    record = restart.record
+def test_a_client_stops_waiting_when_its_node_dies() -> None:
+    cut = perform(load_scenario("power-cut"))
+    record = cut.record
     unanswered = [c for c in record.watch.calls.values() if c.answered_at is None and is_request(c)]
+    assert unanswered
     deaths = {since for _, since, _ in record.down}
     for call in unanswered:
-        assert ended_at(record, call, restart.ended_at) in deaths
+        assert ended_at(record, call, cut.ended_at) in deaths
     answered = next(c for c in record.watch.calls.values() if c.answered_at is not None)
     assert ended_at(record, answered, 1e9) == answered.answered_at
-    assert stand_stills(record, range(5), restart.ended_at) == []
+
+
+def test_nobody_stands_still_while_nodes_restart_one_by_one(restart: Performance) -> None:
+    assert stand_stills(restart.record, range(5), restart.ended_at) == []
 
 
 def test_windows_are_small_without_faults_and_last_until_the_heal_with_them(split: Performance) -> None:
