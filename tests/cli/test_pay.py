@@ -234,6 +234,13 @@ def test_a_file_is_paid_over_all_nodes_and_run_again_pays_nothing(world: World, 
     assert "4 of 4 payments completed (4 of them before)" in world.run("pay", str(file), *FULL).stdout
 
 
+def test_payers_and_payees_are_called_what_is_put_before_them_and_their_cells(world: World, file: Path) -> None:
+    write(file, ["7;8;1.00;rent", "8;7;2.00;"])
+    world.run("pay", str(file), *FULL, "--from-prefix", "payer-", "--to-prefix", "firm-")
+    assert [(r["from"], r["to"]) for r in results(file)] == [("payer-7", "firm-8"), ("payer-8", "firm-7")]
+    assert available(world) == {"payer-7": 0, "payer-8": 0, "firm-8": 100, "firm-7": 200}
+
+
 def test_added_rows_are_funded_and_paid_and_the_old_ones_not_again(world: World, file: Path) -> None:
     world.run("pay", str(file), *FULL)
     write(file, ["eve;bob;3;", *ROWS, "ann;bob;10.00;rent", "dan;ann;2;"])

@@ -62,7 +62,7 @@ async def test_a_running_network_is_measured_again_with_the_same_accounts(
     home = tmp_path / "home"
     monkeypatch.setenv("HOPCHAIN_HOME", str(home))
     Wallet(NetworkId(cluster.id)).add(ISSUER, key_of(ISSUER))
-    words = ("--network", str(cluster.nodes[0].directory.parent), "--processes", "2")
+    words = ("--network", str(cluster.nodes[0].directory.parent), "--processes", "2", "--connections", "2")
     first = bench("pool", "--sources", "4", *words, home=home)
     links = (await cluster.clients[0].digest()).accounts
     second = bench("hot-sender", "--no-route", *words, home=home)
@@ -70,5 +70,6 @@ async def test_a_running_network_is_measured_again_with_the_same_accounts(
     assert first["completed"] > 4 and second["completed"] > 4
     assert first["settings"]["nodes"] == 5 and first["invariants"]["ok"] and second["invariants"]["ok"]
     assert second["cost"]["transfers_per_link"] > 1, "requests of one sender share links"
+    assert first["settings"]["connections"] == second["settings"]["connections"] == 2
     assert first["settings"]["route"] and not second["settings"]["route"]
     assert 0 < first["client"]["most_in_flight_of_one_source"] <= 2
