@@ -58,6 +58,7 @@ def test_one_request_is_paid_at_the_next_node_when_the_first_is_cut_off(backend:
         first, second, *_ = world.nodes
         first.fault = second.fault = CUT_OFF
         async with world.client(spread=spread) as client:
+            await connect(world, client)
             answer = await client.submit(world.payment(), timeout_s=2.0)
         assert isinstance(answer, Recorded) and answer.completed
         assert shares(world) == [1, 1, 1, 0, 0]
@@ -76,8 +77,9 @@ def test_a_request_that_the_first_node_executed_without_a_word_is_not_executed_a
                 world.ledger.submit(call, first.id)
             return Hang()
 
-        first.fault = silent
         async with world.client() as client:
+            await connect(world, client)
+            first.fault = silent
             answer = await client.submit(world.payment(), timeout_s=1.0)
         assert isinstance(answer, Recorded) and answer.repeated and answer.decided_by == first.id
         assert world.ledger.accounts["alice"].incoming == 100
