@@ -233,10 +233,10 @@ def test_after_a_request_without_an_outcome_the_next_ones_go_in_turn(
             elif end == "not_started":
                 everywhere(world, lambda call: wire.NotStarted(sent.request_id, "no_majority", "alone"))
                 sent = payment(world)
-                assert isinstance(await client.submit(sent, timeout_s=0.02), wire.NotStarted | Unknown)
+                assert isinstance(await client.submit(sent, timeout_s=0.05), wire.NotStarted | Unknown)
             elif end == "deadline":
                 everywhere(world, lambda call: Hang())
-                assert isinstance(await client.submit(payment(world), timeout_s=0.02), Unknown)
+                assert isinstance(await client.submit(payment(world), timeout_s=0.05), Unknown)
             else:
                 await hand_over(world, client)
             await anothers_turn(world, client)
