@@ -31,7 +31,7 @@ async def test_a_thousand_transfers_of_twenty_clients_end_in_one_state(cluster: 
             nursery.start_soon(pay, cluster.clients[number % 5])
     assert len(answers) == 1000
     assert all(a.outcome == Outcome.COMPLETED and not a.repeated for a in answers), answers
-    assert len({a.decided_by for a in answers}) == 5, "every node decides a part"
+    assert len({a.decided_by for a in answers} - {b""}) == 5, "every node decides a part"
     await cluster.settle()
     balances = [await cluster.clients[n % 5].balance(name, linearizable=True) for n, name in enumerate(names)]
     assert sum(b.settled + b.incoming for b in balances) == 40 * 100_000

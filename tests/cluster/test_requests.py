@@ -130,7 +130,7 @@ async def test_a_client_of_all_nodes_hands_a_request_to_the_node_that_makes_its_
         requests = [cluster.pay_request(payer, payee, 1) for _ in range(20)]
         answers = [(request, await client.submit(request, timeout_s=START_S)) for request in requests]
     made = {node.place.node_id: node.client_address for node in cluster.nodes}
-    hits = [a for r, a in answers if isinstance(a, Recorded) and made[a.decided_by] == asked[r.raw]]
+    hits = [a for r, a in answers if isinstance(a, Recorded) and made.get(a.decided_by) == asked[r.raw]]
     assert len(hits) >= 15, "one in five by chance; a slow node's link is made by another one"
 
 
@@ -169,7 +169,9 @@ async def test_a_node_whose_clock_is_a_day_ahead_agrees_with_the_others(cluster:
     async with trio.open_nursery() as nursery:
         for payer, payee in zip(names, [*names[1:], names[0]], strict=True):
             nursery.start_soon(pay_eight_times, payer, payee)
-    assert deciders > {cluster.nodes[2].place.node_id}, "it decides some of the 48 links, the others decide some"
+    assert deciders - {b""} > {cluster.nodes[2].place.node_id}, (
+        "it decides some of the 48 links, the others decide some"
+    )
     await cluster.settle()
     await cluster.stop(2)
     cluster.audit(2)
