@@ -26,7 +26,7 @@ PARTS: Final = {  # which frames begin with what
     "hops": (),  # see HOPS
     "needs": ("core.Core.needs",),
     "signatures": (),  # see SIGNATURE
-    "load": ("needs.load",),
+    "load": ("load.load",),
     "rest": (),
 }
 SIGNATURE: Final = "request.is_signed_by"

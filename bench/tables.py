@@ -74,7 +74,7 @@ SHARES: Final = {
     "hops": "hops to the database thread and back (aiosqlite, trio-asyncio, wake-up pipe)",
     "needs": "`core.needs` without signatures: decoding links and requests",
     "signatures": "signature check (once a request, at its gateway)",
-    "load": "`store.load`",
+    "load": "`load`: SQLite's reads",
     "rest": "trio's scheduler, encoding, DHT, the rest",
 }
 PROFILED: Final = {"uniform": "uniform, 32 clients", "uniform-512": "uniform, 512", "hot-sender": "hot sender"}

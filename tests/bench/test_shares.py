@@ -1,31 +1,46 @@
 """bench/shares.py: each stack of a node is in one part, those of the start in none."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import shares
+
+from chain.load import load
+from chain.request import is_signed_by
+from chain.store import commit
+from node.core import Core
 
 THREAD = "Thread-2 (_connection_worker_thread);threading.Thread.run;core._connection_worker_thread;database._serve"
 NODE = "main;network.node;process.run_node;_run.unrolled_run"
 TURN = f"{NODE};driver.Driver.run;driver.Driver.turn"
 
 
+def frame(function: Callable[..., object]) -> str:
+    """As the profile of a node names it."""
+    code = function.__code__
+    return f"{Path(code.co_filename).stem}.{code.co_qualname}"
+
+
+COMMIT, LOAD, STEP, NEEDS, SIGNED = map(frame, (commit, load, Core.step, Core.needs, is_signed_by))
+
+
 @pytest.mark.parametrize(
     ("stack", "part"),
     [
-        (f"{THREAD};_impl.capture;store.commit;store._apply", "commit"),
-        (f"{THREAD};_impl.capture;needs.load", "load"),
+        (f"{THREAD};_impl.capture;{COMMIT};store._apply", "commit"),
+        (f"{THREAD};_impl.capture;{LOAD}", "load"),
         (f"{THREAD};_entry_queue.TrioToken.run_sync_soon", "hops"),
-        ("Thread-2 (_connection_worker_thread);needs._join", "hops"),
+        ("Thread-2 (_connection_worker_thread);load._join", "hops"),
         (f"{NODE};_entry_queue.EntryQueue.task", "hops"),
         (f"{TURN};database._DatabaseThread.run", "hops"),
-        (f"{TURN};core.Core.step;owner.Owner.on_form", "step"),
-        (f"{TURN};core.Core.needs;gateway.Gateway._is_signed;request.is_signed_by;signing.VerifyKey.verify", "signatures"),
-        (f"{TURN};core.Core.needs;link.decode_link_untrusted", "needs"),
+        (f"{TURN};{STEP};owner.Owner.on_form", "step"),
+        (f"{TURN};{NEEDS};gateway.Gateway._is_signed;{SIGNED};signing.VerifyKey.verify", "signatures"),
+        (f"{TURN};{NEEDS};link.decode_link_untrusted", "needs"),
         (f"{TURN};driver.Driver._emit;messages.encode_frames", "rest"),
         (f"{NODE};channel.Channel.run;tls.TlsStream.send_all", "wire"),
-        (f"{NODE};client_port.ClientServer._live;core.Core.step", "wire"),  # the outermost counts
+        (f"{NODE};client_port.ClientServer._live;{STEP}", "wire"),  # the outermost counts
         (NODE, "rest"),
         ("main;bench_node.main;network.node", None),
         (f"{NODE};<frozen importlib._find_and_load", None),
