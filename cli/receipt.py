@@ -162,7 +162,10 @@ def print_answer(
             ("link", answer.link_hash.hex()),
             ("height", str(answer.height)),
             ("balance", balance),
-            ("decided by", network.name_of(answer.decided_by) if answer.decided_by else "(learned from another node)"),
+            (
+                "decided by",
+                network.name_of(answer.decided_by) if answer.decided_by else "(not known to the node that answered)",
+            ),
             ("hops", str(answer.hops)),
         ]
     if milliseconds is not None:

@@ -156,9 +156,9 @@ class Recorded(_Message, frozen=True, tag="recorded"):
     `outcome`: hopchain.Outcome, a number on the wire; 0 is completed, everything else says why it was rejected.
 
     `balance` is the account's after link `link_hash` of `height`, made at `time_ms`. `decided_by` is the node that
-    made it (empty when this node learned of it otherwise); `hops`: 1 when the node that was asked handed the request to
-    another one, and 1 more for each link that it waited for; `repeated`: this node had the outcome before this call.
-    One that lags learns it during the call, and says False.
+    made it (empty when this node was not told, or had the outcome before this call); `hops`: 1 when the node that was
+    asked handed the request to another one, and 1 more for each link that it waited for; `repeated`: this node had the
+    outcome before this call. One that lags learns it during the call, and says False.
     """
 
     request_id: bytes

@@ -1,6 +1,7 @@
 """Events: what goes into a turn of a node (`node.turn`).
 
-They come from members and their connections, from clients, and from the core to itself, for the same turn.
+They come from members and their connections, from clients, and from the core to itself: for the next turn, or for this
+one where the rows are here.
 """
 
 from typing import Final

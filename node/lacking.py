@@ -118,7 +118,7 @@ class Lacking:
         self.forget(link.hash)
         ask_at, pause_s = turn.now.mono + WANT_AGAIN_S, WANT_AGAIN_S
         if known is not None:
-            ask_at, pause_s = known.ask_at, known.pause_s
+            ask_at, pause_s, by = known.ask_at, known.pause_s, by or known.by
         waiting = _Waiting(link, source, by, missing, ask_at, pause_s)
         self._waiting[link.hash] = waiting
         self._waiting_bytes += len(link.raw)

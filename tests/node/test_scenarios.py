@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chain import link, load, rules
-from chain.link import Outcome
+from chain.link import Link, Outcome
 from chain.names import MAX_AMOUNT
 from chain.reads import Balance
 from chain.request import Posting
@@ -20,6 +20,7 @@ from node.messages import (
     Accepted,
     AskIncome,
     AskSlot,
+    Decided,
     Forward,
     Item,
     Links,
@@ -31,6 +32,8 @@ from node.messages import (
     SlotAnswer,
     SlotName,
 )
+from node.turn import Turn
+from routing.keyspace import NodeId
 from tests.node.watch import Call
 from tests.node.world import TOLD, Doom, Faults, World
 
@@ -446,6 +449,27 @@ def test_a_voter_that_finds_its_link_in_a_log_does_not_take_whose_log_it_is_for_
     assert world.run_until_answered([paid], 9)
     assert isinstance(paid.answer, Recorded)
     assert paid.answer.decided_by == b""
+
+
+def test_the_maker_of_a_link_that_waits_is_not_forgotten_when_somebody_else_passes_it_on(world: World) -> None:
+    node = next(n for n in world.ids if n not in {*world.group("alice"), *world.group("bob")})
+    world.lose = lambda source, target, message: target == node
+    at = world.group("alice")[0]
+    assert outcome(world.pay("alice", "bob", 10, at=at)) is Outcome.COMPLETED
+    assert outcome(world.pay("bob", "alice", 1, at=at)) is Outcome.COMPLETED
+    paying, confirming = (world.watch.accounts[name].links[-1] for name in ("alice", "bob"))
+    makers: list[NodeId] = []
+
+    def note(turn: Turn, link: Link, by: NodeId) -> None:
+        if link.hash == confirming.hash:
+            makers.append(by)
+
+    world.core(node).replica.hooks.append(note)
+    maker, other = world.group("alice")[:2]
+    for message in (Decided(confirming.raw, maker, 0), Links((confirming.raw,)), Links((paying.raw,))):
+        world.deliver(node, FromPeer(other, message))
+        world.run(0.01)
+    assert makers == [maker]
 
 
 def test_a_voter_that_lacks_the_parent_asks_for_it() -> None:
