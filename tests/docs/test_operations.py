@@ -156,6 +156,23 @@ def test_every_warning_that_is_explained_is_one_that_a_node_says() -> None:
         assert warning in said, f"no node says {warning!r}"
 
 
+def test_the_causes_of_refused_connections_are_all_explained_and_no_others() -> None:
+    files = ("node/accepting.py", "node/hello.py", "node/transport.py", "node/pki.py", "node/client_port.py")
+    files += ("node/channel.py", "hopchain/framing.py")
+    given = {
+        call.args[0].value
+        for file in files
+        for call in ast.walk(ast.parse((ROOT / file).read_text()))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id in ("RemoteFault", "SaidRemoved")
+        and isinstance(call.args[0], ast.Constant)
+    }
+    logged = given - {"duplicate", "memory"} | {"refused", "removed"}  # two are only counted; two have other ways
+    section = OPERATIONS.split("\n- `no connection with`")[1].split("\n- ")[0]
+    assert set(re.findall(r"`([a-z_]+)`", section)) - {"client"} == logged
+
+
 def test_the_bounds_on_connections_are_those_of_the_code() -> None:
     table = OPERATIONS.split("\n## Sizes and limits\n")[1]
     number = {row.split(" | ")[0].removeprefix("| "): row.split(" | ")[1] for row in table.splitlines() if " | " in row}
