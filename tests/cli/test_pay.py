@@ -825,7 +825,7 @@ def test_a_payer_of_which_nothing_is_known_waits_for_the_next_run(
 
     for node in world.nodes:
         node.fault = lagging
-    found = world.json("pay", str(file), *COLUMNS, "--fund-from", "mint", code=3)
+    found = world.json("pay", str(file), *COLUMNS, "--fund-from", "mint", "--timeout", "3", code=3)
     assert found["outcomes"] == {"completed": 3, "not_sent": 1} and found["funded"] == 2550
     assert "whether dan exists, to be funded, is not known" in results(file)[2]["reason"]
     for node in world.nodes:

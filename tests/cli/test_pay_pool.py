@@ -527,7 +527,7 @@ def test_accounts_that_do_not_exist_or_hold_another_asset_are_refused(
         node.fault = lambda call: (
             wire.Unknown(b"", "no majority answered") if isinstance(call, wire.AskBalance) else None
         )
-    refused = shop.json("pay", str(file), *words, "shop=shop-1", code=3)
+    refused = shop.json("pay", str(file), *words, "shop=shop-1", "--timeout", "1", code=3)
     assert "exists is not known: no majority answered. No row was paid" in refused["message"]
     healthy(shop)
     assert not sent(shop)
