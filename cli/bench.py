@@ -331,14 +331,15 @@ class _Bench:
         comparison = await compare(network, SETTLE_S)
         settle_s = anyio.current_time() - begin
         answers = read_answers(self._place)
-        if not paths:
-            return Kept(comparison, settle_s, len(answers), await ask_lost(client, network, answers), 0, 0)
         reads = self._settings.profile == Profile.READ
         paid = 0 if reads else sum(r.completed_in_all for r in results) * AMOUNT
+        if not paths:
+            asked, lost = await ask_lost(client, network, answers)
+            return Kept(comparison, settle_s, len(answers), asked, lost, paid, None)
         left = {now - then for now, then in zip(paid_out(paths, spec.prefix), before_paid, strict=True)}
         lost = await anyio.to_thread.run_sync(count_lost, paths, answers)
         wrong = next((amount for amount in left if amount != paid), paid)
-        return Kept(comparison, settle_s, len(answers), lost, paid, wrong)
+        return Kept(comparison, settle_s, len(answers), len(answers), lost, paid, wrong)
 
 
 class _Generator:

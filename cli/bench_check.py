@@ -16,7 +16,7 @@ from hopchain import Client, Recorded
 from hopchain.workers import work_on_each
 from node.layout import DATABASE
 
-MAX_ASKED: Final = 20_000  # answers that are asked again of each node whose database is elsewhere
+MAX_ASKED: Final = 20_000  # of the answers, the last so many are looked for where the databases are elsewhere
 ASKED_AT_ONCE: Final = 64
 
 Answered = tuple[bytes, bytes, int]  # request id, link hash, outcome
@@ -67,8 +67,8 @@ def count_lost(paths: Sequence[Path], answers: Sequence[Answered]) -> int:
     return len(lost)
 
 
-async def ask_lost(client: Client, network: Network, answers: Sequence[Answered]) -> int:
-    """The same by asking every node."""
+async def ask_lost(client: Client, network: Network, answers: Sequence[Answered]) -> tuple[int, int]:
+    """The same by asking every node for the last MAX_ASKED: how many were looked for, and how many are lost."""
     lost: set[bytes] = set()
 
     async def ask(question: tuple[KnownNode, Answered]) -> None:
@@ -77,6 +77,6 @@ async def ask_lost(client: Client, network: Network, answers: Sequence[Answered]
         if not isinstance(found, Recorded) or (found.link_hash, found.outcome) != (link_hash, outcome):
             lost.add(request_id)
 
-    questions = [(node, answer) for node in network.nodes for answer in answers[-MAX_ASKED:]]
-    await work_on_each(questions, ask, at_once=ASKED_AT_ONCE)
-    return len(lost)
+    asked = answers[-MAX_ASKED:]
+    await work_on_each([(node, answer) for node in network.nodes for answer in asked], ask, at_once=ASKED_AT_ONCE)
+    return len(asked), len(lost)

@@ -21,7 +21,7 @@ from chain.errors import LocalMisuse
 from chain.link import Link, Outcome
 from chain.request import MAX_POSTINGS, decode_request_untrusted, request_id
 from cli.bench import _Bench
-from cli.bench_check import Answered, count_lost, databases, paid_out, read_answers
+from cli.bench_check import Answered, ask_lost, count_lost, databases, paid_out, read_answers
 from cli.bench_cluster import Cost, Sample, differences
 from cli.bench_load import Flight, Measurement, read_tails
 from cli.bench_node import Stacks, check_profile_file, collapsed, cpu_ns, flame_graph, stack_of
@@ -34,7 +34,7 @@ from cli.bench_wire import Lines
 from cli.home import load_network
 from cli.output import CommandFailed, Output
 from cli.verify import Comparison
-from hopchain import Choice, Digest, TooManyFailures, wire
+from hopchain import Choice, Client, Digest, TooManyFailures, wire
 from hopchain.framing import frame
 from routing.keyspace import NodeId, closest, route_key
 from tests.chain.bank import Bank, file_database
@@ -611,7 +611,7 @@ def make_result(**changes: object) -> Result:
 
 def make_run(**kept: object) -> Measured:
     digests = {name: Digest(b"d" * 32, 3, 9, 1, (wire.AssetTotal("CZK", 0),)) for name in ("node-1", "node-2")}
-    held = Kept(Comparison(digests, {}, None), 0.25, 220, 0, 218, 218)
+    held = Kept(Comparison(digests, {}, None), 0.25, 220, 220, 0, 218, 218)
     before = Cost(10.0, 5.0, 1000, 50_000_000, 2000, 100, 200, 300)
     after = Cost(10.1, 5.05, 201_000, 60_000_000, 42_000, 150, 300, 400, 700)
     return Measured(
@@ -663,6 +663,7 @@ def test_the_document_adds_generators_up_and_divides_costs_by_what_was_completed
         "replicas_equal": True,
         "money_kept": True,
         "answered": 220,
+        "asked": 220,
         "lost": 0,
         "paid": 218,
         "left": 218,
@@ -719,6 +720,33 @@ def test_each_broken_promise_is_said(kept: dict[str, object], said: str, capsys:
     show(Output(False), run)
     (broken,) = [line for line in capsys.readouterr().out.splitlines() if "NOT SO" in line]
     assert said in broken
+
+
+def test_what_nobody_looked_at_is_not_claimed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The databases are elsewhere, and more was answered than is asked for."""
+    run = make_run(asked=200, left=None)
+    assert run.kept.ok
+    found = document(run)["invariants"]
+    assert isinstance(found, dict)
+    assert (found["answered"], found["asked"], found["paid"], found["left"]) == (220, 200, 218, None)
+    show(Output(False), run)
+    said = [line for line in capsys.readouterr().out.splitlines() if " ok: " in line or "not looked at" in line]
+    assert "  ok: the last 200 of 220 answered requests are on every node as answered, 0 lost" in said
+    assert said[-1].startswith("  what left the paying accounts was not looked at"), said[-1]
+
+
+async def test_of_nodes_whose_databases_are_elsewhere_the_last_answers_are_asked(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.prepare()
+    bench.measure()
+    answers = read_answers(bench.place)
+    monkeypatch.setattr("cli.bench_check.MAX_ASKED", 3)
+    network = load_network(bench.world.directory)
+    async with Client([node.address for node in network.nodes], network.genesis.ca, network.id) as client:
+        assert await ask_lost(client, network, answers) == (3, 0)
+        other = [*answers[:-1], (answers[-1][0], bytes(32), answers[-1][2])]
+        assert await ask_lost(client, network, other) == (3, 1)
 
 
 def test_the_table_names_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:

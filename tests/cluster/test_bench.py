@@ -36,16 +36,18 @@ def test_a_network_of_its_own_is_measured_and_profiled_and_leaves_nothing(tmp_pa
     assert found["completed"] > 10 and found["completed_per_s"] == found["completed"]
     assert 0 < found["p50_ms"] <= found["p90_ms"] <= found["p99_ms"] <= found["max_ms"]
     assert (found["rejected"], found["unknown"], found["settings"]["nodes"]) == (0, 0, 3)
-    assert found["invariants"] | {"answered": 0, "paid": 0, "left": 0} == {
+    assert found["invariants"] | {"answered": 0, "asked": 0, "paid": 0, "left": 0} == {
         "ok": True,
         "replicas_equal": True,
         "money_kept": True,
         "answered": 0,
+        "asked": 0,
         "lost": 0,
         "paid": 0,
         "left": 0,
     }
     assert found["invariants"]["paid"] == found["invariants"]["answered"] >= found["completed"]
+    assert found["invariants"]["asked"] == found["invariants"]["answered"]
     cost = found["cost"]
     assert cost["cpu_us_per_transfer"] > cost["main_thread_us_per_transfer"] > 0
     assert cost["commits_per_transfer"] > 0 and cost["member_bytes_per_transfer"] > 500
