@@ -25,11 +25,13 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
-    """Look before the minutes of a measurement whether its result can be kept; sets `asked.commit`."""
+    """Look before the minutes of a measurement whether its result can be kept; sets `asked.commit` and
+    `asked.load_average`, which says what else ran before."""
     if asked.keep is None:
         return
     if not asked.keep.resolve().parent.is_dir():
         parser.error(f"--keep {asked.keep}: there is no directory {asked.keep.resolve().parent}")
+    asked.load_average = round(os.getloadavg()[0], 2)
     asked.commit = asked.commit or head(ROOT)
     if asked.commit is None:
         parser.error(
@@ -52,7 +54,9 @@ def head(tree: Path) -> str | None:
 def write(asked: argparse.Namespace, document: dict[str, Any]) -> None:
     """Keep a result, when that was asked for."""
     if asked.keep is not None:
-        asked.keep.write_text(dumps({"commit": asked.commit, **document}), encoding="utf-8")
+        asked.keep.write_text(
+            dumps({"commit": asked.commit, "load_average": asked.load_average, **document}), encoding="utf-8"
+        )
 
 
 def dumps(document: dict[str, Any]) -> str:
@@ -70,10 +74,22 @@ def machine() -> dict[str, Any]:
     """What a result depends on and a commit does not say."""
     return {
         "cores": os.cpu_count(),
+        "cpu": cpu(Path("/proc/cpuinfo")),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+        "kernel": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "file_system": file_system(Path(tempfile.gettempdir())),
         "sqlite": sqlite3.sqlite_version,
         "python": platform.python_version(),
     }
+
+
+def cpu(info: Path) -> str:
+    """What the kernel calls the processor; "unknown" where it does not say."""
+    try:
+        lines = info.read_text().splitlines()
+    except OSError:
+        return "unknown"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def file_system(path: Path) -> str:

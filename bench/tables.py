@@ -119,18 +119,19 @@ def compare_run(results: Kept) -> str:
     """What was measured, and on what."""
     found = results["compare"]
     machine, asked = found["machine"], found["settings"]
-    lost = {profile: row["rejected"] + row["unknown"] for profile, row in found["hopchain"].items()}
-    told = ", ".join(f"{profile} {count}" for profile, count in lost.items() if count)
+    told = compare.aborts(found["hopchain"])
+    on = [f"{machine['cores']} cores"]
+    if "cpu" in machine:
+        on = [f"{machine['cores']} cores of {machine['cpu']}", f"{machine['memory_gb']} GB", machine["kernel"]]
+    if "load_average" in found:
+        on.append(f"a load average of {found['load_average']:g} before it")
+    again = " None was sent again." if all("retried" in row for row in found["hopchain"].values()) else ""
     return (
-        f"`{found['commit']}`: {machine['cores']} cores, {machine['file_system']}, SQLite {release(machine['sqlite'])}, "
+        f"`{found['commit']}`: {', '.join(on)}, {machine['file_system']}, SQLite {release(machine['sqlite'])}, "
         f"Python {release(machine['python'])}, PostgreSQL {machine['postgresql'].split('.')[0]}; {asked['nodes']} nodes,\n"
         f"k = {asked['k']}, {asked['clients']} clients, {asked['accounts']:,} accounts, "
         f"{asked['duration_s']} s after {asked['warm_up_s']} s of warm-up. "
-        + (
-            f"Rejected or without an outcome at hopchain: {told}."
-            if told
-            else "No run of hopchain rejected, aborted or lost anything."
-        )
+        + (f"At hopchain: {told}." if told else f"No run of hopchain rejected, aborted or lost anything.{again}")
     )
 
 
@@ -149,6 +150,12 @@ def compare_table(results: Kept) -> str:
         for variant, words in VARIANTS.items()
     ]
     rows.append(["hopchain x3", *(whole(ours[profile]["completed_per_s"]) for profile in PROFILES)])
+    rows.append(
+        [
+            "hopchain: rejected, without an outcome, sent again",
+            *(", ".join(str(ours[profile].get(key, "-")) for key in compare.ABORTS) for profile in PROFILES),
+        ]
+    )
     rows.append(["p50, p99 of hopchain, ms", *(f"{ours[p]['p50_ms']:.0f}, {ours[p]['p99_ms']:.0f}" for p in PROFILES)])
     beside = [f"{ratios[p]['ratio']:.2f} x (goal {ratios[p]['goal']:g})" for p in PROFILES]
     rows.append(["hopchain, beside the row that the goal names", *beside])
@@ -221,9 +228,10 @@ def costs(results: Kept) -> str:
 
 def balance(results: Kept) -> str:
     """How long a node takes to answer a read."""
-    took = {p: row["cost"]["read_p99_us_at_node"] / 1000 for p, row in results["compare"]["hopchain"].items()}
+    took = {p: compare.balance_ms(row) for p, row in results["compare"]["hopchain"].items()}
     alone = took.pop("read")
-    return f"{alone:.1f} ms (p99) when nothing else is asked, and {span(list(took.values()), '.0f')} ms"
+    busy = span([ms for ms in took.values() if ms is not None], ".1f")
+    return f"{alone:.1f} ms (p99) when nothing else is asked, and {busy} ms"
 
 
 # --- bench/clients.py, bench/memory.py -------------------------------------------------------------------------------

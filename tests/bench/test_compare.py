@@ -19,13 +19,17 @@ def peer(variant: str, profile: str, per_s: float, aborted: float = 0.0, ok: boo
     }
 
 
-def mine(per_s: float, p99_ms: float = 20.0, rejected: int = 0, unknown: int = 0) -> dict[str, object]:
+def mine(
+    per_s: float, p99_ms: float = 20.0, rejected: int = 0, unknown: int = 0, retried: int = 0, read_us: int | None = 999
+) -> dict[str, object]:
     return {
         "completed_per_s": per_s,
         "p50_ms": 9.0,
         "p99_ms": p99_ms,
         "rejected": rejected,
         "unknown": unknown,
+        "retried": retried,
+        "cost": {"read_p99_us_at_node": read_us},
     }
 
 
@@ -98,6 +102,8 @@ def test_the_goals_are_those_of_the_issue() -> None:
         "hot-sender": (4.0, every),
     } == compare.GOALS
     assert (compare.BULK_PER_S, compare.P99_MS, compare.P99_CLIENTS) == (82_000, 50.0, 32)
+    assert compare.SINGLE == ("uniform", "zipf", "hot-recipient", "hot-sender", "pool")
+    assert compare.BALANCE_MS == 1.0
 
 
 def reached(ours: dict[str, dict[str, object]], clients: int = 32) -> dict[str, bool]:
@@ -114,21 +120,43 @@ def test_each_goal_has_a_row_that_says_whether_it_is_reached() -> None:
         "uniform, p99 at 32 clients": True,
         "zipf, p99 at 32 clients": False,
         "hot-sender, p99 at 32 clients": True,
+        "balance at a node, p99": True,
         "no aborts in any profile": True,
     }
-    assert reached({"bulk": mine(81_999.9)}) == {"bulk": False, "no aborts in any profile": True}
-    assert reached({"uniform": mine(1.0)}, clients=33) == {
+    assert reached({"bulk": mine(81_999.9, read_us=None)}) == {"bulk": False, "no aborts in any profile": True}
+    assert reached({"uniform": mine(1.0, read_us=None)}, clients=33) == {
         "uniform, beside PostgreSQL": False,
         "no aborts in any profile": True,
     }
     assert reached({}) == {}
 
 
-@pytest.mark.parametrize("lost", [mine(1.0, rejected=1), mine(1.0, unknown=1)])
-def test_one_that_was_rejected_or_has_no_outcome_is_an_abort(lost: dict[str, object]) -> None:
-    assert reached({"read": mine(1.0), "pool": lost}) == {"no aborts in any profile": False}
-    (row,) = compare.goals([], {"read": mine(1.0), "pool": lost}, 32)
-    assert row["measured"] == "pool 1"
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (mine(1.0, rejected=1), "pool 1 rejected"),
+        (mine(1.0, unknown=1), "pool 1 without an outcome"),
+        (mine(1.0, retried=2), "pool 2 not started and sent again"),
+        (mine(1.0, rejected=1, retried=2), "pool 1 rejected, pool 2 not started and sent again"),
+    ],
+)
+def test_one_that_was_rejected_not_started_or_has_no_outcome_is_an_abort(lost: dict[str, object], said: str) -> None:
+    rows = compare.goals([], {"read": mine(1.0), "pool": lost}, 33)
+    assert [row["reached"] for row in rows if row["goal"] == "no aborts in any profile"] == [False]
+    assert rows[-1]["measured"] == said
+
+
+def test_a_pool_has_a_bound_of_its_latency_and_reads_and_bulk_have_none() -> None:
+    ours = {profile: mine(1.0, 50.0) for profile in ("pool", "read", "bulk")}
+    assert [name for name in reached(ours) if "p99 at" in name] == ["pool, p99 at 32 clients"]
+    assert not reached(ours)["pool, p99 at 32 clients"]
+
+
+def test_a_balance_takes_less_than_a_millisecond_at_the_slowest_node() -> None:
+    ours = {"uniform": mine(1.0, read_us=1000), "zipf": mine(1.0, read_us=None), "read": mine(1.0, read_us=300)}
+    (row,) = [row for row in compare.goals([], ours, 32) if row["goal"] == "balance at a node, p99"]
+    assert (row["wanted"], row["measured"], row["reached"]) == ("under 1 ms", "1 ms (uniform)", False)
+    assert reached({"uniform": mine(1.0, read_us=999)})["balance at a node, p99"]
 
 
 def test_the_goals_as_people_read_them() -> None:
@@ -141,6 +169,7 @@ def test_the_goals_as_people_read_them() -> None:
         "| hot-sender, beside PostgreSQL | at least 4.0 x | 4.0 x (2960.0/s beside 740.0/s of waiting) | reached |",
         "| bulk | at least 82,000 postings/s | 27,027/s | not reached |",
         "| uniform, p99 at 32 clients | under 50 ms | 49.9 ms | reached |",
+        "| balance at a node, p99 | under 1 ms | 0.999 ms (uniform) | reached |",
         "| no aborts in any profile | 0 | 0 | reached |",
     ]
 
@@ -200,7 +229,11 @@ def test_one_profile_as_json(
     compare.main()
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"load", "postgres", "hopchain", "ratios", "goals"} and measured == ["uniform"]
-    assert [row["goal"] for row in found["goals"]] == ["uniform, beside PostgreSQL", "no aborts in any profile"]
+    assert [row["goal"] for row in found["goals"]] == [
+        "uniform, beside PostgreSQL",
+        "balance at a node, p99",
+        "no aborts in any profile",
+    ]
 
 
 def test_a_peer_whose_ledger_does_not_add_up_ends_the_script(

@@ -44,7 +44,7 @@ def test_code_that_was_changed_and_a_copy_are_no_commit(clone: Path) -> None:
 
 
 def prepared(keep: Path | None, commit: str | None = None) -> Namespace:
-    asked = Namespace(keep=keep, commit=commit)
+    asked = Namespace(keep=keep, commit=commit, load_average=None)
     kept.prepare(ArgumentParser(), asked)
     return asked
 
@@ -54,7 +54,8 @@ def test_nothing_is_asked_of_git_when_nothing_is_kept_or_the_commit_is_named(
 ) -> None:
     monkeypatch.setattr(kept, "ROOT", tmp_path)
     assert prepared(None).commit is None
-    assert prepared(tmp_path / "new.json", "1234567").commit == "1234567"
+    asked = prepared(tmp_path / "new.json", "1234567")
+    assert asked.commit == "1234567" and asked.load_average >= 0
 
 
 def test_what_cannot_be_kept_is_said_before_the_measurement(
@@ -71,13 +72,21 @@ def test_what_cannot_be_kept_is_said_before_the_measurement(
 
 def test_a_row_is_a_line(tmp_path: Path) -> None:
     document = {"rows": [{"a": 1, "b": None}, {"a": 2, "b": "x  y"}], "empty": [], "machine": {"cores": 2}}
-    kept.write(Namespace(keep=tmp_path / "it.json", commit="1234567"), document)
+    kept.write(Namespace(keep=tmp_path / "it.json", commit="1234567", load_average=0.25), document)
     text = (tmp_path / "it.json").read_text()
-    assert json.loads(text) == {"commit": "1234567", **document}
+    assert json.loads(text) == {"commit": "1234567", "load_average": 0.25, **document}
     assert '    { "a": 2, "b": "x  y" }\n' in text and text.endswith("}\n")
     kept.write(Namespace(keep=None, commit=None), document)
 
 
 def test_a_machine_says_what_a_commit_does_not() -> None:
-    assert set(kept.machine()) == {"cores", "file_system", "sqlite", "python"}
+    assert set(kept.machine()) == {"cores", "cpu", "memory_gb", "kernel", "file_system", "sqlite", "python"}
+    assert str(kept.machine()["kernel"]).count(".") <= 1, "a release may have the name of a machine in it"
     assert kept.file_system(Path("/proc/self")) == "proc"
+
+
+def test_a_processor_is_what_the_kernel_calls_it(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel name\t: Example 9000: 3 GHz\nprocessor\t: 1\nmodel name\t: Other\n")
+    assert kept.cpu(info) == "Example 9000: 3 GHz"
+    assert kept.cpu(tmp_path / "none") == "unknown"
