@@ -36,7 +36,7 @@ _TICK_S: Final = 1 / sysconf("SC_CLK_TCK")
 
 class Cost(msgspec.Struct, frozen=True):
     """What one node has used since it started. `main_s`: CPU of its main thread, of the `cpu_s` of all threads;
-    `memory`: resident bytes now. `read_p99_us`: of the last balances that it read, 0 for none."""
+    `memory`: resident bytes now. `read_p99_us`: of the balances that it read in the last seconds, 0 for too few."""
 
     cpu_s: float = 0.0
     main_s: float = 0.0

@@ -7,12 +7,16 @@ It reads a `Spec` as JSON from the first line of standard input and prints one J
   client: an answer is followed by that client's next request at once. Says `measuring` after the warm-up and
   `measured` at the end of the window; then waits for all answers, settles what is unknown, and says `done`.
 
+Beside transfers each node is asked for BALANCES_PER_S balances of any accounts: how long a node that is busy takes for
+one, it counts itself.
+
 Latency is from handing a request to the connection until its final answer, over all attempts. A request that is
 answered `not_started` is sent again, and one answered `unknown` too, at the end: both execute at most once.
 """
 
 import hashlib
 import heapq
+import math
 import random
 import sys
 import time
@@ -53,6 +57,8 @@ SIGN_BYTES: Final = 400 * 1024 * 1024  # of requests signed ahead
 AGAIN_S: Final = 0.02  # before a request that was not started is sent again; doubles
 LAST_AGAIN_S: Final = 0.5
 PROBE_EVERY_S: Final = 0.05  # one answered link is looked for at another node
+BALANCES_PER_S: Final = 50  # of each node beside transfers: enough for a percentile, too few to slow them
+BALANCES_IN_FLIGHT: Final = 100  # no more are asked than a stuck node can be asked in some seconds
 PATIENCE_S: Final = 5.0  # beyond a request's own time-out, for an answer
 OUTCOME_BYTES: Final = 32 + 32 + 1  # of one record of the outcomes file: request id, link hash, outcome
 
@@ -147,6 +153,11 @@ class Measurement:
         self._per_second: list[int] = []
         self._from = self._until = 0.0
         self._probed = 0.0
+        self._balances: set[int] = set()  # calls for balances beside transfers that have no answer yet
+        self._balances_asked = 0
+        self._balance_at = math.inf  # when the next one is asked for
+        self._balance_every_s = spec.workers / (BALANCES_PER_S * len(spec.nodes))
+        self._balance_rng = random.Random(f"{spec.seed}/{spec.worker}/balances")
         self._most_in_flight = 0
         routed = spec.route and spec.profile is not Profile.READ
         self._tails = read_tails(Path(spec.place)) if routed else []
@@ -162,6 +173,8 @@ class Measurement:
         self._ports.wait_for_go()
         begun = self._ports.clock()
         self._from, self._until = begun + self._spec.warm_up_s, begun + self._spec.warm_up_s + self._spec.duration_s
+        if self._spec.profile is not Profile.READ:
+            self._balance_at = begun
         for client in range(self._spec.clients):
             self._next(client)
         self._until_time(self._from)
@@ -226,7 +239,9 @@ class Measurement:
         told = self._ports.clock()
         done_then = self._counts["completed_in_all"]
         while (now := self._ports.clock()) < end:
-            self._serve(min(end - now, self._again[0][0] - now if self._again else 1.0, 0.1))
+            again_at = self._again[0][0] if self._again else math.inf
+            self._serve(min(end, again_at, self._balance_at, now + 0.1) - now)
+            self._ask_balance()
             if now - told >= PROGRESS_S:
                 rate = (self._counts["completed_in_all"] - done_then) / (now - told)
                 self._tell_progress(rate)
@@ -240,6 +255,18 @@ class Measurement:
             p50, p99 = recent[len(recent) // 2], recent[min(len(recent) - 1, len(recent) * 99 // 100)]
             self._ports.tell(News("progress", completed=round(rate), p50_ms=p50, p99_ms=p99))
 
+    def _ask_balance(self) -> None:
+        """One of the balances that are asked for beside transfers, when it is time; the nodes take turns."""
+        now = self._ports.clock()
+        if not self._balance_at <= now < self._until:
+            return
+        self._balance_at = max(self._balance_at + self._balance_every_s, now)  # what is late is not made up for
+        if len(self._balances) < BALANCES_IN_FLIGHT:
+            name = account_name(self._spec.prefix, self._balance_rng.randrange(self._spec.accounts))
+            line = self._balances_asked % len(self._lines.lines)
+            self._balances.add(self._lines.call(line, wire.AskBalance(name)))
+            self._balances_asked += 1
+
     def _serve(self, timeout_s: float) -> None:
         replies = self._lines.wait(timeout_s)
         now = self._ports.clock()
@@ -249,6 +276,8 @@ class Measurement:
             flight = self._flights.pop(number, None)
             if flight is not None:
                 self._answered(flight, line, body, now)
+            elif number in self._balances:
+                self._balances.remove(number)
             elif isinstance(body, wire.Balance):
                 self._lags.append((now - self._probes.pop(number).begun) * 1000)
 

@@ -44,6 +44,8 @@ MAX_CHAIN_BYTES: Final = 1024 * 1024
 
 MAX_BALANCES: Final = 100_000  # remembered: some 50 MB
 TIMED_READS: Final = 4096  # the last so many balances are timed, for the status
+TIMED_S: Final = 10.0  # which tells of those that were asked so lately: what was long ago, the node was not as busy
+LEAST_TIMED: Final = 200  # fewer say nothing of the slowest hundredth
 
 Read = (
     wire.AskOutcome
@@ -100,7 +102,7 @@ class Serving:
         self._certificate_unusable = certificate_unusable
         self._started = clock().mono
         self._balances: dict[str, FoundBalance] = {}
-        self._took: deque[float] = deque(maxlen=TIMED_READS)  # seconds, from the question to the answer
+        self._took: deque[tuple[float, float]] = deque(maxlen=TIMED_READS)  # when asked, seconds until the answer
         self._digesting = trio.StrictFIFOLock()
         self._digest: tuple[float, float, StateDigest] | None = None  # the last one: when it was begun and had
         self._version = 0  # of the database: the number of commits that changed accounts
@@ -112,7 +114,7 @@ class Serving:
             case wire.AskBalance():
                 asked = self._clock().mono
                 answer = await self._balance(body)
-                self._took.append(self._clock().mono - asked)
+                self._took.append((asked, self._clock().mono - asked))
                 return answer
             case wire.AskOutcome():
                 found = await self._reader.run(read_outcome, RequestId(body.request_id), body.account or None)
@@ -258,8 +260,8 @@ class Serving:
         gauges = self._core.gauges()
         accounts = await self._reader.run(count_accounts)
         counters = {**self._counters(), **{f"core.{name}": count for name, count in self._core.counters.items()}}
-        if self._took:
-            took = sorted(self._took)
+        took = sorted(took for asked, took in self._took if asked >= now.mono - TIMED_S)
+        if len(took) >= LEAST_TIMED:
             counters["reads.balance_p99_us"] = round(took[(len(took) - 1) * 99 // 100] * 1e6)
         return wire.Status(
             id=self._id,

@@ -357,9 +357,48 @@ def test_links_are_looked_for_at_another_node(bench: Bench) -> None:
     for node in bench.world.nodes:
         node.calls.clear()
     bench.measure(warm_up_s=0.0, duration_s=0.3)
-    probes = [c for node in bench.world.nodes for c in node.calls if isinstance(c, wire.AskBalance)]
-    assert probes and all(c.min_height > 0 for c in probes)
+    probes = [
+        c for node in bench.world.nodes for c in node.calls if isinstance(c, wire.AskBalance) and c.min_height > 0
+    ]
     assert 0 < len(read_floats(bench.place, "lags")) <= len(probes)
+
+
+def test_each_node_is_asked_for_some_balances_a_second_beside_transfers(bench: Bench) -> None:
+    bench.prepare()
+    for node in bench.world.nodes:
+        node.calls.clear()
+    result = bench.measure(warm_up_s=0.5, duration_s=1.5)
+    for node in bench.world.nodes:
+        asked = [c for c in node.calls if isinstance(c, wire.AskBalance) and c.min_height == wire.AT_ONCE]
+        assert 60 <= len(asked) <= 101, "two seconds of the test's clock"
+        assert len({c.account for c in asked}) == 6, "of any account"
+    assert result.completed_in_all == result.answered > 10, "they are no transfers"
+    bench.measure(profile=Profile.READ, clients=1)
+    assert bench.most_in_flight == 1, "reads alone need none beside them"
+
+
+def test_a_node_that_answers_no_balance_is_not_asked_for_ever_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.bench_load.BALANCES_IN_FLIGHT", 3)
+    bench.prepare()
+    lines = open_lines(bench)
+    asked: list[wire.CallBody] = []
+    call = lines.call
+
+    def counted(line: int, body: wire.CallBody) -> int:
+        asked.append(body)
+        return call(line, body)
+
+    monkeypatch.setattr(lines, "call", counted)
+    seconds = itertools.count()
+    ports = Ports(lambda: next(seconds), lambda: 0.0, bench.news.append, lambda: None)
+    measurement = Measurement(bench.spec(), lines, ports)
+    measurement._balance_at, measurement._until = 0.0, 50.0
+    for _ in range(60):
+        measurement._ask_balance()
+    lines.close()
+    assert len(asked) == 3
 
 
 def test_requests_are_signed_ahead_and_when_they_run_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -615,7 +654,7 @@ def make_run(**kept: object) -> Measured:
     before = Cost(10.0, 5.0, 1000, 50_000_000, 2000, 100, 200, 300)
     after = Cost(10.1, 5.05, 201_000, 60_000_000, 42_000, 150, 300, 400, 700)
     return Measured(
-        Settings("uniform", 2, 2, 8, 50, 1, 0, "least-active", 1.0, 2.0, 2, 1, 1, True),
+        Settings("uniform", 2, 2, 8, 50, 1, 0, "least-active", 8.0, 2.0, 2, 1, 1, True),
         [make_result(), make_result(reasons={"insufficient_funds": 1, "expired": 2}, rejected=3)],
         [float(n) for n in range(1, 201)],
         [1.0, 2.0, 3.0],
@@ -692,6 +731,10 @@ def test_costs_that_could_not_be_seen_are_null() -> None:
         "memory_mb",
         "memory_grown_mb",
     }
+    short = msgspec.structs.replace(run, settings=msgspec.structs.replace(run.settings, warm_up_s=7.9))
+    cost = document(short)["cost"]
+    assert isinstance(cost, dict)
+    assert cost["read_p99_us_at_node"] is None, "the balances of the preparation are among them"
     nothing = msgspec.structs.replace(run, results=[make_result(completed=0)], latencies=[])
     assert document(nothing)["completed_per_s"] == 0.0 and document(nothing)["max_ms"] == 0.0
 
