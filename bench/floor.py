@@ -10,7 +10,8 @@ language makes cheaper are measured alone, in C:
 
     database    every statement that a node gives to SQLite for a transfer (what its link depends on, the vote, the link
                 with all its triggers), recorded once and replayed with its values ready, as many transfers to a commit
-                as in the run; once with `synchronous=OFF`, which tells what fsync takes of the processor
+                as in the run; once with `synchronous=OFF`, which tells what fsync takes of the processor. It goes
+                through CPython's sqlite3 module, whose own share is in the number
     TLS         frames of the run's mean size through OpenSSL and a loopback connection, there and out again: one for
                 each peer and turn, the least there can be
     signatures  one check a request, by libsodium

@@ -23,11 +23,18 @@ ACCOUNTS: Final = 10_000
 
 
 def minutes(document: dict[str, Any], length: int = MINUTE) -> dict[str, Any]:
-    """Of a document of `hopchain bench`: MB at its start, and each minute's most. A minute that the run did not end is
-    left out."""
+    """Of a document of `hopchain bench`: MB at its start, and each minute's most and its transfers a second. A minute
+    that the run did not end is left out."""
     each_s = document["memory_mb_each_s"]
-    most = [max(each_s[at : at + length]) for at in range(0, len(each_s) - length + 1, length)]
-    return {"transfers": document["completed"], "at_start_mb": round(each_s[0]), "minutes_mb": list(map(round, most))}
+    starts = range(0, len(each_s) - length + 1, length)
+    most = [max(each_s[at : at + length]) for at in starts]
+    return {
+        "transfers": document["completed"],
+        "completed_per_s": document["completed_per_s"],
+        "at_start_mb": round(each_s[0]),
+        "minutes_mb": list(map(round, most)),
+        "minutes_per_s": [round(sum(document["per_second"][at : at + length]) / length) for at in starts],
+    }
 
 
 def main() -> None:

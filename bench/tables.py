@@ -25,7 +25,6 @@ import argparse
 import json
 import math
 import re
-import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -79,6 +78,8 @@ SHARES: Final = {
 }
 PROFILED: Final = {"uniform": "uniform, 32 clients", "uniform-512": "uniform, 512", "hot-sender": "hot sender"}
 NUMBERS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+MARGIN: Final = 0.2  # of a goal: what is nearer to it than that may lie on either side in the next run
+LEVEL: Final = 0.98  # of the most memory in a run: from there on it is level
 OWN_LOG_US: Final = 350  # estimated, of uniform: see the table of what would be needed
 COMPILED_US: Final = 90  # measured once, not kept
 
@@ -110,6 +111,12 @@ def in_words(number: int) -> str:
 def release(version: str) -> str:
     """3.40 of 3.40.1"""
     return ".".join(version.split(".")[:2])
+
+
+def commit(name: str, results: Kept) -> str:
+    """Which one a result is of."""
+    found = results[name]["commit"]
+    return f"at commit `{found}`" if found else "at an earlier commit"
 
 
 # --- bench/compare.py ------------------------------------------------------------------------------------------------
@@ -180,7 +187,7 @@ def span(values: Sequence[float], digits: str) -> str:
 def others(results: Kept) -> str:
     """The profiles that PostgreSQL has no row for."""
     ours = results["compare"]["hopchain"]
-    again = median(results, "bulk", "completed_per_s")
+    again = middle(results, "bulk")["completed_per_s"]
     return (
         f"Pool of {ours['pool']['sources']}: {whole(ours['pool']['completed_per_s'])}/s, p99 {ours['pool']['p99_ms']:.0f} ms. "
         f"Bulk: {whole(ours['bulk']['completed_per_s'])} postings/s ({whole(again)} in the runs for "
@@ -255,7 +262,23 @@ def memory(results: Kept) -> str:
     return (
         f"{found['transfers']:,} transfers at commit `{found['commit']}`: "
         f"{found['at_start_mb']} MB at the start, then, each minute's most, {listed([str(mb) for mb in most])} MB"
+        + (f", at {listed([str(rate) for rate in found['minutes_per_s']])} transfers a second" if rates(found) else "")
     )
+
+
+def rates(found: dict[str, Any]) -> bool:
+    """Whether a result says how many transfers each minute had."""
+    return "minutes_per_s" in found
+
+
+def memory_level(results: Kept) -> str:
+    """From when on it does not grow, by the numbers."""
+    found = results["memory"]
+    most = found["minutes_mb"]
+    level = next(number for number, mb in enumerate(most, 1) if mb >= LEVEL * max(most))
+    ran = in_words(len(most))
+    words = f"level after about {in_words(level)} minutes" if level < len(most) else f"not level within {ran} minutes"
+    return words + (f" of {whole(found['completed_per_s'])} transfers a second" if rates(found) else "")
 
 
 # --- bench/scale.py --------------------------------------------------------------------------------------------------
@@ -302,7 +325,7 @@ def takeover(results: Kept) -> str:
     paid = min(row["accounts_that_paid"] for phases in found["runs"] for row in phases)
     return (
         f"p99 {alive} ms with all alive, {one} ms from ten seconds after one was\nkilled, {two} ms from ten seconds after "
-        f"a second one, {back} ms from when both are started again,\nin {in_words(runs)} {'run' if runs == 1 else 'runs'}; "
+        f"a second one, {back} ms from when both are started again,\nin {in_words(runs)} {'run' if runs == 1 else 'runs'} {commit('takeover', results)}; "
         + (f"all {paid} accounts pay" if paid == found["accounts"] else f"{paid} of {found['accounts']} accounts pay")
     )
 
@@ -310,24 +333,23 @@ def takeover(results: Kept) -> str:
 # --- bench/floor.py --------------------------------------------------------------------------------------------------
 
 
-def median(results: Kept, profile: str, *keys: str) -> float:
-    """Of the runs of a profile."""
-    values: list[float] = []
-    for run in results["floor"]["profiles"][profile]:
-        for key in keys:
-            run = run[key]
-        values.append(run)
-    return statistics.median(values)
+def middle(results: Kept, profile: str) -> dict[str, Any]:
+    """The run of a profile whose floor is the median of its runs: of one run, so that the parts add up."""
+    runs = sorted(results["floor"]["profiles"][profile], key=lambda run: run["floor_us"])
+    found: dict[str, Any] = runs[(len(runs) - 1) // 2]
+    return found
 
 
 def floor_table(results: Kept) -> str:
     """The parts that no language makes cheaper, and what is left."""
 
-    def us(*keys: str) -> list[str]:
-        return [f"{median(results, profile, *keys):,.{int(profile == 'bulk')}f}" for profile in FLOORS]
+    runs = {profile: middle(results, profile) for profile in FLOORS}
+
+    def us(of: Callable[[dict[str, Any]], float]) -> list[str]:
+        return [f"{of(run):,.{int(profile == 'bulk')}f}" for profile, run in runs.items()]
 
     def per_s(key: str) -> list[str]:
-        return [whole(median(results, profile, key)) for profile in FLOORS]
+        return [whole(run[key]) for run in runs.values()]
 
     profiles = results["floor"]["profiles"]
     spans = [
@@ -335,13 +357,13 @@ def floor_table(results: Kept) -> str:
         for together in (("uniform", "hot-recipient"), ("hot-sender",), ("bulk",))
     ]
     fsync = f"{PARTS['fsync']} ({', '.join(spans)} in the {in_words(len(profiles['uniform']))} runs)"
-    rows = [[{**PARTS, "fsync": fsync}[part], *us("parts_us", part)] for part in PARTS]
-    rows.append(["**floor**", *(f"**{cell}**" for cell in us("floor_us"))])
-    rows.append(["measured", *us("measured_us")])
+    rows = [[{**PARTS, "fsync": fsync}[part], *us(lambda run, part=part: run["parts_us"][part])] for part in PARTS]
+    rows.append(["**floor**", *(f"**{cell}**" for cell in us(lambda run: run["floor_us"]))])
+    rows.append(["measured", *us(lambda run: run["measured_us"])])
     rows.append(
         [
             "left: the interpreter (state machine, trio, codecs, hops between threads), scheduling, wake-ups",
-            *us("interpreter_us"),
+            *us(lambda run: run["interpreter_us"]),
         ]
     )
     rows.append(["completed a second", *per_s("completed_per_s")])
@@ -350,6 +372,19 @@ def floor_table(results: Kept) -> str:
     beside["bulk"] = compare.BULK_PER_S
     rows.append(["the goal in the run [above](#numbers)", *(whole(beside[profile]) for profile in FLOORS)])
     return grid(["part", *FLOORS.values()], rows)
+
+
+def bulk_reach(results: Kept) -> str:
+    """Whether the floor leaves the goal of bulk, which is near it."""
+    runs = results["floor"]["profiles"]["bulk"]
+    most = middle(results, "bulk")["most_per_s"] / compare.BULK_PER_S
+    words = "at the edge of what the floor leaves"
+    if most < 1 - MARGIN:
+        words = "out of reach of any language"
+    elif most > 1 + MARGIN:
+        words = "within what the floor leaves"
+    least, last = (whole(of(run["most_per_s"] for run in runs)) for of in (min, max))
+    return f"{words} ({least} to {last} postings/s in the {in_words(len(runs))} runs, of {compare.BULK_PER_S:,})"
 
 
 def needed(results: Kept) -> str:
@@ -366,17 +401,17 @@ def needed(results: Kept) -> str:
             str(OWN_LOG_US),
         ],
     ]
-    return grid(["step", f"CPU us, of {whole(round(median(results, 'uniform', 'measured_us'), -1))}"], rows)
+    return grid(["step", f"CPU us, of {whole(round(middle(results, 'uniform')['measured_us'], -1))}"], rows)
 
 
 def driver_us(results: Kept) -> float:
     """Two thirds of the interpreter's share."""
-    return round(median(results, "uniform", "interpreter_us") * 2 / 3, -1)
+    return round(middle(results, "uniform")["interpreter_us"] * 2 / 3, -1)
 
 
 def leave(results: Kept) -> str:
     """What the last two steps would leave."""
-    measured = round(median(results, "uniform", "measured_us"), -1)
+    measured = round(middle(results, "uniform")["measured_us"], -1)
     left = measured - driver_us(results) - OWN_LOG_US
     return f"{whole(left)}: {measured / left:.1f} times as many transfers"
 
@@ -403,12 +438,18 @@ TABLES: Final[dict[str, Callable[[Kept], str]]] = {
     "clients": clients_table,
     "clients-peer": clients_peer,
     "memory": memory,
+    "memory-level": memory_level,
+    "scale-commit": partial(commit, "scale"),
     "scale": scale_table,
     "growth": growth,
+    "scale-bulk-commit": partial(commit, "scale-bulk"),
     "scale-bulk": bulk_table,
     "takeover": takeover,
+    "shares-commit": partial(commit, "shares"),
     "shares": shares_table,
+    "floor-commit": partial(commit, "floor"),
     "floor": floor_table,
+    "bulk-reach": bulk_reach,
     "needed": needed,
     "leave": leave,
 }

@@ -121,7 +121,11 @@ def test_what_the_programs_keep_has_what_each_table_shows(results: tables.Kept) 
     assert re.fullmatch(r"[\d.]+ times from 10\^1 to 10\^2 accounts and [\d.]+ times from 10\^2 to 10\^3 postings", shown["growth"])  # fmt: skip
     assert "| 2,048 | 100 | 2.0 x | 2 | 100, 198 | 1,000 |" in shown["clients"]
     assert shown["clients-peer"] == "`1234567`; PostgreSQL's plain function with 32 clients: 50/s"
-    assert shown["memory"] == "200 transfers at commit `1234567`: 40 MB at the start, then, each minute's most, 40 and 60 MB"  # fmt: skip
+    assert shown["memory"] == "200 transfers at commit `1234567`: 40 MB at the start, then, each minute's most, 40 and 60 MB, at 80 and 120 transfers a second"  # fmt: skip
+    assert shown["memory-level"] == "not level within two minutes of 100 transfers a second"
+    for name in ("scale", "scale-bulk", "shares", "floor"):
+        assert shown[f"{name}-commit"] == "at commit `1234567`"
+    assert "in two runs at commit `1234567`; " in shown["takeover"]
     assert "p99 2 and 2 ms with all alive" in shown["takeover"] and "all 60 accounts pay" in shown["takeover"]
     assert "| TLS and loopback | 10 | 10 | 10 | 0.0 |" in shown["floor"] and "in the three runs)" in shown["floor"]
     assert "| the goal in the run [above](#numbers) | 1,000 | 4,000 | 4,000 | 82,000 |" in shown["floor"]
@@ -158,6 +162,49 @@ def test_a_page_changes_between_its_marks_and_nowhere_else(results: tables.Kept)
 def test_marks_that_do_not_fit_are_refused(old: str, new: str, why: str, results: tables.Kept) -> None:
     with pytest.raises(ValueError, match=why):
         tables.rendered(PAGE.replace(old, new), results)
+
+
+def test_memory_is_level_from_where_it_has_nearly_its_most(results: tables.Kept) -> None:
+    results["memory"]["minutes_mb"] = [168, 206, 230, 253, 259, 261, 261, 263, 263]
+    assert tables.memory_level(results) == "level after about five minutes of 100 transfers a second"
+
+
+def test_parts_floor_and_rest_are_of_one_run_and_add_up(results: tables.Kept) -> None:
+    def run(database: float, clients: float, measured: float) -> dict[str, Any]:
+        parts = {**dict.fromkeys(tables.PARTS, 0.0), "database": database, "clients": clients}
+        return {
+            "parts_us": parts,
+            "floor_us": database + clients,
+            "measured_us": measured,
+            "interpreter_us": measured - database - clients,
+            "completed_per_s": measured,
+            "most_per_s": 7,
+        }
+
+    results["floor"]["profiles"]["uniform"] = [run(500, 100, 2000), run(400, 300, 1900), run(600, 50, 2500)]
+    cells = {row.split(" | ")[0]: row.split(" | ")[1] for row in tables.floor_table(results).splitlines()[2:]}
+    assert (cells["| SQLite: reads, votes, links with all triggers"], cells["| the clients of the run"]) == (
+        "600",
+        "50",
+    )
+    assert (cells["| **floor**"], cells["| measured"], cells["| completed a second"]) == ("**650**", "2,500", "2,500")
+    assert tables.driver_us(results) == 1230
+    results["floor"]["profiles"]["uniform"] = [run(1, 1, 9), run(2, 2, 9)]
+    assert tables.middle(results, "uniform")["floor_us"] == 2, "of an even number the lower one"
+
+
+@pytest.mark.parametrize(
+    ("most", "words"),
+    [
+        ([65_599] * 3, "out of reach of any language (65,599 to 65,599 postings/s in the three runs, of 82,000)"),
+        ([58_493, 77_424, 79_721], "at the edge of what the floor leaves (58,493 to 79,721 postings/s in"),
+        ([98_401] * 3, "within what the floor leaves ("),
+    ],
+)
+def test_a_goal_within_the_noise_of_the_floor_is_at_its_edge(most: list[int], words: str, results: tables.Kept) -> None:
+    for run, per_s in zip(results["floor"]["profiles"]["bulk"], most, strict=True):
+        run |= {"most_per_s": per_s, "floor_us": 1e6 / per_s}
+    assert tables.bulk_reach(results).startswith(words)
 
 
 def test_lost_payments_stand_where_it_says_that_there_are_none(results: tables.Kept) -> None:

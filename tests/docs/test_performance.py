@@ -2,7 +2,6 @@
 
 import json
 import re
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +36,11 @@ def test_what_sentences_say_of_the_tables_without_numbers_holds() -> None:
     ours, ratios = found["hopchain"], {row["profile"]: row for row in found["ratios"]}
 
     def median(profile: str, key: str) -> float:
-        return statistics.median(run[key] for run in floors[profile])
+        """Of the run whose floor is the median."""
+        runs = sorted(floors[profile], key=lambda run: run["floor_us"])
+        return float(runs[(len(runs) - 1) // 2][key])
 
-    goal = {profile: row["goal"] * row["peer_per_s"] for profile, row in ratios.items()} | {"bulk": 82_000}
+    goal = {profile: row["goal"] * row["peer_per_s"] for profile, row in ratios.items()}
     for sentence, holds in (
         ("A hot sender is faster than each of PostgreSQL's variants", ratios["hot-sender"]["ratio"] > 1),
         (
@@ -52,7 +53,6 @@ def test_what_sentences_say_of_the_tables_without_numbers_holds() -> None:
             median("hot-recipient", "most_per_s") < goal["hot-recipient"]
             and median("uniform", "most_per_s") < goal["zipf"],
         ),
-        ("**Bulk**: out of reach", median("bulk", "most_per_s") < goal["bulk"]),
         ("Python is the smaller part", median("bulk", "interpreter_us") < median("bulk", "measured_us") / 2),
         ("**Hot sender**: the floor leaves it", median("hot-sender", "most_per_s") > goal["hot-sender"]),
         (
