@@ -8,8 +8,9 @@
 A run of the nodes says how many commits, turns and bytes a transfer takes and how much CPU. Then the parts that no
 language makes cheaper are measured alone, in C:
 
-    database    every statement that a node gives to SQLite for a transfer (what its link depends on, the vote, the link
-                with all its triggers), recorded once and replayed with its values ready, as many transfers to a commit
+    database    every statement that the nodes give to SQLite for a transfer (what its link depends on, of the one that
+                makes it; what a vote is checked against, of the others; of all the vote, and the link with all its
+                triggers), recorded once and replayed with its values ready, as many transfers to a commit
                 as in the run; once with `synchronous=OFF`, which tells what fsync takes of the processor. It goes
                 through CPython's sqlite3 module, whose own share is in the number
     TLS         frames of the run's mean size through OpenSSL and a loopback connection, there and out again: one for
@@ -63,6 +64,8 @@ COUNTS: Final = (
     "member_bytes_per_transfer",
 )
 Statement = tuple[str, str, Any]  # method, SQL, values
+Group = tuple[list[Statement], list[Statement], list[Statement]]  # of who makes a link, of its voters, of all nodes
+DOING: Final = (1, NODES - 1, NODES)  # how many nodes give SQLite each of these
 
 
 class Recorder:
@@ -103,9 +106,7 @@ def draw(profile: str, names: Sequence[str], together: int, rng: random.Random) 
             return [(names[at], [names[at - rng.randrange(1, len(names))]]) for at in payers]
 
 
-def record(
-    profile: str, place: Path, accounts: int, groups: int, together: int, rng: random.Random
-) -> list[list[Statement]]:
+def record(profile: str, place: Path, accounts: int, groups: int, together: int, rng: random.Random) -> list[Group]:
     """The statements of `groups` groups of `together` transfers, and `place`/start.db as it was before them."""
     path = place / "node.db"
     names = [f"account-{number}" for number in range(accounts)]
@@ -117,28 +118,37 @@ def record(
         recorder = Recorder(ledger.conn)
         ledger.conn = cast(sqlite3.Connection, recorder)
         for _ in range(groups):
-            recorder.statements = []
             drawn = draw(profile, names, together, rng)
-            ledger.make([ledger.pay(payer, [Posting(payee, 1) for payee in payees]) for payer, payees in drawn])
-            found.append(recorder.statements)
+            requests = [ledger.pay(payer, [Posting(payee, 1) for payee in payees]) for payer, payees in drawn]
+            recorder.statements = maker = []
+            links = ledger.form(requests)
+            recorder.statements = voter = []
+            links = ledger.check(links)
+            recorder.statements = every = []
+            ledger.vote(links)
+            ledger.apply(links)
+            found.append((maker, voter, every))
     return found
 
 
-def replay(start: Path, groups: Sequence[Sequence[Statement]], synchronous: str) -> float:
-    """Microseconds of CPU of a group: median over the groups."""
+def replay(start: Path, groups: Sequence[Group], synchronous: str) -> float:
+    """Microseconds of CPU that a group takes of all nodes together: median over the groups."""
     path = start.with_name("replayed.db")
     shutil.copy(start, path)
     conn = open_database(path, writer=True)
     conn.execute(f"PRAGMA synchronous={synchronous}")
     took = []
     for group in groups:
-        since = time.thread_time()
-        for method, sql, values in group:
-            if method == "executemany":
-                conn.executemany(sql, values)
-            else:
-                conn.execute(sql, values).fetchall()
-        took.append((time.thread_time() - since) * 1e6)
+        group_us = 0.0
+        for nodes, statements in zip(DOING, group, strict=True):
+            since = time.thread_time()
+            for method, sql, values in statements:
+                if method == "executemany":
+                    conn.executemany(sql, values)
+                else:
+                    conn.execute(sql, values).fetchall()
+            group_us += (time.thread_time() - since) * 1e6 * nodes
+        took.append(group_us)
     conn.close()
     for file in path.parent.glob(f"{path.name}*"):
         file.unlink()
@@ -230,7 +240,7 @@ def floor(run: dict[str, Any], asked: argparse.Namespace, place: Path) -> dict[s
         frames = cost["turns_per_transfer"] * (NODES - 1)
     rng, count = random.Random(asked.seed), WARM_UP + max(LEAST_GROUPS, asked.transfers // together)
     groups = record(profile, place, asked.accounts, count, together, rng)
-    full, unsafe = (replay(place / "start.db", groups, how) * NODES / together for how in ("FULL", "OFF"))
+    full, unsafe = (replay(place / "start.db", groups, how) / together for how in ("FULL", "OFF"))
     size = max(1, round(cost["member_bytes_per_transfer"] / max(frames, 1e-9)))
     parts = {
         "database": unsafe,

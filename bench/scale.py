@@ -6,9 +6,11 @@
     python bench/scale.py --postings 1000000 --keep docs/performance/scale.json            and then bench/tables.py
     python bench/scale.py --bulk --postings 800000 --keep docs/performance/scale-bulk.json
 
-One node's part of a transfer, without the network: read what the link depends on, form it, vote for it (one commit),
-decode and check it as the others do, apply it (one commit). Payers and payees are drawn from all accounts; 20 links
-share a commit, as under load. The database is a node's own, made by the same functions, on the disk of `--directory`.
+One node's part of a transfer, without the network: read what the link depends on, form it, decode it and read what its
+voters check (ADR 33, ADR 34), vote for it (one commit), check it again and apply it (one commit). No node does all of
+that: the one that makes the link has formed it, and only the others check it before they vote. Payers and payees are
+drawn from all accounts; 20 links share a commit, as under load. The database is a node's own, made by the same
+functions, on the disk of `--directory`.
 First it is filled with accounts, then with postings (16 accounts pass 8,190 postings on and on, so nearly all of them
 are confirmed); at each power of ten the transfers are measured. Signatures are left out: a node checks one when a
 client brings it, at a cost that depends on nothing.
@@ -40,11 +42,13 @@ from chain.disk import open_database
 from chain.genesis import Asset, Genesis, GenesisMember, Issuer
 from chain.link import Link, Outcome, decode_link_untrusted
 from chain.load import load
-from chain.needs import Needs
+from chain.needs import Loaded, Needs
 from chain.request import MAX_POSTINGS, NetworkId, Posting, Request, SignedRequest, encode_request, opening, transfer
-from chain.rows import Applied, VoteRow
+from chain.rows import Applied, Credit, VoteRow
 from chain.rules import Queued, check_successor, form_link
 from chain.store import commit, create_or_check
+from node.acceptor import MAX_CHECKED
+from node.familiar import Familiar
 
 TOGETHER: Final = 20  # links of one commit when measured
 FILLED: Final = 1000  # and while accounts are opened
@@ -75,13 +79,14 @@ def genesis() -> Genesis:
 
 
 class Ledger:
-    """A node's database and the part of its work that costs."""
+    """A node's database and the part of its work that costs. Whom it has met it does not look up again, as a node."""
 
     def __init__(self, path: Path) -> None:
         self.conn = open_database(path, writer=True)
         self.network: NetworkId = genesis().network_id
         self.postings = 0  # stored so far; SQL could only count them one by one
         create_or_check(self.conn, genesis(), NODE, (bytes(32), b"view"))
+        self._familiar = Familiar()
         self._nonce = count(1)
         self._clock_ms = count(2)
 
@@ -96,23 +101,29 @@ class Ledger:
         return transfer(self.network, sender, postings, next(self._nonce).to_bytes(32, "big"))
 
     def make(self, requests: Sequence[Request]) -> None:
-        """Make, vote for, check and apply one link for the requests of each sender."""
+        """Make, check, vote for and apply one link for the requests of each sender."""
+        links = self.check(self.form(requests))
+        self.vote(links)
+        self.apply(links)
+
+    def form(self, requests: Sequence[Request]) -> list[Link]:
+        """One link for the requests of each sender, as the node makes it that is to."""
         needs = Needs()
         queues: dict[str, list[Queued]] = {}
         for request in requests:
             item = queued(request)
             queues.setdefault(request.sender, []).append(item)
-            needs.assets |= request.recipients
+            needs.assets |= self._familiar.strangers(request.recipients)
             needs.outcomes.add((request.sender, item.request_id))
         needs.forming.update(queues)
-        loaded = load(self.conn, needs)
+        loaded = self._load(needs)
         links = []
         for sender, items in queues.items():
             formed = form_link(
                 self.network,
                 loaded.forming[sender],
                 items,
-                loaded.assets,
+                self._familiar.assets,
                 (),
                 epoch=1,
                 now_ms=next(self._clock_ms),
@@ -120,25 +131,52 @@ class Ledger:
             assert formed.link is not None and len(formed.link.entries) == len(items), f"{len(formed.left)} left out"
             assert all(entry.outcome is Outcome.COMPLETED for entry in formed.link.entries), "a transfer was rejected"
             links.append(formed.link)
+        return links
+
+    def check(self, links: Sequence[Link]) -> list[Link]:
+        """The same links, decoded and looked at as who is to vote for them does (`node.acceptor`)."""
+        decoded = [decode_link_untrusted(link.raw) for link in links]
+        needs = Needs()
+        for link in decoded:
+            needs_vote(link, self._familiar, needs)
+        loaded = self._load(needs)
+        for link in decoded:
+            if len(link.confirmed) + len(link.entries) <= MAX_CHECKED:
+                recorded = [request_id for request_id, _ in link.outcomes()]
+                assert len(set(recorded)) == len(recorded), "two outcomes of one request"
+                assert not any((link.account, request_id) in loaded.outcomes for request_id in recorded), "paid before"
+                self._follows(link, loaded)
+        return decoded
+
+    def vote(self, links: Sequence[Link]) -> None:
+        """Write a vote for each, in one commit."""
         ballot = (1, 0, NODE)
         commit(
             self.conn,
             [VoteRow(link.prev_hash, link.account, link.height, ballot, ballot, link.raw) for link in links],
         )
-        self.apply([decode_link_untrusted(link.raw) for link in links])
 
     def apply(self, links: Sequence[Link]) -> None:
         """Check that the links follow, and write them, in one commit."""
         needs = Needs()
         for link in links:
-            needs.heads.add(link.account)
-            needs.postings[link.account] = set(link.confirmed)
-        loaded = load(self.conn, needs)
-        applied = [Applied(link, tuple([loaded.postings[hash_] for hash_ in link.confirmed])) for link in links]
-        for write in applied:
-            check_successor(write.link, loaded.heads.get(write.link.account), write.confirmed)
-        commit(self.conn, applied)
+            needs_apply(link, self._familiar, needs)
+        loaded = self._load(needs)
+        commit(self.conn, [Applied(link, self._follows(link, loaded)) for link in links])
         self.postings += sum(len(link.posting_hashes) for link in links)
+        self._familiar.tidy()
+
+    def _load(self, needs: Needs) -> Loaded:
+        """The rows; who is among them is met."""
+        loaded = load(self.conn, needs)
+        self._familiar.note(loaded.assets)
+        return loaded
+
+    def _follows(self, link: Link, loaded: Loaded) -> tuple[Credit, ...]:
+        """What it confirms, when it follows from what is here."""
+        confirmed = tuple([loaded.postings[posting] for posting in link.confirmed])
+        check_successor(link, loaded.heads.get(link.account), confirmed, self._familiar.assets, loaded.taken)
+        return confirmed
 
     def open(self, names: Sequence[str]) -> None:
         """Open accounts and give each FUNDS."""
@@ -150,6 +188,26 @@ class Ledger:
                 opened.append(form_opening(self.network, item, next(self._clock_ms)))
             self.apply(opened)
             self.make([self.pay("mint", [Posting(name, FUNDS) for name in part])])
+
+
+def needs_vote(link: Link, familiar: Familiar, needs: Needs) -> None:
+    """What who is asked to vote for a link looks at, as `Acceptor.needs_check`."""
+    needs.heads.add(link.account)
+    if len(link.confirmed) + len(link.entries) <= MAX_CHECKED:
+        needs.assets |= familiar.strangers(link.recipients)
+        if link.confirmed:
+            needs.postings.setdefault(link.account, set()).update(link.confirmed)
+        needs.outcomes.update((link.account, request_id) for request_id, _ in link.outcomes())
+
+
+def needs_apply(link: Link, familiar: Familiar, needs: Needs) -> None:
+    """What must be looked at to apply a link, as `Replica.needs_link` with nothing that waits."""
+    needs.heads.add(link.account)
+    needs.links_at.add((link.account, link.height))
+    if link.confirmed:
+        needs.postings.setdefault(link.account, set()).update(link.confirmed)
+    needs.made.update(link.posting_hashes)
+    needs.assets |= familiar.strangers(link.recipients)
 
 
 def queued(request: Request) -> Queued:

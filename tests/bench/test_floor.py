@@ -4,6 +4,7 @@ import json
 import random
 import sqlite3
 from argparse import Namespace
+from itertools import count
 from pathlib import Path
 
 import floor
@@ -39,6 +40,9 @@ def test_replayed_statements_make_the_database_that_was_recorded(
     monkeypatch.setattr(floor, "WARM_UP", 1)
     groups = floor.record(profile, tmp_path, 12, 4, 5, random.Random(1))
     assert len(groups) == 4
+    for maker, voter, every in groups:
+        assert not [sql for _, sql, _ in (*maker, *voter) if sql.startswith(("INSERT", "UPDATE", "DELETE"))]
+        assert maker and voter and any(sql.startswith("INSERT") for _, sql, _ in every)
     before = rows(tmp_path / "start.db")
     wanted = rows(tmp_path / "node.db")
     assert len(wanted["links"]) == len(before["links"]) + links
@@ -54,6 +58,17 @@ def test_replayed_statements_make_the_database_that_was_recorded(
     monkeypatch.setattr(Path, "unlink", look_first)
     assert floor.replay(tmp_path / "start.db", groups, "FULL") > 0
     assert kept == [wanted]
+
+
+def test_one_node_makes_a_link_the_others_check_it_and_all_write_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of three parts of a group takes 1 s: 1, 2 and 3 nodes do it."""
+    monkeypatch.setattr(floor, "WARM_UP", 0)
+    floor.record("uniform", tmp_path, 12, 0, 5, random.Random(1))
+    seconds = count()
+    monkeypatch.setattr(floor.time, "thread_time", lambda: next(seconds))
+    assert floor.replay(tmp_path / "start.db", [([], [], [])], "FULL") == 6e6
 
 
 def test_the_floor_is_the_sum_of_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

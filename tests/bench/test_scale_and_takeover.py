@@ -4,10 +4,20 @@ import re
 from argparse import Namespace
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import scale
 import takeover
+
+from chain.errors import Corruption
+from chain.needs import Needs
+from chain.request import Posting
+from node.acceptor import Acceptor
+from node.decoded import LinkDecoder
+from node.familiar import Familiar
+from node.replica import Replica
 
 # --- scale ---------------------------------------------------------------------------------------------------------
 
@@ -61,6 +71,56 @@ def test_a_ledger_is_filled_up_to_the_target_and_never_emptied(tmp_path: Path) -
         assert ledger.postings == 50
         scale.fill_postings(ledger, 40, count())
         assert ledger.postings == 50
+
+
+def acceptor(familiar: Familiar) -> Acceptor:
+    """As far as what it looks at goes."""
+    unused: Any = None
+    return Acceptor(unused, LinkDecoder(), unused, cast(Replica, SimpleNamespace(familiar=familiar)))
+
+
+def test_a_link_is_checked_before_the_vote_against_what_voters_look_at(tmp_path: Path) -> None:
+    with scale.Ledger(tmp_path / "small.db") as ledger:
+        ledger.open(["ann", "bob", "eve"])
+        (first,) = ledger.form([ledger.pay("ann", [Posting("bob", 1)])])
+        ledger.make([ledger.pay("ann", [Posting("bob", 2)])])
+        (link,) = ledger.form([ledger.pay("bob", [Posting("eve", 3), Posting("ann", 1)])])
+        assert len(link.confirmed) > 1, "the reads of what it takes up are among them"
+        for familiar in (Familiar(), ledger._familiar):
+            ours, theirs = Needs(), Needs()
+            scale.needs_vote(link, familiar, ours)
+            acceptor(familiar).needs_check(link, theirs)
+            assert ours == theirs
+        with pytest.raises(Corruption, match="the tip here has height"):
+            ledger.check([first])
+        checked = ledger.check([link])
+        assert [again.raw for again in checked] == [link.raw]
+        ledger.vote(checked)
+        ledger.apply(checked)
+        assert ledger.postings == 3 + 1 + 2
+
+
+def test_a_link_is_applied_by_what_a_node_looks_at(tmp_path: Path) -> None:
+    with scale.Ledger(tmp_path / "small.db") as ledger:
+        ledger.open(["ann", "bob"])
+        (link,) = ledger.form([ledger.pay("ann", [Posting("bob", 1)])])
+        replica: Any = Replica.__new__(Replica)
+        replica.familiar, replica.lacking = Familiar(), SimpleNamespace(wakes=lambda link: [])
+        ours, theirs = Needs(), Needs()
+        scale.needs_apply(link, replica.familiar, ours)
+        replica.needs_link(link, theirs)
+        assert ours == theirs
+
+
+def test_who_is_paid_must_be_there_and_hold_the_same(tmp_path: Path) -> None:
+    """`check_successor` is given what the accounts hold, as in a node."""
+    with scale.Ledger(tmp_path / "small.db") as ledger:
+        ledger.open(["ann", "bob"])
+        (link,) = ledger.form([ledger.pay("ann", [Posting("bob", 1)])])
+        ledger._familiar.note({"bob": "EUR"})
+        for step in (ledger.check, ledger.apply):
+            with pytest.raises(Corruption, match="pays an account that does not hold CZK"):
+                step([link])
 
 
 # --- takeover ------------------------------------------------------------------------------------------------------
