@@ -65,3 +65,15 @@ def test_what_sentences_say_of_the_tables_without_numbers_holds() -> None:
         ),
     ):
         assert sentence in PAGE and holds, sentence
+
+
+def test_the_page_says_what_its_numbers_leave_out() -> None:
+    """As long as the programs measure no more."""
+    for sentence in (
+        "in `hot-recipient` and `hot-sender` nobody does",
+        "its connections have no TLS, and its clients sign nothing",
+    ):
+        assert sentence in " ".join(PAGE.split()), sentence
+    settings = (ROOT / "bench" / "postgres.py").read_text()
+    (wal,) = re.findall(r"^max_wal_size = (\w+)$", settings, re.MULTILINE)
+    assert f"`max_wal_size = {wal}`" in PAGE and 'primary.sql("CHECKPOINT")' in settings and "\nssl" not in settings
