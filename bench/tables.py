@@ -132,13 +132,13 @@ def compare_run(results: Kept) -> str:
         on = [f"{machine['cores']} cores of {machine['cpu']}", f"{machine['memory_gb']} GB", machine["kernel"]]
     if "load_average" in found:
         on.append(f"a load average of {found['load_average']:g} before it")
-    again = " None was sent again." if all("retried" in row for row in found["hopchain"].values()) else ""
+    again = ", and no request was sent again" if all("retried" in row for row in found["hopchain"].values()) else ""
     return (
         f"`{found['commit']}`: {', '.join(on)}, {machine['file_system']}, SQLite {release(machine['sqlite'])}, "
         f"Python {release(machine['python'])}, PostgreSQL {machine['postgresql'].split('.')[0]}; {asked['nodes']} nodes,\n"
         f"k = {asked['k']}, {asked['clients']} clients, {asked['accounts']:,} accounts, "
         f"{asked['duration_s']} s after {asked['warm_up_s']} s of warm-up. "
-        + (f"At hopchain: {told}." if told else f"No run of hopchain rejected, aborted or lost anything.{again}")
+        + (f"At hopchain: {told}." if told else f"No run of hopchain rejected, aborted or lost anything{again}.")
     )
 
 

@@ -107,7 +107,7 @@ def test_what_the_programs_keep_has_what_each_table_shows(results: tables.Kept) 
     shown = {name: tables.render(name, results) for name in tables.TABLES}
     assert shown["compare-run"].startswith("`1234567`: ")
     assert re.search(r" cores of .*, \d+ GB, \w+ [\d.]+, a load average of 0.25 before it, ", shown["compare-run"])
-    assert shown["compare-run"].endswith("rejected, aborted or lost anything. None was sent again.")
+    assert shown["compare-run"].endswith("rejected, aborted or lost anything, and no request was sent again.")
     assert "| hopchain: rejected, without an outcome, sent again | 0, 0, 0 | 0, 0, 0 |" in shown["compare"]
     assert "PostgreSQL 15; 3 nodes,\nk = 3, 32 clients, 10,000 accounts, 10 s after 3 s" in shown["compare-run"]
     assert "| PostgreSQL x3, plain function | 1,000 (50 % aborted) |" in shown["compare"]
