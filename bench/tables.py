@@ -368,23 +368,29 @@ def floor_table(results: Kept) -> str:
     )
     rows.append(["completed a second", *per_s("completed_per_s")])
     rows.append([f"most that the floor leaves to {in_words(results['floor']['cores'])} cores", *per_s("most_per_s")])
-    beside = {row["profile"]: row["goal"] * row["peer_per_s"] for row in results["compare"]["ratios"]}
-    beside["bulk"] = compare.BULK_PER_S
+    beside = goals_per_s(results)
     rows.append(["the goal in the run [above](#numbers)", *(whole(beside[profile]) for profile in FLOORS)])
     return grid(["part", *FLOORS.values()], rows)
 
 
-def bulk_reach(results: Kept) -> str:
-    """Whether the floor leaves the goal of bulk, which is near it."""
-    runs = results["floor"]["profiles"]["bulk"]
-    most = middle(results, "bulk")["most_per_s"] / compare.BULK_PER_S
+def goals_per_s(results: Kept) -> dict[str, float]:
+    """Profile -> completed a second that its goal asks for, in the run of the comparison."""
+    wanted = {row["profile"]: row["goal"] * row["peer_per_s"] for row in results["compare"]["ratios"]}
+    return {**wanted, "bulk": compare.BULK_PER_S}
+
+
+def reach(profile: str, floor_of: str, results: Kept) -> str:
+    """Whether the floor, which is measured with the profile `floor_of`, leaves the goal of a profile."""
+    runs, goal = results["floor"]["profiles"][floor_of], goals_per_s(results)[profile]
+    most = middle(results, floor_of)["most_per_s"] / goal
     words = "at the edge of what the floor leaves"
     if most < 1 - MARGIN:
         words = "out of reach of any language"
     elif most > 1 + MARGIN:
         words = "within what the floor leaves"
     least, last = (whole(of(run["most_per_s"] for run in runs)) for of in (min, max))
-    return f"{words} ({least} to {last} postings/s in the {in_words(len(runs))} runs, of {compare.BULK_PER_S:,})"
+    unit = " postings/s" if profile == "bulk" else "/s"
+    return f"{words} ({least} to {last}{unit} in the {in_words(len(runs))} runs, of {whole(goal)})"
 
 
 def needed(results: Kept) -> str:
@@ -449,7 +455,10 @@ TABLES: Final[dict[str, Callable[[Kept], str]]] = {
     "shares": shares_table,
     "floor-commit": partial(commit, "floor"),
     "floor": floor_table,
-    "bulk-reach": bulk_reach,
+    "uniform-reach": partial(reach, "uniform", "uniform"),
+    "hot-recipient-reach": partial(reach, "hot-recipient", "hot-recipient"),
+    "zipf-reach": partial(reach, "zipf", "uniform"),
+    "bulk-reach": partial(reach, "bulk", "bulk"),
     "needed": needed,
     "leave": leave,
 }

@@ -204,7 +204,16 @@ def test_parts_floor_and_rest_are_of_one_run_and_add_up(results: tables.Kept) ->
 def test_a_goal_within_the_noise_of_the_floor_is_at_its_edge(most: list[int], words: str, results: tables.Kept) -> None:
     for run, per_s in zip(results["floor"]["profiles"]["bulk"], most, strict=True):
         run |= {"most_per_s": per_s, "floor_us": 1e6 / per_s}
-    assert tables.bulk_reach(results).startswith(words)
+    assert tables.TABLES["bulk-reach"](results).startswith(words)
+
+
+def test_a_hot_recipient_has_a_floor_of_its_own_and_zipf_that_of_uniform(results: tables.Kept) -> None:
+    for profile, per_s in (("uniform", 600), ("hot-recipient", 3_900)):
+        for run in results["floor"]["profiles"][profile]:
+            run["most_per_s"] = per_s
+    assert tables.TABLES["uniform-reach"](results).endswith("(600 to 600/s in the three runs, of 1,000)")
+    assert tables.TABLES["zipf-reach"](results).endswith("(600 to 600/s in the three runs, of 3,000)")
+    assert tables.TABLES["hot-recipient-reach"](results).startswith("at the edge of what the floor leaves (3,900")
 
 
 def test_lost_payments_stand_where_it_says_that_there_are_none(results: tables.Kept) -> None:

@@ -32,7 +32,7 @@ def test_a_mark_leaves_the_text_after_it_markdown() -> None:
 
 def test_what_sentences_say_of_the_tables_without_numbers_holds() -> None:
     """If not, the sentence is to be written anew."""
-    found, floors = result("compare"), result("floor")["profiles"]
+    found, floors, many = result("compare"), result("floor")["profiles"], result("clients")
     ours, ratios = found["hopchain"], {row["profile"]: row for row in found["ratios"]}
 
     def median(profile: str, key: str) -> float:
@@ -47,14 +47,17 @@ def test_what_sentences_say_of_the_tables_without_numbers_holds() -> None:
             "and than hopchain's own uniform load",
             ours["hot-sender"]["completed_per_s"] > ours["uniform"]["completed_per_s"],
         ),
-        ("**Uniform**: out of reach", median("uniform", "most_per_s") < goal["uniform"]),
+        ("What keeps the others out of reach", "within what the floor leaves" not in PAGE),
         (
-            "**Hot recipient** and **zipf** are out of reach, too",
-            median("hot-recipient", "most_per_s") < goal["hot-recipient"]
-            and median("uniform", "most_per_s") < goal["zipf"],
+            "With 256\n  clients and more it is reached",
+            all(
+                row["completed_per_s"] >= ratios["hot-sender"]["goal"] * many["postgres"]["completed_per_s"]
+                for row in many["hopchain"]
+                if row["clients"] >= 256
+            ),
         ),
         ("Python is the smaller part", median("bulk", "interpreter_us") < median("bulk", "measured_us") / 2),
-        ("**Hot sender**: the floor leaves it", median("hot-sender", "most_per_s") > goal["hot-sender"]),
+        ("**Hot sender**: the floor leaves it", median("hot-sender", "most_per_s") > 1.2 * goal["hot-sender"]),
         (
             "the interpreter takes more than the whole floor",
             median("hot-sender", "interpreter_us") > median("hot-sender", "floor_us"),
