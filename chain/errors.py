@@ -8,18 +8,28 @@
 Errors carry their numbers: a message without them cannot be acted upon.
 """
 
+from typing import Final
+
+MAX_TEXT_CHARS: Final = 1000  # several times the longest of our own; it fits every frame, and a line of a log
+
+
+def cut(text: str) -> str:
+    """`text`, which may quote what others sent, with at most MAX_TEXT_CHARS of it and how long it was. A frame of some
+    MiB may be one name, and a decoder says which name it does not know."""
+    return text if len(text) <= MAX_TEXT_CHARS else f"{text[:MAX_TEXT_CHARS]}... ({len(text)} characters)"
+
 
 class HopchainError(Exception):
     """Base of all errors raised on purpose by this project."""
 
 
 class RemoteFault(HopchainError):
-    """Untrusted bytes break the protocol. `code` is stable and short, the text is for people."""
+    """Untrusted bytes break the protocol. `code` is stable and short, the text is for people, and cut."""
 
     def __init__(self, code: str, text: str) -> None:
-        super().__init__(f"{text} [{code}]")
         self.code = code
-        self.text = text
+        self.text = cut(text)
+        super().__init__(f"{self.text} [{code}]")
 
 
 class LocalMisuse(HopchainError):

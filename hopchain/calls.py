@@ -23,7 +23,7 @@ from typing import Final
 import anyio
 import msgspec
 
-from chain.errors import LocalMisuse, RemoteFault
+from chain.errors import LocalMisuse, RemoteFault, cut
 from hopchain import connection
 from hopchain.addresses import Address
 from hopchain.room import Room
@@ -203,7 +203,7 @@ class Calls:
         except connection.ConnectionFailed as error:
             self.lose(error.cause)
         except (RemoteFault, msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            self.lose(f"broke the protocol: {error}")
+            self.lose(cut(f"broke the protocol: {error}"))
         scope.cancel()
 
     async def _read(self) -> None:
@@ -214,7 +214,7 @@ class Calls:
 
     def _hear(self, message: NodeFrame) -> None:
         if isinstance(message, Refused):
-            self.lose(f"closed the connection: {message.reason} [{message.code}]")
+            self.lose(cut(f"closed the connection: {message.reason} [{message.code}]"))
         elif not isinstance(message, Reply) or not 0 < message.number <= self._number:
             raise RemoteFault("unexpected", f"a {type(message).__name__} that answers no call")
         else:

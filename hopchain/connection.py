@@ -14,7 +14,7 @@ import anyio.abc
 import msgspec
 from anyio.streams.tls import TLSStream
 
-from chain.errors import HopchainError, LocalMisuse, RemoteFault
+from chain.errors import HopchainError, LocalMisuse, RemoteFault, cut
 from hopchain import wire
 from hopchain.addresses import Address
 from hopchain.framing import FrameReader, frame
@@ -183,7 +183,7 @@ def _check_hello_untrusted(payload: bytes, network: bytes) -> bytes:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise RemoteFault("malformed", f"its hello cannot be read: {error}") from None
     if isinstance(hello, wire.Refused):
-        raise RemoteFault(hello.code, f"it refused the connection: {hello.reason}")
+        raise RemoteFault(cut(hello.code), f"it refused the connection: {hello.reason}")
     if not isinstance(hello, wire.Hello):
         raise RemoteFault("malformed", "it did not begin with a hello")
     if hello.version != wire.PROTOCOL_VERSION:

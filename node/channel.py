@@ -184,8 +184,8 @@ class Channel:
         farewell: Callable[[RemoteFault], bytes] | None = None,
     ) -> tuple[str, str]:
         """Pass each frame to `on_frame` and send what is queued, until `stop`, the end of the stream, or a
-        `RemoteFault` (of the framing or of `on_frame`), which is answered with `farewell(fault)`. Returns the reason.
-        """
+        `RemoteFault` (of the framing or of `on_frame`), which is answered with `farewell(fault)`, unless that is
+        above the limit of a frame. Returns the reason."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -225,7 +225,9 @@ class Channel:
             if self._fault is not None:
                 raise self._fault
         except RemoteFault as fault:
-            told = farewell is not None and self.send_nowait(farewell(fault))
+            last = None if farewell is None else farewell(fault)
+            # It says what the other side did, so its size is never a bug that may stop the node.
+            told = last is not None and len(last) <= self._frame_limit and self.send_nowait(last)
             self._reason = self._reason or (fault.code, fault.text)  # nothing more is queued behind the farewell
             with trio.move_on_after(FLUSH_S):
                 while told and self._queued:

@@ -297,4 +297,5 @@ class ClientServer:
 
 
 def _refusal(fault: RemoteFault) -> bytes:
-    return wire.encode(wire.Refused(fault.code, fault.text))
+    """What the client is told; no text of a fault is too long for a frame (chain.errors.cut) or cannot be encoded."""
+    return wire.encode(wire.Refused(fault.code, fault.text.encode(errors="replace").decode()))

@@ -4,18 +4,22 @@
 * `RoutingMisuse`: our own caller asked for something that makes no sense. The text says what to do.
 """
 
+from typing import Final
+
+MAX_TEXT_CHARS: Final = 1000  # of a fault: it may quote what others sent, which is up to a frame of some MiB
+
 
 class RoutingError(Exception):
     """Base of all errors raised on purpose by this package."""
 
 
 class RoutingFault(RoutingError):
-    """Untrusted bytes break the protocol. `code` is stable and short, the text is for people."""
+    """Untrusted bytes break the protocol. `code` is stable and short, the text is for people, and cut."""
 
     def __init__(self, code: str, text: str) -> None:
-        super().__init__(f"{text} [{code}]")
         self.code = code
-        self.text = text
+        self.text = text[:MAX_TEXT_CHARS]
+        super().__init__(f"{self.text} [{code}]")
 
 
 class RoutingMisuse(RoutingError):

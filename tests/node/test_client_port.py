@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import msgspec
@@ -14,7 +16,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from chain.errors import RemoteFault
+from chain.errors import MAX_TEXT_CHARS, RemoteFault
 from hopchain import connection, wire
 from hopchain.connection import ConnectionFailed, client_context, connect
 from hopchain.framing import frame
@@ -22,8 +24,11 @@ from node import client_port
 from node.accepting import HANDSHAKE_S, MAX_HANDSHAKES, PATIENCE_S, Strangers, origin
 from node.channel import BURST_S, CLOSE_S, FLUSH_S, Channel
 from node.client_port import CLIENT_QUEUE_BYTES, HELD_BYTES, IDLE_S, ClientServer, Session
+from node.hello import MAX_HELLO_BYTES
 from node.layout import Network
+from node.running import RunningNode
 from node.tls import start_tls
+from tests.node.driving import Rig
 from tests.node.wires import HOST, Certified, MemoryNetwork, certified, new_layout
 from tests.ports import take
 
@@ -197,6 +202,15 @@ async def test_nobody_there_is_unreachable(node: Certified, tls: ssl.SSLContext)
 def test_a_wrong_hello_of_the_node_is_a_remote_fault(answer: bytes, says: str) -> None:
     with pytest.raises(RemoteFault, match=says):
         connection._check_hello_untrusted(answer, bytes(32))
+
+
+@pytest.mark.parametrize(
+    "answer", [b"\x91\xda\xff\xff" + b"x" * 65535, wire.encode(wire.Refused("c" * 65535, "r" * 65535))]
+)
+def test_what_a_wrong_hello_says_is_cut(answer: bytes) -> None:
+    with pytest.raises(RemoteFault) as caught:
+        connection._check_hello_untrusted(answer, bytes(32))
+    assert len(str(caught.value)) < 3 * MAX_TEXT_CHARS
 
 
 @pytest.mark.parametrize("said", [b"", b"i" * 19, b"i" * 20, b"i" * 21])
@@ -422,6 +436,104 @@ async def test_a_fault_is_told_to_the_client_and_ends_its_session_only(
         assert echo.server.counters["closed.malformed"] == 1
         await well.send(b"y")
         assert await well.receive() == b"y"
+
+
+def sized(head: bytes, byte: bytes = b"x") -> bytes:
+    """The longest frame that a client may send: `head`, a text of 4 bytes of length, and nothing else."""
+    left = wire.MAX_CLIENT_FRAME_BYTES - len(head) - 5
+    return head + b"\xdb" + left.to_bytes(4, "big") + byte * left
+
+
+LARGE = {
+    "a tag": sized(b"\x91"),
+    "a tag of nothing printable": sized(b"\x91", b"\0"),
+    "a tag in a call": sized(b"\x93\xa4call\x01\x91"),
+    "a number": sized(b"\x93\xa4call"),
+    "a body": sized(b"\x93\xa4call\x01"),
+    "an account": sized(b"\x93\xa4call\x01\x92\xa7balance"),
+    "a height": sized(b"\x93\xa4call\x01\x94\xa5chain\xa1a"),
+    "bytes": sized(b"\x93\xa4call\x01\x93\xa7outcome"),
+    "no UTF-8": sized(b"\x91", b"\xff"),
+    "no array": sized(b""),
+    "a hello": wire.encode(wire.Hello(1, bytes(wire.MAX_CLIENT_FRAME_BYTES - 15))),
+    "depth": b"\x91" * wire.MAX_CLIENT_FRAME_BYTES,
+    "width": b"\xdd\xff\xff\xff\xff" + b"\x01" * (wire.MAX_CLIENT_FRAME_BYTES - 5),
+    "zeros": bytes(wire.MAX_CLIENT_FRAME_BYTES),
+    "more than said": wire.encode(wire.Call(1, wire.AskStatus())).ljust(wire.MAX_CLIENT_FRAME_BYTES, b"x"),
+}
+
+
+class Reading(Echo):
+    """A server that reads its frames as a node does, and has questions of names, ids and keys judged."""
+
+    async def _handler(self, session: Session, payload: bytes) -> None:
+        rig = Rig()
+        rig.driver.calls.remove_session(rig.session)
+        node: Any = SimpleNamespace(driver=rig.driver)
+        node._on_call = lambda session, call, size: RunningNode._on_call(node, session, call, size)
+        await RunningNode._on_client_frame(node, session, payload)
+
+
+@pytest.mark.parametrize("payload", LARGE.values(), ids=LARGE)
+async def test_no_frame_however_large_ends_the_port(
+    payload: bytes, node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    """What a decoder says of a frame quotes it: some MiB of text are more than a frame of the node may have."""
+    assert len(payload) <= wire.MAX_CLIENT_FRAME_BYTES
+    async with serving(Reading(node, network)):
+        for _ in range(2):
+            channel = await enter(network, tls, node)
+            await channel.send(payload)
+            answer = wire.decode_node_frame_untrusted(await channel.receive() or b"")
+            refused = answer.body if isinstance(answer, wire.Reply) else answer
+            assert isinstance(refused, wire.Refused)
+            assert len(refused.reason) <= 2 * MAX_TEXT_CHARS
+            await channel.aclose()
+
+
+@pytest.mark.parametrize("head", [b"\x91", b"\x94\xa5hello", b"\x93\xa5hello\x01"])
+async def test_a_hello_that_is_one_long_text_is_refused_with_a_short_one(
+    head: bytes, node: Certified, tls: ssl.SSLContext, network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    left = MAX_HELLO_BYTES - len(head) - 3
+    async with serving(Echo(node, network)):
+        channel = await dial(network, tls)
+        await channel.send(head + b"\xda" + left.to_bytes(2, "big") + b"x" * left)
+        assert len((await refusal(channel)).reason) <= 2 * MAX_TEXT_CHARS
+        await channel.aclose()
+        await (await enter(network, tls, node)).aclose()
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (RemoteFault("malformed", "half a character: \ud800"), wire.Refused("malformed", "half a character: ?")),
+        (RemoteFault("x" * 5 * MIB, "its code is as long as that"), None),
+    ],
+    ids=["no UTF-8", "too long"],
+)
+async def test_a_fault_that_no_frame_can_tell_ends_its_session_only(
+    fault: RemoteFault,
+    told: wire.Refused | None,
+    node: Certified,
+    tls: ssl.SSLContext,
+    network: MemoryNetwork,
+    autojump_clock: MockClock,
+) -> None:
+    echo = Echo(node, network)
+
+    def refuse(session: Session, payload: bytes) -> None:
+        raise fault
+
+    async with serving(echo):
+        channel = await enter(network, tls, node)
+        echo.handle = refuse
+        await channel.send(b"junk")
+        payload = await channel.receive()
+        assert (None if payload is None else wire.decode_node_frame_untrusted(payload)) == told
+        await channel.aclose()
+        echo.handle = lambda session, payload: None
+        await serves_still(network, tls, node)
 
 
 async def test_a_farewell_is_not_cut_by_answers_that_come_too_late(

@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from chain.errors import Corruption, Quarantined, RemoteFault
+from chain.errors import MAX_TEXT_CHARS, Corruption, Quarantined, RemoteFault
 from chain.store import Write
+from hopchain.framing import MAX_FRAME_BYTES
 from node.events import FromPeer
 from node.messages import MAX_EARLIER, Message, Offer, Ping, decode_frame_untrusted, encode_frames, encode_message
 from node.pulling import EARLIER
@@ -112,6 +113,15 @@ def test_no_bytes_make_the_decoder_raise_anything_else(messages: list[Message]) 
     for depth in (10, 2_000, 200_000):
         with pytest.raises(RemoteFault):
             decode_frame_untrusted(b"\x91" * depth)
+
+
+def test_what_is_said_of_a_frame_quotes_little_of_it() -> None:
+    """A frame may be one name of 8 MiB that the decoder does not know, and its fault stands in the log."""
+    for head in (b"\x91\x91", b"\x91\x92\xa4want", b"\x91"):
+        left = MAX_FRAME_BYTES - len(head) - 5
+        with pytest.raises(RemoteFault) as caught:
+            decode_frame_untrusted(head + b"\xdb" + left.to_bytes(4, "big") + b"x" * left)
+        assert len(str(caught.value)) < MAX_TEXT_CHARS + 100
 
 
 class Blind(Watch):
