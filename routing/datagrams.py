@@ -110,8 +110,19 @@ class _Udp(asyncio.DatagramProtocol):
         return (name[0], name[1])
 
     def send(self, data: bytes, to: Address) -> None:
-        if not self._transport.is_closing():
+        # asyncio closes the port, and the node with it, when the kernel's call raises anything but an OSError
+        if not self._transport.is_closing() and _is_numeric(to):
             self._transport.sendto(data, to)
 
     def close(self) -> None:
         self._transport.close()
+
+
+def _is_numeric(address: Address) -> bool:
+    """A numeric IP, without a scope, and a port: nothing is looked up for it, and nothing but an OSError raised."""
+    host, port = address
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+    except (OSError, ValueError):  # the latter for text with a zero byte or half a character
+        return False
+    return 0 <= port <= 65535

@@ -100,7 +100,10 @@ def check_address_untrusted(host: str, port: int) -> None:
 # The same few hosts come in every reply, and parsing one costs as much as opening a seal.
 @functools.lru_cache(maxsize=4096)
 def _is_host(host: str) -> bool:
-    """True when `host` is the canonical text of an IP address of one host."""
+    """True when `host` is the canonical text of an IP address of one host. A scope (`fe80::1%eth0`), for which
+    ipaddress takes any text, means nothing on another machine."""
+    if "%" in host:
+        return False
     try:
         ip = ipaddress.ip_address(host)
     except ValueError:

@@ -54,6 +54,8 @@ def test_a_cut_message_or_an_unknown_kind_is_malformed(raw):
         (rpc.decode_contacts_untrusted, [(bytes(20), "localhost", 4000)]),
         (rpc.decode_contacts_untrusted, [(bytes(20), "::0001", 4000)]),
         (rpc.decode_contacts_untrusted, [(bytes(20), "0.0.0.0", 4000)]),
+        (rpc.decode_contacts_untrusted, [(bytes(20), "fe80::1%eth0", 4000)]),
+        (rpc.decode_contacts_untrusted, [(bytes(20), "fe80::1%\0", 4000)]),
         (rpc.decode_contacts_untrusted, [(bytes(20), "224.0.0.1", 4000)]),
         (rpc.decode_contacts_untrusted, [(bytes(20), "10.0.0.1", 0)]),
         (rpc.decode_contacts_untrusted, [(bytes(20), "10.0.0.1", 65536)]),

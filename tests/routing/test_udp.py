@@ -7,6 +7,7 @@ import pytest
 import trio
 import trio_asyncio
 
+from routing.datagrams import UdpFactory
 from routing.dht import Contact, open_dht
 from routing.errors import RoutingMisuse
 from routing.keyspace import closest, node_id_of
@@ -35,6 +36,23 @@ async def test_garbage_on_the_port_is_dropped_and_the_node_goes_on():
                 noise.sendto(data, ("127.0.0.1", a.port))
             assert await b.ping(Contact(a.node_id, "127.0.0.1", a.port)) is not None
             assert a.dropped == {"short": 2, "version": 1, "oversized": 1}
+
+
+async def test_an_address_that_no_socket_takes_is_a_loss_and_the_port_goes_on():
+    """asyncio closes a port when the kernel's call raises a TypeError."""
+    heard = []
+    async with trio_asyncio.open_loop():
+        udp = await UdpFactory().open(lambda data, sender: heard.append(data), "127.0.0.1", 0)
+        for host in ("fe80::1%\0", "fe80::1%\ud800", "127.0.0.1\0", "\ud800", "name", "", "::1", "1.2.3.4.5"):
+            udp.send(b"lost", (host, 9))
+        for port in (-1, 65536, 2**70):
+            udp.send(b"lost", ("127.0.0.1", port))
+        with trio.fail_after(30):
+            while not heard:
+                udp.send(b"well", udp.address)
+                await trio.sleep(0.01)
+        udp.close()
+    assert set(heard) == {b"well"}
 
 
 async def test_a_port_in_use_and_a_name_that_does_not_exist():
