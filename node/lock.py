@@ -6,6 +6,7 @@ stays; the process id in it is only for the message to the second process.
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -72,18 +73,24 @@ class DataLock:
                 f"{self._path} cannot be opened ({error.strerror}): is this the directory of a node, and yours?"
             ) from None
         try:
+            self._lock(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        return self
+
+    def _lock(self, descriptor: int) -> None:
+        try:
             holder = try_lock(descriptor)
         except OSError as error:
-            os.close(descriptor)
             raise LocalMisuse(
                 f"{self._path} cannot be locked ({error.strerror}): keep the directory on a local file system"
             ) from None
         if holder is not None:
-            os.close(descriptor)
             raise LocalMisuse(f"{self._path.parent} is in use by process {holder}: stop that node first")
-        note_holder(descriptor)
-        self._descriptor = descriptor
-        return self
+        with suppress(OSError):  # a full disk, which is told by what needs it
+            note_holder(descriptor)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

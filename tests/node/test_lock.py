@@ -95,3 +95,29 @@ def test_the_holder_is_known_while_it_holds(tmp_path: Path) -> None:
             DataLock(tmp_path).__enter__()
     assert (tmp_path / LOCK_FILE).read_text() == f"{os.getpid()}\n"
     assert lock_holder(tmp_path) is None
+
+
+@pytest.mark.parametrize("refused", ["ftruncate", "pwrite"])
+def test_a_full_disk_keeps_nobody_from_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    """What else the node does about it, and says, comes later."""
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, refused, full)
+    with DataLock(tmp_path), pytest.raises(LocalMisuse, match="in use by process"):
+        DataLock(tmp_path).__enter__()
+
+
+def test_who_does_not_get_it_keeps_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+
+    def interrupted(descriptor: int, operation: int) -> None:
+        opened.append(descriptor)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fcntl, "flock", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        DataLock(tmp_path).__enter__()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
