@@ -162,7 +162,7 @@ def list_command(out: Output, save: bool, at: str | None, network_dir: Path | No
 def _save(out: Output, network: Network) -> Network:
     """The network with the members of now in its network.toml; `CommandFailed` when it is not known where one is."""
     from cli.invite import current_seeds
-    from node.layout import read_network, replace_places
+    from node.layout import read_network, write_places
 
     async def ask() -> Picture:
         async with open_patiently(network) as client:
@@ -186,7 +186,7 @@ def _save(out: Output, network: Network) -> Network:
     failed = add_names(network.directory, gone)  # they are still in the views
     if failed:
         out.note(f"{', '.join(gone.values())} will be shown by id: {failed}")
-    replace_places(network.directory, made.genesis, places)
+    write_places(network.directory, made.genesis, places)
     return load_network(network.directory)
 
 

@@ -26,7 +26,7 @@ def write_whole(path: Path, content: bytes, *, through: Path | None = None) -> N
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
         fresh.replace(path)
-        _sync_name(path)
+        sync_name(path)
     except BaseException:  # Ctrl-C, too
         with suppress(OSError):
             fresh.unlink(missing_ok=True)
@@ -42,12 +42,25 @@ def sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def _sync_name(path: Path) -> None:
+def sync_name(path: Path) -> None:
+    """Make the name of a file or directory durable, where that is possible."""
     try:
         sync_directory(path.parent)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network shares have nothing to sync there
+        # some network shares have nothing to sync there; and who may make names need not be allowed to read them
+        if error.errno not in (errno.EINVAL, errno.EACCES):
             raise
+
+
+def sync_tree(directory: Path) -> None:
+    """Make all that is in a directory durable, the names last."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            sync_tree(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_name(directory / "any")
 
 
 def _mode(path: Path) -> int | None:

@@ -29,10 +29,12 @@ from hopchain.change import (
     sign_change,
 )
 from node.config import CONFIG_FILE, NodeConfig, Peer, read_config
+from node.durable import sync_name
 from node.layout import (
     NETWORK_KEY_BYTES,
     NOWHERE,
     NodePlace,
+    put_in_place,
     read_genesis,
     write_node,
     write_places,
@@ -256,7 +258,10 @@ def make_node_directory(
     if port == client_port:
         raise LocalMisuse(f"port and client port are both {port}: choose two")
     try:
+        missing = [path for path in (data, *data.parents) if not path.exists()]
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in missing:
+            sync_name(path)
     except OSError as error:
         raise LocalMisuse(f"{data} cannot be made ({error.strerror}): name a directory of your own") from None
     shutil.rmtree(staging, ignore_errors=True)
@@ -275,7 +280,5 @@ def make_node_directory(
     if others:
         shutil.rmtree(staging)
         raise LocalMisuse(f"{data} is no node's directory and holds {', '.join(others[:3])}: name a new one")
-    for path in sorted(staging.iterdir(), key=lambda path: path.name == CONFIG_FILE):
-        path.rename(data / path.name)
-    staging.rmdir()
+    put_in_place(staging, data, last=CONFIG_FILE)
     return config

@@ -39,6 +39,7 @@ from node.config import (
     encode_config,
     read_toml,
 )
+from node.durable import sync_name, sync_tree, write_whole
 from node.lost import unreadable, what_to_do
 from node.pki import (
     CA_DAYS,
@@ -174,13 +175,24 @@ def make_network(
             config = NodeConfig(listen, place.port, place.client_port, place.host, peers=_seeds(places, place))
             write_node(staging / place.name, key, certificate, genesis, config, network_key)
             write_places(staging / place.name, genesis, places)
-        for path in sorted(staging.iterdir(), key=lambda path: path.name == NETWORK_FILE):
-            path.rename(directory / path.name)
-        staging.rmdir()
+        put_in_place(staging, directory, last=NETWORK_FILE)
+        sync_name(directory)
     except BaseException:
         _empty(directory, and_itself=made)
         raise
     return Network(directory, genesis, places)
+
+
+def put_in_place(staging: Path, directory: Path, *, last: str) -> None:
+    """Move what is in `staging`, which goes away, to `directory`. The file `last` makes it complete: who finds it
+    there, also after a power cut, finds all others, whole."""
+    sync_tree(staging)
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == last):
+        if path.name == last:
+            sync_name(directory / last)
+        path.rename(directory / path.name)
+    staging.rmdir()
+    sync_name(directory / last)
 
 
 def read_network(directory: Path) -> Network:
@@ -307,18 +319,9 @@ def _write_network(
 
 
 def write_places(directory: Path, genesis: Genesis, places: Sequence[NodePlace]) -> None:
-    """Make network.toml: where the nodes are."""
+    """Make network.toml: where the nodes are. Whoever reads it while it is replaced gets the old one or the new one."""
     file = NetworkFile(genesis.name, genesis.network_id.hex(), tuple(places))
-    (directory / NETWORK_FILE).write_bytes(msgspec.toml.encode(file))
-
-
-def replace_places(directory: Path, genesis: Genesis, places: Sequence[NodePlace]) -> None:
-    """Put a new network.toml in place of the old one: whoever reads it meanwhile gets one of the two."""
-    staging = directory / _STAGING
-    staging.mkdir(exist_ok=True)
-    write_places(staging, genesis, places)
-    (staging / NETWORK_FILE).replace(directory / NETWORK_FILE)
-    staging.rmdir()
+    write_whole(directory / NETWORK_FILE, msgspec.toml.encode(file))
 
 
 def write_node(

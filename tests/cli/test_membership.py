@@ -19,7 +19,7 @@ from cli.upchecks import left_in
 from hopchain import wire
 from hopchain.change import ChangeAction, change_id, decode_change_untrusted, is_change_signed_by
 from node.invite import load_invite, make_node_directory
-from node.layout import make_network, read_genesis, read_network, replace_places
+from node.layout import make_network, read_genesis, read_network, write_places
 from node.lock import lock_holder
 from node.pki import certificate_until_ms, certified_key, node_contexts, read_node_key
 from routing.keyspace import node_id_of
@@ -703,7 +703,7 @@ def test_join_leaves_a_removed_node_running_until_it_ends_by_itself(
 def test_status_asks_members_that_the_directory_does_not_list(world: World) -> None:
     first, second = ids(world)
     made = read_network(world.directory)
-    replace_places(world.directory, made.genesis, made.nodes[:1])
+    write_places(world.directory, made.genesis, made.nodes[:1])
     peers = (wire.PeerHealth(second, True, 1, True, 0, "127.0.0.1", 5001, world.nodes[1].port),)
     world.membership.special[first] = {"peers": peers}
     found = world.json("status")

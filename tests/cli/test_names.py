@@ -14,7 +14,7 @@ from cli.names import NAMES_FILE, add_names, read_names
 from hopchain import wire
 from node.config import read_config
 from node.invite import load_invite, make_invite
-from node.layout import read_network, replace_places
+from node.layout import read_network, write_places
 from tests.cli.conftest import World
 from tests.cli.test_membership import ids, invited
 
@@ -106,7 +106,7 @@ def test_who_was_invited_is_shown_by_name_wherever_members_are(world: World) -> 
 
 def test_who_joined_is_asked_by_its_name_its_id_or_where_it_is(world: World) -> None:
     made = read_network(world.directory)
-    replace_places(world.directory, made.genesis, made.nodes[:1])
+    write_places(world.directory, made.genesis, made.nodes[:1])
     node = world.nodes[1]
     add_names(world.directory, {node.id: "node-9"})
     told = wire.PeerHealth(node.id, True, 1, True, 0, "127.0.0.1", 5001, node.port)

@@ -25,7 +25,7 @@ from node.invite import (
 )
 from node.layout import CA_KEY, OPERATOR_KEY, Network, read_genesis, read_network, read_network_key
 from node.pki import node_contexts, private_key_pem, read_node_key, read_private_key, read_secret
-from tests.node.wires import NOW_MS, new_layout
+from tests.node.wires import NOW_MS, Disk, new_layout
 
 HOUR_MS = 3_600_000
 
@@ -269,6 +269,20 @@ def test_a_join_killed_while_the_files_were_made_goes_on(
     assert sorted(path.name for path in data.iterdir()) == [
         "config.toml", "genesis.json", "network.key", "network.toml", "node.crt", "node.key",
     ]  # fmt: skip
+
+
+def test_a_power_cut_leaves_a_directory_that_is_whole_or_begun_anew(
+    made: Invite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """config.toml says that all is there: when it has its name, so have the others, with their content."""
+    found, data = invitation(tmp_path, made), tmp_path / "new/data"
+    disk = Disk(monkeypatch)
+    lost: dict[str, list[Path]] = {}
+    disk.on_rename = lambda target: lost.update({target.name: disk.lost(data)})
+    make_node_directory(found, data, "127.0.0.1", 5001, 5002)
+    assert len(lost) == 6
+    assert list(lost)[-1] == "config.toml"
+    assert lost["config.toml"] == disk.lost(tmp_path / "new") == []
 
 
 def test_another_nodes_directory_is_left_alone(network: Network, made: Invite, tmp_path: Path) -> None:

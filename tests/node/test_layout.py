@@ -22,7 +22,7 @@ from node.pki import (
     read_node_key,
     read_private_key,
 )
-from tests.node.wires import NOW_MS, new_layout
+from tests.node.wires import NOW_MS, Disk, new_layout
 
 SECRETS = {"ca.key", "operator.key", "node.key", "network.key"}
 
@@ -136,6 +136,22 @@ def test_an_empty_directory_is_taken_and_one_with_a_file_is_not(tmp_path: Path) 
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["note"]
     with pytest.raises(LocalMisuse, match=r"cannot be made .*: make its parent directory first"):
         make(tmp_path / "no/such")
+
+
+def test_a_power_cut_leaves_all_of_it_or_no_network_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of the CA and the operator are nowhere else."""
+    net = tmp_path / "net"
+    disk = Disk(monkeypatch)
+    lost: dict[str, list[Path]] = {}
+    disk.on_rename = lambda target: lost.update({target.name: disk.lost(net)})
+    network = make(net)
+    assert len(lost) == 8
+    assert list(lost)[-1] == "network.toml"
+    assert lost["network.toml"] == [net]
+    assert disk.lost(net) == []
+    layout.write_places(net, network.genesis, network.nodes[:1])
+    assert disk.lost(net) == []
+    assert read_network(net).nodes == network.nodes[:1]
 
 
 @pytest.mark.parametrize("there", [True, False])

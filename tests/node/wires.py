@@ -1,10 +1,13 @@
 """What the transport tests share: a network in memory, nodes with certificates, and a member played by hand."""
 
+import os
 import random
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
@@ -35,6 +38,43 @@ def new_layout(directory: Path, nodes: int, name: str = "test") -> Layout:
         now_ms=NOW_MS,
         days=36_500,
     )
+
+
+class Disk:
+    """What is durable, as a disk has it that keeps nothing without an fsync: files by their inode, names by the
+    directory's. A power cut is possible before each rename and after all is done."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._files: set[int] = set()
+        self._names: dict[int, set[str]] = {}
+        fsync, rename = os.fsync, Path.rename
+        self.on_rename: Callable[[Path], None] = lambda target: None
+
+        def note(handle: int) -> None:
+            fsync(handle)
+            status = os.fstat(handle)
+            if stat.S_ISDIR(status.st_mode):
+                self._names[status.st_ino] = set(os.listdir(handle))
+            else:
+                self._files.add(status.st_ino)
+
+        def renamed(path: Path, target: Path) -> Path:
+            self.on_rename(target)
+            return rename(path, target)
+
+        patch.setattr(os, "fsync", note)
+        patch.setattr(Path, "rename", renamed)
+
+    def lost(self, directory: Path) -> list[Path]:
+        """What is there, and would not be, or not whole, after a power cut."""
+        there = [directory, *directory.rglob("*")]
+        return [path for path in there if not self._is_named(path) or not self._is_whole(path)]
+
+    def _is_named(self, path: Path) -> bool:
+        return path.name in self._names.get(path.parent.stat().st_ino, ())
+
+    def _is_whole(self, path: Path) -> bool:
+        return path.is_dir() or path.stat().st_ino in self._files
 
 
 @dataclass(frozen=True)
