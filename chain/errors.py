@@ -48,6 +48,11 @@ class Removed(HopchainError):
     """This node was removed from the network, and nobody needs it as a source any more: its id does not come back."""
 
 
+class NotReady(HopchainError):
+    """The machine lacks what it has a while after its start: the right time, or a name service. The same may be tried
+    again."""
+
+
 class StorageFailure(HopchainError):
     """The disk or the database engine failed. The node must stop: what was being written may or may not be durable,
     and an fsync is never retried (design section 2)."""

@@ -22,7 +22,7 @@ from typing import Final
 
 import click
 
-from chain.errors import Corruption, HopchainError, LocalMisuse, Quarantined, Removed
+from chain.errors import Corruption, HopchainError, LocalMisuse, NotReady, Quarantined, Removed
 from hopchain.printable import shown
 
 JsonValue = str | int | float | bool | None | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
@@ -82,6 +82,8 @@ def describe(error: HopchainError) -> tuple[Exit, str, str]:
         return Exit.REJECTED, "corruption", str(error)
     if isinstance(error, Removed | Quarantined):
         return Exit.OUT_FOR_GOOD, type(error).__name__.lower(), str(error)
+    if isinstance(error, NotReady):
+        return Exit.REJECTED, "not_ready", str(error)
     return Exit.REJECTED, "fault", str(error)
 
 

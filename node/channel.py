@@ -17,10 +17,10 @@ from typing import Final, Protocol
 
 import trio
 
-from chain.errors import LocalMisuse, RemoteFault
+from chain.errors import LocalMisuse, NotReady, RemoteFault
 from hopchain.framing import HEADER_BYTES, FrameReader, frame, frame_header
 from node.tls import RECEIVE_BYTES
-from routing.datagrams import bind_advice
+from routing.datagrams import bind_advice, is_not_ready
 
 STEP_BYTES: Final = 256 * 1024  # what a channel keeps is looked at in such steps: `on_more`
 COALESCE_BYTES: Final = 256 * 1024  # of one write: past this, system calls no longer show
@@ -33,12 +33,30 @@ class Network(Protocol):
     """TCP, or what a test puts in its place."""
 
     async def listen(self, host: str, port: int) -> tuple[Sequence[trio.abc.Listener[trio.abc.Stream]], int]:
-        """Listeners on `host`, and the port they have (`port` 0: any)."""
+        """Listeners on `host`, and the port they have (`port` 0: any). `LocalMisuse` when that cannot be, `NotReady`
+        when it cannot be now."""
         ...
 
     async def connect(self, host: str, port: int) -> trio.abc.Stream:
         """A connection. `OSError` when there is none."""
         ...
+
+
+def not_known_yet(host: str) -> str:
+    """What a node says that cannot have `host` looked up."""
+    return (
+        f"host {host} in config.toml cannot be looked up now: is the network of this machine up, and its name service? "
+        "An address needs neither"
+    )
+
+
+async def check_name(host: str) -> None:
+    """`NotReady` when `host` cannot be looked up now. What else is wrong with it says who listens there."""
+    try:
+        await trio.socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        if is_not_ready(error):
+            raise NotReady(not_known_yet(host)) from None
 
 
 class TcpNetwork:
@@ -48,6 +66,8 @@ class TcpNetwork:
         try:
             listeners = await trio.open_tcp_listeners(port, host=host)
         except (OSError, UnicodeError) as error:  # the latter: what cannot be the name of a host
+            if is_not_ready(error):
+                raise NotReady(not_known_yet(host)) from None
             why = (error.strerror if isinstance(error, OSError) else "") or error
             raise LocalMisuse(
                 f"port {port} of {host} cannot be listened on ({why}): {bind_advice(error)} (host, port and "

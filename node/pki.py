@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from chain.errors import LocalMisuse, RemoteFault
+from chain.errors import LocalMisuse, NotReady, RemoteFault
 from node.lost import unreadable, what_to_do
 from routing.keyspace import NodeId, node_id_of
 
@@ -238,7 +238,8 @@ def ca_until_ms(ca_pem: str) -> int:
 
 
 def check_certificate_time(directory: Path, now_ms: int) -> None:
-    """`LocalMisuse` when node.crt is not valid at `now_ms`: every other node and client would refuse this one."""
+    """`LocalMisuse` when node.crt is not valid at `now_ms` any more, `NotReady` when it is not valid yet: every other
+    node and client would refuse this one."""
     path = directory / NODE_CERTIFICATE
     certificate = _read_certificate(path)
     if now_ms >= _ms(certificate.not_valid_after_utc):
@@ -247,7 +248,7 @@ def check_certificate_time(directory: Path, now_ms: int) -> None:
             "`hopchain certificate renew` where the network's ca.key is"
         )
     if now_ms < _ms(certificate.not_valid_before_utc):
-        raise LocalMisuse(
+        raise NotReady(
             f"{path} is valid from {_day(certificate.not_valid_before_utc)} on, which is later than this machine's "
             "clock: set the clock"
         )

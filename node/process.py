@@ -1,7 +1,8 @@
 """One node as a process: its files, its log, its signals. This is the outermost module: real clock, real chance.
 
 Whatever ends the node has a type: `LocalMisuse` (files or ports are not as they must be), `StorageFailure` (the disk),
-`Corruption` (this replica contradicts what was decided). SIGINT and SIGTERM end it cleanly.
+`Corruption` (this replica contradicts what was decided), `NotReady` (the machine has just started). SIGINT and SIGTERM
+end it cleanly.
 """
 
 import gc
@@ -18,12 +19,12 @@ import trio
 import trio_asyncio
 
 from chain.disk import open_database
-from chain.errors import LocalMisuse
+from chain.errors import LocalMisuse, NotReady
 from chain.genesis import Genesis
 from chain.store import create_or_check
 from hopchain.printable import shown
 from node.addressbook import AddressBook
-from node.channel import TcpNetwork
+from node.channel import TcpNetwork, check_name, not_known_yet
 from node.config import NodeConfig, read_config
 from node.core import Core
 from node.database import open_database_thread
@@ -44,7 +45,7 @@ from node.serving import Disk
 from node.start import read_start
 from node.turn import Now
 from routing.datagrams import Datagrams, Receiver, UdpFactory
-from routing.errors import RoutingMisuse
+from routing.errors import RoutingMisuse, RoutingNotReady
 from routing.keyspace import NodeId, short
 from routing.view import View, encode_view, first_view, member_of
 
@@ -53,6 +54,8 @@ log = logging.getLogger(__name__)
 DATABASE_FILE: Final = "node.db"
 LOOK_AT_CERTIFICATE_S: Final = 5.0
 COLLECT_AFTER: Final = (10_000, 20, 20)  # new objects; such collections; again: all are looked at after 4,000,000
+READY_S: Final = 60.0  # that a node waits for its machine: more than a name service and the clock take at a start
+READY_AGAIN_S: Final = 2.0
 LATE_SIGNAL_S: Final = 0.05  # for signals that came already to be taken
 
 
@@ -98,7 +101,7 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
     """Everything of one node, in one place that one can see the end of."""
     genesis = read_genesis(directory)
     key = read_node_key(directory)
-    check_certificate_time(directory, now().unix_ms)
+    await wait_until_ready(directory, config.host)
     certificate_ns = _certificate_ns(directory)  # before it is read: what is written from now on is new
     contexts = node_contexts(directory, genesis.ca)  # all files are read before a database is made for them
     network_key = read_network_key(directory)
@@ -145,6 +148,26 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
                 nursery.cancel_scope.cancel()
 
 
+async def wait_until_ready(directory: Path, host: str) -> None:
+    """Return when the clock has come to the time of node.crt, and `host` can be looked up: a machine that starts may
+    have neither for a while. Raises `NotReady` after READY_S, and then who started this process may do so again."""
+    until = trio.current_time() + READY_S
+    told = False
+    while True:
+        try:
+            check_certificate_time(directory, now().unix_ms)
+            await check_name(host)
+        except NotReady as error:
+            if trio.current_time() >= until:
+                raise
+            if not told:
+                log.warning("%s. It is tried again for %g s", error, READY_S)
+            told = True
+            await trio.sleep(READY_AGAIN_S)
+        else:
+            return
+
+
 def _disk(database: Path) -> Disk:
     """The disk of the database, and the size of the database with its write-ahead log; all 0 when they cannot be looked
     at."""
@@ -174,7 +197,7 @@ async def _renew_certificates(contexts: NodeContexts, directory: Path, loaded_ns
                 log.info("node.crt was replaced: it is used from now on")
                 loaded_ns = written_ns
             contexts.outdated = False
-        except (LocalMisuse, OSError) as error:
+        except (LocalMisuse, NotReady, OSError) as error:
             contexts.outdated = True
             log.warning("node.crt was replaced, but cannot be used: %s", error)
             await trio.sleep(LOOK_AT_CERTIFICATE_S)
@@ -184,11 +207,13 @@ class _Udp(UdpFactory):
     """UDP whose misuse is the operator's, like that of the TCP ports."""
 
     async def open(self, receiver: Receiver, host: str, port: int) -> Datagrams:
-        """Bind a UDP port. `LocalMisuse` when that cannot be."""
+        """Bind a UDP port. `LocalMisuse` when that cannot be, `NotReady` when it cannot be now."""
         try:
             return await super().open(receiver, host, port)
         except RoutingMisuse as error:
             raise LocalMisuse(f"{error} (host and port in config.toml)") from None
+        except RoutingNotReady:
+            raise NotReady(not_known_yet(host)) from None
 
 
 class Service(Protocol):

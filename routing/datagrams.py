@@ -13,14 +13,21 @@ from typing import Protocol, cast
 import trio
 import trio_asyncio
 
-from routing.errors import RoutingMisuse
+from routing.errors import RoutingMisuse, RoutingNotReady
 
 Address = tuple[str, int]
 Receiver = Callable[[bytes, Address], None]
 
 
+def is_not_ready(error: OSError | UnicodeError) -> bool:
+    """Nobody could be asked for the name, as while the machine starts: that says nothing of the name."""
+    return isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+
+
 def bind_advice(error: OSError | UnicodeError) -> str:
     """What to do about a port that cannot be had, whether for datagrams or connections."""
+    if is_not_ready(error):
+        return "no name can be looked up on this machine now; try again, or take an address"
     if isinstance(error, UnicodeError | socket.gaierror):
         return "it is not known as a host here; take an address of this machine, or 0.0.0.0 for all that it has"
     if error.errno == errno.EADDRNOTAVAIL:
@@ -51,7 +58,7 @@ class DatagramFactory(Protocol):
     """Opens ports, and knows names."""
 
     async def open(self, receiver: Receiver, host: str, port: int) -> Datagrams:
-        """Bind to (host, port), port 0 for any; `RoutingMisuse` when that cannot be."""
+        """Bind to (host, port), port 0 for any; `RoutingMisuse` when that cannot be, `RoutingNotReady` when not now."""
         ...
 
     async def resolve(self, host: str, port: int) -> Address | None:
@@ -73,6 +80,8 @@ class UdpFactory:
         try:
             udp: _Udp = await trio_asyncio.aio_as_trio(bind)()
         except OSError as error:
+            if is_not_ready(error):
+                raise RoutingNotReady(f"UDP {host}: {bind_advice(error)}") from None
             raise RoutingMisuse(
                 f"UDP {host} port {port} cannot be bound ({error.strerror or error}): {bind_advice(error)}"
             ) from None

@@ -24,3 +24,7 @@ class RoutingFault(RoutingError):
 
 class RoutingMisuse(RoutingError):
     """The caller in this process asked for the impossible."""
+
+
+class RoutingNotReady(RoutingError):
+    """No name can be looked up on this machine now, as while it starts. The same may be tried again."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from chain.errors import NotReady
 from cli import main as command_line
 from cli import transfer
 from cli.output import Exit, Output, describe, write_any_text
@@ -231,6 +232,7 @@ def test_exit_codes_are_those_that_scripts_were_told() -> None:
     ):
         assert says in told[code]
     assert describe(ClientError("not known"))[:2] == describe(Unreachable([]))[:2] == (Exit.UNREACHABLE, "unreachable")
+    assert describe(NotReady("the clock"))[:2] == (Exit.REJECTED, "not_ready"), "whoever started it may do so again"
     assert describe(CallRefused("node-1", "busy", "full"))[:2] == (Exit.REJECTED, "busy")
 
 

@@ -31,6 +31,7 @@ README = (ROOT / "README.md").read_text()
 FATAL = {
     "Corruption": Exit.REJECTED,
     "StorageFailure": Exit.REJECTED,
+    "NotReady": Exit.REJECTED,
     "Quarantined": Exit.OUT_FOR_GOOD,
     "Removed": Exit.OUT_FOR_GOOD,
 }

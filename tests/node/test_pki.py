@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chain.errors import LocalMisuse, RemoteFault
+from chain.errors import LocalMisuse, NotReady, RemoteFault
 from node.pki import (
     CA_DAYS,
     NODE_DAYS,
@@ -109,7 +109,7 @@ def test_a_certificate_out_of_its_time_is_told_before_others_refuse_it(tmp_path:
     check_certificate_time(tmp_path, end - 1)
     with pytest.raises(LocalMisuse, match=r"node\.crt expired on 2024-12-15: .*`hopchain certificate renew`"):
         check_certificate_time(tmp_path, end)
-    with pytest.raises(LocalMisuse, match=r"is valid from 2023-11-13 on, .*: set the clock"):
+    with pytest.raises(NotReady, match=r"is valid from 2023-11-13 on, .*: set the clock"):
         check_certificate_time(tmp_path, NOW_MS - DAY_MS - 1)
 
 

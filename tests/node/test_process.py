@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from chain.disk import open_database
-from chain.errors import LocalMisuse, Removed
+from chain.errors import LocalMisuse, NotReady, Removed
 from chain.genesis import Asset
 from chain.request import SignedRequest
 from chain.rows import VoteRow
@@ -31,8 +31,22 @@ from node.lock import DataLock
 from node.messages import Accept, Decided, SlotName
 from node.paxos import Ballot
 from node.pki import certificate_until_ms, make_node_certificate, read_node_key
-from node.process import COLLECT_AFTER, OneLine, now, serve_node, serve_until_signal, settle_collector, view_of
+from node.process import (
+    COLLECT_AFTER,
+    READY_AGAIN_S,
+    READY_S,
+    OneLine,
+    now,
+    serve_node,
+    serve_until_signal,
+    settle_collector,
+    view_of,
+    wait_until_ready,
+)
 from node.start import read_start
+from node.turn import Now
+from routing.datagrams import UdpFactory
+from routing.errors import RoutingMisuse, RoutingNotReady
 from routing.keyspace import NodeId
 from routing.view import encode_view
 from tests.node.world import key_of, public
@@ -221,6 +235,67 @@ async def test_a_certificate_that_comes_while_the_database_is_opened_is_taken_up
             nursery.start_soon(serve_node, directory, read_config(directory))
             await wait_logged(caplog, "it is used from now on")
             signal.raise_signal(signal.SIGTERM)
+
+
+DAY_MS = 24 * 3_600_000
+
+
+@pytest.mark.parametrize("set_after_s", [0, 5, 10**6])
+async def test_a_clock_that_is_still_wrong_when_the_machine_starts_is_waited_for(
+    set_after_s: int,
+    directory: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    began = trio.current_time()
+
+    def clock() -> Now:
+        mono = trio.current_time()
+        return Now(mono, NOW_MS if mono >= began + set_after_s else 0)
+
+    monkeypatch.setattr(process, "now", clock)
+    if set_after_s > READY_S:
+        with pytest.raises(NotReady, match="later than this machine's clock: set the clock"):
+            await wait_until_ready(directory, "127.0.0.1")
+        assert trio.current_time() - began == READY_S
+    else:
+        await wait_until_ready(directory, "127.0.0.1")
+        assert set_after_s <= trio.current_time() - began < set_after_s + READY_AGAIN_S
+    assert len(caplog.records) == (set_after_s > 0)
+
+
+async def test_a_name_that_nobody_can_be_asked_for_yet_is_waited_for(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    asked: list[str] = []
+
+    async def check(host: str) -> None:
+        asked.append(host)
+        if len(asked) < 4:
+            raise NotReady("no answer")
+
+    monkeypatch.setattr(process, "check_name", check)
+    await wait_until_ready(directory, "n1.lan")
+    assert asked == ["n1.lan"] * 4
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "says"),
+    [
+        (RoutingMisuse("taken"), LocalMisuse, r"taken \(host and port in config\.toml\)"),
+        (RoutingNotReady("later"), NotReady, r"host n1\.lan in config\.toml cannot be looked up now"),
+    ],
+)
+async def test_what_is_wrong_with_the_port_of_the_dht_is_told_as_of_the_others(
+    error: Exception, told: type[Exception], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(UdpFactory, "open", refused)
+    with pytest.raises(told, match=says):
+        await process._Udp().open(lambda data, sender: None, "n1.lan", 1)
 
 
 def move(directory: Path, to: Path) -> None:

@@ -5,12 +5,14 @@ Time is pytest-trio's jumping clock and TCP a network in memory, so that waiting
 
 import logging
 import random
+import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
@@ -18,12 +20,12 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from chain.errors import LocalMisuse, RemoteFault
+from chain.errors import LocalMisuse, NotReady, RemoteFault
 from hopchain.connection import client_context
 from hopchain.framing import HEADER_BYTES, MAX_FRAME_BYTES, frame
 from node import messages, transport
 from node.accepting import ACCEPT_RETRY_S, HANDSHAKE_S, MAX_HANDSHAKES, PATIENCE_S, WarnOnce, remote_of
-from node.channel import CLOSE_S, FLUSH_S, Channel, TcpNetwork
+from node.channel import CLOSE_S, FLUSH_S, Channel, TcpNetwork, check_name
 from node.hello import PROTOCOL_VERSION, Hello, Refused, Welcome, encode
 from node.tls import start_tls
 from node.transport import DIAL_GRACE_S, DIAL_MAX_S, PEER_QUEUE_BYTES, VERDICT_S, MeshIdentity, PeerMesh
@@ -143,6 +145,27 @@ async def test_a_taken_port_says_so(nodes: list[Certified]) -> None:
     await stream.aclose()
     assert remote_of(stream) == "gone"
     await listeners[0].aclose()
+
+
+class NoNameService(trio.abc.HostnameResolver):
+    """No answer to any name."""
+
+    async def getaddrinfo(self, *arguments: object, **more: object) -> NoReturn:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    async def getnameinfo(self, *arguments: object, **more: object) -> NoReturn:
+        raise NotImplementedError
+
+
+async def test_a_name_that_nobody_can_be_asked_for_says_nothing_of_the_settings() -> None:
+    """As while a machine starts: a node that took it for a mistake would not be started again."""
+    await check_name("127.0.0.1")
+    await check_name("a..b")
+    trio.socket.set_custom_hostname_resolver(NoNameService())
+    await check_name("127.0.0.1")
+    for look in (check_name("n1.lan"), TcpNetwork().listen("n1.lan", 0)):
+        with pytest.raises(NotReady, match=r"host n1\.lan in config\.toml cannot be looked up now"):
+            await look
 
 
 async def test_sending_to_nobody_is_counted(

@@ -9,7 +9,7 @@ import trio_asyncio
 
 from routing.datagrams import UdpFactory
 from routing.dht import Contact, open_dht
-from routing.errors import RoutingMisuse
+from routing.errors import RoutingMisuse, RoutingNotReady
 from routing.keyspace import closest, node_id_of
 from tests.routing.routing_world import NETWORK_ID, NETWORK_KEY
 
@@ -63,3 +63,15 @@ async def test_a_port_in_use_and_a_name_that_does_not_exist():
         with trio.fail_after(30):
             for host in ("no-such-host.invalid", "no-such..host.invalid", "n" * 64):
                 assert await a.bootstrap([(host, 1)]) == 0
+
+
+async def test_a_name_that_nobody_can_be_asked_for_is_no_misuse(monkeypatch):
+    """As while a machine starts."""
+
+    def unanswered(*arguments, **more):
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unanswered)
+    async with trio_asyncio.open_loop():
+        with pytest.raises(RoutingNotReady, match=r"UDP n1\.lan: no name can be looked up on this machine now"):
+            await UdpFactory().open(lambda data, sender: None, "n1.lan", 0)
