@@ -18,7 +18,9 @@ from node.queue import Held
 MAX_QUEUE: Final = 20_000  # requests of one account: a few full links
 MAX_QUEUED: Final = 200_000  # of all accounts
 MAX_QUEUE_BYTES: Final = 32 * 1024 * 1024  # of the requests of one account: thirty full links
-MAX_QUEUED_BYTES: Final = 512 * 1024 * 1024  # of the requests of all accounts; decoded they take twice that
+# Of the requests of all accounts. Decoded they take up to 3.5 times that (measured: eight postings, long names and
+# memos), 560 MiB; with 256 kept for clients, 128 of what was decoded last and 70 of a node at rest that is below 1 GiB.
+MAX_QUEUED_BYTES: Final = 160 * 1024 * 1024
 
 
 class Work(msgspec.Struct):

@@ -8,6 +8,8 @@ from chain.link import Outcome
 from chain.request import MAX_REQUEST_BYTES, Posting
 from hopchain.wire import NotStarted, Recorded
 from node import asking, inquiry, lacking, owner, works
+from node.client_port import HELD_BYTES
+from node.decoded import DECODED_LINK_BYTES, DECODED_REQUEST_BYTES
 from node.events import FromPeer
 from node.messages import (
     Accept,
@@ -57,6 +59,13 @@ def test_a_full_queue_says_busy_and_is_empty_again_when_they_are_decided(
         assert world.run_until_answered(calls, 10)
         assert codes(calls) == ["busy"] * 5
         assert sum(isinstance(call.answer, Recorded) for call in calls) == 3
+
+
+def test_what_may_wait_fits_the_memory_that_a_node_is_given() -> None:
+    """1 GiB (docs/operations.md)."""
+    queued = 3.5 * works.MAX_QUEUED_BYTES  # measured: requests of eight postings with long names and memos, decoded
+    at_rest = 70 * 1024 * 1024
+    assert queued + HELD_BYTES + DECODED_LINK_BYTES + DECODED_REQUEST_BYTES + at_rest <= 1024**3
 
 
 # --- requests that come too late ------------------------------------------------------------------------------------
