@@ -99,8 +99,8 @@ _T = TypeVar("_T")
 
 
 class Client:
-    """A client of one network. Use as `async with Client(...) as client`; any number of tasks may share it. The task
-    that opened it closes it, not another one: the connections' tasks belong to it.
+    """A client of one network. Use as `async with Client(...) as client`; any number of tasks of one event
+    loop may share it. The task that opened it closes it, not another one: the connections' tasks belong to it.
 
     `nodes`: (host, client port) of the nodes to ask, the first that answers is kept until it fails or leaves a call
     without an answer; `spread` uses all of them: a request goes to the one that makes its sender's next link, as far as
@@ -138,6 +138,13 @@ class Client:
         """Close all connections. The body's own exception is not told to the task group: it leaves as it is, not in
         an ExceptionGroup."""
         await self._nodes.aclose()
+
+    def check_open(self) -> None:
+        """`LocalMisuse` when the client is not open, or was opened in another event loop; every call begins so."""
+        home = self._nodes.home
+        if home is None:
+            raise LocalMisuse(_NOT_OPEN)
+        home.check_loop()
 
     # --- requests ----------------------------------------------------------------------------------------------
 
@@ -380,11 +387,10 @@ class Client:
         return await ask_for(kinds, question, self._nodes, self._checked(at, limit_s), limit_s)
 
     def _checked(self, at: NodeAddress | None, timeout_s: float) -> Address | None:
-        """The pinned address. `LocalMisuse` when the client is not open or an argument makes no sense."""
+        """The pinned address. `LocalMisuse` when the client is not open here or an argument makes no sense."""
         checked_seconds("timeout_s", timeout_s)
         address = None if at is None else checked_address(at)
-        if not self._nodes.open:
-            raise LocalMisuse(_NOT_OPEN)
+        self.check_open()
         return address
 
 

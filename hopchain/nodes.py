@@ -24,6 +24,7 @@ from hopchain.addresses import Address
 from hopchain.calls import Calls, Timing, dial
 from hopchain.connection import ConnectionFailed, shown_s
 from hopchain.errors import NO_REQUEST, Unreachable
+from hopchain.home import Home
 from routing.keyspace import Key, distance
 
 FIRST_REST_S: Final = 0.1  # of a node that failed, before it is dialled again while others answer; doubles
@@ -94,6 +95,7 @@ class Nodes:
         self._timing = timing
         self._turn = 0
         self._tasks: TaskGroup | None = None
+        self.home: Home | None = None  # while nodes can be asked
 
     @property
     def open(self) -> bool:
@@ -108,12 +110,15 @@ class Nodes:
     async def start(self) -> None:
         """Nodes may be asked from now on, until the same task calls `aclose`."""
         assert self._tasks is None
+        self.home = Home()
         self._tasks = await anyio.create_task_group().__aenter__()
 
     async def aclose(self) -> None:
-        """Close all connections."""
-        assert self._tasks is not None
-        tasks, self._tasks = self._tasks, None
+        """Close all connections. `LocalMisuse`, and nothing is closed, in another task than that of `start`: its task
+        group cannot end there, and trying to would end trio itself."""
+        assert self._tasks is not None and self.home is not None
+        self.home.check_task()
+        tasks, self._tasks, self.home = self._tasks, None, None
         tasks.cancel_scope.cancel()
         await tasks.__aexit__(None, None, None)
 

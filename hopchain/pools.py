@@ -223,7 +223,8 @@ class _Payment(msgspec.Struct, frozen=True):
 
 
 class PooledSender:
-    """Pays from a pool through a client. Any number of tasks may share it. `keys`: the key of each account."""
+    """Pays from a pool through a client. Any number of tasks of the client's event loop may share it. `keys`: the key
+    of each account."""
 
     def __init__(
         self,
@@ -246,6 +247,7 @@ class PooledSender:
         """Pay all `postings` from one account of the pool, or none. `nonce` as in `Client.transfer`; the same nonce
         again is the same account again. Raises `TooManyFailures`, `LocalMisuse` for a payment that cannot be made, and,
         counted as a failure, `Unreachable`."""
+        self._client.check_open()  # before anything is counted
         return await self._send(self._make(self._pool.choose(worker, nonce), postings, nonce))
 
     async def pay_bulk(
@@ -257,6 +259,7 @@ class PooledSender:
 
         `nonce` (32 bytes) makes these payments these and no others: the same postings, `size` and `nonce` again, also
         after a crash, are the same requests and pay once. None takes random ones."""
+        self._client.check_open()
         if nonce is not None:
             _check_nonce(nonce)
         if not 1 <= size <= MAX_POSTINGS:
