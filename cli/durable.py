@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from cli.output import CommandFailed, Exit
-from node.durable import sync_directory
+from hopchain.durable import sync_directory
 
 _AGAIN: Final = "make room on that disk, or let this user write there, then run the same command again: no request leaves before it is remembered there"
 

@@ -28,7 +28,8 @@ from chain.names import is_name
 from chain.request import NetworkId, RequestId
 from cli.durable import append, make_durable, on_disk
 from cli.home import home
-from node.durable import sync_directory
+from hopchain.durable import sync_directory
+from hopchain.signing import private_key_pem
 
 _SUFFIX: Final = ".key"
 _JOURNAL: Final = "journal"
@@ -215,7 +216,7 @@ class Wallet:
                     handle, name = tempfile.mkstemp(prefix=_UNNAMED, dir=place.parent)  # mode 0600
                     fresh[account] = Path(name)
                     with os.fdopen(handle, "wb") as file:
-                        file.write(_pem(key))
+                        file.write(private_key_pem(key))
                         file.flush()
                         if len(keys) == 1:
                             os.fsync(handle)
@@ -247,9 +248,3 @@ def _held(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _pem(key: Ed25519PrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )

@@ -25,7 +25,7 @@ from hopchain.calls import Timing
 from hopchain.change import Change, ChangeAction, SignedChange, sign_change
 from hopchain.client import Client
 from hopchain.errors import CallRefused, ClientError, HopchainError, RemoteFault, Unreachable
-from hopchain.places import load_key, open_network, wallet_file
+from hopchain.places import load_key, open_network, store_key, wallet_file
 from hopchain.pools import Choice, Ended, Outflow, PooledSender, SourcePool, TooManyFailures
 from hopchain.signing import raw_public_key, sign_request
 from hopchain.submitting import Answer
@@ -128,6 +128,7 @@ __all__ = [
     "raw_public_key",
     "sign_change",
     "sign_request",
+    "store_key",
     "transfer",
     "wallet_file",
 ]

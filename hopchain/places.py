@@ -5,8 +5,8 @@
     HOPCHAIN_HOME/wallet/<first 16 hex digits of the network id>/<account>.key   Ed25519, PKCS #8 PEM, mode 0600
 
 `hopchain init` makes all of them, `hopchain account open` a key for each account. A program on another machine needs
-the two files of DIR, which are public, and the keys of its own accounts. Only reading is done here, once; `LocalMisuse`
-says what is wrong.
+the two files of DIR, which are public, and the keys of its own accounts. Files are read once, and `store_key` alone
+writes one; `LocalMisuse` says what is wrong.
 """
 
 import os
@@ -25,6 +25,8 @@ from chain.names import is_name
 from chain.request import NetworkId
 from hopchain.calls import Timing
 from hopchain.client import Client
+from hopchain.durable import sync_name, write_secret
+from hopchain.signing import private_key_pem
 
 _HOME_VARIABLE: Final = "HOPCHAIN_HOME"
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
@@ -83,6 +85,28 @@ def load_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise LocalMisuse(f"{file} does not hold an Ed25519 private key in PEM without a password")
     return key
+
+
+def store_key(path: str | os.PathLike[str], key: Ed25519PrivateKey) -> None:
+    """Make the file of a new key, as `load_key` reads it: on disk, its name too, when this returns. Its directory is
+    made, for this user only, where there is none. `LocalMisuse` when the file exists, as a key is never replaced, or
+    cannot be written; nothing is left of it then."""
+    file = Path(path)
+    if not isinstance(key, Ed25519PrivateKey):  # its value may be the secret
+        raise LocalMisuse(f"{file} is for an Ed25519PrivateKey, and this is {type(key).__name__}")
+    try:
+        for place in reversed([file.parent, *file.parent.parents]):
+            if not place.exists():
+                place.mkdir(mode=0o700, exist_ok=True)
+                sync_name(place)
+        write_secret(file, private_key_pem(key), "load_key reads the key that it holds; a new one needs another file")
+        try:
+            sync_name(file)
+        except OSError:
+            file.unlink()
+            raise
+    except OSError as error:
+        raise LocalMisuse(f"{file} cannot be written: {error.strerror}") from None
 
 
 def _read(file: Path) -> bytes:

@@ -44,6 +44,13 @@ def raw_public_key(key: Ed25519PrivateKey) -> bytes:
     return key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
 
 
+def private_key_pem(key: Ed25519PrivateKey) -> bytes:
+    """The key as PEM (PKCS 8, not encrypted: the mode of its file protects it)."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
 def sign_request(request: Request, key: Ed25519PrivateKey) -> SignedRequest:
     """The request, signed. `LocalMisuse` for one that cannot be made, before anything is signed: it names the first
     field that is wrong, with its value and the limit, and says what to do."""

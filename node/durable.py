@@ -1,11 +1,12 @@
 """Small files that are replaced whole: whoever reads one, also after a crash or a power cut, gets the old one or the
 new one."""
 
-import errno
 import os
 import stat
 from contextlib import suppress
 from pathlib import Path
+
+from hopchain.durable import sync_name
 
 
 def write_whole(path: Path, content: bytes, *, through: Path | None = None) -> None:
@@ -31,25 +32,6 @@ def write_whole(path: Path, content: bytes, *, through: Path | None = None) -> N
         with suppress(OSError):
             fresh.unlink(missing_ok=True)
         raise
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_name(path: Path) -> None:
-    """Make the name of a file or directory durable, where that is possible."""
-    try:
-        sync_directory(path.parent)
-    except OSError as error:
-        # some network shares have nothing to sync there; and who may make names need not be allowed to read them
-        if error.errno not in (errno.EINVAL, errno.EACCES):
-            raise
 
 
 def sync_tree(directory: Path) -> None:

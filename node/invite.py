@@ -28,8 +28,9 @@ from hopchain.change import (
     check_change_untrusted,
     sign_change,
 )
+from hopchain.durable import sync_name, write_secret
+from hopchain.signing import private_key_pem
 from node.config import CONFIG_FILE, NodeConfig, Peer, read_config
-from node.durable import sync_name
 from node.layout import (
     NETWORK_KEY_BYTES,
     NOWHERE,
@@ -47,10 +48,8 @@ from node.pki import (
     make_node_certificate,
     node_key,
     parse_private_key,
-    private_key_pem,
     read_node_key,
     read_secret,
-    write_secret,
 )
 
 INVITE_VERSION: Final = 1

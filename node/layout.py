@@ -27,6 +27,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chain.errors import LocalMisuse
 from chain.genesis import Asset, Genesis, GenesisMember, Issuer, decode_genesis, encode_genesis
 from chain.request import NetworkId
+from hopchain.durable import sync_name, write_secret
+from hopchain.signing import private_key_pem
 from node.config import (
     ALLOWED,
     CONFIG_FILE,
@@ -39,7 +41,7 @@ from node.config import (
     encode_config,
     read_toml,
 )
-from node.durable import sync_name, sync_tree, write_whole
+from node.durable import sync_tree, write_whole
 from node.lost import unreadable, what_to_do
 from node.pki import (
     CA_DAYS,
@@ -50,10 +52,8 @@ from node.pki import (
     make_ca,
     make_node_certificate,
     node_key,
-    private_key_pem,
     raw_public_key,
     read_secret,
-    write_secret,
 )
 from routing.keyspace import NodeId
 

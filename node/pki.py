@@ -24,20 +24,18 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
-    PrivateFormat,
     PublicFormat,
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from chain.errors import LocalMisuse, NotReady, RemoteFault
+from hopchain.signing import private_key_pem
 from node.lost import unreadable, what_to_do
 from routing.keyspace import NodeId, node_id_of
 
 NODE_KEY: Final = "node.key"
 NODE_CERTIFICATE: Final = "node.crt"
-SECRET_MODE: Final = 0o600
 MAX_SECRET_BYTES: Final = 64 * 1024  # a key file is a few hundred bytes; anything larger is not one
 
 NODE_DAYS: Final = 397  # of a node's certificate: 13 months, so that renewing it is a yearly habit
@@ -73,18 +71,6 @@ class NodeContexts:
 # --- secrets as files ----------------------------------------------------------------------------------------------
 
 
-def write_secret(path: Path, secret: bytes) -> None:
-    """Make the file `path` with mode 0600 from its first byte, durably. `LocalMisuse` when it exists."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, SECRET_MODE)
-    except FileExistsError:
-        raise LocalMisuse(f"{path} exists and is not replaced: move it away first") from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secret)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def read_secret(path: Path, advice: str = "") -> bytes:
     """The bytes of a secret file. `LocalMisuse` when it is missing (`advice` says what to do then, else node.lost) or
     others may use it."""
@@ -101,11 +87,6 @@ def read_secret(path: Path, advice: str = "") -> bytes:
     if len(secret) > MAX_SECRET_BYTES:
         raise LocalMisuse(f"{path} has more than {MAX_SECRET_BYTES} bytes: it is not a key file")
     return secret
-
-
-def private_key_pem(key: Ed25519PrivateKey) -> bytes:
-    """The key as PEM (PKCS 8, not encrypted: the file mode protects it)."""
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def read_private_key(path: Path) -> Ed25519PrivateKey:

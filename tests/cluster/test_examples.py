@@ -66,6 +66,16 @@ async def test_pay_pays_once_and_tells_every_end(cluster: Cluster, tmp_path: Pat
         assert (got := await pay(*words))[0] == code and told in got[1], got
 
 
+async def test_an_account_is_opened_once_and_its_key_pays(cluster: Cluster, tmp_path: Path) -> None:
+    net = str(cluster.network.directory)
+    for told in ("open\n", "open, before this run\n"):
+        assert await ran("open_account.py", tmp_path, [net, "example-new", "CZK"]) == (0, told)
+    code, text = await ran("pay.py", tmp_path, [net, "example-new", "mint", "1", "order-1"])
+    assert code == 1 and "rejected for ever: insufficient_funds" in text, text
+    code, text = await ran("open_account.py", tmp_path / "another", [net, "example-new", "CZK"])
+    assert code == 1 and text.endswith(" [name_taken]\n"), text
+
+
 async def test_many_and_pooled_payments(cluster: Cluster, tmp_path: Path) -> None:
     one, other, payee = await cluster.accounts("pooled", 3, funds=100)
     wallet_of(cluster, tmp_path, [one, other])

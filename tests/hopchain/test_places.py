@@ -1,6 +1,8 @@
 """A client from a network's directory, keys from their files; each file that is wrong is named."""
 
+import os
 import random
+import stat
 from pathlib import Path
 
 import anyio
@@ -12,7 +14,7 @@ from chain.errors import LocalMisuse
 from chain.genesis import encode_genesis
 from chain.request import NetworkId
 from cli.wallet import Wallet
-from hopchain import Status, load_key, open_network, wallet_file
+from hopchain import Status, load_key, open_network, store_key, wallet_file
 from tests.hopchain.fake_node import key_number
 from tests.hopchain.test_client import BACKENDS, World, running
 
@@ -82,6 +84,67 @@ def test_a_key_is_where_the_command_line_keeps_it(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("HOPCHAIN_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
     assert wallet_file(NETWORK, "alice") == Wallet(NETWORK).path("alice")
+
+
+def test_a_key_that_is_stored_is_the_key_that_is_loaded_and_is_never_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "home" / "wallet" / "alice.key"
+    before = os.umask(0)
+    try:
+        store_key(str(file), key_number(1))
+    finally:
+        os.umask(before)
+    assert load_key(file).private_bytes_raw() == key_number(1).private_bytes_raw()
+    modes = [stat.S_IMODE(place.stat().st_mode) for place in (file, file.parent, file.parent.parent)]
+    assert modes == [0o600, 0o700, 0o700]
+    with pytest.raises(
+        LocalMisuse, match=r"alice.key exists and is not replaced: load_key reads the key that it holds"
+    ):
+        store_key(file, key_number(2))
+    assert load_key(file).private_bytes_raw() == key_number(1).private_bytes_raw()
+
+
+def test_a_stored_key_is_where_the_command_line_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOPCHAIN_HOME", str(tmp_path))
+    store_key(wallet_file(NETWORK, "alice"), key_number(1))
+    assert Wallet(NETWORK).key("alice").private_bytes_raw() == key_number(1).private_bytes_raw()
+
+
+def test_a_key_and_its_name_are_on_disk_when_it_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, synced = os.fsync, []
+
+    def fsync(handle: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    store_key(tmp_path / "new" / "alice.key", key_number(1))
+    assert synced == [tmp_path, tmp_path / "new" / "alice.key", tmp_path / "new"]
+
+
+def test_a_key_that_cannot_be_stored_leaves_nothing_and_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LocalMisuse, match=r"file/alice.key cannot be written: Not a directory"):
+        store_key(tmp_path / "file" / "alice.key", key_number(1))
+    with pytest.raises(LocalMisuse, match=r"is for an Ed25519PrivateKey, and this is bytes"):
+        store_key(tmp_path / "alice.key", key_number(1).private_bytes_raw())  # type: ignore[arg-type]
+    real = os.fsync
+    for bad in (1, 2):  # of the file, of its name
+        left = [bad]
+
+        def fsync(handle: int, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(28, "No space left on device")
+            real(handle)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(LocalMisuse, match=r"alice.key cannot be written: No space left on device"):
+            store_key(tmp_path / "alice.key", key_number(1))
+        assert [place.name for place in tmp_path.iterdir()] == ["file"]
+    monkeypatch.setattr(os, "fsync", real)
+    store_key(tmp_path / "alice.key", key_number(1))
 
 
 def test_what_is_no_key_of_ones_own_is_refused(tmp_path: Path) -> None:

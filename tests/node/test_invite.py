@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import LocalMisuse
 from hopchain.change import ChangeAction, decode_change_untrusted, is_change_signed_by, sign_change
+from hopchain.signing import private_key_pem
 from node import invite as module
 from node.config import Peer, read_config
 from node.invite import (
@@ -24,7 +25,7 @@ from node.invite import (
     write_invite,
 )
 from node.layout import CA_KEY, OPERATOR_KEY, Network, read_genesis, read_network, read_network_key
-from node.pki import node_contexts, private_key_pem, read_node_key, read_private_key, read_secret
+from node.pki import node_contexts, read_node_key, read_private_key, read_secret
 from tests.node.wires import NOW_MS, Disk, new_layout
 
 HOUR_MS = 3_600_000

@@ -19,6 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chain.errors import LocalMisuse, NotReady, RemoteFault
+from hopchain.durable import write_secret
+from hopchain.signing import private_key_pem
 from node.pki import (
     CA_DAYS,
     NODE_DAYS,
@@ -32,13 +34,11 @@ from node.pki import (
     node_key,
     parse_private_key,
     peer_node_id_untrusted,
-    private_key_pem,
     raw_public_key,
     read_node_key,
     read_private_key,
     read_secret,
     reload_contexts,
-    write_secret,
 )
 from node.tls import TlsStream
 from routing.keyspace import node_id_of
