@@ -48,7 +48,11 @@ def open_network(directory: str | os.PathLike[str], *, spread: bool = False, tim
     """A client of all nodes that `directory` names, for `async with`; `spread` and `timing` as in `Client`. The
     directory is what `hopchain init` made, or that of one node."""
     place = Path(directory)
-    genesis = decode_genesis(_read(place / "genesis.json"))
+    raw = _read(place / "genesis.json")
+    try:
+        genesis = decode_genesis(raw)
+    except LocalMisuse as error:
+        raise LocalMisuse(f"{place / 'genesis.json'}: {error}") from None
     try:
         network = msgspec.toml.decode(_read(place / "network.toml"), type=_Network)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

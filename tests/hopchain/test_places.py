@@ -2,10 +2,12 @@
 
 import os
 import random
+import re
 import stat
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
@@ -70,6 +72,22 @@ def test_a_directory_that_is_none_says_which_file(tmp_path: Path) -> None:
     directory_of(world, tmp_path).joinpath("network.toml").unlink()
     with pytest.raises(LocalMisuse, match=r"network.toml cannot be read: No such file"):
         open_network(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"version": 2}, "the genesis file has version 2; this program reads version 1"),
+        ({"k": 0}, "k is 0; it must be 1 to 64"),
+        ({"k": "8"}, "the genesis file cannot be read: Expected `int`"),
+    ],
+)
+def test_a_genesis_file_that_is_wrong_is_named(tmp_path: Path, wrong: dict[str, object], says: str) -> None:
+    directory = directory_of(World(0), tmp_path)
+    file = directory / "genesis.json"
+    file.write_bytes(msgspec.json.encode({**msgspec.json.decode(file.read_bytes()), **wrong}))
+    with pytest.raises(LocalMisuse, match=re.escape(f"{file}: {says}")):
+        open_network(directory)
 
 
 def test_a_key_is_where_the_command_line_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
