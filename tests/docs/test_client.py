@@ -1,7 +1,10 @@
 """docs/client.md: its programs are parts of those in examples/, which other tests run; its names exist."""
 
 import re
+import subprocess
+import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,22 @@ def test_every_example_is_named_and_every_link_leads_somewhere() -> None:
         assert (ROOT / "docs" / target).exists(), target
     readme = (ROOT / "README.md").read_text()
     assert "](examples/pay.py)" in readme
+
+
+def test_the_packages_that_are_installed_are_named_and_what_a_module_of_their_name_does(tmp_path: Path) -> None:
+    (sentence,) = re.findall(r"The wheel installs the packages ([^:]*):", TEXT)
+    find = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    assert set(re.findall(r"`(\w+)`", sentence)) == {name.removesuffix("*") for name in find["include"]}
+    for name in ("chain", "hopchain"):
+        program = tmp_path / name / "program.py"
+        program.parent.mkdir()
+        program.with_name(f"{name}.py").touch()
+        program.write_text("from hopchain import Client")
+        ran = subprocess.run(
+            [sys.executable, program], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        )
+        error = ran.stderr.splitlines()[-1].partition(": ")[2].partition(" (")[0]
+        assert f"`{error}`" in TEXT, ran.stderr
 
 
 def test_the_table_of_exceptions_has_them_all() -> None:
