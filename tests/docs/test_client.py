@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import hopchain
+from chain.request import MEMO_BYTES
 from hopchain import ClientError, HopchainError, LocalMisuse
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,13 @@ def test_the_packages_that_are_installed_are_named_and_what_a_module_of_their_na
         )
         error = ran.stderr.splitlines()[-1].partition(": ")[2].partition(" (")[0]
         assert f"`{error}`" in TEXT, ran.stderr
+
+
+def test_every_method_is_named() -> None:
+    (bullet,) = re.findall(r"^- \*\*Methods\.\*\*(.*?)^- ", TEXT, re.DOTALL | re.MULTILINE)
+    methods = {name for name in vars(hopchain.Client) if not name.startswith("_")}
+    assert set(re.findall(r"`(\w+)`", bullet)) - {"stale", "LocalMisuse"} == methods
+    assert f"a memo of {MEMO_BYTES} bytes" in TEXT
 
 
 def test_the_table_of_exceptions_has_them_all() -> None:
