@@ -11,7 +11,6 @@ id ascending (32 public key | u64 incarnation). An id is derived from the key, s
 of them.
 """
 
-import bisect
 import hashlib
 import struct
 from collections.abc import Iterable
@@ -96,14 +95,15 @@ class View(msgspec.Struct, frozen=True, dict=True):
 
     def member(self, node: NodeId) -> Member | None:
         """The member with this id, or None."""
-        place = bisect.bisect_left(self.members, node, key=lambda member: member.id)
-        if place < len(self.members) and self.members[place].id == node:
-            return self.members[place]
-        return None
+        return self._members_by_id.get(node)
 
     def is_member(self, node: NodeId) -> bool:
         """True when `node` belongs to this view."""
-        return self.member(node) is not None
+        return node in self._members_by_id
+
+    @cached_property
+    def _members_by_id(self) -> dict[NodeId, Member]:
+        return {member.id: member for member in self.members}
 
 
 def majority(n: int) -> int:
