@@ -257,11 +257,10 @@ class Core:
         self.gateway.tick(turn)
         self.reading.tick(turn)
         self.identity.finish(turn)
-        self._again = turn.again
-        effects = msgspec.structs.replace(turn.effects(), contacts=self._new_contacts())
         me = self._self.id
-        self._again += [FromPeer(me, send.message) for send in effects.send if send.peer == me]
-        return msgspec.structs.replace(effects, send=tuple(s for s in effects.send if s.peer != me))
+        self._again = turn.again + [FromPeer(me, send.message) for send in turn.sends if send.peer == me]
+        turn.sends = [send for send in turn.sends if send.peer != me]
+        return turn.effects(self._new_contacts())
 
     def _go_on(self, turn: Turn) -> None:
         """What the events have led to goes on in this very turn where its rows are here: requests are handed over in

@@ -117,7 +117,7 @@ class Turn:
         """Answer what is true because `link` is decided; `tell` for clients."""
         (self.answers if link.prev_hash in self.voted else self.fact_answers).append(Answer(caller, body))
 
-    def effects(self) -> Effects:
+    def effects(self, contacts: frozenset[NodeId] | None) -> Effects:
         facts = None
         if self.fact_sends or self.fact_answers:
             facts = Facts(tuple(self.fact_sends), tuple(self.fact_answers))
@@ -130,7 +130,8 @@ class Turn:
             tuple(late),
             tuple(self.reads),
             tuple(self.lookups),
-            drops=tuple(self.drops),
+            contacts,
+            tuple(self.drops),
         )
 
 
