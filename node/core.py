@@ -301,7 +301,7 @@ class Core:
             self.gateway.deadline(),
             self.reading.deadline(),
         )
-        return min((t for t in times if t is not None), default=None)
+        return min([t for t in times if t is not None], default=None)
 
     def gauges(self) -> Gauges:
         """How full this node is."""
