@@ -17,7 +17,7 @@ import enum
 import hashlib
 import struct
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate, chain, repeat
 from typing import Final, NewType
@@ -175,14 +175,20 @@ class Link(msgspec.Struct, frozen=True, dict=True):
         ids = chain.from_iterable(repeat(entry.request_id, len(entry.request.postings)) for entry in entries)
         return tuple(zip(range(len(self.posting_hashes)), self.posting_hashes, postings, ids, strict=True))
 
-    def outcomes(self) -> list[tuple[RequestId, Outcome]]:
+    def outcomes(self) -> tuple[tuple[RequestId, Outcome], ...]:
         """(request id, outcome) of everything this link settles, a cancelled target after its cancel."""
-        settled = []
-        for entry in self.entries:
-            settled.append((entry.request_id, entry.outcome))
-            if entry.request.kind is Kind.CANCEL and entry.outcome is Outcome.COMPLETED:
-                settled.append((entry.request.target, Outcome.CANCELLED))
-        return settled
+        return self._outcomes
+
+    @cached_property
+    def _outcomes(self) -> tuple[tuple[RequestId, Outcome], ...]:
+        return tuple(_settled(self.entries))
+
+
+def _settled(entries: Iterable[Entry]) -> Iterator[tuple[RequestId, Outcome]]:
+    for entry in entries:
+        yield entry.request_id, entry.outcome
+        if entry.request.kind is Kind.CANCEL and entry.outcome is Outcome.COMPLETED:
+            yield entry.request.target, Outcome.CANCELLED
 
 
 def opening_slot(network: NetworkId, name: str) -> Slot:

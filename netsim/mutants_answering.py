@@ -167,7 +167,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "cancel occupies nothing",
         "R13",
         "A cancel is recorded, its target is not.",
-        ("chain.link:Link.outcomes", "entry.outcome is Outcome.COMPLETED", "False"),
+        ("chain.link:_settled", "entry.outcome is Outcome.COMPLETED", "False"),
     ),
     mutant(
         "cancel of what is done",
