@@ -161,7 +161,7 @@ def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
             loaded.chains = {key: _chain(conn, *key) for key in needs.chains}
         incomes = needs.income | (needs.forming_few & loaded.forming.keys())
         if incomes:
-            loaded.income = {name: _income(conn, name) for name in incomes}
+            loaded.income = {name: _income(conn, name, loaded.forming.get(name)) for name in incomes}
         if needs.log:
             loaded.log = {seq: _log_page(conn, seq) for seq in needs.log}
         if needs.log_head:
@@ -317,9 +317,12 @@ def _total(raws: Sequence[bytes]) -> int:
     return sum(map(len, raws))
 
 
-def _income(conn: sqlite3.Connection, account: str) -> Income:
-    rows = conn.execute(_INCOME, (account,)).fetchall()
-    return Income(tuple(rows))
+def _income(conn: sqlite3.Connection, account: str, forming: Forming | None) -> Income:
+    """From what was read to form a link, when that is all that waits: each sender's postings are in the order of its
+    chain."""
+    if forming is not None and forming.incoming_count == len(forming.incoming):
+        return Income(tuple(sorted({i.posting.sender: i.height for i in forming.incoming}.items())))
+    return Income(tuple(conn.execute(_INCOME, (account,))))
 
 
 def _log_page(conn: sqlite3.Connection, after: int) -> LogPage:

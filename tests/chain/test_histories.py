@@ -100,6 +100,8 @@ class History:
         formed = self.bank.form(requests, conn=conn, absent=absent, income_complete=complete)
         assert not (complete and (formed.unjudged or formed.ask_income or formed.ask_recipients))
         self._compare(requests, formed)
+        names = set(self.ledger.asset)  # what is read to form their links tells their income as the query for it does
+        assert load(conn, Needs(forming=names, income=names)).income == load(conn, Needs(income=names)).income
         link = formed.link
         if link is None:
             return

@@ -1000,6 +1000,8 @@ def test_forming_is_bounded_but_counts_everything(bank: Bank, monkeypatch: pytes
     alice = load(bank.conn, Needs(forming={"alice"})).forming["alice"]
     assert [one.posting.amount for one in alice.incoming] == [3, 11]
     assert alice.incoming_count == 4
+    income = load(bank.conn, Needs(forming={"alice"}, income={"alice"})).income
+    assert income == load(bank.conn, Needs(income={"alice"})).income  # of all four, though two were read
 
 
 _FIRST = "(SELECT id FROM transfers WHERE sender = 'mint' AND recipient = 'alice' ORDER BY id LIMIT 1)"
