@@ -148,9 +148,7 @@ def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
         if needs.postings:
             loaded.postings, loaded.ends = _credits(conn, needs.postings, needs.made)
         if needs.links_at:
-            loaded.links_at = dict(
-                _join(conn, _LINKS_AT, needs.links_at, lambda name, height, tip: ((name, height), tip))
-            )
+            loaded.links_at = _links_at(conn, needs, loaded.heads)
         if needs.by_hash:
             loaded.by_hash = dict(_join(conn, _BY_HASH, _singles(needs.by_hash), _keyed_raw))
         if needs.wanted_chains or needs.wanted_links or needs.wanted_postings:
@@ -271,6 +269,18 @@ def _join(
         width, size = len(part[0]), 1 << (len(part) - 1).bit_length()
         values = [*chain.from_iterable(part), *[None] * (width * (size - len(part)))]
         yield from starmap(make, conn.execute(_query(query, width, size), values))
+
+
+def _links_at(
+    conn: sqlite3.Connection, needs: Needs, heads: Mapping[str, AccountHead]
+) -> dict[tuple[str, int], LinkHash]:
+    """Nothing is above a head, where a link that comes for the first time belongs: it is not looked for there."""
+    keys = [
+        (name, height)
+        for name, height in needs.links_at
+        if name not in needs.heads or (name in heads and height <= heads[name].height)
+    ]
+    return dict(_join(conn, _LINKS_AT, keys, lambda name, height, tip: ((name, height), tip)))
 
 
 def _chain(conn: sqlite3.Connection, account: str, from_height: int) -> tuple[bytes, ...]:

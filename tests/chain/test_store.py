@@ -567,6 +567,17 @@ def test_absent_keys_are_absent(bank: Bank) -> None:
     )
 
 
+def test_a_link_above_its_head_is_not_looked_for(bank: Bank) -> None:
+    asked: list[str] = []
+    tip = load(bank.conn, Needs(heads={"alice"})).heads["alice"]
+    ahead = {("alice", tip.height + 1), ("nobody", 0)}
+    bank.conn.set_trace_callback(asked.append)
+    assert load(bank.conn, Needs(heads={"alice", "nobody"}, links_at=ahead)).links_at == {}
+    assert len(asked) == 1, asked
+    here = load(bank.conn, Needs(heads={"alice", "nobody"}, links_at=ahead | {("alice", tip.height)})).links_at
+    assert here == {("alice", tip.height): tip.tip}
+
+
 def test_everything_is_loaded_by_its_key(bank: Bank) -> None:
     links = bank.links
     postings = [(link, posting) for link in links for _, posting, _, _ in link.postings()]
