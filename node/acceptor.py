@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from chain.errors import Corruption, RemoteFault
-from chain.link import HEADER_BYTES, Link, LinkHash, Slot, header_hash, opening_slot
+from chain.link import Link, LinkHash, Slot, opening_slot
 from chain.needs import Loaded, Needs
 from chain.request import RequestId
 from chain.rows import AccountHead, Credit, VoteRow
@@ -69,7 +69,7 @@ class Acceptor:
         self._held: dict[Slot, _Held] = {}
         self._due = Due()
         self.doubted: dict[NodeId, str] = {}  # who proposed a link that does not follow from the chain here -> why not
-        self._proposed: dict[LinkHash, bytes] = {}  # the links that are proposed to this node in this turn
+        self._proposed: dict[LinkHash, Link] = {}  # the links that are proposed to this node in this turn
         self._views_sent: dict[NodeId, float] = {}  # when, to who lags
         # recipient -> (height, sender, slot) of undecided links; of those that pay many under MANY, which is no account
         self._paying: dict[str, set[tuple[int, str, Slot]]] = {}
@@ -128,8 +128,9 @@ class Acceptor:
 
     def needs_accept(self, message: Accept, needs: Needs) -> None:
         needs.heads.add(message.at.account)
-        self._proposed[header_hash(message.link[:HEADER_BYTES])] = message.link
-        self.needs_check(self._decoder.untrusted(message.link), needs)
+        link = self._decoder.untrusted(message.link)
+        self._proposed[link.hash] = link
+        self.needs_check(link, needs)
 
     def needs_check(self, link: Link, needs: Needs) -> None:
         """What `follows` looks at."""
@@ -149,7 +150,7 @@ class Acceptor:
         if vote is not None and vote.value is not None and vote.value.hash == message.link:
             self._replica.needs_decided(vote.value, needs)
         elif proposed is not None:
-            self._replica.needs_decided(self._decoder.untrusted(proposed), needs)
+            self._replica.needs_decided(proposed, needs)
 
     def on_prepare(self, turn: Turn, peer: NodeId, message: Prepare) -> None:
         if not self._admits(turn, peer, message):

@@ -574,9 +574,10 @@ class Membership:
             if answer is not None:
                 turn.answer(waiting.caller, answer)
                 self._waiting.remove(waiting)
-        if self._self.fully_active and not self._active_told:  # the barrier of others waits for this
+        active = self._self.fully_active
+        if active and not self._active_told:  # the barrier of others waits for this
             self._peers.ping_all(turn, self._replica.count)
-        self._active_told = self._self.fully_active
+        self._active_told = active
         if self._linger_until is None and self.settled:
             self._linger_until = now + LINGER_S
         self._lingered = self._linger_until is not None and self._linger_until <= now
