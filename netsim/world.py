@@ -116,14 +116,13 @@ class World:
     def run_for(self, seconds: float) -> None:
         """Let simulated time pass."""
         until = self.now + seconds
+        storm = MAX_ACTIONS_PER_S * max(1, len(self.nodes) // 10)
         while self._heap and self._heap[0][0] <= until:
             when, _, act = heappop(self._heap)
             if int(when) > int(self.now):
                 self._this_second = 0
             self._this_second += 1
-            assert self._this_second < MAX_ACTIONS_PER_S * max(1, len(self.nodes) // 10), (
-                f"a storm: {MAX_ACTIONS_PER_S} things to do in second {when:.0f}"
-            )
+            assert self._this_second < storm, f"a storm: {storm} things to do in second {when:.0f}"
             self.now = when
             act()
         self.now = until
