@@ -6,7 +6,8 @@ epoch e, `after` that of e+1; `regions` are those of the two (routing.regions).
     carried_over   R7  what stays ACTIVE when e+1 is installed: groups that are the same, where it was ACTIVE before
     to_sync        R7  what must be synced: every other region whose group in e+1 has this node, old members included
     synced_parts   R8  the parts of a region that can be: where it was ACTIVE may end within a region of the next epochs
-    sources_of     R8  whose answers count: a majority of the region's group in e, each ACTIVE there in e (or in e+1)
+    sources_of     R8  whose answers count: a majority of the region's group in e, each ACTIVE there in e; or, where the
+                       group has changed, one that is ACTIVE there in e+1
     admit          R2, R3, R7  whether an acceptor takes part in a ballot at all
     inactive       R9  regions that e+1 changed and in which no majority is ACTIVE yet: until there are none, the next
                        view is not proposed, except to undo e+1
@@ -82,13 +83,15 @@ def is_synced(region: Region, sources: Mapping[NodeId, Source]) -> bool:
 
 def sources_of(region: Region, sources: Mapping[NodeId, Source]) -> tuple[NodeId, ...]:
     """R8: a majority of the region's group in e, each ACTIVE there in e. Or, for who comes late, when nodes of the old
-    group are gone: a majority of its group in e+1, each ACTIVE there in e+1, for each of them knows all that was chosen
-    in e. Empty when `sources` (whose answers are complete) hold neither."""
+    group are gone: who of its group in e+1 is ACTIVE there in e+1. Where the group has changed one is enough: it has
+    synced and knows all that was chosen up to e (ADR 35); where not, a majority. Empty when `sources` (whose answers
+    are complete) hold neither."""
     old = tuple(n for n in sorted(region.before) if n in sources and includes(sources[n].before, region))
     if len(old) >= majority(len(region.before)):
         return old
     new = tuple(n for n in sorted(region.after) if n in sources and includes(sources[n].after, region))
-    return new if len(new) >= majority(len(region.after)) else ()
+    enough = 1 if region.before != region.after else majority(len(region.after))
+    return new if len(new) >= enough else ()
 
 
 def synced_parts(region: Region, sources: Mapping[NodeId, Source]) -> tuple[Region, ...]:

@@ -12,10 +12,10 @@ source's answer counts once
 * but not for the key of a vote that does not follow from the chain here (ADR 33): about that slot it is as if it had
   said nothing.
 
-When answers of a majority of a region's old group count (or, for a node that comes late, of a majority of its new group
-that is ACTIVE already), the highest vote of each slot and the ACTIVE mark are written in
-one transaction. Regions become ACTIVE one by one, so a dead neighbourhood stops only itself. A node that went on to
-the next epoch may still complete the sync of the one before: others may need it as a source.
+When answers of a majority of a region's old group count (or, for a node that comes late, of one of its new group that
+is ACTIVE already: `sources_of`), the highest vote of each slot and the ACTIVE mark are written in one transaction.
+Regions become ACTIVE one by one, so a dead neighbourhood stops only itself. A node that went on to the next epoch may
+still complete the sync of the one before: others may need it as a source.
 """
 
 from typing import Final

@@ -28,6 +28,9 @@ TWO_JOIN = Plan("MNAB", 3, chain("AB", "ABN", "ABNM"), ((1, 0, "A"), (2, 1, "N")
 DUEL = Plan("NABC", 3, chain("ABC", "ABCN"), ((1, 5, "A"), (2, 1, "N"), (2, 6, "A")))
 # A view that changes nothing for the slot, which was born in it.
 BORN_LATER = Plan("ABCD", 3, chain("ABC", "ABCD"), ((1, 1, "B"), (2, 0, "A"), (2, 1, "C")), birth=2)
+# A member of the group is removed, and then a view changes nothing: what became ACTIVE in between carries over, also
+# late.
+REMOVED_THEN_SAME = Plan("ABCDM", 3, chain("ABCD", "ACD", "ACDM"), ((1, 0, "A"), (2, 1, "C"), (3, 1, "D")))
 # Groups of two.
 PAIR = Plan("NAB", 2, chain("AB", "ABN"), ((1, 0, "A"), (1, 1, "B"), (2, 1, "N")))
 PAIR_MOVES = Plan("NABC", 2, chain("ABC", "ABCN", "BCN"), ((1, 0, "A"), (2, 1, "N"), (3, 1, "B")))
@@ -206,6 +209,24 @@ class MajorityOfTheNew(Rules):
         return bool(self.sources(region, counted))
 
 
+class OneOfTheNew(MajorityOfTheNew):
+    """R8: the answer of one of the new group is enough, ACTIVE in it or not."""
+
+    def sources(self, region: Region, counted: dict[NodeId, Source]) -> tuple[NodeId, ...]:
+        return tuple(node for node in sorted(region.after) if node in counted)
+
+
+class OneOfTheSame(Rules):
+    """R8: one that is ACTIVE in the new epoch is enough also where the group is the same."""
+
+    def sources(self, region: Region, counted: dict[NodeId, Source]) -> tuple[NodeId, ...]:
+        known = tuple(node for node in sorted(region.after) if node in counted and counted[node].after != EMPTY)
+        return super().sources(region, counted) or known
+
+    def is_synced(self, region: Region, counted: dict[NodeId, Source]) -> bool:
+        return bool(self.sources(region, counted))
+
+
 class IdleSources(Rules):
     """R8: also who is not ACTIVE itself is a source."""
 
@@ -275,6 +296,7 @@ PLANS: dict[str, Plan] = {
     "two join": TWO_JOIN,
     "there and back": THERE_AND_BACK,
     "born later": BORN_LATER,
+    "removed, then same": REMOVED_THEN_SAME,
     "fork": FORK,
     "two at once": TWO_AT_ONCE,
     "two removed, takeover": TWO_REMOVED_TAKEOVER,
@@ -330,6 +352,16 @@ OFF: tuple[Off, ...] = (
     Off("R7", "a group that only shrinks is not synced", "only shrinks", ShrinkingIsNoChange),
     Off("R8", "one source is enough", "grow", OneSource),
     Off("R8", "a majority of the new group is enough", "only shrinks", MajorityOfTheNew),
+    Off("R8", "one of the new group is enough, ACTIVE or not", "only shrinks", OneOfTheNew),
+    Off(
+        "R8",
+        "one ACTIVE source is enough also where the group is the same",
+        "removed, then same",
+        OneOfTheSame,
+        why="it, too, knows all that was chosen before the group became what it is; for what was chosen since, a majority of this "
+        "group has voted, and who comes late is none of it. Nobody needs it: the late one syncs the epoch in which the group "
+        "changed, and carries that over ([ADR 35](adr/0035-one-that-is-active-tells-who-comes-late.md))",
+    ),
     Off("R8", "a source need not be ACTIVE", "two removed", IdleSources),
     Off("R8", "a source need not have the view", "grow", SourcesWithoutTheView),
     Off("R8", "votes are not merged", "grow", NothingMerged),
@@ -343,7 +375,7 @@ def page() -> str:
     lines = [
         "# Exhaustive search of one slot while views change",
         "",
-        "`tests/node/epoch_search.py` visits every schedule of a few small plans: one slot, three or four nodes, k = 2 and 3, up to two",
+        "`tests/node/epoch_search.py` visits every schedule of a few small plans: one slot, two to five nodes, k = 2 and 3, up to two",
         "changes of the view, one crash, a takeover. It calls `node.paxos` and `node.epochs`, the functions that nodes call. Messages may",
         "be lost, come twice and in any order; a node installs a view, answers, votes and syncs whenever the rules allow it. Nodes",
         "that no rule can tell apart are merged. In each state at most one value is chosen, and who is ACTIVE where its group has changed",

@@ -113,15 +113,20 @@ def test_a_majority_of_the_old_group_that_was_active_there_is_enough_and_nothing
         assert sources_of(changed, counted) == (tuple(whole) if len(whole) >= majority(size) else ())
 
 
-def test_who_comes_late_may_ask_a_majority_of_the_new_group_that_is_active_already() -> None:
+def test_who_comes_late_may_ask_one_of_a_group_that_has_changed_that_is_active_already() -> None:
+    """R8, ADR 35. Where the group is the same ACTIVE was only carried over: there a majority is asked."""
     moved = region({A, B, C}, {B, C, D})
     late = Source(EMPTY, RING)
     assert sources_of(moved, {B: late, D: late}) == (B, D)
-    assert sources_of(moved, {A: late, B: late}) == (), "A is in the new group no more"
-    assert sources_of(moved, {D: late}) == ()
-    assert sources_of(moved, {A: Source(RING), B: late}) == (), "one of each is no majority of anything"
-    assert sources_of(moved, {B: Source(EMPTY, ((10, 19),)), D: late}) == (), "not ACTIVE for all of the region"
+    assert sources_of(moved, {D: late}) == (D,)
+    assert sources_of(moved, {A: late, B: Source(EMPTY)}) == (), "A is in the new group no more"
+    assert sources_of(moved, {A: Source(RING), B: late}) == (B,), "one of the old group is no majority of it"
+    assert sources_of(moved, {B: Source(EMPTY, ((10, 19),)), D: late}) == (D,), "B is not ACTIVE for all of the region"
+    assert sources_of(moved, {B: Source(EMPTY, ((10, 19),)), D: Source(EMPTY)}) == ()
     assert sources_of(moved, {E: Source(RING, RING), D: Source(RING)}) == (), "strangers and new members were not there"
+    same = region({A, B, C}, {A, B, C})
+    assert sources_of(same, {B: late}) == ()
+    assert sources_of(same, {B: late, C: late}) == (B, C)
 
 
 some_ranges = st.lists(

@@ -283,6 +283,39 @@ def test_who_comes_late_syncs_with_the_new_group_when_the_old_one_is_gone() -> N
     rest(world)
 
 
+@pytest.mark.parametrize("story", ["down", "no answer", "no log"])
+def test_who_comes_late_syncs_with_the_one_of_the_new_group_that_is_left(story: str) -> None:
+    """k = 3, and nothing failed for good but one disk: a member was removed while another was late, and one of the two
+    that have the view and are ACTIVE dies. The late one and the last are a majority of every group (ADR 35)."""
+    world = grown(6, 4)
+    names = ("alice", "bob", *(f"acct-{i}" for i in range(6)))
+    world.open_funded(**dict.fromkeys(names[2:], 100))
+    late, removed, dead, left = world.view.ids
+    spare, *_ = world.guests
+    if story == "down":
+        world.crash(late)
+        world.run(3.0)
+    else:
+        lost = SyncPart if story == "no answer" else Links | Offer | TOLD
+        world.lose = lambda source, target, message: target == late and isinstance(message, lost)
+        assert isinstance(world.pay("alice", "bob", 10, at=left), Recorded)
+    assert isinstance(world.remove(left, removed), Changed)
+    assert world.run_until(lambda: world.core(left).membership.settled and world.core(dead).fully_active, 10)
+    assert story == "down" or (world.core(late).view.epoch == 2 and not world.core(late).fully_active)
+    world.crash(removed)
+    world.crash(dead)
+    world.run(1.0)
+    world.heal()
+    if story == "down":
+        world.start(late)
+    assert world.run_until(lambda: world.core(late).fully_active, 20)
+    for name in names:
+        assert isinstance(world.pay(name, "bob" if name != "bob" else "alice", 1, at=left), Recorded)
+    assert isinstance(world.add(left, spare), Changed)
+    assert isinstance(world.remove(left, dead, force=True), Changed)
+    rest(world)
+
+
 def test_a_part_of_a_region_in_which_the_sources_were_active_does_not_wait_for_the_rest() -> None:
     """The region is one now and was two in the epoch before: in one of them a majority had become ACTIVE."""
     world = grown(4, 3, k=5)
