@@ -5,8 +5,9 @@ only by what those know (R8). So a disk may be lost when afterwards
 
 * a majority of all members of each view that may come next is left: else no view could ever follow it (R1);
 * a majority of each of its groups is left: else no link could be decided there;
-* every key still has, in its group in the newest chosen view, a majority of nodes that are ACTIVE there and left; or,
-  while these are too few because the view is new, a majority in its group in the view before, where the same holds.
+* every key still has, in its group in the newest chosen view, a majority of nodes that are ACTIVE there and left, or
+  one, where that group has changed: it tells the others (ADR 35); or, while there are too few because the view is new,
+  as many in its group in the view before.
 
 The node whose disk it is need not run, for a disk that is down is not lost. All of this is about keys between two
 boundaries of groups or of ACTIVE ranges, so one key of each stretch is looked at.
@@ -38,12 +39,13 @@ def _can_decide(view: View, lost: Collection[NodeId]) -> bool:
 
 
 def _is_known(views: Sequence[View], key: bytes, active: Actives, lost: Collection[NodeId]) -> bool:
-    """What was decided about `key` is known to a majority that can hand it on."""
-    for view in reversed(views):
+    """What was decided about `key` is known to enough that can hand it on."""
+    for place, view in reversed(list(enumerate(views))):
         group = view.group(key)
         if _left(group, lost) < majority(len(group)):
             return False
-        if len(knowing(view, key, active, lost)) >= majority(len(group)):
+        changed = place > 0 and set(group) != set(views[place - 1].group(key))
+        if len(knowing(view, key, active, lost)) >= (1 if changed else majority(len(group))):
             return True
     return False
 

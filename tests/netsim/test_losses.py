@@ -4,8 +4,8 @@ import pytest
 
 from netsim.losses import Actives, can_lose, knowing
 from netsim.names import node_name, public_key
-from routing.keyspace import NodeId, node_id_of
-from routing.regions import EMPTY, RING, Ranges, group_ranges
+from routing.keyspace import ID_BYTES, NodeId, node_id_of
+from routing.regions import EMPTY, RING, Ranges, group_ranges, subtract
 from routing.view import View, first_view, member_of, with_member, without_member
 
 IDS = [node_id_of(public_key(node_name(i))) for i in range(8)]
@@ -62,13 +62,31 @@ def test_what_may_come_next_counts_too() -> None:
     assert not can_lose([view], [add(view, 3)], everybody, lost(1, 3))
 
 
-def test_a_new_view_relies_on_the_one_before_until_a_majority_is_active() -> None:
+def test_a_new_view_relies_on_the_one_before_until_somebody_is_active_where_it_changed_something() -> None:
     view = first(3, 3)
     views = [view, remove(view, 2)]
     assert can_lose(views, [], active(e1=(0, 1, 2)), lost(2))
     assert not can_lose(views, [], active(e1=(0, 2)), lost(2))  # 1 cannot know: it was not ACTIVE in epoch 1
     assert can_lose(views, [], active(e1=(0, 2), e2=(0, 1)), lost(2))
+    assert can_lose(views, [], active(e1=(0, 2), e2=(0,)), lost(2))  # 0 tells 1
     assert not can_lose(views, [], active(e1=(0, 1, 2), e2=(0, 1)), lost(1))  # two members of whom one is left
+
+
+def test_one_that_is_active_is_enough_where_the_group_has_changed_also_in_the_view_before() -> None:
+    """Who is late syncs in the epoch of the change, and carries that over."""
+    views = [first(3, 3)]
+    views.append(add(views[0], 3))
+    views.append(add(views[1], 4))
+    seen = set()
+    for (start, _), group in group_ranges(views[2]):
+        groups = [set(view.group(start.to_bytes(ID_BYTES))) for view in views]
+        elsewhere = subtract(RING, ((start, start),))
+        one = min(group)
+        some: Actives = {node: dict.fromkeys((1, 2, 3), RING if node == one else elsewhere) for node in views[2].ids}
+        changed = groups[0] != groups[1] or groups[1] != groups[2]
+        seen.add((groups[0] == groups[1], groups[1] == groups[2]))
+        assert can_lose(views, [], some, lost()) == changed
+    assert len(seen) == 4
 
 
 def test_active_in_a_part_of_the_keys_counts_there() -> None:
