@@ -300,6 +300,13 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         scenario="sync-majority",
     ),
     mutant(
+        "one of the new group is enough, ACTIVE or not",
+        "R8",
+        "A sync ends with the answer of any node of the group as it is now, the asking node itself included.",
+        (_EPOCHS + "sources_of", " and includes(sources[n].after, region)", ""),
+        scenario="sync-majority",
+    ),
+    mutant(
         "votes not merged",
         "R8",
         "A sync ends without taking up the votes of its sources.",
