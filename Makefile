@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
+# The tests start hundreds of processes. Where this is set, each of them compiles all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test quick lint types layers coverage format lock clean mutants crashes swarm namespaces rolling soak
 
 demo: $(STAMP)  ## five real nodes move money, lose one and agree again; under two minutes
