@@ -15,7 +15,7 @@ from netsim.run import Result, run_plan
 from netsim.swarm import run_swarm
 from tests.netsim.seeds import CALM, MIXED
 
-SEEDS = 240
+SEEDS = 120  # `make swarm` runs more
 CHUNK = 10
 
 

@@ -18,8 +18,8 @@ from tests.node.mutants import Edit, apply_edit
 from tests.node.watch import Broken
 from tests.node.world import Doom, Faults, Node, World
 
-SEEDS = int(os.environ.get("HOPCHAIN_SEEDS", "120"))
-CHUNK = 15
+SEEDS = int(os.environ.get("HOPCHAIN_SEEDS", "80"))
+CHUNK = 10
 MUTANT_SEEDS = 60  # in so many runs each mutant must be seen
 
 
