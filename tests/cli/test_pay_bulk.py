@@ -2,6 +2,7 @@
 interrupted."""
 
 import shutil
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from chain.request import MAX_POSTINGS, Kind, Request, decode_request_untrusted
 from cli.paybatches import RunBatches
-from hopchain import wire
+from hopchain import Timing, wire
 from tests.cli.conftest import World
 from tests.cli.test_commands import documented
 from tests.cli.test_pay import COLUMNS, FULL, available, results, write
@@ -186,7 +187,10 @@ def test_recipients_that_exist_by_now_are_told(open_world: World, file: Path) ->
 @pytest.mark.parametrize(
     "answer", [wire.NotFound("account", True), wire.Refused("busy", "later"), wire.Unknown(b"", "no majority")]
 )
-def test_what_cannot_be_asked_is_not_blamed(open_world: World, file: Path, answer: wire.ReplyBody) -> None:
+def test_what_cannot_be_asked_is_not_blamed(
+    open_world: World, file: Path, answer: wire.ReplyBody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hopchain.client.Timing", partial(Timing, read_s=1.0))  # of each question, which none answers
     write(file, [*ROWS, "mint;nobody;1;"])
     for node in open_world.nodes:
         node.fault = lambda call: answer if isinstance(call, wire.AskBalance) else None

@@ -26,6 +26,7 @@ from hopchain import (
     Recorded,
     Refused,
     SourcePool,
+    Timing,
     TooManyFailures,
     Unknown,
     Unreachable,
@@ -448,8 +449,9 @@ def test_a_balance_that_nobody_tells_in_time_is_no_misuse(backend: str) -> None:
         world.nodes[0].fault = lambda call: (
             wire.Unknown(b"", "no majority") if isinstance(call, wire.AskBalance) else None
         )
-        with pytest.raises(ClientError, match="the balance of payer-1 is not known: no majority"):
-            await sender_of(client, make_pool()).balances()
+        async with world.client(timing=Timing(read_s=0.5)) as hasty:
+            with pytest.raises(ClientError, match="the balance of payer-1 is not known: no majority"):
+                await sender_of(hasty, make_pool()).balances()
 
     run(test, backend)
 
