@@ -59,10 +59,11 @@ def test_a_cut_and_kills_break_no_rule_and_all_nodes_agree_in_the_end(seed, node
 
 
 @pytest.mark.slow
-def test_twenty_nodes_of_which_five_decide():
-    result = run_whole(_cut_and_kill(6, 20))
+def test_eighteen_nodes_of_which_five_decide():
+    """So many that none pings all others in each round."""
+    result = run_whole(_cut_and_kill(6, 18))
     assert result.ok, (result.rule, result.problem)
-    assert result.lives == 22
+    assert result.lives == 20
 
 
 def test_every_other_fault_breaks_no_rule_either():
@@ -209,7 +210,7 @@ class _Crash:
             answer = await network.ask(0, request)
             assert isinstance(answer, Recorded)
             assert answer.outcome == 0
-        await trio.sleep(4.0)
+        await trio.sleep(2.0)
         network.at_rest()
 
 
