@@ -17,7 +17,7 @@ from tests.cluster.test_faults import Load
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 
-SECONDS = float(os.environ.get("HOPCHAIN_SOAK_S", "30"))
+SECONDS = float(os.environ.get("HOPCHAIN_SOAK_S", "20"))
 SEED = int(os.environ.get("HOPCHAIN_SOAK_SEED", "1"))
 GOES_ON_S = 20.0  # after all nodes see each other; three seconds where nobody else uses the machine
 STOPS_S = (0.1, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0)  # shorter and longer than until a node is suspected, and dropped

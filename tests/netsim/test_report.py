@@ -139,7 +139,7 @@ def test_what_a_cut_swallowed_is_marked(split: Performance) -> None:
         assert (source in minority) != (target in minority)
 
 
-@pytest.mark.parametrize("nodes", [1, 3, 7, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("nodes", [1, 3, 7, 12])
 def test_every_size_has_a_lane_for_each_node(nodes: int) -> None:
     scenario = load_scenario("rolling-restart", nodes=nodes)
     doc = document_of(perform(scenario))
