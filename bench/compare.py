@@ -53,7 +53,7 @@ def measure_hopchain(profile: str, asked: argparse.Namespace, batch: int | None 
     words += ["--warm-up", str(asked.warm_up), "--duration", str(asked.duration), "--json"]
     words += [] if batch is None else ["--batch", str(batch)]
     done = subprocess.run(
-        [sys.executable, "-m", "cli.main", "bench", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-m", "cli.main", "bench", *words], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         sys.exit(f"hopchain bench {profile} ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")

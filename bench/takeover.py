@@ -128,7 +128,7 @@ def make(place: Path, key: Ed25519PrivateKey) -> Network:
 def start(network: Network, number: int) -> subprocess.Popen[bytes]:
     """A node's process."""
     directory = network.directory / network.nodes[number].name
-    return subprocess.Popen([sys.executable, "-m", "cli.main", "node", str(directory)], stderr=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-P", "-m", "cli.main", "node", str(directory)], stderr=subprocess.DEVNULL)
 
 
 async def run(

@@ -350,7 +350,7 @@ class _Generator:
         self._process: anyio.abc.Process | None = None
 
     async def __aenter__(self) -> "_Generator":
-        self._process = await anyio.open_process([sys.executable, "-m", "cli.bench_load"], stderr=subprocess.PIPE)
+        self._process = await anyio.open_process([sys.executable, "-P", "-m", "cli.bench_load"], stderr=subprocess.PIPE)
         assert self._process.stdin is not None
         await self._process.stdin.send(msgspec.json.encode(self._spec) + b"\n")
         return self

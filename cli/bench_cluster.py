@@ -83,7 +83,7 @@ async def own_cluster(
     def command(node: Path) -> list[str]:
         if profile_out is None or node.name != PROFILED:
             return node_command(node)
-        return [sys.executable, "-m", "cli.bench_node", str(node), str(profile_out.resolve())]
+        return [sys.executable, "-P", "-m", "cli.bench_node", str(node), str(profile_out.resolve())]
 
     ended: list[Event] = []
 

@@ -368,7 +368,7 @@ class _Demo:
         raise CommandFailed(Exit.REJECTED, "untrue", f"the demo claims that {what} within {UP_S:g} s; that is not so")
 
 
-_CLI: Final = (sys.executable, "-m", "cli.main")
+_CLI: Final = (sys.executable, "-P", "-m", "cli.main")
 
 
 async def _stop_shielded(process: anyio.abc.Process) -> None:

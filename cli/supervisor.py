@@ -1,9 +1,9 @@
 """Node processes of one machine: started, restarted when they die, all stopped at the end.
 
-Each node runs as `python -m cli.main node DIR --supervised` in a session of its own, so that Ctrl-C in the terminal
-reaches only this process, which then stops the nodes in order. `--supervised` makes a node end when its standard input
-closes: also `kill -9` of the supervisor leaves no process behind. What a node prints goes to `node.log` in its
-directory.
+Each node runs as `python -P -m cli.main node DIR --supervised` in a session of its own, so that Ctrl-C in the terminal
+reaches only this process, which then stops the nodes in order. `-P`: a `cli.py` or `node.py` in the current directory
+is somebody else's, and is not run. `--supervised` makes a node end when its standard input closes: also `kill -9` of
+the supervisor leaves no process behind. What a node prints goes to `node.log` in its directory.
 
 Which ends a node is started again after is the table of exit codes in docs/operations.md; the systemd unit keeps to the
 same.
@@ -154,7 +154,7 @@ class Supervisor:
 
 def node_command(directory: Path) -> list[str]:
     """The command that runs the node of this directory under a supervisor."""
-    return [sys.executable, "-m", "cli.main", "node", str(directory), "--supervised"]
+    return [sys.executable, "-P", "-m", "cli.main", "node", str(directory), "--supervised"]
 
 
 async def stop(process: anyio.abc.Process, stop_s: float = STOP_S) -> int:

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from cli.supervisor import LOG_NAME, QUICK_FAILURES, STOP_S, Change, Event, Supe
 from cli.upview import what_to_do
 from node.lock import DataLock
 
+ROOT = Path(__file__).parents[2]
 PATIENT = "import sys; print('here', flush=True); sys.stdin.read()"  # ends with its supervisor
 DEAF = f"import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); {PATIENT}"
 BROKEN = "print('no such thing'); raise SystemExit(3)"
@@ -308,7 +310,28 @@ def test_one_that_does_not_listen_is_killed(tmp_path: Path, backend: str) -> Non
 
 
 def test_nodes_are_told_to_end_with_their_supervisor(tmp_path: Path) -> None:
-    assert node_command(tmp_path)[1:] == ["-m", "cli.main", "node", str(tmp_path), "--supervised"]
+    assert node_command(tmp_path)[1:] == ["-P", "-m", "cli.main", "node", str(tmp_path), "--supervised"]
+
+
+def test_a_node_runs_nothing_that_lies_in_the_current_directory(tmp_path: Path) -> None:
+    for name in ("cli.py", "node.py", "chain.py"):
+        (tmp_path / name).write_text("print('run by mistake')\n")
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = node_command(tmp_path / "none")
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=WAIT_S)
+    assert done.returncode == Exit.USAGE and "is not a node's directory" in done.stderr, done.stderr
+    assert "run by mistake" not in done.stdout
+
+
+def test_no_process_is_started_with_the_current_directory_on_its_path() -> None:
+    """`python -m` puts it first."""
+    started = [
+        line.strip()
+        for file in sorted((ROOT / "cli").glob("*.py"))
+        for line in file.read_text().splitlines()
+        if "sys.executable" in line
+    ]
+    assert started and all('sys.executable, "-P", "-m",' in line for line in started), started
 
 
 def test_last_words(tmp_path: Path) -> None:
