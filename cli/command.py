@@ -6,8 +6,12 @@ import random
 import re
 import secrets
 import shlex
-from collections.abc import Awaitable, Callable, Sequence
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Final, NoReturn, ParamSpec, TypeVar
 
 import click
@@ -22,6 +26,7 @@ _NEGATIVE: Final = re.compile(r"-[0-9.]")  # how click names an option in -1.50
 # Of a word that is longer its ends are shown: a path's name is at its end
 _LONG: Final = re.compile(r"(?<!\S)(\S{40})\S{41,}(\S{80})")
 INTERRUPTED: Final = 130  # what shells use for Ctrl-C
+_AS_CTRL_C: Final = (signal.SIGTERM, signal.SIGHUP)
 _ANSWERED: Final = frozenset({Exit.DONE, Exit.REJECTED})  # ends by which the network is one that was used
 
 
@@ -68,7 +73,8 @@ timeout_option = click.option(
 
 
 class HopCommand(click.Command):
-    """A command with `--json` and examples. Its function gets `out`, where it prints."""
+    """A command with `--json` and examples. Its function gets `out`, where it prints. `own_signals`: it hears SIGTERM
+    and SIGHUP itself; to all others they are what Ctrl-C is."""
 
     def __init__(
         self,
@@ -78,12 +84,14 @@ class HopCommand(click.Command):
         params: list[click.Parameter],
         help: str | None,
         examples: Sequence[str],
+        own_signals: bool = False,
     ) -> None:
         json_option = click.Option(
             ["--json", "as_json"], is_flag=True, help="Print one JSON document (docs/cli-json.md)."
         )
         super().__init__(name, callback=callback, params=[*params, json_option], help=help)
         self.examples = tuple(examples)
+        self.own_signals = own_signals
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take the command line apart; where click's words for a mistake help nobody, say what to do."""
@@ -116,6 +124,10 @@ class HopCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run it; errors raised on purpose become a message and an exit code."""
+        with nullcontext() if self.own_signals else _told_to_end():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> object:
         out = Output(bool(ctx.params.pop("as_json")), on_sending=lambda: remember_used(ctx))
         ctx.params["out"] = out
         write_any_text()
@@ -135,6 +147,40 @@ class HopCommand(click.Command):
             ctx.exit(code)
         remember_used(ctx)
         return done
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Take SIGTERM and SIGHUP for Ctrl-C: killed at once, a command could not say what became of what it sent. One that
+    is ignored (`nohup`) stays so, and so does Ctrl-C, which is blocked instead: what waits for it sees no difference,
+    and is told of the other two."""
+    mine = threading.current_thread() is threading.main_thread()  # no other may say what a signal does
+    taken = [number for number in _AS_CTRL_C if mine and signal.getsignal(number) is signal.SIG_DFL]
+    deaf = bool(taken) and signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as what a script runs in the background
+    if deaf:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in taken:
+        signal.signal(number, _as_ctrl_c)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+        if deaf:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
+    """What Ctrl-C does now. A terminal that closes may send SIGHUP twice: the second one would end what the first one
+    began."""
+    if signal.getsignal(signal.SIGHUP) is _as_ctrl_c:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        raise KeyboardInterrupt
+    handler(signal.SIGINT, frame)
 
 
 def _refuse_no_text(value: object) -> None:

@@ -115,7 +115,7 @@ class _Event(msgspec.Struct):
     code: int | None = None
 
 
-@click.command(cls=HopCommand, examples=["hopchain demo", "hopchain demo --json"])
+@click.command(cls=HopCommand, examples=["hopchain demo", "hopchain demo --json"], own_signals=True)
 def demo(out: Output) -> None:
     """Five nodes on this machine: accounts, payments, the same money sent twice, a node killed, all replicas equal.
 

@@ -55,6 +55,7 @@ UNUSED_S: Final = 3.0  # for a process that was ended to let go of the directory
         "hopchain join node-6.invite --data /srv/hopchain --host 0.0.0.0 --port 7400 --client-port 7401 --advertise-host n6.lan",
         "hopchain join reports.invite --data reports --observer --json",
     ],
+    own_signals=True,
 )
 @click.argument("invite", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="INVITE")
 @click.option(

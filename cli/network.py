@@ -244,6 +244,7 @@ def _issuer(text: str, assets: list[Asset]) -> tuple[str, str]:
 @click.command(
     cls=HopCommand,
     examples=["hopchain up net", "hopchain up    # the last network", "hopchain up net --json | jq -c ."],
+    own_signals=True,
 )
 @network_argument
 @click.option("--supervised", is_flag=True, hidden=True, help="End when standard input closes.")
@@ -264,7 +265,7 @@ def up(out: Output, directory: Path | None, supervised: bool, network_dir: Path 
     run(lambda: watch(out, network))
 
 
-@click.command(cls=HopCommand, examples=["hopchain node net/node-1"])
+@click.command(cls=HopCommand, examples=["hopchain node net/node-1"], own_signals=True)
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--supervised", is_flag=True, hidden=True, help="End when standard input closes.")
 def node(out: Output, directory: Path, supervised: bool) -> None:

@@ -14,11 +14,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import click
 import pytest
 
 from chain.errors import NotReady
 from cli import main as command_line
 from cli import transfer
+from cli.main import COMMANDS
 from cli.output import Exit, Output, describe, write_any_text
 from hopchain import CallRefused, ClientError, Unreachable, wire
 from tests.cli.conftest import Cli, World
@@ -26,22 +28,25 @@ from tests.hopchain.fake_node import Hang
 
 ROOT = Path(__file__).parents[2]
 INTERRUPTED = 130
+BACKGROUND = ("/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh")  # starts what comes behind it as a script's `&` does
 
 
 class Process:
-    """A command in a process of its own: real signals, real files."""
+    """A command in a process of its own: real signals, real files. `before`: words that start it."""
 
-    def __init__(self, cli: Cli, words: Sequence[str], stdout: int = subprocess.PIPE) -> None:
+    def __init__(
+        self, cli: Cli, words: Sequence[str], stdout: int = subprocess.PIPE, before: Sequence[str] = ()
+    ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "cli.main", *words],
+            [*before, sys.executable, "-m", "cli.main", *words],
             env=os.environ | cli.env | {"PYTHONPATH": str(ROOT)},
             stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def interrupt(self) -> None:
-        self._process.send_signal(signal.SIGINT)
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
 
     def end(self) -> tuple[int, str, str]:
         """(exit code, standard output, standard error)."""
@@ -168,19 +173,21 @@ def test_a_fault_before_the_command_runs(cli: Cli, monkeypatch: pytest.MonkeyPat
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 
-def interrupted(world: World, *words: str) -> tuple[str, str]:
-    """Ctrl-C as soon as the request has left: standard output and error."""
+def interrupted(
+    world: World, *words: str, by: signal.Signals = signal.SIGINT, before: Sequence[str] = ()
+) -> tuple[str, str]:
+    """Ctrl-C, or another signal, as soon as the request has left: standard output and error."""
     processes: list[Process] = []
 
     def on_call(call: wire.CallBody) -> Hang | None:
         if not isinstance(call, wire.Submit):
             return None
-        processes[0].interrupt()
+        processes[0].send(by)
         return Hang()
 
     for node in world.nodes:
         node.fault = on_call
-    processes.append(Process(world, words))
+    processes.append(Process(world, words, before=before))
     code, out, err = processes[0].end()
     assert code == INTERRUPTED, err
     for node in world.nodes:
@@ -215,6 +222,61 @@ def test_an_interrupted_run_has_its_document(world: World, tmp_path: Path) -> No
     assert set(said) == set(world.json("pay", str(file), *columns))
     shown = interrupted(world, "pay", str(file), *columns, "--concurrency", "1", "--run", "again")[0]
     assert "line 3: mint -> alice: not_sent: the run ended before it was sent: run it again" in shown
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("before", [(), BACKGROUND], ids=["plain", "background"])
+def test_other_signals_that_end_a_command_are_as_ctrl_c(
+    world: World, tmp_path: Path, by: signal.Signals, before: Sequence[str]
+) -> None:
+    """Also where Ctrl-C is ignored, as in what a script runs in the background."""
+    world.run("account", "open", "alice")
+    out, err = interrupted(world, "transfer", "mint", "alice", "1", by=by, before=before)
+    assert f"hopchain cancel {sent_id(world)}" in out and err == "interrupted\n"
+    file = tmp_path / "pay.csv"
+    file.write_text("f,t,a\nmint,alice,1\nmint,alice,2\n")
+    columns = ("--from-column", "f", "--to-column", "t", "--amount-column", "a")
+    said = json.loads(interrupted(world, "pay", str(file), *columns, "--json", by=by, before=before)[0])
+    assert said["outcomes"] == {"unknown": 2}
+    assert Path(said["result_file"]).read_text().count(",unknown,") == 2
+
+
+def test_a_hangup_that_is_ignored_stays_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nohup` asked for that. Nothing is left of what was taken."""
+    heard: list[object] = []
+    monkeypatch.setattr(
+        transfer, "find_network", lambda *_: heard.extend(map(signal.getsignal, (signal.SIGHUP, signal.SIGTERM)))
+    )
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        world.run("transfer", "mint", "alice", "1", code=Exit.BUG)
+        assert heard[0] is signal.SIG_IGN and heard[1] is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_ctrl_c_that_is_ignored_stays_so(world: World) -> None:
+    """A script's background work is not ended with what runs in front of it."""
+    world.run("account", "open", "alice")
+    processes: list[Process] = []
+
+    def on_call(call: wire.CallBody) -> None:
+        processes[0].send(signal.SIGINT)
+
+    for node in world.nodes:
+        node.fault = on_call
+    processes.append(Process(world, ["transfer", "mint", "alice", "1"], before=BACKGROUND))
+    code, _, err = processes[0].end()
+    assert (code, err) == (0, ""), err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_that_run_nodes_hear_signals_themselves(name: str) -> None:
+    """They end their nodes in order, and a node its process; no other command does."""
+    made = command_line.main.get_command(click.Context(command_line.main), name)
+    assert getattr(made, "own_signals", False) is (name in {"up", "node", "join", "demo"})
 
 
 def test_exit_codes_are_those_that_scripts_were_told() -> None:
