@@ -8,6 +8,7 @@ import secrets
 import shlex
 import signal
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -27,6 +28,9 @@ _NEGATIVE: Final = re.compile(r"-[0-9.]")  # how click names an option in -1.50
 _LONG: Final = re.compile(r"(?<!\S)(\S{40})\S{41,}(\S{80})")
 INTERRUPTED: Final = 130  # what shells use for Ctrl-C
 _AS_CTRL_C: Final = (signal.SIGTERM, signal.SIGHUP)
+# Those that come so close are one: a closing terminal sends SIGHUP twice, a service manager both. A second one would
+# end what the first one began, such as the result file.
+_TOGETHER_S: Final = 1.0
 _ANSWERED: Final = frozenset({Exit.DONE, Exit.REJECTED})  # ends by which the network is one that was used
 
 
@@ -157,30 +161,32 @@ def _told_to_end() -> Iterator[None]:
     mine = threading.current_thread() is threading.main_thread()  # no other may say what a signal does
     taken = [number for number in _AS_CTRL_C if mine and signal.getsignal(number) is signal.SIG_DFL]
     deaf = bool(taken) and signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as what a script runs in the background
+    heard_s = -math.inf
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal heard_s
+        now_s = time.monotonic()
+        if now_s - heard_s < _TOGETHER_S:
+            return
+        heard_s = now_s
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):
+            raise KeyboardInterrupt
+        handler(signal.SIGINT, frame)
+
     if deaf:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in taken:
-        signal.signal(number, _as_ctrl_c)
+        signal.signal(number, hear)
     try:
         yield
     finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+        for number in taken:  # told once, it is ending
+            signal.signal(number, signal.SIG_DFL if heard_s < 0 else signal.SIG_IGN)
         if deaf:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
-    """What Ctrl-C does now. A terminal that closes may send SIGHUP twice: the second one would end what the first one
-    began."""
-    if signal.getsignal(signal.SIGHUP) is _as_ctrl_c:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler):
-        raise KeyboardInterrupt
-    handler(signal.SIGINT, frame)
 
 
 def _refuse_no_text(value: object) -> None:

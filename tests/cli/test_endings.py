@@ -241,6 +241,28 @@ def test_other_signals_that_end_a_command_are_as_ctrl_c(
     assert Path(said["result_file"]).read_text().count(",unknown,") == 2
 
 
+def test_signals_that_come_together_are_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one would end what the first one began, such as a result file that is being written."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def told(*_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+            written.append(True)
+
+    written: list[bool] = []
+    monkeypatch.setattr(transfer, "find_network", told)
+    try:
+        assert world.run("transfer", "mint", "alice", "1", code=INTERRUPTED).stderr == "interrupted\n"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGHUP, before)
+    assert written
+
+
 def test_a_hangup_that_is_ignored_stays_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """`nohup` asked for that. Nothing is left of what was taken."""
     heard: list[object] = []
