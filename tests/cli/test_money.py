@@ -25,8 +25,7 @@ def test_what_is_printed_is_read_back(amount: int, scale: int) -> None:
 def test_parsing_agrees_with_integer_arithmetic(text: str, scale: int) -> None:
     whole, point, decimals = text.partition(".")
     plain = whole.isdigit() and len(whole) <= 40 and (decimals.isdigit() if point else True) and len(decimals) <= 40
-    exact = plain and not decimals[scale:].strip("0")
-    expected = int(whole + decimals[:scale].ljust(scale, "0")) if exact else 0
+    expected = int(whole + decimals.ljust(scale, "0")) if plain and len(decimals) <= scale else 0
     if 0 < expected <= MAX_AMOUNT:
         assert parse_amount(text, scale) == expected
     else:
@@ -47,9 +46,8 @@ def test_any_text_is_an_amount_or_refused(text: str, scale: int) -> None:
         ("12.5", 2, 1250),
         ("12", 2, 1200),
         ("0.01", 2, 1),
-        ("12.500", 2, 1250),
         ("7", 0, 7),
-        ("1." + "0" * 40, 0, 1),
+        ("1.500", 3, 1500),
     ],
 )
 def test_amounts_that_people_type(text: str, scale: int, amount: int) -> None:
@@ -78,6 +76,7 @@ def test_amounts_that_people_type(text: str, scale: int, amount: int) -> None:
             "9" * 41,
         ),
         *("92233720368547758.08", "100000000000000000000000000000.00"),
+        *("12.500", "1.000", "1." + "0" * 40),  # fifteen hundred, to whom a point is between thousands
         *("12.4999999999999999999999999999999999", "1.00000000000000000000000000000000001"),
     ],
 )
@@ -89,6 +88,27 @@ def test_refused_amounts_say_what_is_allowed(text: str) -> None:
 def test_an_asset_without_decimals_says_so() -> None:
     with pytest.raises(LocalMisuse, match="digits alone, from 1 to 9223372036854775807"):
         parse_amount("1.5", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "scale", "says"),
+    [
+        ("1.500", 2, r"\. It has 3 decimals: write 1\.50, or 1500 if the point is between thousands$"),
+        ("1.000", 0, r"\. It has 3 decimals: write 1, or 1000 if the point is between thousands$"),
+        ("12.505", 2, r"\. It has 3 decimals: write 12505 if the point is between thousands$"),
+        ("12.5000", 2, r"\. It has 4 decimals: write 12\.50$"),
+        ("1.5", 0, r"\. It has 1 decimal$"),
+        ("0.000", 2, r"comma or exponent\)\. It has 3 decimals$"),
+        ("0.001", 2, r"\. It has 3 decimals$"),
+        ("92233720368547758.080", 2, r"\. It has 3 decimals$"),
+        ("1,500", 2, r"comma or exponent\)$"),
+        ("0.00", 2, r"comma or exponent\)$"),
+    ],
+)
+def test_more_decimals_than_the_asset_has_are_refused_with_what_may_be_meant(text: str, scale: int, says: str) -> None:
+    with pytest.raises(LocalMisuse, match=says) as refused:
+        parse_amount(text, scale)
+    assert str(refused.value).startswith(repr(text))
 
 
 @pytest.mark.parametrize(
