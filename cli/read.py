@@ -26,7 +26,7 @@ from hopchain.wire import AT_ONCE, MAX_PAGE, ChainLink
 
 DEFAULT_LINKS: Final = 20
 _HEIGHT: Final = click.IntRange(0, 2**63 - 1)  # as nodes store it
-SHORT: Final = 16  # hex digits of a hash that people see in lists
+SHORT: Final = 16  # hex digits of a hash that people only compare
 
 
 @click.command(cls=HopCommand, examples=["hopchain balance alice", "hopchain balance alice --linearizable --json"])
@@ -260,15 +260,17 @@ def _link_document(link: ChainLink) -> JsonValue:
 
 
 def _say_link(out: Output, link: ChainLink, about: Chain) -> None:
+    """Whole are the hashes that other commands take: of the link, and of its requests."""
+
     def money(amount: int) -> str:
         return format_amount(amount, about.scale, grouped=True)
 
     out.say()
     out.say(
-        f"#{link.height}  {time_text(link.time_ms)}  balance {money(link.balance)} {about.asset}  "
-        f"epoch {link.epoch}  {link.hash.hex()[:SHORT]}  after {link.prev_hash.hex()[:SHORT]}",
+        f"#{link.height}  {time_text(link.time_ms)}  balance {money(link.balance)} {about.asset}  epoch {link.epoch}",
         bold=True,
     )
+    out.say(f"     link {link.hash.hex()}  after {link.prev_hash.hex()[:SHORT]}")
     for income in link.income:
         out.say(f"   + {money(income.amount)} from {income.sender}  {income.hash.hex()[:SHORT]}", colour="green")
     for posting in link.postings:
@@ -279,7 +281,7 @@ def _say_link(out: Output, link: ChainLink, about: Chain) -> None:
         what = Kind(entry.kind).name.lower()
         total = f" of {money(entry.total)}" if entry.total else ""
         colour = None if entry.outcome == Outcome.COMPLETED else "red"
-        out.say(f"     {what}{total}: {outcome_name(entry.outcome)}  {entry.request_id.hex()[:SHORT]}", colour=colour)
+        out.say(f"     {what}{total}: {outcome_name(entry.outcome)}  {entry.request_id.hex()}", colour=colour)
 
 
 def time_text(time_ms: int) -> str:

@@ -669,6 +669,18 @@ def test_chain_shows_links_postings_and_confirmations(world: World) -> None:
     assert world.json("chain", "nobody", code=1)["error"] == "not_found"
 
 
+def test_what_chain_shows_can_be_asked_for(world: World) -> None:
+    """Ids and hashes that other commands take are whole."""
+    opened(world, "alice")
+    world.run("transfer", "mint", "alice", "1")
+    shown = world.run("chain", "mint", "--limit", "1").stdout
+    (request,) = re.findall(r"transfer of 1\.00: completed  (\S+)$", shown, re.M)
+    assert request in world.run("outcome", request).stdout
+    (link,) = re.findall(r"^     link (\S+)  after [0-9a-f]{16}$", shown, re.M)
+    assert world.json("route", link)["account"] is None
+    world.run("transfer", "mint", "alice", "2", "--expect-tip", link)
+
+
 def _payment(world: World, amount: int) -> wire.Submit:
     from chain.request import Posting, sign, transfer
     from tests.hopchain.fake_node import ISSUER_KEY
