@@ -2,7 +2,7 @@
 
 For people: text, and tables with colours on a terminal; the same as plain aligned columns when piped. With `--json`:
 one JSON document on standard output and nothing else (keys: docs/cli-json.md). Errors go to standard error, with
-`--json` also as a document `{"error": code, "message": text}`.
+`--json` also as a document `{"error": code, "message": text}`, on one line: it may come behind others.
 
 Names, references and reasons come from others: what people are shown is one line for each text, and what is not
 printable in it is escaped (hopchain.printable).
@@ -121,7 +121,7 @@ class Output:
             self._print(json.dumps(document, indent=2))
 
     def event(self, document: JsonValue) -> None:
-        """One of many documents, on one line; nothing without `--json`."""
+        """One of many documents, or one that may come behind them, on one line; nothing without `--json`."""
         if self.as_json:
             self._print(json.dumps(document))
 
@@ -176,7 +176,7 @@ class Output:
             return exit_code
         if self.as_json:
             with suppress(OutputLost):
-                self.data({"error": code, "message": text})
+                self.event({"error": code, "message": text})
         else:
             self._error(text)
         return exit_code
@@ -197,7 +197,7 @@ class Output:
         text = f"{text}. {self._sent}" if self._sent else text
         if self.as_json and not self._printed:
             with suppress(OutputLost):
-                self.data({"error": "internal", "message": text})
+                self.event({"error": "internal", "message": text})
         self._error(text)
         return Exit.BUG
 
@@ -210,7 +210,7 @@ class Output:
             if self._tell is not None:
                 self._tell()
             elif self.as_json:
-                self.data({"error": "interrupted", "message": "interrupted before there was a result"})
+                self.event({"error": "interrupted", "message": "interrupted before there was a result"})
         except OutputLost as error:
             self.fail(error)
 

@@ -170,6 +170,31 @@ def test_a_fault_before_the_command_runs(cli: Cli, monkeypatch: pytest.MonkeyPat
     assert cli.json("status", code=Exit.BUG)["error"] == "internal"
 
 
+@pytest.mark.parametrize("name", ["up", "join"])
+def test_what_ends_a_command_of_many_documents_is_one_line(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """One document a line is promised of these, also of the last one."""
+    invite = tmp_path / "invite"
+    invite.write_text("none")
+    words = ("up", "--json") if name == "up" else ("join", str(invite), "--data", str(tmp_path / "node"), "--json")
+    place = "cli.network.load_network" if name == "up" else "cli.join.open_invitation"
+    for error, code, says in (
+        (CallRefused("node-1", "busy", "full"), Exit.REJECTED, "busy"),
+        (ZeroDivisionError(), Exit.BUG, "internal"),
+        (KeyboardInterrupt(), INTERRUPTED, "interrupted"),
+    ):
+
+        def ended(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr(place, ended)
+        (line,) = world.run(*words, code=code).stdout.splitlines()
+        assert json.loads(line)["error"] == says
+    (line,) = world.run(*words, "--no-such-option", code=Exit.USAGE).stdout.splitlines()
+    assert json.loads(line)["error"] == "usage"
+
+
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 
