@@ -33,7 +33,7 @@ from cli.invite import open_invitation
 from cli.leave import local_address
 from cli.members import LOOK_AGAIN_S, now_ms, open_patiently, reason_of, submit_change
 from cli.names import add_names
-from cli.output import CommandFailed, Exit, JsonValue, Output, counted
+from cli.output import CommandFailed, Exit, JsonValue, Output, console, counted
 from cli.ports import choose_ports
 from cli.supervisor import LOG_NAME, last_words, node_command, stop
 from cli.verified import verify_copy
@@ -379,7 +379,8 @@ class _Bar:
         if self._fancy:
             from rich.progress import BarColumn, Progress, TextColumn
 
-            bar = Progress(TextColumn("copying"), BarColumn(), TextColumn("{task.description}"), transient=True)
+            columns = (TextColumn("copying"), BarColumn(), TextColumn("{task.description}"))
+            bar = Progress(*columns, console=console(), transient=True)
             task = bar.add_task("", total=None)
             bar.start()
             self._show = lambda copied: bar.update(

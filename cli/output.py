@@ -6,6 +6,8 @@ one JSON document on standard output and nothing else (keys: docs/cli-json.md). 
 
 Names, references and reasons come from others: what people are shown is one line for each text, and what is not
 printable in it is escaped (hopchain.printable).
+
+With NO_COLOR nothing is coloured or bold; where TERM is `dumb`, nothing is drawn either.
 """
 
 import codecs
@@ -18,12 +20,15 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from chain.errors import Corruption, HopchainError, LocalMisuse, NotReady, Quarantined, Removed
 from hopchain.printable import shown
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 JsonValue = str | int | float | bool | None | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
 
@@ -100,13 +105,14 @@ class Output:
     @property
     def fancy(self) -> bool:
         """True on a terminal that a person looks at."""
-        return not self.as_json and sys.stdout is not None and sys.stdout.isatty()  # None: it was closed from the start
+        # None: it was closed from the start
+        return not self.as_json and sys.stdout is not None and sys.stdout.isatty() and not _is_dumb()
 
     @property
     def watched(self) -> bool:
         """True when standard error is a terminal, where a person sees how far a command is, also while its result is
         piped."""
-        return not self.as_json and sys.stderr is not None and sys.stderr.isatty()
+        return not self.as_json and sys.stderr is not None and sys.stderr.isatty() and not _is_dumb()
 
     def sending(self, what: str, tell: Callable[[], object]) -> None:
         """A request leaves now. `what` says how to learn what became of it, in case its answer cannot be told; `tell`
@@ -128,7 +134,7 @@ class Output:
     def say(self, text: str = "", *, colour: str | None = None, bold: bool = False) -> None:
         """A line for people; nothing with `--json`. Colours vanish when piped."""
         if not self.as_json:
-            self._print(click.style(shown(text), fg=colour, bold=bold))
+            self._print(_styled(shown(text), colour, bold=bold))
 
     def script(self, text: str) -> None:
         """Lines of this program's own for another one, as they are; nothing with `--json`."""
@@ -222,11 +228,32 @@ class Output:
             raise lost(error) from None
 
     def _error(self, text: str) -> None:
-        self._echo_error(click.style("error: ", fg="red", bold=True) + shown(text))
+        self._echo_error(_styled("error: ", "red", bold=True) + shown(text))
 
     def _echo_error(self, text: str) -> None:
         with suppress(OSError):
             click.echo(text, err=True)
+
+
+def _is_dumb() -> bool:
+    """True where a terminal takes text alone."""
+    return os.environ.get("TERM", "") in _DUMB
+
+
+def _has_style() -> bool:
+    """False where nothing is to be bold or coloured (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR") and not _is_dumb()
+
+
+def _styled(text: str, colour: str | None, *, bold: bool) -> str:
+    return click.style(text, fg=colour, bold=bold or None) if (colour or bold) and _has_style() else text
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """What rich draws on: standard output or error."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, color_system="auto" if _has_style() else None)
 
 
 def write_any_text() -> None:
@@ -244,6 +271,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     return "".join(_PLAIN.get(c, "?") for c in error.object[error.start : error.end]), error.end
 
 
+_DUMB: Final = frozenset({"dumb", "unknown"})  # as rich has it
 _OF_A_FILE: Final = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENAMETOOLONG}
 )
@@ -266,7 +294,6 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
     """Draw it. False, and nothing is drawn, where the terminal is so narrow that words would be torn apart: ids,
     addresses and amounts are read and copied whole."""
     from rich import box
-    from rich.console import Console
     from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
@@ -277,10 +304,10 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
         table.add_column(column, justify="right" if column in right else "left", no_wrap=words, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    console = Console()
-    if Measurement.get(console, console.options.update(max_width=_UNLIMITED), table).minimum > console.width:
+    terminal = console()
+    if Measurement.get(terminal, terminal.options.update(max_width=_UNLIMITED), table).minimum > terminal.width:
         return False
-    console.print(table)
+    terminal.print(table)
     return True
 
 

@@ -9,7 +9,7 @@ import click
 
 from chain.errors import LocalMisuse
 from cli.command import HopCommand, Seconds, check_folder, checked_name, usage
-from cli.output import Exit, JsonValue, Output, counted
+from cli.output import Exit, JsonValue, Output, console, counted
 from cli.simresult import show, write
 
 if TYPE_CHECKING:
@@ -339,7 +339,6 @@ def _progress(out: Output, what: str, total: float, *, counts: bool = False) -> 
     if not out.watched:
         yield lambda done: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     share = MofNCompleteColumn() if counts else TaskProgressColumn()
@@ -350,7 +349,7 @@ def _progress(out: Output, what: str, total: float, *, counts: bool = False) -> 
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total, left="")
 
         def advance(done: float) -> None:

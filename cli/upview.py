@@ -12,7 +12,7 @@ import anyio
 
 from chain.errors import LocalMisuse
 from cli.home import KnownNode, Network, remember
-from cli.output import Exit, JsonValue, Output, OutputLost
+from cli.output import Exit, JsonValue, Output, OutputLost, console
 from cli.session import open_client
 from cli.supervisor import LOG_NAME, QUICK_FAILURES, Change, Event, Supervisor
 from cli.upchecks import check_ports, left_in, only_up
@@ -234,10 +234,9 @@ class _Drawing:
     """The table on the terminal, drawn anew four times a second by rich."""
 
     def __init__(self, view: View) -> None:
-        from rich.console import Console
         from rich.live import Live
 
-        self._console = Console()
+        self._console = console()
         self._ended = False
         self._live = Live(console=self._console, get_renderable=lambda: draw(view, self._size()), refresh_per_second=4)
 

@@ -1,6 +1,9 @@
 """What people are shown: text of others is one line, and nothing in it is obeyed by a terminal."""
 
+import io
 import json
+import re
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from chain.errors import LocalMisuse
 from cli import output
 from cli.output import Output
+from cli.progress import Progress
 from hopchain import wire
 from tests.cli.conftest import World
 from tests.hopchain.fake_node import FaultMaker, key_number
@@ -38,6 +42,50 @@ def test_nor_in_a_table_that_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "_draw", lambda columns, rows, right: drawn.append(rows) or True)
     Output(as_json=False).table(["name"], [[NASTY]])
     assert drawn == [[[SEEN]]]
+
+
+class Terminal(io.StringIO):
+    """Where a person looks."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def seen(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
+    """What a terminal gets of all that can be said."""
+    terminal = Terminal()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, terminal)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in ({"TERM": "xterm", "COLUMNS": "80"} | environment).items():
+        monkeypatch.setenv(name, value)
+    out = Output(as_json=False)
+    for text, colour, bold in (("plain", None, False), ("green", "green", False), ("bold", None, True)):
+        out.say(text, colour=colour, bold=bold)
+    out.table(["node", "state"], [["node-1", "down"]])
+    out.fail(LocalMisuse("wrong"))
+    with Progress(out) as progress:
+        progress.begin("paying", 1)
+        progress.advance()
+    assert out.fancy is out.watched
+    return terminal.getvalue()
+
+
+@pytest.mark.parametrize("no_color", [{}, {"NO_COLOR": ""}])
+def test_a_line_without_style_is_itself(monkeypatch: pytest.MonkeyPatch, no_color: dict[str, str]) -> None:
+    said = seen(monkeypatch, **no_color)
+    assert said.splitlines()[:3] == ["plain", "\x1b[32mgreen\x1b[0m", "\x1b[1mbold\x1b[0m"]
+    assert "─" in said and "\x1b[1;31m" in said  # a table that is drawn, and a node that is down
+
+
+def test_nothing_has_style_where_nobody_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = seen(monkeypatch, NO_COLOR="1")
+    assert "─" in said and "paying" in said and not re.search(r"\x1b\[[0-9;]*m", said)
+
+
+def test_nothing_is_drawn_on_a_terminal_that_takes_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = seen(monkeypatch, TERM="dumb")
+    assert "node-1" in said and not {"\x1b", "─"} & set(said)
 
 
 def test_a_fault_of_this_program_is_told_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
