@@ -236,6 +236,11 @@ def used_directory() -> Path | None:
     return None if context is None else context.meta.get(_USED)
 
 
+def forget_used() -> None:
+    """The command that runs asks its network nothing, and sends nothing to it: it is not one that was used."""
+    click.get_current_context().meta.pop(_USED, None)
+
+
 def remember_used(context: click.Context) -> None:
     """Remember the network that a command has found: it was asked something and answered, or something was sent to
     it."""

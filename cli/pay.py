@@ -11,9 +11,10 @@ import click
 from chain.errors import LocalMisuse
 from chain.request import MAX_POSTINGS
 from cli.command import HopCommand, Seconds, checked_name, fresh_random, network_option, raised_on_purpose, run
-from cli.home import Network, find_network
+from cli.home import Network, find_network, forget_used
 from cli.output import CommandFailed, Exit, Output, counted
 from cli.paybulk import AtomicRun, BulkRun
+from cli.paycheck import report_check
 from cli.payfile import Columns, Payment, payments, read_table
 from cli.payplan import Plan, Settings
 from cli.payreport import Ended, left_the_file, may_be_taken_for_known, report
@@ -35,6 +36,7 @@ from hopchain import Choice
         "hopchain pay standing-orders.csv --from-column account_id --from-prefix payer- \\",
         "      --to-column bank_to --to-column account_to --amount-column amount --reference-column k_symbol \\",
         "      --asset CZK --open-missing --fund-from mint",
+        "hopchain pay salaries.csv --from-column payer --to-column payee --amount-column amount --check",
         "hopchain pay salaries.csv --from-column payer --to-column payee --amount-column amount --bulk",
         "hopchain pay refunds.csv --from-column shop --to-column customer --amount-column amount \\",
         "      --pool shop=shop-1,shop-2,shop-3 --choice least-active",
@@ -100,6 +102,12 @@ from hopchain import Choice
     "and round-robin only, and not with --bulk --pool.",
 )
 @click.option(
+    "--check",
+    is_flag=True,
+    help="Send nothing: show what would be paid by whom, what an earlier run sent, and the rows that cannot be sent. No node is "
+    "asked, so what accounts exist and hold is not looked at. Exit code 2 when a row cannot be sent.",
+)
+@click.option(
     "--max-failures",
     type=click.IntRange(0),
     help="Send no more rows when more than this failed. Default: go on to the end.",
@@ -135,6 +143,7 @@ def pay(
     atomic: bool,
     pools: tuple[str, ...],
     choice: str | None,
+    check: bool,
     max_failures: int | None,
     concurrency: int,
     timeout_s: float,
@@ -180,6 +189,9 @@ def pay(
         chosen = settings.choice or Choice.DEDICATED
         sources = Sources(wallet.directory, settings.label, settings.pools, chosen, fresh_random())
         work = kind(Plan(wallet, rows, settings, sources, progress))
+        if check:
+            forget_used()
+            raise SystemExit(report_check(out, network, work, target))
         ended = Ended(network, work, bulk or atomic, target, begin)
         _execute(out, ended)
     raise SystemExit(report(out, ended))

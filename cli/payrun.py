@@ -109,6 +109,20 @@ class PayRun:
             if sent := self._before.get(payment_key(payment)):
                 self.results[index] = not_asked(*sent)
 
+    def foreseen(self) -> list[RowResult]:
+        """What is known of each row before a node is asked, after `note_sent_before`: whether an earlier run may have
+        sent it, else why it cannot be sent, else nothing: `NOT_SENT`."""
+        return [
+            known if known.outcome != NOT_SENT else (self._cannot_ever(payment) or known)
+            for payment, known in zip(self.rows, self.results, strict=True)
+        ]
+
+    def _cannot_ever(self, payment: Payment) -> RowResult | None:
+        """As `_cannot`, also when accounts that are missing are opened first, with new keys."""
+        payer = "" if payment.fault else self._payer(payment)
+        opened = self.settings.open_missing and payer and not self._wallet.has(payer)
+        return None if opened else self._cannot(payment)
+
     @property
     def unknown(self) -> bool:
         """True while it is not known what became of some row."""

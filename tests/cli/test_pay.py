@@ -256,6 +256,65 @@ def test_another_run_label_pays_again(world: World, file: Path) -> None:
     assert available(world)["bob"] == 4002
 
 
+def calls_nobody(world: World) -> None:
+    def called(call: wire.CallBody) -> None:
+        raise AssertionError(call)
+
+    for node in world.nodes:
+        node.fault = called
+
+
+def test_a_check_sends_nothing_and_says_what_would_be_paid(world: World, file: Path) -> None:
+    world.run("account", "open", "ann", "bob", "cid", "dan")
+    journal = world.wallet.directory / "journal"
+    before = journal.read_bytes()
+    calls_nobody(world)
+    found = world.json("pay", str(file), *COLUMNS, "--check")
+    assert set(found) == documented("pay --check")
+    assert (found["rows"], found["to_send"], found["sent_before"], found["amount"]) == (4, 4, 0, 2551)
+    assert found["payers"] == [
+        {"payer": "ann", "rows": 3, "amount": 2550},
+        {"payer": "dan", "rows": 1, "amount": 1},
+    ]
+    assert found["invalid"] == [] and found["asset"] == "CZK" and found["scale"] == 2
+    shown = world.run("pay", str(file), *COLUMNS, "--check").stdout
+    assert "nothing was sent. Of 4 payments 4 would be sent, 25.51 CZK" in shown and "ann       3  25.50 CZK" in shown
+    assert journal.read_bytes() == before and not Path(found["result_file"]).exists()
+
+
+def test_a_check_names_the_rows_that_cannot_be_sent(world: World, file: Path) -> None:
+    world.run("account", "open", "ann")
+    calls_nobody(world)
+    write(file, ["ann;bob;1.500;rent", "ann;cid;5.50;", "eve;bob;1.00;"])
+    found = world.json("pay", str(file), *COLUMNS, "--check", code=2)
+    assert [(row["line"], row["outcome"]) for row in found["invalid"]] == [(2, "invalid"), (4, "no_key")]
+    assert "write 1.50, or 1500" in found["invalid"][0]["reason"] and found["to_send"] == 1
+    opening = world.json("pay", str(file), *COLUMNS, "--check", "--open-missing", code=2)
+    assert [row["line"] for row in opening["invalid"]] == [2] and opening["to_send"] == 2
+    shown = world.run("pay", str(file), *COLUMNS, "--check", code=2).stdout
+    assert "line 2: ann -> bob: invalid: '1.500'" in shown and "2 cannot be sent" in shown
+    assert "line 2 cannot be paid" in world.run("pay", str(file), *COLUMNS, "--check", "--atomic", code=2).stderr
+
+
+@pytest.mark.parametrize("how", [(), ("--bulk",), ("--pool", "ann=ann-1,ann-2")])
+def test_a_check_knows_what_was_sent_before(world: World, file: Path, how: tuple[str, ...]) -> None:
+    write(file, ROWS[:2])
+    funded = ("--open-missing",) if how == ("--bulk",) else ("--open-missing", "--fund-from", "mint")
+    world.run_any("pay", str(file), *COLUMNS, *funded, *how)
+    write(file, [*ROWS[:2], "ann;dan;3.00;new"])
+    calls_nobody(world)
+    found = world.json("pay", str(file), *COLUMNS, "--open-missing", *how, "--check")
+    assert (found["rows"], found["to_send"], found["sent_before"]) == (3, 1, 2)
+    assert found["payers"] == [{"payer": "ann", "rows": 1, "amount": 300}]
+
+
+def test_a_check_does_not_choose_the_network(world: World, file: Path) -> None:
+    """The next payment goes to the one that was used last."""
+    last = {path: path.read_bytes() for path in world.home.glob("*") if path.is_file()}
+    world.run("pay", str(file), *COLUMNS, "--check", "--open-missing", "--network", str(world.directory))
+    assert {path: path.read_bytes() for path in world.home.glob("*") if path.is_file()} == last
+
+
 def test_answers_that_get_lost_change_nothing(world: World, file: Path, rng: random.Random) -> None:
     def lossy(call: wire.CallBody) -> Drop | None:
         return Drop(after=rng.random() < 0.5) if isinstance(call, wire.Submit) and rng.random() < 0.3 else None
