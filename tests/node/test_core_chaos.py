@@ -163,7 +163,7 @@ MUTANTS: dict[str, Mutant] = {
         BROKEN,
         Edit("node.owner:Owner._start_ballot", "vote is None and work.lowest_round == 1 and is_fast", "is_fast"),
     ),
-    "fast path of a standby": Mutant("I1|I4", BROKEN, Edit("node.slots:is_fast", "group[0] == node", "node in group")),
+    "fast path of a standby": Mutant("I1|I4", BROKEN, Edit("node.slots:is_fast", "group[0] == node", "node in group"), first=10),
     "decided without a majority": Mutant(
         "I9", BROKEN, Edit("node.paxos:Proposer.decided", "majority(len(self.group))", "majority(len(self.group)) - 1")
     ),
@@ -176,7 +176,7 @@ MUTANTS: dict[str, Mutant] = {
     "accept below the promise": Mutant(
         "I8|never goes back", BROKEN, Edit("node.paxos:accept", "vote is not None and ballot < vote.promised", "False")
     ),
-    "promise below a promise": Mutant("I8|never goes back", BROKEN, Edit("node.paxos:prepare", "ballot < vote.promised", "False")),
+    "promise below a promise": Mutant("I8|never goes back", BROKEN, Edit("node.paxos:prepare", "ballot < vote.promised", "False"), first=10),
     "promise hides the vote": Mutant(
         "I8|R4|never goes back", BROKEN, Edit("node.paxos:prepare", "Vote(ballot, vote.accepted, vote.value)", "Vote(ballot)")
     ),
@@ -214,6 +214,7 @@ MUTANTS: dict[str, Mutant] = {
         Edit(JUDGE + "hear", "item.request_id in self._recorded", "False"),
         Edit("node.owner:Owner._drop_settled", "in turn.loaded.outcomes", "in ()"),
         VOTED_UNSEEN,
+        first=4,
     ),
     "stale unchecked": Mutant(
         "R13|AuditReport", PINNED, Edit(JUDGE + "hear", "request.expect_tip not in (ANY_TIP, self._head.tip)", "False")
@@ -227,10 +228,10 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "insufficient_funds without asking": Mutant("I6", SPENDING, Edit(JUDGE + "_outcome", "if self._income_complete", "if True")),
     "income asked of too few": Mutant(
-        "I6|I10", SPENDING, Edit("node.inquiry:Inquiries._settle_income", "majority(group) + 1", "majority(group)"), first=40
+        "I6|I10", SPENDING, Edit("node.inquiry:Inquiries._settle_income", "majority(group) + 1", "majority(group)"), first=42
     ),
     "income without undecided votes": Mutant(
-        "I6|I10", SPENDING, Edit("node.inquiry:Inquiries.on_ask_income", "self._acceptor.paying(message.account)", "{}")
+        "I6|I10", SPENDING, Edit("node.inquiry:Inquiries.on_ask_income", "self._acceptor.paying(message.account)", "{}"), first=4
     ),
     "slot asked of too few": Mutant(
         "I6|I10", PINNED, Edit("node.inquiry:Inquiries._settle_slot", "majority(len(inquiry.group))", "1")
@@ -249,7 +250,7 @@ MUTANTS: dict[str, Mutant] = {
         "I10", LAGGING, Edit("node.gateway:Gateway._time_is_up", "if job.tries or request_id in self._doubtful", "if False")
     ),
     "busy said by one of two holders": Mutant(
-        "I10", CUT_OFF, Edit("node.owner:_copies", "msgspec.structs.replace(item, gateway=NO_GATEWAY)", "item"), max_queue=1
+        "I10", CUT_OFF, Edit("node.owner:_copies", "msgspec.structs.replace(item, gateway=NO_GATEWAY)", "item"), max_queue=1, first=4
     ),
     "linearizable read answered here": Mutant(
         "I10", READING, Edit("node.reading:Reading.on_balance", "elif ask.linearizable", "elif False")
@@ -268,7 +269,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     # liveness
     "a stuck vote is nobody's": Mutant("undecided_votes=[1-9]", BROKEN, Edit("node.acceptor:Acceptor.tick", "self.finish(turn, held.at)", "pass")),
-    "no pull": Mutant("links are chosen", LAGGING, Edit("node.pulling:Pulling.tick", "if wanted:", "if False:")),
+    "no pull": Mutant("links are chosen", LAGGING, Edit("node.pulling:Pulling.tick", "if wanted:", "if False:"), first=4),
 }  # fmt: skip
 
 
