@@ -4,7 +4,7 @@ The library asks alpha contacts, waits for the slowest of them, and only then as
 flight all the time: each answer starts the next call, and a call whose first timeout passes goes on without holding its
 place. After alpha answers in a row that named nobody closer, all of the k closest that are left are asked at once
 (Kademlia 2.3). The lookup ends when the k closest it knows of have answered; those that did not answer are left out,
-also when named again.
+also when named again. After MAX_ASKED calls it ends with what it has: nodes that lie could name closer ones for ever.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from routing.rpc import Triple
 from routing.table import id_of
 
 MAX_ADDRESSES: Final = 2  # a node that moved is named at its old address and at its new one
+MAX_ASKED: Final = 1000  # calls of one lookup; among 200 nodes it takes twenty
 
 
 class Shortlist(NodeHeap):  # type: ignore[misc]  # the library has no types
@@ -83,12 +84,13 @@ class Crawl(NodeSpiderCrawl):  # type: ignore[misc]  # the library has no types
         """The k closest nodes that answered, closest first."""
         async with asyncio.TaskGroup() as self._group:
             self._ask_next()
-        return list(self.nearest)
+        return [node for node in self.nearest if node.id in self.nearest.contacted]
 
     def _ask_next(self) -> None:
         """Start calls to the closest that were not asked, as many as there are places."""
         places = self.alpha if self._idle_answers < self.alpha else self.ksize
-        for node in self.nearest.get_uncontacted()[: max(places - len(self._in_flight), 0)]:
+        places = min(places - len(self._in_flight), MAX_ASKED - len(self.asked))
+        for node in self.nearest.get_uncontacted()[: max(places, 0)]:
             self.nearest.mark_contacted(node)
             self._in_flight.add(id_of(node))
             self.asked.append(id_of(node))

@@ -10,6 +10,7 @@ import trio
 import trio_asyncio
 from kademlia.node import Node
 
+from routing.crawl import MAX_ASKED, Crawl
 from routing.dht import INBOX, MAX_LOOKUPS, MAX_SEEDS, Contact, open_dht
 from routing.errors import RoutingMisuse
 from routing.keyspace import NodeId, closest, node_id_of
@@ -697,3 +698,21 @@ async def test_the_counters_are_per_node(autojump_clock):
         world.network.inject(b"", FAKE, a.address)
         await settle()
         assert (a.dropped, b.dropped) == (Counter(short=1), Counter())
+
+
+async def test_a_lookup_ends_though_each_answer_names_somebody_closer():
+    """Who knows the network's key may invent ids for ever; they cost a bounded number of calls."""
+
+    class Inventor:
+        source_node = Node(STRANGER)
+        away = 2**150
+
+        async def call_find_node(self, _node, _target, _slow):
+            self.away -= 20
+            return True, [((self.away + i).to_bytes(20), *FAKE) for i in range(20)]
+
+    crawl = Crawl(Inventor(), Node(bytes(20)), [Node((2**150).to_bytes(20), *FAKE)], 20, 3)
+    async with trio_asyncio.open_loop():
+        found = await trio_asyncio.aio_as_trio(crawl.find)()
+    assert len(crawl.asked) == MAX_ASKED
+    assert {node.id for node in found} <= set(crawl.asked), "who was not asked did not answer"
