@@ -7,8 +7,9 @@ It reads a `Spec` as JSON from the first line of standard input and prints one J
   client: an answer is followed by that client's next request at once. Says `measuring` after the warm-up and
   `measured` at the end of the window; then waits for all answers, settles what is unknown, and says `done`.
 
-Beside transfers each node is asked for BALANCES_PER_S balances of any accounts: how long a node that is busy takes for
-one, it counts itself.
+Beside transfers each node is asked for BALANCES_PER_S balances of any accounts, on connections of their own: behind a
+balance that waits for a commit a node reads nothing of the same connection. How long a node that is busy takes for one,
+it counts itself.
 
 Latency is from handing a request to the connection until its final answer, over all attempts. A request that is
 answered `not_started` is sent again, and one answered `unknown` too, at the end: both execute at most once.
@@ -22,6 +23,7 @@ import sys
 import time
 from array import array
 from collections import Counter, deque
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -58,7 +60,7 @@ AGAIN_S: Final = 0.02  # before a request that was not started is sent again; do
 LAST_AGAIN_S: Final = 0.5
 PROBE_EVERY_S: Final = 0.05  # one answered link is looked for at another node
 BALANCES_PER_S: Final = 50  # of each node beside transfers: enough for a percentile, too few to slow them
-BALANCES_IN_FLIGHT: Final = 100  # no more are asked than a stuck node can be asked in some seconds
+BALANCES_IN_FLIGHT: Final = 100  # of each node: one that is stuck is not asked for ever more
 PATIENCE_S: Final = 5.0  # beyond a request's own time-out, for an answer
 OUTCOME_BYTES: Final = 32 + 32 + 1  # of one record of the outcomes file: request id, link hash, outcome
 
@@ -127,13 +129,39 @@ class Signer:
         return sign(transfer(self._network, name, postings, nonce), self._keys[sender])
 
 
+class Balances:
+    """Those that are asked for beside transfers, of accounts drawn at random; the nodes take turns."""
+
+    def __init__(self, spec: Spec, lines: Lines) -> None:
+        self._spec = spec
+        self._lines = lines
+        self._rng = random.Random(f"{spec.seed}/{spec.worker}/balances")
+        self._every_s = spec.workers / (BALANCES_PER_S * len(lines.lines))
+        self._waiting = [0] * len(lines.lines)  # without an answer yet
+        self._turn = 0
+        self.at = math.inf  # when the next one is due
+
+    def ask(self, now: float) -> None:
+        """The one that is due."""
+        self.at = max(self.at + self._every_s, now)  # what is late is not made up for
+        line = self._turn % len(self._lines.lines)
+        self._turn += 1
+        if self._waiting[line] < BALANCES_IN_FLIGHT:
+            name = account_name(self._spec.prefix, self._rng.randrange(self._spec.accounts))
+            self._lines.call(line, wire.AskBalance(name))
+            self._waiting[line] += 1
+        for answered, _, _ in self._lines.wait(0):
+            self._waiting[answered] -= 1
+
+
 class Measurement:
     """One run."""
 
-    def __init__(self, spec: Spec, lines: Lines, ports: Ports) -> None:
+    def __init__(self, spec: Spec, lines: Lines, ports: Ports, balances: Balances | None = None) -> None:
         self._spec = spec
         self._lines = lines
         self._ports = ports
+        self._balances = balances
         self._rng = random.Random(f"{spec.seed}/{spec.worker}")
         self._pool: SourcePool | None = None
         if spec.profile is Profile.POOL:
@@ -153,11 +181,6 @@ class Measurement:
         self._per_second: list[int] = []
         self._from = self._until = 0.0
         self._probed = 0.0
-        self._balances: set[int] = set()  # calls for balances beside transfers that have no answer yet
-        self._balances_asked = 0
-        self._balance_at = math.inf  # when the next one is asked for
-        self._balance_every_s = spec.workers / (BALANCES_PER_S * len(spec.nodes))
-        self._balance_rng = random.Random(f"{spec.seed}/{spec.worker}/balances")
         self._most_in_flight = 0
         routed = spec.route and spec.profile is not Profile.READ
         self._tails = read_tails(Path(spec.place)) if routed else []
@@ -173,8 +196,8 @@ class Measurement:
         self._ports.wait_for_go()
         begun = self._ports.clock()
         self._from, self._until = begun + self._spec.warm_up_s, begun + self._spec.warm_up_s + self._spec.duration_s
-        if self._spec.profile is not Profile.READ:
-            self._balance_at = begun
+        if self._balances is not None:
+            self._balances.at = begun
         for client in range(self._spec.clients):
             self._next(client)
         self._until_time(self._from)
@@ -240,8 +263,10 @@ class Measurement:
         done_then = self._counts["completed_in_all"]
         while (now := self._ports.clock()) < end:
             again_at = self._again[0][0] if self._again else math.inf
-            self._serve(min(end, again_at, self._balance_at, now + 0.1) - now)
-            self._ask_balance()
+            balance_at = self._balances.at if self._balances is not None else math.inf
+            self._serve(min(end, again_at, balance_at, now + 0.1) - now)
+            if self._balances is not None and balance_at <= self._ports.clock():
+                self._balances.ask(self._ports.clock())
             if now - told >= PROGRESS_S:
                 rate = (self._counts["completed_in_all"] - done_then) / (now - told)
                 self._tell_progress(rate)
@@ -255,18 +280,6 @@ class Measurement:
             p50, p99 = recent[len(recent) // 2], recent[min(len(recent) - 1, len(recent) * 99 // 100)]
             self._ports.tell(News("progress", completed=round(rate), p50_ms=p50, p99_ms=p99))
 
-    def _ask_balance(self) -> None:
-        """One of the balances that are asked for beside transfers, when it is time; the nodes take turns."""
-        now = self._ports.clock()
-        if not self._balance_at <= now < self._until:
-            return
-        self._balance_at = max(self._balance_at + self._balance_every_s, now)  # what is late is not made up for
-        if len(self._balances) < BALANCES_IN_FLIGHT:
-            name = account_name(self._spec.prefix, self._balance_rng.randrange(self._spec.accounts))
-            line = self._balances_asked % len(self._lines.lines)
-            self._balances.add(self._lines.call(line, wire.AskBalance(name)))
-            self._balances_asked += 1
-
     def _serve(self, timeout_s: float) -> None:
         replies = self._lines.wait(timeout_s)
         now = self._ports.clock()
@@ -276,8 +289,6 @@ class Measurement:
             flight = self._flights.pop(number, None)
             if flight is not None:
                 self._answered(flight, line, body, now)
-            elif number in self._balances:
-                self._balances.remove(number)
             elif isinstance(body, wire.Balance):
                 self._lags.append((now - self._probes.pop(number).begun) * 1000)
 
@@ -382,8 +393,11 @@ def main() -> None:
             if spec.job is Job.PREPARE:
                 Preparation(spec, lines, ports).run()
                 tell(News("done"))
-            else:
+            elif spec.profile is Profile.READ:
                 Measurement(spec, lines, ports).run()
+            else:
+                with closing(Lines(spec.nodes, spec.ca, spec.network)) as beside:
+                    Measurement(spec, lines, ports, Balances(spec, beside)).run()
         finally:
             lines.close()
     except HopchainError as error:

@@ -349,10 +349,11 @@ class RunningNode:
 
     async def _answer(self, caller: Caller, body: Question) -> None:
         """Read the replica when it has what clients were told."""
+        asked = self._ports.clock().mono
         account = account_asked(body)
         if account is not None:
             await self.driver.wait_committed(account)
-        self.driver.calls.reply(caller, await self._serving.answer(body))
+        self.driver.calls.reply(caller, await self._serving.answer(body, asked))
 
     async def _answer_beside(self, caller: Caller, body: Question) -> None:
         """It takes long: its connection is read on, since its client asks for signs of life meanwhile. One such call of

@@ -108,11 +108,12 @@ class Serving:
         self._version = 0  # of the database: the number of commits that changed accounts
         self.dht: Dht | None = None
 
-    async def answer(self, body: Read) -> wire.ReplyBody:
-        """The answer of this replica, now. `check_question_untrusted` has passed the question."""
+    async def answer(self, body: Read, asked: float | None = None) -> wire.ReplyBody:
+        """The answer of this replica, now. `check_question_untrusted` has passed the question. `asked`: since when it
+        could be answered (monotonic seconds), when that was before now."""
         match body:
             case wire.AskBalance():
-                asked = self._clock().mono
+                asked = self._clock().mono if asked is None else asked
                 answer = await self._balance(body)
                 self._took.append((asked, self._clock().mono - asked))
                 return answer

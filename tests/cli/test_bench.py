@@ -10,6 +10,7 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
@@ -23,7 +24,7 @@ from chain.request import MAX_POSTINGS, decode_request_untrusted, request_id
 from cli.bench import _Bench
 from cli.bench_check import Answered, ask_lost, count_lost, databases, paid_out, read_answers
 from cli.bench_cluster import Cost, Sample, differences
-from cli.bench_load import Flight, Measurement, read_tails
+from cli.bench_load import Balances, Flight, Measurement, read_tails
 from cli.bench_node import Stacks, check_profile_file, collapsed, cpu_ns, flame_graph, stack_of
 from cli.bench_plot import draw
 from cli.bench_prepare import FUNDS, HOT_FUNDS, Preparation
@@ -154,7 +155,14 @@ class Bench:
 
     def measure(self, **changes: object) -> Result:
         self.news.clear()
-        self._with(self.spec(**changes), lambda spec, lines, ports: Measurement(spec, lines, ports).run())
+
+        def work(spec: Spec, lines: Lines, ports: Ports) -> None:
+            with closing(Lines(spec.nodes, spec.ca, spec.network)) as beside:
+                Measurement(
+                    spec, lines, ports, Balances(spec, beside) if spec.profile is not Profile.READ else None
+                ).run()
+
+        self._with(self.spec(**changes), work)
         result = self.news[-1].result
         assert result is not None
         return result
@@ -391,14 +399,13 @@ def test_a_node_that_answers_no_balance_is_not_asked_for_ever_more(
         return call(line, body)
 
     monkeypatch.setattr(lines, "call", counted)
-    seconds = itertools.count()
-    ports = Ports(lambda: next(seconds), lambda: 0.0, bench.news.append, lambda: None)
-    measurement = Measurement(bench.spec(), lines, ports)
-    measurement._balance_at, measurement._until = 0.0, 50.0
-    for _ in range(60):
-        measurement._ask_balance()
+    monkeypatch.setattr(lines, "wait", lambda _timeout_s: [])
+    balances = Balances(bench.spec(), lines)
+    balances.at = 0.0
+    for second in range(60):
+        balances.ask(float(second))
     lines.close()
-    assert len(asked) == 3
+    assert len(asked) == 3 * len(bench.world.nodes)
 
 
 def test_requests_are_signed_ahead_and_when_they_run_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -735,6 +742,12 @@ def test_costs_that_could_not_be_seen_are_null() -> None:
     cost = document(short)["cost"]
     assert isinstance(cost, dict)
     assert cost["read_p99_us_at_node"] is None, "the balances of the preparation are among them"
+    first, *others = run.after.costs
+    silent = {first: msgspec.structs.replace(run.after.costs[first], read_p99_us=0)}
+    busy = msgspec.structs.replace(run, after=msgspec.structs.replace(run.after, costs={**run.after.costs, **silent}))
+    cost = document(busy)["cost"]
+    assert isinstance(cost, dict)
+    assert others and cost["read_p99_us_at_node"] is None, "the one that tells none may be the slowest"
     nothing = msgspec.structs.replace(run, results=[make_result(completed=0)], latencies=[])
     assert document(nothing)["completed_per_s"] == 0.0 and document(nothing)["max_ms"] == 0.0
 

@@ -594,6 +594,11 @@ async def test_the_status_says_how_long_balances_took(bank: Bank, core: Core) ->
     status = await served.answer(wire.AskStatus())
     assert isinstance(status, wire.Status)
     assert "reads.balance_p99_us" not in status.counters, "they say how busy it was then, not now"
+    for _ in range(LEAST_TIMED):
+        await served.answer(wire.AskBalance("alice"), served._clock().mono - 0.5)
+    status = await served.answer(wire.AskStatus())
+    assert isinstance(status, wire.Status)
+    assert 501_000 <= status.counters["reads.balance_p99_us"] <= 509_000, "what it waited for a commit is a part of it"
 
 
 @pytest.mark.parametrize(
