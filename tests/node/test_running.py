@@ -34,18 +34,21 @@ async def test_the_replica_is_read_when_it_has_what_clients_were_told(
     question: CallBody, expected: list[str], nursery: trio.Nursery
 ) -> None:
     journal: list[str] = []
+    clock = [100.0]
 
     async def wait_for_room(caller: object, size: int) -> None:
         assert size == 10
 
     async def wait_committed(account: str) -> None:
         journal.append(f"wait for {account or 'any'}")
+        clock[0] += 2
 
     async def put(call: ClientBalance) -> None:
         journal.append(f"hand to the core until {call.until}")
 
-    async def answer(body: CallBody) -> NotFound:
+    async def answer(body: CallBody, asked: float) -> NotFound:
         journal.append("read")
+        assert asked == 100, "the wait for a commit is a part of what it takes"
         return NotFound("nothing")
 
     calls = SimpleNamespace(
@@ -55,9 +58,8 @@ async def test_the_replica_is_read_when_it_has_what_clients_were_told(
         reply=lambda caller, body: journal.append("reply"),
     )
     driver = SimpleNamespace(calls=calls, wait_committed=wait_committed)
-    ports = SimpleNamespace(clock=lambda: Now(100.0, 0))
     node = answering(driver, answer, nursery)
-    node._ports = ports
+    node._ports = SimpleNamespace(clock=lambda: Now(clock[0], 0))
     await RunningNode._on_call(node, session(1), Call(1, question), 10)
     await trio.testing.wait_all_tasks_blocked()
     assert journal == expected
@@ -70,7 +72,11 @@ def session(number: int) -> Session:
 def answering(driver: object, answer: object, nursery: trio.Nursery) -> Any:
     """A node that answers questions and nothing else."""
     node: Any = SimpleNamespace(
-        driver=driver, _serving=SimpleNamespace(answer=answer), _nursery=nursery, _beside=set[int]()
+        driver=driver,
+        _serving=SimpleNamespace(answer=answer),
+        _nursery=nursery,
+        _beside=set[int](),
+        _ports=SimpleNamespace(clock=lambda: Now(0.0, 0)),
     )
     node._answer = lambda caller, body: RunningNode._answer(node, caller, body)
     node._answer_beside = lambda caller, body: RunningNode._answer_beside(node, caller, body)
@@ -86,7 +92,7 @@ async def test_a_connection_is_read_on_while_one_long_question_of_it_is_answered
     ready = trio.Event()
     under_way: list[CallBody] = []
 
-    async def answer(body: CallBody) -> NotFound:
+    async def answer(body: CallBody, asked: float) -> NotFound:
         if body == question:
             under_way.append(body)
             await ready.wait()
