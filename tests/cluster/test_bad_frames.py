@@ -14,7 +14,9 @@ from msgspec.structs import replace
 from chain.genesis import Asset
 from hopchain import wire
 from hopchain.connection import client_context
+from hopchain.durable import write_secret
 from hopchain.framing import MAX_FRAME_BYTES, frame
+from hopchain.signing import private_key_pem
 from hopchain.wire import MAX_CLIENT_FRAME_BYTES, Call, Hello
 from node import hello as peer_hello
 from node.hello import MAX_HELLO_BYTES
@@ -53,9 +55,7 @@ from node.pki import (
     make_node_certificate,
     node_contexts,
     node_key,
-    private_key_pem,
     read_node_key,
-    write_secret,
 )
 from routing.keyspace import NodeId
 from routing.rpc import MESSAGE_ID_BYTES, encode_call
