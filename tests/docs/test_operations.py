@@ -22,6 +22,7 @@ from node.accepting import HANDSHAKE_S, MAX_HANDSHAKES, PATIENCE_S
 from node.client_port import HELD_BYTES, IDLE_S, MAX_SESSIONS
 from node.config import Limits
 from node.descriptors import OWN, shares
+from node.process import READY_S
 from node.transport import MAX_GUESTS
 
 ROOT = Path(__file__).parents[2]
@@ -204,6 +205,8 @@ def test_the_exit_codes_are_those_of_the_program_and_of_the_unit() -> None:
     unit = SERVICE.read_text().splitlines()
     assert "Restart=always" in unit, "after code 0 too, as the table says"
     assert f"StartLimitBurst={QUICK_FAILURES}" in unit
+    interval = next(line for line in unit if line.startswith("StartLimitIntervalSec="))
+    assert READY_S * QUICK_FAILURES >= int(interval.partition("=")[2]), "who waits for the clock is started without end"
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
