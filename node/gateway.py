@@ -39,6 +39,7 @@ from routing.keyspace import NodeId, route_key, short
 
 MAX_JOBS: Final = 100_000  # requests of clients that wait here; above it the answer is busy
 MAX_JOBS_OF_ONE: Final = 25_000  # of them of one account: however much one pays, others are let in
+MAX_JOB_BYTES: Final = 64 * 1024 * 1024  # of their requests, besides those that an owner queues (node.works)
 MAX_TIMEOUT_MS: Final = 600_000
 TRY_AGAIN_S: Final = 1.0  # without an answer the request is looked at again
 HOLDER_S: Final = ASK_DEADLINE_S + 1.0  # whoever has it and lives may be asking the network about it for so long
@@ -84,6 +85,7 @@ class Gateway:
         self._inquiries = inquiries
         self._jobs: dict[RequestId, Job] = {}
         self._by_account: dict[str, dict[RequestId, Job]] = {}
+        self._bytes = 0  # of the requests of all jobs
         self._doubtful: dict[RequestId, None] = {}  # some node may still hold them: never NotStarted
         self._due = Due()
         self._signed: dict[tuple[RequestId, bytes, bytes], bool] = {}  # (id, signature, key) as checked in this turn
@@ -223,8 +225,9 @@ class Gateway:
             reason = f"{len(job.callers)} calls wait for this very request here: wait for one of them"
             turn.answer(event.caller, Unknown(queued.request_id, reason))
             return
-        if len(self._jobs) >= MAX_JOBS:
-            reason = f"{len(self._jobs)} requests wait at this node; send it again in a while, or to another node"
+        size = len(queued.signed.raw)
+        if len(self._jobs) >= MAX_JOBS or self._bytes + size > MAX_JOB_BYTES:
+            reason = f"{len(self._jobs)} requests ({self._bytes} bytes) wait at this node; send it again in a while, or to another node"
             turn.answer(event.caller, self._not_started(queued.request_id, "busy", reason))
             return
         account = queued.request.sender
@@ -236,6 +239,7 @@ class Gateway:
         job = Job(queued, now + TRY_AGAIN_S, [waiting])
         self._due.by(min(job.next_try, waiting[1]))
         self._jobs[queued.request_id] = job
+        self._bytes += size
         jobs = self._by_account.setdefault(account, {})
         jobs[queued.request_id] = job
         turn.again.append(RouteJobs(account))
@@ -356,6 +360,7 @@ class Gateway:
     def _forget(self, job: Job) -> None:
         request_id, account = job.queued.request_id, job.queued.request.sender
         del self._jobs[request_id]
+        self._bytes -= len(job.queued.signed.raw)
         jobs = self._by_account[account]
         del jobs[request_id]
         if not jobs:

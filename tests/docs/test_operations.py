@@ -22,8 +22,10 @@ from node.accepting import HANDSHAKE_S, MAX_HANDSHAKES, PATIENCE_S
 from node.client_port import HELD_BYTES, IDLE_S, MAX_SESSIONS
 from node.config import Limits
 from node.descriptors import OWN, shares
+from node.gateway import MAX_JOB_BYTES, MAX_JOBS, MAX_JOBS_OF_ONE
 from node.process import READY_S
 from node.transport import MAX_GUESTS
+from node.works import MAX_QUEUE, MAX_QUEUE_BYTES, MAX_QUEUED, MAX_QUEUED_BYTES
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "docs" / "deploy"
@@ -185,6 +187,12 @@ def test_the_bounds_on_connections_are_those_of_the_code() -> None:
     assert limits.client_connections == MAX_SESSIONS
     assert number["kept for one client"].startswith(f"{limits.client_queue_bytes // mib} MiB")
     assert number["kept for all clients of one node together"].startswith(f"{HELD_BYTES // mib} MiB")
+    assert number["requests that wait at one node to be decided"].startswith(
+        f"{MAX_QUEUED_BYTES // mib} MiB, {MAX_QUEUE_BYTES // mib} of one account; "
+        f"{MAX_QUEUED:,}, {MAX_QUEUE:,} of one account."
+    )
+    (own,) = (bound for what, bound in number.items() if what.startswith("requests of its own clients that wait"))
+    assert own.startswith(f"{MAX_JOB_BYTES // mib} MiB; {MAX_JOBS:,}, {MAX_JOBS_OF_ONE:,} of one account.")
     assert number["unsent to one other node"].startswith(f"{limits.peer_queue_bytes // mib} MiB")
     handshakes = number["handshakes at once on each port"]
     assert handshakes.startswith(f"{MAX_HANDSHAKES}, {HANDSHAKE_S:g} s each") and f"after {PATIENCE_S} s" in handshakes
@@ -206,7 +214,7 @@ def test_the_exit_codes_are_those_of_the_program_and_of_the_unit() -> None:
     assert "Restart=always" in unit, "after code 0 too, as the table says"
     assert f"StartLimitBurst={QUICK_FAILURES}" in unit
     interval = next(line for line in unit if line.startswith("StartLimitIntervalSec="))
-    assert READY_S * QUICK_FAILURES >= int(interval.partition("=")[2]), "who waits for the clock is started without end"
+    assert int(interval.partition("=")[2]) <= READY_S * QUICK_FAILURES, "who waits for the clock is started without end"
 
 
 # --- commands --------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import pytest
 from chain.errors import Corruption
 from chain.link import LinkHash
 from chain.load import load
-from hopchain.wire import Changed, NotStarted, Recorded, Refused, Submit, Unknown
+from hopchain.wire import Changed, NotStarted, Recorded, Refused, Stale, Submit, Unknown
 from node import gateway
 from node.events import Caller, ClientSubmit, FromPeer, ToldRemoved
 from node.messages import Declined, Forward, Message, Moved, NotOwner, SlotName
@@ -104,7 +104,7 @@ def assert_told_apart(world: World, gate: NodeId, doubtful: Call, code: str) -> 
     assert isinstance(again.answer, Unknown) and again.answer.reason == new.answer.reason
 
 
-@pytest.mark.parametrize("bound", ["MAX_JOBS", "MAX_JOBS_OF_ONE"])
+@pytest.mark.parametrize("bound", ["MAX_JOBS", "MAX_JOBS_OF_ONE", "MAX_JOB_BYTES"])
 def test_a_full_gateway_does_not_say_that_what_is_in_doubt_did_not_start(
     world: World, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
@@ -112,6 +112,35 @@ def test_a_full_gateway_does_not_say_that_what_is_in_doubt_did_not_start(
     monkeypatch.setattr(gateway, bound, 1)
     world.submit(gate, world.pay_request("alice", "bob", 1), 10.0)
     assert_told_apart(world, gate, call, "busy")
+
+
+def test_a_request_gives_back_its_room_however_it_ends(world: World) -> None:
+    gate, owner, lost = handed_to_nobody(world, 0.3)
+    kept = world.core(gate).gateway
+    world.run(0.1)
+    assert lost.signed is not None and kept._bytes == len(lost.signed.raw)
+    assert world.run_until_answered([lost], 1)
+    assert isinstance(lost.answer, Unknown)
+    _, _, dropped = handed_to_nobody(world, 10.0)
+    world.run(0.1)
+    declined(world, gate, owner, dropped)
+    assert isinstance(dropped.answer, NotStarted)
+    pinned = world.submit(gate, world.pay_request("alice", "bob", 1, world.tip(gate, "alice")))
+    world.run(0.1)
+    assert pinned.signed is not None and kept._bytes == len(pinned.signed.raw)
+    world.settle(owner, world.pay_request("alice", "bob", 1))
+    assert world.run_until_answered([pinned], 1)
+    assert isinstance(pinned.answer, Stale)
+    assert not len(kept) and kept._bytes == 0
+    world.heal()
+    twice = world.pay_request("alice", "bob", 1)
+    opens = [world.open_request("zed", nonce=bytes([number]) * 32) for number in range(2)]
+    requests = [twice, twice, world.pay_request("alice", "bob", 5000), *opens]
+    calls = [world.submit(gate, request) for request in requests]
+    assert world.run_until_answered(calls, 10)
+    assert [type(call.answer) for call in calls[:3]] == [Recorded] * 3
+    assert {type(call.answer) for call in calls[3:]} == {Recorded, Refused}
+    assert not len(kept) and kept._bytes == 0
 
 
 def test_a_node_that_was_removed_does_not_say_that_what_is_in_doubt_did_not_start(world: World) -> None:

@@ -556,12 +556,16 @@ def test_a_full_queue_says_busy(world: World, monkeypatch: pytest.MonkeyPatch) -
     assert world.watch.spendable("bob") == 3
 
 
-def test_a_full_gateway_says_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "MAX_JOBS", 3)
-    calls = [world.submit(world.ids[0], world.pay_request("alice", "bob", 1)) for _ in range(10)]
-    assert world.run_until_answered(calls, 10)
-    busy = [call.answer.code for call in calls if isinstance(call.answer, NotStarted)]
-    assert busy == ["busy"] * 7
+@pytest.mark.parametrize("bound", ["MAX_JOBS", "MAX_JOB_BYTES"])
+def test_a_full_gateway_says_busy_and_has_room_again(bound: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        requests = [world.pay_request("alice", "bob", 1) for _ in range(10)]
+        size = max(len(signed.raw) for signed in requests)
+        monkeypatch.setattr(gateway, bound, 3 * size if bound.endswith("BYTES") else 3)
+        calls = [world.submit(world.ids[0], signed) for signed in requests]
+        assert world.run_until_answered(calls, 10)
+        busy = [call.answer.code for call in calls if isinstance(call.answer, NotStarted)]
+        assert busy == ["busy"] * 7
 
 
 def test_one_account_that_pays_much_leaves_room_for_the_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
