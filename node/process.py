@@ -12,6 +12,7 @@ import secrets
 import shutil
 import signal
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -101,7 +102,8 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
     """Everything of one node, in one place that one can see the end of."""
     genesis = read_genesis(directory)
     key = read_node_key(directory)
-    await wait_until_ready(directory, config.host)
+    if not await _is_ready_before_a_signal(directory, config.host):
+        return
     certificate_ns = _certificate_ns(directory)  # before it is read: what is written from now on is new
     contexts = node_contexts(directory, genesis.ca)  # all files are read before a database is made for them
     network_key = read_network_key(directory)
@@ -166,6 +168,34 @@ async def wait_until_ready(directory: Path, host: str) -> None:
             await trio.sleep(READY_AGAIN_S)
         else:
             return
+
+
+async def _is_ready_before_a_signal(directory: Path, host: str) -> bool:
+    """`wait_until_ready`; False when SIGINT or SIGTERM ends the wait. Nothing else is to be closed then, but what a
+    signal does by itself has another exit code, and does not end process 1 of a container."""
+    told = trio.Event()
+    failure: LocalMisuse | NotReady | None = None
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_at_signal, signals, told, nursery.cancel_scope)
+            try:
+                await wait_until_ready(directory, host)
+            except (LocalMisuse, NotReady) as error:  # told as it is, and not in the nursery's group
+                failure = error
+            nursery.cancel_scope.cancel()
+    if told.is_set():  # also when it came in the moment in which the wait was over
+        return False
+    if failure is not None:
+        raise failure
+    return True
+
+
+async def _end_at_signal(signals: AsyncIterator[int], told: trio.Event, scope: trio.CancelScope) -> None:
+    """End this scope when a signal comes."""
+    async for number in signals:
+        log.info("signal %s: ending before this node has started", signal.Signals(number).name)
+        told.set()
+        scope.cancel()
 
 
 def _disk(database: Path) -> Disk:

@@ -265,6 +265,39 @@ async def test_a_clock_that_is_still_wrong_when_the_machine_starts_is_waited_for
     assert len(caplog.records) == (set_after_s > 0)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_the_wait_for_the_clock_in_order(
+    number: signal.Signals,
+    directory: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its own action would be another exit code, and none at all for process 1 of a container."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(process, "now", lambda: Now(trio.current_time(), 0))
+    ends = signal.signal(number, lambda *_: None)  # else a node that does not take it would end the tests
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_node, directory, read_config(directory))
+            await trio.sleep(READY_S / 2)
+            signal.raise_signal(number)
+            raised_at = trio.current_time()
+    finally:
+        signal.signal(number, ends)
+    assert trio.current_time() - raised_at < READY_AGAIN_S
+    assert f"signal {number.name}: ending before this node has started" in caplog.text
+    assert not (directory / DATABASE).exists()
+
+
+async def test_what_is_wrong_while_a_node_waits_is_raised_as_it_is(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    monkeypatch.setattr(process, "now", lambda: Now(trio.current_time(), 0))
+    with pytest.raises(NotReady, match="set the clock"):
+        await serve_node(directory, read_config(directory))
+
+
 async def test_a_name_that_nobody_can_be_asked_for_yet_is_waited_for(
     directory: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
