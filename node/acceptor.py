@@ -110,9 +110,9 @@ class Acceptor:
         What it voted for in a group that it has left nobody finishes from here: to wait for that could be for ever. It
         is not needed either. When a link is decided, a majority of its slot's group has voted for it. A change that
         leaves the group as it is leaves them ACTIVE (R7); after any other one, each member that is ACTIVE took the vote
-        over from a majority of the group before, which meets that one (R8). So in this epoch a majority of the slot's
-        group knows it, or so much of one as is ACTIVE. Enough answers meet every majority, and only who is ACTIVE
-        wherever it is in a group answers (node.inquiry).
+        over from a majority of the group before, which meets that one, or from one who did (R8, ADR 35). So in this
+        epoch a majority of the slot's group knows it, or so much of one as is ACTIVE. Enough answers meet every
+        majority, and only who is ACTIVE wherever it is in a group answers (node.inquiry).
         """
         pays = set(self._paying.get(account, ()))
         for entry in self._paying.get(MANY, ()):
