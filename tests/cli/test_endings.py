@@ -3,6 +3,7 @@
 Exit code 1 says that the network rejected it: a script that sees it pays again. So nothing else ends with it.
 """
 
+import ast
 import errno
 import io
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 import click
 import pytest
 
-from chain.errors import NotReady
+from chain.errors import NotReady, Quarantined, Removed, StorageFailure
 from cli import main as command_line
 from cli import transfer
 from cli.main import COMMANDS
@@ -343,6 +344,19 @@ def test_exit_codes_are_those_that_scripts_were_told() -> None:
     assert describe(ClientError("not known"))[:2] == describe(Unreachable([]))[:2] == (Exit.UNREACHABLE, "unreachable")
     assert describe(NotReady("the clock"))[:2] == (Exit.REJECTED, "not_ready"), "whoever started it may do so again"
     assert describe(CallRefused("node-1", "busy", "full"))[:2] == (Exit.REJECTED, "busy")
+
+
+def test_every_code_of_an_error_is_one_that_scripts_were_told() -> None:
+    """Those that this program gives: beside an exit code stands the stable one."""
+    page = (ROOT / "docs/cli-json.md").read_text()
+    given = {describe(error)[1] for error in (Removed("gone"), Quarantined("an old copy"), StorageFailure("full"))}
+    for file in (ROOT / "cli").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            parts = node.args if isinstance(node, ast.Call) else node.elts if isinstance(node, ast.Tuple) else []
+            if len(parts) == 3 and isinstance(parts[1], ast.Constant) and "Exit" in ast.unparse(parts[0]):
+                given.add(parts[1].value)
+    assert {"not_ready", "output", "node_ended", "not_atomic", "usage"} <= given
+    assert {code for code in given if f"`{code}`" not in page} == set()
 
 
 def test_ctrl_c_before_the_command_runs(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
