@@ -104,7 +104,7 @@ from hopchain import Choice
 @click.option(
     "--check",
     is_flag=True,
-    help="Send nothing: show what would be paid by whom, what an earlier run sent, and the rows that cannot be sent. No node is "
+    help="Send nothing: show what would be paid by whom, what an earlier run may have sent, and the rows that cannot be sent. No node is "
     "asked, so what accounts exist and hold is not looked at. Exit code 2 when a row cannot be sent.",
 )
 @click.option(

@@ -14,7 +14,7 @@ from cli.payresult import NOT_SENT, RowResult
 from cli.payrun import PayRun
 
 _SHOWN: Final = 20  # payers, and rows that cannot be sent; --json has them all
-_BEFORE: Final = "unknown"  # of a row that an earlier run sent, before this one asks what became of it
+_BEFORE: Final = "unknown"  # of a row that an earlier run may have sent, before this one sends it again
 
 
 def report_check(out: Output, network: Network, work: PayRun, target: Path) -> Exit:
@@ -23,7 +23,7 @@ def report_check(out: Output, network: Network, work: PayRun, target: Path) -> E
     work.note_sent_before(network.id)
     pairs = list(zip(work.rows, work.foreseen(), strict=True))
     fresh = [payment for payment, result in pairs if result.outcome == NOT_SENT]
-    before = sum(result.outcome == _BEFORE for _, result in pairs)
+    before = [payment for payment, result in pairs if result.outcome == _BEFORE]
     bad = [(payment, result) for payment, result in pairs if result.outcome not in (NOT_SENT, _BEFORE)]
     payers: dict[str, list[int]] = defaultdict(list)
     for payment in fresh:
@@ -34,8 +34,9 @@ def report_check(out: Output, network: Network, work: PayRun, target: Path) -> E
             "network": network.id.hex(),
             "rows": len(pairs),
             "to_send": len(fresh),
-            "sent_before": before,
+            "sent_before": len(before),
             "amount": sum(payment.amount for payment in fresh),
+            "amount_before": sum(payment.amount for payment in before),
             "asset": work.settings.asset,
             "scale": work.settings.scale,
             "payers": [{"payer": n, "rows": len(a), "amount": sum(a)} for n, a in payers.items()],
@@ -61,17 +62,20 @@ def _say(
     out: Output,
     work: PayRun,
     fresh: Sequence[Payment],
-    before: int,
+    before: Sequence[Payment],
     payers: dict[str, list[int]],
     bad: Sequence[tuple[Payment, RowResult]],
 ) -> None:
     def money(amount: int) -> str:
         return format_amount(amount, work.settings.scale, work.settings.asset, grouped=True)
 
+    again = (
+        f"run {work.settings.label!r} may have sent {len(before):,} before, "
+        f"{money(sum(payment.amount for payment in before))}: those that were not paid then are sent again; "
+    )
     out.say(
         f"nothing was sent. Of {counted(len(work.rows), 'payment')} {len(fresh):,} would be sent, "
-        f"{money(sum(payment.amount for payment in fresh))}; run {work.settings.label!r} sent {before:,} before, and "
-        f"would ask what became of them; {len(bad):,} cannot be sent",
+        f"{money(sum(payment.amount for payment in fresh))}; {again if before else ''}{len(bad):,} cannot be sent",
         colour="red" if bad else "green",
         bold=True,
     )

@@ -250,6 +250,22 @@ def test_an_interrupted_run_has_its_document(world: World, tmp_path: Path) -> No
     assert "line 3: mint -> alice: not_sent: the run ended before it was sent: run it again" in shown
 
 
+def test_a_check_counts_what_an_interrupted_run_did_not_send(world: World, tmp_path: Path) -> None:
+    """It had remembered all rows before it sent the first one: the next run pays them."""
+    world.run("account", "open", "alice")
+    file = tmp_path / "pay.csv"
+    file.write_text("f,t,a\nmint,alice,1\nmint,alice,2\n")
+    words = ("pay", str(file), "--from-column", "f", "--to-column", "t", "--amount-column", "a")
+    interrupted(world, *words, "--concurrency", "1")
+    with file.open("a") as rows:
+        rows.write("mint,alice,4\n")
+    found = world.json(*words, "--check")
+    assert [found[k] for k in ("to_send", "sent_before", "amount", "amount_before")] == [1, 2, 400, 300]
+    shown = world.run(*words, "--check").stdout
+    assert "run 'pay.csv' may have sent 2 before, 3.00 CZK: those that were not paid then are sent again" in shown
+    assert world.json(*words)["completed"] == 3 and paid(world) == 700
+
+
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("before", [(), BACKGROUND], ids=["plain", "background"])
 def test_other_signals_that_end_a_command_are_as_ctrl_c(

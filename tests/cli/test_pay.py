@@ -278,7 +278,7 @@ def test_a_check_sends_nothing_and_says_what_would_be_paid(world: World, file: P
     ]
     assert found["invalid"] == [] and found["asset"] == "CZK" and found["scale"] == 2
     shown = world.run("pay", str(file), *COLUMNS, "--check").stdout
-    assert "nothing was sent. Of 4 payments 4 would be sent, 25.51 CZK" in shown and "ann       3  25.50 CZK" in shown
+    assert "nothing was sent. Of 4 payments 4 would be sent, 25.51 CZK; 0 cannot" in shown and "ann       3  25.50 CZK" in shown
     assert journal.read_bytes() == before and not Path(found["result_file"]).exists()
 
 
@@ -305,6 +305,7 @@ def test_a_check_knows_what_was_sent_before(world: World, file: Path, how: tuple
     calls_nobody(world)
     found = world.json("pay", str(file), *COLUMNS, "--open-missing", *how, "--check")
     assert (found["rows"], found["to_send"], found["sent_before"]) == (3, 1, 2)
+    assert (found["amount"], found["amount_before"]) == (300, 1550)
     assert found["payers"] == [{"payer": "ann", "rows": 1, "amount": 300}]
 
 
