@@ -33,6 +33,7 @@ from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.ports import port_range
 from cli.session import open_client
 from cli.supervisor import stop
+from node.signals import ending_signals
 
 NODES: Final = 5
 ORDERS: Final = 400
@@ -347,7 +348,8 @@ class _Demo:
 
     async def _until_told(self, scope: anyio.CancelScope) -> None:
         """End the demo in order when this process is told to."""
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+        told = set(ending_signals()) - {signal.SIGINT}  # that one is Ctrl-C, which ends a command as any other
+        with anyio.open_signal_receiver(*told) as signals:
             async for _ in signals:
                 self._told = True
                 scope.cancel()

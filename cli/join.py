@@ -13,7 +13,6 @@ twice.
 
 import ipaddress
 import shlex
-import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +40,7 @@ from hopchain import Client, ClientError, Status, Timing, Unreachable
 from hopchain.wire import Health
 from node.config import CONFIG_FILE, read_config
 from node.invite import Invitation, check_expiry, is_begun, make_node_directory
+from node.signals import ending_signals
 
 LOOPBACK: Final = "127.0.0.1"
 TIMING: Final = Timing(dial_s=2.0, read_s=5.0)
@@ -167,7 +167,7 @@ class _Join:
             )
         self._tell("started", f"node {self.told} runs ({self.listens}), log in {self.data / LOG_NAME}", pid=process.pid)
         try:
-            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            with anyio.open_signal_receiver(*ending_signals()) as signals:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._until_ended, process, tasks.cancel_scope)
                     tasks.start_soon(self._follow, tasks.cancel_scope)

@@ -18,6 +18,7 @@ from cli.supervisor import LOG_NAME, QUICK_FAILURES, Change, Event, Supervisor
 from cli.upchecks import check_ports, left_in, only_up
 from hopchain import Client, ClientError, Status
 from hopchain.printable import shown
+from node.signals import ending_signals
 
 if TYPE_CHECKING:
     from rich.console import ConsoleDimensions, Group
@@ -182,8 +183,8 @@ def what_to_do(code: int | None, directory: Path, holder: int | None = None) -> 
 
 
 async def watch(out: Output, network: Network) -> None:
-    """Run all nodes whose directories are here and show them until SIGINT or SIGTERM. `LocalMisuse` when there are
-    none, when another process runs them, or something uses their ports: nothing was started then."""
+    """Run all nodes whose directories are here and show them until one of `ending_signals`. `LocalMisuse` when there
+    are none, when another process runs them, or something uses their ports: nothing was started then."""
     view = View(out, network)
     if not view.lines:
         raise LocalMisuse(
@@ -199,7 +200,7 @@ async def watch(out: Output, network: Network) -> None:
         supervisor = Supervisor(directories, view.on_event)
         if out.fancy:
             stack.enter_context(_Drawing(view))
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        with anyio.open_signal_receiver(*ending_signals()) as signals:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(supervisor.run)
                 tasks.start_soon(ask_all, view)

@@ -1,8 +1,8 @@
 """One node as a process: its files, its log, its signals. This is the outermost module: real clock, real chance.
 
 Whatever ends the node has a type: `LocalMisuse` (files or ports are not as they must be), `StorageFailure` (the disk),
-`Corruption` (this replica contradicts what was decided), `NotReady` (the machine has just started). SIGINT and SIGTERM
-end it cleanly.
+`Corruption` (this replica contradicts what was decided), `NotReady` (the machine has just started). SIGINT, SIGTERM
+and SIGHUP end it cleanly.
 """
 
 import gc
@@ -43,6 +43,7 @@ from node.pki import (
 )
 from node.running import Ports, RunningNode
 from node.serving import Disk
+from node.signals import ending_signals
 from node.start import read_start
 from node.turn import Now
 from routing.datagrams import Datagrams, Receiver, UdpFactory
@@ -258,8 +259,8 @@ class Service(Protocol):
 
 
 async def serve_until_signal(node: Service, config: NodeConfig) -> None:
-    """Run the node until SIGINT or SIGTERM, then send what is queued and close."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    """Run the node until one of `ending_signals`, then send what is queued and close."""
+    with trio.open_signal_receiver(*ending_signals()) as signals:
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(node.run)

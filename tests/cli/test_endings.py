@@ -343,6 +343,19 @@ def test_commands_that_run_nodes_hear_signals_themselves(name: str) -> None:
     assert getattr(made, "own_signals", False) is (name in {"up", "node", "join", "demo"})
 
 
+def test_what_runs_nodes_hears_the_same_signals() -> None:
+    """A hangup, too, unless it is ignored."""
+    texts = {
+        str(path.relative_to(ROOT)): path.read_text()
+        for place in ("cli", "node")
+        for path in (ROOT / place).glob("*.py")
+    }
+    hearing = {name: text for name, text in texts.items() if "open_signal_receiver(" in text}
+    assert set(hearing) == {"cli/upview.py", "cli/join.py", "cli/demo.py", "node/process.py"}
+    for name, text in hearing.items():
+        assert "ending_signals()" in text and "open_signal_receiver(signal." not in text, name
+
+
 def test_exit_codes_are_those_that_scripts_were_told() -> None:
     """Above all: a fault of the program, or an error of which nothing is known, is no rejection."""
     page = (ROOT / "docs/cli-json.md").read_text()

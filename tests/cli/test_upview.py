@@ -61,6 +61,18 @@ class Supervisor:
         os.kill(os.getpid(), signal.SIGINT)
 
 
+class HungUp(Supervisor):
+    """The terminal closes first."""
+
+    ran_on = False
+
+    async def run(self) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        await anyio.sleep(0.1)  # the nodes are stopped meanwhile
+        HungUp.ran_on = True
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.fixture
 def network(cli: Cli) -> Network:
     """Of three nodes; the third runs elsewhere."""
@@ -103,6 +115,17 @@ def test_the_members_that_are_here_run(
         assert json.loads(line) == {"event": "elsewhere", "node": "node-3"}
     else:
         assert line.startswith("run elsewhere") and line.endswith(": node-3")
+
+
+def test_a_hangup_that_is_ignored_stops_no_nodes(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nohup` asked for that."""
+    monkeypatch.setattr(upview, "Supervisor", HungUp)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        anyio.run(watch, Output(as_json=True), network)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert HungUp.ran_on
 
 
 def test_a_directory_of_another_node_is_not_that_of_its_name(cli: Cli, network: Network) -> None:

@@ -414,6 +414,54 @@ async def test_a_signal_that_meets_the_end_of_a_removed_node_does_not_hide_why_i
     assert unheard == []
 
 
+class Told:
+    """A node to which these signals come while it runs."""
+
+    id, network = NodeId(bytes(20)), bytes(32)
+
+    def __init__(self, *signals: signal.Signals) -> None:
+        self.signals = signals
+        self.sent: list[signal.Signals] = []
+        self.closed = False
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        for number in self.signals:
+            self.sent.append(number)
+            signal.raise_signal(number)
+            await trio.sleep(0.1)  # it is closed meanwhile
+        await trio.sleep_forever()
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_signals_that_end_a_node_close_it_in_order(directory: Path, number: signal.Signals) -> None:
+    """A terminal that closes, too."""
+    node = Told(number)
+    unheard: list[int] = []
+    before = signal.signal(number, lambda number, frame: unheard.append(number))
+    try:
+        with trio.fail_after(10):
+            await serve_until_signal(node, read_config(directory))
+    finally:
+        signal.signal(number, before)
+    assert node.closed and unheard == []
+
+
+async def test_a_hangup_that_is_ignored_ends_no_node(directory: Path) -> None:
+    """`nohup` asked for that."""
+    node = Told(signal.SIGHUP, signal.SIGTERM)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with trio.fail_after(10):
+            await serve_until_signal(node, read_config(directory))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert node.closed and node.sent == [signal.SIGHUP, signal.SIGTERM]
+
+
 def test_the_garbage_collector_knows_no_records_and_not_what_was_there_at_the_start() -> None:
     """It would stop a node for 80 ms every few seconds."""
     signed = SignedRequest(b"raw", bytes(64))
