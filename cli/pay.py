@@ -14,7 +14,7 @@ from cli.command import HopCommand, Seconds, checked_name, fresh_random, network
 from cli.home import Network, find_network, forget_used
 from cli.output import CommandFailed, Exit, Output, counted
 from cli.paybulk import AtomicRun, BulkRun
-from cli.paycheck import report_check
+from cli.paycheck import look_ahead, report_check
 from cli.payfile import Columns, Payment, payments, read_table
 from cli.payplan import Plan, Settings
 from cli.payreport import Ended, left_the_file, may_be_taken_for_known, report
@@ -191,9 +191,13 @@ def pay(
         work = kind(Plan(wallet, rows, settings, sources, progress))
         if check:
             forget_used()
-            raise SystemExit(report_check(out, network, work, target))
-        ended = Ended(network, work, bulk or atomic, target, begin)
-        _execute(out, ended)
+            foreseen = look_ahead(network, work)
+        else:
+            ended = Ended(network, work, bulk or atomic, target, begin)
+            _execute(out, ended)
+    # only now: what is printed while a bar is drawn is drawn over
+    if check:
+        raise SystemExit(report_check(out, network, work, foreseen, target))
     raise SystemExit(report(out, ended))
 
 

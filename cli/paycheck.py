@@ -17,11 +17,16 @@ _SHOWN: Final = 20  # payers, and rows that cannot be sent; --json has them all
 _BEFORE: Final = "unknown"  # of a row that an earlier run may have sent, before this one sends it again
 
 
-def report_check(out: Output, network: Network, work: PayRun, target: Path) -> Exit:
-    """Print what the run would do with each row; the exit code to leave with."""
+def look_ahead(network: Network, work: PayRun) -> list[RowResult]:
+    """What the run would do with each row. Raises `LocalMisuse` for what would be refused as a whole."""
     work.check(network.id)
     work.note_sent_before(network.id)
-    pairs = list(zip(work.rows, work.foreseen(), strict=True))
+    return work.foreseen()
+
+
+def report_check(out: Output, network: Network, work: PayRun, foreseen: Sequence[RowResult], target: Path) -> Exit:
+    """Print what `look_ahead` found; the exit code to leave with."""
+    pairs = list(zip(work.rows, foreseen, strict=True))
     fresh = [payment for payment, result in pairs if result.outcome == NOT_SENT]
     before = [payment for payment, result in pairs if result.outcome == _BEFORE]
     bad = [(payment, result) for payment, result in pairs if result.outcome not in (NOT_SENT, _BEFORE)]

@@ -10,18 +10,21 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 
 from chain.errors import LocalMisuse
 from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, request_id
-from cli import paybatches, payrun
+from cli import pay, paybatches, payrun
 from cli.funding import FundedRows, Funding, split
 from cli.orders import make_orders
+from cli.output import Output
 from cli.payfile import Columns, Payment, find_delimiter, payment_nonce, payments, read_table
 from cli.payresult import RowResult, Run, is_worse, other_runs, result_path, why_kept, write_results
 from cli.payrun import PayRun
+from cli.progress import Progress
 from cli.runlock import only_run
 from hopchain import wire
 from tests.cli.conftest import World
@@ -278,7 +281,10 @@ def test_a_check_sends_nothing_and_says_what_would_be_paid(world: World, file: P
     ]
     assert found["invalid"] == [] and found["asset"] == "CZK" and found["scale"] == 2
     shown = world.run("pay", str(file), *COLUMNS, "--check").stdout
-    assert "nothing was sent. Of 4 payments 4 would be sent, 25.51 CZK; 0 cannot" in shown and "ann       3  25.50 CZK" in shown
+    assert (
+        "nothing was sent. Of 4 payments 4 would be sent, 25.51 CZK; 0 cannot" in shown
+        and "ann       3  25.50 CZK" in shown
+    )
     assert journal.read_bytes() == before and not Path(found["result_file"]).exists()
 
 
@@ -307,6 +313,31 @@ def test_a_check_knows_what_was_sent_before(world: World, file: Path, how: tuple
     assert (found["rows"], found["to_send"], found["sent_before"]) == (3, 1, 2)
     assert (found["amount"], found["amount_before"]) == (300, 1550)
     assert found["payers"] == [{"payer": "ann", "rows": 1, "amount": 300}]
+
+
+def test_a_check_prints_nothing_while_a_bar_is_drawn(world: World, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be drawn over."""
+    drawn: list[bool] = []
+    printed: list[bool] = []
+    say = Output.say
+
+    class Bar(Progress):
+        def __enter__(self) -> Self:
+            drawn.append(True)
+            return super().__enter__()
+
+        def __exit__(self, *error: Any) -> None:
+            drawn.append(False)
+            super().__exit__(*error)
+
+    def noted(out: Output, *words: Any, **how: Any) -> None:
+        printed.append(drawn[-1])
+        say(out, *words, **how)
+
+    monkeypatch.setattr(pay, "Progress", Bar)
+    monkeypatch.setattr(Output, "say", noted)
+    world.run("pay", str(file), *COLUMNS, "--check", "--open-missing")
+    assert printed and not any(printed)
 
 
 def test_a_check_does_not_choose_the_network(world: World, file: Path) -> None:
