@@ -172,11 +172,11 @@ async def wait_until_ready(directory: Path, host: str) -> None:
 
 
 async def _is_ready_before_a_signal(directory: Path, host: str) -> bool:
-    """`wait_until_ready`; False when SIGINT or SIGTERM ends the wait. Nothing else is to be closed then, but what a
+    """`wait_until_ready`; False when one of `ending_signals` ends the wait. Nothing else is to be closed then, but what a
     signal does by itself has another exit code, and does not end process 1 of a container."""
     told = trio.Event()
     failure: LocalMisuse | NotReady | None = None
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*ending_signals()) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_at_signal, signals, told, nursery.cancel_scope)
             try:
