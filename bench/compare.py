@@ -135,7 +135,7 @@ def aborts(ours: dict[str, dict[str, Any]]) -> str:
         f"{profile} {document[key]:g} {words}"
         for profile, document in ours.items()
         for key, words in ABORTS.items()
-        if document.get(key)
+        if document[key]
     )
 
 

@@ -80,8 +80,8 @@ PROFILED: Final = {"uniform": "uniform, 32 clients", "uniform-512": "uniform, 51
 NUMBERS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 MARGIN: Final = 0.2  # of a goal: what is nearer to it than that may lie on either side in the next run
 LEVEL: Final = 0.98  # of the most memory in a run: from there on it is level
-OWN_LOG_US: Final = 350  # estimated, of uniform: see the table of what would be needed
-COMPILED_US: Final = 90  # measured once, not kept
+OWN_LOG: Final = 0.17  # of the CPU of uniform, estimated: see the table of what would be needed
+COMPILED: Final = 0.045  # of the same, measured once, not kept
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
@@ -114,9 +114,11 @@ def release(version: str) -> str:
 
 
 def commit(name: str, results: Kept) -> str:
-    """Which one a result is of."""
+    """Which one a result is of. Raises `ValueError` when it does not say."""
     found = results[name]["commit"]
-    return f"at commit `{found}`" if found else "at an earlier commit"
+    if not isinstance(found, str):
+        raise ValueError(f"docs/performance/{name}.json names no commit: measure again")
+    return f"at commit `{found}`"
 
 
 # --- bench/compare.py ------------------------------------------------------------------------------------------------
@@ -127,18 +129,17 @@ def compare_run(results: Kept) -> str:
     found = results["compare"]
     machine, asked = found["machine"], found["settings"]
     told = compare.aborts(found["hopchain"])
-    on = [f"{machine['cores']} cores"]
-    if "cpu" in machine:
-        on = [f"{machine['cores']} cores of {machine['cpu']}", f"{machine['memory_gb']} GB", machine["kernel"]]
-    if "load_average" in found:
-        on.append(f"a load average of {found['load_average']:g} before it")
-    again = ", and no request was sent again" if all("retried" in row for row in found["hopchain"].values()) else ""
     return (
-        f"`{found['commit']}`: {', '.join(on)}, {machine['file_system']}, SQLite {release(machine['sqlite'])}, "
+        f"{commit('compare', results)}: {machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']} GB, {machine['kernel']}, "
+        f"a load average of {found['load_average']:g} before it, {machine['file_system']}, SQLite {release(machine['sqlite'])}, "
         f"Python {release(machine['python'])}, PostgreSQL {machine['postgresql'].split('.')[0]}; {asked['nodes']} nodes,\n"
         f"k = {asked['k']}, {asked['clients']} clients, {asked['accounts']:,} accounts, "
         f"{asked['duration_s']} s after {asked['warm_up_s']} s of warm-up. "
-        + (f"At hopchain: {told}." if told else f"No run of hopchain rejected, aborted or lost anything{again}.")
+        + (
+            f"At hopchain: {told}."
+            if told
+            else "No run of hopchain rejected, aborted or lost anything, and no request was sent again."
+        )
     )
 
 
@@ -160,7 +161,7 @@ def compare_table(results: Kept) -> str:
     rows.append(
         [
             "hopchain: rejected, without an outcome, sent again",
-            *(", ".join(str(ours[profile].get(key, "-")) for key in compare.ABORTS) for profile in PROFILES),
+            *(", ".join(str(ours[profile][key]) for key in compare.ABORTS) for profile in PROFILES),
         ]
     )
     rows.append(["p50, p99 of hopchain, ms", *(f"{ours[p]['p50_ms']:.0f}, {ours[p]['p99_ms']:.0f}" for p in PROFILES)])
@@ -252,7 +253,9 @@ def clients_table(results: Kept) -> str:
 def clients_peer(results: Kept) -> str:
     """What stands beside that table."""
     peer = results["clients"]["postgres"]["completed_per_s"]
-    return f"`{results['clients']['commit']}`; PostgreSQL's plain function with {clients.CLIENTS[0]} clients: {whole(peer)}/s"
+    return (
+        f"{commit('clients', results)}; PostgreSQL's plain function with {clients.CLIENTS[0]} clients: {whole(peer)}/s"
+    )
 
 
 def memory(results: Kept) -> str:
@@ -260,15 +263,10 @@ def memory(results: Kept) -> str:
     found = results["memory"]
     most = found["minutes_mb"]
     return (
-        f"{found['transfers']:,} transfers at commit `{found['commit']}`: "
-        f"{found['at_start_mb']} MB at the start, then, each minute's most, {listed([str(mb) for mb in most])} MB"
-        + (f", at {listed([str(rate) for rate in found['minutes_per_s']])} transfers a second" if rates(found) else "")
+        f"{found['transfers']:,} transfers {commit('memory', results)}: "
+        f"{found['at_start_mb']} MB at the start, then, each minute's most, {listed([str(mb) for mb in most])} MB, "
+        f"at {listed([str(rate) for rate in found['minutes_per_s']])} transfers a second"
     )
-
-
-def rates(found: dict[str, Any]) -> bool:
-    """Whether a result says how many transfers each minute had."""
-    return "minutes_per_s" in found
 
 
 def memory_level(results: Kept) -> str:
@@ -278,7 +276,7 @@ def memory_level(results: Kept) -> str:
     level = next(number for number, mb in enumerate(most, 1) if mb >= LEVEL * max(most))
     ran = in_words(len(most))
     words = f"level after about {in_words(level)} minutes" if level < len(most) else f"not level within {ran} minutes"
-    return words + (f" of {whole(found['completed_per_s'])} transfers a second" if rates(found) else "")
+    return f"{words} of {whole(found['completed_per_s'])} transfers a second"
 
 
 # --- bench/scale.py --------------------------------------------------------------------------------------------------
@@ -396,7 +394,7 @@ def reach(profile: str, floor_of: str, results: Kept) -> str:
 def needed(results: Kept) -> str:
     """What each step would give of the CPU of a transfer, in tens of microseconds."""
     rows = [
-        ["the state machine compiled by mypyc (measured: not kept)", str(COMPILED_US)],
+        ["the state machine compiled by mypyc (measured: not kept)", whole(share_us(results, COMPILED))],
         [
             "node and driver in a language without an interpreter, with its own records, sockets and threads: two thirds "
             "of the interpreter's share",
@@ -404,7 +402,7 @@ def needed(results: Kept) -> str:
         ],
         [
             "a log of our own instead of SQLite for votes, the tables behind it, written in the background",
-            str(OWN_LOG_US),
+            whole(share_us(results, OWN_LOG)),
         ],
     ]
     return grid(["step", f"CPU us, of {whole(round(middle(results, 'uniform')['measured_us'], -1))}"], rows)
@@ -415,10 +413,15 @@ def driver_us(results: Kept) -> float:
     return round(middle(results, "uniform")["interpreter_us"] * 2 / 3, -1)
 
 
+def share_us(results: Kept, share: float) -> float:
+    """That part of what a uniform transfer takes."""
+    return round(middle(results, "uniform")["measured_us"] * share, -1)
+
+
 def leave(results: Kept) -> str:
     """What the last two steps would leave."""
     measured = round(middle(results, "uniform")["measured_us"], -1)
-    left = measured - driver_us(results) - OWN_LOG_US
+    left = measured - driver_us(results) - share_us(results, OWN_LOG)
     return f"{whole(left)}: {measured / left:.1f} times as many transfers"
 
 

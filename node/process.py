@@ -172,8 +172,8 @@ async def wait_until_ready(directory: Path, host: str) -> None:
 
 
 async def _is_ready_before_a_signal(directory: Path, host: str) -> bool:
-    """`wait_until_ready`; False when one of `ending_signals` ends the wait. Nothing else is to be closed then, but what a
-    signal does by itself has another exit code, and does not end process 1 of a container."""
+    """`wait_until_ready`; False when one of `ending_signals` ends the wait. Nothing else is to be closed then, but what
+    a signal does by itself has another exit code, and does not end process 1 of a container."""
     told = trio.Event()
     failure: LocalMisuse | NotReady | None = None
     with trio.open_signal_receiver(*ending_signals()) as signals:

@@ -105,7 +105,7 @@ def results(place: Path) -> tables.Kept:
 
 def test_what_the_programs_keep_has_what_each_table_shows(results: tables.Kept) -> None:
     shown = {name: tables.render(name, results) for name in tables.TABLES}
-    assert shown["compare-run"].startswith("`1234567`: ")
+    assert shown["compare-run"].startswith("at commit `1234567`: ")
     assert re.search(r" cores of .*, \d+ GB, \w+ [\d.]+, a load average of 0.25 before it, ", shown["compare-run"])
     assert shown["compare-run"].endswith("rejected, aborted or lost anything, and no request was sent again.")
     assert "| hopchain: rejected, without an outcome, sent again | 0, 0, 0 | 0, 0, 0 |" in shown["compare"]
@@ -120,7 +120,7 @@ def test_what_the_programs_keep_has_what_each_table_shows(results: tables.Kept) 
     assert shown["balance"] == "0.7 ms (p99) when nothing else is asked, and 0.7 ms"
     assert re.fullmatch(r"[\d.]+ times from 10\^1 to 10\^2 accounts and [\d.]+ times from 10\^2 to 10\^3 postings", shown["growth"])  # fmt: skip
     assert "| 2,048 | 100 | 2.0 x | 2 | 100, 198 | 1,000 |" in shown["clients"]
-    assert shown["clients-peer"] == "`1234567`; PostgreSQL's plain function with 32 clients: 50/s"
+    assert shown["clients-peer"] == "at commit `1234567`; PostgreSQL's plain function with 32 clients: 50/s"
     assert shown["memory"] == "200 transfers at commit `1234567`: 40 MB at the start, then, each minute's most, 40 and 60 MB, at 80 and 120 transfers a second"  # fmt: skip
     assert shown["memory-level"] == "not level within two minutes of 100 transfers a second"
     for name in ("scale", "scale-bulk", "shares", "floor"):
@@ -162,6 +162,13 @@ def test_a_page_changes_between_its_marks_and_nowhere_else(results: tables.Kept)
 def test_marks_that_do_not_fit_are_refused(old: str, new: str, why: str, results: tables.Kept) -> None:
     with pytest.raises(ValueError, match=why):
         tables.rendered(PAGE.replace(old, new), results)
+
+
+@pytest.mark.parametrize("name", tables.FILES)
+def test_a_result_that_names_no_commit_is_refused(name: str, results: tables.Kept) -> None:
+    results[name]["commit"] = None
+    with pytest.raises(ValueError, match=f"^docs/performance/{name}.json names no commit: measure again$"):
+        tables.rendered(PAGE, results)
 
 
 def test_memory_is_level_from_where_it_has_nearly_its_most(results: tables.Kept) -> None:
