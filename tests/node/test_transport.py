@@ -154,7 +154,7 @@ class NoNameService(trio.abc.HostnameResolver):
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
     async def getnameinfo(self, *arguments: object, **more: object) -> NoReturn:
-        raise NotImplementedError
+        raise AssertionError("nobody asks for the name of an address here")
 
 
 async def test_a_name_that_nobody_can_be_asked_for_says_nothing_of_the_settings() -> None:
