@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
+# A test that hangs is named, with what it waits for, and ends the run; the longest takes a minute on a slow machine.
+HANGS  := --max-worker-restart=0 -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 
 # The tests start hundreds of processes. Where this is set, each of them compiles all modules again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -14,10 +16,10 @@ demo: $(STAMP)  ## five real nodes move money, lose one and agree again; under t
 	$(BIN)/hopchain demo
 
 test: lint types layers $(STAMP)  ## everything that must hold before a change is merged
-	$(PYTEST)
+	$(PYTEST) $(HANGS)
 
 quick: $(STAMP)  ## the tests that take under a minute together
-	$(PYTEST) -m "not slow and not cluster"
+	$(PYTEST) $(HANGS) -m "not slow and not cluster"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
