@@ -33,15 +33,17 @@ from chain.request import Posting, Request, RequestId
 from chain.rows import AccountHead, OutcomeRow, PostingRow
 
 # SQLite's sum() fails above 2^63-1, which the postings of two issuers can exceed together: two halves.
-_INCOMING_SUM: Final = (
-    "SELECT count(*), coalesce(sum(amount >> 32), 0), coalesce(sum(amount & 0xffffffff), 0) FROM incoming "
-    "WHERE recipient = (SELECT id FROM accounts WHERE name = ?)"
+_SUMS: Final = "count(i.amount), coalesce(sum(i.amount >> 32), 0), coalesce(sum(i.amount & 0xffffffff), 0)"
+_INCOMING_SUM: Final = f"SELECT {_SUMS} FROM incoming AS i WHERE i.recipient = (SELECT id FROM accounts WHERE name = ?)"
+_BALANCES: Final = (
+    f"SELECT {_SUMS}, {HEAD_COLUMNS} FROM (SELECT * FROM accounts WHERE name > ? ORDER BY name LIMIT ?) AS a "
+    "LEFT JOIN incoming AS i ON i.recipient = a.id GROUP BY a.name ORDER BY a.name"
 )
 _STATE: Final = struct.Struct(">Q32s")
 _STATE_TAG: Final = b"hopchain:state:1\0"
 
 
-class Balance(msgspec.Struct, frozen=True):
+class Balance(msgspec.Struct, frozen=True, gc=False):
     """The money of one account in minor units. `settled`: the balance of its tip. `incoming`: unconfirmed postings to
     it, `incoming_count` of them. `available`: both together, what a transfer can spend."""
 
@@ -103,10 +105,30 @@ def read_balance(conn: sqlite3.Connection, name: str) -> Balance | None:
         head = load(conn, Needs(heads={name})).heads.get(name)
         if head is None:
             return None
-        count, high, low = conn.execute(_INCOMING_SUM, (name,)).fetchone()
+        return _balance(head, *conn.execute(_INCOMING_SUM, (name,)).fetchone())
+
+
+def read_balances(conn: sqlite3.Connection, after: str = "", limit: int = 100) -> tuple[Balance, ...]:
+    """The money of the first `limit` accounts whose name sorts after `after`, by name."""
+    with storage_errors("reading balances"):
+        rows = conn.execute(_BALANCES, (after, limit)).fetchall()
+    return tuple(_balance(head_row(*head), *incoming) for *head, incoming in ((*row[3:], row[:3]) for row in rows))
+
+
+def _balance(head: AccountHead, count: int, high: int, low: int) -> Balance:
+    """`high` and `low`: of the amounts that come in, the sums of their halves."""
     incoming = (high << 32) + low
     return Balance(
-        name, head.asset, head.issuer, head.balance, incoming, count, head.tip, head.height, head.epoch, head.time_ms
+        head.name,
+        head.asset,
+        head.issuer,
+        head.balance,
+        incoming,
+        count,
+        head.tip,
+        head.height,
+        head.epoch,
+        head.time_ms,
     )
 
 

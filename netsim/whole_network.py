@@ -24,6 +24,7 @@ import trio
 import trio_asyncio
 
 from chain.errors import LocalMisuse, StorageFailure
+from chain.reads import list_accounts, read_balance
 from chain.store import Write, commit, create_or_check
 from hopchain import wire
 from netsim.calls import Calls, Done
@@ -38,6 +39,7 @@ from netsim.streams import CLIENT, HostTcp, StreamNetwork
 from netsim.timeline import Timeline
 from netsim.whole_node import WholeNode
 from node.accepting import HANDSHAKE_ERRORS
+from node.balances import MAX_BALANCES
 from node.channel import Channel
 from node.config import NodeConfig, Peer
 from node.core import Core
@@ -369,11 +371,16 @@ class WholeNetwork:
         return answers[0]
 
     def at_rest(self) -> None:
-        """Every node has all that was chosen, and nothing left to do. Raises `Violation`."""
+        """Every node has all that was chosen, nothing left to do, and knows its accounts by heart as its database has
+        them. Raises `Violation`."""
         self.watch.all_ended(self.now)
         for node in self.nodes:
             assert node.core is not None
+            assert node.running is not None
             self.watch.at_rest(node.index, node.disk.conn, node.core.gauges())
+            for head in list_accounts(node.disk.conn, limit=MAX_BALANCES):
+                known, found = node.running.balances.get(head.name), read_balance(node.disk.conn, head.name)
+                assert known == found, f"node {node.index} takes {known} for {found}"
 
     def count(self, name: str) -> int:
         """A counter of the drivers, over all nodes and lives."""

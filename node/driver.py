@@ -19,10 +19,12 @@ from typing import Final, Protocol
 import trio
 
 from chain.errors import Removed
+from chain.link import Link
 from chain.load import load
 from chain.needs import Loaded, Needs
 from chain.rows import Applied
 from chain.store import Write, commit
+from node.balances import Balances, changed_by
 from node.client_calls import TURN_CALLS, ClientCalls
 from node.client_port import Session
 from node.core import Core
@@ -63,7 +65,7 @@ class Driver:
         serve_read: Callable[[Read], None],
         look_up: Callable[[bytes], None],
         on_contacts: Callable[[frozenset[NodeId]], None] = lambda contacts: None,
-        on_changed: Callable[[frozenset[str]], None] = lambda accounts: None,
+        balances: Balances | None = None,
     ) -> None:
         self._core = core
         self._database = database
@@ -71,7 +73,7 @@ class Driver:
         self._serve_read = serve_read
         self._look_up = look_up
         self._on_contacts = on_contacts
-        self._on_changed = on_changed
+        self._balances = Balances() if balances is None else balances
         self._inbox: deque[tuple[Event, int]] = deque()  # with the bytes of its message
         self._inbox_bytes = 0
         self._arrived = trio.Event()
@@ -161,7 +163,7 @@ class Driver:
         for stage in told:
             await self._commit(stage.persist)
             if stage.answers:
-                self._committing = _accounts(effects.writes)
+                self._committing = changed_by(_links(effects.writes))
             self._emit(stage)
         await self._commit(last.persist)
         self._committing = frozenset()
@@ -186,12 +188,10 @@ class Driver:
     async def _commit(self, writes: Sequence[Write]) -> None:
         if not writes:
             return
-        await self._database.run(commit, writes)
+        with self._balances.committing(_links(writes)):
+            await self._database.run(commit, writes)
         self.counters["commits"] += 1
         self.counters["rows_written"] += len(writes)
-        changed = _accounts(writes)
-        if changed:
-            self._on_changed(changed)
 
     def _emit(self, stage: Stage) -> None:
         """Everything that may leave now."""
@@ -233,7 +233,5 @@ class Driver:
                 self.mesh.send_nowait(peer, frame)
 
 
-def _accounts(writes: Sequence[Write]) -> frozenset[str]:
-    """Whose balance or chain the applied links change."""
-    links = [write.link for write in writes if isinstance(write, Applied)]
-    return frozenset(link.account for link in links).union(*(link.recipients for link in links))
+def _links(writes: Sequence[Write]) -> list[Link]:
+    return [write.link for write in writes if isinstance(write, Applied)]

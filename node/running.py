@@ -31,6 +31,7 @@ from hopchain.wire import (
 )
 from node.accepting import MAX_HANDSHAKES
 from node.addressbook import Addresses
+from node.balances import Balances
 from node.channel import FLUSH_S, Network
 from node.client_port import ClientServer, Session
 from node.condition import ConditionLog
@@ -101,6 +102,7 @@ class RunningNode:
         self._lookups: set[bytes] = set()
         self._contacts: frozenset[NodeId] = core.membership.contacts()
         core.introduce(ports.boot, seeds=bool(self._book.known(self._is_over) - {node_id}))
+        self.balances = Balances()
         self.driver = Driver(
             core,
             ports.database,
@@ -108,7 +110,7 @@ class RunningNode:
             serve_read=self._serve_read,
             look_up=self._look_up,
             on_contacts=self._on_contacts,
-            on_changed=lambda accounts: self._serving.forget(accounts),
+            balances=self.balances,
         )
         share = self._share()
         self.mesh = self.driver.mesh = self._make_mesh(share)
@@ -185,6 +187,7 @@ class RunningNode:
             certificate_until_ms=ports.certificate_until_ms,
             certificate_unusable=ports.certificate_unusable,
             long_reader=ports.long_reader,
+            balances=self.balances,
         )
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -208,6 +211,7 @@ class RunningNode:
             await nursery.start(self.mesh.run)
             await nursery.start(self._clients.run)
             nursery.start_soon(self._drive)
+            nursery.start_soon(self._serving.remember_balances)
             nursery.start_soon(self._keep_notes)
             nursery.start_soon(self._join)
             task_status.started()

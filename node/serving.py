@@ -23,12 +23,14 @@ from chain.reads import (
     count_accounts,
     list_accounts,
     read_balance,
+    read_balances,
     read_chain,
     read_outcome,
     state_digest,
 )
 from chain.request import HASH_BYTES, RequestId
 from hopchain import wire
+from node.balances import Balances
 from node.core import Core
 from node.database import Database
 from node.epochs import without_majority
@@ -42,7 +44,7 @@ from routing.view import View
 # Of one Chain answer above its first link; the client asks on from the next height.
 MAX_CHAIN_BYTES: Final = 1024 * 1024
 
-MAX_BALANCES: Final = 100_000  # remembered: some 50 MB
+BALANCES_AT_ONCE: Final = 256  # read by a node that starts: a few milliseconds of work
 TIMED_READS: Final = 4096  # the last so many balances are timed, for the status
 TIMED_S: Final = 10.0  # which tells of those that were asked so lately: what was long ago, the node was not as busy
 LEAST_TIMED: Final = 200  # fewer say nothing of the slowest hundredth
@@ -86,6 +88,7 @@ class Serving:
         certificate_until_ms: Callable[[], int] = lambda: 0,
         certificate_unusable: Callable[[], bool] = lambda: False,
         long_reader: Database | None = None,
+        balances: Balances | None = None,
     ) -> None:
         self._id = node_id
         self._genesis = genesis
@@ -101,11 +104,10 @@ class Serving:
         self._client_port_of = client_port_of
         self._certificate_unusable = certificate_unusable
         self._started = clock().mono
-        self._balances: dict[str, FoundBalance] = {}
+        self._balances = Balances() if balances is None else balances
         self._took: deque[tuple[float, float]] = deque(maxlen=TIMED_READS)  # when asked, seconds until the answer
         self._digesting = trio.StrictFIFOLock()
         self._digest: tuple[float, float, StateDigest] | None = None  # the last one: when it was begun and had
-        self._version = 0  # of the database: the number of commits that changed accounts
         self.dht: Dht | None = None
 
     async def answer(self, body: Read, asked: float | None = None) -> wire.ReplyBody:
@@ -149,22 +151,26 @@ class Serving:
         """Others may have gone on without this node. Looked at when the answer is made, after the replica was read."""
         return not self._core.is_current(self._clock())
 
-    def forget(self, accounts: frozenset[str]) -> None:
-        """A commit has changed these accounts: what is remembered of them is over."""
-        self._version += 1
-        for account in accounts:
-            self._balances.pop(account, None)
+    async def remember_balances(self) -> None:
+        """Read the balances of all accounts, or of as many as are kept, beside what the node does meanwhile."""
+        after = ""
+        while not self._balances.is_full:
+            with self._balances.reading() as keep:
+                page = await self._long_reader.run(read_balances, after, BALANCES_AT_ONCE)
+                for found in page:
+                    keep(found)
+            if not page:
+                return
+            after = page[-1].name
 
     async def _found(self, account: str) -> FoundBalance | None:
-        """The balance as the database has it; from memory when no commit has changed it since it was read last."""
+        """The balance as the last commit left it: from memory, or from the database, to be kept in memory."""
         found = self._balances.get(account)
         if found is None:
-            version = self._version
-            found = await self._reader.run(read_balance, account)
-            if found is not None and version == self._version:  # else it may be of before a commit
-                if len(self._balances) >= MAX_BALANCES:
-                    del self._balances[next(iter(self._balances))]
-                self._balances[account] = found
+            with self._balances.reading() as keep:
+                found = await self._reader.run(read_balance, account)
+                if found is not None:
+                    keep(found)
         return found
 
     async def _balance(self, ask: wire.AskBalance) -> wire.ReplyBody:

@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import Corruption, RemoteFault, Removed, StorageFailure
 from chain.genesis import issuer_links
-from chain.link import Entry, Outcome, build_link, opening_slot
+from chain.link import Entry, LinkHash, Outcome, build_link, opening_slot
 from chain.needs import Loaded, Needs
+from chain.reads import Balance
 from chain.request import NetworkId, Posting, sign, transfer
 from chain.rows import Applied
 from chain.seal import CursorRow
@@ -69,7 +70,7 @@ async def test_facts_leave_before_the_commit_and_reads_of_their_accounts_wait_fo
     await rig.driver.wait_committed(link.account)
 
 
-async def test_who_is_paid_is_read_and_remembered_anew_as_who_pays_is() -> None:
+async def test_who_is_paid_is_read_after_the_commit_as_who_pays_is() -> None:
     key = Ed25519PrivateKey.generate()
     request = transfer(NETWORK, "alice", [Posting("bob", 1), Posting("carol", 2)], bytes(32))
     signed = sign(request, key)
@@ -79,8 +80,9 @@ async def test_who_is_paid_is_read_and_remembered_anew_as_who_pays_is() -> None:
     rig = Rig([Effects(facts=facts, persist=(Applied(link),))])
     gate = trio.Event()
     rig.database.before = lambda function: gate if function is commit else None
-    changed: list[frozenset[str]] = []
-    rig.driver._on_changed = changed.append
+    balances = rig.driver._balances
+    with balances.reading() as keep:
+        keep(Balance("alice", "CZK", False, 3, 0, 0, LinkHash(bytes(32)), 0, 1, 1))
     read: list[str] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(rig.driver.turn)
@@ -89,9 +91,10 @@ async def test_who_is_paid_is_read_and_remembered_anew_as_who_pays_is() -> None:
             nursery.start_soon(reading, rig, account, read)
         await trio.testing.wait_all_tasks_blocked()
         assert read == ["dave"]
+        assert balances.get("alice") == Balance("alice", "CZK", False, 3, 0, 0, LinkHash(bytes(32)), 0, 1, 1)
         gate.set()
     assert sorted(read) == ["alice", "bob", "carol", "dave"]
-    assert changed == [{"alice", "bob", "carol"}]
+    assert balances.get("alice") == Balance("alice", "CZK", False, 0, 0, 0, link.hash, 1, 1, 1)
 
 
 async def test_a_read_waits_for_the_commit_that_is_under_way_and_not_for_the_next_one() -> None:
@@ -129,8 +132,7 @@ async def test_links_become_durable_after_the_messages_have_left_and_reads_wait_
     gates = [trio.Event(), trio.Event()]
     waiting = iter(gates)
     rig.database.before = lambda function: next(waiting) if function is commit else None
-    changed: list[frozenset[str]] = []
-    rig.driver._on_changed = changed.append
+    balances = rig.driver._balances
     read: list[str] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(rig.driver.turn)
@@ -139,14 +141,14 @@ async def test_links_become_durable_after_the_messages_have_left_and_reads_wait_
         gates[0].set()
         await trio.testing.wait_all_tasks_blocked()
         assert rig.journal == ["step", "commit", "send", "answer"]
-        assert rig.database.writes == [(WRITE,)] and not changed
+        assert rig.database.writes == [(WRITE,)] and balances.get(link.account) is None
         for account in (link.account, "another"):
             nursery.start_soon(reading, rig, account, read)
         await trio.testing.wait_all_tasks_blocked()
         assert read == ["another"]
         gates[1].set()
     assert rig.journal[4:] == ["commit", "drop: nothing was heard of it for too long", "read", "look up"]
-    assert rig.database.writes[1:] == [(Applied(link),)] and changed == [{link.account}]
+    assert rig.database.writes[1:] == [(Applied(link),)] and balances.get(link.account) is not None
     assert read == ["another", link.account]
     assert rig.driver.counters == {"commits": 2, "rows_written": 2, "turns": 1, "events": 0}
 

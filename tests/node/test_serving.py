@@ -16,6 +16,7 @@ from chain.needs import Loaded
 from chain.request import Kind
 from hopchain import wire
 from node import serving as serving_module
+from node.balances import Balances
 from node.core import Core, Start
 from node.events import Event, FromPeer, PeerUp, ToldRemoved
 from node.messages import Ping, Pong, Views
@@ -140,15 +141,14 @@ async def settled(serving: Serving, account: str) -> int:
     return answer.settled + answer.incoming
 
 
-async def test_a_balance_comes_from_memory_until_a_commit_changes_it(serving: Serving, bank: Bank) -> None:
+async def test_a_balance_is_read_once_and_follows_the_commits(serving: Serving, bank: Bank) -> None:
     database = serving._reader = Counted(InlineDatabase(bank.conn))  # type: ignore[assignment]
     assert [await settled(serving, "bob") for _ in range(3)] == [30, 30, 30]
     assert database.count == 1
-    bank.pay("alice", ("bob", 5))
-    assert await settled(serving, "bob") == 30, "the driver has not said that the commit is over"
-    serving.forget(frozenset({"alice", "bob"}))
+    with serving._balances.committing([bank.pay("alice", ("bob", 5))]):
+        assert await settled(serving, "bob") == 30, "the driver has not said that the commit is over"
     assert await settled(serving, "bob") == 35
-    assert database.count == 2
+    assert database.count == 1
 
 
 async def test_a_balance_that_a_commit_overtook_is_not_remembered(serving: Serving, bank: Bank) -> None:
@@ -156,12 +156,30 @@ async def test_a_balance_that_a_commit_overtook_is_not_remembered(serving: Servi
 
     def overtake() -> None:
         database.before_return = lambda: None
-        bank.pay("alice", ("bob", 5))
-        serving.forget(frozenset({"alice", "bob"}))
+        with serving._balances.committing([bank.pay("alice", ("bob", 5))]):
+            pass
 
     database.before_return = overtake
     assert await settled(serving, "bob") == 30, "as it was when it was read"
     assert await settled(serving, "bob") == 35
+
+
+async def test_a_node_that_starts_reads_all_balances_page_by_page(
+    serving: Serving, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_module, "BALANCES_AT_ONCE", 2)
+    database = serving._long_reader = Counted(InlineDatabase(bank.conn))  # type: ignore[assignment]
+    serving._reader = cast(Any, None)  # is not asked
+    await serving.remember_balances()
+    assert [await settled(serving, name) for name in ("alice", "bob", "mint")] == [90, 30, -120]
+    assert database.count == 4, "of five accounts two at a time, and that there is none left"
+
+
+async def test_a_node_that_starts_reads_no_more_balances_than_it_keeps(serving: Serving, bank: Bank) -> None:
+    database = serving._long_reader = Counted(InlineDatabase(bank.conn))  # type: ignore[assignment]
+    serving._balances = Balances(most=3)
+    await serving.remember_balances()
+    assert len(serving._balances) == 3 and database.count == 1
 
 
 def hear(core: Core, *events: Event) -> None:

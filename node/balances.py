@@ -1,0 +1,117 @@
+"""Balances in memory: each is read once, and then follows the links that commits bring (docs/adr/0036).
+
+Each is what `chain.reads.read_balance` would find, whenever no commit is under way. A link says itself what it does to
+accounts: what is left and what it took up of one, and what it pays to others.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import msgspec
+
+from chain.link import Link
+from chain.reads import Balance
+
+MAX_BALANCES: Final = 100_000  # some 50 MB
+
+
+class _Known(msgspec.Struct, gc=False):
+    """A balance, with what comes in since the account's last link or the reading."""
+
+    balance: Balance
+    more: int = 0
+    more_count: int = 0
+
+
+class Balances:
+    """At most `most` balances; the one that is longest here makes room for another. Not for threads."""
+
+    def __init__(self, most: int = MAX_BALANCES) -> None:
+        self._most = most
+        self._known: dict[str, _Known] = {}
+        self._readings: list[set[str]] = []  # for each that is under way: whom commits meanwhile are about
+        self._committing: Sequence[Link] = ()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, name: str) -> Balance | None:
+        """As the commits that have ended left it, if it is known here."""
+        known = self._known.get(name)
+        if known is None:
+            return None
+        if known.more_count:
+            was = known.balance
+            incoming, count = was.incoming + known.more, was.incoming_count + known.more_count
+            known.balance = msgspec.structs.replace(was, incoming=incoming, incoming_count=count)
+            known.more = known.more_count = 0
+        return known.balance
+
+    @property
+    def is_full(self) -> bool:
+        """Another one would push one out."""
+        return len(self._known) >= self._most
+
+    @contextmanager
+    def committing(self, links: Sequence[Link]) -> Iterator[None]:
+        """While these links are written, one commit at a time. If that fails, nothing here has changed."""
+        self._committing = links
+        for changed in self._readings:
+            changed |= changed_by(links)
+        yield
+        self._committing = ()
+        for link in links:
+            self._follow(link)
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[Balance], None]]:
+        """While balances are read from the database. What it yields keeps one of them, unless a commit that was under
+        way meanwhile may or may not be in it."""
+        changed = set(changed_by(self._committing))
+        self._readings.append(changed)
+        try:
+            yield lambda found: None if found.name in changed else self._keep(found)
+        finally:
+            self._readings = [reading for reading in self._readings if reading is not changed]
+
+    def _keep(self, found: Balance) -> None:
+        if found.name not in self._known and self.is_full:
+            del self._known[next(iter(self._known))]
+        self._known[found.name] = _Known(found)
+
+    def _follow(self, link: Link) -> None:
+        if link.height == 0:
+            request = link.entries[0].request
+            self._keep(Balance(link.account, request.asset, False, 0, 0, 0, link.hash, 0, 0, 0))
+        own = self.get(link.account)
+        if own is not None:
+            self._known[link.account].balance = _after(link, own)
+        for _, entry in link.paying:
+            for name, amount in entry.request.paid:
+                paid = self._known.get(name)
+                if paid is not None:
+                    paid.more += amount
+                    paid.more_count += 1
+
+
+def changed_by(links: Sequence[Link]) -> frozenset[str]:
+    """The accounts whose balance or chain these links change."""
+    return frozenset([link.account for link in links]).union(*[link.recipients for link in links])
+
+
+def _after(link: Link, own: Balance) -> Balance:
+    """Of who makes the link. What there was, and what it took up of what came in, is what is left, and what it paid."""
+    taken_up = link.balance + link.debit - own.settled
+    return Balance(
+        name=own.name,
+        asset=own.asset,
+        issuer=own.issuer,
+        settled=link.balance,
+        incoming=own.incoming - taken_up,
+        incoming_count=own.incoming_count - len(link.confirmed),
+        tip=link.hash,
+        height=link.height,
+        epoch=link.epoch,
+        time_ms=link.time_ms,
+    )

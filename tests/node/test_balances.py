@@ -1,0 +1,186 @@
+"""Balances in memory are those of the database, whatever links come and whatever is read while they are written."""
+
+import random
+import sqlite3
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+
+from chain.link import Link, decode_link_untrusted
+from chain.reads import Balance, read_balance, read_balances
+from chain.request import MANY_POSTINGS
+from chain.rows import Applied
+from chain.store import commit
+from node.balances import Balances
+from tests.chain.bank import Bank, memory_database
+
+ISSUERS = ["ezb", "mint", "mint2"]
+NAMES = [f"account-{number}" for number in range(9)]
+
+
+class Replica:
+    """A node's database, and what it knows of it by heart."""
+
+    def __init__(self, most: int = 100) -> None:
+        self.conn = memory_database()
+        self.balances = Balances(most)
+
+    def commit(
+        self, *links: Link, before: Callable[[], None] = lambda: None, after: Callable[[], None] = lambda: None
+    ) -> None:
+        """`before` and `after` are called while the commit is under way: as it is written, and has been."""
+        decoded = [decode_link_untrusted(link.raw) for link in links]
+        with self.balances.committing(decoded):
+            before()
+            commit(self.conn, [Applied(link) for link in decoded])
+            after()
+
+    def remember(self, *names: str) -> None:
+        for name in names:
+            with self.balances.reading() as keep:
+                keep(self.read(name))
+
+    def read(self, name: str) -> Balance:
+        found = read_balance(self.conn, name)
+        assert found is not None
+        return found
+
+    def known(self) -> list[str]:
+        """Whose balances are known; each must be that of the database."""
+        known = [name for name in [*ISSUERS, *NAMES] if self.balances.get(name) is not None]
+        assert [self.balances.get(name) for name in known] == [self.read(name) for name in known]
+        return known
+
+
+@pytest.fixture
+def bank() -> Bank:
+    """The network: its links are decided here first."""
+    return Bank(memory_database())
+
+
+def decide(bank: Bank, rng: random.Random, opened: list[str]) -> Link:
+    """Something that happens in a network: an account is opened, pays a few or many, takes up what it was paid."""
+    if len(opened) < 2 or (len(opened) < len(NAMES) and rng.random() < 0.2):
+        first = [bank.transfer(NAMES[len(opened)], (opened[0], 1))] if opened and rng.random() < 0.5 else []
+        opened.append(NAMES[len(opened)])
+        return bank.decide(bank.opening(opened[-1]), *first)
+    sender = rng.choice(["mint", "mint2", *opened])
+    others = [name for name in opened if name != sender]
+    most = 40 if rng.random() < 0.1 else 3
+    return bank.decide(
+        *(
+            bank.transfer(sender, *((rng.choice(others), rng.randint(1, 30)) for _ in range(rng.randint(1, most))))
+            for _ in range(rng.randint(1, 3))
+        )
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_they_follow_what_commits_bring_whatever_is_read_meanwhile(bank: Bank, seed: int) -> None:
+    rng = random.Random(seed)
+    replica, opened = Replica(), []
+    there: list[str] = list(ISSUERS)  # whom the replica has
+    readings: list[
+        tuple[AbstractContextManager[Callable[[Balance], None]], Callable[[Balance], None], list[Balance]]
+    ] = []
+
+    def read() -> None:
+        """Readings begin, look, and end, at any time."""
+        for _ in range(rng.randint(0, 3)):
+            reading = replica.balances.reading()
+            readings.append((reading, reading.__enter__(), []))
+        for _, _, found in readings:
+            if not found and rng.random() < 0.5:
+                found += [replica.read(name) for name in rng.sample(there, 2)]
+        rng.shuffle(readings)
+        while readings and rng.random() < 0.5:
+            reading, keep, found = readings.pop()
+            for balance in found:
+                keep(balance)
+            reading.__exit__(None, None, None)
+
+    most = 0
+    for _ in range(60):
+        links = [decide(bank, rng, opened) for _ in range(rng.randint(1, 4))]
+        read()
+        replica.commit(*links, before=read, after=read)
+        there += [link.account for link in links if link.height == 0]
+        most = max(most, len(replica.known()))
+        read()
+        replica.known()
+    assert most > len(NAMES) / 2, "hardly anything was remembered: nothing was shown"
+
+
+def test_what_a_commit_that_is_under_way_may_have_changed_is_not_kept(bank: Bank) -> None:
+    """Neither as it was nor as it will be: a reader sees the commit before the node hears that it has ended."""
+    replica = Replica()
+    bank.open("alice", "bob", "carol")
+    bank.pay("mint", ("alice", 100))
+    replica.commit(*bank.links)
+    replica.balances = Balances()
+    link = bank.pay("alice", ("bob", 5))
+
+    def read() -> None:
+        replica.remember("alice", "bob", "carol")
+        assert replica.balances.get("alice") is None and replica.balances.get("bob") is None
+
+    replica.commit(link, before=read, after=read)
+    assert len(replica.balances) == 1 and replica.balances.get("carol") == replica.read("carol")
+    replica.remember("alice")
+    assert replica.balances.get("alice") == replica.read("alice")
+    assert not replica.balances._readings, "all have ended"
+
+
+def test_a_commit_that_fails_changes_nothing(bank: Bank) -> None:
+    replica = Replica()
+    bank.open("alice", "bob")
+    replica.commit(*bank.links)
+    before = replica.balances.get("alice")
+    link = bank.pay("mint", ("alice", 100))
+
+    def fail() -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with pytest.raises(sqlite3.OperationalError):
+        replica.commit(link, before=fail)
+    assert before is not None and replica.balances.get("alice") == before
+
+
+def test_the_oldest_makes_room(bank: Bank) -> None:
+    replica = Replica(most=3)
+    bank.open(*NAMES[:4])
+    bank.pay("mint", (NAMES[1], 7))
+    replica.commit(*bank.links)
+    assert replica.known() == NAMES[1:4] and replica.balances.is_full
+    replica.remember(NAMES[0], NAMES[3])
+    assert replica.known() == [NAMES[0], *NAMES[2:4]]
+
+
+def test_a_bulk_payment_is_followed_without_an_object_for_each_posting(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = Replica()
+    bank.open("alice", *NAMES)
+    replica.commit(*bank.links)
+    replica.remember("mint")
+    with monkeypatch.context() as patch:
+        patch.setattr("chain.request.Postings._all", None)
+        replica.commit(bank.pay("mint", *[(name, 1) for name in ("alice", *NAMES, "alice")] * MANY_POSTINGS))
+    assert replica.known() == ["mint", *NAMES]
+    alice = replica.balances.get("alice")
+    assert alice == replica.read("alice") and alice.incoming_count == 2 * MANY_POSTINGS
+
+
+def test_pages_of_balances_are_those_of_each(bank: Bank) -> None:
+    bank.open(*NAMES)
+    for amount, name in enumerate(NAMES[1:], 1):
+        bank.pay("mint", (name, amount), (name, 2**40))
+    bank.pay("mint2", (NAMES[2], 2**62 - 1))
+    bank.pay(NAMES[3], (NAMES[4], 1))
+    found: list[Balance] = []
+    while page := read_balances(bank.conn, found[-1].name if found else "", 5):
+        assert len(page) == 5 or len(found) + len(page) == len(ISSUERS + NAMES)
+        found += page
+    assert found == [read_balance(bank.conn, name) for name in sorted(ISSUERS + NAMES)]
+    assert max(balance.incoming for balance in found) > 2**62
