@@ -10,13 +10,14 @@ from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, NetworkId, Posting, Request, cancellation, transfer
-from hopchain import Client, ClientError, NotSent, Recorded, Unreachable, raw_public_key, sign_request, wire
+from hopchain import Client, ClientError, NotSent, Recorded, Timing, Unreachable, raw_public_key, sign_request, wire
 from hopchain.bulk import MANY_IN_FLIGHT, joined, submit_each
 from tests.hopchain.fake_node import ISSUER_KEY, Drop, key_number
 from tests.hopchain.test_client import BACKENDS, World, once, run
 
 NETWORK = NetworkId(b"n" * 32)
 KEYS = {"mint": ISSUER_KEY, "alice": key_number(1), "bob": key_number(2)}
+PATIENT = Timing(ping_after_s=60.0, dead_after_s=60.0)  # a node that holds its replies would count a sign of life
 
 
 def pay(number: int, sender: str = "mint", to: str = "bob", amount: int = 5, **more: object) -> Request:
@@ -82,7 +83,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 def with_client(test: Callable[[World, Client], Awaitable[None]], backend: str, count: int = 1) -> None:
     async def main(world: World) -> None:
         world.ledger.open("bob", "CZK", raw_public_key(KEYS["bob"]))
-        async with world.client(spread=True) as client:
+        async with world.client(timing=PATIENT, spread=True) as client:
             await test(world, client)
 
     run(main, backend, count)
@@ -176,11 +177,11 @@ def test_what_was_paid_is_told_when_the_client_is_closed_meanwhile(backend: str)
         numbers = range(MANY_IN_FLIGHT + 3)
         made = [transfer(network, "mint", [Posting("bob", 1)], n.to_bytes(32, "big")) for n in numbers]
         answers: list[object] = []
-        closing = world.client()
+        closing = world.client(timing=PATIENT)
         async with anyio.create_task_group() as tasks:
 
             async def send() -> None:
-                answers.extend(await closing.submit_many(made, KEYS, timeout_s=0.5))
+                answers.extend(await closing.submit_many(made, KEYS, timeout_s=60.0))
 
             async with closing:
                 assert isinstance(await closing.submit(sign_request(made[0], ISSUER_KEY)), Recorded)
