@@ -283,6 +283,7 @@ def test_a_checkpoint_that_another_process_keeps_from_beginning_is_not_complete(
         waits.start()
         while conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1] != -1:  # until it holds the lock
             waits.join(0.01)
+            assert waits.is_alive(), "it has ended without the lock"
         assert not checkpoint(conn)
         reader.rollback()
         waits.join()
