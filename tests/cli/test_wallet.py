@@ -177,7 +177,7 @@ def test_keys_that_another_process_is_storing_are_waited_for(wallet: Wallet) -> 
     fcntl.flock(other, fcntl.LOCK_EX)
     theirs = wallet.directory / ".new-theirs"
     theirs.write_text("of a process that lives")
-    storing = threading.Thread(target=wallet.add, args=("alice", key_number(1)))
+    storing = threading.Thread(target=wallet.add, args=("alice", key_number(1)), daemon=True)
     storing.start()
     storing.join(0.05)
     assert storing.is_alive() and theirs.exists() and not wallet.names()
