@@ -210,8 +210,9 @@ def test_pages_share_the_time_of_their_call(backend: str) -> None:
             line = wire.AccountLine(f"a{pages:05}", "CZK", 2, False, bytes(32), 0, bytes(32), 0, 0)
             return wire.Accounts((line,), True)
 
-        world.nodes[0].fault = page
         async with world.client() as client:
+            await connect(world, client)
+            world.nodes[0].fault = page
             with pytest.raises(Unreachable):
                 await client.all_accounts(timeout_s=0.5)
         assert 1 < pages <= 6
