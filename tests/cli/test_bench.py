@@ -273,7 +273,7 @@ def test_a_rejection_is_never_a_completed_transfer(bench: Bench) -> None:
 def test_what_did_not_start_is_sent_again_to_another_node_until_it_has_an_outcome(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, route: bool
 ) -> None:
-    monkeypatch.setattr("cli.bench_load.AGAIN_S", 0.005)
+    monkeypatch.setattr("cli.bench_load.AGAIN_S", 0.05)  # 200 ms of the test's clock; a slow answer takes less
     bench.prepare()
     first = bench.world.nodes[0]
     for node in bench.world.nodes:
@@ -283,12 +283,12 @@ def test_what_did_not_start_is_sent_again_to_another_node_until_it_has_an_outcom
         return wire.NotStarted(request_id(call.raw), "busy", "later") if isinstance(call, wire.Submit) else None
 
     first.fault = busy
-    result = bench.measure(clients=1, warm_up_s=0.0, duration_s=0.1, route=route)
+    result = bench.measure(clients=1, warm_up_s=0.0, duration_s=1.0, route=route)
     assert result.retried > 0 and result.rejected == result.unknown == 0
     refused = {request_id(c.raw) for c in first.calls if isinstance(c, wire.Submit)}
     assert refused and refused <= set(bench.world.ledger.recorded)
     latencies = read_floats(bench.place, "latencies")
-    slow = [latency for latency in latencies if latency >= 20]
+    slow = [latency for latency in latencies if latency >= 200]
     assert len(refused) - 1 <= len(slow) <= len(refused), (
         "a latency goes from the first attempt to the outcome, over the pause"
     )
