@@ -79,6 +79,7 @@ async def test_who_is_refused_with_an_alert_is_told_so(network: Network) -> None
     """As clients on asyncio do, and those of other implementations."""
     serve, dial = contexts_of(network, 1, days=1).serve, contexts_of(network, 0).dial
     ours, theirs = socket.socketpair()
+    ours.settimeout(60)  # its thread is waited for also when the other side says nothing
 
     def refuse() -> None:
         with pytest.raises(ssl.SSLCertVerificationError, match="has expired"):
