@@ -5,8 +5,8 @@ The load comes from processes of its own (`cli.bench_load`), so that this one ca
 
 import hashlib
 import secrets
-import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -348,9 +348,11 @@ class _Generator:
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
         self._process: anyio.abc.Process | None = None
+        # no pipe: nobody reads it before the process has ended
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it is closed with the process)
 
     async def __aenter__(self) -> "_Generator":
-        self._process = await anyio.open_process([sys.executable, "-P", "-m", "cli.bench_load"], stderr=subprocess.PIPE)
+        self._process = await anyio.open_process([sys.executable, "-P", "-m", "cli.bench_load"], stderr=self._errors)
         assert self._process.stdin is not None
         await self._process.stdin.send(msgspec.json.encode(self._spec) + b"\n")
         return self
@@ -360,6 +362,7 @@ class _Generator:
         with anyio.CancelScope(shield=True):
             await stop(self._process)
             await self._process.aclose()
+            self._errors.close()
 
     async def go(self) -> None:
         """Begin with the load."""
@@ -368,7 +371,7 @@ class _Generator:
 
     async def news(self) -> AsyncIterator[News]:
         """What it says until it is done. Raises `CommandFailed` with its reason when it fails."""
-        assert self._process is not None and self._process.stdout is not None and self._process.stderr is not None
+        assert self._process is not None and self._process.stdout is not None
         rest = b""
         async for data in self._process.stdout:
             *lines, rest = (rest + data).split(b"\n")
@@ -379,7 +382,8 @@ class _Generator:
                 yield news
                 if news.event == "done":
                     return
-        words = b"".join([data async for data in self._process.stderr]).decode(errors="replace").strip()
+        self._errors.seek(0)
+        words = self._errors.read().decode(errors="replace").strip()
         raise CommandFailed(Exit.REJECTED, "generator", f"the load generator ended: {words[-2000:]}")
 
 

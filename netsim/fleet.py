@@ -18,6 +18,8 @@ from chain.errors import LocalMisuse
 
 BATCHES_PER_WORKER: Final = 4  # enough that no worker waits for the next one
 
+LOOK_S: Final = 1.0  # without a result: then whether all processes live
+
 Work = TypeVar("Work")
 Done = TypeVar("Done")
 
@@ -42,9 +44,23 @@ class Cores:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
+        self._workers = _children()
 
     def map(self, function: Callable[[Work], Done], batches: Iterable[Work]) -> Iterator[Done]:
-        return self._pool.imap_unordered(function, batches)  # type: ignore[no-any-return]
+        results = self._pool.imap_unordered(function, batches)
+        while True:
+            try:
+                yield results.next(timeout=LOOK_S)
+            except StopIteration:
+                return
+            except (
+                multiprocessing.TimeoutError
+            ):  # a pool replaces a process that dies, and waits for its batch for ever
+                if died := self._workers - _children():
+                    raise LocalMisuse(
+                        f"{len(died)} of {len(self._workers)} processes were ended from outside, as when a machine is out of memory, "
+                        "and what they did is lost: start it again, with fewer --jobs when memory is short"
+                    ) from None
 
 
 class Dask:
@@ -79,6 +95,10 @@ def open_fleet(jobs: int, address: str | None = None) -> Iterator[Fleet]:
     else:
         with multiprocessing.get_context("spawn").Pool(jobs, _leave_interrupts_to_parent) as pool:
             yield Cores(pool)
+
+
+def _children() -> set[int | None]:
+    return {process.pid for process in multiprocessing.active_children()}
 
 
 def _leave_interrupts_to_parent() -> None:

@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
+import anyio
 import msgspec
 import pytest
 
 from chain.errors import LocalMisuse
 from chain.link import Link, Outcome
 from chain.request import MAX_POSTINGS, decode_request_untrusted, request_id
-from cli.bench import _Bench
+from cli.bench import _Bench, _Generator
 from cli.bench_check import Answered, ask_lost, count_lost, databases, paid_out, read_answers
 from cli.bench_cluster import Cost, Sample, differences
 from cli.bench_load import Balances, Flight, Measurement, read_tails
@@ -576,6 +577,25 @@ def test_the_generators_are_told_what_was_asked_for(world: World, tmp_path: Path
     settings = msgspec.structs.replace(make_run().settings, route=route)
     run = _Bench(Output(False), settings, tmp_path, 1.0, None)
     assert run._spec(load_network(world.directory), "mint", ISSUER_KEY).route is route
+
+
+def test_a_generator_that_says_much_before_it_ends_is_heard(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than a pipe holds: it would wait for a reader, and the reader for its end."""
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nread spec\nhead -c 300000 /dev/zero | tr '\\0' x >&2\necho its last words >&2\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+    async def main() -> None:
+        with anyio.fail_after(60):
+            async with _Generator(bench.spec()) as generator:
+                async for _ in generator.news():
+                    raise AssertionError("it says nothing")
+
+    with pytest.raises(CommandFailed, match=r"the load generator ended: x{1000,}its last words$"):
+        anyio.run(main, backend="trio")
 
 
 # --- what must hold ------------------------------------------------------------------------------------------------

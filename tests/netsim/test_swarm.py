@@ -1,5 +1,7 @@
 """The swarm: many seeds without a violation, and what it reports when there is one."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -93,6 +95,18 @@ def test_without_dask_a_fleet_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(fleet.importlib, "import_module", missing)
     with pytest.raises(LocalMisuse, match=r"pip install hopchain\[dask\]"), open_fleet(1, "tcp://127.0.0.1:1"):
         pass
+
+
+def killed_at_two(number: int) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_process_that_is_killed_ends_the_run_with_a_word() -> None:
+    """As by a machine that is out of memory. Its batch would be waited for without end."""
+    with open_fleet(2) as cores, pytest.raises(LocalMisuse, match="1 of 2 processes were ended from outside"):
+        list(cores.map(killed_at_two, range(6)))
 
 
 def failing(broken: set[int]) -> Callable[..., Result]:
