@@ -36,8 +36,8 @@ from chain.rows import AccountHead, OutcomeRow, PostingRow
 _SUMS: Final = "count(i.amount), coalesce(sum(i.amount >> 32), 0), coalesce(sum(i.amount & 0xffffffff), 0)"
 _INCOMING_SUM: Final = f"SELECT {_SUMS} FROM incoming AS i WHERE i.recipient = (SELECT id FROM accounts WHERE name = ?)"
 _BALANCES: Final = (
-    f"SELECT {_SUMS}, {HEAD_COLUMNS} FROM (SELECT * FROM accounts WHERE name > ? ORDER BY name LIMIT ?) AS a "
-    "LEFT JOIN incoming AS i ON i.recipient = a.id GROUP BY a.name ORDER BY a.name"
+    f"SELECT {_SUMS}, {HEAD_COLUMNS} FROM accounts AS a LEFT JOIN incoming AS i ON i.recipient = a.id "
+    "WHERE a.name > ? GROUP BY a.name ORDER BY a.name LIMIT ?"
 )
 _STATE: Final = struct.Struct(">Q32s")
 _STATE_TAG: Final = b"hopchain:state:1\0"

@@ -372,7 +372,7 @@ class WholeNetwork:
 
     def at_rest(self) -> None:
         """Every node has all that was chosen, nothing left to do, and knows its accounts by heart as its database has
-        them. Raises `Violation`."""
+        them. Raises `Violation`, or `AssertionError` for the last of these."""
         self.watch.all_ended(self.now)
         for node in self.nodes:
             assert node.core is not None

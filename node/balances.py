@@ -4,6 +4,7 @@ Each is what `chain.reads.read_balance` would find, whenever no commit is under 
 accounts: what is left and what it took up of one, and what it pays to others.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -29,9 +30,12 @@ class Balances:
 
     def __init__(self, most: int = MAX_BALANCES) -> None:
         self._most = most
-        self._known: dict[str, _Known] = {}
-        self._readings: list[set[str]] = []  # for each that is under way: whom commits meanwhile are about
+        self._known: OrderedDict[str, _Known] = (
+            OrderedDict()
+        )  # a dict finds its first slowly when many were deleted there
+        self._readings: list[list[frozenset[str]]] = []  # for each that is under way: whom commits meanwhile are about
         self._committing: Sequence[Link] = ()
+        self._about: frozenset[str] | None = None  # `changed_by(_committing)`, once it was worked out
 
     def __len__(self) -> int:
         return len(self._known)
@@ -56,11 +60,11 @@ class Balances:
     @contextmanager
     def committing(self, links: Sequence[Link]) -> Iterator[None]:
         """While these links are written, one commit at a time. If that fails, nothing here has changed."""
-        self._committing = links
-        for changed in self._readings:
-            changed |= changed_by(links)
+        self._committing, self._about = links, None
+        for commits in self._readings:
+            commits.append(self._under_way())
         yield
-        self._committing = ()
+        self._committing, self._about = (), None
         for link in links:
             self._follow(link)
 
@@ -68,16 +72,22 @@ class Balances:
     def reading(self) -> Iterator[Callable[[Balance], None]]:
         """While balances are read from the database. What it yields keeps one of them, unless a commit that was under
         way meanwhile may or may not be in it."""
-        changed = set(changed_by(self._committing))
-        self._readings.append(changed)
+        commits = [self._under_way()]
+        self._readings.append(commits)
         try:
-            yield lambda found: None if found.name in changed else self._keep(found)
+            yield lambda found: None if any(found.name in about for about in commits) else self._keep(found)
         finally:
-            self._readings = [reading for reading in self._readings if reading is not changed]
+            self._readings = [reading for reading in self._readings if reading is not commits]
+
+    def _under_way(self) -> frozenset[str]:
+        """Whom the commit that is under way is about: one set for all readings."""
+        if self._about is None:
+            self._about = changed_by(self._committing)
+        return self._about
 
     def _keep(self, found: Balance) -> None:
         if found.name not in self._known and self.is_full:
-            del self._known[next(iter(self._known))]
+            self._known.popitem(last=False)
         self._known[found.name] = _Known(found)
 
     def _follow(self, link: Link) -> None:

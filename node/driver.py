@@ -64,8 +64,8 @@ class Driver:
         *,
         serve_read: Callable[[Read], None],
         look_up: Callable[[bytes], None],
+        balances: Balances,
         on_contacts: Callable[[frozenset[NodeId]], None] = lambda contacts: None,
-        balances: Balances | None = None,
     ) -> None:
         self._core = core
         self._database = database
@@ -73,7 +73,7 @@ class Driver:
         self._serve_read = serve_read
         self._look_up = look_up
         self._on_contacts = on_contacts
-        self._balances = Balances() if balances is None else balances
+        self._balances = balances
         self._inbox: deque[tuple[Event, int]] = deque()  # with the bytes of its message
         self._inbox_bytes = 0
         self._arrived = trio.Event()

@@ -179,6 +179,7 @@ class RunningNode:
             genesis,
             self.core,
             ports.reader,
+            self.balances,
             addresses=self._book.now,
             counters=self._counters,
             clock=ports.clock,
@@ -187,7 +188,6 @@ class RunningNode:
             certificate_until_ms=ports.certificate_until_ms,
             certificate_unusable=ports.certificate_unusable,
             long_reader=ports.long_reader,
-            balances=self.balances,
         )
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -1,7 +1,8 @@
 """What a node answers from its own replica, on the reader's connection: balances, chains, lists, routes, status.
 
-Nothing here passes through the core, so a long list delays no payment. Every answer is of one moment of the database,
-holds only decided links, and says how old it is (tip, height, epoch, as_of) and whether others may know more (stale).
+Nothing here passes through the core, so a long list delays no payment. Every answer holds only decided links, and says
+how old it is (tip, height, epoch, as_of) and whether others may know more (stale). Each is of one moment of the
+database; balances are of the end of the last commit that the node has heard of, most of them by heart.
 """
 
 import sqlite3
@@ -79,6 +80,7 @@ class Serving:
         genesis: Genesis,
         core: Core,
         reader: Database,
+        balances: Balances,
         *,
         addresses: Mapping[NodeId, tuple[str, int]],
         counters: Callable[[], dict[str, int]],
@@ -88,7 +90,6 @@ class Serving:
         certificate_until_ms: Callable[[], int] = lambda: 0,
         certificate_unusable: Callable[[], bool] = lambda: False,
         long_reader: Database | None = None,
-        balances: Balances | None = None,
     ) -> None:
         self._id = node_id
         self._genesis = genesis
@@ -104,7 +105,7 @@ class Serving:
         self._client_port_of = client_port_of
         self._certificate_unusable = certificate_unusable
         self._started = clock().mono
-        self._balances = Balances() if balances is None else balances
+        self._balances = balances
         self._took: deque[tuple[float, float]] = deque(maxlen=TIMED_READS)  # when asked, seconds until the answer
         self._digesting = trio.StrictFIFOLock()
         self._digest: tuple[float, float, StateDigest] | None = None  # the last one: when it was begun and had
@@ -171,6 +172,7 @@ class Serving:
                 found = await self._reader.run(read_balance, account)
                 if found is not None:
                     keep(found)
+            found = self._balances.get(account) or found  # a reader may be ahead of what others were told meanwhile
         return found
 
     async def _balance(self, ask: wire.AskBalance) -> wire.ReplyBody:
@@ -213,8 +215,9 @@ class Serving:
         balance = await self._found(ask.account)
         if balance is None:
             return wire.NotFound(f"account {ask.account}", self._stale)
-        limit = min(max(ask.limit, 1), wire.MAX_PAGE)
         start = min(ask.from_height, balance.height + 1)  # a greater one need not fit SQLite's integers
+        there = balance.height + 1 - start  # a reader may be ahead of the balance, and see more
+        limit = min(max(ask.limit, 1), wire.MAX_PAGE, there)
         links = await self._reader.run(read_chain, ask.account, start, limit, MAX_CHAIN_BYTES)
         shown: list[wire.ChainLink] = []
         size = 0

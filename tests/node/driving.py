@@ -9,6 +9,7 @@ from chain.load import load
 from chain.needs import Loaded, Needs
 from chain.store import Write, commit
 from hopchain.wire import Reply, ReplyBody, decode_node_frame_untrusted
+from node.balances import Balances
 from node.driver import Driver
 from node.effects import Effects
 from node.events import Event
@@ -109,12 +110,14 @@ class Rig:
         self.database = FakeDatabase(self.journal)
         self.mesh = FakeMesh(self.journal)
         self.session = FakeSession(self.journal)
+        self.balances = Balances()
         self.driver = Driver(
             self.core,
             self.database,
             lambda: Now(trio.current_time(), 0),
             serve_read=lambda read: self.journal.append("read"),
             look_up=lambda key: self.journal.append("look up"),
+            balances=self.balances,
             on_contacts=lambda contacts: self.journal.append(f"contacts {len(contacts)}"),
         )
         self.driver.mesh = self.mesh

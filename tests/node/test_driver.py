@@ -80,7 +80,7 @@ async def test_who_is_paid_is_read_after_the_commit_as_who_pays_is() -> None:
     rig = Rig([Effects(facts=facts, persist=(Applied(link),))])
     gate = trio.Event()
     rig.database.before = lambda function: gate if function is commit else None
-    balances = rig.driver._balances
+    balances = rig.balances
     with balances.reading() as keep:
         keep(Balance("alice", "CZK", False, 3, 0, 0, LinkHash(bytes(32)), 0, 1, 1))
     read: list[str] = []
@@ -132,7 +132,7 @@ async def test_links_become_durable_after_the_messages_have_left_and_reads_wait_
     gates = [trio.Event(), trio.Event()]
     waiting = iter(gates)
     rig.database.before = lambda function: next(waiting) if function is commit else None
-    balances = rig.driver._balances
+    balances = rig.balances
     read: list[str] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(rig.driver.turn)

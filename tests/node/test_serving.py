@@ -13,6 +13,7 @@ import trio.testing
 from chain.errors import RemoteFault
 from chain.link import Outcome, opening_slot
 from chain.needs import Loaded
+from chain.reads import read_balance
 from chain.request import Kind
 from hopchain import wire
 from node import serving as serving_module
@@ -84,6 +85,7 @@ def serving(bank: Bank, core: Core, dht: FakeDht) -> Serving:
         GENESIS,
         core,
         InlineDatabase(bank.conn),
+        Balances(),
         addresses=ADDRESSES,
         counters=lambda: {"clients.sessions": 3, "mesh.up": 1},
         clock=lambda: clock.pop(0) if len(clock) > 1 else clock[0],
@@ -164,6 +166,51 @@ async def test_a_balance_that_a_commit_overtook_is_not_remembered(serving: Servi
     assert await settled(serving, "bob") == 35
 
 
+async def test_a_page_of_balances_that_a_commit_overtook_is_kept_but_for_them(serving: Serving, bank: Bank) -> None:
+    database = serving._long_reader = Counted(InlineDatabase(bank.conn))  # type: ignore[assignment]
+
+    def overtake() -> None:
+        database.before_return = lambda: None
+        with serving._balances.committing([bank.pay("alice", ("bob", 5))]):
+            pass
+
+    database.before_return = overtake
+    await serving.remember_balances()
+    assert [serving._balances.get(name) is not None for name in ("alice", "bob", "mint")] == [False, False, True]
+    assert await settled(serving, "bob") == 35
+
+
+async def test_no_answer_is_ahead_of_what_the_node_has_heard_when_another_was_not(serving: Serving, bank: Bank) -> None:
+    """A reader sees a commit before the node hears that it has ended."""
+    database = serving._reader = Counted(InlineDatabase(bank.conn))  # type: ignore[assignment]
+    answers: list[int] = []
+    before = read_balance(bank.conn, "bob")
+    assert before is not None
+    with serving._balances.reading() as keep:
+        keep(before)  # another reading, which ended sooner
+
+    def sooner() -> None:
+        serving._balances._known["bob"] = known
+
+    known = serving._balances._known.pop("bob")
+    database.before_return = sooner
+    with serving._balances.committing([bank.pay("alice", ("bob", 5))]):
+        answers += [await settled(serving, "bob") for _ in range(2)]
+    answers.append(await settled(serving, "bob"))
+    assert answers == [30, 30, 35]
+
+
+async def test_a_chain_has_no_link_above_the_height_that_it_tells(serving: Serving, bank: Bank) -> None:
+    await settled(serving, "alice")
+    with serving._balances.committing([bank.pay("alice", ("bob", 5))]):
+        for start in (0, 2):
+            chain = await serving.answer(wire.AskChain("alice", start, 100))
+            assert isinstance(chain, wire.Chain)
+            assert (chain.height, [link.height for link in chain.links]) == (1, [0, 1][start:])
+    chain = await serving.answer(wire.AskChain("alice", 0, 100))
+    assert isinstance(chain, wire.Chain) and [link.height for link in chain.links] == [0, 1, 2]
+
+
 async def test_a_node_that_starts_reads_all_balances_page_by_page(
     serving: Serving, bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +271,9 @@ async def test_what_is_read_is_stale_unless_a_majority_of_the_members_can_be_rea
 
 async def test_what_a_guest_shows_is_stale_until_it_keeps_up_with_a_majority(serving: Serving, bank: Bank) -> None:
     guest = Core(STRANGER, GENESIS, VIEW, random.Random(1), Start([], 7, {}, {}), Now(0.0, 0))
-    served = Serving(STRANGER, GENESIS, guest, serving._reader, addresses=ADDRESSES, counters=dict, clock=lambda: NOW)
+    served = Serving(
+        STRANGER, GENESIS, guest, serving._reader, Balances(), addresses=ADDRESSES, counters=dict, clock=lambda: NOW
+    )
 
     async def stale() -> bool:
         answer = await served.answer(wire.AskBalance("alice"))
@@ -311,7 +360,7 @@ async def test_health_of_a_guest_and_of_who_was_removed(serving: Serving, core: 
     start = Start([], 7, {}, {})
     guest = Core(STRANGER, GENESIS, VIEW, random.Random(1), start, Now(0.0, 0))
     served = Serving(
-        STRANGER, GENESIS, guest, InlineDatabase(memory_database()), addresses=ADDRESSES, counters=dict, clock=lambda: NOW,
+        STRANGER, GENESIS, guest, InlineDatabase(memory_database()), Balances(), addresses=ADDRESSES, counters=dict, clock=lambda: NOW,
         disk=lambda: Disk(1, 2, 3), certificate_until_ms=lambda: 9,
     )  # fmt: skip
     health = await served.answer(wire.AskHealth())
@@ -592,6 +641,7 @@ async def test_the_status_says_how_long_balances_took(bank: Bank, core: Core) ->
         GENESIS,
         core,
         InlineDatabase(bank.conn),
+        Balances(),
         addresses=ADDRESSES,
         counters=dict,
         clock=lambda: Now(next(millisecond) / 1000, 0),
