@@ -16,7 +16,7 @@ hash of one thing from ever being the hash of another.
 import enum
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Final, NewType, overload
 
@@ -94,17 +94,13 @@ class Postings(Sequence[Posting]):
         self.amounts = amounts
         self.total = sum(amounts)
 
-    def names(self) -> Iterator[str]:
-        """The recipient of each posting, in order."""
-        names = _column(_NAME_COLUMN, self._records)
-        name_of = {raw: decode_name_untrusted(raw) for raw in set(names)}
-        return map(name_of.__getitem__, names)
-
     def _all(self) -> tuple[Posting, ...]:
         if self._made is None:
-            memos = _column(_MEMO_COLUMN, self._records)
+            names, memos = _column(_NAME_COLUMN, self._records), _column(_MEMO_COLUMN, self._records)
+            name_of = {raw: decode_name_untrusted(raw) for raw in set(names)}
             memo_of = {raw: unpad_untrusted(raw) for raw in set(memos)}
-            self._made = tuple(map(Posting, self.names(), self.amounts, map(memo_of.__getitem__, memos)))
+            columns = map(name_of.__getitem__, names), self.amounts, map(memo_of.__getitem__, memos)
+            self._made = tuple(map(Posting, *columns))
         return self._made
 
     def __len__(self) -> int:
@@ -154,13 +150,6 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     def amounts(self) -> tuple[int, ...]:
         """The amounts of the postings in minor units, in order."""
         return self.postings.amounts if type(self.postings) is Postings else tuple(p.amount for p in self.postings)
-
-    @property
-    def paid(self) -> Iterable[tuple[str, int]]:
-        """Recipient and amount of each posting, in order."""
-        if type(self.postings) is Postings:
-            return zip(self.postings.names(), self.postings.amounts, strict=True)
-        return [(p.recipient, p.amount) for p in self.postings]
 
     @property
     def recipients(self) -> frozenset[str]:

@@ -1,7 +1,8 @@
 """Balances in memory: each is read once, and then follows the links that commits bring (docs/adr/0036).
 
 Each is what `chain.reads.read_balance` would find, whenever no commit is under way. A link says itself what it does to
-accounts: what is left and what it took up of one, and what it pays to others.
+accounts: what is left and what it took up of one, and what it pays to others. Only bulk payments are not followed
+posting by posting: whom they pay is forgotten, to be read again.
 """
 
 from collections import OrderedDict
@@ -9,20 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-import msgspec
-
 from chain.link import Link
 from chain.reads import Balance
+from chain.request import Postings
 
 MAX_BALANCES: Final = 100_000  # some 50 MB
-
-
-class _Known(msgspec.Struct, gc=False):
-    """A balance, with what comes in since the account's last link or the reading."""
-
-    balance: Balance
-    more: int = 0
-    more_count: int = 0
 
 
 class Balances:
@@ -30,27 +22,20 @@ class Balances:
 
     def __init__(self, most: int = MAX_BALANCES) -> None:
         self._most = most
-        self._known: OrderedDict[str, _Known] = (
+        self._known: OrderedDict[str, Balance] = (
             OrderedDict()
         )  # a dict finds its first slowly when many were deleted there
         self._readings: list[list[frozenset[str]]] = []  # for each that is under way: whom commits meanwhile are about
         self._committing: Sequence[Link] = ()
         self._about: frozenset[str] | None = None  # `changed_by(_committing)`, once it was worked out
+        self.bulk_payments = 0  # so far: for whoever reads again what they had forgotten
 
     def __len__(self) -> int:
         return len(self._known)
 
     def get(self, name: str) -> Balance | None:
         """As the commits that have ended left it, if it is known here."""
-        known = self._known.get(name)
-        if known is None:
-            return None
-        if known.more_count:
-            was = known.balance
-            incoming, count = was.incoming + known.more, was.incoming_count + known.more_count
-            known.balance = msgspec.structs.replace(was, incoming=incoming, incoming_count=count)
-            known.more = known.more_count = 0
-        return known.balance
+        return self._known.get(name)
 
     @property
     def is_full(self) -> bool:
@@ -88,21 +73,26 @@ class Balances:
     def _keep(self, found: Balance) -> None:
         if found.name not in self._known and self.is_full:
             self._known.popitem(last=False)
-        self._known[found.name] = _Known(found)
+        self._known[found.name] = found
 
     def _follow(self, link: Link) -> None:
         if link.height == 0:
             request = link.entries[0].request
             self._keep(Balance(link.account, request.asset, False, 0, 0, 0, link.hash, 0, 0, 0))
-        own = self.get(link.account)
+        own = self._known.get(link.account)
         if own is not None:
-            self._known[link.account].balance = _after(link, own)
+            self._known[link.account] = _after(link, own)
         for _, entry in link.paying:
-            for name, amount in entry.request.paid:
-                paid = self._known.get(name)
+            postings = entry.request.postings
+            if isinstance(postings, Postings):
+                self.bulk_payments += 1
+                for name in postings.recipients & self._known.keys():
+                    del self._known[name]
+                continue
+            for posting in postings:
+                paid = self._known.get(posting.recipient)
                 if paid is not None:
-                    paid.more += amount
-                    paid.more_count += 1
+                    self._known[posting.recipient] = _with_incoming(paid, posting.amount)
 
 
 def changed_by(links: Sequence[Link]) -> frozenset[str]:
@@ -124,4 +114,19 @@ def _after(link: Link, own: Balance) -> Balance:
         height=link.height,
         epoch=link.epoch,
         time_ms=link.time_ms,
+    )
+
+
+def _with_incoming(paid: Balance, amount: int) -> Balance:
+    return Balance(
+        name=paid.name,
+        asset=paid.asset,
+        issuer=paid.issuer,
+        settled=paid.settled,
+        incoming=paid.incoming + amount,
+        incoming_count=paid.incoming_count + 1,
+        tip=paid.tip,
+        height=paid.height,
+        epoch=paid.epoch,
+        time_ms=paid.time_ms,
     )

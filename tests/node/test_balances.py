@@ -161,19 +161,19 @@ def test_the_oldest_makes_room(bank: Bank) -> None:
     assert replica.known() == [NAMES[0], *NAMES[2:4]]
 
 
-def test_a_bulk_payment_is_followed_without_an_object_for_each_posting(
-    bank: Bank, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whom_a_bulk_payment_pays_is_forgotten(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To follow 8,190 postings one by one took a sixth of the time of bulk payments."""
     replica = Replica()
     bank.open("alice", *NAMES)
     replica.commit(*bank.links)
     replica.remember("mint")
     with monkeypatch.context() as patch:
         patch.setattr("chain.request.Postings._all", None)
-        replica.commit(bank.pay("mint", *[(name, 1) for name in ("alice", *NAMES, "alice")] * MANY_POSTINGS))
-    assert replica.known() == ["mint", *NAMES]
-    alice = replica.balances.get("alice")
-    assert alice == replica.read("alice") and alice.incoming_count == 2 * MANY_POSTINGS
+        replica.commit(bank.pay("mint", *[("alice", 1)] * MANY_POSTINGS))
+    assert replica.known() == ["mint", *NAMES] and replica.balances.get("alice") is None
+    assert replica.balances.bulk_payments == 1
+    replica.commit(bank.pay("mint", *[(NAMES[0], 1)] * (MANY_POSTINGS - 1)))
+    assert replica.known() == ["mint", *NAMES] and replica.balances.bulk_payments == 1
 
 
 def test_pages_of_balances_are_those_of_each(bank: Bank) -> None:
