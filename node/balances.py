@@ -22,9 +22,8 @@ class Balances:
 
     def __init__(self, most: int = MAX_BALANCES) -> None:
         self._most = most
-        self._known: OrderedDict[str, Balance] = (
-            OrderedDict()
-        )  # a dict finds its first slowly when many were deleted there
+        # not a dict: that finds its first slowly when many were deleted there
+        self._known: OrderedDict[str, Balance] = OrderedDict()
         self._readings: list[list[frozenset[str]]] = []  # for each that is under way: whom commits meanwhile are about
         self._committing: Sequence[Link] = ()
         self._about: frozenset[str] | None = None  # `changed_by(_committing)`, once it was worked out
