@@ -1,6 +1,6 @@
 """Generated examples are the same in every run: what fails once fails again, and the suite answers for this tree alone.
 `HOPCHAIN_EXAMPLES=random` draws new ones. Ports are this process's own (`tests.ports`). Ctrl-C works in the processes
-that tests start, also where a shell runs the suite in its background, and so ignores it."""
+that tests start, also where a shell runs the suite in its background, and so ignores it; SIGHUP, also under `nohup`."""
 
 import os
 import signal
@@ -15,3 +15,5 @@ settings.load_profile("random" if os.environ.get("HOPCHAIN_EXAMPLES") == "random
 os.environ.update(COMMANDS)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # else it is the handler of Python, which no process inherits
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
