@@ -17,7 +17,6 @@ from typing import Any, Final, Protocol, TypeVar
 from chain.errors import LocalMisuse
 
 BATCHES_PER_WORKER: Final = 4  # enough that no worker waits for the next one
-
 LOOK_S: Final = 1.0  # without a result: then whether all processes live
 
 Work = TypeVar("Work")
@@ -53,9 +52,8 @@ class Cores:
                 yield results.next(timeout=LOOK_S)
             except StopIteration:
                 return
-            except (
-                multiprocessing.TimeoutError
-            ):  # a pool replaces a process that dies, and waits for its batch for ever
+            except multiprocessing.TimeoutError:
+                # a pool replaces a process that dies, and waits for its batch for ever
                 if died := self._workers - _children():
                     raise LocalMisuse(
                         f"{len(died)} of {len(self._workers)} processes were ended from outside, as when a machine is out of memory, "

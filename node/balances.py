@@ -15,6 +15,7 @@ from chain.reads import Balance
 from chain.request import Postings
 
 MAX_BALANCES: Final = 100_000  # some 50 MB
+MANY_COMMITS: Final = 32  # during one reading, which may wait minutes for a digest: then one set is made of theirs
 
 
 class Balances:
@@ -47,6 +48,8 @@ class Balances:
         self._committing, self._about = links, None
         for commits in self._readings:
             commits.append(self._under_way())
+            if len(commits) > MANY_COMMITS:
+                commits[:] = [frozenset().union(*commits)]
         yield
         self._committing, self._about = (), None
         for link in links:

@@ -12,7 +12,7 @@ from chain.reads import Balance, read_balance, read_balances
 from chain.request import MANY_POSTINGS
 from chain.rows import Applied
 from chain.store import commit
-from node.balances import Balances
+from node.balances import MANY_COMMITS, Balances
 from tests.chain.bank import Bank, memory_database
 
 ISSUERS = ["ezb", "mint", "mint2"]
@@ -134,6 +134,26 @@ def test_what_a_commit_that_is_under_way_may_have_changed_is_not_kept(bank: Bank
     replica.remember("alice")
     assert replica.balances.get("alice") == replica.read("alice")
     assert not replica.balances._readings, "all have ended"
+
+
+def test_a_reading_that_takes_long_keeps_no_set_for_each_commit(bank: Bank) -> None:
+    """It may wait for a digest for minutes, and a bulk payment is about thousands."""
+    replica = Replica()
+    bank.open("alice", "bob", "carol")
+    replica.commit(*bank.links)
+    replica.balances = Balances()
+    with replica.balances.reading() as keep:
+        for payee in ["alice"] + ["bob"] * 3 * MANY_COMMITS:
+            replica.commit(bank.pay("mint", (payee, 1)))
+            assert len(replica.balances._readings[0]) <= MANY_COMMITS
+        for name in ("alice", "bob", "carol", "mint"):
+            keep(replica.read(name))
+    assert [replica.balances.get(name) is not None for name in ("alice", "bob", "carol", "mint")] == [
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_a_commit_that_fails_changes_nothing(bank: Bank) -> None:
