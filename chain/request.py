@@ -83,7 +83,7 @@ class Posting(msgspec.Struct, frozen=True, gc=False):
 
 class Postings(Sequence[Posting]):
     """Many postings as their records. What the rules and the store look at is taken from all of them in one go:
-    `recipients`, `amounts`, `total`. One by one they are made when somebody asks for them."""
+    `recipients`, `names`, `amounts`, `total`. One by one they are made when somebody asks for them."""
 
     __slots__ = ("_made", "_records", "amounts", "recipients", "total")
 
@@ -96,12 +96,17 @@ class Postings(Sequence[Posting]):
 
     def _all(self) -> tuple[Posting, ...]:
         if self._made is None:
-            names, memos = _column(_NAME_COLUMN, self._records), _column(_MEMO_COLUMN, self._records)
+            names, memos = self.names, _column(_MEMO_COLUMN, self._records)
             name_of = {raw: decode_name_untrusted(raw) for raw in set(names)}
             memo_of = {raw: unpad_untrusted(raw) for raw in set(memos)}
             columns = map(name_of.__getitem__, names), self.amounts, map(memo_of.__getitem__, memos)
             self._made = tuple(map(Posting, *columns))
         return self._made
+
+    @property
+    def names(self) -> tuple[bytes, ...]:
+        """Whom each pays, padded as in its record; in the order of `amounts`."""
+        return _column(_NAME_COLUMN, self._records)
 
     def __len__(self) -> int:
         return len(self.amounts)

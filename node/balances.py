@@ -1,20 +1,21 @@
 """Balances in memory: each is read once, and then follows the links that commits bring (docs/adr/0036).
 
 Each is what `chain.reads.read_balance` would find, whenever no commit is under way. A link says itself what it does to
-accounts: what is left and what it took up of one, and what it pays to others. Only bulk payments are not followed
-posting by posting: whom they pay is forgotten, to be read again.
+accounts: what is left and what it took up of one, and what it pays to others. What a bulk payment brings is only added
+up, and put into a balance when somebody asks for it.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 from chain.link import Link
+from chain.names import NAME_BYTES, pad
 from chain.reads import Balance
 from chain.request import Postings
 
-MAX_BALANCES: Final = 100_000  # some 50 MB
+MAX_BALANCES: Final = 100_000  # some 60 MB
 MANY_COMMITS: Final = 32  # during one reading, which may wait minutes for a digest: then one set is made of theirs
 
 
@@ -24,18 +25,24 @@ class Balances:
     def __init__(self, most: int = MAX_BALANCES) -> None:
         self._most = most
         # not a dict: that finds its first slowly when many were deleted there
-        self._known: OrderedDict[str, Balance] = OrderedDict()
+        self._known: OrderedDict[bytes, Balance] = OrderedDict()  # by names as records have them, padded
+        self._received: dict[bytes, int] = {}  # by bulk payments, and not in the balance yet; for accounts known here
+        self._received_count: Counter[bytes] = Counter()
         self._readings: list[list[frozenset[str]]] = []  # for each that is under way: whom commits meanwhile are about
         self._committing: Sequence[Link] = ()
         self._about: frozenset[str] | None = None  # `changed_by(_committing)`, once it was worked out
-        self.bulk_payments = 0  # so far: for whoever reads again what they had forgotten
 
     def __len__(self) -> int:
         return len(self._known)
 
     def get(self, name: str) -> Balance | None:
         """As the commits that have ended left it, if it is known here."""
-        return self._known.get(name)
+        key = _key(name)
+        known = self._known.get(key)
+        if known is not None and key in self._received:
+            known = _with_incoming(known, self._received.pop(key), self._received_count.pop(key))
+            self._known[key] = known
+        return known
 
     @property
     def is_full(self) -> bool:
@@ -73,28 +80,45 @@ class Balances:
         return self._about
 
     def _keep(self, found: Balance) -> None:
-        if found.name not in self._known and self.is_full:
-            self._known.popitem(last=False)
-        self._known[found.name] = found
+        key = _key(found.name)
+        if key not in self._known and self.is_full:
+            oldest, _ = self._known.popitem(last=False)
+            self._drop_received(oldest)
+        self._known[key] = found
+        self._drop_received(key)
+
+    def _drop_received(self, key: bytes) -> None:
+        self._received.pop(key, None)
+        self._received_count.pop(key, None)
 
     def _follow(self, link: Link) -> None:
         if link.height == 0:
             request = link.entries[0].request
             self._keep(Balance(link.account, request.asset, False, 0, 0, 0, link.hash, 0, 0, 0))
-        own = self._known.get(link.account)
+        own = self.get(link.account)
         if own is not None:
-            self._known[link.account] = _after(link, own)
+            self._known[_key(link.account)] = _after(link, own)
         for _, entry in link.paying:
             postings = entry.request.postings
             if isinstance(postings, Postings):
-                self.bulk_payments += 1
-                for name in postings.recipients & self._known.keys():
-                    del self._known[name]
+                self._receive(postings)
                 continue
             for posting in postings:
-                paid = self._known.get(posting.recipient)
+                paid = self.get(posting.recipient)
                 if paid is not None:
-                    self._known[posting.recipient] = _with_incoming(paid, posting.amount)
+                    self._known[_key(posting.recipient)] = _with_incoming(paid, posting.amount, 1)
+
+    def _receive(self, postings: Postings) -> None:
+        """Two numbers for each posting, not a record: 3 ms for 8,190."""
+        known, received, names = self._known, self._received, postings.names
+        for name, amount in zip(names, postings.amounts, strict=True):
+            if name in known:
+                received[name] = received.get(name, 0) + amount
+        self._received_count.update(filter(known.__contains__, names))
+
+
+def _key(name: str) -> bytes:
+    return pad(name, NAME_BYTES)
 
 
 def changed_by(links: Sequence[Link]) -> frozenset[str]:
@@ -119,14 +143,14 @@ def _after(link: Link, own: Balance) -> Balance:
     )
 
 
-def _with_incoming(paid: Balance, amount: int) -> Balance:
+def _with_incoming(paid: Balance, amount: int, count: int) -> Balance:
     return Balance(
         name=paid.name,
         asset=paid.asset,
         issuer=paid.issuer,
         settled=paid.settled,
         incoming=paid.incoming + amount,
-        incoming_count=paid.incoming_count + 1,
+        incoming_count=paid.incoming_count + count,
         tip=paid.tip,
         height=paid.height,
         epoch=paid.epoch,

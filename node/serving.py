@@ -45,7 +45,6 @@ from routing.view import View
 # Of one Chain answer above its first link; the client asks on from the next height.
 MAX_CHAIN_BYTES: Final = 1024 * 1024
 
-REMEMBER_S: Final = 1.0  # without bulk payments: then whom they paid is read again
 BALANCES_AT_ONCE: Final = 256  # read by a node that starts: a few milliseconds of work
 TIMED_READS: Final = 4096  # the last so many balances are timed, for the status
 TIMED_S: Final = 10.0  # which tells of those that were asked so lately: what was long ago, the node was not as busy
@@ -154,18 +153,7 @@ class Serving:
         return not self._core.is_current(self._clock())
 
     async def remember_balances(self) -> None:
-        """Read the balances of all accounts, or of as many as are kept, beside what the node does meanwhile: now, and
-        again when there were bulk payments, and none for a while. A tenth of the time at most goes into it."""
-        while True:
-            seen, began = self._balances.bulk_payments, trio.current_time()
-            await self._remember_all()
-            pause = max(REMEMBER_S, 9 * (trio.current_time() - began))
-            lately = seen
-            while lately == seen or lately != self._balances.bulk_payments:
-                lately = self._balances.bulk_payments
-                await trio.sleep(pause)
-
-    async def _remember_all(self) -> None:
+        """Read the balances of all accounts, or of as many as are kept, beside what the node does meanwhile."""
         after = ""
         while not self._balances.is_full:
             with self._balances.reading() as keep:

@@ -181,19 +181,37 @@ def test_the_oldest_makes_room(bank: Bank) -> None:
     assert replica.known() == [NAMES[0], *NAMES[2:4]]
 
 
-def test_whom_a_bulk_payment_pays_is_forgotten(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To follow 8,190 postings one by one took a sixth of the time of bulk payments."""
+def test_what_a_bulk_payment_brings_is_added_up_without_a_record_for_each(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
     replica = Replica()
     bank.open("alice", *NAMES)
     replica.commit(*bank.links)
     replica.remember("mint")
-    with monkeypatch.context() as patch:
-        patch.setattr("chain.request.Postings._all", None)
-        replica.commit(bank.pay("mint", *[("alice", 1)] * MANY_POSTINGS))
-    assert replica.known() == ["mint", *NAMES] and replica.balances.get("alice") is None
-    assert replica.balances.bulk_payments == 1
-    replica.commit(bank.pay("mint", *[(NAMES[0], 1)] * (MANY_POSTINGS - 1)))
-    assert replica.known() == ["mint", *NAMES] and replica.balances.bulk_payments == 1
+    monkeypatch.setattr("chain.request.Postings._all", None)
+    postings = [("alice", 1), *[(name, 7) for name in NAMES], ("alice", 5)]
+    assert len(postings) >= MANY_POSTINGS
+    for _ in range(2):
+        replica.commit(bank.pay("mint", *postings))
+    alice = replica.balances.get("alice")
+    assert alice is not None and (alice.incoming, alice.incoming_count) == (12, 4)
+    replica.commit(bank.pay("mint", *postings))
+    replica.remember(NAMES[0])  # as it is now, with what was added up for it
+    assert replica.known() == ["mint", *NAMES] and replica.balances.get("alice") == replica.read("alice")
+
+
+def test_what_was_added_up_for_who_makes_room_is_not_given_to_who_comes_back(bank: Bank) -> None:
+    replica = Replica(most=2)
+    bank.open(*NAMES[:3])
+    replica.commit(*bank.links)
+    assert replica.known() == NAMES[1:3]
+    replica.commit(bank.pay("mint", *[(name, 1) for name in NAMES[:3]] * MANY_POSTINGS))
+    assert len(replica.balances._received) == 2, "of whom no balance is known nothing is added up"
+    replica.remember(NAMES[0], NAMES[1])
+    assert replica.known() == NAMES[:2]
+    assert not replica.balances._received and not replica.balances._received_count
+    replica.remember(NAMES[2])
+    assert replica.known() == NAMES[1:3]
 
 
 def test_pages_of_balances_are_those_of_each(bank: Bank) -> None:

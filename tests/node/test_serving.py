@@ -11,10 +11,11 @@ import trio
 import trio.testing
 
 from chain.errors import RemoteFault
-from chain.link import Outcome, decode_link_untrusted, opening_slot
+from chain.link import Outcome, opening_slot
+from chain.names import NAME_BYTES, pad
 from chain.needs import Loaded
 from chain.reads import read_balance
-from chain.request import MANY_POSTINGS, Kind
+from chain.request import Kind
 from hopchain import wire
 from node import serving as serving_module
 from node.balances import Balances
@@ -22,7 +23,7 @@ from node.core import Core, Start
 from node.events import Event, FromPeer, PeerUp, ToldRemoved
 from node.messages import Ping, Pong, Views
 from node.peers import CURRENT_S, PING_EVERY_S
-from node.serving import LEAST_TIMED, REMEMBER_S, TIMED_S, Disk, Serving, account_asked, check_question_untrusted
+from node.serving import LEAST_TIMED, TIMED_S, Disk, Serving, account_asked, check_question_untrusted
 from node.turn import Now
 from routing.dht import Contact, Lookup
 from routing.keyspace import NodeId, node_id_of
@@ -166,27 +167,6 @@ async def test_a_balance_that_a_commit_overtook_is_not_remembered(serving: Servi
     assert await settled(serving, "bob") == 35
 
 
-async def test_whom_bulk_payments_paid_is_read_again_when_there_are_none_for_a_while(
-    serving: Serving, bank: Bank, autojump_clock: trio.testing.MockClock
-) -> None:
-    database = serving._long_reader = Counted(InlineDatabase(bank.conn))  # type: ignore[assignment]
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serving.remember_balances)
-        await trio.sleep(100 * REMEMBER_S)
-        assert database.count == 2, "one page, and that there is none left: once"
-        for _ in range(10):
-            link = bank.pay("mint", *[("bob", 1)] * MANY_POSTINGS)
-            with serving._balances.committing([decode_link_untrusted(link.raw)]):
-                pass
-            await trio.sleep(0.5 * REMEMBER_S)
-            assert serving._balances.get("bob") is None and database.count == 2
-        await trio.sleep(3 * REMEMBER_S)
-        assert serving._balances.get("bob") == read_balance(bank.conn, "bob") and database.count == 4
-        await trio.sleep(100 * REMEMBER_S)
-        assert database.count == 4
-        nursery.cancel_scope.cancel()
-
-
 async def test_a_page_of_balances_that_a_commit_overtook_is_kept_but_for_them(serving: Serving, bank: Bank) -> None:
     database = serving._long_reader = Counted(InlineDatabase(bank.conn))  # type: ignore[assignment]
 
@@ -196,7 +176,7 @@ async def test_a_page_of_balances_that_a_commit_overtook_is_kept_but_for_them(se
             pass
 
     database.before_return = overtake
-    await serving._remember_all()
+    await serving.remember_balances()
     assert [serving._balances.get(name) is not None for name in ("alice", "bob", "mint")] == [False, False, True]
     assert await settled(serving, "bob") == 35
 
@@ -211,9 +191,10 @@ async def test_no_answer_is_ahead_of_what_the_node_has_heard_when_another_was_no
         keep(before)  # another reading, which ended sooner
 
     def sooner() -> None:
-        serving._balances._known["bob"] = known
+        serving._balances._known[bob] = known
 
-    known = serving._balances._known.pop("bob")
+    bob = pad("bob", NAME_BYTES)
+    known = serving._balances._known.pop(bob)
     database.before_return = sooner
     with serving._balances.committing([bank.pay("alice", ("bob", 5))]):
         answers += [await settled(serving, "bob") for _ in range(2)]
@@ -238,7 +219,7 @@ async def test_a_node_that_starts_reads_all_balances_page_by_page(
     monkeypatch.setattr(serving_module, "BALANCES_AT_ONCE", 2)
     database = serving._long_reader = Counted(InlineDatabase(bank.conn))  # type: ignore[assignment]
     serving._reader = cast(Any, None)  # is not asked
-    await serving._remember_all()
+    await serving.remember_balances()
     assert [await settled(serving, name) for name in ("alice", "bob", "mint")] == [90, 30, -120]
     assert database.count == 4, "of five accounts two at a time, and that there is none left"
 
@@ -246,7 +227,7 @@ async def test_a_node_that_starts_reads_all_balances_page_by_page(
 async def test_a_node_that_starts_reads_no_more_balances_than_it_keeps(serving: Serving, bank: Bank) -> None:
     database = serving._long_reader = Counted(InlineDatabase(bank.conn))  # type: ignore[assignment]
     serving._balances = Balances(most=3)
-    await serving._remember_all()
+    await serving.remember_balances()
     assert len(serving._balances) == 3 and database.count == 1
 
 
