@@ -33,12 +33,13 @@ from node.owner import Owner
 from node.peers import Peers
 from node.queue import Held, forwards
 from node.replica import Replica
+from node.room import SharedRoom, Taken
 from node.slots import birth_epoch, height_of, next_slot
 from node.turn import Self, Turn
 from routing.keyspace import NodeId, route_key, short
 
-MAX_JOBS: Final = 100_000  # requests of clients that wait here; above it the answer is busy
-MAX_JOBS_OF_ONE: Final = 25_000  # of them of one account: however much one pays, others are let in
+MAX_JOBS: Final = 100_000  # requests of clients that wait here, shared as node.room says; who has no room is told busy
+MAX_JOBS_OF_ONE: Final = 25_000  # of them of one account: each of its links is compared with all of them
 MAX_JOB_BYTES: Final = 64 * 1024 * 1024  # of their requests, besides those that an owner queues (node.works)
 MAX_TIMEOUT_MS: Final = 600_000
 TRY_AGAIN_S: Final = 1.0  # without an answer the request is looked at again
@@ -85,7 +86,7 @@ class Gateway:
         self._inquiries = inquiries
         self._jobs: dict[RequestId, Job] = {}
         self._by_account: dict[str, dict[RequestId, Job]] = {}
-        self._bytes = 0  # of the requests of all jobs
+        self._room = SharedRoom()  # for the requests of all jobs
         self._doubtful: dict[RequestId, None] = {}  # some node may still hold them: never NotStarted
         self._due = Due()
         self._signed: dict[tuple[RequestId, bytes, bytes], bool] = {}  # (id, signature, key) as checked in this turn
@@ -225,23 +226,19 @@ class Gateway:
             reason = f"{len(job.callers)} calls wait for this very request here: wait for one of them"
             turn.answer(event.caller, Unknown(queued.request_id, reason))
             return
-        size = len(queued.signed.raw)
-        if len(self._jobs) >= MAX_JOBS or self._bytes + size > MAX_JOB_BYTES:
-            reason = f"{len(self._jobs)} requests ({self._bytes} bytes) wait at this node; send it again in a while, or to another node"
-            turn.answer(event.caller, self._not_started(queued.request_id, "busy", reason))
-            return
-        account = queued.request.sender
-        waits = len(self._by_account.get(account, ()))
-        if waits >= MAX_JOBS_OF_ONE:
-            reason = f"{waits} requests of {account} wait at this node; send it again in a while, or to another node"
+        account, size = queued.request.sender, len(queued.signed.raw)
+        many = self._room.of(account).requests >= MAX_JOBS_OF_ONE
+        if many or not self._room.fits(account, size, Taken(MAX_JOBS, MAX_JOB_BYTES)):
+            reason = (
+                f"too much waits at this node: {self._room.told(account)}; send it again in a while, or to another node"
+            )
             turn.answer(event.caller, self._not_started(queued.request_id, "busy", reason))
             return
         job = Job(queued, now + TRY_AGAIN_S, [waiting])
         self._due.by(min(job.next_try, waiting[1]))
         self._jobs[queued.request_id] = job
-        self._bytes += size
-        jobs = self._by_account.setdefault(account, {})
-        jobs[queued.request_id] = job
+        self._by_account.setdefault(account, {})[queued.request_id] = job
+        self._room.take(account, size)
         turn.again.append(RouteJobs(account))
 
     def _not_started(self, request_id: RequestId, code: str, reason: str) -> NotStarted | Unknown:
@@ -360,7 +357,7 @@ class Gateway:
     def _forget(self, job: Job) -> None:
         request_id, account = job.queued.request_id, job.queued.request.sender
         del self._jobs[request_id]
-        self._bytes -= len(job.queued.signed.raw)
+        self._room.give_back(account, len(job.queued.signed.raw))
         jobs = self._by_account[account]
         del jobs[request_id]
         if not jobs:

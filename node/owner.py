@@ -90,7 +90,7 @@ class Owner:
     @property
     def queued(self) -> int:
         """Requests that wait here for a link, of all accounts."""
-        return self._works.queued
+        return self._works.room.all.requests
 
     # --- requests come in ---
 
@@ -198,7 +198,9 @@ class Owner:
         """Take requests of `account`, whose slot this node is in the group of, after `wait_s`."""
         work = self._works.begin(account, turn.now.mono + wait_s)
         declined = [item for item in held if not self._works.put_in(work, item)]
-        self._decline(turn, account, declined, "busy", f"{self.queued} requests wait here; send it again in a while")
+        if declined:
+            reason = f"too much waits at the node that makes its link: {self._works.room.told(account)}; send it again in a while"
+            self._decline(turn, account, declined, "busy", reason)
         if work.idle and wait_s == 0.0:
             self._works.wake(work, turn.now.mono)
             turn.again.append(FormLink(account))

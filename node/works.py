@@ -1,5 +1,6 @@
 """What an owner has to decide: for each account the queue of its requests, the ballot of its slot, and when to look at
-it again. The queues are bounded in number and bytes, each of them and all together."""
+it again. The queues are bounded in number and bytes, each of them and all together: they share one room (node.room).
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -14,8 +15,9 @@ from node.due import Due
 from node.messages import SlotName
 from node.paxos import Proposer
 from node.queue import Held
+from node.room import SharedRoom, Taken
 
-MAX_QUEUE: Final = 20_000  # requests of one account: a few full links
+MAX_QUEUE: Final = 20_000  # requests of one account: a few full links. After each the rest goes to the next owner
 MAX_QUEUED: Final = 200_000  # of all accounts
 MAX_QUEUE_BYTES: Final = 32 * 1024 * 1024  # of the requests of one account: thirty full links
 # Of the requests of all accounts. With the 64 MiB that this node keeps for its own clients (node.gateway) that is 160;
@@ -30,7 +32,6 @@ class Work(msgspec.Struct):
     account: str
     wake_at: float
     queue: dict[RequestId, Held] = msgspec.field(default_factory=dict)
-    bytes: int = 0  # of the queue's requests
     at: SlotName | None = None  # the slot that `proposer` works on
     proposer: Proposer[Link] | None = None
     finish: bool = False  # go on also with an empty queue, as long as this node has a vote there
@@ -63,9 +64,8 @@ class Works:
     def __init__(self) -> None:
         self._by_account: dict[str, Work] = {}
         self._by_slot: dict[bytes, Work] = {}
-        self._bytes = 0
         self.due: Final = Due()  # when one of them is to be looked at
-        self.queued = 0  # requests, of all accounts
+        self.room: Final = SharedRoom()  # for the requests of all queues
 
     def __iter__(self) -> Iterator[Work]:
         return iter(self._by_account.values())
@@ -115,21 +115,18 @@ class Works:
         if held.queued.request_id in work.queue:
             return True
         size = len(held.queued.signed.raw)
-        full = len(work.queue) >= MAX_QUEUE or work.bytes + size > MAX_QUEUE_BYTES
-        if full or self.queued >= MAX_QUEUED or self._bytes + size > MAX_QUEUED_BYTES:
+        own = self.room.of(work.account)
+        full = own.requests >= MAX_QUEUE or own.bytes + size > MAX_QUEUE_BYTES
+        if full or not self.room.fits(work.account, size, Taken(MAX_QUEUED, MAX_QUEUED_BYTES)):
             return False
         work.queue[held.queued.request_id] = held
-        work.bytes += size
-        self._bytes += size
-        self.queued += 1
+        self.room.take(work.account, size)
         return True
 
     def pull_out(self, work: Work, request_id: RequestId) -> Held | None:
         held = work.queue.pop(request_id, None)
         if held is not None:
-            work.bytes -= len(held.queued.signed.raw)
-            self._bytes -= len(held.queued.signed.raw)
-            self.queued -= 1
+            self.room.give_back(work.account, len(held.queued.signed.raw))
         return held
 
     def take_out(self, work: Work, items: Iterable[Queued]) -> list[Held]:

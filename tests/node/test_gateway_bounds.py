@@ -109,8 +109,7 @@ def test_a_full_gateway_does_not_say_that_what_is_in_doubt_did_not_start(
     world: World, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     gate, call = in_doubt(world)
-    monkeypatch.setattr(gateway, bound, 1)
-    world.submit(gate, world.pay_request("alice", "bob", 1), 10.0)
+    monkeypatch.setattr(gateway, bound, 0)
     assert_told_apart(world, gate, call, "busy")
 
 
@@ -118,7 +117,7 @@ def test_a_request_gives_back_its_room_however_it_ends(world: World) -> None:
     gate, owner, lost = handed_to_nobody(world, 0.3)
     kept = world.core(gate).gateway
     world.run(0.1)
-    assert lost.signed is not None and kept._bytes == len(lost.signed.raw)
+    assert lost.signed is not None and kept._room.all.bytes == len(lost.signed.raw)
     assert world.run_until_answered([lost], 1)
     assert isinstance(lost.answer, Unknown)
     _, _, dropped = handed_to_nobody(world, 10.0)
@@ -127,11 +126,11 @@ def test_a_request_gives_back_its_room_however_it_ends(world: World) -> None:
     assert isinstance(dropped.answer, NotStarted)
     pinned = world.submit(gate, world.pay_request("alice", "bob", 1, world.tip(gate, "alice")))
     world.run(0.1)
-    assert pinned.signed is not None and kept._bytes == len(pinned.signed.raw)
+    assert pinned.signed is not None and kept._room.all.bytes == len(pinned.signed.raw)
     world.settle(owner, world.pay_request("alice", "bob", 1))
     assert world.run_until_answered([pinned], 1)
     assert isinstance(pinned.answer, Stale)
-    assert not len(kept) and kept._bytes == 0
+    assert not len(kept) and kept._room.all.bytes == 0
     world.heal()
     twice = world.pay_request("alice", "bob", 1)
     opens = [world.open_request("zed", nonce=bytes([number]) * 32) for number in range(2)]
@@ -140,7 +139,7 @@ def test_a_request_gives_back_its_room_however_it_ends(world: World) -> None:
     assert world.run_until_answered(calls, 10)
     assert [type(call.answer) for call in calls[:3]] == [Recorded] * 3
     assert {type(call.answer) for call in calls[3:]} == {Recorded, Refused}
-    assert not len(kept) and kept._bytes == 0
+    assert not len(kept) and kept._room.all.bytes == 0
 
 
 def test_a_node_that_was_removed_does_not_say_that_what_is_in_doubt_did_not_start(world: World) -> None:

@@ -197,7 +197,7 @@ def test_a_queue_is_walked_once_in_a_turn_however_many_requests_it_brings(
     owner = world.core(world.group("alice")[0]).owner
     waiting, new = ([payment(number) for number in numbers] for numbers in (range(100), range(100, 150)))
     work = owner._works.begin("alice", 0.0)
-    work.queue = {queued.request_id: Held(queued, NO_GATEWAY, 0.0) for queued in waiting}
+    assert all(owner._works.put_in(work, Held(queued, NO_GATEWAY, 0.0)) for queued in waiting)
     added: list[Queued] = []
     add = LookedUp.add
 

@@ -561,21 +561,51 @@ def test_a_full_gateway_says_busy_and_has_room_again(bound: str, world: World, m
     for _ in range(2):
         requests = [world.pay_request("alice", "bob", 1) for _ in range(10)]
         size = max(len(signed.raw) for signed in requests)
-        monkeypatch.setattr(gateway, bound, 3 * size if bound.endswith("BYTES") else 3)
+        monkeypatch.setattr(gateway, bound, 6 * size if bound.endswith("BYTES") else 6)
         calls = [world.submit(world.ids[0], signed) for signed in requests]
         assert world.run_until_answered(calls, 10)
         busy = [call.answer.code for call in calls if isinstance(call.answer, NotStarted)]
         assert busy == ["busy"] * 7
 
 
-def test_one_account_that_pays_much_leaves_room_for_the_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "MAX_JOBS", 10)
-    monkeypatch.setattr(gateway, "MAX_JOBS_OF_ONE", 3)
-    many = [world.submit(world.ids[0], world.pay_request("alice", "bob", 1)) for _ in range(10)]
-    one = world.submit(world.ids[0], world.pay_request("mint", "bob", 1))
-    assert world.run_until_answered([*many, one], 10)
-    assert isinstance(one.answer, Recorded)
-    assert [call.answer.code for call in many if isinstance(call.answer, NotStarted)] == ["busy"] * 7
+@pytest.mark.parametrize("bound", ["MAX_JOBS_OF_ONE", "MAX_JOBS", "MAX_JOB_BYTES"])
+def test_one_account_that_pays_much_leaves_room_for_the_others(
+    bound: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many payments, or few large ones."""
+    postings = [Posting("bob", 1)] * (7 if bound == "MAX_JOB_BYTES" else 1)
+    requests = [world.pay_many_request("alice", postings) for _ in range(10)]
+    size = len(requests[0].raw)
+    monkeypatch.setattr(gateway, bound, {"MAX_JOBS_OF_ONE": 3, "MAX_JOBS": 6, "MAX_JOB_BYTES": 6 * size}[bound])
+    many = [world.submit(world.ids[0], signed) for signed in requests]
+    others = [world.submit(world.ids[0], world.pay_request(payer, "alice", 1)) for payer in ("mint", "bob")]
+    assert world.run_until_answered([*many, *others], 10)
+    assert all(isinstance(call.answer, Recorded) for call in others)
+    busy = [call.answer for call in many if isinstance(call.answer, NotStarted)]
+    assert [answer.code for answer in busy] == ["busy"] * 7
+    there = f"3 requests of alice ({3 * size} bytes) wait there, of all accounts 3 ({3 * size} bytes)"
+    assert busy[0].reason == f"too much waits at this node: {there}; send it again in a while, or to another node"
+
+
+@pytest.mark.parametrize("bound", ["MAX_QUEUE", "MAX_QUEUED", "MAX_QUEUE_BYTES", "MAX_QUEUED_BYTES"])
+def test_one_account_that_pays_much_leaves_room_in_the_queues(
+    bound: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the node that makes the links of all."""
+    world = World(1, 1, 1)
+    world.open_funded(alice=100, bob=0)
+    requests = [world.pay_request("alice", "bob", 1) for _ in range(10)]
+    room = 3 if bound.startswith("MAX_QUEUE_") or bound == "MAX_QUEUE" else 6
+    size = len(requests[0].raw)
+    monkeypatch.setattr(works, bound, room * size if bound.endswith("BYTES") else room)
+    many = [world.submit(world.ids[0], signed) for signed in requests]
+    other = world.submit(world.ids[0], world.pay_request("mint", "bob", 1))
+    assert world.run_until_answered([*many, other], 10)
+    assert isinstance(other.answer, Recorded)
+    busy = [call.answer for call in many if isinstance(call.answer, NotStarted)]
+    assert [answer.code for answer in busy] == ["busy"] * 7
+    there = f"3 requests of alice ({3 * size} bytes) wait there, of all accounts 3 ({3 * size} bytes)"
+    assert busy[0].reason == f"too much waits at the node that makes its link: {there}; send it again in a while"
 
 
 def test_too_many_inquiries_are_not_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
