@@ -189,10 +189,13 @@ def test_the_bounds_on_connections_are_those_of_the_code() -> None:
     assert number["kept for all clients of one node together"].startswith(f"{HELD_BYTES // mib} MiB")
     assert number["requests that wait at one node to be decided"].startswith(
         f"{MAX_QUEUED_BYTES // mib} MiB, {MAX_QUEUE_BYTES // mib} of one account; "
-        f"{MAX_QUEUED:,}, {MAX_QUEUE:,} of one account."
+        f"{MAX_QUEUED:,}, {MAX_QUEUE:,} of one account; and of each account no more than is left free"
     )
     (own,) = (bound for what, bound in number.items() if what.startswith("requests of its own clients that wait"))
-    assert own.startswith(f"{MAX_JOB_BYTES // mib} MiB; {MAX_JOBS:,}, {MAX_JOBS_OF_ONE:,} of one account.")
+    assert own.startswith(
+        f"{MAX_JOB_BYTES // mib} MiB; {MAX_JOBS:,}, {MAX_JOBS_OF_ONE:,} of one account; "
+        f"and of each account no more than is left free: {MAX_JOB_BYTES // 2 // mib} MiB of one alone"
+    )
     assert number["unsent to one other node"].startswith(f"{limits.peer_queue_bytes // mib} MiB")
     handshakes = number["handshakes at once on each port"]
     assert handshakes.startswith(f"{MAX_HANDSHAKES}, {HANDSHAKE_S:g} s each") and f"after {PATIENCE_S} s" in handshakes
