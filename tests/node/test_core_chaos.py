@@ -89,10 +89,11 @@ def test_swarm_of_special_worlds(name: str) -> None:
         run_seed(seed, SHAPES[name])
 
 
+@pytest.mark.parametrize(("bound", "most"), [("MAX_QUEUE", 1), ("MAX_QUEUED", 3)])
 @pytest.mark.parametrize("name", ["BROKEN", "LAGGING"])
-def test_small_queues(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_queues(name: str, bound: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Owners that are always full: who is told `busy` is told the truth."""
-    monkeypatch.setattr(works, "MAX_QUEUE", 1)
+    monkeypatch.setattr(works, bound, most)
     busy = 0
     for seed in range(5):
         chaos = Chaos(seed, SHAPES[name])
