@@ -24,7 +24,7 @@ COSTS: Final = ("transfers_per_link", "cpu_us_per_transfer")
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
     """PostgreSQL's row, then one of hopchain for each of CLIENTS."""
-    with postgres.cluster() as primary:
+    with postgres.cluster() as cluster, cluster.running() as primary:
         peer = postgres.measure(
             primary,
             PEER,

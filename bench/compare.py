@@ -1,14 +1,16 @@
-"""hopchain beside PostgreSQL on this machine, one after the other, and the ratios.
+"""hopchain beside PostgreSQL on this machine, profile by profile, and the ratios.
 
-    python bench/compare.py                        everything: about twelve minutes
+    python bench/compare.py                        everything: about thirteen minutes
     python bench/compare.py --duration 5 --profile uniform --json > result.json
     python bench/compare.py --keep docs/performance/compare.json     and then bench/tables.py
 
 Run it with the interpreter of the environment that hopchain is installed in. Both have three servers on loopback,
 answer when a transfer is on two disks, get the same number of clients and accounts and the same distribution of payers
 and payees.
-hopchain is measured with `hopchain bench`; PostgreSQL as bench/postgres.py says. Nothing else should run meanwhile: the
-load average of the machine before each half is printed with the result.
+hopchain is measured with `hopchain bench`; PostgreSQL as bench/postgres.py says. A machine's speed changes within
+minutes, so hopchain's run of a profile follows PostgreSQL's of the same one. PostgreSQL is stopped meanwhile, with a
+checkpoint: then it cannot write, vacuum or hold memory, and nobody has to show that it does none of it. Nothing else
+should run: the load average of the machine before it is printed with the result.
 """
 
 import argparse
@@ -40,6 +42,7 @@ COSTS = (  # of `hopchain bench`, kept
 P99_MS = 50.0  # of SINGLE, at
 P99_CLIENTS = 32
 SINGLE = (*postgres.PROFILES, "pool")  # profiles of one transfer a request
+ALONE = ("pool", "bulk", "read")  # of which PostgreSQL has no row
 BALANCE_MS = 1.0  # at a node, whatever else it is asked
 ABORTS = {"rejected": "rejected", "unknown": "without an outcome", "retried": "not started and sent again"}
 NODES = 3  # of which all hold every link
@@ -63,6 +66,24 @@ def measure_hopchain(profile: str, asked: argparse.Namespace, batch: int | None 
         f"p99 {found['p99_ms']} ms  " + "  ".join(f"{key} {found[key]}" for key in ABORTS)
     )
     return found
+
+
+def measure_both(asked: argparse.Namespace) -> tuple[list[dict[str, object]], dict[str, dict[str, object]]]:
+    """PostgreSQL's rows, and hopchain's document for each profile; of a profile one after the other."""
+    rows: list[dict[str, object]] = []
+    ours: dict[str, dict[str, object]] = {}
+    with postgres.cluster() as peer:
+        for profile in asked.profile or postgres.PROFILES:
+            with peer.running() as primary:
+                found = postgres.measure_profile(primary, profile, asked)
+            unsound = [f"{row['variant']} {row['profile']}" for row in found if not row["ok"]]
+            if unsound:
+                sys.exit(f"PostgreSQL's ledger does not add up after {', '.join(unsound)}: nothing to compare with")
+            rows += found
+            ours[profile] = measure_hopchain(profile, asked)
+    if not asked.no_bulk:
+        ours |= {profile: measure_hopchain(profile, asked) for profile in ALONE}
+    return rows, ours
 
 
 def number(row: dict[str, object], key: str) -> float:
@@ -215,30 +236,23 @@ def main() -> None:
     asked = parser.parse_args()
     kept.prepare(parser, asked)
     before = kept_before(asked.keep, asked.commit)
-    load = {"before_postgres": os.getloadavg()[0]}
-    rows = postgres.measure_all(asked)
-    unsound = [f"{row['variant']} {row['profile']}" for row in rows if not row["ok"]]
-    if unsound:
-        sys.exit(f"PostgreSQL's ledger does not add up after {', '.join(unsound)}: nothing to compare with")
-    load["before_hopchain"] = os.getloadavg()[0]  # of the last minute: PostgreSQL's own share is still in it
-    ours = {profile: measure_hopchain(profile, asked) for profile in asked.profile or postgres.PROFILES}
-    if not asked.no_bulk:
-        ours |= {profile: measure_hopchain(profile, asked) for profile in ("pool", "bulk", "read")}
+    load = os.getloadavg()[0]
+    rows, ours = measure_both(asked)
     ratios = compare(rows, ours)
     reached = goals(ratios, ours, asked.clients)
-    found = {"load": load, "postgres": rows, "hopchain": ours, "ratios": ratios, "goals": reached}
+    found = {"load_average": load, "postgres": rows, "hopchain": ours, "ratios": ratios, "goals": reached}
     if asked.keep:
         kept.write(asked, to_keep(found, asked, before))
     if asked.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return
     lines = [table(rows, ours), "", goals_table(reached), ""]
-    for profile in ("pool", "bulk", "read"):
+    for profile in ALONE:
         if profile in ours:
             lines.append(
                 f"{profile}: {number(ours[profile], 'completed_per_s'):,.0f}/s, p99 {ours[profile]['p99_ms']} ms"
             )
-    lines.append(f"load average: {load}")
+    lines.append(f"load average before: {load:.2f}")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

@@ -24,6 +24,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,9 @@ VARIANTS: Final = {
 PROFILES: Final = ("uniform", "zipf", "hot-recipient", "hot-sender")
 FUNDS: Final = 10**12
 ZIPF: Final = 1.001  # the least exponent that pgbench takes
+FOLLOWING: Final = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'quorum'"
+FOLLOW_S: Final = 60.0
+LOOK_AGAIN_S: Final = 0.1
 SETTINGS: Final = """
 listen_addresses = '127.0.0.1'
 unix_socket_directories = '{sockets}'
@@ -85,7 +89,10 @@ class Server:
         run([self._bin / "pg_ctl", "-D", self.data, "-l", self._place / f"{self.name}.log", "-w", "start"])
 
     def stop(self) -> None:
-        run([self._bin / "pg_ctl", "-D", self.data, "-m", "immediate", "-w", "stop"], check=False)
+        """With its checkpoint, so that nothing is left to write; one that cannot is ended without."""
+        run([self._bin / "pg_ctl", "-D", self.data, "-m", "fast", "-w", "stop"], check=False)
+        if (self.data / "postmaster.pid").exists():
+            run([self._bin / "pg_ctl", "-D", self.data, "-m", "immediate", "-w", "stop"], check=False)
 
     def sql(self, text: str, database: str = "postgres") -> str:
         words = ["-h", "127.0.0.1", "-p", str(self.port), "-U", "bench", "-d", database]
@@ -160,31 +167,65 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
+class Cluster:
+    """A primary and two standbys, stopped or running."""
+
+    def __init__(self, primary: Server, standbys: Sequence[Server]) -> None:
+        self._primary = primary
+        self._standbys = standbys
+
+    def initialise(self) -> None:
+        """Make the data of all three."""
+        try:
+            self._primary.initialise()
+            self._primary.start()
+            for standby in self._standbys:
+                standby.follow(self._primary)
+                standby.start()  # at once: nothing keeps the log for one that does not follow
+            self._primary.sql("ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (s1, s2)'")
+        finally:
+            self._stop()
+
+    @contextmanager
+    def running(self) -> Iterator[Server]:
+        """The primary, with both standbys following; all stopped at the end."""
+        try:
+            for server in (self._primary, *self._standbys):
+                server.start()
+            self._wait_for_standbys()
+            yield self._primary
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        """The primary first: it ends when the standbys have all its log."""
+        for server in (self._primary, *self._standbys):
+            server.stop()
+
+    def _wait_for_standbys(self) -> None:
+        """Until both are asked for each commit."""
+        begin = time.monotonic()
+        while (found := int(self._primary.sql(FOLLOWING))) < len(self._standbys):
+            if time.monotonic() - begin > FOLLOW_S:
+                sys.exit(f"{found} of {len(self._standbys)} standbys follow the primary after {FOLLOW_S:g} s")
+            time.sleep(LOOK_AGAIN_S)
+
+
 @contextmanager
-def cluster() -> Iterator[Server]:
-    """The primary, with both standbys following; all stopped at the end."""
+def cluster() -> Iterator[Cluster]:
+    """A new one, stopped; gone at the end."""
     bin_ = find_bin()
     place = Path(tempfile.mkdtemp(prefix="bench-postgres-"))
     give(place)
-    ports = free_ports(3)
+    names = ("primary", "s1", "s2")
     primary, *standbys = (
-        Server(bin_, place, name, port) for name, port in zip(("primary", "s1", "s2"), ports, strict=True)
+        Server(bin_, place, name, port) for name, port in zip(names, free_ports(len(names)), strict=True)
     )
-    started: list[Server] = []
     try:
-        primary.initialise()
-        primary.start()
-        started.append(primary)
-        for standby in standbys:
-            standby.follow(primary)
-            standby.start()
-            started.append(standby)
-        primary.sql("ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (s1, s2)'")
-        primary.sql("SELECT pg_reload_conf()")
-        yield primary
+        made = Cluster(primary, standbys)
+        made.initialise()
+        yield made
     finally:
-        for server in reversed(started):
-            server.stop()
         shutil.rmtree(place, ignore_errors=True)
 
 
@@ -253,7 +294,7 @@ def measure(
     total = int(primary.sql("SELECT sum(balance) FROM accounts", database))
     entries = primary.sql("SELECT count(*) || ' ' || coalesce(sum(amount), 0) FROM entries", database)
     rows = int(primary.sql("SELECT count(*) FROM transfers", database))
-    states = primary.sql("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'quorum'")
+    states = primary.sql(FOLLOWING)
     primary.sql(f"DROP DATABASE {database}")
     return {
         "variant": variant,
@@ -307,27 +348,31 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
+def measure_profile(primary: Server, profile: str, asked: argparse.Namespace) -> list[dict[str, object]]:
+    """A row for each variant that was asked for."""
+    rows = []
+    for variant in asked.variant or VARIANTS:
+        row = measure(
+            primary,
+            variant,
+            profile,
+            clients=asked.clients,
+            accounts=asked.accounts,
+            warm_up_s=asked.warm_up,
+            duration_s=asked.duration,
+        )
+        rows.append(row)
+        tell(
+            f"postgres {variant:9} {profile:14} {row['completed_per_s']:>9}/s  p50 {row['p50_ms']} ms  "
+            f"p99 {row['p99_ms']} ms  aborted {row['aborted_share']:.1%}  {'ok' if row['ok'] else 'NOT SOUND'}"
+        )
+    return rows
+
+
 def measure_all(asked: argparse.Namespace) -> list[dict[str, object]]:
     """All rows that were asked for."""
-    rows = []
-    with cluster() as primary:
-        for variant in asked.variant or VARIANTS:
-            for profile in asked.profile or PROFILES:
-                row = measure(
-                    primary,
-                    variant,
-                    profile,
-                    clients=asked.clients,
-                    accounts=asked.accounts,
-                    warm_up_s=asked.warm_up,
-                    duration_s=asked.duration,
-                )
-                rows.append(row)
-                tell(
-                    f"postgres {variant:9} {profile:14} {row['completed_per_s']:>9}/s  p50 {row['p50_ms']} ms  "
-                    f"p99 {row['p99_ms']} ms  aborted {row['aborted_share']:.1%}  {'ok' if row['ok'] else 'NOT SOUND'}"
-                )
-    return rows
+    with cluster() as peer, peer.running() as primary:
+        return [row for profile in asked.profile or PROFILES for row in measure_profile(primary, profile, asked)]
 
 
 def tell(text: str) -> None:

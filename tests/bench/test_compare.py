@@ -3,6 +3,9 @@
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 
 import compare
 import postgres
@@ -189,18 +192,40 @@ def test_the_table_has_a_column_for_each_profile_and_a_row_for_each_variant() ->
 # --- the script ----------------------------------------------------------------------------------------------------
 
 
+class Cluster:
+    """PostgreSQL as far as it is started and stopped."""
+
+    def __init__(self, happened: list[str]) -> None:
+        self._happened = happened
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self._happened.append("start")
+        yield
+        self._happened.append("stop")
+
+
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Both halves answer at once; which profiles hopchain was asked for."""
-    asked: list[str] = []
+def happened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Both answer at once; what was done, one after the other."""
+    done: list[str] = []
+
+    @contextmanager
+    def cluster() -> Iterator[Cluster]:
+        yield Cluster(done)
+
+    def profile_of_peer(_: None, profile: str, asked: Namespace) -> list[dict[str, object]]:
+        done.append(f"postgres {profile}")
+        return [row for row in PEERS if row["profile"] == profile]
 
     def hopchain(profile: str, _: Namespace) -> dict[str, object]:
-        asked.append(profile)
+        done.append(profile)
         return mine(100.0)
 
-    monkeypatch.setattr(postgres, "measure_all", lambda _: PEERS)
+    monkeypatch.setattr(postgres, "cluster", cluster)
+    monkeypatch.setattr(postgres, "measure_profile", profile_of_peer)
     monkeypatch.setattr(compare, "measure_hopchain", hopchain)
-    return asked
+    return done
 
 
 def words(monkeypatch: pytest.MonkeyPatch, *given: str) -> None:
@@ -208,11 +233,12 @@ def words(monkeypatch: pytest.MonkeyPatch, *given: str) -> None:
 
 
 def test_everything_is_measured_and_printed(
-    measured: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    happened: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words(monkeypatch)
     compare.main()
-    assert measured == ["uniform", "zipf", "hot-recipient", "hot-sender", "pool", "bulk", "read"]
+    by_turns = [["start", f"postgres {profile}", "stop", profile] for profile in postgres.PROFILES]
+    assert happened == [*chain.from_iterable(by_turns), "pool", "bulk", "read"]
     shown = capsys.readouterr().out
     for line in (
         "| bulk | at least 82,000 postings/s | 100/s | not reached |",
@@ -223,12 +249,13 @@ def test_everything_is_measured_and_printed(
 
 
 def test_one_profile_as_json(
-    measured: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    happened: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words(monkeypatch, "--profile", "uniform", "--no-bulk", "--clients", "8", "--json")
     compare.main()
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"load", "postgres", "hopchain", "ratios", "goals"} and measured == ["uniform"]
+    assert set(found) == {"load_average", "postgres", "hopchain", "ratios", "goals"}
+    assert happened == ["start", "postgres uniform", "stop", "uniform"]
     assert [row["goal"] for row in found["goals"]] == [
         "uniform, beside PostgreSQL",
         "balance at a node, p99",
@@ -237,14 +264,15 @@ def test_one_profile_as_json(
 
 
 def test_a_peer_whose_ledger_does_not_add_up_ends_the_script(
-    measured: list[str], monkeypatch: pytest.MonkeyPatch
+    happened: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [peer("plain", "uniform", 1.0), peer("nowait", "zipf", 1.0, ok=False)]
-    monkeypatch.setattr(postgres, "measure_all", lambda _: rows)
+    monkeypatch.setattr(
+        postgres, "measure_profile", lambda _, profile, asked: [peer("nowait", profile, 1.0, ok=profile != "zipf")]
+    )
     words(monkeypatch)
     with pytest.raises(SystemExit, match="PostgreSQL's ledger does not add up after nowait zipf: nothing") as ended:
         compare.main()
-    assert ended.value.code != 0 and not measured
+    assert ended.value.code != 0 and happened == ["start", "stop", "uniform", "start", "stop"]
 
 
 def test_a_run_of_hopchain_that_is_not_sound_ends_the_script(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ PostgreSQL."""
 
 import sys
 from pathlib import Path
+from typing import cast
 
 import postgres
 import pytest
@@ -95,6 +96,65 @@ def test_programs_elsewhere_in_the_path_are_found(tmp_path: Path, monkeypatch: p
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     assert postgres.find_bin("0") == tmp_path
+
+
+class Server:
+    """As far as a cluster asks it: how many standbys follow is told by the primary, one more at each look."""
+
+    def __init__(self, name: str, happened: list[str], at_most: int = 2) -> None:
+        self._name = name
+        self._happened = happened
+        self._following = iter([*range(at_most), *[at_most] * 9])
+
+    def initialise(self) -> None:
+        self._happened.append(f"make {self._name}")
+
+    def follow(self, primary: "Server") -> None:
+        self._happened.append(f"copy {primary._name} to {self._name}")
+
+    def start(self) -> None:
+        self._happened.append(f"start {self._name}")
+
+    def stop(self) -> None:
+        self._happened.append(f"stop {self._name}")
+
+    def sql(self, text: str) -> str:
+        return str(next(self._following)) if text == postgres.FOLLOWING else ""
+
+
+def cluster(happened: list[str], at_most: int = 2) -> postgres.Cluster:
+    primary, *standbys = (cast(postgres.Server, Server(name, happened, at_most)) for name in ("p", "s1", "s2"))
+    return postgres.Cluster(primary, standbys)
+
+
+START, STOP = ["start p", "start s1", "start s2"], ["stop p", "stop s1", "stop s2"]
+
+
+def test_a_standby_follows_from_when_it_is_made_and_all_are_stopped_then() -> None:
+    """Of a primary that runs alone the log goes before it can be asked for."""
+    happened: list[str] = []
+    cluster(happened).initialise()
+    assert happened == ["make p", "start p", "copy p to s1", "start s1", "copy p to s2", "start s2", *STOP]
+
+
+def test_servers_run_while_they_are_measured_and_not_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "LOOK_AGAIN_S", 0.0)
+    happened: list[str] = []
+    peer = cluster(happened)
+    with peer.running():
+        happened.append("measure")
+    with pytest.raises(SystemExit, match="no profile hot"), peer.running():
+        postgres.who_pays("hot", 10)
+    assert happened == [*START, "measure", *STOP, *START, *STOP]
+
+
+def test_standbys_that_do_not_follow_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "FOLLOW_S", 0.0)
+    happened: list[str] = []
+    told = pytest.raises(SystemExit, match=r"^0 of 2 standbys follow the primary after 0 s$")
+    with told, cluster(happened, 0).running():
+        happened.append("measure")
+    assert happened == [*START, *STOP]
 
 
 def test_a_run_that_is_not_sound_ends_with_an_error(
