@@ -324,6 +324,8 @@ def main() -> None:
         parser.error(f"--accounts {asked.accounts}: take {LEAST_ACCOUNTS} or more, for different payers in a commit")
     if asked.runs < 1:
         parser.error(f"--runs {asked.runs}: take 1 or more")
+    if asked.keep and asked.runs % 2 == 0:
+        parser.error(f"--runs {asked.runs} with --keep: take an odd number, of which one run is the median")
     kept.prepare(parser, asked)
     profiles = PROFILES if asked.profile == ALL else [asked.profile or PROFILES[0]]
     found = []

@@ -25,6 +25,7 @@ import argparse
 import json
 import math
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -80,8 +81,8 @@ PROFILED: Final = {"uniform": "uniform, 32 clients", "uniform-512": "uniform, 51
 NUMBERS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 MARGIN: Final = 0.2  # of a goal: what is nearer to it than that may lie on either side in the next run
 LEVEL: Final = 0.98  # of the most memory in a run: from there on it is level
-OWN_LOG: Final = 0.17  # of the CPU of uniform, estimated: see the table of what would be needed
-COMPILED: Final = 0.045  # of the same, measured once, not kept
+GUESSED: Final = (0.5, 1.0)  # the least and the most of a part that a step may save
+COMPILED: Final = 0.045  # of the CPU of uniform, measured once, not kept (docs/performance-steps.md)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
@@ -188,11 +189,11 @@ def span(values: Sequence[float], digits: str) -> str:
 def others(results: Kept) -> str:
     """The profiles that PostgreSQL has no row for."""
     ours = results["compare"]["hopchain"]
-    again = middle(results, "bulk")["completed_per_s"]
+    again = span([run["completed_per_s"] for run in floors(results, "bulk")], ",.0f")
     return (
         f"Pool of {ours['pool']['sources']}: {whole(ours['pool']['completed_per_s'])}/s, p99 {ours['pool']['p99_ms']:.0f} ms. "
-        f"Bulk: {whole(ours['bulk']['completed_per_s'])} postings/s ({whole(again)} in the runs for "
-        f"[the floor](#what-the-floor-is-made-of)). Read: {whole(ours['read']['completed_per_s'])}/s."
+        f"Bulk: {whole(ours['bulk']['completed_per_s'])} postings/s ({again} {in_runs(results, 'bulk')} "
+        f"for [the floor](#what-the-floor-is-made-of)). Read: {whole(ours['read']['completed_per_s'])}/s."
     )
 
 
@@ -331,37 +332,58 @@ def takeover(results: Kept) -> str:
 # --- bench/floor.py --------------------------------------------------------------------------------------------------
 
 
-def middle(results: Kept, profile: str) -> dict[str, Any]:
-    """The run of a profile whose floor is the median of its runs: of one run, so that the parts add up."""
-    runs = sorted(results["floor"]["profiles"][profile], key=lambda run: run["floor_us"])
-    found: dict[str, Any] = runs[(len(runs) - 1) // 2]
+def floors(results: Kept, profile: str) -> list[dict[str, Any]]:
+    """All runs of a profile."""
+    found: list[dict[str, Any]] = results["floor"]["profiles"][profile]
     return found
+
+
+def middle(results: Kept, profile: str) -> dict[str, Any]:
+    """The run of a profile whose floor is the median of its runs (of an even number the lower median): of one run, so
+    that the parts add up."""
+    runs = floors(results, profile)
+    median = statistics.median_low(run["floor_us"] for run in runs)
+    return next(run for run in runs if run["floor_us"] == median)
+
+
+def floor_run(results: Kept) -> str:
+    """Which run of each profile the table shows."""
+    count = len(floors(results, "uniform"))
+    return f"the run whose floor is the {'median' if count % 2 else 'lower median'} of {in_words(count)}"
+
+
+def in_runs(results: Kept, profile: str) -> str:
+    """in the three runs"""
+    count = len(floors(results, profile))
+    return "in the run" if count == 1 else f"in the {in_words(count)} runs"
 
 
 def floor_table(results: Kept) -> str:
     """The parts that no language makes cheaper, and what is left."""
 
-    runs = {profile: middle(results, profile) for profile in FLOORS}
-
-    def us(of: Callable[[dict[str, Any]], float]) -> list[str]:
-        return [f"{of(run):,.{int(profile == 'bulk')}f}" for profile, run in runs.items()]
+    def us(of: Callable[[dict[str, Any]], float], *, spans: bool = False) -> list[str]:
+        """Of the run that is shown; with `spans` from the least to the most of all runs in brackets."""
+        cells = []
+        for profile in FLOORS:
+            digits = f",.{int(profile == 'bulk')}f"
+            cell = f"{of(middle(results, profile)):{digits}}"
+            every = span([of(run) for run in floors(results, profile)], digits)
+            cells.append(f"{cell} ({every})" if spans and every != cell else cell)
+        return cells
 
     def per_s(key: str) -> list[str]:
-        return [whole(run[key]) for run in runs.values()]
+        return [whole(middle(results, profile)[key]) for profile in FLOORS]
 
-    profiles = results["floor"]["profiles"]
-    spans = [
-        span([run["parts_us"]["fsync"] for profile in together for run in profiles[profile]], ".0f")
-        for together in (("uniform", "hot-recipient"), ("hot-sender",), ("bulk",))
+    rows = [
+        [words, *us(lambda run, part=part: run["parts_us"][part], spans=part == "fsync")]
+        for part, words in PARTS.items()
     ]
-    fsync = f"{PARTS['fsync']} ({', '.join(spans)} in the {in_words(len(profiles['uniform']))} runs)"
-    rows = [[{**PARTS, "fsync": fsync}[part], *us(lambda run, part=part: run["parts_us"][part])] for part in PARTS]
-    rows.append(["**floor**", *(f"**{cell}**" for cell in us(lambda run: run["floor_us"]))])
-    rows.append(["measured", *us(lambda run: run["measured_us"])])
+    rows.append(["**floor**", *(f"**{cell}**" for cell in us(lambda run: run["floor_us"], spans=True))])
+    rows.append(["measured", *us(lambda run: run["measured_us"], spans=True)])
     rows.append(
         [
             "left: the interpreter (state machine, trio, codecs, hops between threads), scheduling, wake-ups",
-            *us(lambda run: run["interpreter_us"]),
+            *us(lambda run: run["interpreter_us"], spans=True),
         ]
     )
     rows.append(["completed a second", *per_s("completed_per_s")])
@@ -379,50 +401,73 @@ def goals_per_s(results: Kept) -> dict[str, float]:
 
 def reach(profile: str, floor_of: str, results: Kept) -> str:
     """Whether the floor, which is measured with the profile `floor_of`, leaves the goal of a profile."""
-    runs, goal = results["floor"]["profiles"][floor_of], goals_per_s(results)[profile]
-    most = middle(results, floor_of)["most_per_s"] / goal
+    most, goal = [run["most_per_s"] for run in floors(results, floor_of)], goals_per_s(results)[profile]
     words = "at the edge of what the floor leaves"
-    if most < 1 - MARGIN:
+    if max(most) < goal * (1 - MARGIN):
         words = "out of reach of any language"
-    elif most > 1 + MARGIN:
+    elif min(most) > goal * (1 + MARGIN):
         words = "within what the floor leaves"
-    least, last = (whole(of(run["most_per_s"] for run in runs)) for of in (min, max))
     unit = " postings/s" if profile == "bulk" else "/s"
-    return f"{words} ({least} to {last}{unit} in the {in_words(len(runs))} runs, of {whole(goal)})"
+    return f"{words} ({span(most, ',.0f')}{unit} {in_runs(results, floor_of)}, of {whole(goal)})"
+
+
+def bulk_left(results: Kept) -> str:
+    """What is not the floor, of what bulk takes."""
+    left = [run["interpreter_us"] / run["measured_us"] * 100 for run in floors(results, "bulk")]
+    words = "about half"
+    if max(left) < 50:
+        words = "the smaller part"
+    elif min(left) > 50:
+        words = "the larger part"
+    told = f"{words} of what is measured: {span(left, '.0f')} % {in_runs(results, 'bulk')}"
+    return told if min(left) > 0 else f"{told}, and what is below nothing is noise"
 
 
 def needed(results: Kept) -> str:
     """What each step would give of the CPU of a transfer, in tens of microseconds."""
+    runs = floors(results, "uniform")
+    compiled = span([round(run["measured_us"] * COMPILED, -1) for run in runs], ",.0f")
     rows = [
-        ["the state machine compiled by mypyc (measured: not kept)", whole(share_us(results, COMPILED))],
         [
-            "node and driver in a language without an interpreter, with its own records, sockets and threads: two thirds "
-            "of the interpreter's share",
-            whole(driver_us(results)),
+            f"the state machine compiled by mypyc ({COMPILED * 100:g} % in five runs by turns; not kept, "
+            "[what was compiled](performance-steps.md#what-did-not-stay))",
+            compiled,
         ],
         [
-            "a log of our own instead of SQLite for votes, the tables behind it, written in the background",
-            whole(share_us(results, OWN_LOG)),
+            "node and driver in a language without an interpreter, with its own records, sockets and threads: half of what "
+            "is left in the table above to all of it, a guess",
+            given(runs, "interpreter_us"),
+        ],
+        [
+            "a log of our own instead of SQLite for votes, the tables behind it, written in the background: half of the row "
+            "of fsync, which is one of its two commits, to all of it, a guess",
+            given([run["parts_us"] for run in runs], "fsync"),
         ],
     ]
-    return grid(["step", f"CPU us, of {whole(round(middle(results, 'uniform')['measured_us'], -1))}"], rows)
+    return grid(["step", f"CPU us, of {span([round(run['measured_us'], -1) for run in runs], ',.0f')}"], rows)
 
 
-def driver_us(results: Kept) -> float:
-    """Two thirds of the interpreter's share."""
-    return round(middle(results, "uniform")["interpreter_us"] * 2 / 3, -1)
-
-
-def share_us(results: Kept, share: float) -> float:
-    """That part of what a uniform transfer takes."""
-    return round(middle(results, "uniform")["measured_us"] * share, -1)
+def given(rows: Sequence[dict[str, Any]], key: str) -> str:
+    """From GUESSED[0] of the least to GUESSED[1] of the most."""
+    least, most = (of(row[key] for row in rows) * share for of, share in zip((min, max), GUESSED, strict=True))
+    return span([round(least, -1), round(most, -1)], ",.0f")
 
 
 def leave(results: Kept) -> str:
-    """What the last two steps would leave."""
-    measured = round(middle(results, "uniform")["measured_us"], -1)
-    left = measured - driver_us(results) - share_us(results, OWN_LOG)
-    return f"{whole(left)}: {measured / left:.1f} times as many transfers"
+    """What the last two steps would leave, and how that stands beside PostgreSQL."""
+    left, times = [], []
+    for run in floors(results, "uniform"):
+        for share in GUESSED:
+            left.append(run["measured_us"] - share * (run["interpreter_us"] + run["parts_us"]["fsync"]))
+            times.append(run["measured_us"] / left[-1])
+    ratio = next(row["ratio"] for row in results["compare"]["ratios"] if row["profile"] == "uniform")
+    beside = "as many as"
+    if ratio * max(times) < 1:
+        beside = "still fewer than"
+    elif ratio * min(times) > 1:
+        beside = "more than"
+    told = f"{span([round(us, -1) for us in left], ',.0f')} us: {span(times, '.1f')} times as many transfers, {beside}"
+    return f"{told} a PostgreSQL with its function on the same cores"
 
 
 # --- bench/shares.py -------------------------------------------------------------------------------------------------
@@ -457,11 +502,13 @@ TABLES: Final[dict[str, Callable[[Kept], str]]] = {
     "shares-commit": partial(commit, "shares"),
     "shares": shares_table,
     "floor-commit": partial(commit, "floor"),
+    "floor-run": floor_run,
     "floor": floor_table,
     "uniform-reach": partial(reach, "uniform", "uniform"),
     "hot-recipient-reach": partial(reach, "hot-recipient", "hot-recipient"),
     "zipf-reach": partial(reach, "zipf", "uniform"),
     "bulk-reach": partial(reach, "bulk", "bulk"),
+    "bulk-left": bulk_left,
     "needed": needed,
     "leave": leave,
 }

@@ -148,6 +148,7 @@ def test_a_file_that_is_no_run_is_refused(tmp_path: Path, text: str, why: str) -
     [
         ("run.json --profile uniform", "says itself of which profile it is"),
         ("--accounts 999", "--accounts 999: take 1000 or more"),
+        ("--runs 2 --keep floor.json", "--runs 2 with --keep: take an odd number, of which one run is the median"),
         ("run.json", "too much in a commit to tell how many"),
     ],
 )

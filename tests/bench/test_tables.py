@@ -113,7 +113,7 @@ def test_what_the_programs_keep_has_what_each_table_shows(results: tables.Kept) 
     assert "| PostgreSQL x3, plain function | 1,000 (50 % aborted) |" in shown["compare"]
     assert "| hopchain x3 | 100 | 100 | 100 | 100 |" in shown["compare"] and "runs before" not in shown["compare"]
     assert "0.10 x (goal 1) | 0.10 x (goal 3) | 0.10 x (goal 4)" in shown["compare"]
-    assert shown["others"].startswith("Pool of 16: 100/s, p99 198 ms. Bulk: 100 postings/s (100 in the runs for")
+    assert shown["others"].startswith("Pool of 16: 100/s, p99 198 ms. Bulk: 100 postings/s (100 in the three runs for")
     assert shown["goals"] == "**2 of 12 are reached**: balance at a node, p99 under 1 ms; no aborts in any profile"
     assert "| bulk, 8,190 a request | 1,000 | 500 | - | 2,000 | 7,226 |" in shown["costs"]
     assert "| read | 1,000 | 500 | 0 | 2,000 | - |" in shown["costs"]
@@ -127,7 +127,7 @@ def test_what_the_programs_keep_has_what_each_table_shows(results: tables.Kept) 
         assert shown[f"{name}-commit"] == "at commit `1234567`"
     assert "in two runs at commit `1234567`; " in shown["takeover"]
     assert "p99 2 and 2 ms with all alive" in shown["takeover"] and "all 60 accounts pay" in shown["takeover"]
-    assert "| TLS and loopback | 10 | 10 | 10 | 0.0 |" in shown["floor"] and "in the three runs)" in shown["floor"]
+    assert "| TLS and loopback | 10 | 10 | 10 | 0.0 |" in shown["floor"] and shown["floor-run"].endswith("of three")
     assert "| the goal in the run [above](#numbers) | 1,000 | 4,000 | 4,000 | 82,000 |" in shown["floor"]
     assert "| `core.step` without signatures | 100 % | 100 % | 100 % |" in shown["shares"]
     assert " times as many transfers" in shown["leave"]
@@ -145,7 +145,7 @@ def test_a_page_changes_between_its_marks_and_nowhere_else(results: tables.Kept)
     assert differ == list(tables.TABLES)
     assert tables.PLACE.sub(r"\1old\6", page) == PAGE
     assert tables.rendered(page, results) == (page, [])
-    last = page.replace(tables.render("leave", results), "850: 3 times")
+    last = page.replace(tables.render("leave", results), "850 us: 3 times")
     assert tables.rendered(last, results) == (page, ["leave"])
 
 
@@ -194,18 +194,55 @@ def test_parts_floor_and_rest_are_of_one_run_and_add_up(results: tables.Kept) ->
         "600",
         "50",
     )
-    assert (cells["| **floor**"], cells["| measured"], cells["| completed a second"]) == ("**650**", "2,500", "2,500")
-    assert tables.driver_us(results) == 1230
-    results["floor"]["profiles"]["uniform"] = [run(1, 1, 9), run(2, 2, 9)]
-    assert tables.middle(results, "uniform")["floor_us"] == 2, "of an even number the lower one"
+    assert cells["| **floor**"] == "**650 (600 to 700)**" and cells["| measured"] == "2,500 (1,900 to 2,500)"
+    assert cells["| completed a second"] == "2,500"
+    assert tables.floor_run(results) == "the run whose floor is the median of three"
+    results["floor"]["profiles"]["uniform"] = [run(2, 2, 9), run(1, 1, 9)]
+    assert tables.middle(results, "uniform")["floor_us"] == 2
+    assert tables.floor_run(results) == "the run whose floor is the lower median of two"
+
+
+def test_what_is_needed_goes_from_half_of_the_least_to_all_of_the_most(results: tables.Kept) -> None:
+    runs = [
+        {"measured_us": 4000, "interpreter_us": 2000, "parts_us": {"fsync": 400}},
+        {"measured_us": 4500, "interpreter_us": 2400, "parts_us": {"fsync": 600}},
+    ]
+    results["floor"]["profiles"]["uniform"] = runs
+    (uniform,) = [row for row in results["compare"]["ratios"] if row["profile"] == "uniform"]
+    shown = tables.needed(results).splitlines()
+    assert shown[0] == "| step | CPU us, of 4,000 to 4,500 |"
+    assert [row.split(" | ")[-1] for row in shown[2:]] == ["180 to 200 |", "1,000 to 2,400 |", "200 to 600 |"]
+    for ratio, words in ((0.3, "still fewer than"), (0.5, "as many as"), (0.8, "more than")):
+        uniform["ratio"] = ratio
+        assert tables.leave(results).startswith(
+            f"1,500 to 3,000 us: 1.4 to 3.0 times as many transfers, {words} a PostgreSQL"
+        )
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        ([10, 20, 30], "the smaller part of what is measured: 10 to 30 % in the three runs"),
+        ([-2, 20, 30], "the smaller part of what is measured: -2 to 30 % in the three runs, and what is below nothing is"),
+        ([30, 60, 45], "about half of what is measured: 30 to 60 %"),
+        ([60, 70, 80], "the larger part of what is measured: 60 to 80 %"),
+    ],
+)  # fmt: skip
+def test_what_is_left_of_bulk_is_of_all_runs(left: list[int], words: str, results: tables.Kept) -> None:
+    for run, per_cent in zip(results["floor"]["profiles"]["bulk"], left, strict=True):
+        run |= {"measured_us": 50.0, "interpreter_us": per_cent / 2, "completed_per_s": 1000 + per_cent}
+    assert tables.bulk_left(results).startswith(words)
+    assert f"({min(left) + 1000:,} to {max(left) + 1000:,} in the three runs for [the floor]" in tables.others(results)
 
 
 @pytest.mark.parametrize(
     ("most", "words"),
     [
-        ([65_599] * 3, "out of reach of any language (65,599 to 65,599 postings/s in the three runs, of 82,000)"),
+        ([65_599] * 3, "out of reach of any language (65,599 postings/s in the three runs, of 82,000)"),
         ([58_493, 77_424, 79_721], "at the edge of what the floor leaves (58,493 to 79,721 postings/s in"),
         ([98_401] * 3, "within what the floor leaves ("),
+        ([65_000, 65_000, 66_000], "at the edge of what the floor leaves ("),
+        ([98_000, 99_000, 99_000], "at the edge of what the floor leaves ("),
     ],
 )
 def test_a_goal_within_the_noise_of_the_floor_is_at_its_edge(most: list[int], words: str, results: tables.Kept) -> None:
@@ -218,8 +255,8 @@ def test_a_hot_recipient_has_a_floor_of_its_own_and_zipf_that_of_uniform(results
     for profile, per_s in (("uniform", 600), ("hot-recipient", 3_900)):
         for run in results["floor"]["profiles"][profile]:
             run["most_per_s"] = per_s
-    assert tables.TABLES["uniform-reach"](results).endswith("(600 to 600/s in the three runs, of 1,000)")
-    assert tables.TABLES["zipf-reach"](results).endswith("(600 to 600/s in the three runs, of 3,000)")
+    assert tables.TABLES["uniform-reach"](results).endswith("(600/s in the three runs, of 1,000)")
+    assert tables.TABLES["zipf-reach"](results).endswith("(600/s in the three runs, of 3,000)")
     assert tables.TABLES["hot-recipient-reach"](results).startswith("at the edge of what the floor leaves (3,900")
 
 
