@@ -7,6 +7,7 @@ The page is written by hand but for what stands between `<!-- table: NAME -->` a
 with nothing else running and everything but docs/ committed:
 
     python bench/compare.py --keep docs/performance/compare.json
+    python bench/balances.py --keep docs/performance/balances.json
     python bench/floor.py --profile all --runs 3 --keep docs/performance/floor.json
     python bench/clients.py --keep docs/performance/clients.json
     python bench/memory.py --keep docs/performance/memory.json
@@ -38,7 +39,8 @@ import kept
 
 PAGE: Final = kept.ROOT / "docs" / "performance.md"
 RESULTS: Final = kept.ROOT / "docs" / "performance"
-FILES: Final = ("compare", "floor", "clients", "memory", "takeover", "scale", "scale-bulk", "shares")
+FILES: Final = ("compare", "balances", "floor", "clients", "memory", "takeover", "scale", "scale-bulk", "shares")
+LATER: Final = {"balances": "balances"}  # table -> a file without which it is empty
 PLACE: Final = re.compile(r"(<!-- table: ([a-z-]+) -->)(\n?)(.*?)(\n?)(<!-- end -->)", re.DOTALL)
 Kept = dict[str, Any]  # name of a file -> its document
 
@@ -236,11 +238,27 @@ def costs(results: Kept) -> str:
 
 
 def balance(results: Kept) -> str:
-    """How long a node takes to answer a read."""
-    took = {p: compare.balance_ms(row) for p, row in results["compare"]["hopchain"].items()}
-    alone = took.pop("read")
-    busy = span([ms for ms in took.values() if ms is not None], ".1f")
-    return f"{alone:.1f} ms (p99) when nothing else is asked, and {busy} ms"
+    """How long the slowest node takes to answer a read, profile by profile."""
+    ours = results["compare"]["hopchain"]
+    names = {**PROFILES, "pool": f"pool of {ours['pool']['sources']}", "bulk": "bulk", "read": "nothing but balances"}
+    took = [compare.balance_ms(ours[profile]) for profile in names]
+    return grid(["beside", *names.values()], [["p99, ms", *("-" if ms is None else f"{ms:.1f}" for ms in took)]])
+
+
+def balances(results: Kept) -> str:
+    """The same of accounts that a node does not have in memory."""
+    found = results["balances"]
+    few, many = found["rows"]
+    p99s = []
+    for row in (many, few):
+        took = row["read_p99_us_at_node"]
+        p99s.append(f"{took / 1000:.1f} ms" if took else "no time, for too few")
+    return (
+        f"With {many['accounts']:,} accounts, asked at random, only {found['in_memory'] / many['accounts'] * 100:.0f} % of the "
+        f"balances are in memory, and the others are read from SQLite: p99 {p99s[0]} at the node and "
+        f"{whole(many['completed_per_s'])} reads/s, beside {p99s[1]} and {whole(few['completed_per_s'])} with {few['accounts']:,} "
+        f"(`python bench/balances.py`, {commit('balances', results)})."
+    )
 
 
 # --- bench/clients.py, bench/memory.py -------------------------------------------------------------------------------
@@ -489,6 +507,7 @@ TABLES: Final[dict[str, Callable[[Kept], str]]] = {
     "goals": goals,
     "costs": costs,
     "balance": balance,
+    "balances": balances,
     "clients": clients_table,
     "clients-peer": clients_peer,
     "memory": memory,
@@ -515,12 +534,16 @@ TABLES: Final[dict[str, Callable[[Kept], str]]] = {
 
 
 def read(directory: Path = RESULTS) -> Kept:
-    """All kept results. Raises `OSError` and `ValueError`."""
-    return {name: json.loads((directory / f"{name}.json").read_text(encoding="utf-8")) for name in FILES}
+    """All kept results, but for those of LATER that are not there yet. Raises `OSError` and `ValueError`."""
+    paths = {name: directory / f"{name}.json" for name in FILES}
+    later = {*LATER.values()}
+    return {n: json.loads(p.read_text(encoding="utf-8")) for n, p in paths.items() if n not in later or p.exists()}
 
 
 def render(name: str, results: Kept) -> str:
     """One of TABLES. Raises `ValueError` when a result lacks what it shows."""
+    if LATER.get(name, "compare") not in results:
+        return ""
     try:
         return TABLES[name](results)
     except (KeyError, IndexError, TypeError) as error:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from node.balances import MAX_BALANCES
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "performance.md").read_text()
 
@@ -65,6 +67,7 @@ def test_what_sentences_say_of_the_tables_without_numbers_holds() -> None:
 
 def test_the_page_says_what_its_numbers_leave_out() -> None:
     """As long as the programs measure no more."""
+    assert f"the balances of up to {MAX_BALANCES:,} accounts in memory" in PAGE
     for sentence in (
         "in `hot-recipient` and `hot-sender` nobody does",
         "its connections have no TLS, and its clients sign nothing",

@@ -1,0 +1,59 @@
+"""What does a balance cost that is not in a node's memory? `hopchain bench read` with few accounts and with more than a
+node keeps.
+
+    python bench/balances.py            some minutes, most of them to open the accounts
+    python bench/balances.py --keep docs/performance/balances.json       and then bench/tables.py
+
+With twice as many accounts as `node.balances.MAX_BALANCES`, all equally likely, every second balance is read from
+SQLite, and takes the place of another one.
+"""
+
+import argparse
+import json
+import sys
+from typing import Any, Final
+
+import compare
+import kept
+
+from node.balances import MAX_BALANCES
+
+PROFILE: Final = "read"
+CLIENTS: Final = 32
+ACCOUNTS: Final = (10_000, 2 * MAX_BALANCES)
+
+
+def row(document: dict[str, Any]) -> dict[str, Any]:
+    """Of a document of `hopchain bench`, what is shown."""
+    shown = kept.picked(document, "completed_per_s", "p99_ms")
+    return {
+        "accounts": document["settings"]["accounts"],
+        **shown,
+        **kept.picked(document["cost"], "read_p99_us_at_node"),
+    }
+
+
+def to_keep(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of all runs, what docs/performance.md shows."""
+    return {"in_memory": MAX_BALANCES, "rows": [row(document) for document in documents]}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--warm-up", type=int, default=3, metavar="SECONDS")
+    parser.add_argument("--duration", type=int, default=10, metavar="SECONDS")
+    kept.options(parser)
+    asked = parser.parse_args()
+    kept.prepare(parser, asked)
+    documents = []
+    for accounts in ACCOUNTS:
+        one = argparse.Namespace(clients=CLIENTS, accounts=accounts, warm_up=asked.warm_up, duration=asked.duration)
+        documents.append(compare.measure_hopchain(PROFILE, one))
+    found = to_keep(documents)
+    kept.write(asked, found)
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
