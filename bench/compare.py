@@ -49,12 +49,11 @@ NODES = 3  # of which all hold every link
 RUNS_BEFORE = 2  # whose ratios stay in a kept result
 
 
-def measure_hopchain(profile: str, asked: argparse.Namespace, batch: int | None = None) -> dict[str, object]:
-    """The document of `hopchain bench`; ends this script when it fails."""
+def measure_hopchain(profile: str, asked: argparse.Namespace, *more: str) -> dict[str, object]:
+    """The document of `hopchain bench`, with `more` options; ends this script when it fails."""
     words = [profile, "--nodes", str(NODES), "--k", str(NODES)]
     words += ["--clients", str(asked.clients), "--accounts", str(asked.accounts)]
-    words += ["--warm-up", str(asked.warm_up), "--duration", str(asked.duration), "--json"]
-    words += [] if batch is None else ["--batch", str(batch)]
+    words += ["--warm-up", str(asked.warm_up), "--duration", str(asked.duration), "--json", *more]
     done = subprocess.run(
         [sys.executable, "-P", "-m", "cli.main", "bench", *words], capture_output=True, text=True, check=False
     )

@@ -1,9 +1,8 @@
 """Where a node's CPU goes: the stacks of `hopchain bench --profile-out FILE.txt`, added up by what they are in.
 
-    hopchain bench uniform --profile-out uniform.txt
-    hopchain bench uniform --clients 512 --profile-out uniform-512.txt
-    hopchain bench hot-sender --profile-out hot-sender.txt
-    python bench/shares.py uniform.txt uniform-512.txt hot-sender.txt --keep docs/performance/shares.json
+    python bench/shares.py              profiles the four runs below: about three minutes
+    python bench/shares.py --keep docs/performance/shares.json       and draws them beside it; then bench/tables.py
+    python bench/shares.py node.txt     of stacks that were written before
 
 A stack belongs to the outermost of its frames that one of the parts below names; but a signature check within
 `core.step` or `core.needs` is a part of its own. Stacks of the start (imports, what comes before the node runs) are
@@ -12,13 +11,32 @@ left out.
 
 import argparse
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import compare
 import kept
 
+from cli.bench_node import Stacks, flame_graph
+
+
+class Run(NamedTuple):
+    """What is profiled, and what its flame graph is called."""
+
+    profile: str
+    clients: int
+    picture: str
+
+
+RUNS: Final = {
+    "uniform": Run("uniform", 32, "uniform-32-clients.svg"),
+    "uniform-512": Run("uniform", 512, "uniform-512-clients.svg"),
+    "hot-sender": Run("hot-sender", 32, "hot-sender-32-clients.svg"),
+    "bulk": Run("bulk", 32, "bulk.svg"),
+}
 PARTS: Final = {  # which frames begin with what
     "commit": ("store.commit",),
     "step": ("core.Core.step",),
@@ -64,22 +82,66 @@ def shares(lines: Iterable[str]) -> dict[str, float]:
     return {part: round(100 * weights[part] / total, 3) for part in PARTS}
 
 
+def picture(run: Run, lines: Iterable[str], commit: str) -> str:
+    """The flame graph of such lines, SVG."""
+    stacks: Stacks = Counter()
+    for line in lines:
+        stack, _, weight_us = line.rpartition(" ")
+        stacks[tuple(stack.split(";"))] += int(weight_us) * 1000
+    return flame_graph(
+        stacks, f"{run.profile}, {run.clients} clients, commit {commit}: CPU of a node, {stacks.total() / 1e9:.1f} s"
+    )
+
+
+def profiled(run: Run, place: Path, asked: argparse.Namespace) -> list[str]:
+    """Measure with a profiler in one node: its stacks."""
+    path = place / "node.txt"
+    settings = argparse.Namespace(**{**vars(asked), "clients": run.clients})
+    compare.measure_hopchain(run.profile, settings, "--profile-out", str(path))
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def to_keep(found: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """What docs/performance.md shows of RUNS."""
+    return {"pictures": [RUNS[name].picture for name in found], "shares": found}
+
+
+def show(name: str, found: dict[str, float]) -> None:
+    """A line."""
+    sys.stdout.write(f"{name}: {', '.join(f'{part} {share} %' for part, share in found.items())}\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stacks", nargs="+", type=Path, metavar="FILE.txt", help="that --profile-out wrote")
+    parser.add_argument("stacks", nargs="*", type=Path, metavar="FILE.txt", help="that --profile-out wrote")
+    parser.add_argument("--accounts", type=int, default=10_000)
+    parser.add_argument("--warm-up", type=int, default=3, metavar="SECONDS")
+    parser.add_argument("--duration", type=int, default=10, metavar="SECONDS")
     kept.options(parser)
     asked = parser.parse_args()
+    if asked.stacks and asked.keep:
+        parser.error(
+            f"--keep {asked.keep} beside {asked.stacks[0]}: what is kept is profiled anew; leave the files away"
+        )
     kept.prepare(parser, asked)
-    found: dict[str, Any] = {}
     for path in asked.stacks:
         try:
-            found[path.stem] = shares(path.read_text(encoding="utf-8").splitlines())
+            show(path.stem, shares(path.read_text(encoding="utf-8").splitlines()))
         except (OSError, ValueError) as error:
             parser.error(f"{path} is not what `hopchain bench --profile-out FILE.txt` wrote: {error}")
-        told = ", ".join(f"{part} {share} %" for part, share in found[path.stem].items())
-        sys.stdout.write(f"{path.stem}: {told}\n")
-    kept.write(asked, {"shares": found})
+    if asked.stacks:
+        return
+    found: dict[str, dict[str, float]] = {}
+    for name, run in RUNS.items():
+        with tempfile.TemporaryDirectory(prefix="hopchain-shares-") as place:
+            lines = profiled(run, Path(place), asked)
+        found[name] = shares(lines)
+        show(name, found[name])
+        if asked.keep:
+            asked.keep.with_name(run.picture).write_text(picture(run, lines, asked.commit), encoding="utf-8")
+    kept.write(asked, to_keep(found))
 
 
 if __name__ == "__main__":

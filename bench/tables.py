@@ -14,12 +14,10 @@ with nothing else running and everything but docs/ committed:
     python bench/takeover.py --runs 2 --keep docs/performance/takeover.json
     python bench/scale.py --postings 1000000 --keep docs/performance/scale.json
     python bench/scale.py --bulk --postings 800000 --keep docs/performance/scale-bulk.json
-    python bench/shares.py uniform.txt uniform-512.txt hot-sender.txt --keep docs/performance/shares.json
+    python bench/shares.py --keep docs/performance/shares.json
     python bench/tables.py
 
-bench/shares.py says where its three files come from.
-
-Then commit the page together with the results.
+Then commit the page together with the results, and the flame graphs that bench/shares.py draws beside them.
 """
 
 import argparse
@@ -36,6 +34,7 @@ from typing import Any, Final
 import clients
 import compare
 import kept
+import shares
 
 PAGE: Final = kept.ROOT / "docs" / "performance.md"
 RESULTS: Final = kept.ROOT / "docs" / "performance"
@@ -79,7 +78,12 @@ SHARES: Final = {
     "load": "`load`: SQLite's reads",
     "rest": "trio's scheduler, encoding, DHT, the rest",
 }
-PROFILED: Final = {"uniform": "uniform, 32 clients", "uniform-512": "uniform, 512", "hot-sender": "hot sender"}
+PROFILED: Final = {
+    "uniform": "uniform, 32 clients",
+    "uniform-512": "uniform, 512",
+    "hot-sender": "hot sender",
+    "bulk": "bulk",
+}
 NUMBERS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 MARGIN: Final = 0.2  # of a goal: what is nearer to it than that may lie on either side in the next run
 LEVEL: Final = 0.98  # of the most memory in a run: from there on it is level
@@ -494,8 +498,20 @@ def leave(results: Kept) -> str:
 def shares_table(results: Kept) -> str:
     """Where a node's CPU goes."""
     found = results["shares"]["shares"]
-    rows = [[words, *(f"{found[run][part]:.0f} %" for run in PROFILED)] for part, words in SHARES.items()]
-    return grid(["share of a node's CPU", *PROFILED.values()], rows)
+    runs = [run for run in PROFILED if run in found]
+    rows = [[words, *(f"{found[run][part]:.0f} %" for run in runs)] for part, words in SHARES.items()]
+    return grid(["share of a node's CPU", *(PROFILED[run] for run in runs)], rows)
+
+
+def pictures(results: Kept) -> str:
+    """The flame graphs of the same runs."""
+    found = results["shares"]
+    drawn = [
+        f"[{words}](performance/{shares.RUNS[run].picture})"
+        for run, words in PROFILED.items()
+        if run in found["shares"]
+    ]
+    return f"{listed(drawn)}, {commit('shares', results)}" if "pictures" in found else listed(drawn)
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -520,6 +536,7 @@ TABLES: Final[dict[str, Callable[[Kept], str]]] = {
     "takeover": takeover,
     "shares-commit": partial(commit, "shares"),
     "shares": shares_table,
+    "pictures": pictures,
     "floor-commit": partial(commit, "floor"),
     "floor-run": floor_run,
     "floor": floor_table,

@@ -1,9 +1,12 @@
 """bench/shares.py: each stack of a node is in one part, those of the start in none."""
 
+import json
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+import compare
 import pytest
 import shares
 
@@ -67,3 +70,41 @@ def test_a_file_without_stacks_is_refused(
     with pytest.raises(SystemExit):
         shares.main()
     assert "uniform.txt is not what `hopchain bench --profile-out FILE.txt` wrote" in capsys.readouterr().err
+
+
+def test_one_command_profiles_all_runs_and_draws_them_beside_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[str, int]] = []
+
+    def measure(profile: str, asked: Namespace, *more: str) -> None:
+        measured.append((profile, asked.clients))
+        assert more[0] == "--profile-out"
+        Path(more[1]).write_text(f"{TURN};{STEP} {1000 * asked.clients}\n{NODE} 1000\n")
+
+    monkeypatch.setattr(compare, "measure_hopchain", measure)
+    keep = tmp_path / "shares.json"
+    monkeypatch.setattr(sys, "argv", ["shares.py", "--keep", str(keep), "--commit", "1234567"])
+    shares.main()
+    assert measured == [("uniform", 32), ("uniform", 512), ("hot-sender", 32), ("bulk", 32)]
+    found = json.loads(keep.read_text())
+    assert found["commit"] == "1234567" and list(found["shares"]) == list(shares.RUNS)
+    assert (found["shares"]["bulk"]["step"], found["shares"]["uniform-512"]["rest"]) == (96.97, 0.195)
+    assert sorted(found["pictures"]) == sorted(path.name for path in tmp_path.glob("*.svg"))
+    drawn = (tmp_path / "bulk.svg").read_text()
+    assert "bulk, 32 clients, commit 1234567: CPU of a node, 0.0 s" in drawn
+    assert "<title>core.Core.step: 32 ms, 97.0 %</title>" in drawn
+
+
+def test_stacks_of_before_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "node.txt"
+    path.write_text(f"{NODE} 5\n")
+    monkeypatch.setattr(sys, "argv", ["shares.py", str(path)])
+    shares.main()
+    assert capsys.readouterr().out.startswith("node: commit 0.0 %")
+    monkeypatch.setattr(sys, "argv", ["shares.py", str(path), "--keep", "shares.json"])
+    with pytest.raises(SystemExit):
+        shares.main()
+    assert "what is kept is profiled anew" in capsys.readouterr().err

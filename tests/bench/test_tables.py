@@ -76,7 +76,7 @@ def keep_all(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "takeover": takeover.to_keep([phases, phases]),
         "scale": scale.to_keep(scale.run(sizes, place / "scale")),
         "scale-bulk": scale.to_keep(scale.run_bulk(sizes, place / "bulk")),
-        "shares": {"shares": dict.fromkeys(tables.PROFILED, shares.shares(["main;process.run_node;core.Core.step 9"]))},
+        "shares": shares.to_keep(dict.fromkeys(shares.RUNS, shares.shares(["main;process.run_node;core.Core.step 9"]))),
     }
     assert set(results) == set(tables.FILES)
     for name, result in results.items():
@@ -132,7 +132,8 @@ def test_what_the_programs_keep_has_what_each_table_shows(results: tables.Kept) 
     assert "p99 2 and 2 ms with all alive" in shown["takeover"] and "all 60 accounts pay" in shown["takeover"]
     assert "| TLS and loopback | 10 | 10 | 10 | 0.0 |" in shown["floor"] and shown["floor-run"].endswith("of three")
     assert "| the goal in the run [above](#numbers) | 1,000 | 4,000 | 4,000 | 82,000 |" in shown["floor"]
-    assert "| `core.step` without signatures | 100 % | 100 % | 100 % |" in shown["shares"]
+    assert "| `core.step` without signatures | 100 % | 100 % | 100 % | 100 % |" in shown["shares"]
+    assert shown["pictures"].endswith(" and [bulk](performance/bulk.svg), at commit `1234567`")
     assert " times as many transfers" in shown["leave"]
 
 
