@@ -86,6 +86,7 @@ PROFILED: Final = {
 }
 NUMBERS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 MARGIN: Final = 0.2  # of a goal: what is nearer to it than that may lie on either side in the next run
+NOISE: Final = 0.05  # of a minute's CPU or rate
 LEVEL: Final = 0.98  # of the most memory in a run: from there on it is level
 GUESSED: Final = (0.5, 1.0)  # the least and the most of a part that a step may save
 COMPILED: Final = 0.045  # of the CPU of uniform, measured once, not kept (docs/performance-steps.md)
@@ -300,6 +301,37 @@ def memory_level(results: Kept) -> str:
     ran = in_words(len(most))
     words = f"level after about {in_words(level)} minutes" if level < len(most) else f"not level within {ran} minutes"
     return f"{words} of {whole(found['completed_per_s'])} transfers a second"
+
+
+def memory_rate(results: Kept) -> str:
+    """Whether the rate fell, and then whether it was the ledger, the machine, or neither; of the first two minutes and
+    the last two."""
+    found = results["memory"]
+    first, last = two_ends(found["minutes_per_s"])
+    fell = last / first - 1
+    told = f"From the first two minutes to the last two the rate went from {whole(first)} to {whole(last)}/s ({fell * 100:+.0f} %)"
+    if "minutes_loop_us" not in found:
+        return told
+    cpu, loop = two_ends(found["minutes_cpu_us"]), two_ends(found["minutes_loop_us"])
+    slower, dearer = loop[1] / loop[0], cpu[1] / cpu[0]
+    told += (
+        f", the nodes' CPU for a transfer from {whole(cpu[0])} to {whole(cpu[1])} us ({(dearer - 1) * 100:+.0f} %), and that "
+        f"of a loop of SHA-256, which says how fast the machine is, from {whole(loop[0])} to {whole(loop[1])} us "
+        f"({(slower - 1) * 100:+.0f} %): "
+    )
+    own = dearer / slower - 1
+    if own > NOISE:
+        return told + f"beside that loop a transfer costs {own * 100:.0f} % more with the longer ledger"
+    if fell > -NOISE:
+        return told + "a longer ledger does not show"
+    if slower > 1 + NOISE:
+        return told + "the machine got slower, and beside that loop a transfer costs no more with the longer ledger"
+    return told + "a transfer costs no more, so the nodes got less of the cores or waited longer for the disk"
+
+
+def two_ends(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of the first two, and of the last two."""
+    return sum(values[:2]) / len(values[:2]), sum(values[-2:]) / len(values[-2:])
 
 
 # --- bench/scale.py --------------------------------------------------------------------------------------------------
@@ -528,6 +560,7 @@ TABLES: Final[dict[str, Callable[[Kept], str]]] = {
     "clients-peer": clients_peer,
     "memory": memory,
     "memory-level": memory_level,
+    "memory-rate": memory_rate,
     "scale-commit": partial(commit, "scale"),
     "scale": scale_table,
     "growth": growth,

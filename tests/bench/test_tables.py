@@ -30,6 +30,9 @@ from tests.cli.test_bench import make_run
 PAGE = "# Numbers\n\n" + "\n".join(f"{name} <!-- table: {name} -->old<!-- end -->." for name in tables.TABLES)
 
 
+LOOKS = [memory.Look(float(at), at * 0.1, 2000.0, at <= make_run().settings.duration_s) for at in range(4)]
+
+
 def bench(profile: str, per_s: float) -> dict[str, Any]:
     """A document of `hopchain bench`, made as it makes them."""
     found: dict[str, Any] = document(make_run())
@@ -72,7 +75,7 @@ def keep_all(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "postgres": {"variant": clients.PEER, "completed_per_s": 50.0},
             "hopchain": [{"clients": count, **clients.row(bench("hot-sender", 100.0))} for count in clients.CLIENTS],
         },
-        "memory": memory.minutes(bench("uniform", 100.0), 1),
+        "memory": memory.minutes(bench("uniform", 100.0), LOOKS, 1),
         "takeover": takeover.to_keep([phases, phases]),
         "scale": scale.to_keep(scale.run(sizes, place / "scale")),
         "scale-bulk": scale.to_keep(scale.run_bulk(sizes, place / "bulk")),
@@ -195,6 +198,32 @@ def test_a_result_that_names_no_commit_is_refused(name: str, results: tables.Kep
 def test_memory_is_level_from_where_it_has_nearly_its_most(results: tables.Kept) -> None:
     results["memory"]["minutes_mb"] = [168, 206, 230, 253, 259, 261, 261, 263, 263]
     assert tables.memory_level(results) == "level after about five minutes of 100 transfers a second"
+
+
+@pytest.mark.parametrize(
+    ("rates", "cpu_us", "loop_us", "words"),
+    [
+        ((330, 250), (2000, 2600), (2000, 2000), "beside that loop a transfer costs 30 % more with the longer ledger"),
+        ((330, 250), (2000, 2600), (2000, 2500), "the machine got slower, and beside that loop a transfer costs no more"),
+        ((330, 250), (2000, 2040), (2000, 2000), "a transfer costs no more, so the nodes got less of the cores or waited"),
+        ((330, 330), (2000, 2040), (2000, 2000), "a longer ledger does not show"),
+        ((330, 330), (2000, 2400), (2000, 2000), "beside that loop a transfer costs 20 % more with the longer ledger"),
+    ],
+)  # fmt: skip
+def test_a_rate_that_falls_is_the_ledgers_only_beside_the_machines_speed(
+    rates: tuple[int, int], cpu_us: tuple[int, int], loop_us: tuple[int, int], words: str, results: tables.Kept
+) -> None:
+    for key, (first, last) in (
+        ("minutes_per_s", rates),
+        ("minutes_cpu_us", cpu_us),
+        ("minutes_loop_us", loop_us),
+    ):
+        results["memory"][key] = [first - 1, first + 1, 7, last - 1, last + 1]
+    assert f"%): {words}" in tables.memory_rate(results)
+    del results["memory"]["minutes_loop_us"]
+    told = tables.memory_rate(results)
+    assert told.startswith(f"From the first two minutes to the last two the rate went from 330 to {rates[1]}/s (")
+    assert told.endswith(" %)")
 
 
 def test_parts_floor_and_rest_are_of_one_run_and_add_up(results: tables.Kept) -> None:
