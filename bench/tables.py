@@ -10,6 +10,7 @@ with nothing else running and everything but docs/ committed:
     python bench/balances.py --keep docs/performance/balances.json
     python bench/floor.py --profile all --runs 3 --keep docs/performance/floor.json
     python bench/clients.py --keep docs/performance/clients.json
+    python bench/library.py --keep docs/performance/library.json
     python bench/memory.py --keep docs/performance/memory.json
     python bench/takeover.py --runs 2 --keep docs/performance/takeover.json
     python bench/scale.py --postings 1000000 --keep docs/performance/scale.json
@@ -34,12 +35,24 @@ from typing import Any, Final
 import clients
 import compare
 import kept
+import library
 import shares
 
 PAGE: Final = kept.ROOT / "docs" / "performance.md"
 RESULTS: Final = kept.ROOT / "docs" / "performance"
-FILES: Final = ("compare", "balances", "floor", "clients", "memory", "takeover", "scale", "scale-bulk", "shares")
-LATER: Final = {"balances": "balances"}  # table -> a file without which it is empty
+FILES: Final = (
+    "compare",
+    "balances",
+    "floor",
+    "clients",
+    "library",
+    "memory",
+    "takeover",
+    "scale",
+    "scale-bulk",
+    "shares",
+)
+LATER: Final = {"balances": "balances", "library": "library"}  # table -> a file without which it is empty
 PLACE: Final = re.compile(r"(<!-- table: ([a-z-]+) -->)(\n?)(.*?)(\n?)(<!-- end -->)", re.DOTALL)
 Kept = dict[str, Any]  # name of a file -> its document
 
@@ -266,7 +279,7 @@ def balances(results: Kept) -> str:
     )
 
 
-# --- bench/clients.py, bench/memory.py -------------------------------------------------------------------------------
+# --- bench/clients.py, bench/library.py, bench/memory.py --------------------------------------------------------------
 
 
 def clients_table(results: Kept) -> str:
@@ -279,6 +292,17 @@ def clients_peer(results: Kept) -> str:
     peer = results["clients"]["postgres"]["completed_per_s"]
     return (
         f"{commit('clients', results)}; PostgreSQL's plain function with {clients.CLIENTS[0]} clients: {whole(peer)}/s"
+    )
+
+
+def client_table(results: Kept) -> str:
+    """What a program gets that pays through hopchain.Client."""
+    found = results["library"]
+    return (
+        f"**Through the Python client** (`python bench/library.py`, {commit('library', results)}; {in_words(found['nodes'])} "
+        f"nodes, {found['accounts']:,} accounts): tasks of one program pay through `hopchain.Client` with `spread=True`. All other "
+        "rates here\nare those of a generator without an event loop; a program signs, encodes and waits in its own, "
+        f"on the cores that the nodes have:\n\n{library.table(found['rows'])}"
     )
 
 
@@ -558,6 +582,7 @@ TABLES: Final[dict[str, Callable[[Kept], str]]] = {
     "balances": balances,
     "clients": clients_table,
     "clients-peer": clients_peer,
+    "library": client_table,
     "memory": memory,
     "memory-level": memory_level,
     "memory-rate": memory_rate,

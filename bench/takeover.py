@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,18 +43,21 @@ PHASES: Final = ("all alive", "one dead", "two dead", BACK)
 
 
 async def measure(
-    client: Client, keys: dict[str, Ed25519PrivateKey], seconds: float, rng: random.Random
+    client: Client, keys: dict[str, Ed25519PrivateKey], seconds: float, rng: random.Random, clients: int = CLIENTS
 ) -> dict[str, object]:
-    """Transfers for so long; latencies in milliseconds of those that completed."""
+    """So many tasks pay for so long; latencies in milliseconds of the transfers that completed. What is under way at
+    the end is waited for, and counts."""
     took: list[float] = []
     others = 0
     payers: set[str] = set()
-    end = time.monotonic() + seconds
+    names = sorted(keys)
+    since = time.monotonic()
+    end = since + seconds
 
     async def pay() -> None:
         nonlocal others
         while time.monotonic() < end:
-            payer, payee = rng.sample(sorted(keys), 2)
+            payer, payee = rng.sample(names, 2)
             begin = time.monotonic()
             answer = await client.transfer(payer, keys[payer], [Posting(payee, 1)])
             if isinstance(answer, Recorded) and answer.completed:
@@ -63,16 +67,16 @@ async def measure(
                 others += 1
 
     async with anyio.create_task_group() as tasks:
-        for _ in range(CLIENTS):
+        for _ in range(clients):
             tasks.start_soon(pay)
-    return numbers(took, seconds, len(payers), others)
+    return numbers(took, time.monotonic() - since, len(payers), others)
 
 
 def numbers(took: Sequence[float], seconds: float, payers: int, others: int) -> dict[str, object]:
     """What a phase with these latencies says; percentiles are the nearest rank. Ends this script when nothing
     completed."""
     if not took:
-        sys.exit(f"nothing completed in {seconds:g} s ({others} payments ended otherwise): do the nodes run?")
+        sys.exit(f"nothing completed in {seconds:.3g} s ({others} payments ended otherwise): do the nodes run?")
     ascending = sorted(took)
     return {
         "completed_per_s": round(len(took) / seconds, 1),
@@ -109,18 +113,18 @@ def table(phases: Sequence[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def make(place: Path, key: Ed25519PrivateKey) -> Network:
-    """A network of NODES nodes in `place`."""
-    ports = free_ports(2 * NODES, random.Random(os.getpid()))
+def make(place: Path, key: Ed25519PrivateKey, nodes: int) -> Network:
+    """A network in `place`, all of whose nodes hold every link."""
+    ports = free_ports(2 * nodes, random.Random(os.getpid()))
     make_network(
         place / "net",
-        nodes=NODES,
+        nodes=nodes,
         assets=[ASSET],
         issuers={ISSUER: (ASSET.code, raw_public_key(key))},
         ports=list(zip(ports[::2], ports[1::2], strict=True)),
-        name="takeover",
+        name="bench",
         now_ms=time.time_ns() // 1_000_000,
-        k=NODES,
+        k=nodes,
     )
     return load_network(place / "net")
 
@@ -131,10 +135,27 @@ def start(network: Network, number: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-P", "-m", "cli.main", "node", str(directory)], stderr=subprocess.DEVNULL)
 
 
+@contextmanager
+def started(count: int) -> Iterator[tuple[Network, Ed25519PrivateKey, list[subprocess.Popen[bytes]]]]:
+    """A network that is made for a measurement and gone at the end, its issuer's key, and its processes. What is in
+    that list then is ended."""
+    with tempfile.TemporaryDirectory(prefix="hopchain-bench-") as place:
+        key = Ed25519PrivateKey.generate()
+        network = make(Path(place), key, count)
+        nodes = [start(network, number) for number in range(count)]
+        try:
+            yield network, key, nodes
+        finally:
+            for node in nodes:
+                node.terminate()
+            for node in nodes:
+                node.wait()
+
+
 async def run(
     network: Network, key: Ed25519PrivateKey, nodes: list[subprocess.Popen[bytes]], seconds: float
 ) -> list[dict[str, object]]:
-    """The phases in PHASES. Whatever is in `nodes` at the end is to be ended."""
+    """The phases in PHASES."""
     rng = random.Random(1)
     phases: list[dict[str, object]] = []
     await until_up(network, [])
@@ -157,18 +178,9 @@ async def run(
 
 
 def measure_once(seconds: float) -> list[dict[str, object]]:
-    """The phases of a network that is made for it and gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="hopchain-takeover-") as place:
-        key = Ed25519PrivateKey.generate()
-        network = make(Path(place), key)
-        nodes = [start(network, number) for number in range(NODES)]
-        try:
-            return anyio.run(run, network, key, nodes, seconds)
-        finally:
-            for node in nodes:
-                node.terminate()
-            for node in nodes:
-                node.wait()
+    """The phases of a new network."""
+    with started(NODES) as (network, key, nodes):
+        return anyio.run(run, network, key, nodes, seconds)
 
 
 def to_keep(runs: Sequence[Sequence[dict[str, object]]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import clients
 import compare
 import floor
 import kept
+import library
 import memory
 import postgres
 import pytest
@@ -31,6 +32,12 @@ PAGE = "# Numbers\n\n" + "\n".join(f"{name} <!-- table: {name} -->old<!-- end --
 
 
 LOOKS = [memory.Look(float(at), at * 0.1, 2000.0, at <= make_run().settings.duration_s) for at in range(4)]
+
+
+PROGRAM_ROWS = [
+    {"loop": loop, "tasks": 256, **takeover.numbers([1.0, 2.0], 1, 2, 3), "cpu_us_per_transfer": 1234}
+    for loop in library.LOOPS
+]
 
 
 def bench(profile: str, per_s: float) -> dict[str, Any]:
@@ -75,6 +82,7 @@ def keep_all(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "postgres": {"variant": clients.PEER, "completed_per_s": 50.0},
             "hopchain": [{"clients": count, **clients.row(bench("hot-sender", 100.0))} for count in clients.CLIENTS],
         },
+        "library": {"nodes": library.NODES, "accounts": library.ACCOUNTS, "rows": PROGRAM_ROWS},
         "memory": memory.minutes(bench("uniform", 100.0), LOOKS, 1),
         "takeover": takeover.to_keep([phases, phases]),
         "scale": scale.to_keep(scale.run(sizes, place / "scale")),
@@ -127,6 +135,7 @@ def test_what_the_programs_keep_has_what_each_table_shows(results: tables.Kept) 
     assert re.fullmatch(r"[\d.]+ times from 10\^1 to 10\^2 accounts and [\d.]+ times from 10\^2 to 10\^3 postings", shown["growth"])  # fmt: skip
     assert "| 2,048 | 100 | 2.0 x | 2 | 100, 198 | 1,000 |" in shown["clients"]
     assert shown["clients-peer"] == "at commit `1234567`; PostgreSQL's plain function with 32 clients: 50/s"
+    assert shown["library"].endswith("|\n| asyncio | 256 | 2 | 1, 2 | 1,234 | 3 |")
     assert shown["memory"] == "200 transfers at commit `1234567`: 40 MB at the start, then, each minute's most, 40 and 60 MB, at 80 and 120 transfers a second"  # fmt: skip
     assert shown["memory-level"] == "not level within two minutes of 100 transfers a second"
     for name in ("scale", "scale-bulk", "shares", "floor"):
@@ -361,6 +370,7 @@ PROGRAMS = {
     "compare": compare,
     "floor": floor,
     "clients": clients,
+    "library": library,
     "memory": memory,
     "takeover": takeover,
     "scale": scale,
