@@ -76,3 +76,11 @@ def test_the_page_says_what_its_numbers_leave_out() -> None:
     settings = (ROOT / "bench" / "postgres.py").read_text()
     (wal,) = re.findall(r"^max_wal_size = (\w+)$", settings, re.MULTILINE)
     assert f"`max_wal_size = {wal}`" in PAGE and 'primary.sql("CHECKPOINT")' in settings and "\nssl" not in settings
+
+
+def test_what_compiling_gave_is_what_the_steps_say() -> None:
+    """It cannot be measured with this tree: the page has it from there."""
+    steps = " ".join((ROOT / "docs" / "performance-steps.md").read_text().split())
+    ((share, runs),) = re.findall(r"compiled by mypyc \(([\d.]+) % in (\w+) runs by turns", PAGE)
+    assert "*The state machine compiled* by mypyc (30 modules: rules, links, requests, store, owner," in steps
+    assert f"{share} % less CPU" in steps and f"{runs.capitalize()} runs of uniform by turns" in steps
