@@ -7,7 +7,7 @@ accounts and spreads its payments over them:
 |---|---|
 | DEDICATED | worker i uses account i mod n: no two workers meet as long as there are as many accounts |
 | LEAST_ACTIVE | the one with the fewest payments in flight, in order of the list when several have |
-| TWO_CHOICES | of two drawn at random, the one with fewer in flight: nearly as even, without looking at all |
+| TWO_CHOICES | of two different ones, drawn at random, the one with fewer in flight: nearly as even, and looks at two |
 | ROUND_ROBIN | each in turn: for bulk, where requests are few and of one size |
 
 A request is executed once *per account*. So a payment with a nonce of its own, which may be made again after a crash,
@@ -202,8 +202,8 @@ class SourcePool:
             case Choice.LEAST_ACTIVE:
                 return min(self.accounts, key=load.__getitem__)
             case Choice.TWO_CHOICES:
-                one, other = self._rng.choices(self.accounts, k=2)
-                return one if load[one] <= load[other] else other
+                drawn = self._rng.sample(self.accounts, min(2, count))
+                return min(drawn, key=load.__getitem__)
             case Choice.ROUND_ROBIN:
                 account = self.accounts[self._turn]
                 self._turn = (self._turn + 1) % count

@@ -73,15 +73,27 @@ def test_least_active_takes_the_first_with_the_fewest_in_flight() -> None:
         assert dict(pool.in_flight) == {a: flying[a] for a in ACCOUNTS}
 
 
-def test_two_choices_takes_the_less_active_of_the_two_it_drew() -> None:
-    pool, twin = make_pool(Choice.TWO_CHOICES), random.Random(5)
-    flying: Counter[str] = Counter()
+def test_two_choices_is_the_less_active_of_two_different_accounts() -> None:
+    pool = make_pool(Choice.TWO_CHOICES)
+    for account in [ACCOUNTS[2]] * 200 + [ACCOUNTS[0]] * 100:
+        pool.begin(account)
+    drawn = Counter(pool.choose() for _ in range(600))
+    assert drawn[ACCOUNTS[2]] == 0, "whoever was drawn beside it has fewer in flight"
+    assert drawn[ACCOUNTS[0]] in range(50, 151), "taken only when drawn beside the busiest: one pair of six"
+
+
+def test_two_choices_keeps_the_accounts_nearly_even() -> None:
+    pool = make_pool(Choice.TWO_CHOICES)
     for _ in range(300):
-        one, other = twin.choices(tuple(ACCOUNTS), k=2)
-        expected = one if flying[one] <= flying[other] else other
-        assert pool.take() == expected
-        flying[expected] += 1
-    assert max(flying.values()) - min(flying.values()) < 15, flying
+        pool.take()
+    assert max(pool.in_flight.values()) - min(pool.in_flight.values()) < 15, pool.in_flight
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_two_choices_of_one_or_two_accounts_looks_at_all_of_them(count: int) -> None:
+    pool = SourcePool(ACCOUNTS[:count], Choice.TWO_CHOICES, random.Random(5))
+    for number in range(0, 40, count):
+        assert {pool.take() for _ in range(count)} == set(ACCOUNTS[:count]), number
 
 
 @pytest.mark.parametrize("choice", list(Choice))
