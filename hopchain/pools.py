@@ -11,7 +11,8 @@ accounts and spreads its payments over them:
 | ROUND_ROBIN | each in turn: for bulk, where requests are few and of one size |
 
 A request is executed once *per account*. So a payment with a nonce of its own, which may be made again after a crash,
-goes to the account that its nonce names, whatever the choice: the same payment again is the same request again.
+goes to the account that its nonce names, whatever the choice: the same payment again is the same request again. Of bulk
+with a nonce the first request does, and the others go to each account in turn.
 
     pool = SourcePool(["payer-1", "payer-2"], Choice.LEAST_ACTIVE, random.Random(secrets.randbits(64)), max_failures=10)
     sender = PooledSender(client, pool, keys)
@@ -143,15 +144,19 @@ class SourcePool:
     def choose(self, worker: int = 0, nonce: bytes | None = None) -> str:
         """The account that `take` would give now; counts nothing. For who must remember the choice before it pays:
         `begin` follows."""
-        return self._choose(worker, self._in_flight) if nonce is None else self._named_by(nonce)
+        return self._choose(worker, self._in_flight) if nonce is None else self.accounts[self._place(nonce)]
 
-    def choose_each(self, nonces: Sequence[bytes | None]) -> list[str]:
-        """The account of each of these payments, the i-th by worker i, spread as if all were in flight together; counts
-        nothing. `begin` follows for each when it is sent."""
+    def choose_each(self, number: int, nonce: bytes | None = None) -> list[str]:
+        """The accounts of so many payments, the i-th by worker i, spread as if all were in flight together; counts
+        nothing. `begin` follows for each when it is sent. A nonce for all of them names the account of the first, and
+        the others follow in the order of the list, whatever the choice."""
+        if nonce is not None:
+            first = self._place(nonce)
+            return [self.accounts[(first + i) % len(self.accounts)] for i in range(number)]
         load = dict(self._in_flight)
         chosen = []
-        for worker, nonce in enumerate(nonces):
-            account = self._choose(worker, load) if nonce is None else self._named_by(nonce)
+        for worker in range(number):
+            account = self._choose(worker, load)
             load[account] += 1
             chosen.append(account)
         return chosen
@@ -209,9 +214,10 @@ class SourcePool:
                 self._turn = (self._turn + 1) % count
                 return account
 
-    def _named_by(self, nonce: bytes) -> str:
+    def _place(self, nonce: bytes) -> int:
+        """Of the account that a nonce names."""
         _check_nonce(nonce)
-        return self.accounts[int.from_bytes(hashlib.sha256(nonce).digest()[:8], "big") % len(self.accounts)]
+        return int.from_bytes(hashlib.sha256(nonce).digest()[:8], "big") % len(self.accounts)
 
 
 class _Payment(msgspec.Struct, frozen=True):
@@ -258,7 +264,8 @@ class PooledSender:
         the first is sent: `LocalMisuse`, and nothing is paid, when one of them cannot be made.
 
         `nonce` (32 bytes) makes these payments these and no others: the same postings, `size` and `nonce` again, also
-        after a crash, are the same requests and pay once. None takes random ones."""
+        after a crash, are the same requests and pay once. The nonce names the account of the first request, and the
+        others go to each account in turn, whatever the choice. None takes random ones."""
         self._client.check_open()
         if nonce is not None:
             _check_nonce(nonce)
@@ -266,7 +273,7 @@ class PooledSender:
             raise LocalMisuse(f"a request of {size} postings: it holds 1 to {MAX_POSTINGS}")
         parts = [postings[at : at + size] for at in range(0, len(postings), size)]
         nonces = [None if nonce is None else _nonce_of_part(nonce, number) for number in range(len(parts))]
-        made = list(map(self._make, self._pool.choose_each(nonces), parts, nonces))
+        made = list(map(self._make, self._pool.choose_each(len(parts), nonce), parts, nonces))
         return await submit_each(self._send, made, at_once=len(self._pool.accounts))
 
     def _make(self, account: str, postings: Sequence[Posting], nonce: bytes | None) -> _Payment:

@@ -389,6 +389,15 @@ def test_a_bulk_run_with_a_nonce_made_again_pays_once(backend: str) -> None:
     run(test, backend)
 
 
+def test_a_bulk_run_with_a_nonce_pays_as_much_from_each_account(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        pool = make_pool()
+        await sender_of(client, pool).pay_bulk([Posting("bob", 1)] * 16, size=1, nonce=b"n" * 32)
+        assert dict(pool.paid) == dict.fromkeys(ACCOUNTS, 4)
+
+    run(test, backend)
+
+
 def test_a_bulk_run_ends_with_the_pool_and_says_so_for_each_request(backend: str) -> None:
     async def test(world: World, client: Client) -> None:
         pool = make_pool(Choice.ROUND_ROBIN, max_failures=0)
@@ -442,18 +451,29 @@ def test_a_bulk_run_tells_what_was_paid_when_the_client_is_closed_meanwhile(back
 @pytest.mark.parametrize("choice", list(Choice))
 def test_a_bulk_run_is_spread_over_the_accounts(choice: Choice) -> None:
     pool = make_pool(choice)
-    chosen = pool.choose_each([None] * 40)
+    chosen = pool.choose_each(40)
     assert sum(pool.in_flight.values()) == 0, "nothing is in flight yet"
     most = max(Counter(chosen).values())
     assert most <= 13 if choice is Choice.TWO_CHOICES else most == 10
     if choice is Choice.LEAST_ACTIVE:
         pool.begin(ACCOUNTS[0])
-        assert pool.choose_each([None] * 4) == [*ACCOUNTS[1:], ACCOUNTS[0]]
-    nonces = [bytes([n]) * 32 for n in range(9)]
-    assert pool.choose_each(nonces) == [pool.choose(nonce=nonce) for nonce in nonces]
-    for nonce in ("order 1", b"order 1"):
-        with pytest.raises(LocalMisuse, match=r"a nonce (of 7 bytes|that is str): it has 32 bytes"):
-            pool.choose(nonce=nonce)  # type: ignore[arg-type]
+        assert pool.choose_each(4) == [*ACCOUNTS[1:], ACCOUNTS[0]]
+
+
+@pytest.mark.parametrize("choice", list(Choice))
+def test_a_bulk_run_with_a_nonce_goes_to_each_account_in_turn(choice: Choice) -> None:
+    pool = make_pool(choice)
+    pool.begin(ACCOUNTS[0])
+    firsts = set()
+    for nonce in (bytes([n]) * 32 for n in range(40)):
+        first = ACCOUNTS.index(pool.choose(nonce=nonce))
+        firsts.add(first)
+        assert pool.choose_each(10, nonce) == [ACCOUNTS[(first + i) % 4] for i in range(10)]
+    assert firsts == {0, 1, 2, 3}, "short runs do not all begin with the same account"
+    for bad in ("order 1", b"order 1"):
+        for choose in (pool.choose, partial(pool.choose_each, 1)):
+            with pytest.raises(LocalMisuse, match=r"a nonce (of 7 bytes|that is str): it has 32 bytes"):
+                choose(nonce=bad)  # type: ignore[operator]
 
 
 def test_a_balance_that_nobody_tells_in_time_is_no_misuse(backend: str) -> None:
