@@ -33,6 +33,13 @@ class NotSent(ClientError):
         super().__init__(f"this request was not sent: {misuse}")
 
 
+def checked_failures(given: int | None) -> int | None:
+    """How many payments may fail before no more are sent, None: any number. `LocalMisuse` when it is no number."""
+    if given is None or (isinstance(given, int) and given >= 0):
+        return given
+    raise LocalMisuse(f"max_failures={given!r}: give how many may fail before no more are sent, 0 or more, or None")
+
+
 def signed_requests(
     requests: Sequence[Request], keys: Mapping[str, Ed25519PrivateKey], *, atomic: bool
 ) -> list[SignedRequest]:

@@ -36,7 +36,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.request import MAX_POSTINGS, Posting, SignedRequest, transfer
-from hopchain.bulk import submit_each
+from hopchain.bulk import checked_failures, submit_each
+from hopchain.calls import checked_seconds
 from hopchain.client import NONCE_BYTES, Client
 from hopchain.errors import ClientError, Unreachable
 from hopchain.signing import sign_request
@@ -94,15 +95,15 @@ class SourcePool:
     def __init__(
         self, accounts: Sequence[str], choice: Choice, rng: random.Random, *, max_failures: int | None = None
     ) -> None:
-        if not accounts or len(set(accounts)) != len(accounts):
-            raise LocalMisuse(f"a pool needs at least one account and each once; these are {len(accounts)}")
-        self.accounts = tuple(accounts)
+        self.accounts = _checked_accounts(accounts)
+        if not isinstance(choice, Choice):
+            raise LocalMisuse(f"choice={choice!r}: give one of {', '.join(f'Choice.{each.name}' for each in Choice)}")
         self.choice = choice
         self.completed = 0
         self.failed = 0
         self.unknown = 0
         self._rng = rng
-        self._max_failures = max_failures
+        self._max_failures = checked_failures(max_failures)
         self._turn = 0
         self._in_flight = dict.fromkeys(self.accounts, 0)
         self._most_in_flight = dict.fromkeys(self.accounts, 0)
@@ -141,6 +142,11 @@ class SourcePool:
                 "look at their answers, then go on with a new pool"
             )
 
+    def check_account(self, account: str) -> None:
+        """`LocalMisuse` when it is not in the pool."""
+        if account not in self._in_flight:
+            raise LocalMisuse(f"{account!r} is none of the {len(self.accounts)} accounts of this pool")
+
     def choose(self, worker: int = 0, nonce: bytes | None = None) -> str:
         """The account that `take` would give now; counts nothing. For who must remember the choice before it pays:
         `begin` follows."""
@@ -163,12 +169,14 @@ class SourcePool:
 
     def begin(self, account: str) -> None:
         """A payment of this account of the pool is in flight until `ended`."""
+        self.check_account(account)
         self._in_flight[account] += 1
         self._most_in_flight[account] = max(self._most_in_flight[account], self._in_flight[account])
 
     def ended(self, account: str, amount: int, how: Ended) -> None:
         """A payment of `amount` minor units by an account from `take` has ended."""
-        if self._in_flight.get(account, 0) < 1:
+        self.check_account(account)
+        if self._in_flight[account] < 1:
             raise LocalMisuse(f"{account} has no payment in flight: call `ended` once for each `take`")
         self._in_flight[account] -= 1
         match how:
@@ -183,6 +191,7 @@ class SourcePool:
 
     def settled(self, account: str, amount: int, how: Ended) -> None:
         """The outcome of a payment that had ended as UNKNOWN is known now."""
+        self.check_account(account)
         if self.unknown < 1 or how is Ended.UNKNOWN:
             raise LocalMisuse(f"{self.unknown} payments are unknown, and one of {account} is said to be {how.name}")
         self.unknown -= 1
@@ -203,7 +212,7 @@ class SourcePool:
         count = len(self.accounts)
         match self.choice:
             case Choice.DEDICATED:
-                return self.accounts[worker % count]
+                return self.accounts[_checked_worker(worker) % count]
             case Choice.LEAST_ACTIVE:
                 return min(self.accounts, key=load.__getitem__)
             case Choice.TWO_CHOICES:
@@ -218,6 +227,26 @@ class SourcePool:
         """Of the account that a nonce names."""
         _check_nonce(nonce)
         return int.from_bytes(hashlib.sha256(nonce).digest()[:8], "big") % len(self.accounts)
+
+
+def _checked_accounts(given: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(given, str | bytes):
+        raise LocalMisuse(f"the accounts of a pool are {str(given)[:80]!r}, which is one text: give a list of names")
+    accounts = tuple(given)
+    wrong = next((account for account in accounts if not isinstance(account, str)), None)
+    if wrong is not None:
+        raise LocalMisuse(f"{wrong!r} is no name of an account: it is {type(wrong).__name__}, and a name is text")
+    if not accounts or len(set(accounts)) != len(accounts):
+        raise LocalMisuse(
+            f"a pool needs at least one account and each once; these are {len(accounts)}, {len(set(accounts))} different"
+        )
+    return accounts
+
+
+def _checked_worker(worker: int) -> int:
+    if isinstance(worker, int) and worker >= 0:
+        return worker
+    raise LocalMisuse(f"worker={worker!r}: give the worker's number, 0 or more")
 
 
 class _Payment(msgspec.Struct, frozen=True):
@@ -246,7 +275,7 @@ class PooledSender:
         self._client = client
         self._pool = pool
         self._keys = keys
-        self._timeout_s = timeout_s
+        self._timeout_s = checked_seconds("timeout_s", timeout_s)
         self._unknown: list[_Payment] = []
 
     async def pay(self, postings: Sequence[Posting], *, worker: int = 0, nonce: bytes | None = None) -> Answer:

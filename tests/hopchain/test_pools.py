@@ -38,6 +38,7 @@ from tests.hopchain.test_client import BACKENDS, World, running
 
 ACCOUNTS = ["payer-1", "payer-2", "payer-3", "payer-4"]
 FUNDS = 1000
+RNG = random.Random(1)
 
 
 def make_pool(choice: Choice = Choice.LEAST_ACTIVE, max_failures: int | None = None) -> SourcePool:
@@ -173,16 +174,28 @@ def test_the_most_in_flight_at_once_is_kept() -> None:
     assert dict(pool.most_in_flight) == {ACCOUNTS[0]: 0, ACCOUNTS[1]: 3, ACCOUNTS[2]: 0, ACCOUNTS[3]: 0}
 
 
-def test_misuse_is_told() -> None:
-    with pytest.raises(LocalMisuse, match="at least one"):
-        SourcePool([], Choice.DEDICATED, random.Random(1))
-    with pytest.raises(LocalMisuse, match="each once"):
-        SourcePool(["a", "a"], Choice.DEDICATED, random.Random(1))
-    pool = make_pool()
-    with pytest.raises(LocalMisuse, match="payer-1 has no payment in flight"):
-        pool.ended("payer-1", 1, Ended.COMPLETED)
-    with pytest.raises(LocalMisuse, match="0 payments are unknown"):
-        pool.settled("payer-1", 1, Ended.COMPLETED)
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: SourcePool([], Choice.DEDICATED, RNG), "at least one account and each once; these are 0"),
+        (lambda: SourcePool(["a", "a"], Choice.DEDICATED, RNG), "each once; these are 2, 1 different"),
+        (lambda: SourcePool("abc", Choice.DEDICATED, RNG), "'abc', which is one text: give a list of names"),
+        (lambda: SourcePool(["a", 7], Choice.DEDICATED, RNG), "7 is no name of an account: it is int"),  # type: ignore[list-item]
+        (lambda: SourcePool(["a"], "bogus", RNG), "choice='bogus': give one of Choice.DEDICATED, Choice.LEAST_ACTIVE,"),  # type: ignore[arg-type]
+        (lambda: make_pool(max_failures=-1), "max_failures=-1: give how many may fail .*, 0 or more, or None"),
+        (lambda: make_pool(max_failures=0.5), "max_failures=0.5: "),  # type: ignore[arg-type]
+        (lambda: make_pool(Choice.DEDICATED).choose(-1), "worker=-1: give the worker's number, 0 or more"),
+        (lambda: make_pool(Choice.DEDICATED).take("1"), "worker='1': "),  # type: ignore[arg-type]
+        (lambda: make_pool().begin("zz"), "'zz' is none of the 4 accounts of this pool"),
+        (lambda: make_pool().ended("zz", 1, Ended.FAILED), "'zz' is none of the 4 accounts of this pool"),
+        (lambda: make_pool().settled("zz", 1, Ended.FAILED), "'zz' is none of the 4 accounts of this pool"),
+        (lambda: make_pool().ended("payer-1", 1, Ended.COMPLETED), "payer-1 has no payment in flight"),
+        (lambda: make_pool().settled("payer-1", 1, Ended.COMPLETED), "0 payments are unknown"),
+    ],
+)
+def test_misuse_is_told(make: Callable[[], object], text: str) -> None:
+    with pytest.raises(LocalMisuse, match=text):
+        make()
 
 
 # --- paying --------------------------------------------------------------------------------------------------------
@@ -492,6 +505,8 @@ def test_an_account_without_a_key_is_told_at_once(backend: str) -> None:
     async def test(world: World, client: Client) -> None:
         with pytest.raises(LocalMisuse, match=r"3 accounts of the pool have no key, the first is payer-2"):
             PooledSender(client, make_pool(), {"payer-1": key_number(1)})
+        with pytest.raises(LocalMisuse, match="timeout_s=-1: give seconds"):
+            sender_of(client, make_pool(), timeout_s=-1)
         missing = SourcePool(["payer-1", "ghost"], Choice.DEDICATED, random.Random(1))
         ghost = PooledSender(client, missing, {"payer-1": key_number(1), "ghost": key_number(2)})
         with pytest.raises(LocalMisuse, match="the balance of ghost is not known: there is no such account"):
