@@ -1,8 +1,7 @@
 """The books of a run's pools: what each account paid, and that exactly this left the accounts.
 
-Balances are read before the first row is sent and after the last answer, as a majority knows them. A payment belongs to
-this run when its link is higher than its account was at the first reading: a row that an earlier run paid is in no
-difference.
+Balances are read before the first row is sent and after the last answer, as a majority knows them. A row that an
+earlier run paid is in no difference (`SourcePool.open_books`).
 """
 
 from collections import Counter
@@ -52,17 +51,16 @@ class PoolBooks:
         pool = self._sources.pool_of(account)
         if pool is None:
             return
-        how = Ended.FAILED
+        how, height = Ended.FAILED, None
         if answer is None or isinstance(answer, Unknown | NotStarted):  # an earlier try of it may still execute
             how = Ended.UNKNOWN
         elif isinstance(answer, Recorded) and answer.completed:
             how = Ended.COMPLETED
-            fresh = answer.height > self._before[account].height
-            self._completed[account] += fresh
-            amount = amount if fresh else 0
+            height = answer.height
+            self._completed[account] += pool.is_new(account, height)
         elif isinstance(answer, Recorded) and answer.outcome == Outcome.INSUFFICIENT_FUNDS:
             self._refused[account] += 1
-        pool.ended(account, amount, how)
+        pool.ended(account, amount, how, height)
 
     def withdrawn(self, account: str) -> None:
         """A request that was begun has not left and will not."""
@@ -99,6 +97,8 @@ class PoolBooks:
             if balance is None:
                 raise LocalMisuse(f"there is no account {account}, which is in a pool: open it, or use --open-missing")
             self._before[account] = balance
+        for pool in self._sources.pools.values():
+            pool.open_books(self._before)
 
     async def close(self, client: Client, at_once: int, timeout_s: float) -> None:
         """Read all balances after the last answer; what cannot be read is not compared."""
@@ -197,11 +197,7 @@ class PoolBooks:
             return None
         if not all(account in self._before and account in self._after for account in pool.accounts):
             return None
-        before, after = (
-            {account: known[account].settled + known[account].incoming for account in pool.accounts}
-            for known in (self._before, self._after)
-        )
-        return pool.check_outflow(before, after)
+        return pool.check_outflow(self._after)
 
     def _pool_document(self, name: str, pool: SourcePool) -> JsonValue:
         outflow = self._outflow(pool)

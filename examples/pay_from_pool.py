@@ -59,11 +59,11 @@ async def pay_from_pool(
     max_failures: int = 100,
     timeout_s: float = 10,
 ) -> tuple[dict[str, Answer | HopchainError], Outflow | None]:
-    """What became of each order that was tried, and what left the accounts of `keys` (None: no node could be asked any
-    more)."""
+    """What became of each order that was tried, and what left the accounts of `keys` in this run (None: no node could
+    be asked any more)."""
     pool = SourcePool(list(keys), Choice.LEAST_ACTIVE, random.Random(), max_failures=max_failures)
     sender = PooledSender(client, pool, keys, timeout_s=timeout_s)
-    before = await sender.balances()
+    pool.open_books(await sender.balances())
     answers: dict[str, Answer | HopchainError] = {}
     waiting = iter(orders)
 
@@ -81,7 +81,7 @@ async def pay_from_pool(
             tasks.start_soon(work, worker)
     try:
         await sender.settle()  # payments that ended as unknown: sent again, executed once
-        return answers, pool.check_outflow(before, await sender.balances())
+        return answers, pool.check_outflow(await sender.balances())
     except ClientError:  # the answers are worth more than the sum
         return answers, None
 
@@ -109,8 +109,8 @@ async def main() -> int:
     repeated = sum(isinstance(answer, Recorded) and answer.repeated for answer in answers.values())
     print(", ".join(f"{count} {name}" for name, count in sorted(told.items())))
     print(f"{len(orders) - len(answers)} not tried, {repeated} of an earlier run")
-    if outflow is not None and repeated == 0:  # what an earlier run paid left the accounts then
-        print(f"answered as completed: {outflow.paid}, left the accounts: {outflow.left}")
+    if outflow is not None:
+        print(f"paid in this run: {outflow.paid}, left the accounts: {outflow.left}")
     return 0 if told == {"completed": len(orders)} else 1
 
 

@@ -16,9 +16,9 @@ with a nonce the first request does, and the others go to each account in turn.
 
     pool = SourcePool(["payer-1", "payer-2"], Choice.LEAST_ACTIVE, random.Random(secrets.randbits(64)), max_failures=10)
     sender = PooledSender(client, pool, keys)
-    before = await sender.balances()
+    pool.open_books(await sender.balances())
     answer = await sender.pay([Posting("bob", 1250)])
-    outflow = pool.check_outflow(before, await sender.balances())
+    outflow = pool.check_outflow(await sender.balances())
 """
 
 import enum
@@ -70,8 +70,9 @@ class TooManyFailures(ClientError):
 
 
 class Outflow(msgspec.Struct, frozen=True):
-    """What left the pool's accounts beside what its completed payments add up to, in minor units. `unknown`: payments
-    whose outcome is not known yet, `unknown_amount`: what they add up to."""
+    """What left the pool's accounts since its books were opened, beside what its payments that were completed since
+    then add up to, in minor units. `unknown`: payments whose outcome is not known yet, `unknown_amount`: what they add
+    up to."""
 
     paid: int
     left: int
@@ -109,6 +110,7 @@ class SourcePool:
         self._most_in_flight = dict.fromkeys(self.accounts, 0)
         self._paid: Counter[str] = Counter()
         self._unknown_amount = 0
+        self._before: dict[str, Balance] = {}
 
     @property
     def in_flight(self) -> Mapping[str, int]:
@@ -122,7 +124,8 @@ class SourcePool:
 
     @property
     def paid(self) -> Mapping[str, int]:
-        """What each account's completed payments add up to, in minor units; a live view."""
+        """What each account's completed payments add up to, in minor units, without those of an earlier run when the
+        books are open; a live view."""
         return MappingProxyType(self._paid)
 
     def take(self, worker: int = 0, nonce: bytes | None = None) -> str:
@@ -173,8 +176,9 @@ class SourcePool:
         self._in_flight[account] += 1
         self._most_in_flight[account] = max(self._most_in_flight[account], self._in_flight[account])
 
-    def ended(self, account: str, amount: int, how: Ended) -> None:
-        """A payment of `amount` minor units by an account from `take` has ended."""
+    def ended(self, account: str, amount: int, how: Ended, height: int | None = None) -> None:
+        """A payment of `amount` minor units by an account from `take` has ended. `height`: of the link that has it, for
+        who compares the outflow; without it a completed payment counts as one of this run."""
         self.check_account(account)
         if self._in_flight[account] < 1:
             raise LocalMisuse(f"{account} has no payment in flight: call `ended` once for each `take`")
@@ -182,14 +186,15 @@ class SourcePool:
         match how:
             case Ended.COMPLETED:
                 self.completed += 1
-                self._paid[account] += amount
+                if height is None or self.is_new(account, height):
+                    self._paid[account] += amount
             case Ended.FAILED:
                 self.failed += 1
             case Ended.UNKNOWN:
                 self.unknown += 1
                 self._unknown_amount += amount
 
-    def settled(self, account: str, amount: int, how: Ended) -> None:
+    def settled(self, account: str, amount: int, how: Ended, height: int | None = None) -> None:
         """The outcome of a payment that had ended as UNKNOWN is known now."""
         self.check_account(account)
         if self.unknown < 1 or how is Ended.UNKNOWN:
@@ -197,16 +202,41 @@ class SourcePool:
         self.unknown -= 1
         self._unknown_amount -= amount
         self._in_flight[account] += 1
-        self.ended(account, amount, how)
+        self.ended(account, amount, how, height)
 
-    def check_outflow(self, before: Mapping[str, int], after: Mapping[str, int]) -> Outflow:
-        """Compare balances of all accounts of the pool (settled + incoming) from before and after its payments, when
-        nothing is in flight and nobody else pays from or to them."""
+    # --- the books ---------------------------------------------------------------------------------------------
+
+    def open_books(self, before: Mapping[str, Balance]) -> None:
+        """Note what all accounts of the pool have before its first payment, as a majority of the nodes knows it. A
+        payment whose link is not higher than its account is here was paid by an earlier run: it is completed, and not
+        in `paid`. (`repeated` would not tell: a lost answer comes back as repeated, and a node that lags calls an old
+        one fresh.) `LocalMisuse` when a balance is missing or a payment was begun."""
+        self._check_all_there(before)
+        if any(self._most_in_flight.values()):
+            raise LocalMisuse("payments of this pool were begun already: open its books before the first one")
+        self._before = {account: before[account] for account in self.accounts}
+
+    def is_new(self, account: str, height: int) -> bool:
+        """This link of the account is not in what it had when the books were opened; True for every link before."""
+        before = self._before.get(account)
+        return before is None or height > before.height
+
+    def check_outflow(self, after: Mapping[str, Balance]) -> Outflow:
+        """Compare what all accounts of the pool have after its payments, as a majority knows it, with what they had
+        when its books were opened, when nothing is in flight and nobody else pays from or to them."""
         waiting = sum(self._in_flight.values())
         if waiting:
             raise LocalMisuse(f"{waiting} payments are in flight: wait for their answers before comparing balances")
-        left = sum(before[account] - after[account] for account in self.accounts)
+        if not self._before:
+            raise LocalMisuse("the books of this pool were not opened: call `open_books` before its first payment")
+        self._check_all_there(after)
+        left = sum(_available(self._before[account]) - _available(after[account]) for account in self.accounts)
         return Outflow(self._paid.total(), left, self.unknown, self._unknown_amount)
+
+    def _check_all_there(self, balances: Mapping[str, Balance]) -> None:
+        missing = [account for account in self.accounts if account not in balances]
+        if missing:
+            raise LocalMisuse(f"{len(missing)} accounts of the pool have no balance here, the first is {missing[0]}")
 
     def _choose(self, worker: int, load: Mapping[str, int]) -> str:
         count = len(self.accounts)
@@ -316,10 +346,10 @@ class PooledSender:
         """Raises `TooManyFailures` and, counted as a failure, what says that no node has the request."""
         self._pool.check_failures()
         self._pool.begin(payment.account)
-        how = Ended.UNKNOWN  # also when this call is cancelled
+        how, height = Ended.UNKNOWN, None  # also when this call is cancelled
         try:
             answer = await self._client.submit(payment.signed, timeout_s=self._timeout_s)
-            how = _ended(answer)
+            how, height = _ended(answer), _height(answer)
             return answer
         except (Unreachable, LocalMisuse):
             how = Ended.FAILED
@@ -327,7 +357,7 @@ class PooledSender:
         finally:
             if how is Ended.UNKNOWN:
                 self._unknown.append(payment)
-            self._pool.ended(payment.account, payment.amount, how)
+            self._pool.ended(payment.account, payment.amount, how, height)
 
     async def settle(self) -> int:
         """Send every payment without an outcome once more, which executes none twice. How many remain without one.
@@ -336,11 +366,11 @@ class PooledSender:
             answer = await self._client.submit(payment.signed, timeout_s=self._timeout_s)
             if isinstance(answer, Recorded | Stale):  # not started or refused here: an earlier node may still have it
                 self._unknown.remove(payment)
-                self._pool.settled(payment.account, payment.amount, _ended(answer))
+                self._pool.settled(payment.account, payment.amount, _ended(answer), _height(answer))
         return len(self._unknown)
 
-    async def balances(self) -> dict[str, int]:
-        """What each account of the pool can spend (settled + incoming), as a majority of the nodes knows it. Raises
+    async def balances(self) -> dict[str, Balance]:
+        """What each account of the pool has, as a majority of the nodes knows it. Raises
         `ClientError` when one of them is not told in time, `LocalMisuse` for an account that is not open."""
         found = {}
         for account in self._pool.accounts:
@@ -349,7 +379,7 @@ class PooledSender:
                 raise ClientError(f"the balance of {account} is not known: {answer.reason}; ask again")
             if not isinstance(answer, Balance):
                 raise LocalMisuse(f"the balance of {account} is not known: there is no such account")
-            found[account] = answer.settled + answer.incoming
+            found[account] = answer
         return found
 
 
@@ -363,6 +393,14 @@ def _check_nonce(nonce: bytes) -> None:
 
 def _nonce_of_part(nonce: bytes, number: int) -> bytes:
     return hashlib.sha256(_TAG + nonce + number.to_bytes(8, "big")).digest()
+
+
+def _available(balance: Balance) -> int:
+    return balance.settled + balance.incoming
+
+
+def _height(answer: Answer) -> int | None:
+    return answer.height if isinstance(answer, Recorded) else None
 
 
 def _ended(answer: Answer) -> Ended:

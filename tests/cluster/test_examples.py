@@ -91,7 +91,10 @@ async def test_many_and_pooled_payments(cluster: Cluster, tmp_path: Path) -> Non
     pool = [net, f"{one},{other}", payee, "40"]
     code, text = await ran("pay_from_pool.py", tmp_path, pool)
     assert code == 0 and text.startswith("40 completed\n0 not tried, 0 of an earlier run\n"), text
-    assert text.endswith("answered as completed: 40, left the accounts: 40\n"), text
+    assert text.endswith("paid in this run: 40, left the accounts: 40\n"), text
     code, text = await ran("pay_from_pool.py", tmp_path, pool)
-    assert (code, text) == (0, "40 completed\n0 not tried, 40 of an earlier run\n")
+    assert (code, text) == (
+        0,
+        "40 completed\n0 not tried, 40 of an earlier run\npaid in this run: 0, left the accounts: 0\n",
+    )
     assert await spendable(cluster, payee) == 161

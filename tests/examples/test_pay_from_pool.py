@@ -53,8 +53,10 @@ def test_every_order_is_paid_and_the_sum_is_right(example: ModuleType, backend: 
         answers, outflow = await example.pay_from_pool(client, KEYS, orders)
         assert list(Counter(a.outcome for a in answers.values())) == [Outcome.COMPLETED]
         assert (len(answers), outflow) == (50, Outflow(150, 150, 0, 0))
-        again, _ = await example.pay_from_pool(client, KEYS, orders)
-        assert all(answer.repeated for answer in again.values()) and world.ledger.executed == 50
+        more = [*orders, *(example.Order(f"more {n}", [Posting("bob", 2)]) for n in range(5))]
+        again, outflow = await example.pay_from_pool(client, KEYS, more)
+        assert sum(answer.repeated for answer in again.values()) == 50 and world.ledger.executed == 55
+        assert outflow == Outflow(10, 10, 0, 0) and outflow.ok, "what was paid before left before"
 
     run(test, backend)
 

@@ -15,6 +15,7 @@ from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.request import MAX_POSTINGS, Posting, request_id
 from hopchain import (
+    Balance,
     Choice,
     Client,
     ClientError,
@@ -43,6 +44,16 @@ RNG = random.Random(1)
 
 def make_pool(choice: Choice = Choice.LEAST_ACTIVE, max_failures: int | None = None) -> SourcePool:
     return SourcePool(ACCOUNTS, choice, random.Random(5), max_failures=max_failures)
+
+
+def having(left: int, height: int = 1) -> dict[str, Balance]:
+    """The balances of the pool's accounts when so much has left the first one; a part of it is not settled."""
+    amounts = dict.fromkeys(ACCOUNTS, FUNDS) | {ACCOUNTS[0]: FUNDS - left}
+    tip = bytes(32)
+    return {
+        name: Balance(name, "CZK", 2, False, amount - 10, 10, 1, tip, height, 1, 1, 1, 1, True)
+        for name, amount in amounts.items()
+    }
 
 
 # --- choosing ------------------------------------------------------------------------------------------------------
@@ -115,27 +126,58 @@ def test_a_nonce_names_its_account_under_every_choice(choice: Choice) -> None:
 
 def test_counts_and_outflow_of_payments_that_ended_in_each_way() -> None:
     pool = make_pool(Choice.ROUND_ROBIN)
+    pool.open_books(having(0))
     for amount, how in ((5, Ended.COMPLETED), (7, Ended.FAILED), (11, Ended.UNKNOWN), (13, Ended.COMPLETED)):
         pool.ended(pool.take(), amount, how)
     assert (pool.completed, pool.failed, pool.unknown) == (2, 1, 1)
     assert dict(pool.paid) == {ACCOUNTS[0]: 5, ACCOUNTS[3]: 13}
     assert sum(pool.in_flight.values()) == 0
-    before = dict.fromkeys(ACCOUNTS, FUNDS)
     for left, ok in ((17, False), (18, True), (29, True), (30, False)):
-        after = {**before, ACCOUNTS[0]: FUNDS - left}
-        assert pool.check_outflow(before, after) == Outflow(paid=18, left=left, unknown=1, unknown_amount=11)
-        assert pool.check_outflow(before, after).ok is ok
+        assert pool.check_outflow(having(left)) == Outflow(paid=18, left=left, unknown=1, unknown_amount=11)
+        assert pool.check_outflow(having(left)).ok is ok
     pool.settled(ACCOUNTS[2], 11, Ended.COMPLETED)
     assert (pool.completed, pool.failed, pool.unknown) == (3, 1, 0)
-    assert pool.check_outflow(before, {**before, ACCOUNTS[0]: FUNDS - 29}) == Outflow(29, 29, 0, 0)
-    assert not pool.check_outflow(before, {**before, ACCOUNTS[0]: FUNDS - 28}).ok
+    assert pool.check_outflow(having(29)) == Outflow(29, 29, 0, 0)
+    assert not pool.check_outflow(having(28)).ok
+
+
+def test_what_an_earlier_run_paid_is_in_neither_sum() -> None:
+    pool = make_pool(Choice.ROUND_ROBIN)
+    pool.open_books(having(100, height=7))
+    for height in (6, 7, 8, 9):
+        pool.ended(pool.take(), 5, Ended.COMPLETED, height)
+    assert [pool.is_new(ACCOUNTS[0], height) for height in (6, 7, 8)] == [False, False, True]
+    assert (pool.completed, dict(pool.paid)) == (4, {ACCOUNTS[2]: 5, ACCOUNTS[3]: 5})
+    assert pool.check_outflow(having(110)) == Outflow(10, 10, 0, 0)
+    for height, paid in ((7, 10), (8, 15)):
+        account = pool.take()
+        pool.ended(account, 5, Ended.UNKNOWN)
+        pool.settled(account, 5, Ended.COMPLETED, height)
+        assert pool.check_outflow(having(100 + paid)) == Outflow(paid, paid, 0, 0)
 
 
 def test_outflow_is_not_compared_while_a_payment_is_in_flight() -> None:
     pool = make_pool()
+    pool.open_books(having(0))
     pool.take()
     with pytest.raises(LocalMisuse, match="1 payments are in flight"):
-        pool.check_outflow({}, {})
+        pool.check_outflow(having(0))
+
+
+def test_the_books_are_opened_before_the_first_payment_and_with_all_accounts() -> None:
+    pool = make_pool()
+    with pytest.raises(LocalMisuse, match="the books of this pool were not opened"):
+        pool.check_outflow(having(0))
+    some = {name: balance for name, balance in having(0).items() if name != "payer-2"}
+    with pytest.raises(LocalMisuse, match="1 accounts of the pool have no balance here, the first is payer-2"):
+        pool.open_books(some)
+    pool.open_books(having(0))
+    with pytest.raises(LocalMisuse, match="1 accounts of the pool have no balance here, the first is payer-2"):
+        pool.check_outflow(some)
+    pool.ended(pool.take(), 5, Ended.COMPLETED)
+    with pytest.raises(LocalMisuse, match="begun already: open its books before the first one"):
+        pool.open_books(having(0))
+    assert pool.check_outflow(having(5)).ok, "those that were open stay"
 
 
 @pytest.mark.parametrize("how", [Ended.FAILED, Ended.UNKNOWN])
@@ -232,11 +274,11 @@ def test_many_tasks_pay_from_all_accounts_and_the_outflow_is_what_was_paid(backe
     async def test(world: World, client: Client) -> None:
         pool = make_pool()
         sender = sender_of(client, pool)
-        before = await sender.balances()
+        pool.open_books(await sender.balances())
         async with anyio.create_task_group() as tasks:
             for _ in range(20):
                 tasks.start_soon(sender.pay, [Posting("bob", 3), Posting("bob", 4)])
-        outflow = pool.check_outflow(before, await sender.balances())
+        outflow = pool.check_outflow(await sender.balances())
         assert outflow == Outflow(paid=140, left=140, unknown=0, unknown_amount=0)
         assert (pool.completed, dict(pool.paid)) == (20, dict.fromkeys(ACCOUNTS, 35))
 
@@ -247,11 +289,9 @@ def test_the_same_nonce_pays_once(backend: str) -> None:
     async def test(world: World, client: Client) -> None:
         pool = make_pool(Choice.ROUND_ROBIN)
         sender = sender_of(client, pool)
-        before = await sender.balances()
         answers = [await sender.pay([Posting("bob", 9)], nonce=b"n" * 32) for _ in range(3)]
         assert [a.repeated for a in answers if isinstance(a, Recorded)] == [False, True, True]
-        after = await sender.balances()
-        assert sum(before.values()) - sum(after.values()) == 9
+        assert sum(world.ledger.accounts[name].settled for name in ACCOUNTS) == 4 * FUNDS - 9
 
     run(test, backend)
 
@@ -275,7 +315,7 @@ def test_an_unknown_payment_is_settled_by_sending_the_same_request(backend: str)
         node = world.nodes[0]
         pool = make_pool()
         sender = sender_of(client, pool, timeout_s=0.5)
-        before = await sender.balances()
+        pool.open_books(await sender.balances())
 
         def unknown(call: wire.CallBody) -> wire.ReplyBody | None:
             if not isinstance(call, wire.Submit):
@@ -288,7 +328,7 @@ def test_an_unknown_payment_is_settled_by_sending_the_same_request(backend: str)
         assert isinstance(await sender.pay([Posting("bob", 8)]), Unknown)
         assert (pool.completed, pool.unknown, sum(pool.in_flight.values())) == (0, 1, 0)
         assert await sender.settle() == 1, "still unknown"
-        assert pool.check_outflow(before, await sender.balances()) == Outflow(0, 8, 1, 8)
+        assert pool.check_outflow(await sender.balances()) == Outflow(0, 8, 1, 8)
         refused = wire.Refused("busy", "the queue is full")
         node.fault = lambda call: refused if isinstance(call, wire.Submit) else None
         assert await sender.settle() == 1, (
@@ -298,7 +338,7 @@ def test_an_unknown_payment_is_settled_by_sending_the_same_request(backend: str)
         assert await sender.settle() == 0
         assert await sender.settle() == 0, "nothing is left to settle"
         assert (pool.completed, pool.unknown, world.ledger.executed) == (1, 0, 1)
-        assert pool.check_outflow(before, await sender.balances()) == Outflow(8, 8, 0, 0)
+        assert pool.check_outflow(await sender.balances()) == Outflow(8, 8, 0, 0)
 
     run(test, backend)
 
@@ -359,7 +399,7 @@ def test_bulk_is_cut_into_requests_of_at_most_the_size_and_one_failure_stops_no_
     async def test(world: World, client: Client) -> None:
         pool = make_pool(Choice.ROUND_ROBIN)
         sender = sender_of(client, pool)
-        before = await sender.balances()
+        pool.open_books(await sender.balances())
         postings = [Posting("bob", 1)] * 10 + [Posting("nobody", 1)] * 4 + [Posting("bob", 2)] * 5
         answers = await sender.pay_bulk(postings, size=7)
         assert [a.outcome for a in answers if isinstance(a, Recorded)] == [
@@ -367,7 +407,7 @@ def test_bulk_is_cut_into_requests_of_at_most_the_size_and_one_failure_stops_no_
             Outcome.UNKNOWN_RECIPIENT,
             Outcome.COMPLETED,
         ]
-        assert pool.check_outflow(before, await sender.balances()) == Outflow(17, 17, 0, 0)
+        assert pool.check_outflow(await sender.balances()) == Outflow(17, 17, 0, 0)
         requests = [c for c in world.nodes[0].calls if isinstance(c, wire.Submit)]
         assert len(requests) == 3
         assert await sender.pay_bulk([]) == []
