@@ -11,8 +11,9 @@ accounts and spreads its payments over them:
 | ROUND_ROBIN | each in turn: for bulk, where requests are few and of one size |
 
 A request is executed once *per account*. So a payment with a nonce of its own, which may be made again after a crash,
-goes to the account that its nonce names, whatever the choice: the same payment again is the same request again. Of bulk
-with a nonce the first request does, and the others go to each account in turn.
+must come from the same account again. Either the nonce alone says which, by its hash: then the choice, the worker and
+what is in flight are not looked at. (Of bulk the first request goes there, and the others to each account in turn.) Or
+`choose` says which, the caller writes that down, and gives it to `pay` as `account`, then and whenever it pays again.
 
     pool = SourcePool(["payer-1", "payer-2"], Choice.LEAST_ACTIVE, random.Random(secrets.randbits(64)), max_failures=10)
     sender = PooledSender(client, pool, keys)
@@ -129,8 +130,8 @@ class SourcePool:
         return MappingProxyType(self._paid)
 
     def take(self, worker: int = 0, nonce: bytes | None = None) -> str:
-        """The account of the next payment, counted as in flight until `ended`. `worker` matters for DEDICATED only; a
-        payment that has a nonce of its own goes where that says. Raises `TooManyFailures`."""
+        """The account of the next payment, counted as in flight until `ended`. `worker` matters for DEDICATED only;
+        with a nonce it is the account which that names, and nothing else matters. Raises `TooManyFailures`."""
         self.check_failures()
         account = self.choose(worker, nonce)
         self.begin(account)
@@ -152,7 +153,8 @@ class SourcePool:
 
     def choose(self, worker: int = 0, nonce: bytes | None = None) -> str:
         """The account that `take` would give now; counts nothing. For who must remember the choice before it pays:
-        `begin` follows."""
+        `begin` follows, or `PooledSender.pay` with this account. What is chosen meanwhile does not know of it, so do
+        not let other tasks run in between."""
         return self._choose(worker, self._in_flight) if nonce is None else self.accounts[self._place(nonce)]
 
     def choose_each(self, number: int, nonce: bytes | None = None) -> list[str]:
@@ -308,12 +310,26 @@ class PooledSender:
         self._timeout_s = checked_seconds("timeout_s", timeout_s)
         self._unknown: list[_Payment] = []
 
-    async def pay(self, postings: Sequence[Posting], *, worker: int = 0, nonce: bytes | None = None) -> Answer:
-        """Pay all `postings` from one account of the pool, or none. `nonce` as in `Client.transfer`; the same nonce
-        again is the same account again. Raises `TooManyFailures`, `LocalMisuse` for a payment that cannot be made, and,
-        counted as a failure, `Unreachable`."""
+    async def pay(
+        self,
+        postings: Sequence[Posting],
+        *,
+        worker: int = 0,
+        nonce: bytes | None = None,
+        account: str | None = None,
+    ) -> Answer:
+        """Pay all `postings` from one account of the pool, or none. `nonce` as in `Client.transfer`.
+
+        `account` pays, which `SourcePool.choose` gave now or before a crash: with the same nonce and account it is the
+        same request, paid once. Without `account` a nonce names one by its hash, whatever the pool's choice, and
+        without both the pool chooses.
+        Raises `TooManyFailures`, `LocalMisuse` for a payment that cannot be made, and, counted as a failure,
+        `Unreachable`."""
         self._client.check_open()  # before anything is counted
-        return await self._send(self._make(self._pool.choose(worker, nonce), postings, nonce))
+        if account is None:
+            account = self._pool.choose(worker, nonce)
+        self._pool.check_account(account)
+        return await self._send(self._make(account, postings, nonce))
 
     async def pay_bulk(
         self, postings: Sequence[Posting], *, size: int = MAX_POSTINGS, nonce: bytes | None = None

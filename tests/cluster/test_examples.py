@@ -88,7 +88,7 @@ async def test_many_and_pooled_payments(cluster: Cluster, tmp_path: Path) -> Non
     code, text = await ran("pay_many.py", tmp_path, [net, f"{one}={payee}:x"])
     assert code == 2 and "is no PAYER=PAYEE:AMOUNT" in text, text
     assert await spendable(cluster, payee) == 121
-    pool = [net, f"{one},{other}", payee, "40"]
+    pool = [net, f"{one},{other}", payee, "40", str(tmp_path / "chosen.sqlite3")]
     code, text = await ran("pay_from_pool.py", tmp_path, pool)
     assert code == 0 and text.startswith("40 completed\n0 not tried, 0 of an earlier run\n"), text
     assert text.endswith("paid in this run: 40, left the accounts: 40\n"), text

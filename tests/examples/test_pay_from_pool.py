@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import anyio
 import pytest
@@ -30,6 +31,11 @@ def example() -> Iterator[ModuleType]:
     del sys.modules[spec.name]
 
 
+@pytest.fixture
+def chosen(example: ModuleType, tmp_path: Path) -> Any:
+    return example.Chosen(tmp_path / "chosen.sqlite3")
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -47,24 +53,24 @@ def run(test: Callable[[World, Client], Awaitable[None]], backend: str) -> None:
     anyio.run(main, backend=backend)
 
 
-def test_every_order_is_paid_and_the_sum_is_right(example: ModuleType, backend: str) -> None:
+def test_every_order_is_paid_and_the_sum_is_right(example: ModuleType, chosen: Any, backend: str) -> None:
     async def test(world: World, client: Client) -> None:
         orders = [example.Order(f"order {n}", [Posting("bob", 3)]) for n in range(50)]
-        answers, outflow = await example.pay_from_pool(client, KEYS, orders)
+        answers, outflow = await example.pay_from_pool(client, KEYS, orders, chosen)
         assert list(Counter(a.outcome for a in answers.values())) == [Outcome.COMPLETED]
         assert (len(answers), outflow) == (50, Outflow(150, 150, 0, 0))
         more = [*orders, *(example.Order(f"more {n}", [Posting("bob", 2)]) for n in range(5))]
-        again, outflow = await example.pay_from_pool(client, KEYS, more)
+        again, outflow = await example.pay_from_pool(client, KEYS, more, chosen)
         assert sum(answer.repeated for answer in again.values()) == 50 and world.ledger.executed == 55
         assert outflow == Outflow(10, 10, 0, 0) and outflow.ok, "what was paid before left before"
 
     run(test, backend)
 
 
-def test_too_many_failures_end_it_before_all_orders_were_tried(example: ModuleType, backend: str) -> None:
+def test_too_many_failures_end_it_before_all_orders_were_tried(example: ModuleType, chosen: Any, backend: str) -> None:
     async def test(world: World, client: Client) -> None:
         orders = [example.Order(f"order {n}", [Posting("nobody", 1)]) for n in range(50)]
-        answers, outflow = await example.pay_from_pool(client, KEYS, orders, workers=4, max_failures=5)
+        answers, outflow = await example.pay_from_pool(client, KEYS, orders, chosen, workers=4, max_failures=5)
         assert {a.outcome for a in answers.values()} == {Outcome.UNKNOWN_RECIPIENT}
         assert 6 <= len(answers) <= 9, "those that were on their way when it was one too many"
         assert outflow == Outflow(0, 0, 0, 0)
@@ -72,7 +78,7 @@ def test_too_many_failures_end_it_before_all_orders_were_tried(example: ModuleTy
     run(test, backend)
 
 
-def test_answers_are_kept_when_no_node_is_left(example: ModuleType, backend: str) -> None:
+def test_answers_are_kept_when_no_node_is_left(example: ModuleType, chosen: Any, backend: str) -> None:
     async def test(world: World, client: Client) -> None:
         node = world.nodes[0]
 
@@ -83,7 +89,9 @@ def test_answers_are_kept_when_no_node_is_left(example: ModuleType, backend: str
 
         node.fault = until_the_tenth
         orders = [example.Order(f"order {n}", [Posting("bob", 1)]) for n in range(50)]
-        answers, outflow = await example.pay_from_pool(client, KEYS, orders, workers=2, max_failures=5, timeout_s=0.5)
+        answers, outflow = await example.pay_from_pool(
+            client, KEYS, orders, chosen, workers=2, max_failures=5, timeout_s=0.5
+        )
         paid = [a for a in answers.values() if isinstance(a, Recorded)]
         assert len(paid) >= 5 and outflow is None
         assert all(isinstance(a, Recorded | wire.Unknown | Unreachable) for a in answers.values())
@@ -92,21 +100,54 @@ def test_answers_are_kept_when_no_node_is_left(example: ModuleType, backend: str
     run(test, backend)
 
 
-def test_an_order_that_cannot_be_made_stops_no_other(example: ModuleType, backend: str) -> None:
+def test_an_order_that_cannot_be_made_stops_no_other(example: ModuleType, chosen: Any, backend: str) -> None:
     async def test(world: World, client: Client) -> None:
         orders = [example.Order(f"order {n}", [Posting("bob", 1, "x" * (57 if n == 3 else 5))]) for n in range(9)]
-        answers, outflow = await example.pay_from_pool(client, KEYS, orders)
+        answers, outflow = await example.pay_from_pool(client, KEYS, orders, chosen)
         assert {name for name, a in answers.items() if isinstance(a, HopchainError)} == {"order 3"}
         assert isinstance(answers["order 3"], LocalMisuse) and outflow == Outflow(8, 8, 0, 0)
 
     run(test, backend)
 
 
-def test_without_a_node_nothing_is_sent_and_it_says_so(example: ModuleType, backend: str) -> None:
+def test_without_a_node_nothing_is_sent_and_it_says_so(example: ModuleType, chosen: Any, backend: str) -> None:
     async def test(world: World, client: Client) -> None:
         world.nodes[0].stop()
         with pytest.raises(Unreachable):
-            await example.pay_from_pool(client, KEYS, [example.Order("order", [Posting("bob", 1)])])
+            await example.pay_from_pool(client, KEYS, [example.Order("order", [Posting("bob", 1)])], chosen)
         assert world.ledger.submits == 0
+
+    run(test, backend)
+
+
+def test_an_order_stays_with_the_account_that_was_chosen_for_it(
+    example: ModuleType, chosen: Any, backend: str, tmp_path: Path
+) -> None:
+    async def test(world: World, client: Client) -> None:
+        def balances() -> list[int]:
+            return [world.ledger.accounts[name].settled for name in KEYS]
+
+        orders = [example.Order(f"order {n}", [Posting("bob", 1)]) for n in range(6)]
+        await example.pay_from_pool(client, KEYS, orders, chosen, workers=1)
+        assert balances() == [FUNDS - 6, FUNDS, FUNDS], "one worker never finds the first one busy"
+        others = {name: KEYS[name] for name in ("payer-3", "payer-2", "payer-1")}
+        again, _ = await example.pay_from_pool(client, others, orders, example.Chosen(tmp_path / "chosen.sqlite3"))
+        assert all(answer.repeated for answer in again.values()) and balances() == [FUNDS - 6, FUNDS, FUNDS]
+        del others["payer-1"]
+        refused, _ = await example.pay_from_pool(client, others, orders, chosen)
+        assert {str(answer) for answer in refused.values()} == {"'payer-1' is none of the 2 accounts of this pool"}
+        assert world.ledger.executed == 6, "it is told, and paid from no other account"
+
+    run(test, backend)
+
+
+def test_what_cannot_be_written_down_is_not_sent(example: ModuleType, backend: str, tmp_path: Path) -> None:
+    async def test(world: World, client: Client) -> None:
+        nowhere = example.Chosen(tmp_path / "nowhere" / "chosen.sqlite3")
+        answers, outflow = await example.pay_from_pool(
+            client, KEYS, [example.Order("order", [Posting("bob", 1)])], nowhere
+        )
+        assert isinstance(answers["order"], LocalMisuse) and "cannot be used: unable to open" in str(answers["order"])
+        assert (world.ledger.submits, outflow) == (0, Outflow(0, 0, 0, 0))
 
     run(test, backend)

@@ -296,6 +296,45 @@ def test_the_same_nonce_pays_once(backend: str) -> None:
     run(test, backend)
 
 
+def test_an_account_that_was_chosen_before_pays_whatever_the_nonce_or_the_load_say(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        pool = make_pool()
+        sender = sender_of(client, pool)
+        nonce = b"n" * 32
+        account = next(name for name in ACCOUNTS[1:] if name != pool.choose(nonce=nonce))
+        for repeated in (False, True):
+            answer = await sender.pay([Posting("bob", 9)], nonce=nonce, account=account)
+            assert isinstance(answer, Recorded) and (answer.account, answer.repeated) == (account, repeated)
+        answer = await sender.pay([Posting("bob", 9)], account=account)
+        assert isinstance(answer, Recorded) and (answer.account, answer.repeated) == (account, False)
+        assert pool.most_in_flight == {name: int(name == account) for name in ACCOUNTS}
+        with pytest.raises(LocalMisuse, match="'mint' is none of the 4 accounts of this pool"):
+            await sender.pay([Posting("bob", 9)], nonce=nonce, account="mint")
+        assert (pool.completed, pool.failed, world.ledger.submits) == (3, 0, 3)
+
+    run(test, backend)
+
+
+def test_a_choice_is_paid_from_and_the_next_one_knows_of_it(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        pool = make_pool()
+        sender = sender_of(client, pool)
+        chosen: list[str] = []
+
+        async def pay(number: int) -> None:
+            account = pool.choose(number)
+            chosen.append(account)
+            await sender.pay([Posting("bob", 1)], nonce=bytes([number]) * 32, account=account)
+
+        world.nodes[0].hold_until = 8
+        async with anyio.create_task_group() as tasks:
+            for number in range(8):
+                tasks.start_soon(pay, number)
+        assert Counter(chosen) == dict.fromkeys(ACCOUNTS, 2), "the least active each time"
+
+    run(test, backend)
+
+
 def test_a_rejection_is_a_failure_and_too_many_stop_the_pool(backend: str) -> None:
     async def test(world: World, client: Client) -> None:
         pool = make_pool(max_failures=1)
