@@ -20,13 +20,13 @@ from chain.request import (
     opening,
     transfer,
 )
-from hopchain.bulk import NotSent
+from hopchain.bulk import NotSent, TooManyFailures
 from hopchain.calls import Timing
 from hopchain.change import Change, ChangeAction, SignedChange, sign_change
 from hopchain.client import Client
 from hopchain.errors import CallRefused, ClientError, HopchainError, RemoteFault, Unreachable
 from hopchain.places import load_key, open_network, store_key, wallet_file
-from hopchain.pools import Choice, Ended, Outflow, PooledSender, SourcePool, TooManyFailures
+from hopchain.pools import Choice, Ended, Outflow, PooledSender, SourcePool
 from hopchain.signing import raw_public_key, sign_request
 from hopchain.submitting import Answer
 from hopchain.wire import (

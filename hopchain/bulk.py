@@ -29,8 +29,9 @@ class NotSent(ClientError):
     """In place of an answer: this request was not sent, as the caller's own doing, such as closing the client, came
     before its turn. Nothing happened to it."""
 
-    def __init__(self, misuse: LocalMisuse) -> None:
-        super().__init__(f"this request was not sent: {misuse}")
+
+class TooManyFailures(NotSent):
+    """More payments failed than the caller allows, so this one was not sent."""
 
 
 def checked_failures(given: int | None) -> int | None:
@@ -53,19 +54,42 @@ def signed_requests(
 
 
 async def submit_each(
-    submit: Callable[[S], Awaitable[T]], items: Sequence[S], *, at_once: int = MANY_IN_FLIGHT
+    submit: Callable[[S], Awaitable[T]],
+    items: Sequence[S],
+    *,
+    at_once: int = MANY_IN_FLIGHT,
+    max_failures: int | None = None,
+    failed: Callable[[T], bool] = lambda answer: False,
+    on_answer: Callable[[int, T | ClientError], None] | None = None,
 ) -> list[T | ClientError]:
     """What became of each, in order, `at_once` at a time. What `submit` raises for one stands in its place and stops no
-    other: the answers of those that were paid are never lost with it."""
+    other: the answers of those that were paid are never lost with it.
+
+    `on_answer` is called with the number of each and what became of it as soon as that is known. `max_failures`: once
+    more than these have an answer that is `failed` or a `ClientError`, no other is begun."""
     answers: dict[int, T | ClientError] = {}
+    failures = 0
+
+    async def outcome(item: S) -> T | ClientError:
+        nonlocal failures
+        if max_failures is not None and failures > max_failures:
+            return TooManyFailures(
+                f"this request was not sent: {failures} others failed, more than {max_failures}; look at their answers"
+            )
+        try:
+            answer = await submit(item)
+        except ClientError as error:
+            failures += 1
+            return error
+        except LocalMisuse as error:
+            return NotSent(f"this request was not sent: {error}")
+        failures += failed(answer)
+        return answer
 
     async def work(number: int) -> None:
-        try:
-            answers[number] = await submit(items[number])
-        except ClientError as error:
-            answers[number] = error
-        except LocalMisuse as error:
-            answers[number] = NotSent(error)
+        answers[number] = await outcome(items[number])
+        if on_answer is not None:
+            on_answer(number, answers[number])
 
     await work_on_each(range(len(items)), work, at_once=at_once)
     return [answers[number] for number in range(len(items))]

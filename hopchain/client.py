@@ -26,7 +26,7 @@ say otherwise; those that read page after page have it for each page.
 
 import secrets
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -50,7 +50,7 @@ from chain.request import (
 )
 from hopchain.addresses import Address, NodeAddress, checked_address
 from hopchain.asking import ask_for, check_can_be_sent, propose
-from hopchain.bulk import signed_requests, submit_each
+from hopchain.bulk import checked_failures, signed_requests, submit_each
 from hopchain.calls import Timing, checked_seconds
 from hopchain.change import SignedChange
 from hopchain.connection import client_context
@@ -213,6 +213,8 @@ class Client:
         keys: Mapping[str, Ed25519PrivateKey],
         *,
         atomic: bool = False,
+        max_failures: int | None = None,
+        on_answer: Callable[[int, Answer | ClientError], None] | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         at: NodeAddress | None = None,
     ) -> list[Answer | ClientError]:
@@ -222,11 +224,29 @@ class Client:
 
         Each is independent of the others, and one that fails stops none; `timeout_s` is for each. `atomic`: transfers
         of one account, all or nothing (hopchain.bulk): one request, whose one answer is that of each.
+
+        `max_failures`: when more than these were not completed (rejected, without an outcome, not sent), no more are
+        sent; those under way get their answers, the rest are `TooManyFailures`. `on_answer(place, answer)` is called as
+        soon as one is known: who may be cancelled, which loses the list, keeps them so. What it raises ends the call,
+        in an exception group.
         Raises `LocalMisuse` before anything is sent when one of them cannot be made, or the client is not open.
         """
         self._checked(at, timeout_s)
+        checked_failures(max_failures)
         signed = signed_requests(requests, keys, atomic=atomic)
-        answers = await submit_each(lambda each: self.submit(each, timeout_s=timeout_s, at=at), signed)
+
+        def tell(number: int, answer: Answer | ClientError) -> None:
+            if on_answer is not None:
+                for place in range(len(requests)) if atomic else (number,):
+                    on_answer(place, answer)
+
+        answers = await submit_each(
+            lambda each: self.submit(each, timeout_s=timeout_s, at=at),
+            signed,
+            max_failures=max_failures,
+            failed=lambda answer: not (isinstance(answer, Recorded) and answer.completed),
+            on_answer=tell,
+        )
         return answers * len(requests) if atomic else answers
 
     async def cancel(

@@ -27,7 +27,7 @@ import hashlib
 import random
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -37,7 +37,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.request import MAX_POSTINGS, Posting, SignedRequest, transfer
-from hopchain.bulk import checked_failures, submit_each
+from hopchain.bulk import TooManyFailures, checked_failures, submit_each
 from hopchain.calls import checked_seconds
 from hopchain.client import NONCE_BYTES, Client
 from hopchain.errors import ClientError, Unreachable
@@ -64,10 +64,6 @@ class Ended(enum.Enum):
     COMPLETED = enum.auto()
     FAILED = enum.auto()  # no money moved by this call, and none will
     UNKNOWN = enum.auto()  # the deadline passed: it may have been executed
-
-
-class TooManyFailures(ClientError):
-    """More payments failed than the pool allows; it gives out no account any more."""
 
 
 class Outflow(msgspec.Struct, frozen=True):
@@ -332,7 +328,12 @@ class PooledSender:
         return await self._send(self._make(account, postings, nonce))
 
     async def pay_bulk(
-        self, postings: Sequence[Posting], *, size: int = MAX_POSTINGS, nonce: bytes | None = None
+        self,
+        postings: Sequence[Posting],
+        *,
+        size: int = MAX_POSTINGS,
+        nonce: bytes | None = None,
+        on_answer: Callable[[int, Answer | ClientError], None] | None = None,
     ) -> list[Answer | ClientError]:
         """Pay any number of postings in requests of at most `size`, as many at once as the pool has accounts. What
         became of each request, in order of its postings; one that fails does not stop the others. All are signed before
@@ -340,7 +341,8 @@ class PooledSender:
 
         `nonce` (32 bytes) makes these payments these and no others: the same postings, `size` and `nonce` again, also
         after a crash, are the same requests and pay once. The nonce names the account of the first request, and the
-        others go to each account in turn, whatever the choice. None takes random ones."""
+        others go to each account in turn, whatever the choice. None takes random ones. `on_answer` as in
+        `Client.submit_many`: called with the number of a request and what became of it, as soon as that is known."""
         self._client.check_open()
         if nonce is not None:
             _check_nonce(nonce)
@@ -349,7 +351,7 @@ class PooledSender:
         parts = [postings[at : at + size] for at in range(0, len(postings), size)]
         nonces = [None if nonce is None else _nonce_of_part(nonce, number) for number in range(len(parts))]
         made = list(map(self._make, self._pool.choose_each(len(parts), nonce), parts, nonces))
-        return await submit_each(self._send, made, at_once=len(self._pool.accounts))
+        return await submit_each(self._send, made, at_once=len(self._pool.accounts), on_answer=on_answer)
 
     def _make(self, account: str, postings: Sequence[Posting], nonce: bytes | None) -> _Payment:
         """Raises `LocalMisuse`; nothing is counted."""

@@ -1,6 +1,8 @@
 """Many requests in one call: independent ones with an outcome each, or transfers of one account, all or nothing."""
 
+import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import anyio
 import msgspec
@@ -10,7 +12,18 @@ from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.names import MAX_AMOUNT
 from chain.request import MAX_POSTINGS, NetworkId, Posting, Request, cancellation, transfer
-from hopchain import Client, ClientError, NotSent, Recorded, Timing, Unreachable, raw_public_key, sign_request, wire
+from hopchain import (
+    Client,
+    ClientError,
+    NotSent,
+    Recorded,
+    Timing,
+    TooManyFailures,
+    Unreachable,
+    raw_public_key,
+    sign_request,
+    wire,
+)
 from hopchain.bulk import MANY_IN_FLIGHT, joined, submit_each
 from tests.hopchain.fake_node import ISSUER_KEY, Drop, key_number
 from tests.hopchain.test_client import BACKENDS, World, once, run
@@ -214,6 +227,71 @@ def test_what_happens_to_one_stands_in_its_place(backend: str) -> None:
     anyio.run(main, backend=backend)
 
 
+@pytest.mark.parametrize("failure", ["rejected", "unreachable", "refused"])
+def test_after_too_many_failures_no_more_are_sent(backend: str, failure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hopchain.client.submit_each", partial(submit_each, at_once=3))
+
+    async def test(world: World, client: Client) -> None:
+        network, (node,) = world.genesis.network_id, world.nodes
+        to = "nobody" if failure == "rejected" else "bob"
+        made = [transfer(network, "mint", [Posting(to, 1)], n.to_bytes(32, "big")) for n in range(20)]
+        made[0] = transfer(network, "mint", [Posting("bob", 1)], b"1" * 32)
+        if failure == "refused":
+            node.fault = lambda call: wire.Refused("no", "not now") if isinstance(call, wire.Submit) else None
+        if failure == "unreachable":
+            node.stop()
+        answers = await client.submit_many(made, KEYS, max_failures=4)
+        sent = [answer for answer in answers if not isinstance(answer, NotSent)]
+        assert answers[: len(sent)] == sent and 5 <= len(sent) <= 8, "five are one too many, and two were under way"
+        assert {type(answer) for answer in answers[len(sent) :]} == {TooManyFailures}
+        assert re.search(r"not sent: [5-8] others failed, more than 4; look at their answers", str(answers[-1]))
+        if failure == "rejected":
+            assert isinstance(sent[0], Recorded) and sent[0].completed and world.ledger.submits == len(sent)
+            again = await client.submit_many(made[:4], KEYS, max_failures=4)
+            assert again == [msgspec.structs.replace(a, repeated=True) for a in sent[:4] if isinstance(a, Recorded)]
+
+    with_client(test, backend)
+
+
+def test_each_answer_is_told_as_it_comes_also_of_a_call_that_is_cancelled(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hopchain.client.submit_each", partial(submit_each, at_once=3))
+
+    async def test(world: World, client: Client) -> None:
+        network = world.genesis.network_id
+        made = [transfer(network, "mint", [Posting("bob", 1)], n.to_bytes(32, "big")) for n in range(9)]
+        told: dict[int, object] = {}
+
+        def keep(place: int, answer: object) -> None:
+            assert place not in told
+            told[place] = answer
+            if len(told) == 4:
+                call.cancel()
+
+        with anyio.CancelScope() as call:
+            await client.submit_many(made, KEYS, on_answer=keep)
+        assert call.cancelled_caught and 4 <= len(told) < 9
+        paid = {sign_request(made[place], ISSUER_KEY).request_id for place in told}
+        assert {answer.request_id for answer in told.values() if isinstance(answer, Recorded)} == paid
+        answers = await client.submit_many(made, KEYS, on_answer=told.__setitem__)
+        assert [told[place] for place in range(9)] == answers and world.ledger.accounts["bob"].incoming == 9
+
+    with_client(test, backend)
+
+
+def test_the_answer_of_all_or_nothing_is_told_for_each(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        one, _, bad, other = requests_of(world)
+        told: list[tuple[int, object]] = []
+        answers = await client.submit_many(
+            [one, bad, other], KEYS, atomic=True, max_failures=0, on_answer=lambda *each: told.append(each)
+        )
+        assert told == list(enumerate(answers)) and len(answers) == 3
+
+    with_client(test, backend)
+
+
 def test_what_cannot_be_made_is_refused_before_anything_is_sent(backend: str) -> None:
     async def test(world: World, client: Client) -> None:
         with pytest.raises(LocalMisuse, match="1 accounts have no key, the first is alice"):
@@ -223,6 +301,8 @@ def test_what_cannot_be_made_is_refused_before_anything_is_sent(backend: str) ->
             await client.submit_many([requests_of(world)[0], bad], KEYS)
         with pytest.raises(LocalMisuse, match="2 accounts"):
             await client.submit_many(requests_of(world), KEYS, atomic=True)
+        with pytest.raises(LocalMisuse, match="max_failures=-1: give how many may fail"):
+            await client.submit_many(requests_of(world), KEYS, max_failures=-1)
         closed = Client([world.nodes[0].address], world.genesis.ca, world.genesis.network_id)
         for atomic in (False, True):
             with pytest.raises(LocalMisuse, match="the client is not open"):

@@ -498,6 +498,26 @@ def test_a_bulk_run_ends_with_the_pool_and_says_so_for_each_request(backend: str
         told = Counter(type(answer).__name__ for answer in answers)
         assert set(told) == {"Recorded", "TooManyFailures"} and told.total() == 40
         assert told["Recorded"] == pool.failed == world.ledger.submits <= len(ACCOUNTS)
+        assert all(isinstance(a, Recorded | NotSent) for a in answers)
+
+    run(test, backend)
+
+
+def test_a_bulk_run_that_is_cancelled_has_told_what_was_paid(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        pool = make_pool()
+        told: list[int] = []
+
+        def keep(number: int, answer: object) -> None:
+            assert isinstance(answer, Recorded) and answer.completed
+            told.append(number)
+            if len(told) == 6:
+                call.cancel()
+
+        with anyio.CancelScope() as call:
+            await sender_of(client, pool).pay_bulk([Posting("bob", 1)] * 20, size=1, on_answer=keep)
+        assert call.cancelled_caught and 6 <= len(set(told)) == pool.completed < 20
+        assert sum(pool.in_flight.values()) == 0
 
     run(test, backend)
 
