@@ -37,15 +37,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chain.errors import LocalMisuse
 from chain.link import Outcome
 from chain.request import MAX_POSTINGS, Posting, SignedRequest, transfer
-from hopchain.bulk import TooManyFailures, checked_failures, submit_each
+from hopchain.bulk import MANY_IN_FLIGHT, TooManyFailures, checked_failures, submit_each
 from hopchain.calls import checked_seconds
 from hopchain.client import NONCE_BYTES, Client
 from hopchain.errors import ClientError, Unreachable
 from hopchain.signing import sign_request
 from hopchain.submitting import Answer
-from hopchain.wire import Balance, Recorded, Stale, Unknown
+from hopchain.wire import Balance, NotFound, Recorded, Stale, Unknown
 
 DEFAULT_TIMEOUT_S: Final = 10.0
+BALANCES_AT_ONCE: Final = 64  # half of the linearizable ones that a node has under way of one connection
+SETTLED_AT_ONCE: Final = MANY_IN_FLIGHT
 _TAG: Final = b"hopchain:bulk:1\0"
 
 
@@ -277,8 +279,9 @@ def _checked_worker(worker: int) -> int:
     raise LocalMisuse(f"worker={worker!r}: give the worker's number, 0 or more")
 
 
-class _Payment(msgspec.Struct, frozen=True):
-    """A signed transfer of `amount` minor units from an account of the pool."""
+class _Payment(msgspec.Struct, frozen=True, eq=False):
+    """A signed transfer of `amount` minor units from an account of the pool. Each is another one, also of the same
+    request."""
 
     account: str
     amount: int
@@ -287,7 +290,7 @@ class _Payment(msgspec.Struct, frozen=True):
 
 class PooledSender:
     """Pays from a pool through a client. Any number of tasks of the client's event loop may share it. `keys`: the key
-    of each account."""
+    of each account; `timeout_s`: of each payment, and of each balance."""
 
     def __init__(
         self,
@@ -304,7 +307,7 @@ class PooledSender:
         self._pool = pool
         self._keys = keys
         self._timeout_s = checked_seconds("timeout_s", timeout_s)
-        self._unknown: list[_Payment] = []
+        self._unknown: dict[_Payment, None] = {}  # in the order in which they ended
 
     async def pay(
         self,
@@ -374,28 +377,50 @@ class PooledSender:
             raise
         finally:
             if how is Ended.UNKNOWN:
-                self._unknown.append(payment)
+                self._unknown[payment] = None
             self._pool.ended(payment.account, payment.amount, how, height)
 
     async def settle(self) -> int:
-        """Send every payment without an outcome once more, which executes none twice. How many remain without one.
-        One task at a time. Raises `Unreachable`."""
-        for payment in list(self._unknown):
+        """Send every payment without an outcome once more, which executes none twice; many at once, `timeout_s` for
+        each. How many remain without one. Raises `Unreachable`, after all were tried, when one could not be sent."""
+        self._client.check_open()
+
+        async def send(payment: _Payment) -> None:
             answer = await self._client.submit(payment.signed, timeout_s=self._timeout_s)
+            if payment not in self._unknown:  # another task has settled it meanwhile
+                return
             if isinstance(answer, Recorded | Stale):  # not started or refused here: an earlier node may still have it
-                self._unknown.remove(payment)
+                del self._unknown[payment]
                 self._pool.settled(payment.account, payment.amount, _ended(answer), _height(answer))
+
+        for ended in await submit_each(send, list(self._unknown), at_once=SETTLED_AT_ONCE):
+            if isinstance(ended, ClientError):
+                raise ended
         return len(self._unknown)
 
     async def balances(self) -> dict[str, Balance]:
-        """What each account of the pool has, as a majority of the nodes knows it. Raises
-        `ClientError` when one of them is not told in time, `LocalMisuse` for an account that is not open."""
-        found = {}
-        for account in self._pool.accounts:
-            answer = await self._client.balance(account, linearizable=True)
+        """What each account of the pool has, as a majority of the nodes knows it; many are asked for at once,
+        `timeout_s` for each. Raises `ClientError` when one of them is not told in time, and asks for no more then;
+        `LocalMisuse` for an account that is not open."""
+        self._client.check_open()
+
+        async def ask(account: str) -> Balance | None:
+            answer = await self._client.balance(account, linearizable=True, timeout_s=self._timeout_s)
             if isinstance(answer, Unknown):
                 raise ClientError(f"the balance of {account} is not known: {answer.reason}; ask again")
-            if not isinstance(answer, Balance):
+            if isinstance(answer, NotFound):
+                if answer.stale:
+                    raise ClientError(f"the balance of {account} is not known: who answered may be behind; ask again")
+                return None
+            return answer
+
+        accounts = self._pool.accounts
+        found: dict[str, Balance] = {}
+        answers = await submit_each(ask, accounts, at_once=BALANCES_AT_ONCE, max_failures=0)
+        for account, answer in zip(accounts, answers, strict=True):
+            if isinstance(answer, ClientError):  # the first one in order: it began before those that were not asked for
+                raise answer
+            if answer is None:
                 raise LocalMisuse(f"the balance of {account} is not known: there is no such account")
             found[account] = answer
         return found

@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 import hopchain.submitting
 from chain.errors import LocalMisuse
 from chain.link import Outcome
-from chain.request import MAX_POSTINGS, Posting, request_id
+from chain.request import MAX_POSTINGS, Posting, SignedRequest, request_id
 from hopchain import (
+    Answer,
     Balance,
     Choice,
     Client,
@@ -27,14 +28,13 @@ from hopchain import (
     Recorded,
     Refused,
     SourcePool,
-    Timing,
     TooManyFailures,
     Unknown,
     Unreachable,
     raw_public_key,
     wire,
 )
-from tests.hopchain.fake_node import key_number
+from tests.hopchain.fake_node import Hang, key_number
 from tests.hopchain.test_client import BACKENDS, World, running
 
 ACCOUNTS = ["payer-1", "payer-2", "payer-3", "payer-4"]
@@ -588,14 +588,133 @@ def test_a_bulk_run_with_a_nonce_goes_to_each_account_in_turn(choice: Choice) ->
                 choose(nonce=bad)  # type: ignore[operator]
 
 
+def test_balances_are_asked_for_at_once(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        world.nodes[0].hold_until = len(ACCOUNTS)  # no answer before all are asked
+        balances = await sender_of(client, make_pool()).balances()
+        assert list(balances) == ACCOUNTS
+        assert [(b.account, b.settled) for b in balances.values()] == [(name, FUNDS) for name in ACCOUNTS]
+
+    run(test, backend)
+
+
+def test_balances_of_a_stuck_node_take_the_time_of_one(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hopchain.pools.BALANCES_AT_ONCE", 2)
+
+    async def test(world: World, client: Client) -> None:
+        (node,) = world.nodes
+        await client.status()
+        node.fault = lambda call: Hang() if isinstance(call, wire.AskBalance) else None
+        with pytest.raises(Unreachable, match=r"no answer within 1 s"):
+            await sender_of(client, make_pool(), timeout_s=1.0).balances()
+        asked = [call.account for call in node.calls if isinstance(call, wire.AskBalance)]
+        assert asked == ACCOUNTS[:2], "the pool's time is theirs, and no other is asked for after them"
+
+    run(test, backend)
+
+
+async def doubt(sender: PooledSender, world: World, number: int) -> None:
+    """So many payments without an outcome: they are cancelled when the node has them all, and it answers none."""
+    (node,) = world.nodes
+    node.calls.clear()
+
+    def never(call: wire.CallBody) -> Hang | None:
+        if not isinstance(call, wire.Submit):
+            return None
+        if len(node.calls) == number:
+            tasks.cancel_scope.cancel()
+        return Hang()
+
+    node.fault = never
+    async with anyio.create_task_group() as tasks:
+        for _ in range(number):
+            tasks.start_soon(sender.pay, [Posting("bob", 1)])
+    node.fault = lambda call: None
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+def test_payments_without_an_outcome_are_settled_many_at_once(
+    backend: str, monkeypatch: pytest.MonkeyPatch, stuck: bool
+) -> None:
+    monkeypatch.setattr("hopchain.pools.SETTLED_AT_ONCE", 4)
+
+    async def test(world: World, client: Client) -> None:
+        (node,), submit = world.nodes, client.submit
+        pool = make_pool()
+        sender = sender_of(client, pool, timeout_s=1.0 if stuck else 5.0)
+        under_way = most = 0
+
+        async def counted(signed: SignedRequest, *, timeout_s: float) -> Answer:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            try:
+                return await submit(signed, timeout_s=timeout_s)
+            finally:
+                under_way -= 1
+
+        await doubt(sender, world, 8)
+        assert pool.unknown == 8
+        monkeypatch.setattr(client, "submit", counted)
+        node.calls.clear()
+        if stuck:
+            node.fault = lambda call: Hang() if isinstance(call, wire.Submit) else None
+            assert await sender.settle() == 8, "all are kept"
+        else:
+            node.hold_until = 4  # no answer before four are sent
+            assert await sender.settle() == 0
+            assert (pool.completed, pool.unknown, world.ledger.executed) == (8, 0, 8)
+        assert len({call.raw for call in node.calls if isinstance(call, wire.Submit)}) == 8 and most == 4
+
+    run(test, backend)
+
+
+def test_two_tasks_that_settle_at_once_settle_each_payment_once(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        pool = make_pool()
+        sender = sender_of(client, pool)
+        await doubt(sender, world, 3)
+        world.nodes[0].hold_until = 6  # both have sent all before any answer comes
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(sender.settle)
+        assert (pool.completed, pool.unknown, sum(pool.paid.values())) == (3, 0, 3)
+
+    run(test, backend)
+
+
+def test_what_can_be_settled_is_when_another_payment_cannot_be_sent(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(world: World, client: Client) -> None:
+        pool = make_pool()
+        sender = sender_of(client, pool)
+        await doubt(sender, world, 3)
+        submit, sent = client.submit, 0
+
+        async def second_not(signed: SignedRequest, *, timeout_s: float) -> Answer:
+            nonlocal sent
+            sent += 1
+            if sent == 2:
+                raise Unreachable([("node", "no room")])
+            return await submit(signed, timeout_s=timeout_s)
+
+        monkeypatch.setattr(client, "submit", second_not)
+        with pytest.raises(Unreachable, match="no room"):
+            await sender.settle()
+        assert (pool.completed, pool.unknown) == (2, 1)
+        assert await sender.settle() == 0
+
+    run(test, backend)
+
+
 def test_a_balance_that_nobody_tells_in_time_is_no_misuse(backend: str) -> None:
     async def test(world: World, client: Client) -> None:
         world.nodes[0].fault = lambda call: (
             wire.Unknown(b"", "no majority") if isinstance(call, wire.AskBalance) else None
         )
-        async with world.client(timing=Timing(read_s=0.5)) as hasty:
-            with pytest.raises(ClientError, match="the balance of payer-1 is not known: no majority"):
-                await sender_of(hasty, make_pool()).balances()
+        with pytest.raises(ClientError, match="the balance of payer-1 is not known: no majority"):
+            await sender_of(client, make_pool(), timeout_s=0.5).balances()
 
     run(test, backend)
 
@@ -609,6 +728,9 @@ def test_an_account_without_a_key_is_told_at_once(backend: str) -> None:
         missing = SourcePool(["payer-1", "ghost"], Choice.DEDICATED, random.Random(1))
         ghost = PooledSender(client, missing, {"payer-1": key_number(1), "ghost": key_number(2)})
         with pytest.raises(LocalMisuse, match="the balance of ghost is not known: there is no such account"):
+            await ghost.balances()
+        world.nodes[0].stale = True
+        with pytest.raises(ClientError, match="the balance of ghost is not known: who answered may be behind"):
             await ghost.balances()
 
     run(test, backend)
