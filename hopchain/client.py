@@ -104,8 +104,9 @@ class Client:
 
     `nodes`: (host, client port) of the nodes to ask, the first that answers is kept until it fails or leaves a call
     without an answer; `spread` uses all of them: a request goes to the one that makes its sender's next link, as far as
-    that is known (hopchain.tails), everything else to each in turn. `ca_pem`: the text of the network's CA certificate.
-    `network`: the 32-byte network id. Methods take `at=(host, port)` to pin one node.
+    that is known (hopchain.tails), everything else to each in turn. It is faster for many requests, and takes a
+    connection of every node. `ca_pem`: the text of the network's CA certificate. `network`: the 32-byte network id.
+    Methods take `at=(host, port)` to pin one node.
     """
 
     def __init__(

@@ -11,7 +11,8 @@ import pytest
 
 import hopchain
 from chain.request import MEMO_BYTES
-from hopchain import ClientError, HopchainError, LocalMisuse
+from hopchain import ClientError, HopchainError, LocalMisuse, bulk, pools
+from node.config import Limits
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "client.md").read_text()
@@ -61,6 +62,15 @@ def test_every_method_is_named() -> None:
     methods = {name for name in vars(hopchain.Client) if not name.startswith("_")}
     assert set(re.findall(r"`(\w+)`", bullet)) - {"stale", "LocalMisuse"} == methods
     assert f"a memo of {MEMO_BYTES} bytes" in TEXT
+
+
+def test_its_numbers_are_those_of_the_program() -> None:
+    many = bulk.MANY_IN_FLIGHT
+    assert f"Independent requests go out {many} at a time" in TEXT
+    assert f"Those under way, up to {many - 1}, still get their answers" in TEXT
+    assert f"asks for {pools.BALANCES_AT_ONCE} accounts at a time" in TEXT
+    assert f"sends {pools.SETTLED_AT_ONCE} payments at a time" in " ".join(TEXT.split())
+    assert f"which has {Limits().client_connections} for all clients" in TEXT
 
 
 def test_the_table_of_exceptions_has_them_all() -> None:
