@@ -331,15 +331,20 @@ class _Bench:
         comparison = await compare(network, SETTLE_S)
         settle_s = anyio.current_time() - begin
         answers = read_answers(self._place)
-        reads = self._settings.profile == Profile.READ
+        reads = spec.profile is Profile.READ
         paid = 0 if reads else sum(r.completed_in_all for r in results) * AMOUNT
+        unknown = 0 if reads else sum(r.unknown - r.unknown_settled for r in results)
+        unknown_amount = unknown * spec.batch * AMOUNT
         if not paths:
             asked, lost = await ask_lost(client, network, answers)
-            return Kept(comparison, settle_s, len(answers), asked, lost, paid, None)
-        left = {now - then for now, then in zip(paid_out(paths, spec.prefix), before_paid, strict=True)}
+            return Kept(comparison, settle_s, len(answers), asked, lost, paid, None, unknown, unknown_amount)
+        lefts = [now - then for now, then in zip(paid_out(paths, spec.prefix), before_paid, strict=True)]
         lost = await anyio.to_thread.run_sync(count_lost, paths, answers)
-        wrong = next((amount for amount in left if amount != paid), paid)
-        return Kept(comparison, settle_s, len(answers), len(answers), lost, paid, wrong)
+        by_node = [
+            Kept(comparison, settle_s, len(answers), len(answers), lost, paid, left, unknown, unknown_amount)
+            for left in lefts
+        ]
+        return next((kept for kept in by_node if not kept.left_is_paid), by_node[0])
 
 
 class _Generator:

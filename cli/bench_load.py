@@ -74,7 +74,7 @@ class Flight(msgspec.Struct):
     request_id: bytes
     begun: float
     tries: int = 1
-    doubted: bool = False  # it was answered `unknown` before
+    doubted: bool = False  # it was answered `unknown` before, or not at all
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -305,13 +305,12 @@ class Measurement:
                 pause = min(AGAIN_S * 2**flight.tries, LAST_AGAIN_S)
                 heapq.heappush(self._again, (now + pause, id(flight), flight))
                 return
-            case wire.Unknown():
-                self._unknown.append(flight)
-                self._end_pooled(flight, Ended.UNKNOWN)
+            case _ if flight.doubted or isinstance(body, wire.Unknown):  # refused now; somebody may have done it before
+                self._doubt(flight)
             case wire.Refused():
                 self._counts["refused"] += 1
                 self._rejected[body.code] += 1
-                self._end_pooled(flight, Ended.FAILED)
+                self._end(flight, Ended.FAILED)
             case _:
                 self._rejected[type(body).__name__] += 1
         self._counts["completed_in_all"] += completed
@@ -331,9 +330,9 @@ class Measurement:
             self._tails[flight.sender], self._heights[flight.sender] = body.link_hash, body.height
         if not body.completed:
             self._rejected[body.outcome.name.lower()] += 1
-            self._end_pooled(flight, Ended.FAILED)
+            self._end(flight, Ended.FAILED)
             return 0
-        self._end_pooled(flight, Ended.COMPLETED)
+        self._end(flight, Ended.COMPLETED)
         if now - self._probed >= PROBE_EVERY_S and len(self._lines.lines) > 1 and self._from <= now < self._until:
             self._probed = now
             other = (line + 1) % len(self._lines.lines)
@@ -341,12 +340,16 @@ class Measurement:
             self._probes[self._lines.call(other, question)] = Probe(now)
         return self._spec.batch
 
-    def _end_pooled(self, flight: Flight, how: Ended) -> None:
+    def _doubt(self, flight: Flight) -> None:
+        """It may be executed: only the record of it tells."""
+        self._unknown.append(flight)
+        self._end(flight, Ended.UNKNOWN)
+
+    def _end(self, flight: Flight, how: Ended) -> None:
         """Tell the pool; a flight that is unknown for the second time is as unknown as before."""
-        if self._pool is None or (flight.doubted and how is Ended.UNKNOWN):
-            return
-        tell_pool = self._pool.settled if flight.doubted else self._pool.ended
-        tell_pool(str(flight.sender), self._spec.batch * AMOUNT, how)
+        if self._pool is not None and not (flight.doubted and how is Ended.UNKNOWN):
+            tell_pool = self._pool.settled if flight.doubted else self._pool.ended
+            tell_pool(str(flight.sender), self._spec.batch * AMOUNT, how)
         flight.doubted = how is Ended.UNKNOWN
 
     # --- the end ---
@@ -357,8 +360,7 @@ class Measurement:
         while (self._flights or self._again) and self._ports.clock() < deadline:
             self._serve(0.1)
         for flight in [*self._flights.values(), *(flight for _, _, flight in self._again)]:
-            self._end_pooled(flight, Ended.UNKNOWN)
-            self._unknown.append(flight)
+            self._doubt(flight)
         self._flights.clear()
         self._again.clear()
 

@@ -335,6 +335,32 @@ def test_unknown_is_counted_and_settled_by_the_same_request(bench: Bench) -> Non
     assert 0 < before - bench.balance(0) - bench.balance(1) <= done
 
 
+@pytest.mark.parametrize("profile", [Profile.UNIFORM, Profile.POOL])
+def test_what_is_refused_when_it_is_sent_again_stays_unknown(bench: Bench, profile: Profile) -> None:
+    """It was executed by a node that did not say so."""
+    bench.prepare(sources=2)
+    executed = bench.world.ledger.executed
+    doubted: set[bytes] = set()
+
+    def silent(node: FakeNode, call: wire.CallBody) -> wire.ReplyBody | None:
+        if not isinstance(call, wire.Submit):
+            return None
+        request = request_id(call.raw)
+        if request in doubted:
+            return wire.Refused("no", "not now")
+        if len(doubted) < 3:
+            doubted.add(request)
+            node.ledger.submit(call, node.id)
+            return wire.Unknown(request, "no outcome in time")
+        return None
+
+    for node in bench.world.nodes:
+        node.fault = partial(silent, node)
+    result = bench.measure(profile=profile, sources=2)
+    assert (result.unknown, result.unknown_settled, result.refused, result.rejected) == (3, 0, 0, 0)
+    assert bench.world.ledger.executed - executed == result.completed_in_all + 3
+
+
 def test_a_pool_ends_the_run_at_its_maximum_of_failures(bench: Bench) -> None:
     bench.prepare(sources=2)
     for node in bench.world.nodes:
@@ -627,6 +653,34 @@ def answers_of(links: list[Link]) -> list[Answered]:
     return [(request, link.hash, int(outcome)) for link in links for request, outcome in link.outcomes()]
 
 
+@pytest.mark.parametrize(
+    ("completed", "settled", "holds"),
+    [(6, 0, True), (3, 0, True), (2, 0, False), (7, 0, False), (6, 1, True), (3, 1, False)],
+)
+async def test_what_is_unknown_may_have_left_and_no_more(
+    world: World, tmp_path: Path, completed: int, settled: int, holds: bool
+) -> None:
+    """By the books of both nodes 6 left. A request of three postings is unknown, or was until it was settled."""
+    place = tmp_path / "raw"
+    place.mkdir()
+    network = load_network(world.directory)
+    paths = [world.directory / node.name / "node.db" for node in network.nodes]
+    for path in paths:
+        bank = Bank(file_database(path))
+        bank.open("bench-a", "bench-b")
+        bank.pay("mint", ("bench-a", 100))
+        bank.pay("bench-a", ("bench-b", 6))
+        bank.conn.close()
+    run = _Bench(Output(False), make_run().settings, place, 1.0, None)
+    spec = msgspec.structs.replace(run._spec(network, "mint", ISSUER_KEY), prefix="bench-", batch=3)
+    results = [make_result(completed_in_all=0, unknown=0, unknown_settled=0)]
+    results.append(make_result(completed_in_all=completed, unknown=1, unknown_settled=settled))
+    async with Client([node.address for node in network.nodes], network.genesis.ca, network.id) as client:
+        kept = await run._check(network, client, paths, [0, 0], results, spec)
+    assert (kept.paid, kept.left, kept.unknown_amount) == (completed, 6, 3 * (1 - settled))
+    assert kept.left_is_paid is kept.ok is holds
+
+
 def test_databases_are_used_only_when_all_are_here(world: World) -> None:
     network = load_network(world.directory)
     assert databases(network) == []
@@ -677,7 +731,7 @@ def make_result(**changes: object) -> Result:
 
 def make_run(**kept: object) -> Measured:
     digests = {name: Digest(b"d" * 32, 3, 9, 1, (wire.AssetTotal("CZK", 0),)) for name in ("node-1", "node-2")}
-    held = Kept(Comparison(digests, {}, None), 0.25, 220, 220, 0, 218, 218)
+    held = Kept(Comparison(digests, {}, None), 0.25, 220, 220, 0, 218, 218, 2, 2)
     before = Cost(10.0, 5.0, 1000, 50_000_000, 2000, 100, 200, 300)
     after = Cost(10.1, 5.05, 201_000, 60_000_000, 42_000, 150, 300, 400, 700)
     return Measured(
@@ -733,6 +787,7 @@ def test_the_document_adds_generators_up_and_divides_costs_by_what_was_completed
         "lost": 0,
         "paid": 218,
         "left": 218,
+        "unknown_amount": 2,
     }
     settings = found["settings"]
     assert isinstance(settings, dict) and settings["route"] is True
@@ -782,6 +837,7 @@ def equal_but(**changes: object) -> Comparison:
     [
         ({"lost": 1}, "1 lost"),
         ({"left": 217}, "217 left the paying accounts"),
+        ({"left": 221}, "2 requests without an outcome may have paid 2 more"),
         ({"comparison": equal_but(missing={"node-3": "down"})}, "all replicas are equal"),
         (
             {"comparison": equal_but(digests={"node-1": Digest(b"d" * 32, 3, 9, 1, (wire.AssetTotal("CZK", 1),))})},

@@ -45,6 +45,7 @@ def test_a_network_of_its_own_is_measured_and_profiled_and_leaves_nothing(tmp_pa
         "lost": 0,
         "paid": 0,
         "left": 0,
+        "unknown_amount": 0,
     }
     assert found["invariants"]["paid"] == found["invariants"]["answered"] >= found["completed"]
     assert found["invariants"]["asked"] == found["invariants"]["answered"]
