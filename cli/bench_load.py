@@ -178,8 +178,8 @@ class Measurement:
         self._rejected: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._second: list[float] = []
-        self._per_second: list[int] = []
-        self._from = self._until = 0.0
+        self._per_second = [0] * math.ceil(round(spec.warm_up_s + spec.duration_s, 3))
+        self._begun = self._from = self._until = 0.0
         self._probed = 0.0
         self._most_in_flight = 0
         routed = spec.route and spec.profile is not Profile.READ
@@ -194,7 +194,7 @@ class Measurement:
         signing_s = self._ports.clock() - begin
         self._ports.tell(News("ready", total=self._signer.before))
         self._ports.wait_for_go()
-        begun = self._ports.clock()
+        self._begun = begun = self._ports.clock()
         self._from, self._until = begun + self._spec.warm_up_s, begun + self._spec.warm_up_s + self._spec.duration_s
         if self._balances is not None:
             self._balances.at = begun
@@ -275,7 +275,6 @@ class Measurement:
     def _tell_progress(self, rate: float) -> None:
         recent = sorted(self._second)
         self._second.clear()
-        self._per_second.append(round(rate))
         if recent:
             p50, p99 = recent[len(recent) // 2], recent[min(len(recent) - 1, len(recent) * 99 // 100)]
             self._ports.tell(News("progress", completed=round(rate), p50_ms=p50, p99_ms=p99))
@@ -314,6 +313,8 @@ class Measurement:
             case _:
                 self._rejected[type(body).__name__] += 1
         self._counts["completed_in_all"] += completed
+        if now < self._until:
+            self._per_second[min(int(now - self._begun), len(self._per_second) - 1)] += completed
         if completed:
             took_ms = (now - flight.begun) * 1000
             self._second.append(took_ms)

@@ -1,6 +1,7 @@
 """The picture of a benchmark: completed per second over time, and the latencies. Needs matplotlib (the extra
 `plot`)."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,14 @@ def check_picture(path: Path) -> None:
     check_plot(path)
 
 
+def steps(run: Measured) -> tuple[list[float], list[float]]:
+    """Completed a second, and the seconds since the start between which each rate holds: one more. The last one may be
+    of less than a second."""
+    counts, settings = run.per_second, run.settings
+    edges = [min(float(second), settings.warm_up_s + settings.duration_s) for second in range(len(counts) + 1)]
+    return [n / (end - begin) for n, (begin, end) in zip(counts, pairwise(edges), strict=True)], edges
+
+
 def draw(run: Measured, path: Path) -> None:
     """Draw the run into the file."""
     import matplotlib as mpl
@@ -27,8 +36,7 @@ def draw(run: Measured, path: Path) -> None:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hopchain", "font.size": 9, "axes.linewidth": 0.6}):
         figure = Figure(figsize=(9, 5), layout="constrained")
         rates, latencies = figure.subplots(2, 1)
-        per_second = [sum(counts) for counts in zip(*(r.per_second for r in run.results), strict=False)]
-        rates.plot(range(1, len(per_second) + 1), per_second, color=RATE, marker=".")
+        rates.stairs(*steps(run), color=RATE, baseline=None)
         rates.axvspan(0, settings.warm_up_s, color="#5b6472", alpha=0.12, linewidth=0)
         rates.set_ylim(bottom=0)
         rates.set_xlabel("seconds (warm-up shaded)")

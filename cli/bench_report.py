@@ -87,6 +87,11 @@ class Measured(msgspec.Struct, frozen=True):
         """Completed a second."""
         return self.completed / self.settings.duration_s
 
+    @property
+    def per_second(self) -> list[int]:
+        """Completed in each second since the start, by all generators."""
+        return [sum(counts) for counts in zip(*(r.per_second for r in self.results), strict=True)]
+
 
 def percentile(ascending: Sequence[float], share: float) -> float:
     """The smallest value that at least this share of all values do not exceed (nearest rank); 0 of none."""
@@ -150,7 +155,7 @@ def document(run: Measured) -> dict[str, JsonValue]:
             "signed_during": sum(r.signed_during for r in results),
             "most_in_flight_of_one_source": max((r.most_in_flight for r in results), default=0),
         },
-        "per_second": [sum(counts) for counts in zip(*(r.per_second for r in results), strict=False)],
+        "per_second": run.per_second,
         "memory_mb_each_s": run.memory_mb,
         "load_average_before": run.before.load_average,
         "settings": {name: getattr(settings, name) for name in settings.__struct_fields__},

@@ -76,7 +76,8 @@ class News(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Result(msgspec.Struct, frozen=True):
     """Of one generator. Counts but the last block are of the measured window, by the time of the answer; `rejected`,
-    `unknown` and what follows are of the whole run."""
+    `unknown` and what follows are of the whole run. `per_second`: completed in each second since the start, up to the
+    end of the window, which may cut the last one short."""
 
     requests: int
     completed: int

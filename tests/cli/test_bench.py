@@ -2,6 +2,7 @@
 nodes."""
 
 import hashlib
+import heapq
 import itertools
 import math
 import random
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Final, cast
 from xml.etree import ElementTree
 
 import anyio
@@ -27,12 +29,12 @@ from cli.bench_check import Answered, ask_lost, count_lost, databases, paid_out,
 from cli.bench_cluster import Cost, Sample, differences
 from cli.bench_load import Balances, Flight, Measurement, read_tails
 from cli.bench_node import Stacks, check_profile_file, collapsed, cpu_ns, flame_graph, stack_of
-from cli.bench_plot import draw
+from cli.bench_plot import draw, steps
 from cli.bench_prepare import FUNDS, HOT_FUNDS, Preparation
 from cli.bench_profiles import HOT, MEANING, Draw, Profile, Zipf, make_pool, postings_of
 from cli.bench_report import Kept, Measured, Settings, document, percentile, read_floats, show
 from cli.bench_spec import TAILS_FILE, Job, News, Ports, Result, Spec, account_key, account_name
-from cli.bench_wire import Lines
+from cli.bench_wire import Line, Lines
 from cli.home import load_network
 from cli.output import CommandFailed, Output
 from cli.verify import Comparison
@@ -94,6 +96,9 @@ def test_postings_of_a_request_and_what_cannot_be_asked() -> None:
 
 
 # --- the generator over fake nodes ---------------------------------------------------------------------------------
+
+
+BALANCE: Final = wire.Balance("a", "CZK", 2, False, 0, 0, 0, bytes(32), 0, 1, 0, 1, 0, False)
 
 
 class CountedLines(Lines):
@@ -250,6 +255,70 @@ def test_a_run_counts_what_was_completed_in_its_window_and_keeps_every_answer(be
     assert all((recorded[i].link_hash, recorded[i].outcome) == (link, outcome) for i, link, outcome in answers)
     asked = [len([c for c in node.calls if isinstance(c, wire.Submit)]) for node in bench.world.nodes]
     assert min(asked) > done / 4, "all nodes are used"
+
+
+class Scripted(Lines):
+    """Replies come when a function of the call's time says; the clock goes on only while somebody waits for them."""
+
+    def __init__(self, reply_at: Callable[[float], float]) -> None:
+        self.now = 1000.25
+        self.begun = self.now
+        self.lines = [cast(Line, None)]
+        self.replied: list[float] = []
+        self._reply_at = reply_at
+        self._calls: list[tuple[float, int]] = []
+        self._number = 0
+
+    @property
+    def bytes_moved(self) -> int:
+        return 0
+
+    def call(self, line: int, body: wire.CallBody) -> int:
+        self._number += 1
+        heapq.heappush(self._calls, (self.begun + self._reply_at(self.now - self.begun), self._number))
+        return self._number
+
+    def wait(self, timeout_s: float) -> list[tuple[int, int, wire.ReplyBody]]:
+        self.now = min(self.now + timeout_s, self._calls[0][0])
+        found: list[tuple[int, int, wire.ReplyBody]] = []
+        while self._calls and self._calls[0][0] <= self.now:
+            self.replied.append(self.now - self.begun)
+            found.append((0, heapq.heappop(self._calls)[1], BALANCE))
+        return found
+
+
+def read_scripted(bench: Bench, lines: Scripted, **changes: object) -> Result:
+    """A run of reads by the script's clock."""
+    spec = bench.spec(profile=Profile.READ, clients=2, **changes)
+    bench.news.clear()
+    Measurement(spec, lines, Ports(lambda: lines.now, lambda: 0.0, bench.news.append, lambda: None)).run()
+    result = bench.news[-1].result
+    assert result is not None
+    return result
+
+
+@pytest.mark.parametrize(
+    ("warm_up_s", "duration_s", "seconds"),
+    [(3.0, 10.0, 13), (0.5, 5.0, 6), (3.0, 1.0, 4), (0.0, 0.25, 1), (0.1, 0.2, 1), (2.2, 0.8, 3), (1.1, 2.2, 4)],
+)
+def test_each_completion_is_in_the_second_in_which_it_came(
+    bench: Bench, warm_up_s: float, duration_s: float, seconds: int
+) -> None:
+    lines = Scripted(lambda at: at + 0.1875)
+    result = read_scripted(bench, lines, warm_up_s=warm_up_s, duration_s=duration_s)
+    came = Counter(int(at) for at in lines.replied if at < warm_up_s + duration_s)
+    assert result.per_second == [came[second] for second in range(seconds)]
+    run = msgspec.structs.replace(
+        make_run(),
+        settings=msgspec.structs.replace(make_run().settings, warm_up_s=warm_up_s, duration_s=duration_s),
+        results=[result, result],
+    )
+    assert document(run)["per_second"] == [2 * came[second] for second in range(seconds)]
+    rates, edges = steps(run)
+    assert edges[:-1] == list(range(seconds)) and edges[-1] == pytest.approx(warm_up_s + duration_s)
+    if warm_up_s.is_integer():
+        in_window = [r * (b - a) for r, a, b in zip(rates, edges, edges[1:], strict=False) if a >= warm_up_s]
+        assert sum(in_window) == pytest.approx(run.completed), "none of it is in the shaded part"
 
 
 def test_each_client_has_one_request_in_flight(bench: Bench) -> None:
