@@ -27,17 +27,19 @@ from cli.bench_profiles import MEANING, Profile, postings_of
 from cli.bench_report import Kept, Measured, Settings, document, read_floats, show
 from cli.bench_spec import AMOUNT, Job, News, Result, Spec
 from cli.command import HopCommand, Seconds, check_folder, run
-from cli.home import Network, load_network
+from cli.home import KnownNode, Network, load_network
 from cli.output import CommandFailed, Exit, Output
 from cli.supervisor import stop
 from cli.verify import compare
 from cli.wallet import Wallet
 from hopchain import Client
 from hopchain.pools import Choice
+from hopchain.workers import work_on_each
 
 PREFIX: Final = "bench-"
 TIMEOUT_S: Final = 10.0
 BULK_TIMEOUT_S: Final = 60.0  # 32 requests of a megabyte each wait for one another
+LOOK_S: Final = 1.0  # in which all nodes are to say how many links they have, once a second
 SETTLE_S: Final = 60.0  # for all replicas to become equal
 
 
@@ -308,14 +310,24 @@ class _Bench:
         )
 
     async def _progress(self, client: Client, network: Network, news: News) -> None:
-        links = [(await client.status(at=node.address)).log_height for node in network.nodes]
-        self._behind.append(max(links) - min(links))
+        """Look at the nodes, and say how it goes. One that does not tell its links in time keeps nothing waiting."""
         self._memory_mb.append(round(largest_memory(network) / 1e6, 1))
+        links: list[int] = []
+
+        async def ask(node: KnownNode) -> None:
+            links.append((await client.status(at=node.address)).log_height)
+
+        with anyio.move_on_after(LOOK_S):
+            await work_on_each(network.nodes, ask, at_once=len(network.nodes))
+        behind = f"not all nodes told their links within {LOOK_S:g} s"
+        if len(links) == len(network.nodes):
+            self._behind.append(max(links) - min(links))
+            behind = f"{self._behind[-1]} links behind"
+        took = "nothing was completed"
+        if news.p50_ms is not None and news.p99_ms is not None:
+            took = f"p50 {news.p50_ms:.1f} ms, p99 {news.p99_ms:.1f} ms"
         times = self._settings.processes
-        self._out.note(
-            f"  {news.completed * times:,}/s{' about' if times > 1 else ''}, p50 {news.p50_ms:.1f} ms, "
-            f"p99 {news.p99_ms:.1f} ms, {self._behind[-1]} links behind"
-        )
+        self._out.note(f"  {news.completed * times:,}/s{' about' if times > 1 else ''}, {took}, {behind}")
 
     async def _check(
         self,

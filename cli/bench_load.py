@@ -179,6 +179,8 @@ class Measurement:
         self._counts: Counter[str] = Counter()
         self._second: list[float] = []
         self._per_second = [0] * math.ceil(round(spec.warm_up_s + spec.duration_s, 3))
+        self._told = 0  # completed at the last progress
+        self._told_at = self._tell_at = 0.0
         self._begun = self._from = self._until = 0.0
         self._probed = 0.0
         self._most_in_flight = 0
@@ -196,6 +198,7 @@ class Measurement:
         self._ports.wait_for_go()
         self._begun = begun = self._ports.clock()
         self._from, self._until = begun + self._spec.warm_up_s, begun + self._spec.warm_up_s + self._spec.duration_s
+        self._told_at, self._tell_at = begun, begun + PROGRESS_S
         if self._balances is not None:
             self._balances.at = begun
         for client in range(self._spec.clients):
@@ -258,26 +261,24 @@ class Measurement:
         self._flights[self._lines.call(line, flight.body)] = flight
 
     def _until_time(self, end: float) -> None:
-        """Serve until a moment."""
-        told = self._ports.clock()
-        done_then = self._counts["completed_in_all"]
+        """Serve until a moment, and tell once a second how it goes, also when nothing does."""
         while (now := self._ports.clock()) < end:
+            if now >= self._tell_at:
+                self._tell_progress(now)
             again_at = self._again[0][0] if self._again else math.inf
             balance_at = self._balances.at if self._balances is not None else math.inf
-            self._serve(min(end, again_at, balance_at, now + 0.1) - now)
+            self._serve(min(end, self._tell_at, again_at, balance_at, now + 0.1) - now)
             if self._balances is not None and balance_at <= self._ports.clock():
                 self._balances.ask(self._ports.clock())
-            if now - told >= PROGRESS_S:
-                rate = (self._counts["completed_in_all"] - done_then) / (now - told)
-                self._tell_progress(rate)
-                told, done_then = now, self._counts["completed_in_all"]
 
-    def _tell_progress(self, rate: float) -> None:
+    def _tell_progress(self, now: float) -> None:
+        rate = (self._counts["completed_in_all"] - self._told) / (now - self._told_at)
         recent = sorted(self._second)
         self._second.clear()
-        if recent:
-            p50, p99 = recent[len(recent) // 2], recent[min(len(recent) - 1, len(recent) * 99 // 100)]
-            self._ports.tell(News("progress", completed=round(rate), p50_ms=p50, p99_ms=p99))
+        p50, p99 = (recent[len(recent) * share // 100] if recent else None for share in (50, 99))
+        self._ports.tell(News("progress", completed=round(rate), p50_ms=p50, p99_ms=p99))
+        self._told, self._told_at = self._counts["completed_in_all"], now
+        self._tell_at = self._begun + PROGRESS_S * ((now - self._begun) // PROGRESS_S + 1)
 
     def _serve(self, timeout_s: float) -> None:
         replies = self._lines.wait(timeout_s)

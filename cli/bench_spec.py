@@ -62,13 +62,14 @@ class Spec(msgspec.Struct, frozen=True):
 
 
 class News(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line of output. Counts of `progress` and `done` are transfers (or reads) since the start."""
+    """One line of output. `completed`: transfers (or reads), of `progress` a second since the last one, with the
+    latencies of these (None: nothing was completed), of `done` in the window."""
 
     event: str
     completed: int = 0
     total: int = 0
-    p50_ms: float = 0.0
-    p99_ms: float = 0.0
+    p50_ms: float | None = None
+    p99_ms: float | None = None
     error: str = ""
     message: str = ""
     result: "Result | None" = None

@@ -43,7 +43,7 @@ from hopchain.framing import frame
 from routing.keyspace import NodeId, closest, route_key
 from tests.chain.bank import Bank, file_database
 from tests.cli.conftest import Cli, World
-from tests.hopchain.fake_node import ISSUER_KEY, FakeNode
+from tests.hopchain.fake_node import ISSUER_KEY, FakeNode, Hang
 
 # --- what is drawn -------------------------------------------------------------------------------------------------
 
@@ -319,6 +319,38 @@ def test_each_completion_is_in_the_second_in_which_it_came(
     if warm_up_s.is_integer():
         in_window = [r * (b - a) for r, a, b in zip(rates, edges, edges[1:], strict=False) if a >= warm_up_s]
         assert sum(in_window) == pytest.approx(run.completed), "none of it is in the shaded part"
+
+
+def test_it_tells_each_second_how_it_goes_also_when_nothing_does(bench: Bench) -> None:
+    """Nothing is answered between 1.5 and 4.75 s; else each of two clients has four answers a second."""
+    lines = Scripted(lambda at: at + 0.25 if not 1.25 < at < 4.5 else 4.75)
+    result = read_scripted(bench, lines, warm_up_s=2.5, duration_s=3.5)
+    told = [(news.completed, news.p50_ms, news.p99_ms) for news in bench.news if news.event == "progress"]
+    assert told == [(8, 250.0, 250.0), (4, 250.0, 250.0), (0, None, None), (0, None, None), (4, 3250.0, 3250.0)]
+    assert result.per_second == [6, 6, 0, 0, 2, 8]
+
+
+async def test_a_node_that_does_not_say_how_many_links_it_has_stops_no_progress(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cli.bench.LOOK_S", 0.05)
+    network = load_network(world.directory)
+    run = _Bench(Output(False), make_run().settings, tmp_path, 1.0, None)
+    slow = world.nodes[1]
+    slow.fault = lambda call: Hang() if isinstance(call, wire.AskStatus) else None
+    async with Client([node.address for node in network.nodes], network.genesis.ca, network.id) as client:
+        await run._progress(client, network, News("progress"))
+        await run._progress(client, network, News("progress", completed=3, p50_ms=1.0, p99_ms=2.0))
+        assert (run._memory_mb, run._behind) == ([0.0, 0.0], [])
+        monkeypatch.setattr("cli.bench.LOOK_S", 60.0)
+        slow.fault = lambda call: None
+        slow.log_height = 7
+        await run._progress(client, network, News("progress"))
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "  0/s about, nothing was completed, not all nodes told their links within 0.05 s"
+    assert said[1] == "  6/s about, p50 1.0 ms, p99 2.0 ms, not all nodes told their links within 0.05 s"
+    assert len(run._memory_mb) == 3 and len(run._behind) == 1
+    assert said[2] == f"  0/s about, nothing was completed, {run._behind[0]} links behind"
 
 
 def test_each_client_has_one_request_in_flight(bench: Bench) -> None:
