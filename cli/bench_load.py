@@ -37,6 +37,7 @@ from cli.bench_profiles import Draw, Profile, make_pool
 from cli.bench_spec import (
     AMOUNT,
     PROGRESS_S,
+    SHOWN_S,
     TAILS_FILE,
     Job,
     News,
@@ -235,6 +236,7 @@ class Measurement:
             signing_s=signing_s,
             most_in_flight=self._most_in_flight,
             per_second=self._per_second,
+            missed=self._counts["missed"] + len(self._probes),
         )
         self._ports.tell(News("done", completed=result.completed, result=result))
 
@@ -289,8 +291,12 @@ class Measurement:
             flight = self._flights.pop(number, None)
             if flight is not None:
                 self._answered(flight, line, body, now)
-            elif isinstance(body, wire.Balance):
-                self._lags.append((now - self._probes.pop(number).begun) * 1000)
+                continue
+            probe = self._probes.pop(number, None)  # else a late answer to what was given up
+            if probe is not None and isinstance(body, wire.Balance):
+                self._lags.append((now - probe.begun) * 1000)
+            elif probe is not None:
+                self._counts["missed"] += 1
 
     def _answered(self, flight: Flight, line: int, body: wire.ReplyBody, now: float) -> None:
         completed = 0
@@ -338,7 +344,7 @@ class Measurement:
         if now - self._probed >= PROBE_EVERY_S and len(self._lines.lines) > 1 and self._from <= now < self._until:
             self._probed = now
             other = (line + 1) % len(self._lines.lines)
-            question = wire.AskBalance(body.account, False, body.height, 5000)
+            question = wire.AskBalance(body.account, False, body.height, int(SHOWN_S * 1000))
             self._probes[self._lines.call(other, question)] = Probe(now)
         return self._spec.batch
 
@@ -359,7 +365,7 @@ class Measurement:
     def _drain(self) -> None:
         """Wait for the answers of everything that was sent."""
         deadline = self._ports.clock() + self._spec.timeout_s + PATIENCE_S
-        while (self._flights or self._again) and self._ports.clock() < deadline:
+        while (self._flights or self._again or self._probes) and self._ports.clock() < deadline:
             self._serve(0.1)
         for flight in [*self._flights.values(), *(flight for _, _, flight in self._again)]:
             self._doubt(flight)

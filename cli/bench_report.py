@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from cli.bench_cluster import Sample, differences
-from cli.bench_spec import Result
+from cli.bench_spec import SHOWN_S, Result
 from cli.output import JsonValue, Output
 from cli.verify import Comparison
 from hopchain.pools import Outflow
@@ -134,6 +134,7 @@ def document(run: Measured) -> dict[str, JsonValue]:
             "p50": _ms(percentile(run.lags, 0.5)),
             "p99": _ms(percentile(run.lags, 0.99)),
             "samples": len(run.lags),
+            "missed": sum(r.missed for r in results),
         },
         "most_links_behind": max(run.behind, default=0),
         "settle_s": round(kept.settle_s, 3),
@@ -196,6 +197,10 @@ def show(out: Output, run: Measured) -> None:
     doc = document(run)
     cost = costs(run)
     settings, kept = run.settings, run.kept
+    missed = sum(r.missed for r in run.results)
+    looked = f"{len(run.lags) + missed} links looked for"
+    if missed:
+        looked += f", {missed} of them not seen within {SHOWN_S:g} s and not in these"
     what = "reads" if settings.profile == "read" else "transfers"
     out.say(
         f"{settings.profile}: {run.per_s:,.0f} {what} a second  ({settings.nodes} nodes, k = {settings.k}, "
@@ -227,7 +232,7 @@ def show(out: Output, run: Measured) -> None:
             ),
             (
                 "replication lag",
-                f"p50 {_ms(percentile(run.lags, 0.5))} ms, p99 {_ms(percentile(run.lags, 0.99))} ms ({len(run.lags)} links looked for), at most {doc['most_links_behind']} links behind",
+                f"p50 {_ms(percentile(run.lags, 0.5))} ms, p99 {_ms(percentile(run.lags, 0.99))} ms ({looked}), at most {doc['most_links_behind']} links behind",
             ),
             ("memory of a node", f"{cost['memory_mb']} MB, all grew by {cost['memory_grown_mb']} MB"),
             ("load before", f"{run.before.load_average}"),

@@ -16,6 +16,7 @@ from hopchain.wire import Submit
 
 AMOUNT: Final = 1  # minor units of each posting
 PROGRESS_S: Final = 1.0  # between two lines of progress
+SHOWN_S: Final = 5.0  # for another node to show a link that was answered
 TAILS_FILE: Final = "tails"  # in `Spec.place`: the tail hash of each account, as it was prepared
 
 
@@ -78,7 +79,7 @@ class News(msgspec.Struct, frozen=True, omit_defaults=True):
 class Result(msgspec.Struct, frozen=True):
     """Of one generator. Counts but the last block are of the measured window, by the time of the answer; `rejected`,
     `unknown` and what follows are of the whole run. `per_second`: completed in each second since the start, up to the
-    end of the window, which may cut the last one short."""
+    end of the window, which may cut the last one short; `missed`: links that another node did not show in time."""
 
     requests: int
     completed: int
@@ -98,6 +99,7 @@ class Result(msgspec.Struct, frozen=True):
     signing_s: float
     most_in_flight: int
     per_second: list[int]
+    missed: int
 
 
 def account_name(prefix: str, number: int) -> str:

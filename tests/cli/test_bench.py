@@ -499,6 +499,36 @@ def test_links_are_looked_for_at_another_node(bench: Bench) -> None:
     assert 0 < len(read_floats(bench.place, "lags")) <= len(probes)
 
 
+@pytest.mark.parametrize("answer", [wire.Unknown(b"", "not there yet"), wire.NotFound("account"), Hang()])
+def test_a_link_that_another_node_does_not_show_is_counted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, answer: wire.ReplyBody | Hang
+) -> None:
+    monkeypatch.setattr("cli.bench_load.PATIENCE_S", 0.0)  # for what hangs
+    bench.prepare()
+    probes = 0
+
+    def lagging(call: wire.CallBody) -> wire.ReplyBody | Hang | None:
+        nonlocal probes
+        if not isinstance(call, wire.AskBalance) or call.min_height == wire.AT_ONCE:
+            return None
+        probes += 1
+        return answer if probes % 2 else None
+
+    for node in bench.world.nodes:
+        node.fault = lagging
+    result = bench.measure(warm_up_s=0.0, duration_s=0.3, timeout_s=0.02)
+    assert result.missed == (probes + 1) // 2 > 0
+    assert len(read_floats(bench.place, "lags")) == probes // 2
+
+
+def test_an_answer_after_the_last_time_out_disturbs_nothing(bench: Bench) -> None:
+    """What two clients ask after a second was given up after 8 s and is asked again when its answer comes."""
+    lines = Scripted(lambda at: at + 0.25 if at < 1 else 10.0 if at < 8 else at + 4)
+    result = read_scripted(bench, lines, warm_up_s=0.0, duration_s=2.0, timeout_s=1.0)
+    assert (result.unknown, result.unknown_settled, result.missed) == (2, 2, 0)
+    assert result.completed == 8 and lines.replied[-4:] == pytest.approx([10.0, 10.0, 12.0, 12.0])
+
+
 def test_each_node_is_asked_for_some_balances_a_second_beside_transfers(bench: Bench) -> None:
     bench.prepare()
     for node in bench.world.nodes:
@@ -826,6 +856,7 @@ def make_result(**changes: object) -> Result:
         signing_s=0.1,
         most_in_flight=4,
         per_second=[40, 60],
+        missed=0,
     )
     return msgspec.structs.replace(result, **changes)
 
@@ -877,7 +908,7 @@ def test_the_document_adds_generators_up_and_divides_costs_by_what_was_completed
     }
     assert (found["per_second"], found["memory_mb_each_s"]) == ([80, 120], [40.0, 60.0])
     assert (found["most_links_behind"], found["settle_s"], found["load_average_before"]) == (7, 0.25, 0.5)
-    assert found["replication_lag_ms"] == {"p50": 2.0, "p99": 3.0, "samples": 3}
+    assert found["replication_lag_ms"] == {"p50": 2.0, "p99": 3.0, "samples": 3, "missed": 0}
     invariants = found["invariants"]
     assert invariants == {
         "ok": True,
@@ -994,6 +1025,16 @@ def test_the_table_names_the_numbers(capsys: pytest.CaptureFixture[str]) -> None
     ):
         assert words in text, (words, text)
     assert "NOT SO" not in text
+
+
+def test_links_that_were_not_seen_in_time_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run()
+    show(Output(False), run)
+    assert "(3 links looked for)" in capsys.readouterr().out
+    run = msgspec.structs.replace(run, results=[make_result(missed=1), make_result(missed=3)])
+    show(Output(False), run)
+    assert "(7 links looked for, 4 of them not seen within 5 s and not in these)" in capsys.readouterr().out
+    assert document(run)["replication_lag_ms"] == {"p50": 2.0, "p99": 3.0, "samples": 3, "missed": 4}
 
 
 def test_differences_add_all_nodes() -> None:
