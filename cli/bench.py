@@ -76,7 +76,11 @@ SETTLE_S: Final = 60.0  # for all replicas to become equal
     metavar="SECONDS",
     help="How long to wait for an outcome. Default: 10, for bulk 60.",
 )
-@click.option("--max-failures", type=click.IntRange(0), help="End a pool's run when more payments fail than this.")
+@click.option(
+    "--max-failures",
+    type=click.IntRange(0),
+    help="End a pool's run when more payments of one load generator fail than this.",
+)
 @click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Load generators.")
 @click.option(
     "--connections", type=click.IntRange(1, 128), default=1, show_default=True, help="Per generator and node."
@@ -418,7 +422,13 @@ def _shares(spec: Spec, settings: Settings) -> list[Spec]:
     clients = [settings.clients // count + (number < settings.clients % count) for number in range(count)]
     return [
         msgspec.structs.replace(
-            spec, job=Job.MEASURE, issuer_key=b"", worker=number, workers=count, clients=clients[number]
+            spec,
+            job=Job.MEASURE,
+            issuer_key=b"",
+            worker=number,
+            workers=count,
+            first_client=sum(clients[:number]),
+            clients=clients[number],
         )
         for number in range(count)
     ]

@@ -166,7 +166,7 @@ class Measurement:
         self._rng = random.Random(f"{spec.seed}/{spec.worker}")
         self._pool: SourcePool | None = None
         if spec.profile is Profile.POOL:
-            self._pool = make_pool(spec.sources, spec.choice, self._rng, spec.max_failures)
+            self._pool = make_pool(spec.sources, spec.choice, self._rng, spec.max_failures, spec.first_client)
         self._draw = Draw(spec.profile, spec.accounts, self._rng, self._pool)
         self._signer = Signer(spec, self._draw)
         self._flights: dict[int, Flight] = {}
@@ -256,9 +256,9 @@ class Measurement:
             self._most_in_flight = max(self._most_in_flight, self._pool.in_flight[str(sender)])
 
     def _send(self, flight: Flight) -> None:
-        first = flight.client
+        first = self._spec.first_client + flight.client
         if self._tails and flight.sender >= 0:
-            first = self._lines.towards(self._tails[flight.sender], flight.client)
+            first = self._lines.towards(self._tails[flight.sender], first)
         line = (first + flight.tries - 1) % len(self._lines.lines)  # another node after a failure
         self._flights[self._lines.call(line, flight.body)] = flight
 

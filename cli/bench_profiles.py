@@ -97,6 +97,8 @@ class Draw:
         return found
 
 
-def make_pool(sources: int, choice: Choice, rng: random.Random, max_failures: int | None) -> SourcePool:
-    """The pool of POOL: accounts 0..sources-1."""
-    return SourcePool([str(number) for number in range(sources)], choice, rng, max_failures=max_failures)
+def make_pool(sources: int, choice: Choice, rng: random.Random, max_failures: int | None, first: int = 0) -> SourcePool:
+    """The pool of POOL: accounts 0..sources-1. It begins with `first`, after those of the generators before: where each
+    began with 0, the clients of all would meet there."""
+    accounts = [str((first + number) % sources) for number in range(sources)]
+    return SourcePool(accounts, choice, rng, max_failures=max_failures)

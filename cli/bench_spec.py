@@ -32,7 +32,8 @@ class Spec(msgspec.Struct, frozen=True):
     it; `run`: different in every run, so that no two runs make the same request; `issuer_key`: raw private key, only
     for `prepare`. `place`: directory for the files with the raw results. `route`: requests go to the node that makes
     the sender's next link, as those of `hopchain.Client(spread=True)` do; else, and with `read`, each client stays with
-    one."""
+    one. `first_client`: how many clients the workers before this one have, so that together they take nodes and sources
+    as one worker would."""
 
     job: Job
     nodes: tuple[tuple[str, int], ...]
@@ -50,6 +51,7 @@ class Spec(msgspec.Struct, frozen=True):
     profile: Profile = Profile.UNIFORM
     worker: int = 0
     workers: int = 1
+    first_client: int = 0
     clients: int = 1
     batch: int = 1
     connections: int = 1

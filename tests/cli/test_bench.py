@@ -24,7 +24,7 @@ import pytest
 from chain.errors import LocalMisuse
 from chain.link import Link, Outcome
 from chain.request import MAX_POSTINGS, decode_request_untrusted, request_id
-from cli.bench import _Bench, _Generator
+from cli.bench import _Bench, _Generator, _shares
 from cli.bench_check import Answered, ask_lost, count_lost, databases, paid_out, read_answers
 from cli.bench_cluster import Cost, Sample, differences
 from cli.bench_load import Balances, Flight, Measurement, read_tails
@@ -475,6 +475,35 @@ def test_a_pool_reports_the_most_in_flight_of_one_source(bench: Bench) -> None:
     assert bench.measure(profile=Profile.POOL, sources=2, clients=6).most_in_flight == 3
     assert bench.measure(profile=Profile.POOL, sources=2, clients=6, choice=Choice.DEDICATED).most_in_flight == 3
     assert bench.measure(profile=Profile.POOL, sources=1, clients=6).most_in_flight == 6
+
+
+@pytest.mark.parametrize("choice", [Choice.DEDICATED, Choice.LEAST_ACTIVE])
+def test_the_clients_of_all_generators_share_no_source_while_there_are_enough(bench: Bench, choice: Choice) -> None:
+    bench.prepare(sources=6)
+    settings = msgspec.structs.replace(make_run().settings, clients=5, processes=2)
+    used = []
+    for spec in _shares(bench.spec(profile=Profile.POOL, sources=6, choice=choice), settings):
+        for node in bench.world.nodes:
+            node.calls.clear()
+        bench.measure(**msgspec.structs.asdict(spec))
+        calls = [c for node in bench.world.nodes for c in node.calls if isinstance(c, wire.Submit)]
+        used.append({decode_request_untrusted(c.raw).sender for c in calls})
+    assert used == [{account_name("bench-", n) for n in part} for part in (range(3), range(3, 5))]
+
+
+@pytest.mark.parametrize("profile", [Profile.READ, Profile.UNIFORM])
+def test_generators_of_one_client_each_stay_with_nodes_by_turns(bench: Bench, profile: Profile) -> None:
+    bench.prepare()
+    settings = msgspec.structs.replace(make_run().settings, clients=2, processes=2)
+    for number, spec in enumerate(_shares(bench.spec(profile=profile, route=False), settings)):
+        for node in bench.world.nodes:
+            node.calls.clear()
+        bench.measure(**msgspec.structs.asdict(spec))
+        kind = wire.AskBalance if profile is Profile.READ else wire.Submit
+        assert [any(isinstance(c, kind) for c in node.calls) for node in bench.world.nodes] == [
+            number == 0,
+            number == 1,
+        ]
 
 
 def test_a_batch_counts_its_postings_and_a_read_counts_itself(bench: Bench) -> None:
