@@ -7,7 +7,7 @@ import hashlib
 import secrets
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,6 +36,9 @@ from hopchain import Client
 from hopchain.pools import Choice
 from hopchain.workers import work_on_each
 
+NODES: Final = 3
+K: Final = 3
+SOURCES: Final = 16
 PREFIX: Final = "bench-"
 TIMEOUT_S: Final = 10.0
 BULK_TIMEOUT_S: Final = 60.0  # 32 requests of a megabyte each wait for one another
@@ -59,15 +62,13 @@ SETTLE_S: Final = 60.0  # for all replicas to become equal
 @click.option("--warm-up", "warm_up_s", type=Seconds(0), default=3.0, show_default=True, help="Seconds before that.")
 @click.option("--batch", type=int, help="Postings of one request. Default: 1, for bulk 8190.")
 @click.option("--accounts", type=click.IntRange(2), default=10_000, show_default=True, help="Accounts that take part.")
-@click.option("--nodes", type=click.IntRange(1, 64), default=3, show_default=True, help="Nodes to start.")
-@click.option("--k", type=click.IntRange(1, 64), default=3, show_default=True, help="Nodes that decide one link.")
-@click.option("--sources", type=click.IntRange(1), default=16, show_default=True, help="Source accounts, for pool.")
+@click.option("--nodes", type=click.IntRange(1, 64), help=f"Nodes to start. Default: {NODES}.")
+@click.option("--k", type=click.IntRange(1, 64), help=f"Nodes that decide one link. Default: {K}.")
+@click.option("--sources", type=click.IntRange(1), help=f"Source accounts, for pool. Default: {SOURCES}.")
 @click.option(
     "--choice",
     type=click.Choice([c.value for c in Choice]),
-    default=Choice.LEAST_ACTIVE.value,
-    show_default=True,
-    help="How pool chooses the source of a payment.",
+    help=f"How pool chooses the source of a payment. Default: {Choice.LEAST_ACTIVE.value}.",
 )
 @click.option(
     "--timeout",
@@ -87,10 +88,9 @@ SETTLE_S: Final = 60.0  # for all replicas to become equal
 )
 @click.option(
     "--route/--no-route",
-    default=True,
-    show_default=True,
+    default=None,
     help="Send each request to the node that makes the sender's next link, as the Python client does with spread=True; "
-    "else, and with read, each client stays with one node.",
+    "else, and with read, each client stays with one node. Default: --route.",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Of what is drawn: who pays whom.")
 @click.option(
@@ -117,15 +117,15 @@ def bench(
     warm_up_s: float,
     batch: int | None,
     accounts: int,
-    nodes: int,
-    k: int,
-    sources: int,
-    choice: str,
+    nodes: int | None,
+    k: int | None,
+    sources: int | None,
+    choice: str | None,
     timeout_s: float | None,
     max_failures: int | None,
     processes: int,
     connections: int,
-    route: bool,
+    route: bool | None,
     seed: int,
     network_dir: Path | None,
     issuer: str | None,
@@ -163,24 +163,32 @@ def bench(
     if network_dir is not None and profile_out is not None:
         raise LocalMisuse("--profile-out profiles a node that this command starts: leave --network away")
     kind = Profile(profile)
+    pooled, read = kind is Profile.POOL, kind is Profile.READ
+    if network_dir is not None:
+        _refuse("a network that this command starts, and --network has its own", {"--nodes": nodes, "--k": k})
+    if not pooled:
+        only = {"--sources": sources, "--choice": choice, "--max-failures": max_failures}
+        _refuse(f"the profile pool, and this is {profile}", only)
+    if read:
+        _refuse("transfers, and this is read", {"--route": route or None, "--no-route": None if route else route})
     settings = Settings(
         profile,
-        nodes,
-        k,
+        nodes or NODES,
+        k or K,
         clients,
         accounts,
         postings_of(kind, batch),
-        sources if kind is Profile.POOL else 0,
-        choice,
+        (sources or SOURCES) if pooled else None,
+        (choice or Choice.LEAST_ACTIVE.value) if pooled else None,
         warm_up_s,
         duration_s,
         min(processes, clients),
         connections,
         seed,
-        route,
+        None if read else route is not False,
     )
-    if settings.sources > accounts:
-        raise LocalMisuse(f"{sources} sources of {accounts} accounts: give more --accounts or fewer --sources")
+    if settings.sources is not None and settings.sources > accounts:
+        raise LocalMisuse(f"{settings.sources} sources of {accounts} accounts: give more --accounts or fewer --sources")
     with TemporaryDirectory(prefix="hopchain-bench-") as text:
         patience_s = timeout_s if timeout_s is not None else BULK_TIMEOUT_S if kind is Profile.BULK else TIMEOUT_S
         work = _Bench(out, settings, Path(text), patience_s, max_failures)
@@ -192,6 +200,14 @@ def bench(
 
         draw(measured, picture)
     raise SystemExit(Exit.DONE if measured.kept.ok else Exit.REJECTED)
+
+
+def _refuse(where: str, options: Mapping[str, object]) -> None:
+    """`LocalMisuse` for an option that was given and does nothing here."""
+    for name, value in options.items():
+        if value is not None:
+            shown = name if isinstance(value, bool) else f"{name} {value}"
+            raise LocalMisuse(f"{shown} is for {where}: leave {name} away")
 
 
 class _Bench:
@@ -247,18 +263,18 @@ class _Bench:
             secret=secret,
             run=secrets.token_bytes(16),
             accounts=settings.accounts,
-            sources=settings.sources,
+            sources=settings.sources or 0,
             place=str(self._place),
             issuer=issuer,
             issuer_key=raw,
             profile=Profile(settings.profile),
             batch=settings.batch,
             connections=settings.connections,
-            route=settings.route,
+            route=settings.route is True,
             warm_up_s=settings.warm_up_s,
             duration_s=settings.duration_s,
             timeout_s=self._timeout_s,
-            choice=Choice(settings.choice),
+            choice=Choice(settings.choice or Choice.LEAST_ACTIVE),
             max_failures=self._max_failures,
             seed=settings.seed,
         )

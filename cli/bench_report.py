@@ -18,7 +18,8 @@ PERCENTILES: Final = (("p50_ms", 0.5), ("p90_ms", 0.9), ("p99_ms", 0.99), ("p999
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What was asked for."""
+    """What was done. `sources` and `choice` are of a pool, else None; `route` is None where nothing is sent that has a
+    sender."""
 
     profile: str
     nodes: int
@@ -26,14 +27,14 @@ class Settings(msgspec.Struct, frozen=True):
     clients: int
     accounts: int
     batch: int
-    sources: int
-    choice: str
+    sources: int | None
+    choice: str | None
     warm_up_s: float
     duration_s: float
     processes: int
     connections: int
     seed: int
-    route: bool
+    route: bool | None
 
 
 class Kept(msgspec.Struct, frozen=True):

@@ -896,7 +896,7 @@ def make_run(**kept: object) -> Measured:
     before = Cost(10.0, 5.0, 1000, 50_000_000, 2000, 100, 200, 300)
     after = Cost(10.1, 5.05, 201_000, 60_000_000, 42_000, 150, 300, 400, 700)
     return Measured(
-        Settings("uniform", 2, 2, 8, 50, 1, 0, "least-active", 8.0, 2.0, 2, 1, 1, True),
+        Settings("uniform", 2, 2, 8, 50, 1, None, None, 8.0, 2.0, 2, 1, 1, True),
         [make_result(), make_result(reasons={"insufficient_funds": 1, "expired": 2}, rejected=3)],
         [float(n) for n in range(1, 201)],
         [1.0, 2.0, 3.0],
@@ -1140,6 +1140,15 @@ def test_the_ending_of_a_profile_says_what_it_is() -> None:
         (("uniform", "--profile-out", "x.html"), "must end in"),
         (("uniform", "--plot", "x.gif"), "must end in"),
         (("rush",), "uniform"),
+        (
+            ("uniform", "--sources", "16"),
+            "--sources 16 is for the profile pool, and this is uniform: leave --sources away",
+        ),
+        (("bulk", "--choice", "two-choices"), "--choice two-choices is for the profile pool, and this is bulk: "),
+        (("read", "--max-failures", "0"), "--max-failures 0 is for the profile pool, and this is read: "),
+        (("read", "--route"), "--route is for transfers, and this is read: leave --route away"),
+        (("read", "--no-route"), "--no-route is for transfers, and this is read: leave --no-route away"),
+        (("pool", "--accounts", "10"), "16 sources of 10 accounts"),
     ],
 )
 def test_what_cannot_be_measured_is_usage_before_anything_starts(cli: Cli, words: tuple[str, ...], said: str) -> None:
@@ -1149,6 +1158,9 @@ def test_what_cannot_be_measured_is_usage_before_anything_starts(cli: Cli, words
 
 def test_a_running_network_is_not_profiled_and_needs_a_known_issuer(world: World) -> None:
     path = str(world.directory)
+    for option in ("--nodes", "--k"):
+        told = world.run("bench", "uniform", "--network", path, option, "3", code=2).stderr
+        assert f"{option} 3 is for a network that this command starts, and --network has its own: " in told
     assert (
         "leave --network away"
         in world.run("bench", "uniform", "--network", path, "--profile-out", "x.svg", code=2).stderr
@@ -1157,6 +1169,30 @@ def test_a_running_network_is_not_profiled_and_needs_a_known_issuer(world: World
     assert "whose key is in the wallet" in told and "mint" in told
     world.wallet.discard("mint")
     assert "whose key is in the wallet" in world.run("bench", "uniform", "--network", path, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("uniform",), {"sources": None, "choice": None, "route": True, "processes": 1}),
+        (
+            ("uniform", "--no-route", "--processes", "9"),
+            {"sources": None, "choice": None, "route": False, "processes": 2},
+        ),
+        (("pool", "--sources", "3"), {"sources": 3, "choice": "least-active", "route": True, "processes": 1}),
+        (("pool", "--sources", "1", "--choice", "dedicated"), {"sources": 1, "choice": "dedicated", "route": True}),
+        (("read",), {"sources": None, "choice": None, "route": None, "processes": 1}),
+    ],
+)
+def test_the_settings_are_what_was_done(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: dict[str, object]
+) -> None:
+    async def run(self: _Bench, *_: object) -> Measured:
+        return msgspec.structs.replace(make_run(), settings=self._settings)
+
+    monkeypatch.setattr("cli.bench._Bench.run", run)
+    found = cli.json("bench", *words, "--clients", "2")
+    assert found["settings"] == found["settings"] | said | {"nodes": 3, "k": 3, "profile": words[0]}
 
 
 @pytest.mark.parametrize(

@@ -75,4 +75,6 @@ async def test_a_running_network_is_measured_again_with_the_same_accounts(
     assert second["cost"]["transfers_per_link"] > 1, "requests of one sender share links"
     assert first["settings"]["connections"] == second["settings"]["connections"] == 2
     assert first["settings"]["route"] and not second["settings"]["route"]
+    assert (first["settings"]["sources"], first["settings"]["choice"]) == (4, "least-active")
+    assert (second["settings"]["sources"], second["settings"]["choice"]) == (None, None)
     assert 0 < first["client"]["most_in_flight_of_one_source"] <= 2
