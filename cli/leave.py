@@ -13,15 +13,15 @@ import msgspec
 from chain.errors import LocalMisuse
 from cli.command import HopCommand, network_option, run
 from cli.home import KnownNode, Network, check_is_node, load_network
-from cli.member import CHANGE_MS, force_option, wait_option
+from cli.member import force_option, wait_option
 from cli.members import (
     LOOK_AGAIN_S,
     Picture,
     after_removing,
+    change_expires_ms,
     check_force,
     check_risk,
     look,
-    now_ms,
     open_patiently,
     submit_change,
     wait_active,
@@ -80,7 +80,7 @@ def leave(out: Output, data: Path, force: str | None, wait_s: float, network_dir
                     ChangeAction.REMOVE,
                     key.public_key,
                     line.incarnation,
-                    now_ms() + CHANGE_MS,
+                    change_expires_ms(wait_s),
                     force is not None,
                 )
                 epoch = (

@@ -21,6 +21,7 @@ from cli.members import (
     Picture,
     after_adding,
     after_removing,
+    change_expires_ms,
     check_force,
     check_risk,
     find_node,
@@ -41,7 +42,6 @@ from hopchain.wire import MemberLine, Members, ViewLine
 from routing.keyspace import node_id_of
 
 WAIT_S: Final = 120.0  # for a change to be decided and active: syncing a large region takes a while
-CHANGE_MS: Final = 15 * 60 * 1000  # a change that was signed and not made is worth nothing after this
 KEY_HEX: Final = 64
 
 _STALE: Final = "this node is no member any more, reaches no majority of the members, or has not caught up: its list may be old; ask another one with --at"
@@ -72,11 +72,12 @@ def force_option(function: _F) -> _F:
 
 
 class Newcomer(msgspec.Struct, frozen=True):
-    """The node to add. `signed`: the operator's word in its invitation, None for a bare public key."""
+    """The node to add. `signed`: the operator's word in its invitation, which ends at `expires_ms`; None for a bare
+    public key."""
 
     public_key: bytes
     signed: SignedChange | None
-    expires_ms: int
+    expires_ms: int | None
 
     @property
     def id(self) -> bytes:
@@ -325,7 +326,7 @@ def read_newcomer(network: Network, text: str) -> Newcomer:
             )
         return Newcomer(invitation.key.public_key, invitation.change, invitation.expires_ms)
     if len(text) == KEY_HEX and set(text.lower()) <= set("0123456789abcdef"):
-        return Newcomer(bytes.fromhex(text), None, now_ms() + CHANGE_MS)
+        return Newcomer(bytes.fromhex(text), None, None)
     raise LocalMisuse(f"{text[:80]!r} is neither an invitation's file nor a public key of {KEY_HEX} hex digits")
 
 
@@ -342,11 +343,11 @@ async def add_node(
             raise LocalMisuse(
                 f"node {told} was a member and was removed; ids never come back: `hopchain invite` makes a new one"
             )
-        if now_ms() > node.expires_ms:
+        if node.expires_ms is not None and now_ms() > node.expires_ms:
             raise LocalMisuse(f"the invitation of node {told} has expired: make a new one with `hopchain invite`")
         what, after = f"adding node {told}", after_adding(picture, node.public_key)
         check_risk(picture, after, what, force, coming=[node.id])
-        until_ms = node.expires_ms + round(wait_s * 1000)
+        until_ms = change_expires_ms(2 * wait_s)  # for the copy, and then for the change
         signed = node.signed or _sign(network, ChangeAction.ADD, node.public_key, FIRST_INCARNATION, until_ms)
         picture = await wait_level(client, network, node.id, wait_s, _once(on_wait))
         epoch = picture.newest.epoch
@@ -374,7 +375,12 @@ async def remove_node(
             )
         check_risk(picture, after_removing(picture, node), f"removing node {told}", force)
         signed = _sign(
-            network, ChangeAction.REMOVE, line.public_key, line.incarnation, now_ms() + CHANGE_MS, force is not None
+            network,
+            ChangeAction.REMOVE,
+            line.public_key,
+            line.incarnation,
+            change_expires_ms(wait_s),
+            force is not None,
         )
         epoch = (await submit_change(client, signed, lambda: picture.addresses(node), wait_s, _once(on_wait))).epoch
         changed = True

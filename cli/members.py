@@ -30,6 +30,7 @@ FORCE_WORDS: Final = "payments may stop"
 LOOK_TIMING: Final = Timing(dial_s=2.0, read_s=4.0)  # a node that needs longer is one to report
 LOOK_AGAIN_S: Final = 0.3
 MAX_ROUNDS: Final = 4  # of asking nodes that others told of: each finds those whom the last one knew
+CHANGE_MS: Final = 15 * 60 * 1000  # a change that was given up may be made for so long yet
 CHANGE_TRY_S: Final = 10.0  # for one node's answer to a change, before another is asked
 MAY_BE_MADE: Final = (
     "it may still be made: the same command again goes on with it, `hopchain member list` shows the members"
@@ -254,6 +255,11 @@ def operator_key(genesis: Genesis, directory: Path) -> Ed25519PrivateKey:
 
 
 # --- changing ------------------------------------------------------------------------------------------------------
+
+
+def change_expires_ms(wait_s: float) -> int:
+    """When a change expires that is signed now and sent, always the same bytes, for `wait_s` from now."""
+    return now_ms() + round(wait_s * 1000) + CHANGE_MS
 
 
 async def submit_change(

@@ -14,7 +14,7 @@ import pytest
 
 from chain.genesis import Asset
 from cli.home import KnownNode, load_network
-from cli.members import FORCE_WORDS, Picture, groups_without_majority
+from cli.members import CHANGE_MS, FORCE_WORDS, Picture, groups_without_majority, now_ms
 from cli.upchecks import left_in
 from hopchain import wire
 from hopchain.change import ChangeAction, change_id, decode_change_untrusted, is_change_signed_by
@@ -198,6 +198,23 @@ def test_member_add_takes_a_public_key(world: World) -> None:
     assert world.json("member", "add", key.hex())["changed"]
     (change,) = world.membership.changes
     assert is_change_signed_by(change, bytes.fromhex(world.ledger.genesis.operator))
+
+
+@pytest.mark.parametrize(("command", "waits"), [("add", 2), ("remove", 1), ("leave", 1)])
+def test_a_change_is_good_for_as_long_as_it_is_sent(world: World, command: str, waits: int) -> None:
+    """It is signed once and the same bytes are sent until it is made; one that is added copies the links before."""
+    key = read_node_key(world.directory / "node-1").public_key[::-1]
+    world.membership.guests = {node_id_of(key)}
+    words = {
+        "add": ["member", "add", key.hex()],
+        "remove": ["member", "remove", "node-2"],
+        "leave": ["leave", "--data", str(data_of(world, 2))],
+    }
+    before_ms = now_ms()
+    world.run(*words[command], "--wait", "86400")
+    (signed,) = world.membership.changes
+    left_ms = decode_change_untrusted(signed.raw).expires_ms - before_ms - waits * DAY_MS
+    assert CHANGE_MS <= left_ms <= CHANGE_MS + DAY_MS
 
 
 def test_nobody_is_added_where_payments_have_stopped(world: World) -> None:
