@@ -217,7 +217,8 @@ def _certificate_ns(directory: Path) -> int:
 
 async def _renew_certificates(contexts: NodeContexts, directory: Path, loaded_ns: int) -> None:
     """Use a new node.crt as soon as it is there: standing connections go on, the next handshakes show it. `loaded_ns`:
-    when the one in `contexts` was written."""
+    when the one in `contexts` was written. What is wrong with it is told once, for it may stay so for months."""
+    told = ""
     while True:
         await trio.sleep(LOOK_AT_CERTIFICATE_S)
         try:
@@ -228,9 +229,12 @@ async def _renew_certificates(contexts: NodeContexts, directory: Path, loaded_ns
                 log.info("node.crt was replaced: it is used from now on")
                 loaded_ns = written_ns
             contexts.outdated = False
+            told = ""
         except (LocalMisuse, NotReady, OSError) as error:
             contexts.outdated = True
-            log.warning("node.crt was replaced, but cannot be used: %s", error)
+            if str(error) != told:
+                told = str(error)
+                log.warning("node.crt cannot be used: %s", error)
             await trio.sleep(LOOK_AT_CERTIFICATE_S)
 
 

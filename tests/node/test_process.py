@@ -30,7 +30,7 @@ from node.layout import DATABASE, Network, make_network, read_genesis
 from node.lock import DataLock
 from node.messages import Accept, Decided, SlotName
 from node.paxos import Ballot
-from node.pki import certificate_until_ms, make_node_certificate, read_node_key
+from node.pki import certificate_until_ms, make_node_certificate, node_contexts, read_node_key
 from node.process import (
     COLLECT_AFTER,
     READY_AGAIN_S,
@@ -183,6 +183,37 @@ async def test_a_node_whose_certificate_is_spoiled_goes_on_and_tells_when_the_ol
                 after = await client.health()
                 assert (after.certificate_until_ms, after.certificate_unusable) == (until_ms, True)
                 signal.raise_signal(signal.SIGTERM)
+
+
+async def test_what_is_wrong_with_a_certificate_is_told_once(
+    directory: Path, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    path, aside = directory / "node.crt", directory / "aside.crt"
+    contexts = node_contexts(directory, read_genesis(directory).ca)
+    hour_s = 3600.0
+
+    def told() -> list[str]:
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        caplog.clear()
+        return said
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(process._renew_certificates, contexts, directory, path.stat().st_mtime_ns)
+        path.rename(aside)
+        await trio.sleep(hour_s)
+        (text,) = told()
+        assert text.startswith("node.crt cannot be used") and "No such file" in text
+        path.write_bytes(b"no certificate")
+        await trio.sleep(hour_s)
+        assert len(told()) == 1, "something else is wrong now"
+        for _ in range(2):
+            aside.rename(path)
+            await trio.sleep(hour_s)
+            assert not contexts.outdated and told() == []
+            path.rename(aside)
+            await trio.sleep(hour_s)
+            assert contexts.outdated and told() == [text]
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.usefixtures("impatient")
