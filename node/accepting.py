@@ -3,7 +3,7 @@
 * A connection is a stranger's until its handshake is over. `Strangers` bounds how many there are at once;
   `accept_forever` takes the next one when there is a place.
 * What ends a handshake is one of HANDSHAKE_ERRORS; `handshake_fault` says what it means and what to do.
-* `WarnOnce` counts every refusal and logs the first of each kind, until whoever was refused is well again.
+* `WarnOnce` counts every refusal and logs the first of each kind; of a peer and its address again after it connected.
 """
 
 import ipaddress
@@ -197,9 +197,10 @@ def _keep_alive(stream: trio.abc.Stream) -> None:
 
 
 class WarnOnce:
-    """Logs the first of each (whose, code) as a warning and counts them all; forgets whose once it is well again.
-    `kind`: a word for those who come to this port. An address is told in full, and stands for its `origin`: else one
-    machine would fill the log."""
+    """Logs the first of each (whose, code) as a warning and counts them all, until `forget`. Peers are forgotten when
+    they connect; clients never, for a good one may come as often as a bad one of the same address, and both would
+    fill the log. `kind`: a word for those who come to this port. An address is told in full, and stands for its
+    `origin`: else one machine would fill the log."""
 
     MAX_KNOWN: Final = 1024  # more addresses than this is a scan: start over rather than grow
 

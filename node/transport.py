@@ -268,7 +268,8 @@ class PeerMesh:
 
     async def _shake(self, stream: trio.abc.Stream, dialed: NodeId | None) -> _Peer | None:
         """TLS and hellos; None, counted and logged, when either side refuses. Closes the stream then."""
-        who = remote_of(stream) if dialed is None else _who(dialed)
+        remote = remote_of(stream)
+        who = remote if dialed is None else _who(dialed)
         place = self._strangers.handshake(who) if dialed is None else nullcontext()
         closing: trio.abc.Stream | Channel = stream
         peer = None
@@ -283,6 +284,7 @@ class PeerMesh:
                 hello = await self._exchange(channel, certified, dialed)
                 dialed_by = hello.node_id if dialed is None else self._hello.node_id
                 peer = _Peer(hello.node_id, hello, channel, dialed_by, trio.current_time())
+                self._warn.forget(remote)  # what ended before a certificate was seen is known by the address alone
         except HANDSHAKE_ERRORS as error:
             fault = handshake_fault(error)
             if fault.code == "duplicate":

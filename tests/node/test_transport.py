@@ -678,6 +678,24 @@ async def test_the_refused_node_learns_why_and_says_it_once_too(
         assert len(caplog.records) == 4  # it was well in between, so it is news
 
 
+async def test_a_second_outage_before_the_certificate_is_logged_too(
+    nodes: list[Certified], network: MemoryNetwork, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then only the address of whoever dialed is known, not its id."""
+    caplog.set_level(logging.WARNING)
+    node = Node(nodes[1], nodes, network)
+    async with running(node):
+        for outage in (1, 2):
+            for _ in range(3):
+                await (await network.connect(HOST, node.port)).aclose()
+                await trio.sleep(1)
+            assert node.mesh.counters["refused.lost"] == 3 * outage
+            assert [record.getMessage()[:26] for record in caplog.records] == ["no connection with memory:"] * outage
+            await (await join_by_hand(network, node, nodes[0])).aclose()
+            await node.expect("up", nodes[0].id)
+            await node.expect("down", nodes[0].id)
+
+
 async def test_a_node_of_another_network_gets_no_further_than_tls(
     nodes: list[Certified], foreigners: list[Certified], network: MemoryNetwork, autojump_clock: MockClock
 ) -> None:
