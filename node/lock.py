@@ -6,6 +6,7 @@ stays; the process id in it is only for the message to the second process.
 
 import fcntl
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,8 @@ from chain.errors import LocalMisuse
 
 LOCK_FILE: Final = "node.lock"
 _MAX_PID_BYTES: Final = 32
+_TRIES: Final = 11  # of a node to lock its directory, 0.1 s in all
+_PAUSE_S: Final = 0.01
 
 
 def try_lock(descriptor: int) -> str | None:
@@ -83,6 +86,11 @@ class DataLock:
     def _lock(self, descriptor: int) -> None:
         try:
             holder = try_lock(descriptor)
+            for _ in range(_TRIES - 1):  # `lock_holder` of a command that looks just now has it, too, for a moment
+                if holder is None:
+                    break
+                time.sleep(_PAUSE_S)
+                holder = try_lock(descriptor)
         except OSError as error:
             raise LocalMisuse(
                 f"{self._path} cannot be locked ({error.strerror}): keep the directory on a local file system"

@@ -97,6 +97,30 @@ def test_the_holder_is_known_while_it_holds(tmp_path: Path) -> None:
     assert lock_holder(tmp_path) is None
 
 
+def test_a_command_that_looks_just_now_keeps_no_node_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lock_holder` has the lock, shared, for a moment: here until the node has tried three times."""
+    (tmp_path / LOCK_FILE).write_text("7\n")
+    looking = os.open(tmp_path / LOCK_FILE, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    pauses: list[float] = []
+
+    def sleep(pause_s: float) -> None:
+        pauses.append(pause_s)
+        if len(pauses) == 3:
+            os.close(looking)
+
+    monkeypatch.setattr("time.sleep", sleep)
+    with DataLock(tmp_path):
+        assert (tmp_path / LOCK_FILE).read_text() == f"{os.getpid()}\n"
+        pauses.clear()
+        monkeypatch.setattr("time.sleep", pauses.append)
+        with pytest.raises(LocalMisuse, match="in use by process"):
+            DataLock(tmp_path).__enter__()
+        assert len(pauses) == 10 and sum(pauses) == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("refused", ["ftruncate", "pwrite"])
 def test_a_full_disk_keeps_nobody_from_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
     """What else the node does about it, and says, comes later."""
