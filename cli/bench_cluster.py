@@ -23,7 +23,7 @@ from cli.ports import choose_ports
 from cli.supervisor import Change, Event, Supervisor, node_command
 from hopchain import Client, Status, Unreachable, raw_public_key
 from node.layout import make_network
-from node.lock import LOCK_FILE
+from node.lock import LOCK_FILE, holds_lock
 
 ASSET: Final = Asset("CZK", 2)
 ISSUER: Final = "mint"
@@ -169,7 +169,10 @@ def load_average() -> float:
 def _process(directory: Path) -> Cost | None:
     """What the node process of this directory has used, or None when it is not on this machine."""
     try:
-        process = _PROC / str(int((directory / LOCK_FILE).read_text()))
+        pid = int((directory / LOCK_FILE).read_text())
+        if not holds_lock(pid, directory):  # the node has ended, or runs elsewhere: its number is a stranger's here
+            return None
+        process = _PROC / str(pid)
         threads = {int(t.name): _cpu_s(t / "stat") for t in (process / "task").iterdir()}
         written = _field(process / "io", "write_bytes:")
         resident = _field(process / "status", "VmRSS:") * 1024

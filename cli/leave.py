@@ -152,9 +152,9 @@ def local_address(config: NodeConfig) -> tuple[str, int]:
 
 async def _stop(data: Path, pid: int) -> None:
     """SIGTERM, and wait until the directory's lock is free."""
-    from node.lock import LOCK_FILE, lock_holder
+    from node.lock import holds_lock, lock_holder
 
-    if not _holds(pid, data / LOCK_FILE):
+    if not holds_lock(pid, data):
         await anyio.sleep(LOOK_AGAIN_S)  # one that ends has closed its files a moment before its lock is free
         if lock_holder(data) is None:  # nobody needs it any more, so it ended by itself
             return
@@ -174,12 +174,3 @@ async def _stop(data: Path, pid: int) -> None:
                 f"the node was removed; its process {pid} has not ended within {STOP_S:g} s: stop it",
             )
         await anyio.sleep(LOOK_AGAIN_S)
-
-
-def _holds(pid: int, lock: Path) -> bool:
-    """True when the process with this number here is the one that has the file open: numbers differ between
-    containers."""
-    try:
-        return any(os.path.realpath(entry) == os.path.realpath(lock) for entry in Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:
-        return False

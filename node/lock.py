@@ -60,6 +60,16 @@ def lock_holder(directory: Path) -> int | None:
     return None
 
 
+def holds_lock(pid: int, directory: Path) -> bool:
+    """True when the process with this number here is the one that has the lock file of this directory open: the file
+    stays when its process has ended, and numbers differ between containers. False for another user's process."""
+    lock = os.path.realpath(directory / LOCK_FILE)
+    try:
+        return any(os.path.realpath(entry) == lock for entry in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
 class DataLock:
     """`with DataLock(directory):` holds the directory; a second holder gets `LocalMisuse` with the first one's pid."""
 

@@ -5,6 +5,7 @@ import hashlib
 import heapq
 import itertools
 import math
+import os
 import random
 import sys
 import threading
@@ -26,7 +27,7 @@ from chain.link import Link, Outcome
 from chain.request import MAX_POSTINGS, decode_request_untrusted, request_id
 from cli.bench import _Bench, _Generator, _shares
 from cli.bench_check import Answered, ask_lost, count_lost, databases, paid_out, read_answers
-from cli.bench_cluster import Cost, Sample, differences
+from cli.bench_cluster import Cost, Sample, differences, largest_memory
 from cli.bench_load import Balances, Flight, Measurement, read_tails
 from cli.bench_node import Stacks, check_profile_file, collapsed, cpu_ns, flame_graph, stack_of
 from cli.bench_plot import draw, steps
@@ -40,6 +41,7 @@ from cli.output import CommandFailed, Output
 from cli.verify import Comparison
 from hopchain import Choice, Client, Digest, TooManyFailures, wire
 from hopchain.framing import frame
+from node.lock import LOCK_FILE, DataLock
 from routing.keyspace import NodeId, closest, route_key
 from tests.chain.bank import Bank, file_database
 from tests.cli.conftest import Cli, World
@@ -1069,6 +1071,15 @@ def test_links_that_were_not_seen_in_time_are_said(capsys: pytest.CaptureFixture
 def test_differences_add_all_nodes() -> None:
     run = make_run()
     assert differences(run.before, run.after, lambda c: c.turns) == 200
+
+
+def test_a_stranger_with_the_number_of_a_node_that_ended_is_not_measured(world: World) -> None:
+    network = load_network(world.directory)
+    directory = world.directory / network.nodes[0].name
+    (directory / LOCK_FILE).write_text(f"{os.getpid()}\n")
+    assert largest_memory(network) == 0
+    with DataLock(directory):
+        assert largest_memory(network) > 0
 
 
 def test_raw_floats_of_all_generators_are_merged_in_order(tmp_path: Path) -> None:
