@@ -149,6 +149,7 @@ class _Demo:
         self._ended: dict[str, int | None] = {}
         self._news = anyio.Event()
         self._told = False
+        self._stopping = False
 
     async def run(self) -> None:
         """All chapters, with the nodes running; they are stopped whatever happens."""
@@ -175,6 +176,7 @@ class _Demo:
             await self._audits()
             self._chapter(7, "Stop")
             pids = list(self._pids.values())
+            self._stopping = True
             code = await stop(process)
             self._claim("all nodes stop at once and cleanly", code == 0 and not any(_is_running(pid) for pid in pids))
             tasks.cancel_scope.cancel()
@@ -319,8 +321,13 @@ class _Demo:
     async def _command(self, kind: type[_T], *words: str, ok: bool = True) -> _T:
         """Run `hopchain WORDS --json` as a process and read its document. `ok`: it must end with exit code 0."""
         self._show(" ".join(_short(word, self._place) for word in words))
-        with anyio.fail_after(COMMAND_S):
-            done = await anyio.run_process([*_CLI, *words, "--json"], env=self._env, check=False)
+        try:
+            with anyio.fail_after(COMMAND_S):
+                done = await anyio.run_process([*_CLI, *words, "--json"], env=self._env, check=False)
+        except TimeoutError:
+            raise CommandFailed(
+                Exit.REJECTED, "untrue", f"hopchain {words[0]} did not end within {COMMAND_S:g} s, and was ended"
+            ) from None
         if ok and done.returncode != 0:
             said = (done.stdout + done.stderr).decode(errors="replace").strip()
             raise CommandFailed(
@@ -333,7 +340,7 @@ class _Demo:
             raise CommandFailed(Exit.REJECTED, "untrue", f"hopchain {words[0]} answered: {said[-800:]}") from None
 
     async def _listen(self, process: anyio.abc.Process) -> None:
-        """Follow the events of `hopchain up`."""
+        """Follow the events of `hopchain up`. `CommandFailed`, with what else it said, when it ends by itself."""
         assert process.stdout is not None
         rest, said = b"", b""
         async for data in process.stdout:
@@ -343,8 +350,11 @@ class _Demo:
                     self._hear(msgspec.json.decode(line, type=_Event))
                 except msgspec.MsgspecError:
                     said += line + b"\n"
-        if said:
-            raise CommandFailed(Exit.REJECTED, "untrue", f"hopchain up ended: {said.decode(errors='replace')[-800:]}")
+        if not self._stopping:
+            words = (said + rest).decode(errors="replace").strip()[-800:]
+            raise CommandFailed(
+                Exit.REJECTED, "untrue", f"hopchain up ended by itself: {words or 'it did not say why'}"
+            )
 
     async def _until_told(self, scope: anyio.CancelScope) -> None:
         """End the demo in order when this process is told to."""
