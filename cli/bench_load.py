@@ -35,7 +35,9 @@ from chain.request import HASH_BYTES, NetworkId, Posting, SignedRequest, sign, t
 from cli.bench_prepare import Preparation
 from cli.bench_profiles import Draw, Profile, make_pool
 from cli.bench_spec import (
+    AGAIN_S,
     AMOUNT,
+    LAST_AGAIN_S,
     PROGRESS_S,
     SHOWN_S,
     TAILS_FILE,
@@ -57,8 +59,6 @@ from hopchain.pools import Ended, SourcePool
 SIGN_PER_S: Final = 6000  # requests that are signed ahead for each second of the run; more are signed while it runs
 SIGN_POSTINGS_PER_S: Final = 120_000  # the same for requests with many postings
 SIGN_BYTES: Final = 400 * 1024 * 1024  # of requests signed ahead
-AGAIN_S: Final = 0.02  # before a request that was not started is sent again; doubles
-LAST_AGAIN_S: Final = 0.5
 PROBE_EVERY_S: Final = 0.05  # one answered link is looked for at another node
 BALANCES_PER_S: Final = 50  # of each node beside transfers: enough for a percentile, too few to slow them
 BALANCES_IN_FLIGHT: Final = 100  # of each node: one that is stuck is not asked for ever more

@@ -4,7 +4,8 @@ Doing it again does nothing, so that a network that runs on can be measured many
 """
 
 import hashlib
-from collections import Counter, deque
+import heapq
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,18 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.request import MAX_POSTINGS, NetworkId, Posting, opening, sign, transfer
-from cli.bench_spec import PROGRESS_S, TAILS_FILE, News, Ports, Spec, account_key, account_name, submit_call
+from cli.bench_spec import (
+    AGAIN_S,
+    LAST_AGAIN_S,
+    PROGRESS_S,
+    TAILS_FILE,
+    News,
+    Ports,
+    Spec,
+    account_key,
+    account_name,
+    submit_call,
+)
 from cli.bench_wire import Lines
 from cli.output import CommandFailed, Exit
 from hopchain import raw_public_key, wire
@@ -23,7 +35,7 @@ HOT_FUNDS: Final = 10**13  # of the account that pays everybody, and of the sour
 LEAST_FUNDS: Final = 10**7  # an account with less is given more
 PREPARE_IN_FLIGHT: Final = 512  # openings at once: enough to fill the nodes' turns
 PREPARE_TIMEOUT_S: Final = 60.0
-TRIES: Final = 10  # of one request that is not started or unknown
+TRIES: Final = 10  # of one request that is not started or unknown: three seconds in all
 
 
 class Preparation:
@@ -83,20 +95,23 @@ class Preparation:
         waiting: dict[int, int] = {}
         answers: dict[int, wire.ReplyBody] = {}
         queue: Iterator[int] = iter(numbers)
-        again: deque[int] = deque()
+        again: list[tuple[float, int]] = []  # when it is due, which
         tries: Counter[int] = Counter()
         told = self._ports.clock()
         while len(answers) < len(numbers):
+            now = self._ports.clock()
             while len(waiting) < PREPARE_IN_FLIGHT:
-                number = again.popleft() if again else next(queue, None)
+                number = heapq.heappop(again)[1] if again and again[0][0] <= now else next(queue, None)
                 if number is None:
                     break
                 tries[number] += 1
                 waiting[self._lines.call(number % len(self._lines.lines), make(number))] = number
-            for _, call, body in self._lines.wait(PROGRESS_S):
+            due_s = again[0][0] - now if again and len(waiting) < PREPARE_IN_FLIGHT else PROGRESS_S
+            for _, call, body in self._lines.wait(min(due_s, PROGRESS_S)):
                 number = waiting.pop(call)
                 if isinstance(body, wire.NotStarted | wire.Unknown) and tries[number] < TRIES:
-                    again.append(number)
+                    pause_s = min(AGAIN_S * 2 ** tries[number], LAST_AGAIN_S)
+                    heapq.heappush(again, (self._ports.clock() + pause_s, number))
                 else:
                     answers[number] = body
             if self._ports.clock() - told >= PROGRESS_S:

@@ -16,6 +16,8 @@ from hopchain.wire import Submit
 
 AMOUNT: Final = 1  # minor units of each posting
 PROGRESS_S: Final = 1.0  # between two lines of progress
+AGAIN_S: Final = 0.02  # before a request that was not started is sent again; doubles
+LAST_AGAIN_S: Final = 0.5
 SHOWN_S: Final = 5.0  # for another node to show a link that was answered
 TAILS_FILE: Final = "tails"  # in `Spec.place`: the tail hash of each account, as it was prepared
 

@@ -10,7 +10,7 @@ import random
 import sys
 import threading
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -31,7 +31,7 @@ from cli.bench_cluster import Cost, Sample, differences, largest_memory
 from cli.bench_load import Balances, Flight, Measurement, read_tails
 from cli.bench_node import Stacks, check_profile_file, collapsed, cpu_ns, flame_graph, stack_of
 from cli.bench_plot import draw, steps
-from cli.bench_prepare import FUNDS, HOT_FUNDS, Preparation
+from cli.bench_prepare import FUNDS, HOT_FUNDS, TRIES, Preparation
 from cli.bench_profiles import HOT, MEANING, Draw, Profile, Zipf, make_pool, postings_of
 from cli.bench_report import Kept, Measured, Settings, document, percentile, read_floats, show
 from cli.bench_spec import TAILS_FILE, Job, News, Ports, Result, Spec, account_key, account_name
@@ -236,6 +236,40 @@ def test_preparing_sends_again_what_did_not_start_and_tells_what_is_rejected(ben
         node.fault = lambda call: wire.Refused("no", "not here") if isinstance(call, wire.Submit) else None
     with pytest.raises(CommandFailed, match=r"could not be prepared: not here$"):
         bench.prepare(accounts=8)
+
+
+def test_preparing_waits_longer_and_longer_for_a_node_that_is_busy(bench: Bench) -> None:
+    """About the first account they are; the others wait for nothing."""
+    now = [0.0]
+    asked: dict[str, list[float]] = defaultdict(list)
+    queued: list[tuple[int, int, wire.ReplyBody]] = []
+
+    class BusyLines(Lines):
+        def call(self, line: int, body: wire.CallBody) -> int:
+            assert isinstance(body, wire.AskBalance)
+            asked[body.account].append(now[0])
+            slow = body.account == account_name("bench-", 0) and len(asked[body.account]) < TRIES
+            answer = wire.NotStarted(bytes(32), "busy", "later") if slow else wire.Refused("no_account", "none")
+            queued.append((line, sum(map(len, asked.values())), answer))
+            return queued[-1][1]
+
+        def wait(self, timeout_s: float) -> list[tuple[int, int, wire.ReplyBody]]:
+            if not queued:
+                now[0] += timeout_s
+            found = list(queued)
+            queued.clear()
+            return found
+
+    spec = bench.spec(accounts=1000)
+    lines = BusyLines(spec.nodes, spec.ca, spec.network)
+    ports = Ports(lambda: now[0], lambda: 0.0, bench.news.append, lambda: None)
+    prepare = Preparation(spec, lines, ports)
+    prepare._each("looking", range(1000), prepare._ask_balance)
+    lines.close()
+    times = asked.pop(account_name("bench-", 0))
+    pauses = [after - before for before, after in itertools.pairwise(times)]
+    assert pauses == pytest.approx([0.04, 0.08, 0.16, 0.32, 0.5, 0.5, 0.5, 0.5, 0.5])
+    assert len(asked) == 999 and set(map(tuple, asked.values())) == {(0.0,)}
 
 
 def test_a_run_counts_what_was_completed_in_its_window_and_keeps_every_answer(bench: Bench) -> None:
