@@ -55,7 +55,7 @@ class Line:
             while (payload := self._reader.pop()) is None:
                 self._reader.push(self._received(self.socket.recv(RECEIVE_BYTES)))
             self.node_id = NodeId(id_said(self._heard(decode_node_frame_untrusted(payload), Hello)))
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, RemoteFault, msgspec.MsgspecError) as error:
             raise self._failed(str(error)) from None
         self.socket.setblocking(False)
 
@@ -117,7 +117,7 @@ class Line:
         return message
 
     def _failed(self, why: str) -> CommandFailed:
-        text = f"the connection to {self.address} failed during the measurement: {why}. Does that node run?"
+        text = f"the connection of the load generator to {self.address} failed: {why}. Does that node run?"
         return CommandFailed(Exit.UNREACHABLE, "unreachable", text)
 
 

@@ -657,8 +657,16 @@ def test_a_node_that_goes_away_ends_the_run_with_its_name(bench: Bench) -> None:
     bench.prepare()
     node = bench.world.nodes[1]
     bench.world.portal.call(node.stop)
-    with pytest.raises(CommandFailed, match=f"{node.port} failed") as found:
+    with pytest.raises(CommandFailed, match=f"load generator to .*:{node.port} failed: ") as found:
         bench.measure()
+    assert found.value.code == "unreachable"
+
+
+def test_what_is_no_hello_is_told_with_the_address(bench: Bench) -> None:
+    node = bench.world.nodes[1]
+    node.raw_first = b"\xff" * 4
+    with pytest.raises(CommandFailed, match=f":{node.port} failed: a frame of 4294967295 bytes: ") as found:
+        bench.prepare()
     assert found.value.code == "unreachable"
 
 
