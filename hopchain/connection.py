@@ -76,8 +76,9 @@ class Connection:
     async def send(self, *payloads: bytes) -> None:
         """Send frames, all in one write. Cancelling this in the middle breaks the connection: close it then."""
         for payload in payloads:
-            if len(payload) > wire.MAX_CLIENT_FRAME_BYTES:
-                raise RemoteFault("oversize", f"a frame of {len(payload)} bytes: at most {wire.MAX_CLIENT_FRAME_BYTES}")
+            assert len(payload) <= wire.MAX_CLIENT_FRAME_BYTES, (
+                f"a frame of {len(payload)} bytes, {wire.MAX_CLIENT_FRAME_BYTES} at most: `check_can_be_sent` lets none pass"
+            )
         async with self._sending:
             try:
                 await self._stream.send(b"".join(map(frame, payloads)))

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import anyio
+import anyio.abc
 import pytest
 
 from chain.request import MAX_POSTINGS, Posting, transfer
@@ -12,7 +13,7 @@ from hopchain import Client, Recorded, Status, Timing, Unknown, Unreachable, cal
 from hopchain.addresses import Address
 from hopchain.calls import Calls, ConnectionLost, take_write
 from hopchain.change import SignedChange
-from hopchain.connection import ConnectionFailed
+from hopchain.connection import Connection, ConnectionFailed
 from hopchain.signing import sign_request
 from tests.hopchain.fake_node import ISSUER_KEY, FakeNode, Hang
 from tests.hopchain.test_client import BACKENDS, World, connect, run
@@ -24,6 +25,22 @@ LONG_S = 10.0  # for what takes a second at most
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+# --- what leaves ---------------------------------------------------------------------------------------------------
+
+
+class Untouched:
+    """A stream on which nothing may be sent."""
+
+    async def send(self, data: bytes) -> None:
+        raise AssertionError(f"{len(data)} bytes left")
+
+
+async def test_a_frame_that_is_too_large_is_this_programs_error_and_does_not_leave() -> None:
+    connection = Connection(cast(anyio.abc.ByteStream, Untouched()), "n")
+    with pytest.raises(AssertionError, match=r"^a frame of 4194305 bytes, 4194304 at most"):
+        await connection.send(b"", bytes(wire.MAX_CLIENT_FRAME_BYTES + 1))
 
 
 # --- silence -------------------------------------------------------------------------------------------------------
