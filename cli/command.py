@@ -293,6 +293,18 @@ def checked_name(text: str) -> str:
         raise LocalMisuse(error.text) from None
 
 
+def checked_reference(text: str) -> str:
+    """A reference that fits a posting; `LocalMisuse` otherwise."""
+    from chain.request import MEMO_BYTES
+
+    size = len(text.encode())
+    if size > MEMO_BYTES:
+        raise LocalMisuse(f"the reference {text[:40]!r} takes {size} bytes of UTF-8: at most {MEMO_BYTES}")
+    if "\0" in text:
+        raise LocalMisuse(f"the reference {text[:40]!r} holds a zero character: leave it out")
+    return text
+
+
 def checked_hash(text: str, what: str) -> bytes:
     """32 bytes from 64 hex digits."""
     try:

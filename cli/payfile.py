@@ -15,9 +15,8 @@ from typing import Final
 
 import msgspec
 
-from chain.errors import LocalMisuse, RemoteFault
-from chain.names import check_name_untrusted
-from chain.request import MEMO_BYTES
+from chain.errors import LocalMisuse
+from cli.command import checked_name, checked_reference
 from cli.money import parse_amount
 
 DELIMITERS: Final = ";,\t|"
@@ -161,14 +160,10 @@ def payments(rows: Sequence[Row], columns: Columns, scale: int, asset: str) -> l
 
 def _checked(sender: str, recipient: str, amount: str, reference: str, scale: int, asset: str) -> int:
     for name in (sender, recipient):
-        try:
-            check_name_untrusted(name)
-        except RemoteFault as error:
-            raise LocalMisuse(error.text) from None
+        checked_name(name)
     if sender == recipient:
         raise LocalMisuse(f"{sender} cannot pay itself")
-    if len(reference.encode()) > MEMO_BYTES or "\0" in reference:
-        raise LocalMisuse(f"the reference {reference[:40]!r} takes more than {MEMO_BYTES} bytes of UTF-8")
+    checked_reference(reference)
     return parse_amount(amount, scale, asset)
 
 

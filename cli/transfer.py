@@ -18,6 +18,7 @@ from cli.command import (
     at_option,
     checked_hash,
     checked_name,
+    checked_reference,
     network_option,
     run,
     timeout_option,
@@ -228,13 +229,3 @@ def nonce_bytes(text: str | None) -> bytes:
     except ValueError:
         raw = b""
     return raw if len(raw) == 32 else hashlib.sha256(_NONCE_TAG + text.encode()).digest()
-
-
-def checked_reference(text: str) -> str:
-    """A reference that fits a posting; `LocalMisuse` otherwise."""
-    size = len(text.encode())
-    if size > MEMO_BYTES:
-        raise LocalMisuse(f"the reference {text[:40]!r} takes {size} bytes of UTF-8: at most {MEMO_BYTES}")
-    if "\0" in text:
-        raise LocalMisuse(f"the reference {text[:40]!r} holds a zero character: leave it out")
-    return text

@@ -111,7 +111,7 @@ def test_bad_rows_carry_their_fault_and_the_others_go_on(file: Path) -> None:
     found = read(file)
     assert [bool(p.fault) for p in found] == [False, True, True, True, True, True, True]
     for payment, what in zip(
-        found[1:], ["account name", "itself", "2 decimals", "from 0.01", "56 bytes", "account name"], strict=True
+        found[1:], ["account name", "itself", "2 decimals", "from 0.01", "58 bytes", "account name"], strict=True
     ):
         assert what in payment.fault
 
@@ -286,6 +286,22 @@ def test_a_check_sends_nothing_and_says_what_would_be_paid(world: World, file: P
         and "ann       3  25.50 CZK" in shown
     )
     assert journal.read_bytes() == before and not Path(found["result_file"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("reference", "why"),
+    [
+        ("a\0b", "the reference 'a\\x00b' holds a zero character: leave it out"),
+        ("ž" * 29, f"the reference {'ž' * 29!r} takes 58 bytes of UTF-8: at most 56"),
+    ],
+)
+def test_a_reference_that_no_payment_can_have_is_refused_with_the_reason(
+    world: World, file: Path, reference: str, why: str
+) -> None:
+    world.run("account", "open", "ann")
+    write(file, [f"ann;bob;1.50;{reference}"])
+    (row,) = world.json("pay", str(file), *COLUMNS, "--check", code=2)["invalid"]
+    assert row["reason"] == why
 
 
 def test_a_check_names_the_rows_that_cannot_be_sent(world: World, file: Path) -> None:
