@@ -1,6 +1,7 @@
 """`hopchain sim`: cut, kill and delay a simulated network, the same way every time."""
 
 import re
+import shlex
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -94,7 +95,7 @@ def run(
     from netsim.stage import perform, perform_plan, planned_s
 
     _check_paths(report_path, plot_path)
-    command = _command("run", what, nodes=nodes, k=k, seed=seed)
+    command = _command("run", what, nodes=nodes, k=k, seed=seed, until=until_s)
     if what.endswith(".json"):
         if (nodes, k, seed) != (None, None, None):
             usage("--nodes, --k and --seed are for scenarios: a plan says them itself")
@@ -141,7 +142,8 @@ def replay(
     plan = draw_plan(seed)
     with _progress(out, f"seed {seed}", planned_s(plan, scenario=False)) as advance:
         performance = perform_plan(plan, f"seed-{seed}", progress=advance, until=until_s)
-    raise SystemExit(show(out, performance, None, _command("replay", str(seed)), report_path, plot_path, follow=follow))
+    command = _command("replay", str(seed), until=until_s)
+    raise SystemExit(show(out, performance, None, command, report_path, plot_path, follow=follow))
 
 
 @sim.command(
@@ -300,13 +302,13 @@ def sizes(largest: int, step: int | None) -> list[int]:
 # --- what they share ----------------------------------------------------------------------------------------------
 
 
-def _command(verb: str, what: str, **options: int | None) -> str:
+def _command(verb: str, what: str, **options: float | None) -> str:
     """The command line that does the same again."""
     words = ["hopchain", "sim", verb, what]
     for name, value in options.items():
         if value is not None:
             words += [f"--{name}", str(value)]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def _read_plan(name: str) -> "Plan":

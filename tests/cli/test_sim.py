@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -133,6 +134,18 @@ def test_what_is_not_as_expected_is_exit_1_and_one_command_shows_it_again(cli: C
     assert "expect-1  BROKEN" in text
     assert f"again: hopchain sim run {bad} --seed 3" in text
     assert cli.json("sim", "run", str(bad), code=1)["ok"] is False
+
+
+def test_the_command_that_shows_it_again_is_the_whole_one_and_can_be_pasted(
+    cli: Cli, good: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "of may" / "it's bad.toml"
+    path.parent.mkdir()
+    good.rename(path)
+    for words in (["run", str(path), "--until", "7.5"], ["run", str(path), "--nodes", "4", "--k", "3", "--seed", "2"]):
+        again: str = cli.json("sim", *words)["command"]
+        assert shlex.split(again) == ["hopchain", "sim", *words]
+    assert cli.json("sim", "replay", "7", "--until", "0.5")["command"] == "hopchain sim replay 7 --until 0.5"
 
 
 def test_a_node_that_breaks_a_rule_is_exit_1(cli: Cli, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
