@@ -11,16 +11,12 @@ may have been sent. A line that was cut off while it was written is of a request
 import fcntl
 import os
 import re
-import shlex
-import stat
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import LocalMisuse
@@ -28,6 +24,7 @@ from chain.names import is_name
 from chain.request import NetworkId, RequestId
 from cli.durable import append, make_durable, on_disk
 from cli.home import home
+from hopchain import load_key
 from hopchain.durable import sync_directory
 from hopchain.signing import private_key_pem
 
@@ -35,9 +32,6 @@ _SUFFIX: Final = ".key"
 _JOURNAL: Final = "journal"
 _UNNAMED: Final = ".new-"  # begins the file of a key that is being stored
 _ID: Final = re.compile("[0-9a-f]{64}")
-_MAX_KEY_BYTES: Final = 65_536  # a key has some 120; more is none
-_UNREADABLE: Final = "run this as the user whose wallet it is, or restore the key from a copy"
-_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 class Wallet:
@@ -66,38 +60,14 @@ class Wallet:
         """The key of `account`; `LocalMisuse` when it is not here, open to others or damaged."""
         path = self.path(account)
         try:
-            # O_NONBLOCK: a pipe without a writer is not waited for
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
+            return load_key(path)
+        except LocalMisuse as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
             raise LocalMisuse(
                 f"the wallet has no key for {account}: {path} does not exist. Only who opened an account can spend "
                 f"from it; copy the key file there, or open an account of your own"
             ) from None
-        except OSError as error:
-            raise LocalMisuse(f"{path} cannot be read ({error.strerror}): {_UNREADABLE}") from None
-        try:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise LocalMisuse(f"{path} is not a file: put the key file of {account} there, from a copy")
-            mode = stat.S_IMODE(status.st_mode)
-            if mode & _OTHERS:
-                raise LocalMisuse(
-                    f"{path} has mode {mode:04o}: others can read this key. Run: chmod 600 {shlex.quote(str(path))}"
-                )
-            raw = os.read(handle, _MAX_KEY_BYTES)
-        except OSError as error:
-            raise LocalMisuse(f"{path} cannot be read ({error.strerror}): {_UNREADABLE}") from None
-        finally:
-            os.close(handle)
-        try:
-            key = serialization.load_pem_private_key(raw, None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):  # no PEM; one with a password; a kind that is not known
-            key = None
-        if not isinstance(key, Ed25519PrivateKey):
-            raise LocalMisuse(
-                f"{path} does not hold an Ed25519 private key in PEM without a password: restore it from a copy"
-            )
-        return key
 
     def add(self, account: str, key: Ed25519PrivateKey) -> None:
         """Store a key durably; `LocalMisuse` when there is one already."""

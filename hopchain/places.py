@@ -10,6 +10,7 @@ writes one; `LocalMisuse` says what is wrong.
 """
 
 import os
+import shlex
 import stat
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,8 @@ from hopchain.signing import private_key_pem
 
 _HOME_VARIABLE: Final = "HOPCHAIN_HOME"
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_MAX_KEY_BYTES: Final = 65_536  # a key has some 120; more is none
+_UNREADABLE: Final = "run this as the user whose key it is, or restore it from a copy"
 
 
 class _Place(msgspec.Struct, frozen=True):
@@ -76,18 +79,33 @@ def wallet_file(network: NetworkId, account: str) -> Path:
 
 
 def load_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
-    """The private key in this file, which nobody but its owner may read."""
+    """The private key in this file, which nobody but its owner may read. `LocalMisuse` says what is wrong; its cause is
+    the `OSError`, if any."""
     file = Path(path)
-    raw = _read(file)
-    mode = stat.S_IMODE(file.stat().st_mode)
-    if mode & _OTHERS:
-        raise LocalMisuse(f"{file} has mode {mode:04o}: others can read this key. Run: chmod 600 {file}")
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer is not waited for
+        try:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise LocalMisuse(f"{file} is not a file: put the key file there, from a copy")
+            mode = stat.S_IMODE(status.st_mode)
+            if mode & _OTHERS:
+                raise LocalMisuse(
+                    f"{file} has mode {mode:04o}: others can read this key. Run: chmod 600 {shlex.quote(str(file))}"
+                )
+            raw = os.read(handle, _MAX_KEY_BYTES)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise LocalMisuse(f"{file} cannot be read ({error.strerror}): {_UNREADABLE}") from error
     try:
         key = serialization.load_pem_private_key(raw, None)
     except (ValueError, TypeError, UnsupportedAlgorithm):  # no PEM; one with a password; a kind that is not known
         key = None
     if not isinstance(key, Ed25519PrivateKey):
-        raise LocalMisuse(f"{file} does not hold an Ed25519 private key in PEM without a password")
+        raise LocalMisuse(
+            f"{file} does not hold an Ed25519 private key in PEM without a password: restore it from a copy"
+        )
     return key
 
 

@@ -165,9 +165,37 @@ def test_a_key_that_cannot_be_stored_leaves_nothing_and_names_the_file(
     store_key(tmp_path / "alice.key", key_number(1))
 
 
+def test_a_key_that_is_no_file_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "alice.key").mkdir(mode=0o700)
+    os.mkfifo(tmp_path / "bob.key", 0o600)
+    for account in ("alice", "bob"):
+        with pytest.raises(LocalMisuse, match=rf"{account}\.key is not a file: .* from a copy"):
+            load_key(tmp_path / f"{account}.key")
+
+
+def test_a_key_that_vanishes_while_it_is_looked_at_is_read_or_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mode is that of the file that was opened, whatever has its name by then."""
+    file = tmp_path / "alice.key"
+    store_key(file, key_number(1))
+    fstat = os.fstat
+
+    def vanishing(handle: int) -> os.stat_result:
+        file.unlink(missing_ok=True)
+        return fstat(handle)
+
+    monkeypatch.setattr(os, "fstat", vanishing)
+    assert load_key(file).private_bytes_raw() == key_number(1).private_bytes_raw()
+    with pytest.raises(LocalMisuse, match="cannot be read"):
+        load_key(file)
+
+
 def test_what_is_no_key_of_ones_own_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "alice.key"
-    with pytest.raises(LocalMisuse, match=r"alice.key cannot be read: No such file"):
+    with pytest.raises(
+        LocalMisuse, match=r"alice.key cannot be read \(No such file or directory\): .* restore it from a copy"
+    ):
         load_key(file)
     form = Encoding.PEM, PrivateFormat.PKCS8
     file.write_bytes(key_number(1).private_bytes(*form, NoEncryption()))
