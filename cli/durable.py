@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,11 +25,12 @@ def on_disk(path: Path, what_to_do: str = _AGAIN) -> Iterator[None]:
 
 
 @contextmanager
-def one_at_a_time(directory: Path) -> Iterator[None]:
-    """Be the one process that does this in a directory; the others wait. Where it cannot be locked, several do."""
+def one_at_a_time(directory: Path, *, must_lock: bool) -> Iterator[None]:
+    """Be the one process that does this in a directory; the others wait. The kernel lets go of it when the process
+    ends, however that is. Where it cannot be locked: an `OSError`, or without `must_lock` several do it at once."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with suppress(OSError):
+        with nullcontext() if must_lock else suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:

@@ -89,7 +89,7 @@ def invite(
     if not path.parent.is_dir():
         raise LocalMisuse(f"{path} cannot be made: {path.parent} is no directory. Name another file with --out")
     picture = _look(directory)
-    with one_at_a_time(directory):  # else two that begin together give one name away twice
+    with one_at_a_time(directory, must_lock=False):  # else two that begin together give one name away twice
         before = _invited_before(name, directory, picture)
         made = make_invite(
             name,

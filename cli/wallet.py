@@ -8,7 +8,6 @@ append-only and written before a request leaves, so that `outcome` and `cancel` 
 may have been sent. A line that was cut off while it was written is of a request that did not leave.
 """
 
-import fcntl
 import os
 import re
 import tempfile
@@ -22,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chain.errors import LocalMisuse
 from chain.names import is_name
 from chain.request import NetworkId, RequestId
-from cli.durable import append, make_durable, on_disk
+from cli.durable import append, make_durable, on_disk, one_at_a_time
 from cli.home import home
 from hopchain import load_key
 from hopchain.durable import sync_directory
@@ -177,7 +176,7 @@ class Wallet:
         stored: set[str] = set()
         fresh: dict[str, Path] = {}
         self.make_directory()
-        with on_disk(self.directory), _held(self.directory):
+        with on_disk(self.directory), one_at_a_time(self.directory, must_lock=True):
             for left in self.directory.glob(f"{_UNNAMED}*"):
                 left.unlink()
             try:
@@ -206,15 +205,3 @@ class Wallet:
         """Make the names of the keys durable, and that of their directory."""
         sync_directory(self.directory)
         sync_directory(self.directory.parent)
-
-
-@contextmanager
-def _held(directory: Path) -> Iterator[None]:
-    """Hold a directory; wait while another process does. The kernel lets go of it when the process ends, however that
-    is."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

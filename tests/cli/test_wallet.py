@@ -1,5 +1,6 @@
 """The wallet: keys are secret files, never overwritten; the journal knows whose request it was."""
 
+import errno
 import fcntl
 import os
 import stat
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from chain.errors import LocalMisuse
 from chain.request import NetworkId, RequestId
+from cli.durable import one_at_a_time
 from cli.output import CommandFailed, Exit
 from cli.wallet import Wallet
 from tests.cli.conftest import World
@@ -192,6 +194,20 @@ def test_the_name_of_a_new_journal_is_durable_too(wallet: Wallet, monkeypatch: p
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
     wallet.record([(RequestId(bytes(32)), "alice", "transfer")])
     assert {wallet.directory.stat().st_ino, (wallet.directory / "journal").stat().st_ino} <= set(synced)
+
+
+def test_where_nothing_can_be_locked_keys_are_not_stored_and_what_needs_no_lock_goes_on(
+    wallet: Wallet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(handle: int, operation: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(CommandFailed, match=r"could not be written .Operation not supported"):
+        wallet.add("alice", key_number(1))
+    assert wallet.names() == []
+    with one_at_a_time(tmp_path, must_lock=False):
+        pass
 
 
 def test_a_full_disk_is_told(wallet: Wallet, monkeypatch: pytest.MonkeyPatch) -> None:
