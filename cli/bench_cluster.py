@@ -4,7 +4,6 @@ CPU and disk traffic are the kernel's counts of the node processes (Linux /proc)
 the nodes' own counters (`hopchain status`). Where a process is not on this machine its costs are left out.
 """
 
-import datetime
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.genesis import Asset
 from cli.home import KnownNode, Network, load_network
+from cli.members import now_ms
 from cli.output import CommandFailed, Exit
 from cli.ports import choose_ports
 from cli.supervisor import Change, Event, Supervisor, node_command
@@ -75,7 +75,7 @@ async def own_cluster(
         issuers={ISSUER: (ASSET.code, raw_public_key(key))},
         ports=list(zip(ports[::2], ports[1::2], strict=True)),
         name="bench",
-        now_ms=int(datetime.datetime.now(datetime.UTC).timestamp() * 1000),
+        now_ms=now_ms(),
         k=k,
     )
     network = load_network(directory)

@@ -9,19 +9,19 @@ import click
 import msgspec
 
 from chain.errors import LocalMisuse
-from cli.command import HopCommand, network_option
+from cli.command import HopCommand, hex_of, network_option
 from cli.diagnosis import CERTIFICATE_MS
 from cli.home import SHORT_ID, find_network
 from cli.members import now_ms
 from cli.output import Exit, JsonValue, Output
 from node.durable import write_whole
+from node.pki import MAX_DAYS, NODE_DAYS
+from routing.view import PUBLIC_KEY_BYTES
 
 if TYPE_CHECKING:
     from node.layout import Network as NetworkFiles
     from node.layout import NodePlace
 
-DEFAULT_DAYS: Final = 397  # as node.pki.NODE_DAYS, which is not imported for `--help`
-KEY_HEX: Final = 64
 _DAY_MS: Final = 24 * 3600 * 1000
 
 
@@ -120,7 +120,7 @@ def _line(network: "NetworkFiles", node: "NodePlace") -> _Line | None:
 )
 @click.argument("node", metavar="NODE")
 @click.option(
-    "--days", type=click.IntRange(1, 36_525), default=DEFAULT_DAYS, show_default=True, help="How long it is valid."
+    "--days", type=click.IntRange(1, MAX_DAYS), default=NODE_DAYS, show_default=True, help="How long it is valid."
 )
 @click.option(
     "--out",
@@ -169,10 +169,10 @@ def _find(network: "NetworkFiles", node: str) -> tuple[bytes, Path | None]:
     path = Path(node)
     if path.is_file():
         return (_key_in(network, path.parent) if path.name == NODE_CERTIFICATE else certified_key(path)), path
-    if len(node) == KEY_HEX and set(node.lower()) <= set("0123456789abcdef"):
-        return bytes.fromhex(node), None
+    if (key := hex_of(node, PUBLIC_KEY_BYTES)) is not None:
+        return key, None
     raise LocalMisuse(
-        f"{node!r} is no node of {network.directory}, no node's directory or node.crt, and no public key ({KEY_HEX} hex digits)"
+        f"{node!r} is no node of {network.directory}, no node's directory or node.crt, and no public key ({2 * PUBLIC_KEY_BYTES} hex digits)"
     )
 
 

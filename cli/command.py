@@ -305,13 +305,15 @@ def checked_reference(text: str) -> str:
     return text
 
 
+def hex_of(text: str, size: int) -> bytes | None:
+    """The `size` bytes that hex digits, two for each and nothing between them, stand for; None for any other text."""
+    return bytes.fromhex(text) if re.fullmatch(f"[0-9a-fA-F]{{{2 * size}}}", text) else None
+
+
 def checked_hash(text: str, what: str) -> bytes:
     """32 bytes from 64 hex digits."""
-    try:
-        raw = bytes.fromhex(text) if text.isalnum() else b""
-    except ValueError:
-        raw = b""
-    if len(raw) != 32:
+    raw = hex_of(text, 32)
+    if raw is None:
         raise LocalMisuse(f"{text[:80]!r} is not a {what}: it must be 64 hex digits, as printed by the other commands")
     return raw
 

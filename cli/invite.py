@@ -19,11 +19,11 @@ from cli.members import Picture, is_place, look, now_ms, open_patiently, operato
 from cli.names import add_names, read_names
 from cli.output import Output
 from node.layout import NodePlace
+from node.pki import MAX_DAYS, NODE_DAYS
 
 if TYPE_CHECKING:
     from node.invite import Invitation
 
-DEFAULT_DAYS: Final = 397  # as node.pki.NODE_DAYS
 _BEGINNING: Final = 1024  # bytes of an invitation, in which it names its network
 _UNITS_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
@@ -45,8 +45,8 @@ _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
 @click.option("--observer", is_flag=True, help="For a node that gets all links and votes on nothing.")
 @click.option(
     "--days",
-    type=click.IntRange(1, 36_525),
-    default=DEFAULT_DAYS,
+    type=click.IntRange(1, MAX_DAYS),
+    default=NODE_DAYS,
     show_default=True,
     help="How long the node's certificate is valid.",
 )

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from chain.errors import LocalMisuse
-from cli.command import HopCommand, Seconds, at_option, network_option, run
+from cli.command import HopCommand, Seconds, at_option, hex_of, network_option, run
 from cli.copying import wait_level
 from cli.home import SHORT_ID, Network, find_network, load_network
 from cli.invite import open_invitation
@@ -40,9 +40,9 @@ from hopchain import Client
 from hopchain.change import FIRST_INCARNATION, Change, ChangeAction, SignedChange, sign_change
 from hopchain.wire import MemberLine, Members, ViewLine
 from routing.keyspace import node_id_of
+from routing.view import PUBLIC_KEY_BYTES
 
 WAIT_S: Final = 120.0  # for a change to be decided and active: syncing a large region takes a while
-KEY_HEX: Final = 64
 
 _STALE: Final = "this node is no member any more, reaches no majority of the members, or has not caught up: its list may be old; ask another one with --at"
 
@@ -325,9 +325,11 @@ def read_newcomer(network: Network, text: str) -> Newcomer:
                 f"{path} is for an observer, which is never a member: make another with `hopchain invite`"
             )
         return Newcomer(invitation.key.public_key, invitation.change, invitation.expires_ms)
-    if len(text) == KEY_HEX and set(text.lower()) <= set("0123456789abcdef"):
-        return Newcomer(bytes.fromhex(text), None, None)
-    raise LocalMisuse(f"{text[:80]!r} is neither an invitation's file nor a public key of {KEY_HEX} hex digits")
+    if (key := hex_of(text, PUBLIC_KEY_BYTES)) is not None:
+        return Newcomer(key, None, None)
+    raise LocalMisuse(
+        f"{text[:80]!r} is neither an invitation's file nor a public key of {2 * PUBLIC_KEY_BYTES} hex digits"
+    )
 
 
 async def add_node(

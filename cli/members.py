@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import LocalMisuse
 from chain.genesis import Genesis
+from cli.command import hex_of
 from cli.home import SHORT_ID, KnownNode, Network
 from cli.output import CommandFailed, Exit
 from hopchain import Client, ClientError, Refused, RemoteFault, Timing, Unknown, Unreachable
@@ -22,10 +23,10 @@ from hopchain.addresses import checked_address
 from hopchain.change import SignedChange
 from hopchain.wire import Changed, Health, MemberLine, PeerHealth, ViewLine
 from node.epochs import without_majority
+from routing.keyspace import ID_BYTES
 from routing.regions import group_ranges
 from routing.view import first_view, majority, member_of
 
-ID_HEX: Final = 40
 FORCE_WORDS: Final = "payments may stop"
 LOOK_TIMING: Final = Timing(dial_s=2.0, read_s=4.0)  # a node that needs longer is one to report
 LOOK_AGAIN_S: Final = 0.3
@@ -181,8 +182,8 @@ def find_node(picture: Picture, text: str) -> bytes:
         return found[0]
     if found:
         raise LocalMisuse(f"{text!r} could be any of {len(found)} nodes: write more digits of its id")
-    if len(text) == ID_HEX and set(text.lower()) <= set("0123456789abcdef"):
-        return bytes.fromhex(text)
+    if (node := hex_of(text, ID_BYTES)) is not None:
+        return node
     raise LocalMisuse(f"{text!r} is no node of this network: `hopchain member list` shows their ids and names")
 
 

@@ -1,6 +1,5 @@
 """`hopchain init`, `up`, `node`: make a network and run its nodes."""
 
-import datetime
 import os
 import re
 import shlex
@@ -20,12 +19,14 @@ from chain.genesis import Asset
 from chain.names import MAX_SCALE, is_asset
 from cli.command import HopCommand, checked_name, network_argument, network_option, one_directory, run
 from cli.home import NETWORK_VARIABLE, check_is_node, find_directory, load_network, remember
+from cli.members import now_ms
 from cli.output import JsonValue, Output, counted
 from cli.ports import choose_ports
 from cli.wallet import Wallet
 from hopchain import raw_public_key
 from node.layout import LOOPBACK, MAX_NODES, make_network
 from node.layout import Network as NetworkFiles
+from node.pki import MAX_DAYS, NODE_DAYS
 
 FIRST_PORT: Final = 7400
 DEFAULT_NODES: Final = 5
@@ -72,7 +73,11 @@ _PLACE: Final = re.compile(
     "PORT if not given.",
 )
 @click.option(
-    "--days", type=click.IntRange(1, 36_525), default=397, show_default=True, help="How long certificates are valid."
+    "--days",
+    type=click.IntRange(1, MAX_DAYS),
+    default=NODE_DAYS,
+    show_default=True,
+    help="How long certificates are valid.",
 )
 @click.option("--name", help="Name of the network. Default: the directory's.")
 def init(
@@ -104,7 +109,7 @@ def init(
             issuers={issuer: (code, raw_public_key(key)) for issuer, (code, key) in keys.items()},
             ports=ports,
             name=called,
-            now_ms=int(datetime.datetime.now(datetime.UTC).timestamp() * 1000),
+            now_ms=now_ms(),
             k=k,
             host=host,
             advertise=advertise,

@@ -8,7 +8,7 @@ import anyio
 import click
 
 from chain.link import opening_slot
-from cli.command import HopCommand, at_option, checked_name, network_option, run
+from cli.command import HopCommand, at_option, checked_name, hex_of, network_option, run
 from cli.home import SHORT_ID, KnownNode, Network, find_network, start_nodes
 from cli.members import Picture, look, open_patiently
 from cli.output import Exit, JsonValue, Output, counted
@@ -90,12 +90,7 @@ async def _look_up(network: Network, node: NodeAddress | None, account: str, key
 
 def _key(text: str) -> bytes:
     """The bytes of a hash or key in hex; empty for anything else, which is then a name."""
-    if len(text) not in (2 * KEY_BYTES, 2 * HASH_BYTES) or not text.isalnum():
-        return b""
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        return b""
+    return hex_of(text, KEY_BYTES) or hex_of(text, HASH_BYTES) or b""
 
 
 def _route_document(network: Network, node: RouteNode) -> JsonValue:

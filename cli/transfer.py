@@ -19,6 +19,7 @@ from cli.command import (
     checked_hash,
     checked_name,
     checked_reference,
+    hex_of,
     network_option,
     run,
     timeout_option,
@@ -224,8 +225,4 @@ def nonce_bytes(text: str | None) -> bytes:
         return secrets.token_bytes(32)
     if not text:
         raise LocalMisuse("--nonce '' names no payment: leave it out, or give a text that no other payment has")
-    try:
-        raw = bytes.fromhex(text) if text.isalnum() else b""
-    except ValueError:
-        raw = b""
-    return raw if len(raw) == 32 else hashlib.sha256(_NONCE_TAG + text.encode()).digest()
+    return hex_of(text, 32) or hashlib.sha256(_NONCE_TAG + text.encode()).digest()

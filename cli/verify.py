@@ -21,7 +21,6 @@ from cli.session import open_client
 from hopchain import AccountLine, Client, ClientError, Digest, Unreachable
 from hopchain.wire import AssetTotal
 
-DATABASE: Final = "node.db"
 SETTLE_S: Final = 10.0  # for replicas to become equal; links travel in milliseconds, pulls repeat every few seconds
 LOOK_AGAIN_S: Final = 0.2
 DIGEST_S: Final = 120.0  # for one digest: some 36 s with ten million accounts, by what 200,000 took
@@ -79,6 +78,8 @@ def verify(out: Output, directory: Path | None, cluster: bool, settle_s: float, 
 
 
 def _verify_database(out: Output, directory: Path) -> Exit:
+    from node.layout import DATABASE
+
     check_is_node(directory)
     path = directory / DATABASE if directory.is_dir() else directory
     conn = open_database(path, writer=False)

@@ -30,7 +30,7 @@ from node.config import NodeConfig, read_config
 from node.core import Core
 from node.database import open_database_thread
 from node.descriptors import raise_limit
-from node.layout import read_genesis, read_network_key
+from node.layout import DATABASE, read_genesis, read_network_key
 from node.lock import DataLock
 from node.marker import MarkerFile
 from node.pki import (
@@ -53,7 +53,6 @@ from routing.view import View, encode_view, first_view, member_of
 
 log = logging.getLogger(__name__)
 
-DATABASE_FILE: Final = "node.db"
 LOOK_AT_CERTIFICATE_S: Final = 5.0
 COLLECT_AFTER: Final = (10_000, 20, 20)  # new objects; such collections; again: all are looked at after 4,000,000
 READY_S: Final = 60.0  # that a node waits for its machine: more than a name service and the clock take at a start
@@ -109,7 +108,7 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
     contexts = node_contexts(directory, genesis.ca)  # all files are read before a database is made for them
     network_key = read_network_key(directory)
     view = view_of(genesis)
-    path = directory / DATABASE_FILE
+    path = directory / DATABASE
     with DataLock(directory):
         marker = MarkerFile(directory, key.id)
         marker.check_database(exists=path.exists())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from chain.link import Outcome, opening_slot
+from cli.command import hex_of
 from cli.wallet import Wallet
 from hopchain import raw_public_key, wire
 from node.layout import read_network
@@ -450,6 +451,15 @@ def test_transfer_refuses_bad_input_before_anything_is_sent(world: World, words:
     assert set(failed) == documented("error") and failed["error"] == "usage" and what in failed["message"]
     assert what in world.run("transfer", *words, code=2).stderr
     assert not any(isinstance(c, wire.Submit) for n in world.nodes for c in n.calls)
+
+
+@pytest.mark.parametrize("text", ["0a" * 3 + "0", "0a 0b0c", "0x0a0b", "٠a0b0c", "0a0b0g", "0a0b0c\n", "0a0b0c0d", ""])
+def test_what_is_not_so_many_hex_digits_is_none(text: str) -> None:
+    assert hex_of(text, 3) is None
+
+
+def test_hex_digits_of_either_case_are_bytes() -> None:
+    assert hex_of("0a0B0c", 3) == b"\n\x0b\x0c"
 
 
 def test_a_negative_amount_is_usage(world: World) -> None:

@@ -110,13 +110,6 @@ def test_invite_needs_the_keys_and_says_which(world: World, name: str) -> None:
     assert name in world.run("invite", code=2).stderr
 
 
-def test_the_default_life_of_a_certificate_is_that_of_init(world: World) -> None:
-    from cli import certificate, invite
-    from node.pki import NODE_DAYS
-
-    assert certificate.DEFAULT_DAYS == invite.DEFAULT_DAYS == NODE_DAYS
-
-
 # --- member, replace ---
 
 
