@@ -151,13 +151,6 @@ def read_chain(
     return tuple(links)
 
 
-def find_link(conn: sqlite3.Connection, link_hash: LinkHash) -> ChainLink | None:
-    """The link with this hash, or None when it is not here."""
-    with storage_errors("reading a link"), snapshot(conn):
-        raw = load(conn, Needs(by_hash={link_hash})).by_hash.get(link_hash)
-        return None if raw is None else _chain_link(conn, decode_stored(raw, link_hash))
-
-
 def decode_stored(raw: bytes, link_hash: LinkHash, decode: Callable[[bytes], Link] = decode_link_untrusted) -> Link:
     """The link with these bytes, which stand here under this hash. Raises `Corruption`: whoever asked for it is not at
     fault."""

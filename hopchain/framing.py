@@ -29,7 +29,7 @@ def frame(payload: bytes) -> bytes:
 
 
 class FrameReader:
-    """Cuts received bytes into payloads: `push` what arrived, `pop` until it returns None (or `feed`, which does both).
+    """Cuts received bytes into payloads: `push` what arrived, `pop` until it returns None.
 
     `limit`, in bytes of payload, may be changed between two `pop`s: small while the other side is a stranger, larger
     after its hello.
@@ -64,11 +64,3 @@ class FrameReader:
             del self._data[: self._at]
             self._at = 0
         return None
-
-    def feed(self, data: bytes | bytearray) -> list[bytes]:
-        """The payloads that `data` completes, in order. Raises `RemoteFault("oversize")`: close the connection."""
-        self.push(data)
-        payloads = []
-        while (payload := self.pop()) is not None:
-            payloads.append(payload)
-        return payloads

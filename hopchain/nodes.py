@@ -102,11 +102,6 @@ class Nodes:
         """Nodes can be asked: between `start` and `aclose`."""
         return self._tasks is not None
 
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        """Of all nodes that are kept."""
-        return tuple(node.address for node in self._listed) + tuple(self._pinned)
-
     async def start(self) -> None:
         """Nodes may be asked from now on, until the same task calls `aclose`."""
         assert self._tasks is None

@@ -154,13 +154,6 @@ def write_invite(path: Path, invite: Invite) -> None:
     write_secret(path, msgspec.json.format(msgspec.json.encode(invite)) + b"\n")
 
 
-def read_invite(path: Path, now_ms: int) -> Invitation:
-    """The invitation in `path`. `LocalMisuse` when others may read it, it is damaged, forged, or has expired."""
-    invitation = load_invite(path)
-    check_expiry(invitation, now_ms, str(path))
-    return invitation
-
-
 def check_expiry(invitation: Invitation, now_ms: int, where: str) -> None:
     """`LocalMisuse` when the invitation may not be used any more."""
     if now_ms > invitation.expires_ms:
@@ -171,7 +164,8 @@ def check_expiry(invitation: Invitation, now_ms: int, where: str) -> None:
 
 
 def load_invite(path: Path) -> Invitation:
-    """The same, whether or not it has expired: for a node that has begun to join."""
+    """The invitation in `path`, whether or not it has expired (`check_expiry`): a node that has begun to join goes on.
+    `LocalMisuse` when others may read it, it is damaged or forged."""
     raw = read_secret(path, "`hopchain invite` makes it")
     try:
         invite = msgspec.json.decode(raw, type=Invite)

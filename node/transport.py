@@ -185,11 +185,6 @@ class PeerMesh:
         known = self._peers.get(peer)
         return None if known is None else known.hello
 
-    def queued_bytes(self, peer: NodeId) -> int:
-        """Bytes that wait for this peer; 0 when it is not connected."""
-        known = self._peers.get(peer)
-        return 0 if known is None else known.channel.queued
-
     def drop(self, peer: NodeId, reason: str) -> None:
         """Close the connection (it does not answer, it misbehaves) and dial again. Nothing when there is none."""
         known = self._peers.get(peer)

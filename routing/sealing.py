@@ -52,11 +52,10 @@ MAX_PAYLOAD_BYTES: Final = MAX_DATAGRAM_BYTES - OVERHEAD_BYTES
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """An authentic datagram, seen for the first time. `addressed` is False when its sender did not know our id."""
+    """An authentic datagram, seen for the first time."""
 
     sender: NodeId
     payload: bytes
-    addressed: bool
 
 
 class ReplayWindow:
@@ -149,7 +148,7 @@ class Sealer:
                 "forged", f"a datagram that claims to be from {short(sender)} is not authentic"
             ) from None
         self._note((sender, boot_id), boot or _Boot(cipher, ReplayWindow()), counter)
-        return Opened(NodeId(sender), payload, receiver != _ANYONE)
+        return Opened(NodeId(sender), payload)
 
     def _note(self, key: tuple[bytes, bytes], boot: _Boot, counter: int) -> None:
         """Remember an authentic datagram."""

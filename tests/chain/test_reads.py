@@ -7,13 +7,12 @@ import pytest
 from chain.audit import audit
 from chain.disk import open_database
 from chain.errors import Corruption, RemoteFault, StorageFailure
-from chain.link import HEADER_BYTES, LinkHash, Outcome, Slot, read_record_untrusted
+from chain.link import HEADER_BYTES, Link, Outcome, Slot, read_record_untrusted
 from chain.load import load
 from chain.names import MAX_AMOUNT
 from chain.needs import Needs
 from chain.reads import (
     Balance,
-    find_link,
     list_accounts,
     read_balance,
     read_chain,
@@ -127,13 +126,12 @@ def test_the_view_of_transfers_is_what_the_links_say(bank: Bank, conn: sqlite3.C
     assert read_transfers(conn) == transfers
     assert read_incoming(conn) == [(row[0], row[5], row[4], row[6]) for row in transfers if row[13] is None]
     assert len(transfers) == 15
-    shown = [row for link in bank.links for row in _shown(conn, link.hash)]
+    shown = [row for link in bank.links for row in _shown(conn, link)]
     assert sorted(shown) == [(row[0], row[1], row[2], *row[4:8], row[10], row[11], *row[13:]) for row in transfers]
 
 
-def _shown(conn: sqlite3.Connection, link: LinkHash) -> list[tuple[object, ...]]:
-    found = find_link(conn, link)
-    assert found is not None
+def _shown(conn: sqlite3.Connection, link: Link) -> list[tuple[object, ...]]:
+    (found,) = read_chain(conn, link.account, link.height, 1)
     return [
         (
             row.hash, row.link_hash, row.number, row.sender, row.recipient, row.amount, row.memo, row.height, row.time_ms,
@@ -160,12 +158,6 @@ def test_a_page_of_a_chain_ends_where_its_bytes_do(bank: Bank, conn: sqlite3.Con
         assert [link.height for link in read_chain(conn, "alice", 0, 100, most)] == list(range(shown))
 
 
-def test_links_are_found_by_hash(bank: Bank, conn: sqlite3.Connection) -> None:
-    link = bank.links[6]
-    assert find_link(conn, link.hash) == read_chain(conn, link.account, link.height, 1)[0]
-    assert find_link(conn, LinkHash(bytes(32))) is None
-
-
 def test_a_damaged_link_is_damage_of_this_replica_and_no_fault_of_who_asks(
     bank: Bank, conn: sqlite3.Connection
 ) -> None:
@@ -173,9 +165,8 @@ def test_a_damaged_link_is_damage_of_this_replica_and_no_fault_of_who_asks(
     request = link.entries[1].request_id
     where = f"^links row {link.hash.hex()[:16]}: .*{{}}.*; run `hopchain verify` on the database$"
     damage_body(bank.conn, link.hash)
-    for read in (lambda: read_chain(conn, link.account), lambda: find_link(conn, link.hash)):
-        with pytest.raises(Corruption, match=where.format("its body is not the one its header commits to")):
-            read()
+    with pytest.raises(Corruption, match=where.format("its body is not the one its header commits to")):
+        read_chain(conn, link.account)
     with pytest.raises(Corruption, match=where.format("its body is not the one its header commits to")):
         read_outcome(conn, request)
     put_link(bank.conn, link.hash, link.raw[: HEADER_BYTES - 1], b"")
@@ -183,7 +174,7 @@ def test_a_damaged_link_is_damage_of_this_replica_and_no_fault_of_who_asks(
         read_outcome(conn, request)
     put_link(bank.conn, link.hash, other.raw[:HEADER_BYTES], other.raw[HEADER_BYTES:])
     with pytest.raises(Corruption, match=where.format(f"its header is that of link {other.height} of {other.account}")):
-        find_link(conn, link.hash)
+        read_chain(conn, link.account)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from chain.genesis import issuer_links
 from chain.link import HEADER_BYTES, LinkHash, Outcome, PostingHash, build_link, income_checksum
 from chain.load import CHAIN_BATCH, LOG_BATCH, account_id, find_credits, load, read_postings
 from chain.needs import Income, Loaded, LogPage, Needs
-from chain.reads import find_link, list_accounts, read_balance, read_chain, state_digest
+from chain.reads import list_accounts, read_balance, read_chain, state_digest
 from chain.request import RequestId
 from chain.rows import ActiveRow, Applied, Credit, Forming, ViewRow, VoteRow
 from chain.rules import check_second_thread, check_tip_income
@@ -876,7 +876,7 @@ def test_a_posting_is_found_by_its_hash_in_every_part_of_the_index(conn: sqlite3
 def test_a_link_is_read_with_its_rows_or_not_at_all(bank: Bank) -> None:
     link = next(link for link in bank.links if link.confirmed and len(link.posting_hashes) > 1)
     assert read_postings(bank.conn, LinkHash(nobody("x"))) == ((), ())
-    assert find_link(bank.conn, link.hash) is not None
+    assert read_chain(bank.conn, link.account, link.height, 1)[0].hash == link.hash
     _drop_guards(bank.conn)
     for statement in (
         "DELETE FROM postings WHERE hash = ?",
@@ -887,7 +887,7 @@ def test_a_link_is_read_with_its_rows_or_not_at_all(bank: Bank) -> None:
         bank.conn.execute("BEGIN")
         assert bank.conn.execute(statement, (posting,)).rowcount == 1
         with pytest.raises(Corruption, match=rf"link {link.height} of {link.account} .* rows are here, or other ones"):
-            find_link(bank.conn, link.hash)
+            read_chain(bank.conn, link.account, link.height, 1)
         bank.conn.execute("ROLLBACK")
 
 

@@ -18,6 +18,7 @@ from node.hello import Hello, Refused, Welcome, encode
 from node.messages import Ping, Pong, decode_frame_untrusted, encode_frames, encode_message
 from node.tls import TlsStream, start_tls
 from tests.cluster.cluster import Cluster, NodeProcess
+from tests.hopchain.frames import feed
 
 ANSWER_S = 60.0
 
@@ -54,7 +55,7 @@ async def said_to_client(cluster: Cluster, number: int, data: bytes, *, hang_up:
             await stream.aclose()
             return []
         received = await read_to_end(stream)
-    return [wire.decode_node_frame_untrusted(payload) for payload in FrameReader().feed(received)]
+    return [wire.decode_node_frame_untrusted(payload) for payload in feed(FrameReader(), received)]
 
 
 async def ask(cluster: Cluster, number: int, body: wire.CallBody) -> wire.ReplyBody:

@@ -20,6 +20,7 @@ from chain.genesis import Asset, Genesis, GenesisMember, Issuer
 from chain.link import opening_slot
 from hopchain import wire
 from hopchain.framing import FrameReader, frame
+from tests.hopchain.frames import feed
 from tests.hopchain.ledger import Ledger
 from tests.hopchain.membership import Membership
 from tests.ports import take
@@ -154,7 +155,7 @@ class FakeNode:
         greeted = False
         waiting: list[wire.Reply] = []
         while True:
-            for payload in reader.feed(await stream.receive()):
+            for payload in feed(reader, await stream.receive()):
                 message = wire.decode_client_frame_untrusted(payload)
                 if not greeted:
                     greeted = True

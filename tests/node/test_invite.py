@@ -17,11 +17,11 @@ from node.config import Peer, read_config
 from node.invite import (
     Invitation,
     Invite,
+    check_expiry,
     is_begun,
     load_invite,
     make_invite,
     make_node_directory,
-    read_invite,
     write_invite,
 )
 from node.layout import CA_KEY, OPERATOR_KEY, Network, read_genesis, read_network, read_network_key
@@ -59,6 +59,13 @@ def made(network: Network) -> Invite:
 def written(path: Path, invite: Invite) -> Path:
     write_invite(path, invite)
     return path
+
+
+def read_invite(path: Path, now_ms: int) -> Invitation:
+    """As a node that begins to join."""
+    found = load_invite(path)
+    check_expiry(found, now_ms, str(path))
+    return found
 
 
 def invitation(tmp_path: Path, invite: Invite, name: str = "one.invite") -> Invitation:

@@ -81,7 +81,7 @@ async def test_the_smaller_id_dials_once_and_frames_go_both_ways_in_order(
         assert small.mesh.connected() == {large.id}
         assert small.mesh.hello_of(large.id) == nodes[1].hello()
         assert small.mesh.counters["frames_out"] == large.mesh.counters["frames_in"] == len(payloads)
-        assert small.mesh.queued_bytes(large.id) == 0
+        assert small.mesh._peers[large.id].channel.queued == 0
 
 
 async def test_the_largest_frame_passes_and_a_larger_one_is_our_own_bug(
@@ -175,7 +175,6 @@ async def test_sending_to_nobody_is_counted(
     assert not node.mesh.send_nowait(nodes[1].id, b"x")
     assert node.mesh.counters["dropped.not_connected"] == 1
     assert node.mesh.hello_of(nodes[1].id) is None
-    assert node.mesh.queued_bytes(nodes[1].id) == 0
 
 
 async def test_a_peer_that_does_not_read_costs_a_bounded_queue_and_nobody_else(
@@ -191,13 +190,13 @@ async def test_a_peer_that_does_not_read_costs_a_bounded_queue_and_nobody_else(
         fits = PEER_QUEUE_BYTES // size
         assert [node.mesh.send_nowait(slow.id, payload) for _ in range(fits + 3)] == [True] * fits + [False] * 3
         assert node.mesh.counters["dropped.queue_full"] == 3
-        assert node.mesh.queued_bytes(slow.id) == fits * size
+        assert node.mesh._peers[slow.id].channel.queued == fits * size
         assert node.mesh.send_nowait(well.id, b"still here")
         assert await well.expect("frame", node.id) == b"still here"
         for _ in range(fits):
             assert await channel.receive() == payload
         await trio.testing.wait_all_tasks_blocked()
-        assert node.mesh.queued_bytes(slow.id) == 0
+        assert node.mesh._peers[slow.id].channel.queued == 0
         assert node.mesh.send_nowait(slow.id, payload)
 
 

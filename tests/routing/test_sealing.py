@@ -36,11 +36,11 @@ def _code(sealer: Sealer, datagram: bytes) -> str:
 
 
 def test_the_receiver_opens_what_was_sealed_for_it():
-    assert _sealer(B).open_untrusted(_sealer(A).seal(b"hello", B)) == Opened(A, b"hello", addressed=True)
+    assert _sealer(B).open_untrusted(_sealer(A).seal(b"hello", B)) == Opened(A, b"hello")
 
 
 def test_whoever_gets_an_unaddressed_datagram_opens_it():
-    assert _sealer(B).open_untrusted(_sealer(A).seal(b"hello", None)) == Opened(A, b"hello", addressed=False)
+    assert _sealer(B).open_untrusted(_sealer(A).seal(b"hello", None)) == Opened(A, b"hello")
 
 
 def test_the_largest_payload_fits_and_a_larger_datagram_is_dropped():
