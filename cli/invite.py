@@ -38,7 +38,7 @@ _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
     ],
 )
 @network_argument
-@click.option("--name", help="What the node is called here. Default: node- and four random digits.")
+@click.option("--name", help="What the node is called here. Default: node- and four random hex digits.")
 @click.option(
     "--expires", default="24h", show_default=True, metavar="SPAN", help="Until when it may be used: 30m, 24h, 7d."
 )

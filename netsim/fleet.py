@@ -1,7 +1,8 @@
 """Where seeds run: this process, the cores of this machine, or a Dask cluster. Seeds are independent of each other.
 
 A `Fleet` takes batches of work and gives the results back as they come, in any order. At most a few batches for each
-worker are under way at once, so a swarm of a million seeds needs no more memory than one of a hundred.
+worker are under way at once (Dask), or as many as a pipe of 64 KiB holds (the cores of this machine), so a swarm of a
+million seeds needs no more memory than one of a hundred.
 
 Dask is an optional extra (`pip install hopchain[dask]`). Its workers need this same version of the project.
 """

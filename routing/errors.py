@@ -1,7 +1,8 @@
-"""Who is at fault, in routing's words: routing does not know `chain`, so it has its own two kinds.
+"""Who is at fault, in routing's words: routing does not know `chain`, so it has its own three kinds.
 
 * `RoutingFault`: bytes from elsewhere break the protocol. Count it by `code`, keep running.
 * `RoutingMisuse`: our own caller asked for something that makes no sense. The text says what to do.
+* `RoutingNotReady`: this machine cannot do it now, as while it starts; later it may.
 """
 
 from typing import Final

@@ -50,7 +50,7 @@ class Bucket(KBucket):  # type: ignore[misc]  # the library has no types
         super().__init__(lower, upper, ksize, REPLACEMENT_FACTOR)
 
     def touch_last_updated(self) -> None:
-        """The library's own clock is not used; see `RoutingTable.touch`."""
+        """The library's own clock is not used; see `Table.touch`."""
 
     def depth(self) -> int:
         """How many bits the range fixes. The library counts what its contents happen to share."""
