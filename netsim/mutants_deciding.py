@@ -46,10 +46,11 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         "R1",
         "A removal takes a second member along.",
         (
-            _MEMBERS + "_after",
-            "return without_member(view, change.node_id, now.unix_ms, me)",
-            "view = without_member(view, change.node_id, now.unix_ms, me)\n"
-            "    return msgspec.structs.replace(view, members=view.members[:-1]) if len(view.members) > 1 else view",
+            "node.changes:view_after",
+            "return without_member(view, change.node_id, now_ms, me)",
+            "view = without_member(view, change.node_id, now_ms, me)\n"
+            "    replace = __import__('msgspec').structs.replace\n"
+            "    return replace(view, members=view.members[:-1]) if len(view.members) > 1 else view",
         ),
         ("routing.view:check_next", "len(changed) != 1", "False"),
     ),

@@ -9,8 +9,8 @@
 * R9 the next view is proposed when a majority of every changed region is ACTIVE, except to undo the last one.
 
 A change comes from a client, signed by the operator or by the node that leaves, and is judged once, here: signature,
-time, what it would leave without a majority. It is answered `Changed` when the view is as it asks *and* is ACTIVE
-everywhere it changed something: then the next change may follow, and whoever left may stop.
+time, what it would leave without a majority (`node.changes`). It is answered `Changed` when the view is as it asks
+*and* is ACTIVE everywhere it changed something: then the next change may follow, and whoever left may stop.
 
 Who is not in the newest view is a *guest* (never was a member: it joins, or only reads) or *removed*. Guests get links
 and views and vote on nothing; the removed may stay until the view without them is ACTIVE everywhere, and then never
@@ -27,7 +27,8 @@ from chain.link import Slot
 from chain.rows import ViewRow, VoteRow
 from hopchain.change import Change, ChangeAction, SignedChange, change_id, check_change_untrusted
 from hopchain.wire import Changed, NotStarted, Refused, ReplyBody, Unknown
-from node.epochs import inactive, is_undo, without_majority
+from node.changes import judge_change, refuse_absent, view_after
+from node.epochs import inactive, is_undo
 from node.events import Caller, ClientChange, ToldRemoved
 from node.identity import Identity
 from node.messages import AskViews, Message, ViewAccept, ViewAccepted, ViewPrepare, ViewPromise, ViewRefuse, Views
@@ -51,7 +52,7 @@ from node.turn import Now, Self, Turn
 from routing.errors import RoutingFault, RoutingMisuse
 from routing.keyspace import NodeId, short
 from routing.regions import Region, group_ranges, regions
-from routing.view import View, check_next, decode_view, encode_view, member_of, with_member, without_member
+from routing.view import View, check_next, decode_view, encode_view
 
 STUCK_S: Final = 1.0  # a vote on a view that is older than this lost its proposer
 RESEND_RTTS: Final = 4
@@ -60,7 +61,6 @@ BACKOFF_S: Final = 0.05
 MAX_BACKOFF_S: Final = 2.0
 MAX_TIMEOUT_MS: Final = 600_000
 MAX_CHANGES: Final = 1000  # that wait at once
-MAX_BEHIND: Final = 10_000  # links that a joiner may lack when it is added: a few seconds
 VIEWS_BYTES: Final = 1024 * 1024  # of one Views message
 
 
@@ -459,52 +459,13 @@ class Membership:
             reason = f"node {short(self._self.id)} is no member; send the change to one"
             return NotStarted(waiting.id, "not_member", reason)
         if change.action is ChangeAction.ADD:
-            absent = self._refuse_absent(waiting, now)
+            absent = refuse_absent(waiting.id, change.node_id, self._peers, self._replica.count, now, self._self.id)
             if absent is not None:
                 return absent
         if not waiting.judged:
-            waiting.judged, waiting.unfit = True, self._judge(change, now)
+            waiting.judged = True
+            waiting.unfit = judge_change(self.views, change, self._living, now.unix_ms, self._self.id)
         return waiting.unfit
-
-    def _refuse_absent(self, waiting: _Waiting, now: Now) -> NotStarted | None:
-        node = waiting.change.node_id
-        if not self._peers.alive(node, now):
-            return NotStarted(
-                waiting.id,
-                "not_connected",
-                f"node {short(node)} is not connected to node {short(self._self.id)}: start it with `hopchain join`",
-            )
-        behind = self._replica.count - self._peers.links(node)
-        if behind > MAX_BEHIND:
-            return NotStarted(
-                waiting.id, "behind", f"node {short(node)} lacks {behind} links: add it when it has copied them"
-            )
-        return None
-
-    def _judge(self, change: Change, now: Now) -> Refused | None:
-        """What the groups of now and of the next view say, with the members that live; a node to be added is connected.
-        It takes 0.2 s at 600 members, and follows from the view, the change and `_living` alone."""
-        view = self._self.view
-        try:
-            after = self._after(change, now)
-            groups = {frozenset(after.ids), *(group for _, group in group_ranges(after))}
-        except RoutingMisuse as error:
-            return Refused("impossible", str(error))
-        if change.force or is_undo(self.views, after):
-            return None
-        alive = self._living | {change.node_id} if change.action is ChangeAction.ADD else self._living
-        lost = without_majority({group for _, group in group_ranges(view)}, alive)
-        dead = without_majority(groups, alive)
-        if not lost and not dead:
-            return None
-        here = sum(member in alive for member in after.ids)
-        return Refused(
-            "unsafe",
-            f"{here} of the {len(after.ids)} members of the next view can be reached; {lost} groups of now have no "
-            f"majority of living members, so what only the others know would be lost, and {dead} groups of the next view "
-            "have none: their accounts could not pay, and no other change could follow until enough of them are back. "
-            "Start them first, or force it",
-        )
 
     def _look_around(self, now: Now) -> None:
         """Which members live decides which changes are fit: when others do than the last time, all are judged anew."""
@@ -513,12 +474,6 @@ class Membership:
             self._living = living
             for waiting in self._waiting:
                 waiting.judged = False
-
-    def _after(self, change: Change, now: Now) -> View:
-        view, me = self._self.view, self._self.id
-        if change.action is ChangeAction.ADD:
-            return with_member(view, member_of(change.public_key, change.incarnation), now.unix_ms, me)
-        return without_member(view, change.node_id, now.unix_ms, me)
 
     def _begin_next(self, turn: Turn) -> None:
         """R9: propose the first change that the present view allows."""
@@ -535,7 +490,7 @@ class Membership:
                 return
             if waiting.barred:  # it was fit when it was proposed, and lost its ballot
                 continue
-            after = self._after(change, turn.now)
+            after = view_after(view, change, turn.now.unix_ms, self._self.id)
             if self.settled or is_undo(self.views, after):
                 waiting.proposed = True
                 waiting.waits_for = f"no majority of the {len(view.members)} members has answered"

@@ -17,7 +17,7 @@ from chain.link import Outcome
 from chain.seal import load_views
 from hopchain.change import ChangeAction
 from hopchain.wire import Changed, NotStarted, Recorded, Refused, ReplyBody, Unknown
-from node import membership
+from node import changes, membership
 from node.epochs import without_majority
 from node.events import FromPeer, ToldRemoved
 from node.messages import (
@@ -209,7 +209,7 @@ def count_groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(view.epoch)
         return group_ranges(view)
 
-    monkeypatch.setattr(membership, "group_ranges", counted)
+    monkeypatch.setattr(changes, "group_ranges", counted)
     return seen
 
 
@@ -366,7 +366,7 @@ def test_a_node_that_is_not_connected_is_not_added() -> None:
 
 
 def test_a_node_that_lacks_many_links_is_not_added_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(membership, "MAX_BEHIND", 2)
+    monkeypatch.setattr(changes, "MAX_BEHIND", 2)
     world = grown(4, 3)
     (guest,) = world.guests
     at = world.view.ids[0]
