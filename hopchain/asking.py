@@ -11,7 +11,7 @@ it goes on to the next node only while it was certainly not handed over, and the
 `Unknown`.
 """
 
-from typing import Final, TypeVar
+from typing import Final, Generic, TypeVar
 
 import anyio
 import msgspec
@@ -52,58 +52,83 @@ async def ask_for(
     Raises `Unreachable` when none does, `CallRefused` with the words of a node, `LocalMisuse` for what cannot be sent.
     """
     check_can_be_sent(question)
-    tried = Tried(nodes)
-    deadline = anyio.current_time() + timeout_s
-    turn = nodes.take_turn(at)
-    unknown: _T | None = None
-    waited_s: dict[Node, float] = {}
-    pause_s = FIRST_PAUSE_S
-    may_be_unknown = isinstance(question, AskBalance) and question.waits
+    return await _Asking(kinds, question, nodes, at, timeout_s).ask()
 
-    def left_s() -> float:
+
+class _Asking(Generic[_T]):
+    """One question while it is being asked, and what came of it so far."""
+
+    def __init__(
+        self, kinds: tuple[type[_T], ...], question: CallBody, nodes: Nodes, at: Address | None, timeout_s: float
+    ) -> None:
+        self._kinds = kinds
+        self._question = question
+        self._nodes = nodes
+        self._at = at
+        self._timeout_s = timeout_s
+        self._deadline = anyio.current_time() + timeout_s
+        self._may_be_unknown = isinstance(question, AskBalance) and question.waits
+        self._unknown: _T | None = None
+        self._again: list[Node] = []  # who may know when asked again
+        self._waited_s: dict[Node, float] = {}
+        self._tried = Tried(nodes)
+
+    @property
+    def _left_s(self) -> float:
         """In which a node may be asked. With `Unknown` in hand the end is left out: no node could say more by then."""
-        unused_s = 0.0 if unknown is None else timeout_s * (1 - NODE_SHARE)
-        return deadline - unused_s - anyio.current_time()
+        unused_s = 0.0 if self._unknown is None else self._timeout_s * (1 - NODE_SHARE)
+        return self._deadline - unused_s - anyio.current_time()
 
-    while turn and left_s() > 0:
-        again: list[Node] = []  # who may know when asked again
-        for number, node in enumerate(turn):
-            if left_s() <= 0:
-                break
-            began = anyio.current_time()
-            last = number == len(turn) - 1 or not may_be_unknown
-            try:
-                connection = await nodes.connect(node, share_s(deadline, len(turn) - number))
-                now = anyio.current_time()
-                until = now + patience_s(deadline - now, timeout_s, last=last)
-                answer = await _call(connection, question, until)
-            except ConnectionFailed as error:
-                tried.failed(node, error)
-                continue
-            if answer is None:
-                waited_s[node] = waited_s.get(node, 0.0) + until - began
-                tried.add(node, f"no answer within {shown_s(waited_s[node])}")
-                nodes.doubted(node, at)
-                again.append(node)
-                continue
-            if isinstance(answer, Refused):
-                raise CallRefused(str(node.address), answer.code, answer.reason)
-            if isinstance(answer, kinds):
-                found: _T = answer
-                _note(nodes, node, found, at)
-                if not isinstance(found, Unknown):
-                    return found
-                unknown = found
-                again.append(node)
-                continue
-            _lose(node, connection, question, answer, tried)
-        turn = again
-        if turn and left_s() > 0:
-            await anyio.sleep(max(0.0, min(pause_s, left_s())))
-            pause_s = min(2 * pause_s, LAST_PAUSE_S)
-    if unknown is not None:
-        return unknown
-    raise tried.unreachable()
+    async def ask(self) -> _T:
+        """As `ask_for`."""
+        turn = self._nodes.take_turn(self._at)
+        pause_s = FIRST_PAUSE_S
+        while turn and self._left_s > 0:
+            self._again = []
+            for number, node in enumerate(turn):
+                if self._left_s <= 0:
+                    break
+                answer = await self._ask_node(node, len(turn) - number)
+                if answer is not None:
+                    return answer
+            turn = self._again
+            if turn and self._left_s > 0:
+                await anyio.sleep(max(0.0, min(pause_s, self._left_s)))
+                pause_s = min(2 * pause_s, LAST_PAUSE_S)
+        if self._unknown is not None:
+            return self._unknown
+        raise self._tried.unreachable()
+
+    async def _ask_node(self, node: Node, to_ask: int) -> _T | None:
+        """The answer of this node, unless it is `Unknown` or none that counts. `to_ask`: how many nodes are to be asked
+        in this round, with this one."""
+        began = anyio.current_time()
+        try:
+            connection = await self._nodes.connect(node, share_s(self._deadline, to_ask))
+            now = anyio.current_time()
+            last = to_ask == 1 or not self._may_be_unknown
+            until = now + patience_s(self._deadline - now, self._timeout_s, last=last)
+            answer = await _call(connection, self._question, until)
+        except ConnectionFailed as error:
+            self._tried.failed(node, error)
+            return None
+        if answer is None:
+            self._waited_s[node] = self._waited_s.get(node, 0.0) + until - began
+            self._tried.add(node, f"no answer within {shown_s(self._waited_s[node])}")
+            self._nodes.doubted(node, self._at)
+            self._again.append(node)
+        elif isinstance(answer, Refused):
+            raise CallRefused(str(node.address), answer.code, answer.reason)
+        elif isinstance(answer, self._kinds):
+            found: _T = answer
+            _note(self._nodes, node, found, self._at)
+            if not isinstance(found, Unknown):
+                return found
+            self._unknown = found
+            self._again.append(node)
+        else:
+            _lose(node, connection, self._question, answer, self._tried)
+        return None
 
 
 async def propose(
