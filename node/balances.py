@@ -1,6 +1,7 @@
 """Balances in memory: each is read once, and then follows the links that commits bring (docs/adr/0036).
 
-Each is what `chain.reads.read_balance` would find, whenever no commit is under way. A link says itself what it does to
+Each is what `chain.reads.read_balance` would find, whenever no commit is under way. Links that are decided whatever
+becomes of their commit are in it when that begins, other links when it has ended. A link says itself what it does to
 accounts: what is left and what it took up of one, and what it pays to others. What a bulk payment brings is only added
 up, and put into a balance when somebody asks for it.
 """
@@ -31,12 +32,13 @@ class Balances:
         self._readings: list[list[frozenset[str]]] = []  # for each that is under way: whom commits meanwhile are about
         self._committing: Sequence[Link] = ()
         self._about: frozenset[str] | None = None  # `changed_by(_committing)`, once it was worked out
+        self._ahead = False  # of the database, by `_committing`
 
     def __len__(self) -> int:
         return len(self._known)
 
     def get(self, name: str) -> Balance | None:
-        """As the commits that have ended left it, if it is known here."""
+        """The balance, if it is known here."""
         key = _key(name)
         known = self._known.get(key)
         if known is not None and key in self._received:
@@ -49,35 +51,43 @@ class Balances:
         """Another one would push one out."""
         return len(self._known) >= self._most
 
+    def has_all_of(self, name: str) -> bool:
+        """The balance is known here, with what a commit that is under way brings."""
+        return _key(name) in self._known and (self._ahead or name not in self.under_way)
+
+    @property
+    def under_way(self) -> frozenset[str]:
+        """Whom the commit that is under way is about: one set for all who ask."""
+        if self._about is None:
+            self._about = changed_by(self._committing)
+        return self._about
+
     @contextmanager
-    def committing(self, links: Sequence[Link]) -> Iterator[None]:
-        """While these links are written, one commit at a time. If that fails, nothing here has changed."""
-        self._committing, self._about = links, None
-        for commits in self._readings:
-            commits.append(self._under_way())
+    def committing(self, links: Sequence[Link], *, decided: bool) -> Iterator[None]:
+        """While these links are written, one commit at a time. `decided`: they stay decided if that fails, and are in
+        the balances at once; others are when it has ended, and never if it fails."""
+        self._committing, self._about, self._ahead = links, None, decided
+        for commits in self._readings if links else ():
+            commits.append(self.under_way)
             if len(commits) > MANY_COMMITS:
                 commits[:] = [frozenset().union(*commits)]
+        if decided:
+            self._follow_all(links)
         yield
-        self._committing, self._about = (), None
-        for link in links:
-            self._follow(link)
+        self._committing, self._about, self._ahead = (), None, False
+        if not decided:
+            self._follow_all(links)
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[Balance], None]]:
         """While balances are read from the database. What it yields keeps one of them, unless a commit that was under
         way meanwhile may or may not be in it."""
-        commits = [self._under_way()]
+        commits = [self.under_way]
         self._readings.append(commits)
         try:
             yield lambda found: None if any(found.name in about for about in commits) else self._keep(found)
         finally:
             self._readings = [reading for reading in self._readings if reading is not commits]
-
-    def _under_way(self) -> frozenset[str]:
-        """Whom the commit that is under way is about: one set for all readings."""
-        if self._about is None:
-            self._about = changed_by(self._committing)
-        return self._about
 
     def _keep(self, found: Balance) -> None:
         key = _key(found.name)
@@ -90,6 +100,10 @@ class Balances:
     def _drop_received(self, key: bytes) -> None:
         self._received.pop(key, None)
         self._received_count.pop(key, None)
+
+    def _follow_all(self, links: Sequence[Link]) -> None:
+        for link in links:
+            self._follow(link)
 
     def _follow(self, link: Link) -> None:
         if link.height == 0:

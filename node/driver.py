@@ -4,8 +4,9 @@
     -> commit links -> read, look up
 
 Nothing leaves before what it promises is durable (`Effects.stages`). A client that was told of a link reads it here,
-too: reads of the accounts that it is about wait until the commit has ended. While a turn runs, the next one's events
-gather in the inbox; that is the whole of group commit. The inbox is bounded: when it is full, connections are not read.
+too: reads of the accounts that it is about wait until the commit has ended, but for balances in memory, which have it.
+While a turn runs, the next one's events gather in the inbox; that is the whole of group commit. The inbox is bounded:
+when it is full, connections are not read.
 
 Clients' calls have a queue of their own (`node.client_calls`): a turn takes what has come from members first, whatever
 clients have waiting, then calls up to TURN_CALLS.
@@ -24,7 +25,7 @@ from chain.load import load
 from chain.needs import Loaded, Needs
 from chain.rows import Applied
 from chain.store import Write, commit
-from node.balances import Balances, changed_by
+from node.balances import Balances
 from node.client_calls import TURN_CALLS, ClientCalls
 from node.client_port import Session
 from node.core import Core
@@ -79,9 +80,7 @@ class Driver:
         self._arrived = trio.Event()
         self._room = trio.lowlevel.ParkingLot()
         self._nap = trio.CancelScope()  # in which `run` waits for what arrives
-        # accounts of links that clients know of and the database not yet
-        self._committing: frozenset[str] = frozenset()
-        self._committed = trio.lowlevel.ParkingLot()
+        self._committed = trio.lowlevel.ParkingLot()  # who waits for the commit that is under way
         self.mesh: Sender | None = None
         self.counters: Counter[str] = Counter()
         self.calls = ClientCalls(
@@ -123,9 +122,9 @@ class Driver:
             self.put_nowait(ClientGone(session.number))
 
     async def wait_committed(self, account: str) -> None:
-        """Return when what a client may have been told of this account before now is in the database. Empty: of any
-        account."""
-        if self._committing and (not account or account in self._committing):
+        """Return when what a client may have been told of this account before now is in the database, by an answer or a
+        balance. Empty: of any account."""
+        if account in self._balances.under_way or (not account and self._balances.under_way):
             await self._committed.park()
 
     # --- turns ---
@@ -160,13 +159,12 @@ class Driver:
         loaded = Loaded() if needs == _NO_NEEDS else await self._database.run(load, needs)
         effects = self._core.step(loaded, now)
         *told, last = effects.stages()
-        for stage in told:
-            await self._commit(stage.persist)
-            if stage.answers:
-                self._committing = changed_by(_links(effects.writes))
-            self._emit(stage)
-        await self._commit(last.persist)
-        self._committing = frozenset()
+        # what is applied stays decided, and is told, whatever becomes of this disk
+        with self._balances.committing(_links(effects.writes), decided=bool(effects.applied)):
+            for stage in told:
+                await self._commit(stage.persist)
+                self._emit(stage)
+            await self._commit(last.persist)
         self._committed.unpark_all()
         self._emit(last)
         self.counters["turns"] += 1
@@ -188,8 +186,7 @@ class Driver:
     async def _commit(self, writes: Sequence[Write]) -> None:
         if not writes:
             return
-        with self._balances.committing(_links(writes)):
-            await self._database.run(commit, writes)
+        await self._database.run(commit, writes)
         self.counters["commits"] += 1
         self.counters["rows_written"] += len(writes)
 

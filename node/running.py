@@ -48,7 +48,7 @@ from node.marker import Marker
 from node.messages import Closing, encode_frames, encode_message
 from node.pki import NodeContexts
 from node.reading import until_of
-from node.serving import Disk, Serving, account_asked, check_question_untrusted
+from node.serving import Disk, Serving, check_question_untrusted
 from node.serving import Read as Question
 from node.transport import MeshIdentity, PeerMesh
 from node.turn import Now
@@ -354,7 +354,7 @@ class RunningNode:
     async def _answer(self, caller: Caller, body: Question) -> None:
         """Read the replica when it has what clients were told."""
         asked = self._ports.clock().mono
-        account = account_asked(body)
+        account = self._serving.account_read(body)
         if account is not None:
             await self.driver.wait_committed(account)
         self.driver.calls.reply(caller, await self._serving.answer(body, asked))

@@ -2,7 +2,7 @@
 
 Nothing here passes through the core, so a long list delays no payment. Every answer holds only decided links, and says
 how old it is (tip, height, epoch, as_of) and whether others may know more (stale). Each is of one moment of the
-database; balances are of the end of the last commit that the node has heard of, most of them by heart.
+database; most balances are known by heart, and may have decided links that the database is about to get.
 """
 
 import sqlite3
@@ -13,10 +13,13 @@ from typing import Final, Literal, assert_never
 import msgspec
 import trio
 
+from chain.disk import snapshot
 from chain.errors import RemoteFault
 from chain.genesis import Genesis
 from chain.link import opening_slot
+from chain.load import load
 from chain.names import check_name_untrusted
+from chain.needs import Needs
 from chain.reads import Balance as FoundBalance
 from chain.reads import (
     ChainLink,
@@ -30,6 +33,7 @@ from chain.reads import (
     state_digest,
 )
 from chain.request import HASH_BYTES, RequestId
+from chain.rows import AccountHead
 from hopchain import wire
 from node.balances import Balances
 from node.core import Core
@@ -147,6 +151,13 @@ class Serving:
             case _:
                 assert_never(body)
 
+    def account_read(self, body: Read) -> str | None:
+        """The account whose links the database must have before this is answered: empty when it may be any, None when
+        it needs none, as for a balance that is known by heart."""
+        account = account_asked(body)
+        by_heart = isinstance(body, wire.AskBalance | wire.AskRoute) and account
+        return None if by_heart and self._balances.has_all_of(by_heart) else account
+
     @property
     def _stale(self) -> bool:
         """Others may have gone on without this node. Looked at when the answer is made, after the replica was read."""
@@ -165,7 +176,7 @@ class Serving:
             after = page[-1].name
 
     async def _found(self, account: str) -> FoundBalance | None:
-        """The balance as the last commit left it: from memory, or from the database, to be kept in memory."""
+        """The balance: from memory, or from the database, to be kept in memory."""
         found = self._balances.get(account)
         if found is None:
             with self._balances.reading() as keep:
@@ -212,13 +223,10 @@ class Serving:
             return self._digest[2]
 
     async def _chain(self, ask: wire.AskChain) -> wire.ReplyBody:
-        balance = await self._found(ask.account)
-        if balance is None:
+        page = await self._reader.run(_chain_page, ask)
+        if page is None:
             return wire.NotFound(f"account {ask.account}", self._stale)
-        start = min(ask.from_height, balance.height + 1)  # a greater one need not fit SQLite's integers
-        there = balance.height + 1 - start  # a reader may be ahead of the balance, and see more
-        limit = min(max(ask.limit, 1), wire.MAX_PAGE, there)
-        links = await self._reader.run(read_chain, ask.account, start, limit, MAX_CHAIN_BYTES)
+        head, links = page
         shown: list[wire.ChainLink] = []
         size = 0
         for link in map(_chain_link, links):
@@ -228,9 +236,9 @@ class Serving:
             shown.append(link)
         return wire.Chain(
             ask.account,
-            balance.asset,
-            _scale(self._genesis, balance.asset),
-            balance.height,
+            head.asset,
+            _scale(self._genesis, head.asset),
+            head.height,
             tuple(shown),
             self._stale,
         )
@@ -431,6 +439,16 @@ def _account_lines(conn: sqlite3.Connection, ask: wire.AskAccounts, genesis: Gen
             )
         )
     return tuple(lines)
+
+
+def _chain_page(conn: sqlite3.Connection, ask: wire.AskChain) -> tuple[AccountHead, tuple[ChainLink, ...]] | None:
+    """The head of the account, if it is known, and links up to it."""
+    with snapshot(conn):
+        head = load(conn, Needs(heads={ask.account})).heads.get(ask.account)
+        if head is None:
+            return None
+        start = min(ask.from_height, head.height + 1)  # a greater one need not fit SQLite's integers
+        return head, read_chain(conn, ask.account, start, min(max(ask.limit, 1), wire.MAX_PAGE), MAX_CHAIN_BYTES)
 
 
 def _chain_link(link: ChainLink) -> wire.ChainLink:

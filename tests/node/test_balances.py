@@ -28,11 +28,15 @@ class Replica:
         self.balances = Balances(most)
 
     def commit(
-        self, *links: Link, before: Callable[[], None] = lambda: None, after: Callable[[], None] = lambda: None
+        self,
+        *links: Link,
+        decided: bool = False,
+        before: Callable[[], None] = lambda: None,
+        after: Callable[[], None] = lambda: None,
     ) -> None:
         """`before` and `after` are called while the commit is under way: as it is written, and has been."""
         decoded = [decode_link_untrusted(link.raw) for link in links]
-        with self.balances.committing(decoded):
+        with self.balances.committing(decoded, decided=decided):
             before()
             commit(self.conn, [Applied(link) for link in decoded])
             after()
@@ -108,7 +112,7 @@ def test_they_follow_what_commits_bring_whatever_is_read_meanwhile(
     for _ in range(60):
         links = [decide(bank, rng, opened) for _ in range(rng.randint(1, 4))]
         read()
-        replica.commit(*links, before=read, after=read)
+        replica.commit(*links, decided=rng.random() < 0.5, before=read, after=read)
         there += [link.account for link in links if link.height == 0]
         most = max(most, len(replica.known()))
         read()
@@ -116,7 +120,8 @@ def test_they_follow_what_commits_bring_whatever_is_read_meanwhile(
     assert most > len(NAMES) / 2, "hardly anything was remembered: nothing was shown"
 
 
-def test_what_a_commit_that_is_under_way_may_have_changed_is_not_kept(bank: Bank) -> None:
+@pytest.mark.parametrize("decided", [False, True])
+def test_what_a_commit_that_is_under_way_may_have_changed_is_not_kept(bank: Bank, decided: bool) -> None:
     """Neither as it was nor as it will be: a reader sees the commit before the node hears that it has ended."""
     replica = Replica()
     bank.open("alice", "bob", "carol")
@@ -129,7 +134,7 @@ def test_what_a_commit_that_is_under_way_may_have_changed_is_not_kept(bank: Bank
         replica.remember("alice", "bob", "carol")
         assert replica.balances.get("alice") is None and replica.balances.get("bob") is None
 
-    replica.commit(link, before=read, after=read)
+    replica.commit(link, decided=decided, before=read, after=read)
     assert len(replica.balances) == 1 and replica.balances.get("carol") == replica.read("carol")
     replica.remember("alice")
     assert replica.balances.get("alice") == replica.read("alice")
@@ -156,7 +161,25 @@ def test_a_reading_that_takes_long_keeps_no_set_for_each_commit(bank: Bank) -> N
     ]
 
 
-def test_a_commit_that_fails_changes_nothing(bank: Bank) -> None:
+def test_links_that_are_decided_whatever_becomes_of_their_commit_are_in_the_balances_at_once(bank: Bank) -> None:
+    replica = Replica()
+    bank.open("alice", "bob")
+    replica.commit(*bank.links)
+    alice, bob = replica.read("alice"), replica.read("bob")
+    link = bank.pay("mint", ("alice", 100))
+
+    def look() -> None:
+        found = replica.balances.get("alice")
+        assert found is not None and found.incoming == 100
+        assert replica.read("alice") == alice and replica.balances.get("bob") == bob
+        assert all(map(replica.balances.has_all_of, ("alice", "bob")))
+        assert not replica.balances.has_all_of("mint"), "is not known"
+
+    replica.commit(link, decided=True, before=look)
+    assert replica.balances.get("alice") == replica.read("alice") != alice
+
+
+def test_other_links_are_in_the_balances_when_their_commit_has_ended_and_not_when_it_fails(bank: Bank) -> None:
     replica = Replica()
     bank.open("alice", "bob")
     replica.commit(*bank.links)
@@ -164,6 +187,8 @@ def test_a_commit_that_fails_changes_nothing(bank: Bank) -> None:
     link = bank.pay("mint", ("alice", 100))
 
     def fail() -> None:
+        assert not replica.balances.has_all_of("alice") and replica.balances.has_all_of("bob")
+        assert replica.balances.get("alice") == before
         raise sqlite3.OperationalError("disk I/O error")
 
     with pytest.raises(sqlite3.OperationalError):

@@ -91,6 +91,7 @@ async def test_who_is_paid_is_read_after_the_commit_as_who_pays_is() -> None:
             nursery.start_soon(reading, rig, account, read)
         await trio.testing.wait_all_tasks_blocked()
         assert read == ["dave"]
+        assert not balances.has_all_of("alice"), "this turn's own vote may have decided it, and is not on the disk"
         assert balances.get("alice") == Balance("alice", "CZK", False, 3, 0, 0, LinkHash(bytes(32)), 0, 1, 1)
         gate.set()
     assert sorted(read) == ["alice", "bob", "carol", "dave"]
@@ -141,14 +142,15 @@ async def test_links_become_durable_after_the_messages_have_left_and_reads_wait_
         gates[0].set()
         await trio.testing.wait_all_tasks_blocked()
         assert rig.journal == ["step", "commit", "send", "answer"]
-        assert rig.database.writes == [(WRITE,)] and balances.get(link.account) is None
+        assert rig.database.writes == [(WRITE,)]
+        assert balances.has_all_of(link.account), "what is decided is told by heart before it is on this disk"
         for account in (link.account, "another"):
             nursery.start_soon(reading, rig, account, read)
         await trio.testing.wait_all_tasks_blocked()
         assert read == ["another"]
         gates[1].set()
     assert rig.journal[4:] == ["commit", "drop: nothing was heard of it for too long", "read", "look up"]
-    assert rig.database.writes[1:] == [(Applied(link),)] and balances.get(link.account) is not None
+    assert rig.database.writes[1:] == [(Applied(link),)] and balances.has_all_of(link.account)
     assert read == ["another", link.account]
     assert rig.driver.counters == {"commits": 2, "rows_written": 2, "turns": 1, "events": 0}
 

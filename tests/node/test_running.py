@@ -7,13 +7,25 @@ import pytest
 import trio
 import trio.testing
 
-from hopchain.wire import AskBalance, AskDigest, AskRoute, AskStatus, Call, CallBody, NotFound, Submit, SubmitChange
+from hopchain.wire import (
+    AskBalance,
+    AskChain,
+    AskDigest,
+    AskRoute,
+    AskStatus,
+    Call,
+    CallBody,
+    NotFound,
+    Submit,
+    SubmitChange,
+)
 from node import client_calls, running
 from node import driver as driver_module
 from node.client_calls import CALL_BYTES
 from node.client_port import Session
 from node.events import ClientBalance
 from node.running import MAX_LOOKUPS, RunningNode
+from node.serving import account_asked
 from node.turn import Now
 from tests.node.driving import Rig
 
@@ -24,7 +36,7 @@ JUST_READ = ["read", "reply"]
     ("question", "expected"),
     [
         (AskDigest(), ["wait for any", *JUST_READ]),
-        (AskBalance("alice"), ["wait for alice", *JUST_READ]),
+        (AskChain("alice", 0, 1), ["wait for alice", *JUST_READ]),
         (AskStatus(), JUST_READ),
         (AskBalance("alice", True, timeout_ms=1_500), ["hand to the core until 101.5"]),
         (AskBalance("alice", min_height=0, timeout_ms=2**40), ["hand to the core until 160.0"]),
@@ -73,7 +85,7 @@ def answering(driver: object, answer: object, nursery: trio.Nursery) -> Any:
     """A node that answers questions and nothing else."""
     node: Any = SimpleNamespace(
         driver=driver,
-        _serving=SimpleNamespace(answer=answer),
+        _serving=SimpleNamespace(answer=answer, account_read=account_asked),
         _nursery=nursery,
         _beside=set[int](),
         _ports=SimpleNamespace(clock=lambda: Now(0.0, 0)),

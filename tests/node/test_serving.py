@@ -148,7 +148,7 @@ async def test_a_balance_is_read_once_and_follows_the_commits(serving: Serving, 
     database = serving._reader = Counted(InlineDatabase(bank.conn))  # type: ignore[assignment]
     assert [await settled(serving, "bob") for _ in range(3)] == [30, 30, 30]
     assert database.count == 1
-    with serving._balances.committing([bank.pay("alice", ("bob", 5))]):
+    with serving._balances.committing([bank.pay("alice", ("bob", 5))], decided=False):
         assert await settled(serving, "bob") == 30, "the driver has not said that the commit is over"
     assert await settled(serving, "bob") == 35
     assert database.count == 1
@@ -159,7 +159,7 @@ async def test_a_balance_that_a_commit_overtook_is_not_remembered(serving: Servi
 
     def overtake() -> None:
         database.before_return = lambda: None
-        with serving._balances.committing([bank.pay("alice", ("bob", 5))]):
+        with serving._balances.committing([bank.pay("alice", ("bob", 5))], decided=False):
             pass
 
     database.before_return = overtake
@@ -172,7 +172,7 @@ async def test_a_page_of_balances_that_a_commit_overtook_is_kept_but_for_them(se
 
     def overtake() -> None:
         database.before_return = lambda: None
-        with serving._balances.committing([bank.pay("alice", ("bob", 5))]):
+        with serving._balances.committing([bank.pay("alice", ("bob", 5))], decided=False):
             pass
 
     database.before_return = overtake
@@ -196,21 +196,43 @@ async def test_no_answer_is_ahead_of_what_the_node_has_heard_when_another_was_no
     bob = pad("bob", NAME_BYTES)
     known = serving._balances._known.pop(bob)
     database.before_return = sooner
-    with serving._balances.committing([bank.pay("alice", ("bob", 5))]):
+    with serving._balances.committing([bank.pay("alice", ("bob", 5))], decided=False):
         answers += [await settled(serving, "bob") for _ in range(2)]
     answers.append(await settled(serving, "bob"))
     assert answers == [30, 30, 35]
 
 
 async def test_a_chain_has_no_link_above_the_height_that_it_tells(serving: Serving, bank: Bank) -> None:
+    """Also when the balance that is known by heart has a link that the database is about to get."""
     await settled(serving, "alice")
-    with serving._balances.committing([bank.pay("alice", ("bob", 5))]):
-        for start in (0, 2):
+    ahead = Bank(memory_database())
+    ahead.open("alice", "bob")
+    decided = [ahead.pay("mint", ("alice", 120)), ahead.pay("alice", ("bob", 30)), ahead.pay("alice", ("bob", 5))]
+    with serving._balances.committing(decided[-1:], decided=True):
+        assert await settled(serving, "alice") == 85
+        for start in (0, 2, 2**64):
             chain = await serving.answer(wire.AskChain("alice", start, 100))
             assert isinstance(chain, wire.Chain)
             assert (chain.height, [link.height for link in chain.links]) == (1, [0, 1][start:])
-    chain = await serving.answer(wire.AskChain("alice", 0, 100))
-    assert isinstance(chain, wire.Chain) and [link.height for link in chain.links] == [0, 1, 2]
+
+
+async def test_only_a_balance_by_heart_that_has_the_commit_is_told_before_its_end(serving: Serving, bank: Bank) -> None:
+    await settled(serving, "alice")
+    link = bank.pay("alice", ("bob", 5))
+    asked = (
+        (wire.AskBalance("alice"), True),
+        (wire.AskRoute("alice", b""), True),
+        (wire.AskChain("alice", 0, 1), False),
+        (wire.AskOutcome(bytes(32), "alice"), False),
+    )
+    for question, by_heart in asked:
+        assert serving.account_read(question) == (None if by_heart else "alice")
+        with serving._balances.committing([link], decided=True):
+            assert serving.account_read(question) == (None if by_heart else "alice")
+        with serving._balances.committing([link], decided=False):
+            assert serving.account_read(question) == "alice"
+    assert serving.account_read(wire.AskBalance("bob")) == "bob", "is not known"
+    assert serving.account_read(wire.AskAccounts("", 1)) == "" and serving.account_read(wire.AskStatus()) is None
 
 
 async def test_a_node_that_starts_reads_all_balances_page_by_page(
