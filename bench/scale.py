@@ -3,7 +3,7 @@
     python bench/scale.py                                  1,000 to 1,000,000 accounts, 10,000 to 10,000,000 postings
     python bench/scale.py --accounts 100000 --postings 1000000 --json
     python bench/scale.py --bulk --postings 1000000        payments of 8,190 postings to 10,000 accounts instead
-    python bench/scale.py --postings 1000000 --keep docs/performance/scale.json            and then bench/tables.py
+    python bench/scale.py --keep docs/performance/scale.json                               and then bench/tables.py
     python bench/scale.py --bulk --postings 800000 --keep docs/performance/scale-bulk.json
 
 One node's part of a transfer, without the network: read what the link depends on, form it, decode it and read what its

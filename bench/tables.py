@@ -13,7 +13,7 @@ with nothing else running and everything but docs/ committed:
     python bench/library.py --keep docs/performance/library.json
     python bench/memory.py --keep docs/performance/memory.json
     python bench/takeover.py --runs 2 --keep docs/performance/takeover.json
-    python bench/scale.py --postings 1000000 --keep docs/performance/scale.json
+    python bench/scale.py --keep docs/performance/scale.json
     python bench/scale.py --bulk --postings 800000 --keep docs/performance/scale-bulk.json
     python bench/shares.py --keep docs/performance/shares.json
     python bench/tables.py
