@@ -43,7 +43,7 @@ swarm: $(STAMP)  ## more random runs than `make test` has: make swarm SEEDS=5000
 mutants: $(STAMP)  ## find the seeds that catch each mutant again, after a change of the code, and write their page
 	$(BIN)/python -m netsim.mutants 2
 
-crashes: $(STAMP)  ## every cut of the write-ahead log in the core scenario, not every eighth
+crashes: $(STAMP)  ## every cut of the write-ahead log in the core scenario, not one of sixteen
 	HOPCHAIN_CUT_STRIDE=1 $(PYTEST) tests/netsim/test_crashes.py tests/netsim/test_joins.py
 
 rolling: $(STAMP)  ## real nodes: 20 rounds of restarts under load, no gap of two seconds; growth 1, 2, 3, 5, 9, 3

@@ -17,7 +17,7 @@ from netsim.disk import FRAME_BYTES, WAL_HEADER_BYTES, cut_places
 from netsim.plan import KillAtCommit, Load, Plan, Weather
 from netsim.run import run_plan
 
-CUT_STRIDE = int(os.environ.get("HOPCHAIN_CUT_STRIDE", "8"))
+CUT_STRIDE = int(os.environ.get("HOPCHAIN_CUT_STRIDE", "16"))
 CORE = Plan(
     seed=11,
     nodes=3,

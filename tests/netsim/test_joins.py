@@ -15,7 +15,7 @@ import pytest
 from netsim.plan import Add, KillAtCommit, Load, Plan, Remove, Weather
 from netsim.run import run_plan
 
-CUT_STRIDE = int(os.environ.get("HOPCHAIN_CUT_STRIDE", "8"))
+CUT_STRIDE = int(os.environ.get("HOPCHAIN_CUT_STRIDE", "16"))
 JOINER = 2
 JOIN = Plan(
     seed=5,

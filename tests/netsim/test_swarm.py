@@ -17,7 +17,7 @@ from netsim.run import Result, run_plan
 from netsim.swarm import run_swarm
 from tests.netsim.seeds import CALM, MIXED
 
-SEEDS = 120  # `make swarm` runs more
+SEEDS = 80  # `make swarm` runs more
 CHUNK = 10
 
 
