@@ -42,7 +42,7 @@ SOURCES: Final = 16
 PREFIX: Final = "bench-"
 TIMEOUT_S: Final = 10.0
 BULK_TIMEOUT_S: Final = 60.0  # 32 requests of a megabyte each wait for one another
-LOOK_S: Final = 1.0  # in which all nodes are to say how many links they have, once a second
+LOOK_S: Final = 0.5  # in which all nodes are to say how many links they have, once a second
 SETTLE_S: Final = 60.0  # for all replicas to become equal
 
 

@@ -226,10 +226,10 @@ class Client:
         Each is independent of the others, and one that fails stops none; `timeout_s` is for each. `atomic`: transfers
         of one account, all or nothing (hopchain.bulk): one request, whose one answer is that of each.
 
-        `max_failures`: when more than these were not completed (rejected, without an outcome, not sent), no more are
-        sent; those under way get their answers, the rest are `TooManyFailures`. `on_answer(place, answer)` is called as
-        soon as one is known: who may be cancelled, which loses the list, keeps them so. What it raises ends the call,
-        in an exception group.
+        `max_failures`: when more than these were not completed (rejected, without an outcome, no node to be asked), no
+        more are sent; those under way get their answers, the rest are `TooManyFailures`. `on_answer(place, answer)` is
+        called as soon as one is known: who may be cancelled, which loses the list, keeps them so. What it raises ends
+        the call, in an exception group.
         Raises `LocalMisuse` before anything is sent when one of them cannot be made, or the client is not open.
         """
         self._checked(at, timeout_s)

@@ -159,6 +159,8 @@ class Driver:
         loaded = Loaded() if needs == _NO_NEEDS else await self._database.run(load, needs)
         effects = self._core.step(loaded, now)
         *told, last = effects.stages()
+        if told and not told[0].persist:  # facts; nobody reads before the balances have them
+            self._emit(told.pop(0))
         # what is applied stays decided, and is told, whatever becomes of this disk
         with self._balances.committing(_links(effects.writes), decided=bool(effects.applied)):
             for stage in told:

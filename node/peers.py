@@ -277,16 +277,19 @@ class Peers:
     def keeps_up(self, now: Now, links: int) -> bool:
         """True when a majority of the members, this node with `links` applied among them if it is one, are in no later
         epoch and had no more links when they answered one of the last two pings: what is newer may be on its way."""
-        members = self._self.view.ids
-        return sum(self._is_level(node, now, links) for node in members) >= majority(len(members))
-
-    def _is_level(self, node: NodeId, now: Now, links: int) -> bool:
-        if node == self._self.id:
-            return True
-        known = self._up.get(node)
-        if known is None or not self.alive(node, now) or self.told(node)[0] > self._self.view.epoch:
-            return False
+        view = self._self.view
         since = now.mono - max(CURRENT_S, 3 * self._rounds() * PING_EVERY_S)
+        missing = majority(len(view.ids))
+        for node in view.ids:
+            missing -= node == self._self.id or self._is_level(node, now, links, view.epoch, since)
+            if not missing:
+                return True
+        return False
+
+    def _is_level(self, node: NodeId, now: Now, links: int, epoch: int, since: float) -> bool:
+        known = self._up.get(node)
+        if known is None or not self.alive(node, now) or self.told(node)[0] > epoch:
+            return False
         return any(sent > since and there <= links for sent, there in known.pongs)
 
     def _rounds(self) -> int:

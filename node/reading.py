@@ -1,9 +1,10 @@
 """Balance reads that must be made certain before this replica may answer.
 
 `min_height` (session): the read waits until the account has that link here (the first is 0), so that a client sees
-its own writes at any node. `linearizable`: the tip's slot is asked until a majority knows no successor, then all
-income that was decided before is fetched. In both cases the answer itself is an ordinary local read, done by the
-driver in the same turn's effects, after everything that the turn applied is durable.
+its own writes at any node; a node that knows by heart that it has that link takes no turn for it
+(`Serving.has_height`). `linearizable`: the tip's slot is asked until a majority knows no successor, then all income
+that was decided before is fetched. In both cases the answer itself is an ordinary local read, done by the driver in the
+same turn's effects, after everything that the turn applied is durable.
 
 Where all places of those that wait for a height are taken, a newcomer gets one of the session that has most (ADR 28).
 """

@@ -336,7 +336,7 @@ class RunningNode:
         except RemoteFault as fault:
             self.driver.calls.reply(caller, Refused(fault.code, fault.text))
             return
-        if isinstance(body, AskBalance) and body.waits:
+        if isinstance(body, AskBalance) and (body.linearizable or (body.waits and not self._serving.has_height(body))):
             read = ClientBalance(caller, body)
             until = until_of(read, self._ports.clock().mono)  # its time runs while it waits for others of this client
             await self.driver.calls.put(msgspec.structs.replace(read, until=until))

@@ -151,6 +151,11 @@ class Serving:
             case _:
                 assert_never(body)
 
+    def has_height(self, ask: wire.AskBalance) -> bool:
+        """The balance is known by heart, with all that a commit under way brings, and has the link asked for."""
+        known = self._balances.get(ask.account)
+        return known is not None and known.height >= ask.min_height and self._balances.has_all_of(ask.account)
+
     def account_read(self, body: Read) -> str | None:
         """The account whose links the database must have before this is answered: empty when it may be any, None when
         it needs none, as for a balance that is known by heart."""

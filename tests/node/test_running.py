@@ -38,6 +38,9 @@ JUST_READ = ["read", "reply"]
         (AskDigest(), ["wait for any", *JUST_READ]),
         (AskChain("alice", 0, 1), ["wait for alice", *JUST_READ]),
         (AskStatus(), JUST_READ),
+        (AskBalance("bob", min_height=8), ["wait for bob", *JUST_READ]),
+        (AskBalance("bob", min_height=9, timeout_ms=1_000), ["hand to the core until 101.0"]),
+        (AskBalance("bob", True, min_height=8, timeout_ms=1_500), ["hand to the core until 101.5"]),
         (AskBalance("alice", True, timeout_ms=1_500), ["hand to the core until 101.5"]),
         (AskBalance("alice", min_height=0, timeout_ms=2**40), ["hand to the core until 160.0"]),
     ],
@@ -85,7 +88,11 @@ def answering(driver: object, answer: object, nursery: trio.Nursery) -> Any:
     """A node that answers questions and nothing else."""
     node: Any = SimpleNamespace(
         driver=driver,
-        _serving=SimpleNamespace(answer=answer, account_read=account_asked),
+        _serving=SimpleNamespace(
+            answer=answer,
+            account_read=account_asked,
+            has_height=lambda ask: ask.account == "bob" and ask.min_height < 9,
+        ),
         _nursery=nursery,
         _beside=set[int](),
         _ports=SimpleNamespace(clock=lambda: Now(0.0, 0)),

@@ -235,6 +235,18 @@ async def test_only_a_balance_by_heart_that_has_the_commit_is_told_before_its_en
     assert serving.account_read(wire.AskAccounts("", 1)) == "" and serving.account_read(wire.AskStatus()) is None
 
 
+async def test_a_balance_by_heart_has_the_height_that_it_tells_and_none_that_a_commit_may_change(
+    serving: Serving, bank: Bank
+) -> None:
+    assert not serving.has_height(wire.AskBalance("alice", min_height=0)), "is not known yet"
+    await settled(serving, "alice")
+    link = bank.pay("alice", ("bob", 5))
+    for decided, heights in ((False, ()), (True, (0, 1, 2))):
+        with serving._balances.committing([link], decided=decided):
+            found = [height for height in range(4) if serving.has_height(wire.AskBalance("alice", min_height=height))]
+            assert found == list(heights)
+
+
 async def test_a_node_that_starts_reads_all_balances_page_by_page(
     serving: Serving, bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
