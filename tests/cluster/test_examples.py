@@ -60,7 +60,7 @@ async def test_pay_pays_once_and_tells_every_end(cluster: Cluster, tmp_path: Pat
     assert await spendable(cluster, payee) == 3250, "paid once"
     for words, code, told in (
         ((payer, payee, "1250", "order-2"), 1, "rejected for ever: insufficient_funds"),
-        ((payee, payer, "1", "order-3"), 3, f"{payee}.key cannot be read: No such file"),
+        ((payee, payer, "1", "order-3"), 3, f"{payee}.key cannot be read (No such file"),
         ((payer, payee, "-1", "order-4"), 3, "amount of posting 0 is -1 (int); it must be an int from 1"),
     ):
         assert (got := await pay(*words))[0] == code and told in got[1], got
