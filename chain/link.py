@@ -269,7 +269,7 @@ def decode_link_untrusted(raw: bytes) -> Link:
     """Read a link and check that it agrees with itself: lengths, body hash, checksum, requests well formed.
 
     Raises `RemoteFault` (`malformed` and the codes of `decode_request_untrusted`). Whether it follows from the chain
-    before it is for `chain.rules.check_successor`.
+    before it is for `chain.rules.successor_fault`.
     """
     if not HEADER_BYTES + 2 * _COUNT.size <= len(raw) <= MAX_LINK_BYTES:
         raise RemoteFault(

@@ -11,8 +11,8 @@
 are recorded only when the caller says that the network was asked (`absent`, `income_complete`). Otherwise `form_link`
 names what to ask, and the requests concerned stay in the queue.
 
-`check_successor` is what a replica checks before it applies a decided link. It never judges again (design R11):
-it checks that the link follows from what is here, and a failure means that this replica is damaged.
+`successor_fault` says why a link does not follow from what is here. The acceptor asks before it votes: one of two
+databases is damaged. The replica asks before it applies a decided link, which is never judged again (R11): its own is.
 """
 
 import math
@@ -299,7 +299,23 @@ def check_successor(
     assets: Mapping[str, str] = _NOTHING,
     taken: Collection[int] = (),
 ) -> None:
-    """Raise `Corruption` unless a decided `link` follows from `head` and the postings that it confirms.
+    """Raise `Corruption` unless a decided `link` follows from what is here (`successor_fault`)."""
+    fault = successor_fault(link, head, confirmed, assets, taken)
+    if fault is not None:
+        raise Corruption(
+            f"decided link {link.height} of {link.account} ({link.hash.hex()[:16]}) cannot be applied: {fault}; "
+            "this database is damaged or the rules differ: run `hopchain verify` on it"
+        )
+
+
+def successor_fault(
+    link: Link,
+    head: AccountHead | None,
+    confirmed: Sequence[Credit],
+    assets: Mapping[str, str],
+    taken: Collection[int],
+) -> str | None:
+    """Why `link` does not follow from `head` and the postings that it confirms; None when it does.
 
     `confirmed`: the rows of `link.confirmed`, in that order, as they are here before the link is applied, but for
     `taken`: the ids of the postings that were confirmed since they were read. `assets`: what the accounts hold that it
@@ -307,55 +323,50 @@ def check_successor(
     """
     if head is None:
         if link.height != 0 or confirmed:
-            raise _does_not_follow(link, "it does not open the account and nothing is before it")
+            return "it does not open the account and nothing is before it"
         if link.prev_hash != opening_slot(link.network, link.account):
-            raise _does_not_follow(link, "it is not in its name's slot")
+            return "it is not in its name's slot"
         if link.balance != 0 or link.debit != 0:
-            raise _does_not_follow(link, f"it opens with a balance of {link.balance}")
+            return f"it opens with a balance of {link.balance}"
         if [(entry.request.kind, entry.outcome) for entry in link.entries] != [(Kind.OPEN, Outcome.COMPLETED)]:
-            raise _does_not_follow(link, "it is not one opening")
-        return
+            return "it is not one opening"
+        return None
     if link.height != head.height + 1:
-        raise _does_not_follow(link, f"the tip here has height {head.height}")
+        return f"the tip here has height {head.height}"
     if link.prev_hash != head.slot:
-        raise _does_not_follow(link, f"the tip here is {head.tip.hex()[:16]}")
+        return f"the tip here is {head.tip.hex()[:16]}"
     if link.time_ms <= head.time_ms:
-        raise _does_not_follow(link, f"its time {link.time_ms} is not after {head.time_ms}")
+        return f"its time {link.time_ms} is not after {head.time_ms}"
     if tuple([posting.hash for posting in confirmed]) != link.confirmed:
-        raise _does_not_follow(link, "rows of confirmed postings are missing")
+        return "rows of confirmed postings are missing"
     if not all(posting.recipient == link.account and posting.confirmation is None for posting in confirmed):
-        raise _does_not_follow(link, "it confirms a posting that is not this account's, or is confirmed already")
-    _check_order(link, confirmed, taken)
+        return "it confirms a posting that is not this account's, or is confirmed already"
+    fault = _order_fault(link, confirmed, taken)
+    if fault is not None:
+        return fault
     income = sum([posting.amount for posting in confirmed])
     balance = head.balance + income - link.debit
     if link.balance != balance:
         paid = f"{head.balance} + {income} - {link.debit} = {balance}"
-        raise _does_not_follow(link, f"its balance is {link.balance}, but {paid}")
+        return f"its balance is {link.balance}, but {paid}"
     if link.balance < 0 and not head.issuer:
-        raise _does_not_follow(link, f"its balance {link.balance} is below zero")
+        return f"its balance {link.balance} is below zero"
     if not set(map(assets.get, link.recipients)) <= {head.asset, None}:
-        raise _does_not_follow(link, f"it pays an account that does not hold {head.asset}")
+        return f"it pays an account that does not hold {head.asset}"
+    return None
 
 
-def _check_order(link: Link, confirmed: Sequence[Credit], taken: Collection[int]) -> None:
+def _order_fault(link: Link, confirmed: Sequence[Credit], taken: Collection[int]) -> str | None:
     """What it confirms of each sender is, in order, the oldest that waits here. (What stands before the end of a thread
     is confirmed here, for the same was so when each of its postings was.)"""
     if len(set(link.confirmed)) < len(link.confirmed):
-        raise _does_not_follow(link, "it confirms a posting twice")
+        return "it confirms a posting twice"
     listed: set[int] = set()
     last: dict[str, float] = {}
     for posting in confirmed:
         skipped = posting.before and posting.before not in listed and posting.before not in taken
         if skipped or 0 < posting.id <= last.get(posting.sender, 0):
-            raise _does_not_follow(
-                link, f"posting {posting.hash.hex()[:16]}, which it confirms, is not the next one of {posting.sender}"
-            )
+            return f"posting {posting.hash.hex()[:16]}, which it confirms, is not the next one of {posting.sender}"
         listed.add(posting.id)
         last[posting.sender] = posting.id or math.inf  # made just now, it comes after all that have an id
-
-
-def _does_not_follow(link: Link, what: str) -> Corruption:
-    return Corruption(
-        f"decided link {link.height} of {link.account} ({link.hash.hex()[:16]}) cannot be applied: {what}; "
-        "this database is damaged or the rules differ: run `hopchain verify` on it"
-    )
+    return None

@@ -18,12 +18,12 @@ from typing import Final
 
 import msgspec
 
-from chain.errors import Corruption, RemoteFault
+from chain.errors import RemoteFault
 from chain.link import Link, LinkHash, Slot, opening_slot
 from chain.needs import Loaded, Needs
 from chain.request import RequestId
 from chain.rows import AccountHead, Credit, VoteRow
-from chain.rules import check_successor
+from chain.rules import successor_fault
 from node.decoded import LinkDecoder
 from node.due import Due
 from node.epochs import Admission, admit
@@ -68,7 +68,8 @@ class Acceptor:
         self.finish: Callable[[Turn, SlotName], None] = _nobody  # takes over a slot whose vote is stuck
         self._held: dict[Slot, _Held] = {}
         self._due = Due()
-        self.doubted: dict[NodeId, str] = {}  # who proposed a link that does not follow from the chain here -> why not
+        # who proposed a link that does not follow from the chain here -> why the first one does not
+        self.doubted: dict[NodeId, str] = {}
         self._proposed: dict[LinkHash, Link] = {}  # the links that are proposed to this node in this turn
         self._views_sent: dict[NodeId, float] = {}  # when, to who lags
         # recipient -> (height, sender, slot) of undecided links; of those that pay many under MANY, which is no account
@@ -194,9 +195,9 @@ class Acceptor:
         if link.prev_hash != tip or len(rows) < len(confirmed):
             return True
         why = _fault(turn.loaded, link, head, rows, self._replica.familiar.assets)
-        if why:
+        if why is not None:
             self._self.counters["links_doubted"] += 1
-            self.doubted[peer] = why
+            self.doubted.setdefault(peer, f"link {link.height} of {link.account}: {why}")
         return not why
 
     def _admits(self, turn: Turn, peer: NodeId, message: Prepare | Accept) -> bool:
@@ -352,18 +353,14 @@ def _is_checked(link: Link) -> bool:
 
 def _fault(
     loaded: Loaded, link: Link, head: AccountHead | None, confirmed: Sequence[Credit], assets: Mapping[str, str]
-) -> str:
-    """Why `link` could not be applied here; empty when it could."""
+) -> str | None:
+    """Why `link` could not be applied here; None when it could."""
     settled: set[RequestId] = set()
     for request_id, _ in link.outcomes():
         if request_id in settled or (link.account, request_id) in loaded.outcomes:
-            return f"link {link.height} of {link.account} has an outcome of request {request_id.hex()[:16]}, which has one here"
+            return f"it has an outcome of request {request_id.hex()[:16]}, which has one here"
         settled.add(request_id)
-    try:
-        check_successor(link, head, confirmed, assets, loaded.taken)
-    except Corruption as error:
-        return str(error)
-    return ""
+    return successor_fault(link, head, confirmed, assets, loaded.taken)
 
 
 def _nobody(turn: Turn, at: SlotName) -> None:

@@ -43,7 +43,7 @@ class Condition(msgspec.Struct, frozen=True):
     ranges: int = 0  # of keys, each with its group
     without_majority: int = 0
     votes: bool = False
-    doubted: frozenset[NodeId] = frozenset()
+    doubted: frozenset[tuple[NodeId, str]] = frozenset()  # each with the reason why
 
 
 class ConditionLog:
@@ -89,7 +89,7 @@ class ConditionLog:
             frozenset(view.ids).intersection(connected) - alive,
             *self._counts,
             votes=view.is_member(self._id) and core.identity.verified,
-            doubted=frozenset(core.acceptor.doubted),
+            doubted=frozenset(core.acceptor.doubted.items()),
         )
 
 
@@ -118,11 +118,14 @@ def changes(before: Condition, after: Condition) -> Iterator[tuple[int, str]]:
         yield logging.INFO, f"in all {after.ranges} key ranges a majority of the group is reached from here"
     if before.silent - after.silent:
         yield logging.INFO, f"{_named(before.silent - after.silent)}: answers again, or disconnected"
-    if after.doubted - before.doubted:
+    doubted = dict(sorted(after.doubted - before.doubted))
+    if doubted:
+        first, why = next(iter(doubted.items()))
         yield (
             logging.ERROR,
-            f"this node does not vote for what {_named(after.doubted - before.doubted)} proposed: it does not follow from the chain "
-            "here. One of the databases is damaged: run `hopchain verify` on each, and replace the node whose database is",
+            f"this node does not vote for what {_named(doubted)} proposed: it does not follow from the chain here. One of the "
+            "databases is damaged: run `hopchain verify` on each, and replace the node whose database is. "
+            f"Of node {short(first)}, {why}",
         )
     if after.votes and not before.votes:
         yield logging.INFO, "this node votes: the members have vouched for its disk"

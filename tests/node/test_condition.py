@@ -112,10 +112,21 @@ def test_a_member_is_silent_and_heard_of_again(told: Told, core: Core) -> None:
 
 
 def test_who_proposes_what_does_not_follow_is_named_once(told: Told, core: Core) -> None:
-    core.doubted = {IDS[2]: "link 3 of alice .. its balance is 7, but 5 + 1 - 0 = 6"}
+    why = "link 3 of alice: its balance is 7, but 5 + 1 - 0 = 6"
+    core.doubted = {IDS[2]: why}
     (line,) = told.look(9)
     assert line.startswith(f"ERROR this node does not vote for what node {NAMES[2]} proposed: ")
-    assert "`hopchain verify`" in line
+    assert "`hopchain verify`" in line and line.endswith(f" Of node {NAMES[2]}, {why}")
+
+
+def test_of_several_whose_links_do_not_follow_the_first_is_told_with_its_reason(told: Told, core: Core) -> None:
+    core.doubted = {
+        IDS[2]: "link 4 of bob: it is not one opening",
+        IDS[1]: "link 3 of alice: it confirms a posting twice",
+    }
+    (line,) = told.look(9)
+    assert f"what nodes {NAMES[1]}, {NAMES[2]} proposed: " in line
+    assert line.endswith(f" Of node {NAMES[1]}, link 3 of alice: it confirms a posting twice")
 
 
 def test_views_and_what_must_be_copied_for_them(told: Told, core: Core) -> None:
