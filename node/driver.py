@@ -158,17 +158,19 @@ class Driver:
         needs = self._core.needs(events, now)
         loaded = Loaded() if needs == _NO_NEEDS else await self._database.run(load, needs)
         effects = self._core.step(loaded, now)
-        *told, last = effects.stages()
-        if told and not told[0].persist:  # facts; nobody reads before the balances have them
-            self._emit(told.pop(0))
-        # what is applied stays decided, and is told, whatever becomes of this disk
-        with self._balances.committing(_links(effects.writes), decided=bool(effects.applied)):
-            for stage in told:
-                await self._commit(stage.persist)
-                self._emit(stage)
-            await self._commit(last.persist)
-        self._committed.unpark_all()
-        self._emit(last)
+        stages = deque(effects.stages())
+        # a stage that writes nothing leaves at once; there is no await before the balances have its links
+        while stages and not stages[0].persist:
+            self._emit(stages.popleft())
+        if stages:
+            *told, last = stages
+            with self._balances.committing(_links(effects.writes), decided=effects.decided):
+                for stage in told:
+                    await self._commit(stage.persist)
+                    self._emit(stage)
+                await self._commit(last.persist)
+            self._committed.unpark_all()
+            self._emit(last)
         self.counters["turns"] += 1
         self.counters["events"] += len(events)
 

@@ -36,13 +36,6 @@ class Read(msgspec.Struct, frozen=True, gc=False):
     ask: AskBalance
 
 
-class Facts(msgspec.Struct, frozen=True, gc=False):
-    """What may leave at once: it stays true whatever becomes of this node and its disk."""
-
-    send: tuple[Send, ...] = ()
-    answers: tuple[Answer, ...] = ()
-
-
 class Stage(msgspec.Struct, frozen=True, gc=False):
     """A part of what a turn wants done: make `persist` durable in one transaction, then all the others."""
 
@@ -58,7 +51,7 @@ class Stage(msgspec.Struct, frozen=True, gc=False):
 class Effects(msgspec.Struct, frozen=True, gc=False):
     """What a turn wants done; `stages` says in which order."""
 
-    facts: Facts | None = None
+    facts: Stage | None = None  # what may leave at once: it stays true whatever becomes of this node and its disk
     persist: tuple[Write, ...] = ()  # what `send` and `answers` promise
     send: tuple[Send, ...] = ()
     answers: tuple[Answer, ...] = ()
@@ -73,12 +66,26 @@ class Effects(msgspec.Struct, frozen=True, gc=False):
         """All rows, in the order in which they become durable."""
         return self.persist + self.applied
 
+    @property
+    def decided(self) -> bool:
+        """True when its links stay decided whatever becomes of their commit: none was held together with a promise."""
+        return bool(self.applied)
+
     def stages(self) -> tuple[Stage, ...]:
         """What is done, one after the other. A crash between two of them, or within one, loses nothing that was
         promised."""
-        facts = () if self.facts is None else (Stage(send=self.facts.send, answers=self.facts.answers),)
+        facts = () if self.facts is None else (self.facts,)
         if not self.applied or self.contacts is not None:  # a change of contacts can end the node: all else comes first
-            whole = Stage(self.writes, self.send, self.answers, self.reads, self.lookups, self.contacts, self.drops)
+            whole = Stage(
+                persist=self.writes,
+                send=self.send,
+                answers=self.answers,
+                reads=self.reads,
+                lookups=self.lookups,
+                contacts=self.contacts,
+                drops=self.drops,
+            )
             return (*facts, whole)
-        promised = Stage(self.persist, self.send, self.answers)
-        return (*facts, promised, Stage(self.applied, (), (), self.reads, self.lookups, None, self.drops))
+        promised = Stage(persist=self.persist, send=self.send, answers=self.answers)
+        links = Stage(persist=self.applied, reads=self.reads, lookups=self.lookups, drops=self.drops)
+        return (*facts, promised, links)

@@ -25,7 +25,7 @@ from chain.needs import Loaded
 from chain.request import NetworkId
 from chain.store import Write
 from hopchain.wire import ReplyBody
-from node.effects import Answer, Effects, Facts, Read, Send
+from node.effects import Answer, Effects, Read, Send, Stage
 from node.events import Caller, Event
 from node.messages import Message
 from routing.keyspace import Key, NodeId
@@ -120,18 +120,18 @@ class Turn:
     def effects(self, contacts: frozenset[NodeId] | None) -> Effects:
         facts = None
         if self.fact_sends or self.fact_answers:
-            facts = Facts(tuple(self.fact_sends), tuple(self.fact_answers))
+            facts = Stage(send=tuple(self.fact_sends), answers=tuple(self.fact_answers))
         early, late = (self.persist + self.applied, []) if self._together else (self.persist, self.applied)
         return Effects(
-            facts,
-            tuple(early),
-            tuple(self.sends),
-            tuple(self.answers),
-            tuple(late),
-            tuple(self.reads),
-            tuple(self.lookups),
-            contacts,
-            tuple(self.drops),
+            facts=facts,
+            persist=tuple(early),
+            send=tuple(self.sends),
+            answers=tuple(self.answers),
+            applied=tuple(late),
+            reads=tuple(self.reads),
+            lookups=tuple(self.lookups),
+            contacts=contacts,
+            drops=tuple(self.drops),
         )
 
 

@@ -20,7 +20,7 @@ from chain.store import Write, commit
 from hopchain.wire import AskBalance, NotFound
 from netsim.names import make_genesis
 from node import driver as driver_module
-from node.effects import Answer, Effects, Facts, Read, Send
+from node.effects import Answer, Effects, Read, Send, Stage
 from node.events import Caller, Event, FromPeer, PeerDown, PeerUp, ToldRemoved
 from node.messages import MAX_MESSAGE_BYTES, Links, Message, Pong, encode_frames, encode_message
 from node.turn import Now
@@ -50,7 +50,7 @@ async def reading(rig: Rig, account: str, read: list[str]) -> None:
 
 async def test_facts_leave_before_the_commit_and_reads_of_their_accounts_wait_for_it() -> None:
     (link,) = issuer_links(make_genesis(["node 0"], 1))
-    facts = Facts((Send(A, ping(1.0, 2, 3)),), (Answer(Caller(1, 5), NotFound("account x")),))
+    facts = Stage(send=(Send(A, ping(1.0, 2, 3)),), answers=(Answer(Caller(1, 5), NotFound("account x")),))
     rig = Rig([Effects(facts=facts, persist=(Applied(link),))])
     gate = trio.Event()
     rig.database.before = lambda function: gate if function is commit else None
@@ -76,7 +76,7 @@ async def test_who_is_paid_is_read_after_the_commit_as_who_pays_is() -> None:
     signed = sign(request, key)
     entry = Entry(signed, request, signed.request_id, Outcome.COMPLETED)
     link = build_link(NETWORK, "alice", 1, opening_slot(NETWORK, "alice"), 0, 1, 1, [entry], [])
-    facts = Facts((), (Answer(Caller(1, 5), NotFound("account x")),))
+    facts = Stage(answers=(Answer(Caller(1, 5), NotFound("account x")),))
     rig = Rig([Effects(facts=facts, persist=(Applied(link),))])
     gate = trio.Event()
     rig.database.before = lambda function: gate if function is commit else None
@@ -100,7 +100,7 @@ async def test_who_is_paid_is_read_after_the_commit_as_who_pays_is() -> None:
 
 async def test_a_read_waits_for_the_commit_that_is_under_way_and_not_for_the_next_one() -> None:
     (link,) = issuer_links(make_genesis(["node 0"], 1))
-    facts = Facts((), (Answer(Caller(1, 5), NotFound("account x")),))
+    facts = Stage(answers=(Answer(Caller(1, 5), NotFound("account x")),))
     rig = Rig([Effects(facts=facts, persist=(Applied(link),))] * 2)
     gates = [trio.Event(), trio.Event()]
     waiting = iter(gates)
@@ -153,6 +153,21 @@ async def test_links_become_durable_after_the_messages_have_left_and_reads_wait_
     assert rig.database.writes[1:] == [(Applied(link),)] and balances.has_all_of(link.account)
     assert read == ["another", link.account]
     assert rig.driver.counters == {"commits": 2, "rows_written": 2, "turns": 1, "events": 0}
+
+
+async def test_messages_that_promise_nothing_leave_before_the_links_of_their_turn_are_written() -> None:
+    (link,) = issuer_links(make_genesis(["node 0"], 1))
+    facts = Stage(send=(Send(A, ping(1.0, 2, 3)),))
+    rig = Rig([msgspec.structs.replace(everything(persist=()), facts=facts, applied=(Applied(link),))])
+    gate = trio.Event()
+    rig.database.before = lambda function: gate if function is commit else None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.driver.turn)
+        await trio.testing.wait_all_tasks_blocked()
+        assert rig.journal == ["step", "send", "send", "answer"]
+        assert rig.balances.has_all_of(link.account)
+        gate.set()
+    assert rig.journal == ["step", "send", "send", "answer", "commit", "read", "look up"]
 
 
 async def test_nothing_leaves_when_the_votes_cannot_be_written_and_no_read_when_the_links_cannot() -> None:
