@@ -218,7 +218,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "A gateway says that an account does not exist because it has not heard of it.",
         (
             _GATEWAY + "_ask_then_submit",
-            "self._inquiries.ask_slot(turn, at, birth_epoch(head), done)",
+            "self._inquiries.ask_slot(turn, at, birth_epoch(head), done, Purpose.ADMISSION)",
             "done(turn, SlotState.FREE)",
         ),
     ),
@@ -330,7 +330,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "A linearizable read asks for the tip, not for incoming money.",
         (
             _READING + "_ask_tip",
-            "self._inquiries.ask_income(turn, account, on_income, until=until)",
+            "self._inquiries.ask_income(turn, account, on_income, Purpose.READ, until=until)",
             "on_income(turn, True)",
         ),
     ),

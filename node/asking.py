@@ -12,6 +12,7 @@ import msgspec
 
 from chain.request import NetworkId
 from chain.rules import Formed
+from node.askers import Purpose
 from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotDone, SlotState
 from node.slots import birth_epoch, next_slot
 from node.turn import Turn
@@ -68,7 +69,9 @@ def ask(
         return done
 
     for name in names:
-        inquiries.ask_slot(turn, next_slot(network, name, None), birth_epoch(None), on_slot(name), until=until)
+        inquiries.ask_slot(
+            turn, next_slot(network, name, None), birth_epoch(None), on_slot(name), Purpose.PAYMENT, until=until
+        )
     if income:
-        inquiries.ask_income(turn, account, on_income, until=until)
+        inquiries.ask_income(turn, account, on_income, Purpose.PAYMENT, until=until)
     return True

@@ -27,6 +27,7 @@ from node.acceptor import Acceptor
 from node.decoded import LinkDecoder, RequestDecoder
 from node.effects import Effects
 from node.events import (
+    AskForIncome,
     ClientBalance,
     ClientChange,
     ClientGone,
@@ -336,6 +337,8 @@ class Core:
                 self.replica.needs_link(event.link, needs)
             case RouteJobs():
                 self.gateway.needs_route(event, needs)
+            case AskForIncome():
+                self.inquiries.needs_ask_for_income(event, needs)
             case ServeSlot():
                 self.replica.needs_serve(event, needs)
             case FinishSync():
@@ -369,6 +372,8 @@ class Core:
                 self.replica.on_learn(turn, event)
             case RouteJobs():
                 self.gateway.on_route(turn, event)
+            case AskForIncome():
+                self.inquiries.on_ask_for_income(turn, event)
             case ServeSlot():
                 self.replica.on_serve(turn, event)
             case ToldRemoved():

@@ -97,6 +97,12 @@ class RouteJobs(msgspec.Struct, frozen=True, gc=False):
     account: str
 
 
+class AskForIncome(msgspec.Struct, frozen=True, gc=False):
+    """The others are to be asked for the income of an account: somebody waits for it (from the core to itself)."""
+
+    account: str
+
+
 class ServeSlot(msgspec.Struct, frozen=True, gc=False):
     """A peer asked about a slot that has a successor: send it what it lacks (from the core to itself)."""
 
@@ -131,6 +137,7 @@ Event = (
     | FormLink
     | Learn
     | RouteJobs
+    | AskForIncome
     | ServeSlot
     | FinishSync
 )

@@ -24,6 +24,7 @@ from chain.request import ANY_TIP, MANY_POSTINGS, Kind, RequestId, SignedRequest
 from chain.rows import AccountHead, OutcomeRow
 from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
+from node.askers import Purpose
 from node.decoded import LinkDecoder, RequestDecoder
 from node.due import Due
 from node.events import NOBODY, Caller, ClientSubmit, RouteJobs
@@ -197,7 +198,7 @@ class Gateway:
             reason = f"the chain of {account} grew faster than it could be read; send the request again"
             turn.answer(event.caller, NotStarted(request_id, "too_busy", reason))
             return
-        if full := self._inquiries.no_room(for_read=False):
+        if full := self._inquiries.no_room(Purpose.ADMISSION):
             turn.answer(event.caller, NotStarted(request_id, "busy", full))
             return
         at = next_slot(self._self.network, account, head)
@@ -212,7 +213,7 @@ class Gateway:
                 reason = f"no majority of the {len(self._self.view.group(route_key(at.slot)))} nodes that know {account} answered"
                 turn.answer(event.caller, NotStarted(request_id, "no_majority", reason))
 
-        self._inquiries.ask_slot(turn, at, birth_epoch(head), done)
+        self._inquiries.ask_slot(turn, at, birth_epoch(head), done, Purpose.ADMISSION)
 
     def _admit(self, turn: Turn, event: ClientSubmit, queued: Queued) -> None:
         job = self._jobs.get(queued.request_id)

@@ -13,12 +13,14 @@ confirmed is income no more; the asker fetches what it lacks and waits for what 
 `insufficient_funds` and `issuer_limit`, and by linearizable reads, so that **what a client could see anywhere, it can
 spend**.
 
-Both have a deadline: what cannot be fetched in time is no answer (`False`), never a guess. Answers count when both
-sides have the same view installed: a majority is one of one epoch.
+Both are shared by all who ask about the same thing (`node.askers`), and each of these has a deadline: what cannot be
+known in time is said to be unknown (`SlotState.UNKNOWN` for a slot, `done(turn, False)` for income), never guessed.
+Answers count when both sides have the same view installed: a majority is one of one epoch.
 """
 
 import enum
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -27,9 +29,10 @@ import msgspec
 from chain.link import Link, Slot
 from chain.needs import Needs
 from node.acceptor import Acceptor
+from node.askers import MAX_ASKERS, Asker, Askers, Purpose
 from node.decoded import LinkDecoder
 from node.due import Due
-from node.events import NOBODY, ServeSlot
+from node.events import NOBODY, AskForIncome, ServeSlot
 from node.identity import Identity
 from node.messages import AskIncome, AskSlot, IncomeAnswer, SlotAnswer, SlotName
 from node.peers import Peers
@@ -42,8 +45,6 @@ from routing.view import majority
 ASK_DEADLINE_S: Final = 3.0  # a takeover of a stuck slot and its second round fit
 ASK_AGAIN_S: Final = 0.1
 MAX_SENDERS: Final = 50_000  # of unconfirmed income in one answer: 4 MB; an account that has more takes it up first
-MAX_INQUIRIES: Final = 10_000  # at once; above it the answer is "not in time"
-MAX_OF_READS: Final = 5_000  # with so many under way, none begins for a read: payments have the rest
 
 
 class SlotState(enum.Enum):
@@ -62,16 +63,12 @@ class _SlotInquiry(msgspec.Struct):
     at: SlotName
     born: int
     group: tuple[NodeId, ...]
-    done: SlotDone
-    deadline: float
     again: float
     empty: set[NodeId] = msgspec.field(default_factory=set)
 
 
 class _IncomeInquiry(msgspec.Struct):
     account: str
-    done: IncomeDone
-    deadline: float
     again: float
     digest: bytes
     answered: set[NodeId] = msgspec.field(default_factory=set)
@@ -98,42 +95,57 @@ class Inquiries:
         self._peers = peers
         self._acceptor = acceptor
         self._next = self_.rng.getrandbits(62)  # a late answer to a question of a former life finds nothing
+        self._places: Counter[Purpose] = Counter()
         self._slots: dict[int, _SlotInquiry] = {}
-        self._by_slot: dict[bytes, set[int]] = {}
+        self._by_slot: dict[bytes, int] = {}
+        self._slot_askers: Askers[bytes, SlotState] = Askers(self._places)
         self._incomes: dict[int, _IncomeInquiry] = {}
+        self._by_account: dict[str, int] = {}
+        self._income_askers: Askers[str, bool] = Askers(self._places)
         self._lacked: dict[str, set[int]] = {}  # sender -> income inquiries that wait for a link of it
+        self._digests: dict[str, tuple[tuple[tuple[str, int], ...], bytes]] = {}  # by account, in this turn
         self._due = Due()
         self._replica = replica
 
     def __len__(self) -> int:
-        return len(self._slots) + len(self._incomes)
+        return self._places.total()
 
-    def no_room(self, *, for_read: bool) -> str | None:
-        """Why another one cannot begin now, for a read or for a payment; None: it can."""
-        if len(self) < (MAX_OF_READS if for_read else MAX_INQUIRIES):
+    def no_room(self, purpose: Purpose) -> str | None:
+        """Why nobody more can ask for this purpose now; None: it can."""
+        if self._places[purpose] < MAX_ASKERS[purpose]:
             return None
-        return f"{len(self)} questions to other nodes are under way at this one: ask another node, or again in a while"
+        return (
+            f"{self._places[purpose]} questions to other nodes, for {purpose.value}, are under way at this one: "
+            "ask another node, or again in a while"
+        )
 
     # --- a slot ---
 
-    def ask_slot(self, turn: Turn, at: SlotName, born: int, done: SlotDone, *, until: float = float("inf")) -> None:
+    def ask_slot(
+        self, turn: Turn, at: SlotName, born: int, done: SlotDone, purpose: Purpose, *, until: float = float("inf")
+    ) -> None:
         """Ask a majority of the slot's group whether it has a successor; `done` is called once, maybe at once, and not
         after `until`. `born`: the slot's birth epoch. The group of an earlier view has no say (R3), so this node waits
         for that view."""
-        if len(self) >= MAX_INQUIRIES:
+        if self.no_room(purpose):
             done(turn, SlotState.UNKNOWN)
             return
+        asker = Asker(done, min(turn.now.mono + ASK_DEADLINE_S, until), purpose)
+        self._due.by(asker.until)
+        if self._slot_askers.add(at.slot, asker):
+            self._begin_slot(turn, at, born)
+
+    def _begin_slot(self, turn: Turn, at: SlotName, born: int) -> None:
+        self._slot_askers.begin(at.slot)
         number = self._number()
-        group = self._self.view.group(route_key(at.slot))
-        now = turn.now.mono
-        inquiry = _SlotInquiry(at, born, group, done, min(now + ASK_DEADLINE_S, until), now)
+        inquiry = _SlotInquiry(at, born, self._self.view.group(route_key(at.slot)), turn.now.mono)
         self._slots[number] = inquiry
-        self._by_slot.setdefault(at.slot, set()).add(number)
+        self._by_slot[at.slot] = number
         self._ask_slot_again(turn, number, inquiry)
 
     def _ask_slot_again(self, turn: Turn, number: int, inquiry: _SlotInquiry) -> None:
         inquiry.again = turn.now.mono + ASK_AGAIN_S + self._peers.rtt(inquiry.group)
-        self._due.by(min(inquiry.again, inquiry.deadline))
+        self._due.by(inquiry.again)
         for node in inquiry.group:
             if node in inquiry.empty:
                 continue
@@ -179,12 +191,19 @@ class Inquiries:
             self._end_slot(turn, number, SlotState.FREE)
 
     def _end_slot(self, turn: Turn, number: int, state: SlotState) -> None:
+        """Whoever waits for the next question need not ask it about what has a successor."""
+        inquiry = self._forget_slot(number)
+        self._slot_askers.end(turn, inquiry.at.slot, state, for_all=state is SlotState.TAKEN)
+        self._next_slot(turn, inquiry)
+
+    def _forget_slot(self, number: int) -> _SlotInquiry:
         inquiry = self._slots.pop(number)
-        numbers = self._by_slot[inquiry.at.slot]
-        numbers.discard(number)
-        if not numbers:
-            del self._by_slot[inquiry.at.slot]
-        inquiry.done(turn, state)
+        del self._by_slot[inquiry.at.slot]
+        return inquiry
+
+    def _next_slot(self, turn: Turn, ended: _SlotInquiry) -> None:
+        if self._slot_askers.wants(ended.at.slot):
+            self._begin_slot(turn, ended.at, ended.born)
 
     # --- income ---
 
@@ -193,18 +212,36 @@ class Inquiries:
         needs.income.add(account)
         needs.heads.add(account)
 
-    def ask_income(self, turn: Turn, account: str, done: IncomeDone, *, until: float = float("inf")) -> None:
+    def needs_ask_for_income(self, event: AskForIncome, needs: Needs) -> None:
+        self.needs_income(event.account, needs)
+
+    def on_ask_for_income(self, turn: Turn, event: AskForIncome) -> None:
+        if self._income_askers.wants(event.account):
+            self._begin_income(turn, event.account)
+
+    def ask_income(
+        self, turn: Turn, account: str, done: IncomeDone, purpose: Purpose, *, until: float = float("inf")
+    ) -> None:
         """Fetch every decided link that pays `account` and whose vote majority existed before now; `done(turn, True)`
-        once all are applied here, `done(turn, False)` at `until` at the latest. The turn must have loaded
-        `needs_income(account)`."""
-        if len(self) >= MAX_INQUIRIES:
+        once all are applied here, `done(turn, False)` at `until` at the latest."""
+        if self.no_room(purpose):
             done(turn, False)
             return
+        asker = Asker(done, min(turn.now.mono + ASK_DEADLINE_S, until), purpose)
+        self._due.by(asker.until)
+        if self._income_askers.add(account, asker):
+            self._begin_income(turn, account)
+
+    def _begin_income(self, turn: Turn, account: str) -> None:
+        """In a turn that has loaded what is known here, so that others need not say the same."""
+        if account not in turn.loaded.income:
+            turn.again.append(AskForIncome(account))
+            return
+        self._income_askers.begin(account)
         number = self._number()
-        now = turn.now.mono
-        digest = income_digest(senders_of(turn, account))
-        inquiry = _IncomeInquiry(account, done, min(now + ASK_DEADLINE_S, until), now, digest)
+        inquiry = _IncomeInquiry(account, turn.now.mono, self._digest(account, senders_of(turn, account)))
         self._incomes[number] = inquiry
+        self._by_account[account] = number
         self._note_own_income(turn, number, account)
         if number in self._incomes:
             self._ask_income_again(turn, number, inquiry)
@@ -220,7 +257,7 @@ class Inquiries:
 
     def _ask_income_again(self, turn: Turn, number: int, inquiry: _IncomeInquiry) -> None:
         inquiry.again = turn.now.mono + ASK_AGAIN_S + self._peers.rtt(self._self.view.ids)
-        self._due.by(min(inquiry.again, inquiry.deadline))
+        self._due.by(inquiry.again)
         for member in self._self.view.members:
             lacking = inquiry.lacking.get(member.id)
             if lacking and member.id != self._self.id:
@@ -233,7 +270,7 @@ class Inquiries:
             return
         known = senders_of(turn, message.account)
         undecided = self._acceptor.paying(message.account)
-        if income_digest(known) == message.digest:
+        if self._digest(message.account, known) == message.digest:
             known = ()
         heights = dict(known)
         for sender, height in undecided.items():
@@ -276,16 +313,23 @@ class Inquiries:
         members = len(self._self.view.members)
         group = min(self._self.view.k, members)
         if len(inquiry.answered) >= members - majority(group) + 1:
-            self._end_income(turn, number, complete=True)
+            account = self._forget_income(number)
+            self._income_askers.end(turn, account, True)
+            self._next_income(turn, account)
 
-    def _end_income(self, turn: Turn, number: int, *, complete: bool) -> None:
+    def _forget_income(self, number: int) -> str:
         inquiry = self._incomes.pop(number)
+        del self._by_account[inquiry.account]
         for sender in inquiry.senders:
             numbers = self._lacked[sender]
             numbers.discard(number)
             if not numbers:
                 del self._lacked[sender]
-        inquiry.done(turn, complete)
+        return inquiry.account
+
+    def _next_income(self, turn: Turn, account: str) -> None:
+        if self._income_askers.wants(account):
+            self._begin_income(turn, account)
 
     # --- what ends them, or begins them again ---
 
@@ -303,8 +347,9 @@ class Inquiries:
             self._note_own_income(turn, number, income.account)
 
     def on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
-        for number in sorted(self._by_slot.get(link.prev_hash, ())):
-            self._end_slot(turn, number, SlotState.TAKEN)
+        taken = self._by_slot.get(link.prev_hash)
+        if taken is not None:
+            self._end_slot(turn, taken, SlotState.TAKEN)
         for number in sorted(self._lacked.get(link.account, ())):
             inquiry = self._incomes[number]
             for peer, lacking in list(inquiry.lacking.items()):
@@ -323,24 +368,43 @@ class Inquiries:
         return self._due.at
 
     def tick(self, turn: Turn) -> None:
-        """Ask again those who are silent; give up at the deadline."""
+        """Ask again those who are silent; give up for those whose time is over."""
+        self._digests.clear()
+        if self._due.passed(turn.now.mono):
+            self._tick(turn)
+        self._slot_askers.end_turn()
+        self._income_askers.end_turn()
+
+    def _tick(self, turn: Turn) -> None:
         now = turn.now.mono
-        if not self._due.passed(now):
-            return
+        late, over = self._slot_askers.take_late(now)
+        for at in over:
+            self._next_slot(turn, self._forget_slot(self._by_slot[at]))
+        self._slot_askers.tell(turn, late, SlotState.UNKNOWN)
+        late_for_income, over_for_income = self._income_askers.take_late(now)
+        for account in over_for_income:
+            self._next_income(turn, self._forget_income(self._by_account[account]))
+        self._income_askers.tell(turn, late_for_income, False)
         for number, slot in list(self._slots.items()):
-            if slot.deadline <= now:
-                self._end_slot(turn, number, SlotState.UNKNOWN)
-            elif slot.again <= now:
+            if slot.again <= now:
                 self._ask_slot_again(turn, number, slot)
         for number, income in list(self._incomes.items()):
-            if income.deadline <= now:
-                self._end_income(turn, number, complete=False)
-            elif income.again <= now:
+            if income.again <= now:
                 self._ask_income_again(turn, number, income)
         for slot in self._slots.values():
-            self._due.by(min(slot.deadline, slot.again))
+            self._due.by(slot.again)
         for income in self._incomes.values():
-            self._due.by(min(income.deadline, income.again))
+            self._due.by(income.again)
+        for until in (self._slot_askers.deadline(), self._income_askers.deadline()):
+            if until is not None:
+                self._due.by(until)
+
+    def _digest(self, account: str, senders: tuple[tuple[str, int], ...]) -> bytes:
+        """Of what is known here in this turn, however many ask about the same account."""
+        known = self._digests.get(account)
+        if known is None or known[0] is not senders:
+            known = self._digests[account] = senders, income_digest(senders)
+        return known[1]
 
 
 def income_digest(senders: Iterable[tuple[str, int]]) -> bytes:

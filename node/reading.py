@@ -3,8 +3,9 @@
 `min_height` (session): the read waits until the account has that link here (the first is 0), so that a client sees
 its own writes at any node; a node that knows by heart that it has that link takes no turn for it
 (`Serving.has_height`). `linearizable`: the tip's slot is asked until a majority knows no successor, then all income
-that was decided before is fetched. In both cases the answer itself is an ordinary local read, done by the driver in the
-same turn's effects, after everything that the turn applied is durable.
+that was decided before is fetched; reads of one account share these questions (`node.askers`). In both cases the answer
+itself is an ordinary local read, done by the driver in the same turn's effects, after everything that the turn applied
+is durable.
 
 Where all places of those that wait for a height are taken, a newcomer gets one of the session that has most (ADR 28).
 """
@@ -16,6 +17,7 @@ import msgspec
 from chain.link import Link
 from chain.needs import Needs
 from hopchain.wire import Unknown
+from node.askers import Purpose
 from node.effects import Read
 from node.events import ClientBalance, ClientGone
 from node.inquiry import Inquiries, SlotState
@@ -37,7 +39,7 @@ class Reading:
         self._waits = Waits()
 
     def needs_balance(self, event: ClientBalance, needs: Needs) -> None:
-        self._inquiries.needs_income(event.ask.account, needs)
+        needs.heads.add(event.ask.account)
 
     def on_balance(self, turn: Turn, event: ClientBalance) -> None:
         """Answer now, wait for the height, or ask the network."""
@@ -65,7 +67,7 @@ class Reading:
             reason = f"its time was over before the chain of {account} was read to its end: it grows fast, or this node or connection is busy"
             turn.answer(event.caller, Unknown(b"", reason))
             return
-        if full := self._inquiries.no_room(for_read=True):
+        if full := self._inquiries.no_room(Purpose.READ):
             turn.answer(event.caller, Unknown(b"", full))
             return
         head = turn.loaded.heads.get(account)
@@ -77,7 +79,7 @@ class Reading:
             elif state is SlotState.UNKNOWN:
                 turn.answer(event.caller, Unknown(b"", f"no majority of the nodes that decide for {account} answered"))
             else:
-                self._inquiries.ask_income(turn, account, on_income, until=until)
+                self._inquiries.ask_income(turn, account, on_income, Purpose.READ, until=until)
 
         def on_income(turn: Turn, complete: bool) -> None:
             if complete:
@@ -85,7 +87,7 @@ class Reading:
             else:
                 turn.answer(event.caller, Unknown(b"", f"the income of {account} could not be asked of enough nodes"))
 
-        self._inquiries.ask_slot(turn, at, birth_epoch(head), done, until=until)
+        self._inquiries.ask_slot(turn, at, birth_epoch(head), done, Purpose.READ, until=until)
 
     def on_applied(self, turn: Turn, link: Link, by: NodeId) -> None:
         turn.again += self._waits.take_reached(link.account, link.height)

@@ -261,7 +261,7 @@ MUTANTS: dict[str, Mutant] = {
         READING,
         Edit(
             "node.reading:Reading._ask_tip",
-            "self._inquiries.ask_income(turn, account, on_income, until=until)",
+            "self._inquiries.ask_income(turn, account, on_income, Purpose.READ, until=until)",
             "on_income(turn, True)",
         ),
     ),

@@ -14,6 +14,7 @@ from chain.reads import Balance
 from chain.request import Posting
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
 from node import gateway, inquiry, lacking, owner, reading, works
+from node.askers import MAX_ASKERS, Purpose
 from node.events import ClientGone, FormLink, FromPeer
 from node.messages import (
     Accept,
@@ -609,7 +610,7 @@ def test_one_account_that_pays_much_leaves_room_in_the_queues(
 
 
 def test_too_many_inquiries_are_not_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inquiry, "MAX_INQUIRIES", 0)
+    monkeypatch.setattr(inquiry, "MAX_ASKERS", dict.fromkeys(Purpose, 0))
     answer = world.pay("nobody", "bob", 1, at=world.ids[0])
     assert isinstance(answer, NotStarted)
     assert answer.code == "busy"
@@ -621,7 +622,7 @@ def test_too_many_inquiries_are_not_in_time(world: World, monkeypatch: pytest.Mo
 
 
 def test_reads_leave_room_to_ask_for_payments(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inquiry, "MAX_OF_READS", 2)
+    monkeypatch.setattr(inquiry, "MAX_ASKERS", {**MAX_ASKERS, Purpose.READ: 2})
     node, *others = world.ids
     world.part([node], others)
     reads = [world.read(node, "alice", linearizable=True) for _ in range(3)]
