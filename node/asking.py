@@ -1,8 +1,10 @@
 """Asking: the facts without which requests cannot be judged, asked of the network before their link is formed (design
 section 2, step 5).
 
-One answer may lead to the next question: money is needed only once a recipient is found. There is one time for all of
-them, which a gateway waits out before it hands the requests to somebody else (`HOLDER_S`).
+One answer may lead to the next question: money is needed only once a recipient is found. Of a request that pays several
+unknown names one is asked for first: when nobody has opened it, that is the end of the request, whatever the others
+are. When it exists, or no majority has answered after a while, all others are asked for. There is one time for all of
+these, which a gateway waits out before it hands the requests to somebody else (`HOLDER_S`).
 """
 
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from node.slots import birth_epoch, next_slot
 from node.turn import Turn
 
 MAX_NAMES_ASKED: Final = 64  # at once; a request that pays thousands of unknown names waits a round trip for each lot
+FIRST_NAME_S: Final = 1.0  # then the others of its request are asked for, too: one of them may be absent for sure
 
 
 class Asked(msgspec.Struct):
@@ -25,8 +28,9 @@ class Asked(msgspec.Struct):
 
     since: float  # requests that came later wait for the next link
     under_way: int = 0  # inquiries
-    names: set[str] = msgspec.field(default_factory=set)
-    absent: set[str] = msgspec.field(default_factory=set)  # those of them that nobody has opened
+    tried: set[str] = msgspec.field(default_factory=set)  # names that were asked for
+    names: set[str] = msgspec.field(default_factory=set)  # those of them that had all the time that there was
+    absent: set[str] = msgspec.field(default_factory=set)  # that nobody has opened
     income: bool = False
     complete: bool = False  # and all of the income is here
 
@@ -42,14 +46,15 @@ def ask(
 ) -> bool:
     """Ask for what `formed` lacks; `on_end` is called once all of it is answered, maybe at once. False when the time is
     over, or all was asked for already."""
-    names = sorted(formed.ask_recipients - asked.names)[:MAX_NAMES_ASKED]
+    first, others = _names(asked, formed)
     income = formed.ask_income and not asked.income
     until = asked.since + ASK_DEADLINE_S
-    if turn.now.mono >= until or (not names and not income):
+    if turn.now.mono >= until or not (first or others or income):
         return False
-    asked.names.update(names)
+    asked.tried.update(first, others)
+    asked.names.update(others)
     asked.income = asked.income or income
-    asked.under_way = len(names) + int(income)
+    asked.under_way = len(first) + len(others) + int(income)
 
     def answered(turn: Turn) -> None:
         asked.under_way -= 1
@@ -68,10 +73,25 @@ def ask(
 
         return done
 
-    for name in names:
-        inquiries.ask_slot(
-            turn, next_slot(network, name, None), birth_epoch(None), on_slot(name), Purpose.PAYMENT, until=until
-        )
+    for names, by in ((first, min(until, turn.now.mono + FIRST_NAME_S)), (others, until)):
+        for name in names:
+            at = next_slot(network, name, None)
+            inquiries.ask_slot(turn, at, birth_epoch(None), on_slot(name), Purpose.PAYMENT, until=by)
     if income:
         inquiries.ask_income(turn, account, on_income, Purpose.PAYMENT, until=until)
     return True
+
+
+def _names(asked: Asked, formed: Formed) -> tuple[list[str], list[str]]:
+    """Names to ask for now: one each of requests of which none was asked for, and all of the others."""
+    first: set[str] = set()
+    others: set[str] = set()
+    for item in formed.unjudged:
+        recipients = item.request.recipients
+        unknown = (recipients & formed.ask_recipients) - asked.names
+        if len(unknown) > 1 and asked.tried.isdisjoint(recipients):
+            first.add(min(unknown))
+        else:
+            others |= unknown
+    one_each = sorted(first - others)[:MAX_NAMES_ASKED]
+    return one_each, sorted(others)[: MAX_NAMES_ASKED - len(one_each)]

@@ -171,7 +171,7 @@ def pay_many(world: World, names: list[str]) -> tuple[Outcome, list[list[str]]]:
 
 
 def test_a_payment_to_many_unknown_names_asks_for_a_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the next ones when the answers are here; all of them are asked for in the end."""
+    """For one first, and for the next ones when the answers are here; all of them are asked for in the end."""
     monkeypatch.setattr(asking, "MAX_NAMES_ASKED", 2)
     world = World(3, 3, 1)
     world.open_funded(alice=100)
@@ -182,16 +182,61 @@ def test_a_payment_to_many_unknown_names_asks_for_a_few_at_once(monkeypatch: pyt
     for name in names:
         world.settle(other, world.open_request(name))
     names.sort()
-    assert pay_many(world, names) == (Outcome.COMPLETED, [names[:2], names[2:4], names[4:]])
+    assert pay_many(world, names) == (Outcome.COMPLETED, [names[:1], names[1:3], names[3:]])
 
 
-def test_the_first_name_that_nobody_has_ends_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are: all of them could not be asked for in time."""
-    monkeypatch.setattr(asking, "MAX_NAMES_ASKED", 2)
+def test_the_first_name_that_nobody_has_ends_the_questions() -> None:
+    """A request that pays so many asked for 64 of them at once, each a question to a whole group."""
     world = World(3, 3, 1)
     world.open_funded(alice=100)
-    names = [f"nobody-{number}" for number in range(5)]
-    assert pay_many(world, names) == (Outcome.UNKNOWN_RECIPIENT, [names[:2]])
+    names = [f"nobody-{number}" for number in range(100)]
+    assert pay_many(world, names) == (Outcome.UNKNOWN_RECIPIENT, [[min(names)]])
+
+
+def test_where_the_first_name_exists_all_others_are_asked_for() -> None:
+    world = World(3, 3, 1)
+    world.open_funded(alice=100)
+    maker, other, _ = world.group("alice")
+    world.keep_in_the_dark(maker)
+    name = next(name for name in ("bob", "carol", "dave", "erik") if world.opening_group(name)[0] != maker)
+    world.settle(other, world.open_request(name))
+    others = ["nobody-1", "nobody-2", "nobody-3"]
+    assert pay_many(world, [name, *others]) == (Outcome.UNKNOWN_RECIPIENT, [[name], others])
+
+
+def test_of_each_request_one_name_is_asked_for_first() -> None:
+    """Else one that waits beside others would wait for as many round trips as there are others before it."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=100)
+    maker, other, _ = world.group("alice")
+    calls = [
+        world.submit(maker, world.pay_many_request("alice", [Posting(f"{part}-{number}", 1) for part in "abc"]))
+        for number in range(4)
+    ]
+    asked: list[tuple[float, str]] = []
+
+    def note(source: NodeId, target: NodeId, message: object) -> bool:
+        if isinstance(message, AskSlot) and target == other:
+            asked.append((world.now, message.at.account))
+        return False
+
+    world.lose = note
+    began = world.now
+    assert world.run_until_answered(calls, 1)
+    assert asked == [(began, f"a-{number}") for number in range(4)]
+    assert {call.answer.outcome for call in calls if isinstance(call.answer, Recorded)} == {Outcome.UNKNOWN_RECIPIENT}
+
+
+def test_a_first_name_that_cannot_be_asked_for_does_not_hide_one_that_nobody_has() -> None:
+    """One that is absent for sure is enough to reject. The others have the time that is left."""
+    world = World(3, 3, 1)
+    world.open_funded(alice=100)
+    maker = world.group("alice")[0]
+    world.lose = lambda source, target, message: isinstance(message, AskSlot) and message.at.account == "a-1"
+    began = world.now
+    answer = world.ask(maker, world.pay_many_request("alice", [Posting(name, 1) for name in ("a-1", "b-1", "c-1")]), 30)
+    assert isinstance(answer, Recorded) and answer.outcome == Outcome.UNKNOWN_RECIPIENT
+    assert world.now - began < inquiry.ASK_DEADLINE_S + 0.1
 
 
 def test_however_many_names_are_asked_for_there_is_one_time_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
