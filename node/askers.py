@@ -9,7 +9,7 @@ at a time, for all who want to know.
 
 import enum
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -28,8 +28,9 @@ class Purpose(enum.Enum):
     ADMISSION = "requests of unknown senders"  # or that expect an unknown tip
 
 
-# Who may wait at once; above it the answer is "not in time". Places of ADMISSION cost a client no signature.
-MAX_ASKERS: Final[Mapping[Purpose, int]] = {Purpose.READ: 5_000, Purpose.PAYMENT: 4_000, Purpose.ADMISSION: 1_000}
+# Who may wait at once; above it the answer is "not in time". Those of ADMISSION, which cost no signature, clients share
+# (`node.gateway`).
+MAX_ASKERS: Final = {Purpose.READ: 5_000, Purpose.PAYMENT: 4_000, Purpose.ADMISSION: 1_000}
 
 
 class Asker(msgspec.Struct, Generic[A]):

@@ -12,6 +12,7 @@ The gateway never waits for one node: a job without an answer is handed over aga
 That is safe, because a request id gets one outcome in its account's chain, however many nodes hold the request.
 """
 
+from collections import Counter
 from typing import Final
 
 import msgspec
@@ -24,7 +25,7 @@ from chain.request import ANY_TIP, MANY_POSTINGS, Kind, RequestId, SignedRequest
 from chain.rows import AccountHead, OutcomeRow
 from chain.rules import Queued
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
-from node.askers import Purpose
+from node.askers import MAX_ASKERS, Purpose
 from node.decoded import LinkDecoder, RequestDecoder
 from node.due import Due
 from node.events import NOBODY, Caller, ClientSubmit, RouteJobs
@@ -34,7 +35,7 @@ from node.owner import Owner
 from node.peers import Peers
 from node.queue import Held, forwards
 from node.replica import Replica
-from node.room import SharedRoom, Taken
+from node.room import SharedRoom, Taken, leaves_enough
 from node.slots import birth_epoch, height_of, next_slot
 from node.turn import Self, Turn
 from routing.keyspace import NodeId, route_key, short
@@ -89,6 +90,7 @@ class Gateway:
         self._by_account: dict[str, dict[RequestId, Job]] = {}
         self._room = SharedRoom()  # for the requests of all jobs
         self._doubtful: dict[RequestId, None] = {}  # some node may still hold them: never NotStarted
+        self._asking: Counter[int] = Counter()  # by session: requests for which others are asked before admission
         self._due = Due()
         self._signed: dict[tuple[RequestId, bytes, bytes], bool] = {}  # (id, signature, key) as checked in this turn
 
@@ -198,12 +200,19 @@ class Gateway:
             reason = f"the chain of {account} grew faster than it could be read; send the request again"
             turn.answer(event.caller, NotStarted(request_id, "too_busy", reason))
             return
-        if full := self._inquiries.no_room(Purpose.ADMISSION):
-            turn.answer(event.caller, NotStarted(request_id, "busy", full))
+        session = event.caller.session
+        own, all_ = self._asking[session], self._inquiries.count(Purpose.ADMISSION)
+        if not leaves_enough(own + 1, all_ + 1, MAX_ASKERS[Purpose.ADMISSION]):
+            reason = f"{own} requests of this connection, {all_} of all, wait here until others say whether their sender, or the tip that they expect, exists; send it again in a while, or to another node"
+            turn.answer(event.caller, NotStarted(request_id, "busy", reason))
             return
         at = next_slot(self._self.network, account, head)
+        self._asking[session] += 1
 
         def done(turn: Turn, state: SlotState) -> None:
+            self._asking[session] -= 1
+            if not self._asking[session]:
+                del self._asking[session]
             if state is SlotState.TAKEN:
                 turn.again.append(msgspec.structs.replace(event, until=until))
             elif state is SlotState.FREE:

@@ -110,6 +110,10 @@ class Inquiries:
     def __len__(self) -> int:
         return self._places.total()
 
+    def count(self, purpose: Purpose) -> int:
+        """How many ask for this purpose."""
+        return self._places[purpose]
+
     def no_room(self, purpose: Purpose) -> str | None:
         """Why nobody more can ask for this purpose now; None: it can."""
         if self._places[purpose] < MAX_ASKERS[purpose]:

@@ -11,7 +11,7 @@ from chain.reads import Balance
 from chain.request import Posting
 from hopchain.wire import NotStarted, Recorded, Refused, Unknown
 from node import inquiry
-from node.askers import Asker, Askers, Purpose
+from node.askers import MAX_ASKERS, Asker, Askers, Purpose
 from node.events import FromPeer
 from node.inquiry import income_digest
 from node.messages import (
@@ -244,29 +244,55 @@ def test_what_is_known_of_an_account_is_hashed_once_in_a_turn(monkeypatch: pytes
     assert len(answers) == 10 and len(hashed) == 1
 
 
+def is_busy(call: Call) -> bool:
+    return isinstance(call.answer, NotStarted) and call.answer.code == "busy"
+
+
 def test_what_is_asked_for_one_purpose_takes_no_places_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Strangers ask who does not exist, a payment whether its recipients do, and reads go on; all places are given
+    """Strangers ask who does not exist, payments whether their recipients do, and reads go on; all places are given
     back."""
-    monkeypatch.setattr(inquiry, "MAX_ASKERS", dict.fromkeys(Purpose, 2))
+    for purpose, most in ((Purpose.ADMISSION, 5), (Purpose.PAYMENT, 2), (Purpose.READ, 2)):
+        monkeypatch.setitem(MAX_ASKERS, purpose, most)
     world = World(3, 3, 1)
     world.open_funded(alice=100, bob=100, carol=10)
     node = world.ids[0]
     world.lose = lambda source, target, message: isinstance(message, AskSlot) and message.at.height == 0
-    strangers = [world.submit(node, world.pay_request(f"zed-{number}", "carol", 1)) for number in range(3)]
+    strangers = [world.submit(node, world.pay_request(f"zed-{number}", "carol", 1)) for number in range(2)]
     payments = [
         world.submit(
-            world.group(payer)[0], world.pay_many_request(payer, [Posting("nobody-1", 1), Posting("nobody-2", 1)])
+            world.group(payer)[0], world.pay_many_request(payer, [Posting(f"{payer}-{part}", 1) for part in "abc"])
         )
         for payer in ("alice", "bob")
     ]
     world.run(0.1)
-    assert [call.answer is None for call in strangers] == [True, True, False]
-    busy = strangers[2].answer
-    assert isinstance(busy, NotStarted) and busy.code == "busy"
-    assert busy.reason.startswith("2 questions to other nodes, for requests of unknown senders, are under way")
-    assert answered(world, [world.read(node, "carol", linearizable=True)], 10)
+    assert [call.answer for call in (*strangers, *payments)] == [None] * 4
+    assert answered(world, [world.read(node, "carol", linearizable=True) for _ in range(2)], 10)
     assert world.run_until_answered([*strangers, *payments], 10)
     assert not any(world.core(each).gauges().inquiries for each in world.ids)
+
+
+def test_clients_share_the_places_for_requests_of_senders_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a request needs no signature. One client may have as many as are left free; another one has a place."""
+    monkeypatch.setitem(MAX_ASKERS, Purpose.ADMISSION, 5)
+    world = World(3, 3, 1)
+    world.open_funded(alice=100)
+    node = world.ids[0]
+
+    def submit(session: int) -> list[Call]:
+        unknown = (f"zed-{session}-{number}" for number in range(3))
+        return [world.submit(node, world.pay_request(name, "alice", 1), session=session) for name in unknown]
+
+    world.lose = lambda source, target, message: isinstance(message, AskSlot)
+    greedy, other = submit(2), submit(3)
+    world.run(0.1)
+    assert [is_busy(call) for call in (*greedy, *other)] == [False, False, True, False, True, True]
+    refused = greedy[2].answer
+    assert isinstance(refused, NotStarted) and refused.reason.startswith(
+        "2 requests of this connection, 2 of all, wait"
+    )
     world.heal()
-    again = world.ask(node, world.pay_request("zed-2", "carol", 1))
-    assert isinstance(again, Refused) and again.code == "unknown_sender"
+    assert world.run_until_answered([*greedy, *other], 5)
+    again = submit(2)
+    assert world.run_until_answered(again, 5)
+    assert [is_busy(call) for call in again] == [False, False, True], "places are given back"
+    assert isinstance(again[0].answer, Refused) and again[0].answer.code == "unknown_sender"

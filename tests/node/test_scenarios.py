@@ -610,11 +610,12 @@ def test_one_account_that_pays_much_leaves_room_in_the_queues(
 
 
 def test_too_many_inquiries_are_not_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inquiry, "MAX_ASKERS", dict.fromkeys(Purpose, 0))
+    for purpose in Purpose:
+        monkeypatch.setitem(MAX_ASKERS, purpose, 0)
     answer = world.pay("nobody", "bob", 1, at=world.ids[0])
     assert isinstance(answer, NotStarted)
     assert answer.code == "busy"
-    assert answer.reason.startswith("0 questions")
+    assert answer.reason.startswith("0 requests of this connection, 0 of all, wait here")
     answer = world.pay("alice", "bob", 5000, at=world.ids[0])
     assert isinstance(answer, NotStarted)
     assert answer.code == "not_askable"
@@ -622,7 +623,7 @@ def test_too_many_inquiries_are_not_in_time(world: World, monkeypatch: pytest.Mo
 
 
 def test_reads_leave_room_to_ask_for_payments(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inquiry, "MAX_ASKERS", {**MAX_ASKERS, Purpose.READ: 2})
+    monkeypatch.setitem(MAX_ASKERS, Purpose.READ, 2)
     node, *others = world.ids
     world.part([node], others)
     reads = [world.read(node, "alice", linearizable=True) for _ in range(3)]

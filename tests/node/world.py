@@ -307,12 +307,20 @@ class World:
 
     # --- clients ---
 
-    def submit(self, node_id: NodeId, signed: SignedRequest, timeout_s: float = 10.0, *, forged: bool = False) -> Call:
+    def submit(
+        self,
+        node_id: NodeId,
+        signed: SignedRequest,
+        timeout_s: float = 10.0,
+        *,
+        forged: bool = False,
+        session: int = 0,
+    ) -> Call:
         """Hand a request to a node; `answer` of the call is set when it comes."""
         request = None if forged else decode_request_untrusted(signed.raw)
         call = self._call(Call(node_id, self.now, signed=signed, request=request, forged=forged))
         submit = Submit(signed.raw, signed.signature, int(timeout_s * 1000))
-        self._deliver(node_id, ClientSubmit(Caller(0, len(self.calls)), submit))
+        self._deliver(node_id, ClientSubmit(Caller(session, len(self.calls)), submit))
         return call
 
     def read(
