@@ -13,6 +13,7 @@ from hopchain.wire import Health
 CLOCK_MS: Final = 2_000  # apart: links of one account are dated by different clocks; datagrams have room for more
 DISK_SHARE: Final = 0.05  # free: below it file systems slow down, and an operator has little time left
 DISK_BYTES: Final = 1024**3  # free: a day of payments on a busy node
+RESERVES: Final = 2  # free, of what a node keeps free: with less than one it takes no new requests
 CERTIFICATE_MS: Final = 30 * 24 * 3600 * 1000  # left: a month to renew it
 CA_MS: Final = 365 * 24 * 3600 * 1000  # left: a year to move to a new network
 LINKS_BEHIND: Final = 1_000  # a second or so of a busy network
@@ -189,18 +190,25 @@ def _progress(node: Known, said: Health, newest: int, most: int) -> list[Finding
 
 
 def _disk(node: Known, said: Health) -> list[Finding]:
-    floor = max(DISK_SHARE * said.disk_total, min(DISK_BYTES, said.disk_total / 2))
+    floor = max(DISK_SHARE * said.disk_total, min(DISK_BYTES, said.disk_total / 2), RESERVES * said.disk_reserve)
     if not said.disk_total or said.disk_free >= floor:
         return []
     share = 100 * said.disk_free / said.disk_total
+    no_more = "" if said.disk_free >= said.disk_reserve else ", and it takes no new requests"
+    reserve = f"below {said.disk_reserve // _MIB} MiB it takes no new requests, and " if said.disk_reserve else ""
     return [
         Finding(
             "disk",
             node.name,
             f"the disk of {node.name} has {said.disk_free // _MIB} MiB free of {said.disk_total // _MIB} ({share:.1f} %); its "
-            f"database has {said.database_bytes // _MIB} MiB",
-            "make room or enlarge it: a node stops when it cannot write",
-            {"free": said.disk_free, "total": said.disk_total, "database": said.database_bytes},
+            f"database has {said.database_bytes // _MIB} MiB{no_more}",
+            f"make room or enlarge it: {reserve}a node stops when it cannot write",
+            {
+                "free": said.disk_free,
+                "total": said.disk_total,
+                "database": said.database_bytes,
+                "reserve": said.disk_reserve,
+            },
         )
     ]
 

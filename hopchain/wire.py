@@ -445,7 +445,8 @@ class Health(_Message, frozen=True, tag="health_is"):
     yet (design R7); `regions_without_majority`: regions of the view of whose group it reaches no majority. `verified`:
     others have vouched for its disk (R12). Sizes are bytes, and `disk_total` is 0 when they are not known;
     `certificate_until_ms`: when the certificate ends that it shows, which may not be the one in its directory;
-    `certificate_unusable`: the one there cannot be taken up, so that it would not start with it.
+    `certificate_unusable`: the one there cannot be taken up, so that it would not start with it. `disk_reserve`: with
+    less of its disk free it takes no new requests; 0: it does not say.
     """
 
     node: bytes
@@ -465,6 +466,7 @@ class Health(_Message, frozen=True, tag="health_is"):
     peers: tuple[PeerHealth, ...]
     removed_in: int
     certificate_unusable: bool = False
+    disk_reserve: int = 0
 
 
 ReplyBody = (

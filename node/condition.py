@@ -8,6 +8,7 @@
 | majority | key ranges have no majority of their group that this node reaches, or all have one again |
 | doubt | a member proposed a link that does not follow from the chain here: one of the two databases is damaged |
 | votes | the members have vouched for its disk (design R12), or must do so again |
+| disk | so little of it is free that no new requests are taken, or enough again |
 | sleep | this process did not run for a while |
 
 A node is looked at once a second. What is told was so at two looks in a row: what comes and goes makes few lines,
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 SLEPT_S: Final = 2.0  # so much later than a look is due: as long as others wait before they suspect it
 NAMED: Final = 5  # nodes in one line; the others are counted
 
+_MIB: Final = 1024 * 1024
+
 
 class Condition(msgspec.Struct, frozen=True):
     """How a node is, as far as its log tells. As it is made here, it is that of a node which has just started."""
@@ -44,6 +47,7 @@ class Condition(msgspec.Struct, frozen=True):
     without_majority: int = 0
     votes: bool = False
     doubted: frozenset[tuple[NodeId, str]] = frozenset()  # each with the reason why
+    disk_lacks: int = 0  # bytes that are to be free, and are not
 
 
 class ConditionLog:
@@ -90,6 +94,7 @@ class ConditionLog:
             *self._counts,
             votes=view.is_member(self._id) and core.identity.verified,
             doubted=frozenset(core.acceptor.doubted.items()),
+            disk_lacks=core.gateway.disk_lacks,
         )
 
 
@@ -127,6 +132,14 @@ def changes(before: Condition, after: Condition) -> Iterator[tuple[int, str]]:
             "databases is damaged: run `hopchain verify` on each, and replace the node whose database is. "
             f"Of node {short(first)}, {why}",
         )
+    if after.disk_lacks and not before.disk_lacks:
+        yield (
+            logging.WARNING,
+            f"less than {after.disk_lacks // _MIB} MiB of the disk are free: this node takes no new requests until there is more. "
+            "Make room or enlarge it: a node that cannot write ends",
+        )
+    if before.disk_lacks and not after.disk_lacks:
+        yield logging.INFO, "the disk has room again: this node takes new requests"
     if after.votes and not before.votes:
         yield logging.INFO, "this node votes: the members have vouched for its disk"
     if before.votes and not after.votes:

@@ -32,6 +32,7 @@ from node.events import (
     ClientChange,
     ClientGone,
     ClientSubmit,
+    DiskSpace,
     Event,
     FinishSync,
     FormLink,
@@ -343,7 +344,7 @@ class Core:
                 self.replica.needs_serve(event, needs)
             case FinishSync():
                 self.syncing.needs_finish(event, needs)
-            case PeerUp() | PeerDown() | ToldRemoved() | ClientChange() | ClientGone():
+            case PeerUp() | PeerDown() | ToldRemoved() | ClientChange() | ClientGone() | DiskSpace():
                 pass
             case _:
                 assert_never(event)
@@ -376,6 +377,8 @@ class Core:
                 self.inquiries.on_ask_for_income(turn, event)
             case ServeSlot():
                 self.replica.on_serve(turn, event)
+            case DiskSpace():
+                self.gateway.on_disk(event)
             case ToldRemoved():
                 self.membership.on_told_removed(event)
             case ClientChange():

@@ -119,6 +119,19 @@ class ClientChange(msgspec.Struct, frozen=True, gc=False):
     submit: SubmitChange
 
 
+class DiskSpace(msgspec.Struct, frozen=True, gc=False):
+    """So many bytes of this node's disk are free, and so many are to be. Told once a second while they are not, and
+    once when they are again."""
+
+    free: int
+    reserve: int
+
+    @property
+    def is_low(self) -> bool:
+        """Too little is free."""
+        return self.free < self.reserve
+
+
 class FinishSync(msgspec.Struct, frozen=True, gc=False):
     """All that a sync waits for is here: merge the votes and become ACTIVE (from the core to itself, design R8)."""
 
@@ -139,5 +152,6 @@ Event = (
     | RouteJobs
     | AskForIncome
     | ServeSlot
+    | DiskSpace
     | FinishSync
 )

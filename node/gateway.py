@@ -28,7 +28,7 @@ from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unkno
 from node.askers import MAX_ASKERS, Purpose
 from node.decoded import LinkDecoder, RequestDecoder
 from node.due import Due
-from node.events import NOBODY, Caller, ClientSubmit, RouteJobs
+from node.events import NOBODY, Caller, ClientSubmit, DiskSpace, RouteJobs
 from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotState
 from node.messages import Declined, Moved, NotOwner, SlotName
 from node.owner import Owner
@@ -50,6 +50,8 @@ MAX_CALLERS: Final = 64  # of one request at once; who asks more often than that
 MAX_DOUBTFUL: Final = 100_000  # request ids that ended as Unknown here: 10 MB
 TRIES_PER_RANK: Final = 2
 UNSENT: Final = -1
+
+_MIB: Final = 1024 * 1024
 
 
 class Job(msgspec.Struct):
@@ -91,6 +93,7 @@ class Gateway:
         self._room = SharedRoom()  # for the requests of all jobs
         self._doubtful: dict[RequestId, None] = {}  # some node may still hold them: never NotStarted
         self._asking: Counter[int] = Counter()  # by session: requests for which others are asked before admission
+        self._disk = DiskSpace(0, 0)  # as it was told last
         self._due = Due()
         self._signed: dict[tuple[RequestId, bytes, bytes], bool] = {}  # (id, signature, key) as checked in this turn
 
@@ -236,6 +239,14 @@ class Gateway:
             reason = f"{len(job.callers)} calls wait for this very request here: wait for one of them"
             turn.answer(event.caller, Unknown(queued.request_id, reason))
             return
+        if self._disk.is_low:
+            reason = (
+                f"the disk of node {short(self._self.id)} has {self._disk.free // _MIB} MiB free, and below "
+                f"{self._disk.reserve // _MIB} it takes no new requests: send it to another node, or again when its operator has "
+                "made room"
+            )
+            turn.answer(event.caller, self._not_started(queued.request_id, "disk_low", reason))
+            return
         account, size = queued.request.sender, len(queued.signed.raw)
         many = self._room.of(account).requests >= MAX_JOBS_OF_ONE
         if many or not self._room.fits(account, size, Taken(MAX_JOBS, MAX_JOB_BYTES)):
@@ -257,6 +268,18 @@ class Gateway:
         if request_id in self._doubtful or request_id in self._jobs:
             return Unknown(request_id, reason)
         return NotStarted(request_id, code, reason)
+
+    # --- the disk ---
+
+    @property
+    def disk_lacks(self) -> int:
+        """Bytes of the disk that are to be free before new requests are taken; 0: they are."""
+        return self._disk.reserve if self._disk.is_low else 0
+
+    def on_disk(self, event: DiskSpace) -> None:
+        """What requests make is never deleted, and a full disk ends a node: so it takes no more of them while it can
+        still write. It votes, applies what others decide and answers reads as before."""
+        self._disk = event
 
     # --- routing ---
 

@@ -41,7 +41,7 @@ from node.database import Database
 from node.descriptors import NO_LIMIT, Shares, shares
 from node.driver import Driver
 from node.effects import Read
-from node.events import Caller, ClientBalance, ClientChange, ClientSubmit
+from node.events import Caller, ClientBalance, ClientChange, ClientSubmit, DiskSpace
 from node.hello import PROTOCOL_VERSION
 from node.hello import Hello as PeerHello
 from node.marker import Marker
@@ -60,7 +60,7 @@ from routing.table import Change
 log = logging.getLogger(__name__)
 
 JOIN_AGAIN_S: Final = 1.0
-NOTE_EVERY_S: Final = 1.0  # at most, where the members are, and what the log says of this node
+NOTE_EVERY_S: Final = 1.0  # at most, where the members are, what the log says of this node, how full its disk is
 MAX_BESIDE: Final = 64  # answers that are made beside their connections, which may be gone meanwhile
 MAX_LOOKUPS: Final = 16  # that wait at once; they only find addresses, so more would find the same
 
@@ -83,7 +83,8 @@ class Ports:
     addresses: Mapping[NodeId, tuple[str, int]] = field(default_factory=dict)  # noted last, before this start
     note_addresses: Callable[[Mapping[NodeId, tuple[str, int]]], None] = lambda addresses: None
     open_files: int = NO_LIMIT  # how many this process may have
-    disk: Callable[[], Disk] = lambda: Disk(0, 0, 0)  # this and what follows: for `hopchain doctor`
+    disk: Callable[[], Disk] = lambda: Disk(0, 0, 0)
+    # what follows: for `hopchain doctor`
     certificate_until_ms: Callable[[], int] = lambda: 0
     certificate_unusable: Callable[[], bool] = lambda: False
 
@@ -118,6 +119,7 @@ class RunningNode:
         self._serving = self._make_serving(genesis)
         self._nursery: trio.Nursery | None = None
         self._dht: Dht | None = None
+        self._disk = DiskSpace(0, 0)  # as the core knows it
         self._reads = 0  # that are on their way to a client
         self._read_done = trio.lowlevel.ParkingLot()
         self._beside: set[int] = set()  # numbers of the sessions of which a call is answered beside them
@@ -185,6 +187,7 @@ class RunningNode:
             clock=ports.clock,
             client_port_of=self._client_port_of,
             disk=ports.disk,
+            disk_reserve=self._config.limits.disk_reserve,
             certificate_until_ms=ports.certificate_until_ms,
             certificate_unusable=ports.certificate_unusable,
             long_reader=ports.long_reader,
@@ -268,12 +271,21 @@ class RunningNode:
     async def _keep_notes(self) -> None:
         """For the next start: where the other members are, as far as somebody answered there. What was noted of a node
         stays until it is removed, since this node may know an old view only. And what has changed is told in the
-        log."""
+        log, and a disk that is nearly full to the core."""
         condition = ConditionLog(self.id, self.core, self._ports.clock().mono, NOTE_EVERY_S)
         while True:
+            self._look_at_disk()
             condition.look(self._ports.clock())
             self._ports.note_addresses(self._book.notes(self.core.view.ids, self._is_over))
             await trio.sleep(NOTE_EVERY_S)
+
+    def _look_at_disk(self) -> None:
+        """Of a disk that has enough room the core hears nothing: it would be a turn each second."""
+        disk = self._ports.disk()
+        seen = DiskSpace(disk.free, self._config.limits.disk_reserve(disk.total))
+        if seen.is_low or self._disk.is_low:
+            self.driver.put_nowait(seen)
+        self._disk = seen
 
     def _is_over(self, node: NodeId) -> bool:
         return self.core.membership.removed_epoch(node) > 0

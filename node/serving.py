@@ -91,6 +91,7 @@ class Serving:
         clock: Callable[[], Now],
         client_port_of: Callable[[NodeId], int] = lambda node: 0,
         disk: Callable[[], Disk] = lambda: Disk(0, 0, 0),
+        disk_reserve: Callable[[int], int] = lambda total: 0,
         certificate_until_ms: Callable[[], int] = lambda: 0,
         certificate_unusable: Callable[[], bool] = lambda: False,
         long_reader: Database | None = None,
@@ -105,6 +106,7 @@ class Serving:
         self._counters = counters
         self._clock = clock
         self._disk = disk
+        self._disk_reserve = disk_reserve  # how much of a disk of that size is to stay free
         self._certificate_until_ms = certificate_until_ms
         self._client_port_of = client_port_of
         self._certificate_unusable = certificate_unusable
@@ -337,6 +339,7 @@ class Serving:
             peers=tuple(self._peer_health(node, now) for node in sorted(known)),
             removed_in=removed_in,
             certificate_unusable=self._certificate_unusable(),
+            disk_reserve=self._disk_reserve(disk.total),
         )
 
     def _peer_health(self, node: NodeId, now: Now) -> wire.PeerHealth:

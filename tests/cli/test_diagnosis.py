@@ -140,7 +140,21 @@ def test_a_disk_that_is_nearly_full(free: int, total: int, full: bool) -> None:
     findings = found(known(2, disk_free=free, disk_total=total))
     assert [f.code for f in findings] == ["disk"] * full
     if full:
-        assert findings[0].numbers == {"free": free, "total": total, "database": GIB}
+        assert findings[0].numbers == {"free": free, "total": total, "database": GIB, "reserve": 0}
+        assert "requests" not in findings[0].what + findings[0].do
+
+
+@pytest.mark.parametrize(
+    ("free", "refuses"), [(6 * GIB - 1, False), (3 * GIB, False), (3 * GIB - 1, True), (6 * GIB, None)]
+)
+def test_a_disk_so_full_that_its_node_takes_no_new_requests(free: int, refuses: bool | None) -> None:
+    """It is told before that."""
+    findings = found(known(2, disk_free=free, disk_total=20 * GIB, disk_reserve=3 * GIB))
+    assert [f.code for f in findings] == ["disk"] * (refuses is not None)
+    for finding in findings:
+        assert finding.numbers["reserve"] == 3 * GIB
+        assert finding.what.endswith(", and it takes no new requests") is refuses
+        assert "below 3072 MiB it takes no new requests, and a node stops when it cannot write" in finding.do
 
 
 @pytest.mark.parametrize(("off_ms", "word"), [(CLOCK_MS + 1, "ahead of"), (-CLOCK_MS - 1, "behind")])

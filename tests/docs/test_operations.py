@@ -20,7 +20,7 @@ from cli.output import Exit
 from cli.supervisor import QUICK_FAILURES, STAYS_DOWN
 from node.accepting import HANDSHAKE_S, MAX_HANDSHAKES, PATIENCE_S
 from node.client_port import HELD_BYTES, IDLE_S, MAX_SESSIONS
-from node.config import Limits
+from node.config import RESERVED_PART, Limits
 from node.descriptors import OWN, shares
 from node.gateway import MAX_JOB_BYTES, MAX_JOBS, MAX_JOBS_OF_ONE
 from node.process import READY_S
@@ -196,6 +196,9 @@ def test_the_bounds_on_connections_are_those_of_the_code() -> None:
         f"{MAX_JOB_BYTES // mib} MiB; {MAX_JOBS:,}, {MAX_JOBS_OF_ONE:,} of one account; "
         f"and of each account no more than is left free: {MAX_JOB_BYTES // 2 // mib} MiB of one alone"
     )
+    reserve = number["disk that a node keeps free"]
+    assert reserve.startswith(f"{limits.disk_reserve_bytes // 2**30} GiB ") and "a twentieth." in reserve
+    assert RESERVED_PART == 20
     assert number["unsent to one other node"].startswith(f"{limits.peer_queue_bytes // mib} MiB")
     handshakes = number["handshakes at once on each port"]
     assert handshakes.startswith(f"{MAX_HANDSHAKES}, {HANDSHAKE_S:g} s each") and f"after {PATIENCE_S} s" in handshakes

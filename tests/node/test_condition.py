@@ -31,9 +31,10 @@ class Core:
     verified: bool = True
     syncing: int = 0
     doubted: dict[NodeId, str] = field(default_factory=dict)
+    disk_lacks: int = 0
 
     def __post_init__(self) -> None:
-        self.peers = self.identity = self.acceptor = self
+        self.peers = self.identity = self.acceptor = self.gateway = self
 
     def gauges(self) -> "Core":
         return self
@@ -127,6 +128,16 @@ def test_of_several_whose_links_do_not_follow_the_first_is_told_with_its_reason(
     (line,) = told.look(9)
     assert f"what nodes {NAMES[1]}, {NAMES[2]} proposed: " in line
     assert line.endswith(f" Of node {NAMES[1]}, link 3 of alice: it confirms a posting twice")
+
+
+def test_a_disk_is_nearly_full_and_has_room_again(told: Told, core: Core) -> None:
+    core.disk_lacks = 2 * 1024**3
+    assert told.look(9) == [
+        "WARNING less than 2048 MiB of the disk are free: this node takes no new requests until there is more. "
+        "Make room or enlarge it: a node that cannot write ends"
+    ]
+    core.disk_lacks = 0
+    assert told.look(9) == ["INFO the disk has room again: this node takes new requests"]
 
 
 def test_views_and_what_must_be_copied_for_them(told: Told, core: Core) -> None:

@@ -26,7 +26,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 def test_what_may_be_left_out_has_defaults(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, GOOD))
-    assert config == NodeConfig("::1", 1, 2, "n-1.example", "info", (), Limits(512, 8 * 2**20, 32 * 2**20))
+    assert config == NodeConfig("::1", 1, 2, "n-1.example", "info", (), Limits(512, 8 * 2**20, 32 * 2**20, 2 * 2**30))
 
 
 BAD = [
@@ -58,6 +58,7 @@ BAD = [
     ),
     (GOOD + "[limits]\nclient_connections = 0\n", ["limits.client_connections: ", "from 1 to 10000"]),
     (GOOD + "[limits]\npeer_queue_bytes = 5\n", ["limits.peer_queue_bytes: ", "at least 8388612"]),
+    (GOOD + "[limits]\ndisk_reserve_bytes = -1\n", ["limits.disk_reserve_bytes: ", "at least 0"]),
     (GOOD + "port\n", ["is not TOML"]),
     ("\ud800", ["is not TOML"]),
 ]

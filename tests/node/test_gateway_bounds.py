@@ -7,7 +7,7 @@ from chain.link import LinkHash
 from chain.load import load
 from hopchain.wire import Changed, NotStarted, Recorded, Refused, Stale, Submit, Unknown
 from node import gateway
-from node.events import Caller, ClientSubmit, FromPeer, ToldRemoved
+from node.events import Caller, ClientSubmit, DiskSpace, FromPeer, ToldRemoved
 from node.messages import Declined, Forward, Message, Moved, NotOwner, SlotName
 from routing.keyspace import NodeId
 from tests.chain.bank import damage_body
@@ -140,6 +140,41 @@ def test_a_request_gives_back_its_room_however_it_ends(world: World) -> None:
     assert [type(call.answer) for call in calls[:3]] == [Recorded] * 3
     assert {type(call.answer) for call in calls[3:]} == {Recorded, Refused}
     assert not len(kept) and kept._room.all.bytes == 0
+
+
+def test_a_node_whose_disk_is_nearly_full_takes_no_new_requests(world: World) -> None:
+    """It says how full; what it has taken goes on, what is recorded is told, and its votes and its replica are as
+    before."""
+    gate, other, _ = world.ids
+    recorded = world.pay_request("alice", "bob", 1)
+    world.settle(gate, recorded)
+    world.lose = lambda source, target, message: isinstance(message, Forward)
+    taken = world.submit(gate, world.pay_request("alice", "bob", 2))
+    world.run(0.1)
+    world.deliver(gate, DiskSpace(300 * 2**20, 2048 * 2**20))
+    refused = world.submit(gate, world.pay_request("alice", "bob", 3))
+    assert taken.signed is not None
+    more = [world.submit(gate, taken.signed), world.submit(gate, recorded)]
+    assert world.run_until_answered([refused], 0.1)
+    assert isinstance(refused.answer, NotStarted) and refused.answer.code == "disk_low"
+    assert "has 300 MiB free, and below 2048 it takes no new requests" in refused.answer.reason
+    world.heal()
+    elsewhere = world.submit(other, world.pay_request("alice", "bob", 4))
+    assert world.run_until_answered([taken, elsewhere, *more], 10)
+    assert [type(call.answer) for call in (taken, elsewhere, *more)] == [Recorded] * 4
+    world.run(3)
+    assert world.tip(gate, "alice") == world.tip(other, "alice")
+    world.deliver(gate, DiskSpace(2048 * 2**20, 2048 * 2**20))
+    assert refused.signed is not None
+    again = world.submit(gate, refused.signed)
+    assert world.run_until_answered([again], 10)
+    assert isinstance(again.answer, Recorded)
+
+
+def test_a_node_whose_disk_is_nearly_full_does_not_say_that_what_is_in_doubt_did_not_start(world: World) -> None:
+    gate, call = in_doubt(world)
+    world.deliver(gate, DiskSpace(1, 2))
+    assert_told_apart(world, gate, call, "disk_low")
 
 
 def test_a_node_that_was_removed_does_not_say_that_what_is_in_doubt_did_not_start(world: World) -> None:

@@ -21,7 +21,7 @@ from chain.request import SignedRequest
 from chain.rows import VoteRow
 from chain.seal import CursorRow, SeenRow
 from chain.store import commit, create_or_check
-from hopchain import Client, Outcome, Posting, Recorded, Unreachable
+from hopchain import Answer, Client, NotStarted, Outcome, Posting, Recorded, Unreachable
 from hopchain.wire import Balance
 from node import process
 from node.config import read_config
@@ -43,6 +43,7 @@ from node.process import (
     view_of,
     wait_until_ready,
 )
+from node.serving import Disk
 from node.start import read_start
 from node.turn import Now
 from routing.datagrams import UdpFactory
@@ -379,6 +380,27 @@ async def test_a_node_whose_disk_cannot_be_looked_at_says_that_it_is_not_known(
                 assert (health.disk_free, health.disk_total, health.database_bytes) == (0, 0, 0)
                 move(moved, directory)
                 assert (await client.health()).disk_total > 0
+                signal.raise_signal(signal.SIGTERM)
+
+
+async def test_a_node_takes_requests_until_its_disk_is_nearly_full(
+    network: Network, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(2**40, 2**40, 0)
+    monkeypatch.setattr(process, "_disk", lambda path: disk)
+    opened: list[Answer] = []
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_node, directory, read_config(directory))
+            async with client_of(network) as client:
+                await wait_serving(client)
+                opened.append(await client.open_account("bob", "CZK", key_of("bob")))
+                disk = Disk(2**31 - 1, 2**40, 0)
+                while isinstance(opened[-1], Recorded):  # the disk is looked at once a second
+                    opened.append(await client.open_account(f"bob-{len(opened)}", "CZK", key_of("bob"), timeout_s=0.5))
+                assert isinstance(opened[-1], NotStarted) and opened[-1].code == "disk_low"
+                health = await client.health()
+                assert (health.disk_free, health.disk_reserve) == (2**31 - 1, 2**31)
                 signal.raise_signal(signal.SIGTERM)
 
 

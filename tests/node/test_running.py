@@ -23,9 +23,10 @@ from node import client_calls, running
 from node import driver as driver_module
 from node.client_calls import CALL_BYTES
 from node.client_port import Session
-from node.events import ClientBalance
+from node.config import NodeConfig
+from node.events import ClientBalance, DiskSpace
 from node.running import MAX_LOOKUPS, RunningNode
-from node.serving import account_asked
+from node.serving import Disk, account_asked
 from node.turn import Now
 from tests.node.driving import Rig
 
@@ -184,3 +185,33 @@ async def test_so_many_lookups_are_under_way_and_no_two_of_one_key(nursery: trio
     RunningNode._look_up(node, keys[-1])
     await trio.testing.wait_all_tasks_blocked()
     assert looked_up[-1] == keys[-1]
+
+
+def test_the_core_hears_of_the_disk_while_it_is_nearly_full_and_once_more() -> None:
+    gib = 1024**3
+    told: list[object] = []
+    free = iter([3 * gib, 2 * gib, 2 * gib - 1, 5, 2 * gib, 3 * gib])
+    node: Any = SimpleNamespace(
+        driver=SimpleNamespace(put_nowait=told.append),
+        _ports=SimpleNamespace(disk=lambda: Disk(next(free), 100 * gib, 0)),
+        _config=NodeConfig("127.0.0.1", 1, 2, "127.0.0.1"),
+        _disk=DiskSpace(0, 0),
+    )
+    for _ in range(6):
+        RunningNode._look_at_disk(node)
+    assert told == [DiskSpace(2 * gib - 1, 2 * gib), DiskSpace(5, 2 * gib), DiskSpace(2 * gib, 2 * gib)]
+
+
+@pytest.mark.parametrize("total", [0, 64 * 2**20, 100 * 2**30])
+def test_a_disk_that_is_not_known_is_not_full_and_of_a_small_one_less_is_kept_free(total: int) -> None:
+    """Where nothing is told of the disk, a node works."""
+    told: list[object] = []
+    limits = NodeConfig("127.0.0.1", 1, 2, "127.0.0.1").limits
+    node: Any = SimpleNamespace(
+        driver=SimpleNamespace(put_nowait=told.append),
+        _ports=SimpleNamespace(disk=lambda: Disk(min(total // 20, 2 * 2**30), total, 0)),
+        _config=SimpleNamespace(limits=limits),
+        _disk=DiskSpace(0, 0),
+    )
+    RunningNode._look_at_disk(node)
+    assert told == [] and limits.disk_reserve(total) == min(total // 20, 2 * 2**30)

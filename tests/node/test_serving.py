@@ -397,12 +397,13 @@ async def test_health_of_a_guest_and_of_who_was_removed(serving: Serving, core: 
     guest = Core(STRANGER, GENESIS, VIEW, random.Random(1), start, Now(0.0, 0))
     served = Serving(
         STRANGER, GENESIS, guest, InlineDatabase(memory_database()), Balances(), addresses=ADDRESSES, counters=dict, clock=lambda: NOW,
-        disk=lambda: Disk(1, 2, 3), certificate_until_ms=lambda: 9,
+        disk=lambda: Disk(1, 2, 3), disk_reserve=lambda total: 2 * total, certificate_until_ms=lambda: 9,
     )  # fmt: skip
     health = await served.answer(wire.AskHealth())
     assert isinstance(health, wire.Health)
     assert (health.role, health.active, health.removed_in) == ("guest", False, 0)
     assert (health.disk_free, health.disk_total, health.database_bytes, health.certificate_until_ms) == (1, 2, 3, 9)
+    assert health.disk_reserve == 4
 
 
 @pytest.mark.parametrize(
