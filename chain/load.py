@@ -15,6 +15,7 @@ import msgspec
 from chain.disk import storage_errors
 from chain.errors import Corruption, RemoteFault
 from chain.link import MAX_CONFIRMED, LinkHash, Outcome, PostingHash, read_record_untrusted
+from chain.names import MAX_AMOUNT
 from chain.needs import Income, Loaded, LogPage, Needs
 from chain.request import RequestId
 from chain.rows import AccountHead, Credit, Forming, Incoming, OutcomeRow, PostingRow, refused_text, thread_text
@@ -45,6 +46,10 @@ POSTING_JOINS: Final = (
 # Joins give the order: CROSS JOIN keeps the keys outside, so that each is looked up in an index.
 _HEADS: Final = f"SELECT {HEAD_COLUMNS} FROM k CROSS JOIN accounts AS a ON a.name = k.column1"
 _ASSETS: Final = "SELECT a.name, a.asset FROM k CROSS JOIN accounts AS a ON a.name = k.column1"
+_SETTLED: Final = "SELECT a.name, a.balance FROM k CROSS JOIN accounts AS a ON a.name = k.column1"
+_AMOUNTS: Final = (
+    f"SELECT amount FROM incoming WHERE recipient = (SELECT id FROM accounts WHERE name = ?) LIMIT {MAX_CONFIRMED + 1}"
+)
 _OUTCOME_CODES: Final = frozenset(map(int, Outcome))
 _OUTCOMES: Final = (
     "SELECT o.link_hash, o.number, o.request_id, o.account, o.outcome, l.height, l.balance, l.time_ms, length(l.body) "
@@ -160,6 +165,11 @@ def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
         incomes = needs.income | (needs.forming_few & loaded.forming.keys())
         if incomes:
             loaded.income = {name: _income(conn, name, loaded.forming.get(name)) for name in incomes}
+        if needs.funds:
+            loaded.funds = {
+                name: _funds(conn, name, balance)
+                for name, balance in _join(conn, _SETTLED, _singles(needs.funds), _pair)
+            }
         if needs.log:
             loaded.log = {seq: _log_page(conn, seq) for seq in needs.log}
         if needs.log_head:
@@ -333,6 +343,11 @@ def _income(conn: sqlite3.Connection, account: str, forming: Forming | None) -> 
     if forming is not None and forming.incoming_count == len(forming.incoming):
         return Income(tuple(sorted({i.posting.sender: i.height for i in forming.incoming}.items())))
     return Income(tuple(conn.execute(_INCOME, (account,))))
+
+
+def _funds(conn: sqlite3.Connection, account: str, balance: int) -> int:
+    amounts = [amount for (amount,) in conn.execute(_AMOUNTS, (account,))]
+    return balance + sum(amounts) if len(amounts) <= MAX_CONFIRMED else MAX_AMOUNT
 
 
 def _log_page(conn: sqlite3.Connection, after: int) -> LogPage:

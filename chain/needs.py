@@ -35,6 +35,7 @@ class Needs(msgspec.Struct):
     # `forming` and `income`, but only of accounts that at most `FEW` postings wait for, because the others cost much.
     forming_few: set[str] = msgspec.field(default_factory=set)
     income: set[str] = msgspec.field(default_factory=set)  # account names
+    funds: set[str] = msgspec.field(default_factory=set)  # account names
     log: set[int] = msgspec.field(default_factory=set)  # after which seq
     log_head: bool = False  # the end of the log
 
@@ -76,6 +77,8 @@ class Loaded(msgspec.Struct):
     known: set[LinkHash] = msgspec.field(default_factory=set)
     forming: dict[str, Forming] = msgspec.field(default_factory=dict)  # with what `forming_few` asked for, as `income`
     income: dict[str, Income] = msgspec.field(default_factory=dict)
+    # Balance and what waits for the account; MAX_AMOUNT where more waits than one link takes up, which is not counted.
+    funds: dict[str, int] = msgspec.field(default_factory=dict)
     log: dict[int, LogPage] = msgspec.field(default_factory=dict)
     log_head: LogHead | None = None
     made: dict[PostingHash, Link] = msgspec.field(default_factory=dict)  # see `note_made`

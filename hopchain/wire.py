@@ -195,6 +195,9 @@ class NotStarted(_Message, frozen=True, tag="not_started"):
     reason: str
 
 
+NOT_COVERED: Final = "not_covered"  # `code` of one that its sender's money, as that node knows it, does not cover
+
+
 class Unknown(_Message, frozen=True, tag="unknown"):
     """The deadline passed. Ask later with AskOutcome, or settle it with a cancel. To a `SubmitChange`, `request_id` is
     the SHA-256 of its `raw`; send the same change again, or look with AskMembers."""

@@ -28,6 +28,7 @@ from chain.errors import LocalMisuse
 from hopchain.framing import HEADER_BYTES, MAX_FRAME_BYTES
 from hopchain.wire import MAX_CLIENT_FRAME_BYTES
 from node.lost import unreadable
+from node.uncovered import HOUR_BYTES
 from routing.keyspace import NodeId
 
 CONFIG_FILE: Final = "config.toml"
@@ -63,12 +64,14 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `client_connections`: clients at once (a descriptor and some 50 KiB each). `client_queue_bytes`: answers that a
     client may leave unread before it is disconnected. `peer_queue_bytes`: unsent bytes for one peer before more are
     dropped (upper layers repeat them). `disk_reserve_bytes`: with less of the disk free, no new request is taken.
+    `uncovered_bytes_per_hour`: of requests that their senders' money does not cover.
     """
 
     client_connections: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 512
     client_queue_bytes: Annotated[int, msgspec.Meta(ge=MAX_CLIENT_FRAME_BYTES + HEADER_BYTES)] = 8 * _MIB
     peer_queue_bytes: Annotated[int, msgspec.Meta(ge=MAX_FRAME_BYTES + HEADER_BYTES)] = 32 * _MIB
     disk_reserve_bytes: Annotated[int, msgspec.Meta(ge=0)] = 2048 * _MIB
+    uncovered_bytes_per_hour: Annotated[int, msgspec.Meta(ge=0)] = HOUR_BYTES
 
     def disk_reserve(self, total: int) -> int:
         """How much of a disk of `total` bytes is to stay free: of a small one a twentieth."""
@@ -100,11 +103,12 @@ ALLOWED: Final[dict[str, str]] = {
     "peers.id": "40 hex digits (0-9 a-f)",
     "peers.host": _HOST,
     "peers.port": _PORT,
-    "limits": "a table with client_connections, client_queue_bytes, peer_queue_bytes, disk_reserve_bytes",
+    "limits": "a table with client_connections, client_queue_bytes, peer_queue_bytes, disk_reserve_bytes, uncovered_bytes_per_hour",
     "limits.client_connections": "a whole number from 1 to 10000",
     "limits.client_queue_bytes": f"a whole number of bytes, at least {MAX_CLIENT_FRAME_BYTES + HEADER_BYTES}",
     "limits.peer_queue_bytes": f"a whole number of bytes, at least {MAX_FRAME_BYTES + HEADER_BYTES}",
     "limits.disk_reserve_bytes": "a whole number of bytes, at least 0",
+    "limits.uncovered_bytes_per_hour": "a whole number of bytes, at least 0",
 }
 
 _INDEX: Final = re.compile(r"\[[^]]*\]")

@@ -92,6 +92,7 @@ from node.reading import Reading
 from node.replica import Replica
 from node.syncing import Syncing
 from node.turn import Now, Self, Turn
+from node.uncovered import HOUR_BYTES
 from routing.errors import RoutingFault
 from routing.keyspace import NodeId
 from routing.regions import EMPTY, Ranges
@@ -191,9 +192,11 @@ class Core:
         self.acceptor.finish = self.owner.finish  # a vote that is stuck is a slot to take over
         self.pulling.voted = self.acceptor.values  # a link that this node voted for need not be sent to it
 
-    def introduce(self, boot: bytes, *, seeds: bool) -> None:
-        """Before the first turn, from the process: its `boot`, and whether it was given `seeds` to dial."""
+    def introduce(self, boot: bytes, *, seeds: bool, uncovered_bytes: int = HOUR_BYTES) -> None:
+        """Before the first turn, from the process: its `boot`, whether it was given `seeds` to dial, and how many bytes
+        of requests that are not covered it takes in an hour."""
         self._self.boot = boot
+        self.gateway.uncovered.hour_bytes = uncovered_bytes
         if seeds:
             self.identity.wait_for_seeds()
 

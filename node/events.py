@@ -54,11 +54,13 @@ class Caller(msgspec.Struct, frozen=True, gc=False):
 
 class ClientSubmit(msgspec.Struct, frozen=True, gc=False):
     """A client wants a request executed. `until` is set when the event comes again, after more of the chain was
-    fetched: a chain that grows all the time must not keep its client waiting for ever."""
+    fetched: a chain that grows all the time must not keep its client waiting for ever. `with_funds`: it comes again,
+    well signed, to be compared with all the money that its sender has here."""
 
     caller: Caller
     submit: Submit
     until: float | None = None
+    with_funds: bool = False
 
 
 class ClientBalance(msgspec.Struct, frozen=True, gc=False):

@@ -24,7 +24,7 @@ from chain.reads import decode_stored
 from chain.request import ANY_TIP, MANY_POSTINGS, Kind, RequestId, SignedRequest, is_signed_by
 from chain.rows import AccountHead, OutcomeRow
 from chain.rules import Queued
-from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
+from hopchain.wire import NOT_COVERED, NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
 from node.askers import MAX_ASKERS, Purpose
 from node.decoded import LinkDecoder, RequestDecoder
 from node.due import Due
@@ -38,6 +38,7 @@ from node.replica import Replica
 from node.room import SharedRoom, Taken, leaves_enough
 from node.slots import birth_epoch, height_of, next_slot
 from node.turn import Self, Turn
+from node.uncovered import Uncovered, cost_of, may_stay_unpaid
 from routing.keyspace import NodeId, route_key, short
 
 MAX_JOBS: Final = 100_000  # requests of clients that wait here, shared as node.room says; who has no room is told busy
@@ -91,6 +92,8 @@ class Gateway:
         self._jobs: dict[RequestId, Job] = {}
         self._by_account: dict[str, dict[RequestId, Job]] = {}
         self._room = SharedRoom()  # for the requests of all jobs
+        self._asked: Counter[str] = Counter()  # what they cost, by account
+        self.uncovered: Final = Uncovered()
         self._doubtful: dict[RequestId, None] = {}  # some node may still hold them: never NotStarted
         self._asking: Counter[int] = Counter()  # by session: requests for which others are asked before admission
         self._disk = DiskSpace(0, 0)  # as it was told last
@@ -110,6 +113,8 @@ class Gateway:
         request = queued.request
         needs.heads.add(request.sender)
         needs.told[request.sender, queued.request_id] = None
+        if event.with_funds:
+            needs.funds.add(request.sender)
         if request.expect_tip != ANY_TIP:
             needs.by_hash.add(LinkHash(request.expect_tip))
         known = self._replica.familiar.head(request.sender)
@@ -158,7 +163,7 @@ class Gateway:
         if head is not None and request.expect_tip not in (ANY_TIP, head.tip):
             self._submit_pinned(turn, event, queued, head)
             return
-        self._admit(turn, event, queued)
+        self._admit(turn, event, queued, head)
 
     def _refuse(self, queued: Queued, head: AccountHead | None) -> Refused | None:
         """What admission refuses, judged once (design R15): network, asset, signature."""
@@ -227,7 +232,7 @@ class Gateway:
 
         self._inquiries.ask_slot(turn, at, birth_epoch(head), done, Purpose.ADMISSION)
 
-    def _admit(self, turn: Turn, event: ClientSubmit, queued: Queued) -> None:
+    def _admit(self, turn: Turn, event: ClientSubmit, queued: Queued, head: AccountHead | None) -> None:
         job = self._jobs.get(queued.request_id)
         now = turn.now.mono
         waiting = (event.caller, now + _timeout_s(event.submit.timeout_ms))
@@ -255,12 +260,40 @@ class Gateway:
             )
             turn.answer(event.caller, self._not_started(queued.request_id, "busy", reason))
             return
+        if head is not None and not self._is_covered_or_has_room(turn, event, queued, head):
+            return
         job = Job(queued, now + TRY_AGAIN_S, [waiting])
         self._due.by(min(job.next_try, waiting[1]))
         self._jobs[queued.request_id] = job
         self._by_account.setdefault(account, {})[queued.request_id] = job
         self._room.take(account, size)
+        self._asked[account] += cost_of(queued.request)
         turn.again.append(RouteJobs(account))
+
+    def _is_covered_or_has_room(self, turn: Turn, event: ClientSubmit, queued: Queued, head: AccountHead) -> bool:
+        """Whether the money of its sender surely covers a request, with all that waits here, or there is room for one
+        that costs nothing (ADR 38). If not, it comes again in the next turn, with the income that is here, and then its
+        client is answered."""
+        request, asked, cost = queued.request, self._asked[head.name], cost_of(queued.request)
+        in_time = head.height < request.valid_until_height
+        if head.issuer or (in_time and head.balance - asked >= cost):
+            return True
+        if self.uncovered.take(queued.request_id, head.name, len(queued.signed.raw), turn.now.mono):
+            return True
+        funds = turn.loaded.funds.get(head.name)
+        if in_time and funds is None:
+            turn.again.append(msgspec.structs.replace(event, with_funds=True))
+            return False
+        if in_time and funds is not None and funds - asked >= cost:
+            return True
+        why = f"it expired at height {request.valid_until_height}, and {head.name} has {head.height}"
+        if in_time:
+            why = (
+                f"{head.name} has {funds} here in minor units, {asked} of it for what waits, and this counts as {cost}"
+            )
+        reason = f"{why}; {self.uncovered.told(head.name)}: send it again when it is covered, or in an hour"
+        turn.answer(event.caller, self._not_started(queued.request_id, NOT_COVERED, reason))
+        return False
 
     def _not_started(self, request_id: RequestId, code: str, reason: str) -> NotStarted | Unknown:
         """That nothing is done about a request now. One that was handed over on an earlier call may have an outcome
@@ -385,16 +418,24 @@ class Gateway:
                 turn.tell_client(link, caller, body)
             else:
                 turn.answer(caller, body)
-        self._forget(job)
+        self._forget(turn, job, body)
 
-    def _forget(self, job: Job) -> None:
-        request_id, account = job.queued.request_id, job.queued.request.sender
+    def _forget(self, turn: Turn, job: Job, body: ReplyBody) -> None:
+        """It ended, with this answer."""
+        request_id, account, size = job.queued.request_id, job.queued.request.sender, len(job.queued.signed.raw)
         del self._jobs[request_id]
-        self._room.give_back(account, len(job.queued.signed.raw))
+        self._room.give_back(account, size)
+        self._asked[account] -= cost_of(job.queued.request)
+        if isinstance(body, Recorded) and not body.completed:  # also one that seemed to be covered
+            self.uncovered.take(request_id, account, size, turn.now.mono)
+        if may_stay_unpaid(job.queued.request, body):
+            self.uncovered.keep(request_id, turn.now.mono)
+        else:
+            self.uncovered.give_back(request_id)
         jobs = self._by_account[account]
         del jobs[request_id]
         if not jobs:
-            del self._by_account[account]
+            del self._by_account[account], self._asked[account]
 
     # --- time ---
 
@@ -444,7 +485,7 @@ class Gateway:
                 while len(self._doubtful) >= MAX_DOUBTFUL:
                     del self._doubtful[next(iter(self._doubtful))]
                 self._doubtful[request_id] = None
-            self._forget(job)
+            self._forget(turn, job, body)
 
 
 def _timeout_s(timeout_ms: int) -> float:

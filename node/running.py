@@ -102,7 +102,11 @@ class RunningNode:
         self._book.now[node_id] = (config.advertise_host, config.port)
         self._lookups: set[bytes] = set()
         self._contacts: frozenset[NodeId] = core.membership.contacts()
-        core.introduce(ports.boot, seeds=bool(self._book.known(self._is_over) - {node_id}))
+        core.introduce(
+            ports.boot,
+            seeds=bool(self._book.known(self._is_over) - {node_id}),
+            uncovered_bytes=config.limits.uncovered_bytes_per_hour,
+        )
         self.balances = Balances()
         self.driver = Driver(
             core,

@@ -25,6 +25,7 @@ from node.descriptors import OWN, shares
 from node.gateway import MAX_JOB_BYTES, MAX_JOBS, MAX_JOBS_OF_ONE
 from node.process import READY_S
 from node.transport import MAX_GUESTS
+from node.uncovered import HOUR_BYTES, ROW_BYTES
 from node.works import MAX_QUEUE, MAX_QUEUE_BYTES, MAX_QUEUED, MAX_QUEUED_BYTES
 
 ROOT = Path(__file__).parents[2]
@@ -196,6 +197,9 @@ def test_the_bounds_on_connections_are_those_of_the_code() -> None:
         f"{MAX_JOB_BYTES // mib} MiB; {MAX_JOBS:,}, {MAX_JOBS_OF_ONE:,} of one account; "
         f"and of each account no more than is left free: {MAX_JOB_BYTES // 2 // mib} MiB of one alone"
     )
+    (free,) = (bound for what, bound in number.items() if what.startswith("requests in an hour at one node"))
+    assert free.startswith(f"{HOUR_BYTES // mib} MiB (") and f"{HOUR_BYTES // 2 // mib} MiB of one alone" in free
+    assert limits.uncovered_bytes_per_hour == HOUR_BYTES and ROW_BYTES == 1024
     reserve = number["disk that a node keeps free"]
     assert reserve.startswith(f"{limits.disk_reserve_bytes // 2**30} GiB ") and "a twentieth." in reserve
     assert RESERVED_PART == 20

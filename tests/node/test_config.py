@@ -26,7 +26,9 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 def test_what_may_be_left_out_has_defaults(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, GOOD))
-    assert config == NodeConfig("::1", 1, 2, "n-1.example", "info", (), Limits(512, 8 * 2**20, 32 * 2**20, 2 * 2**30))
+    assert config == NodeConfig(
+        "::1", 1, 2, "n-1.example", "info", (), Limits(512, 8 * 2**20, 32 * 2**20, 2 * 2**30, 16 * 2**20)
+    )
 
 
 BAD = [
