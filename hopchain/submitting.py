@@ -17,7 +17,7 @@ from hopchain.calls import Calls, ConnectionLost
 from hopchain.connection import ConnectionFailed, shown_s
 from hopchain.nodes import Node, Nodes, Tried, share_s
 from hopchain.tails import Tails
-from hopchain.wire import NotStarted, Recorded, Refused, Stale, Submit, Unknown
+from hopchain.wire import NOT_COVERED, NotStarted, Recorded, Refused, Stale, Submit, Unknown
 
 Answer = Recorded | Stale | NotStarted | Unknown | Refused
 
@@ -53,6 +53,7 @@ class Submission:
         self._doubt: str | None = None  # why an earlier attempt may still execute
         self._refusal = ""  # of another node, after that
         self._not_started: NotStarted | None = None
+        self._codes: set[str] = set()  # of those of this round over the nodes
         self._tried = Tried(nodes)
 
     @property
@@ -66,6 +67,7 @@ class Submission:
         pause_s = FIRST_PAUSE_S
         while True:
             asked = False
+            self._codes.clear()
             nodes = self._nodes.take_turn(self._at, self._tails.key(self._sender))
             for number, node in enumerate(nodes):
                 if self._left_s <= 0:
@@ -83,7 +85,7 @@ class Submission:
                     if not isinstance(answer, Unknown):
                         self._nodes.answered(node, self._at)
                     return answer
-            if not asked and not self._worth_waiting():
+            if (not asked and not self._worth_waiting()) or self._is_uncovered():
                 return self._at_the_end()
             await anyio.sleep(max(0.0, min(pause_s, self._left_s)))
             pause_s = min(2 * pause_s, LAST_PAUSE_S)
@@ -97,6 +99,10 @@ class Submission:
         """A node that stops says Unknown at once, and others may know more. At the end of the time its words are the
         answer."""
         return isinstance(answer, Unknown) and self._left_s >= self._timeout_s * (1 - NODE_SHARE)
+
+    def _is_uncovered(self) -> bool:
+        """Each node that was asked says that its sender lacks the money: sent again at once, it is told the same."""
+        return self._doubt is None and self._codes == {NOT_COVERED}
 
     def _worth_waiting(self) -> bool:
         """When no node can be reached: a request that some node had, or was too busy for, may still be settled. One
@@ -132,6 +138,7 @@ class Submission:
                 return answer
             case NotStarted(request_id=about) if about == self._signed.request_id:
                 self._not_started = answer
+                self._codes.add(answer.code)
             case Unknown(request_id=about) if about == self._signed.request_id:
                 self._doubt = answer.reason
                 self._nodes.doubted(node, self._at)

@@ -339,6 +339,40 @@ def test_who_stands_in_is_asked_when_the_nearest_does_not_start(backend: str) ->
     run(test, backend, NODES)
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["nowhere", "at one of them"])
+def test_a_request_that_is_not_covered_is_shown_to_each_node_once(backend: str, late: bool) -> None:
+    """One of them may have the money that the others have not heard of."""
+
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            sent = payment(world)
+            everywhere(world, lambda call: wire.NotStarted(sent.request_id, "not_covered", "alice has 0"))
+            if late:
+                world.nodes[2].fault = lambda call: None
+            answer = await client.submit(sent, timeout_s=600.0)
+            if late:
+                assert isinstance(answer, Recorded)
+            else:
+                assert answer == wire.NotStarted(sent.request_id, "not_covered", "alice has 0")
+                assert submits(world) == [1, 1, 1]
+
+    run(test, backend, NODES)
+
+
+def test_a_request_that_is_not_covered_where_another_node_is_busy_is_sent_again(backend: str) -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            sent = payment(world)
+            everywhere(world, lambda call: wire.NotStarted(sent.request_id, "not_covered", "alice has 0"))
+            busy = iter(["busy", "busy"])
+            world.nodes[1].fault = lambda call: (
+                wire.NotStarted(sent.request_id, code, "x") if (code := next(busy, None)) else None
+            )
+            assert isinstance(await client.submit(sent, timeout_s=600.0), Recorded)
+
+    run(test, backend, NODES)
+
+
 @pytest.mark.parametrize("said", [None, b"", b"i" * 19, b"i" * 21])
 def test_with_a_node_that_says_no_id_requests_go_in_turn(backend: str, said: bytes | None) -> None:
     """None: the hello of an earlier release."""
