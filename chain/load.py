@@ -14,7 +14,7 @@ import msgspec
 
 from chain.disk import storage_errors
 from chain.errors import Corruption, RemoteFault
-from chain.link import MAX_CONFIRMED, LinkHash, Outcome, PostingHash, read_record_untrusted
+from chain.link import MAX_CONFIRMED, LinkHash, Outcome, PostingHash, read_header, read_record_untrusted
 from chain.names import MAX_AMOUNT
 from chain.needs import Income, Loaded, LogPage, Needs
 from chain.request import RequestId
@@ -89,7 +89,7 @@ _LINKS_AT: Final = (
     "SELECT l.account, l.height, l.hash FROM k CROSS JOIN links AS l ON l.account = k.column1 AND l.height = k.column2"
 )
 _BY_HASH: Final = "SELECT l.hash, l.header, l.body FROM k CROSS JOIN links AS l ON l.hash = k.column1"
-_HEADERS: Final = "SELECT l.header FROM k CROSS JOIN links AS l ON l.hash = k.column1"
+_HEADERS: Final = "SELECT l.hash, l.header FROM k CROSS JOIN links AS l ON l.hash = k.column1"
 _LINK_OF: Final = f"SELECT p.hash, p.id >> 14 FROM k CROSS JOIN postings AS p ON {BY_HASH.format('k.column1')}"
 _BY_SEQ: Final = "SELECT l.seq, l.header, l.body FROM k CROSS JOIN links AS l ON l.seq = k.column1"
 _KNOWN: Final = "SELECT l.hash FROM k CROSS JOIN links AS l ON l.hash = k.column1"
@@ -138,8 +138,8 @@ K = TypeVar("K", bound=Key)
 
 def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
     """Fetch what `needs` names. Raises `StorageFailure` when the database cannot be read, and `Corruption` when what
-    it reads contradicts itself: the head of the log, an outcome and its link, the numbers of accounts, rows of
-    `incoming` and their postings or threads."""
+    it reads contradicts itself: the head of the log, an outcome and its link, the header of a link and its hash, the
+    numbers of accounts, rows of `incoming` and their postings or threads."""
     with storage_errors("reading the database"):
         loaded = Loaded()
         if needs.forming or needs.forming_few:
@@ -154,8 +154,8 @@ def load(conn: sqlite3.Connection, needs: Needs) -> Loaded:
             loaded.postings, loaded.ends = _credits(conn, needs.postings, needs.made)
         if needs.links_at:
             loaded.links_at = _links_at(conn, needs, loaded.heads)
-        if needs.by_hash:
-            loaded.by_hash = dict(_join(conn, _BY_HASH, _singles(needs.by_hash), _keyed_raw))
+        if needs.accounts_of:
+            loaded.accounts_of = dict(_join(conn, _HEADERS, _singles(needs.accounts_of), _account_of))
         if needs.wanted_chains or needs.wanted_links or needs.wanted_postings:
             _load_wanted(conn, needs, loaded)
         if needs.known:
@@ -226,7 +226,7 @@ def _recorded(link: LinkHash, raw: bytes, rows: Mapping[int, tuple[RequestId, st
     try:
         record = read_record_untrusted(raw, rows)
     except RemoteFault as fault:
-        raise Corruption(f"links row {link.hex()[:16]}: {fault.text}; run `hopchain verify` on the database") from None
+        raise damaged_link(link, fault.text) from None
     made = {number: (request_id, record.account, outcome) for number, (request_id, outcome) in record.outcomes.items()}
     if record.hash != link or made != rows:
         raise _outcome_differs(link, rows)
@@ -248,6 +248,27 @@ def _heads(conn: sqlite3.Connection, names: Collection[str], forming: Mapping[st
     for head in _join(conn, _HEADS, _singles(missing), head_row):
         heads[head.name] = head
     return heads
+
+
+def _account_of(link: bytes, header: bytes) -> tuple[LinkHash, str]:
+    """What a client is told by it is final, so it is as the header says, not a column."""
+    try:
+        found, account, height, _ = read_header(header)
+    except RemoteFault as fault:
+        raise damaged_link(link, fault.text) from None
+    if found != link:
+        raise another_header(link, found, account, height)
+    return found, account
+
+
+def another_header(link: bytes, found: LinkHash, account: str, height: int) -> Corruption:
+    """What stands here under the hash of `link` is the link with the hash `found`."""
+    return damaged_link(link, f"its header is that of link {height} of {account} ({found.hex()[:16]})")
+
+
+def damaged_link(link: bytes, what: str) -> Corruption:
+    """The row of this link is damaged: `what` is wrong with it."""
+    return Corruption(f"links row {link.hex()[:16]}: {what}; run `hopchain verify` on the database")
 
 
 def _keyed_raw(key: T, header: bytes, body: bytes) -> tuple[T, bytes]:
@@ -374,7 +395,7 @@ def account_id(conn: sqlite3.Connection, name: str) -> int:
 
 def read_headers(conn: sqlite3.Connection, links: Collection[LinkHash]) -> list[bytes]:
     """The headers of those of these links that are here."""
-    return list(_join(conn, _HEADERS, _singles(links), bytes))
+    return list(_join(conn, _HEADERS, _singles(links), lambda _, header: header))
 
 
 def find_credits(conn: sqlite3.Connection, hashes: Collection[PostingHash]) -> dict[PostingHash, Credit]:

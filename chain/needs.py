@@ -24,7 +24,7 @@ class Needs(msgspec.Struct):
     made: set[PostingHash] = msgspec.field(default_factory=set)
     links_at: set[tuple[str, int]] = msgspec.field(default_factory=set)  # (account, height)
     chains: set[tuple[str, int]] = msgspec.field(default_factory=set)  # (account, from height)
-    by_hash: set[LinkHash] = msgspec.field(default_factory=set)  # for raw links
+    accounts_of: set[LinkHash] = msgspec.field(default_factory=set)  # for whose links these are
     # What other nodes asked for: chains, links, and the links that hold these postings; of each kind in this order, as
     # far as `WANTED_BYTES` go.
     wanted_chains: dict[tuple[str, int], None] = msgspec.field(default_factory=dict)
@@ -68,7 +68,7 @@ class Loaded(msgspec.Struct):
     postings: dict[PostingHash, Credit] = msgspec.field(default_factory=dict)
     links_at: dict[tuple[str, int], LinkHash] = msgspec.field(default_factory=dict)
     chains: dict[tuple[str, int], tuple[bytes, ...]] = msgspec.field(default_factory=dict)
-    by_hash: dict[LinkHash, bytes] = msgspec.field(default_factory=dict)
+    accounts_of: dict[LinkHash, str] = msgspec.field(default_factory=dict)  # by their headers
     wanted_chains: dict[tuple[str, int], tuple[bytes, ...]] = msgspec.field(default_factory=dict)
     wanted_links: dict[LinkHash, bytes] = msgspec.field(default_factory=dict)
     wanted_postings: dict[PostingHash, bytes] = msgspec.field(default_factory=dict)
@@ -81,6 +81,7 @@ class Loaded(msgspec.Struct):
     funds: dict[str, int] = msgspec.field(default_factory=dict)
     log: dict[int, LogPage] = msgspec.field(default_factory=dict)
     log_head: LogHead | None = None
+    applied: dict[LinkHash, bytes] = msgspec.field(default_factory=dict)  # raw links, since the turn began
     made: dict[PostingHash, Link] = msgspec.field(default_factory=dict)  # see `note_made`
     # Of streams (sender, recipient), the id of the last posting that waits: where this turn may make the next one, and
     # few wait.
@@ -88,8 +89,8 @@ class Loaded(msgspec.Struct):
     taken: set[int] = msgspec.field(default_factory=set)  # ids of the postings that links of this turn confirm
 
     def link(self, link: LinkHash) -> bytes | None:
-        """A raw link that was wanted for others, or that is here for another reason."""
-        return self.wanted_links.get(link) or self.by_hash.get(link)
+        """A raw link that was wanted for others, or that this turn has applied."""
+        return self.wanted_links.get(link) or self.applied.get(link)
 
     def posting(self, posting: PostingHash) -> Credit | None:
         """The row of a posting that was asked for, or that a link made since (`note_made`)."""

@@ -7,7 +7,7 @@ caller: balances and heads carry tip, height, epoch and time (design section 3, 
 import hashlib
 import sqlite3
 import struct
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from itertools import repeat
 from typing import Final
@@ -27,7 +27,7 @@ from chain.link import (
     posting_hash,
     read_header,
 )
-from chain.load import HEAD_COLUMNS, head_row, load, read_headers, read_postings
+from chain.load import HEAD_COLUMNS, another_header, damaged_link, head_row, load, read_headers, read_postings
 from chain.needs import Needs
 from chain.request import Posting, Request, RequestId
 from chain.rows import AccountHead, OutcomeRow, PostingRow
@@ -147,26 +147,20 @@ def read_chain(
             size += len(header) + len(body)
             if links and size > max_bytes:
                 break
-            links.append(_chain_link(conn, decode_stored(header + body, LinkHash(link_hash))))
+            links.append(_chain_link(conn, _decode_stored(header + body, LinkHash(link_hash))))
     return tuple(links)
 
 
-def decode_stored(raw: bytes, link_hash: LinkHash, decode: Callable[[bytes], Link] = decode_link_untrusted) -> Link:
+def _decode_stored(raw: bytes, link_hash: LinkHash) -> Link:
     """The link with these bytes, which stand here under this hash. Raises `Corruption`: whoever asked for it is not at
     fault."""
     try:
-        link = decode(raw)
+        link = decode_link_untrusted(raw)
     except RemoteFault as fault:
-        raise _damaged(link_hash, fault.text) from None
+        raise damaged_link(link_hash, fault.text) from None
     if link.hash != link_hash:
-        raise _damaged(
-            link_hash, f"its header is that of link {link.height} of {link.account} ({link.hash.hex()[:16]})"
-        )
+        raise another_header(link_hash, link.hash, link.account, link.height)
     return link
-
-
-def _damaged(link_hash: LinkHash, what: str) -> Corruption:
-    return Corruption(f"links row {link_hash.hex()[:16]}: {what}; run `hopchain verify` on the database")
 
 
 def _chain_link(conn: sqlite3.Connection, link: Link) -> ChainLink:

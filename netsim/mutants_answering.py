@@ -186,7 +186,11 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "stale said without asking",
         "R13",
         "A gateway says stale although the expected tip is unknown to it, perhaps newer than its own.",
-        (_GATEWAY + "_submit_pinned", "raw is not None and", "True or"),
+        (
+            _GATEWAY + "_submit_pinned",
+            "turn.loaded.accounts_of.get(LinkHash(queued.request.expect_tip)) == head.name",
+            "True",
+        ),
     ),
     mutant(
         "expiry unchecked",

@@ -20,7 +20,6 @@ import msgspec
 from chain.errors import RemoteFault
 from chain.link import Link, LinkHash
 from chain.needs import Needs
-from chain.reads import decode_stored
 from chain.request import ANY_TIP, MANY_POSTINGS, Kind, RequestId, SignedRequest, is_signed_by
 from chain.rows import AccountHead, OutcomeRow
 from chain.rules import Queued
@@ -116,7 +115,7 @@ class Gateway:
         if event.with_funds:
             needs.funds.add(request.sender)
         if request.expect_tip != ANY_TIP:
-            needs.by_hash.add(LinkHash(request.expect_tip))
+            needs.accounts_of.add(LinkHash(request.expect_tip))
         known = self._replica.familiar.head(request.sender)
         if known is None or len(request.postings) >= MANY_POSTINGS:  # for much a second turn is cheap
             return
@@ -190,9 +189,7 @@ class Gateway:
 
     def _submit_pinned(self, turn: Turn, event: ClientSubmit, queued: Queued, head: AccountHead) -> None:
         """The expected tip is not this replica's: older (stale), newer (this replica lags), or no link of the chain."""
-        expected = LinkHash(queued.request.expect_tip)
-        raw = turn.loaded.by_hash.get(expected)
-        if raw is not None and decode_stored(raw, expected, self._decoder.untrusted).account == head.name:
+        if turn.loaded.accounts_of.get(LinkHash(queued.request.expect_tip)) == head.name:
             turn.answer(event.caller, Stale(queued.request_id, head.tip, head.height))
             return
         why = f"the expected tip {queued.request.expect_tip.hex()} is no link of {head.name}, whose tip is {head.tip.hex()}"

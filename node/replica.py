@@ -296,7 +296,7 @@ def note_applied(turn: Turn, link: Link, head: AccountHead | None, confirmed: Se
         link.account, asset, public_key, issuer, link.height, link.hash, link.balance, link.epoch, link.time_ms
     )
     loaded.links_at[(link.account, link.height)] = link.hash
-    loaded.by_hash[link.hash] = link.raw
+    loaded.accounts_of[link.hash], loaded.applied[link.hash] = link.account, link.raw
     for credit in confirmed:
         loaded.postings[credit.hash] = msgspec.structs.replace(credit, confirmation=link.hash)
         loaded.taken.add(credit.id)

@@ -549,7 +549,7 @@ def test_absent_keys_are_absent(bank: Bank) -> None:
         postings={"alice": {PostingHash(nobody("b"))}, "nobody": {PostingHash(nobody("b"))}},
         links_at={("alice", 99), ("nobody", 0)},
         chains={("nobody", 0)},
-        by_hash={LinkHash(nobody("c"))},
+        accounts_of={LinkHash(nobody("c"))},
         wanted_chains={("nobody", 0): None},
         wanted_links={LinkHash(nobody("c")): None},
         wanted_postings={PostingHash(nobody("d")): None},
@@ -591,7 +591,7 @@ def test_everything_is_loaded_by_its_key(bank: Bank) -> None:
         outcomes={(link.account, request) for link, request, _ in outcomes},
         postings=by_recipient,
         links_at={(link.account, link.height) for link in links},
-        by_hash={link.hash for link in links},
+        accounts_of={link.hash for link in links},
         wanted_links=dict.fromkeys(link.hash for link in links),
         wanted_postings=dict.fromkeys(posting for _, posting in postings),
         known={link.hash for link in links} | {LinkHash(nobody("x"))},
@@ -606,8 +606,8 @@ def test_everything_is_loaded_by_its_key(bank: Bank) -> None:
         first.setdefault((link.account, request), (outcome, link.hash, link.height, link.balance))
     assert {key: (o.outcome, o.link_hash, o.height, o.balance) for key, o in loaded.outcomes.items()} == first
     assert loaded.links_at == {(link.account, link.height): link.hash for link in links}
-    assert loaded.by_hash == {link.hash: link.raw for link in links}
-    assert loaded.wanted_links == loaded.by_hash
+    assert loaded.accounts_of == {link.hash: link.account for link in links}
+    assert loaded.wanted_links == {link.hash: link.raw for link in links}
     assert loaded.wanted_postings == {posting: link.raw for link, posting in postings}
     assert not loaded.cut
     assert loaded.known == {link.hash for link in links}
@@ -713,7 +713,7 @@ def test_what_a_turn_reads_is_found_in_an_index(bank: Bank, monkeypatch: pytest.
         postings={"alice": {posting, bank.links[4].posting_hashes[0]}},
         links_at={(link.account, link.height)},
         chains={("alice", 1)},
-        by_hash={link.hash},
+        accounts_of={link.hash},
         wanted_chains={("alice", 1): None},
         wanted_links={link.hash: None},
         wanted_postings={posting: None},

@@ -245,7 +245,7 @@ MUTANTS: dict[str, Mutant] = {
     # answers
     "wrong signature admitted": Mutant("I10", CALM, Edit("node.gateway:Gateway._refuse", "not self._is_signed(queued, key)", "False")),
     "stale said without asking": Mutant(
-        "I10", PINNED, Edit("node.gateway:Gateway._submit_pinned", "raw is not None and", "True or")
+        "I10", PINNED, Edit("node.gateway:Gateway._submit_pinned", "turn.loaded.accounts_of.get(LinkHash(queued.request.expect_tip)) == head.name", "True")
     ),
     "not_started said of what was handed over": Mutant(
         "I10", LAGGING, Edit("node.gateway:Gateway._time_is_up", "if job.tries or request_id in self._doubtful", "if False")

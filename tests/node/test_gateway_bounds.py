@@ -1,16 +1,19 @@
 """What a gateway keeps for its clients is bounded, and what it says is never more than it knows (design R13)."""
 
+from collections.abc import Callable
+
 import pytest
 
 from chain.errors import Corruption
-from chain.link import LinkHash
+from chain.link import HEADER_BYTES, LinkHash
 from chain.load import load
+from chain.request import Posting
 from hopchain.wire import Changed, NotStarted, Recorded, Refused, Stale, Submit, Unknown
 from node import gateway
 from node.events import Caller, ClientSubmit, DiskSpace, FromPeer, ToldRemoved
 from node.messages import Declined, Forward, Message, Moved, NotOwner, SlotName
 from routing.keyspace import NodeId
-from tests.chain.bank import damage_body
+from tests.chain.bank import put_link
 from tests.node.watch import Call
 from tests.node.world import World
 
@@ -223,24 +226,47 @@ def test_no_client_waits_for_longer_than_a_bound(world: World, monkeypatch: pyte
     assert world.run_until_answered([call], 0.2)
 
 
-def test_a_link_of_this_disk_that_is_damaged_stops_the_node_when_a_request_is_pinned_to_it(world: World) -> None:
+@pytest.mark.parametrize(
+    ("damaged", "told"),
+    [
+        (lambda header: header[:-1], f"a header of {HEADER_BYTES - 1} bytes"),
+        (lambda header: None, "its header is that of link 2 of alice"),
+    ],
+    ids=["cut short", "of another link"],
+)
+def test_a_header_of_this_disk_that_is_damaged_stops_the_node_when_a_request_is_pinned_to_its_link(
+    world: World, damaged: Callable[[bytes], bytes | None], told: str
+) -> None:
     """It was dropped like a message of a peer that cannot be read: the client had no answer, and nobody was told."""
     gate = world.ids[0]
     paid = [world.pay("alice", "bob", 1, at=gate) for _ in range(2)]
     world.run(3)
-    assert isinstance(paid[0], Recorded)
-    damage_body(world.nodes[gate].conn, LinkHash(paid[0].link_hash))
-    world.crash(gate)  # it remembers the links that it has decoded
-    world.start(gate)
-    world.run(3)
-    world.submit(gate, world.pay_request("alice", "bob", 1, tip=paid[0].link_hash))
-    with pytest.raises(Corruption, match=rf"links row {paid[0].link_hash.hex()[:16]}: .* its body is not the one"):
+    first, second = (answer for answer in paid if isinstance(answer, Recorded))
+    conn = world.nodes[gate].conn
+    rows = [
+        conn.execute("SELECT header, body FROM links WHERE hash = ?", (answer.link_hash,)).fetchone()
+        for answer in (first, second)
+    ]
+    put_link(conn, LinkHash(first.link_hash), damaged(rows[0][0]) or rows[1][0], rows[0][1])
+    world.submit(gate, world.pay_request("alice", "bob", 1, tip=first.link_hash))
+    with pytest.raises(Corruption, match=rf"links row {first.link_hash.hex()[:16]}: {told}"):
         world.run(3)
 
 
 def test_a_request_that_is_pinned_to_a_tip_of_another_account_is_refused_and_not_called_stale(world: World) -> None:
     answer = world.pay("alice", "bob", 1, at=world.ids[0], tip=world.tip(world.ids[0], "bob"))
     assert isinstance(answer, Refused) and answer.code == "unknown_tip"
+
+
+def test_a_request_that_nobody_signed_has_no_link_loaded_that_it_is_pinned_to(world: World) -> None:
+    """Links have up to a megabyte, and a turn takes hundreds of requests, each pinned to another one."""
+    node = world.nodes[world.ids[0]]
+    many = world.pay_many_request("alice", [Posting("bob", 1)] * 100)
+    large = world.settle(node.id, many)
+    forged = world.forge(world.pay_request("alice", "bob", 1, tip=large.link_hash))
+    event = ClientSubmit(Caller(7, 1), Submit(forged.raw, forged.signature, 1000))
+    loaded = load(node.conn, world.core(node.id).needs([event], world._clock(node)))
+    assert len(many.raw) > 10_000 and len(repr(loaded)) < 5_000
 
 
 def test_a_request_that_comes_again_after_its_time_is_not_asked_about_once_more(world: World) -> None:
