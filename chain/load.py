@@ -194,13 +194,13 @@ def head_row(
 
 def _outcomes(
     conn: sqlite3.Connection, keys: Set[tuple[str, RequestId]], told: Mapping[tuple[str, RequestId], None]
-) -> tuple[dict[tuple[str, RequestId], OutcomeRow], set[tuple[str, RequestId]]]:
+) -> tuple[dict[tuple[str, RequestId], OutcomeRow], dict[tuple[str, RequestId], int]]:
     """Those that have a row. What is told is final, so a changed row must not tell another outcome: those of `told` are
     as their links have them, or, where these links are too many for one turn, named beside. A link is read once for all
     of them, and one link is always read."""
     found: dict[tuple[str, RequestId], OutcomeRow] = {}
     of_link: dict[LinkHash, dict[int, tuple[RequestId, str, int]]] = {}
-    untold: set[tuple[str, RequestId]] = set()
+    untold: dict[tuple[str, RequestId], int] = {}
     room = TOLD_BYTES
     for link, number, request_id, account, outcome, height, balance, time_ms, size in _join(
         conn, _OUTCOMES, [*told, *(keys - told.keys())], lambda *row: row
@@ -213,7 +213,7 @@ def _outcomes(
             continue
         if link not in of_link:
             if of_link and size > room:
-                untold.add(key)
+                untold[key] = size
                 continue
             room -= size
         of_link.setdefault(link, {})[number] = (request_id, account, outcome)

@@ -63,8 +63,8 @@ class Loaded(msgspec.Struct):
     heads: dict[str, AccountHead] = msgspec.field(default_factory=dict)
     assets: dict[str, str] = msgspec.field(default_factory=dict)
     outcomes: dict[tuple[str, RequestId], OutcomeRow] = msgspec.field(default_factory=dict)
-    # Of `told`: for their links there was no room.
-    untold: set[tuple[str, RequestId]] = msgspec.field(default_factory=set)
+    # Of `told`: for their links, of so many bytes, there was no room. Their outcomes are as their rows have them.
+    untold: dict[tuple[str, RequestId], int] = msgspec.field(default_factory=dict)
     postings: dict[PostingHash, Credit] = msgspec.field(default_factory=dict)
     links_at: dict[tuple[str, int], LinkHash] = msgspec.field(default_factory=dict)
     chains: dict[tuple[str, int], tuple[bytes, ...]] = msgspec.field(default_factory=dict)

@@ -228,6 +228,7 @@ class Core:
         """Which rows the turn with these events will look at. Events that are faulty are dropped here."""
         needs = Needs()
         self._events = []
+        self.gateway.needs_untold(needs)
         for event in [*self._again, *events]:
             try:
                 self._needs_event(event, needs)
@@ -246,6 +247,7 @@ class Core:
         turn = Turn(loaded, now)
         self.replica.familiar.note(loaded.assets)
         self.peers.wake(now)
+        self.gateway.tell_untold(turn)
         for event in self._events:
             self._handle(turn, event)
         self._events = []
@@ -370,6 +372,7 @@ class Core:
                 self.reading.on_balance(turn, event)
             case ClientGone():
                 self.reading.on_gone(event)
+                self.gateway.on_gone(event)
             case FormLink():
                 self.owner.on_form(turn, event)
             case Learn():

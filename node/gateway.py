@@ -27,7 +27,7 @@ from hopchain.wire import NOT_COVERED, NotStarted, Recorded, Refused, ReplyBody,
 from node.askers import MAX_ASKERS, Purpose
 from node.decoded import LinkDecoder, RequestDecoder
 from node.due import Due
-from node.events import NOBODY, Caller, ClientSubmit, DiskSpace, RouteJobs
+from node.events import NOBODY, Caller, ClientGone, ClientSubmit, DiskSpace, RouteJobs
 from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotState
 from node.messages import Declined, Moved, NotOwner, SlotName
 from node.owner import Owner
@@ -38,6 +38,7 @@ from node.room import SharedRoom, Taken, leaves_enough
 from node.slots import birth_epoch, height_of, next_slot
 from node.turn import Self, Turn
 from node.uncovered import Uncovered, cost_of, may_stay_unpaid
+from node.untold import Untold
 from routing.keyspace import NodeId, route_key, short
 
 MAX_JOBS: Final = 100_000  # requests of clients that wait here, shared as node.room says; who has no room is told busy
@@ -97,6 +98,7 @@ class Gateway:
         self._asking: Counter[int] = Counter()  # by session: requests for which others are asked before admission
         self._disk = DiskSpace(0, 0)  # as it was told last
         self._due = Due()
+        self._untold = Untold()
         self._signed: dict[tuple[RequestId, bytes, bytes], bool] = {}  # (id, signature, key) as checked in this turn
 
     def __len__(self) -> int:
@@ -151,8 +153,9 @@ class Gateway:
             return
         row = turn.loaded.outcomes.get((request.sender, queued.request_id))
         if row is not None:
-            if (request.sender, queued.request_id) in turn.loaded.untold:
-                turn.again.append(event)  # others took all the room: it is before them in the next turn
+            size = turn.loaded.untold.get((request.sender, queued.request_id))
+            if size is not None:  # others took all the room
+                self._untold.add(event.caller, row, size)
             else:
                 turn.answer(event.caller, recorded(row, b"", 0, repeated=True))
             return
@@ -163,6 +166,18 @@ class Gateway:
             self._submit_pinned(turn, event, queued, head)
             return
         self._admit(turn, event, queued, head)
+
+    def needs_untold(self, needs: Needs) -> None:
+        self._untold.needs_turn(needs)
+
+    def tell_untold(self, turn: Turn) -> None:
+        """Answer those for whom there was no room when they came."""
+        for caller, row in self._untold.take(turn.loaded):
+            turn.answer(caller, recorded(row, b"", 0, repeated=True))
+
+    def on_gone(self, event: ClientGone) -> None:
+        """Nobody waits for these outcomes any more."""
+        self._untold.forget(event.session)
 
     def _refuse(self, queued: Queued, head: AccountHead | None) -> Refused | None:
         """What admission refuses, judged once (design R15): network, asset, signature."""
@@ -437,7 +452,7 @@ class Gateway:
     # --- time ---
 
     def deadline(self) -> float | None:
-        return self._due.at
+        return float("-inf") if self._untold else self._due.at
 
     def tick(self, turn: Turn) -> None:
         """Answer those whose time is up; hand the others over again when whoever has them is dead, lags, or is silent

@@ -7,10 +7,10 @@ import pytest
 from chain.errors import Corruption
 from chain.link import HEADER_BYTES, LinkHash
 from chain.load import load
-from chain.request import Posting
+from chain.request import Posting, is_signed_by
 from hopchain.wire import Changed, NotStarted, Recorded, Refused, Stale, Submit, Unknown
 from node import gateway
-from node.events import Caller, ClientSubmit, DiskSpace, FromPeer, ToldRemoved
+from node.events import Caller, ClientGone, ClientSubmit, DiskSpace, Event, FromPeer, ToldRemoved
 from node.messages import Declined, Forward, Message, Moved, NotOwner, SlotName
 from routing.keyspace import NodeId
 from tests.chain.bank import put_link
@@ -290,6 +290,58 @@ def test_outcomes_that_one_turn_has_no_room_to_read_are_told_in_the_next_ones(
     assert [call.answer.link_hash for call in calls if isinstance(call.answer, Recorded) and call.answer.repeated] == [
         answer.link_hash for answer in first
     ]
+
+
+def test_a_turn_looks_only_at_those_recorded_requests_that_it_has_room_to_tell(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands that were sent again were all judged anew in each turn, and their signatures checked: it took a
+    second."""
+    node = world.nodes[world.ids[0]]
+    paid = [world.pay_request("alice", "bob", amount) for amount in range(1, 6)]
+    for request in paid:
+        world.settle(node.id, request)
+    checked: list[bytes] = []
+    monkeypatch.setattr(
+        gateway, "is_signed_by", lambda signed, key: (checked.append(signed.raw), is_signed_by(signed, key))[1]
+    )
+    monkeypatch.setattr("chain.load.TOLD_BYTES", 1)
+    monkeypatch.setattr("node.untold.TOLD_BYTES", 1)
+    core, now = world.core(node.id), world._clock(node)
+    events = [ClientSubmit(Caller(7, n), Submit(r.raw, r.signature, 1000)) for n, r in enumerate(paid)]
+    answered: list[list[int]] = []
+    looked_at: list[int] = []
+    for turn in range(len(paid)):
+        needs = core.needs(events if turn == 0 else [], now)
+        looked_at.append(len(needs.told))
+        answers = core.step(load(node.conn, needs), now).answers
+        answered.append([answer.caller.number for answer in answers])
+    assert answered == [[0], [1], [2], [3], [4]]
+    assert looked_at == [5, 1, 1, 1, 1] and len(checked) == 5
+
+
+def test_nothing_is_read_for_a_client_that_is_gone_and_all_is_for_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = world.nodes[world.ids[0]]
+    paid = [world.pay_request("alice", "bob", amount) for amount in range(1, 7)]
+    for request in paid:
+        world.settle(node.id, request)
+    for where in ("chain.load.TOLD_BYTES", "node.untold.TOLD_BYTES"):
+        monkeypatch.setattr(where, 1)
+    core, now = world.core(node.id), world._clock(node)
+    told: list[int] = []
+
+    def turn(*events: Event) -> int:
+        needs = core.needs(events, now)
+        told.extend(answer.caller.number for answer in core.step(load(node.conn, needs), now).answers)
+        return len(needs.told)
+
+    turn(*(ClientSubmit(Caller(7 + n % 2, n), Submit(r.raw, r.signature, 1000)) for n, r in enumerate(paid)))
+    assert told == [0] and core.deadline() == float("-inf")
+    assert turn(ClientGone(7)) == 1  # it was being read when the client left
+    assert [turn(), turn(), turn()] == [1, 1, 0]
+    assert sorted(set(told) - {2}) == [0, 1, 3, 5] and core.deadline() != float("-inf")
 
 
 def watch_hand_overs(world: World) -> list[tuple[NodeId, NodeId]]:
