@@ -26,6 +26,7 @@ from chain.rules import Queued
 from hopchain.wire import NOT_COVERED, NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
 from node.askers import MAX_ASKERS, Purpose
 from node.decoded import LinkDecoder, RequestDecoder
+from node.doubtful import Doubtful
 from node.due import Due
 from node.events import NOBODY, Caller, ClientGone, ClientSubmit, DiskSpace, RouteJobs
 from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotState
@@ -48,7 +49,6 @@ MAX_TIMEOUT_MS: Final = 600_000
 TRY_AGAIN_S: Final = 1.0  # without an answer the request is looked at again
 HOLDER_S: Final = ASK_DEADLINE_S + 1.0  # whoever has it and lives may be asking the network about it for so long
 MAX_CALLERS: Final = 64  # of one request at once; who asks more often than that need not be told more often
-MAX_DOUBTFUL: Final = 100_000  # request ids that ended as Unknown here: 10 MB
 TRIES_PER_RANK: Final = 2
 UNSENT: Final = -1
 
@@ -94,7 +94,7 @@ class Gateway:
         self._room = SharedRoom()  # for the requests of all jobs
         self._asked: Counter[str] = Counter()  # what they cost, by account
         self.uncovered: Final = Uncovered()
-        self._doubtful: dict[RequestId, None] = {}  # some node may still hold them: never NotStarted
+        self._doubtful = Doubtful()
         self._asking: Counter[int] = Counter()  # by session: requests for which others are asked before admission
         self._disk = DiskSpace(0, 0)  # as it was told last
         self._due = Due()
@@ -494,9 +494,7 @@ class Gateway:
             turn.answer(caller, body)
         if not job.callers:
             if isinstance(body, Unknown):
-                while len(self._doubtful) >= MAX_DOUBTFUL:
-                    del self._doubtful[next(iter(self._doubtful))]
-                self._doubtful[request_id] = None
+                self._doubtful.add(request_id)
             self._forget(turn, job, body)
 
 

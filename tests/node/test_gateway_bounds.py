@@ -1,5 +1,6 @@
 """What a gateway keeps for its clients is bounded, and what it says is never more than it knows (design R13)."""
 
+import hashlib
 from collections.abc import Callable
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from chain.errors import Corruption
 from chain.link import HEADER_BYTES, LinkHash
 from chain.load import load
-from chain.request import Posting, is_signed_by
+from chain.request import Posting, RequestId, is_signed_by
 from hopchain.wire import Changed, NotStarted, Recorded, Refused, Stale, Submit, Unknown
 from node import gateway
 from node.events import Caller, ClientGone, ClientSubmit, DiskSpace, Event, FromPeer, ToldRemoved
@@ -197,16 +198,18 @@ def test_a_node_that_was_removed_does_not_say_that_what_it_has_handed_over_did_n
     assert call.answer is None
 
 
-def test_what_is_in_doubt_is_remembered_within_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The newest are."""
-    monkeypatch.setattr(gateway, "MAX_DOUBTFUL", 2)
-    calls = []
-    for _ in range(4):
-        gate, _, call = handed_to_nobody(world, 0.1)
-        assert world.run_until_answered([call], 1)
-        calls.append(call)
-    newest = [call.signed.request_id for call in calls[2:] if call.signed is not None]
-    assert list(world.core(gate).gateway._doubtful) == newest
+def test_what_is_in_doubt_is_not_forgotten_for_those_who_wait_for_a_millisecond(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of their requests ends as Unknown at once. Of 100,000 ids the oldest was forgotten, in half a minute."""
+    gate, call = in_doubt(world)
+    hasty = [world.submit(gate, world.pay_request("alice", "bob", 1), 0.001) for _ in range(10)]
+    assert world.run_until_answered(hasty, 1)
+    assert all(isinstance(call.answer, Unknown) for call in hasty)
+    for number in range(120_000):
+        world.core(gate).gateway._doubtful.add(RequestId(hashlib.sha256(str(number).encode()).digest()))
+    monkeypatch.setattr(gateway, "MAX_JOBS", 0)
+    assert_told_apart(world, gate, call, "busy")
 
 
 def test_so_many_calls_wait_for_one_request(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
