@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import compare
 import kept
+import text
 
 from node.balances import MAX_BALANCES
 
@@ -36,6 +37,22 @@ def row(document: dict[str, Any]) -> dict[str, Any]:
 def to_keep(documents: list[dict[str, Any]]) -> dict[str, Any]:
     """Of all runs, what docs/performance.md shows."""
     return {"in_memory": MAX_BALANCES, "rows": [row(document) for document in documents]}
+
+
+def beyond_memory(results: text.Kept) -> str:
+    """What reads take where a node does not have all balances in memory."""
+    found = results["balances"]
+    few, many = found["rows"]
+    p99s = []
+    for row in (many, few):
+        took = row["read_p99_us_at_node"]
+        p99s.append(f"{took / 1000:.1f} ms" if took else "no time, for too few")
+    return (
+        f"With {many['accounts']:,} accounts, asked at random, only {found['in_memory'] / many['accounts'] * 100:.0f} % of the "
+        f"balances are in memory, and the others are read from SQLite: p99 {p99s[0]} at the node and "
+        f"{text.whole(many['completed_per_s'])} reads/s, beside {p99s[1]} and {text.whole(few['completed_per_s'])} with {few['accounts']:,} "
+        f"(`python bench/balances.py`, {text.commit('balances', results)})."
+    )
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import compare
 import kept
 import postgres
+import text
 
 PROFILE: Final = "hot-sender"
 PEER: Final = "plain"
@@ -62,6 +63,12 @@ def table(found: dict[str, Any]) -> str:
             f"| {one['cpu_us_per_transfer']:,.0f} |"
         )
     return "\n".join(lines)
+
+
+def peer(results: text.Kept) -> str:
+    """PostgreSQL's rate, which stands beside the table."""
+    rate = results["clients"]["postgres"]["completed_per_s"]
+    return f"{text.commit('clients', results)}; PostgreSQL's plain function with {CLIENTS[0]} clients: {text.whole(rate)}/s"
 
 
 def main() -> None:

@@ -19,10 +19,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import kept
 import postgres
+import text
 
 GOALS = {  # profile -> (least ratio, beside which variants: the best of them counts)
     "uniform": (1.0, ("function",)),
@@ -47,6 +48,18 @@ BALANCE_MS = 1.0  # at a node, whatever else it is asked
 ABORTS = {"rejected": "rejected", "unknown": "without an outcome", "retried": "not started and sent again"}
 NODES = 3  # of which all hold every link
 RUNS_BEFORE = 2  # whose ratios stay in a kept result
+VARIANTS: Final = {
+    "nowait": "NOWAIT, checks in triggers",
+    "waiting": "waiting, checks in triggers",
+    "function": "the same in one server-side function",
+    "plain": "plain function",
+}
+PROFILES: Final = {
+    "uniform": "uniform",
+    "zipf": "zipf 1.0",
+    "hot-recipient": "hot recipient",
+    "hot-sender": "hot sender",
+}
 
 
 def measure_hopchain(profile: str, asked: argparse.Namespace, *more: str) -> dict[str, object]:
@@ -225,6 +238,119 @@ def to_keep(found: dict[str, Any], asked: argparse.Namespace, before: list[dict[
         "goals": found["goals"],
         "before": before,
     }
+
+
+def compare_run(results: text.Kept) -> str:
+    """What was measured, and on what."""
+    found = results["compare"]
+    machine, asked = found["machine"], found["settings"]
+    told = aborts(found["hopchain"])
+    return (
+        f"{text.commit('compare', results)}: {machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']} GB, {machine['kernel']}, "
+        f"a load average of {found['load_average']:g} before it, {machine['file_system']}, SQLite {text.release(machine['sqlite'])}, "
+        f"Python {text.release(machine['python'])}, PostgreSQL {machine['postgresql'].split('.')[0]}; {asked['nodes']} nodes,\n"
+        f"k = {asked['k']}, {asked['clients']} clients, {asked['accounts']:,} accounts, "
+        f"{asked['duration_s']} s after {asked['warm_up_s']} s of warm-up. "
+        + (
+            f"At hopchain: {told}."
+            if told
+            else "No run of hopchain rejected, aborted or lost anything, and no request was sent again."
+        )
+    )
+
+
+def compare_table(results: text.Kept) -> str:
+    """Completed a second, and the ratios."""
+    found = results["compare"]
+    peers = {(row["variant"], row["profile"]): row for row in found["postgres"]}
+    ours, ratios = found["hopchain"], {row["profile"]: row for row in found["ratios"]}
+
+    def peer(row: dict[str, Any]) -> str:
+        share = row["aborted_share"]
+        return text.whole(row["completed_per_s"]) + (f" ({share * 100:.0f} % aborted)" if share >= 0.005 else "")
+
+    rows = [
+        [f"PostgreSQL x3, {words}", *(peer(peers[variant, profile]) for profile in PROFILES)]
+        for variant, words in VARIANTS.items()
+    ]
+    rows.append(["hopchain x3", *(text.whole(ours[profile]["completed_per_s"]) for profile in PROFILES)])
+    rows.append(
+        [
+            "hopchain: rejected, without an outcome, sent again",
+            *(", ".join(str(ours[profile][key]) for key in ABORTS) for profile in PROFILES),
+        ]
+    )
+    rows.append(["p50, p99 of hopchain, ms", *(f"{ours[p]['p50_ms']:.0f}, {ours[p]['p99_ms']:.0f}" for p in PROFILES)])
+    beside = [f"{ratios[p]['ratio']:.2f} x (goal {ratios[p]['goal']:g})" for p in PROFILES]
+    rows.append(["hopchain, beside the row that the goal names", *beside])
+    before = [run["ratios"] for run in found["before"]]
+    if before:
+        runs = "run" if len(before) == 1 else f"{text.in_words(len(before))} runs"
+        rows.append(
+            [
+                f"the same in the {runs} before, of earlier commits",
+                *(f"{text.span([run[p] for run in before], '.2f')} x" for p in PROFILES),
+            ]
+        )
+    return text.grid(["completed/s", *PROFILES.values()], rows)
+
+
+def others(results: text.Kept) -> str:
+    """The profiles that PostgreSQL has no row for."""
+    ours = results["compare"]["hopchain"]
+    floors = results["floor"]["profiles"]["bulk"]
+    again = text.span([run["completed_per_s"] for run in floors], ",.0f")
+    return (
+        f"Pool of {ours['pool']['sources']}: {text.whole(ours['pool']['completed_per_s'])}/s, p99 {ours['pool']['p99_ms']:.0f} ms. "
+        f"Bulk: {text.whole(ours['bulk']['completed_per_s'])} postings/s ({again} {text.in_runs(len(floors))} "
+        f"for [the floor](#what-the-floor-is-made-of)). Read: {text.whole(ours['read']['completed_per_s'])}/s."
+    )
+
+
+def goals_reached(results: text.Kept) -> str:
+    """Which goals the run reached."""
+    rows = results["compare"]["goals"]
+    reached = [f"{r['goal']} {r['wanted']}".removesuffix(" 0") for r in rows if r["reached"]]
+    count = f"**{len(reached)} of {len(rows)} are reached**"
+    return f"{count}: {'; '.join(reached)}" if reached else count
+
+
+def costs(results: text.Kept) -> str:
+    """What a transfer costs the nodes."""
+    ours = results["compare"]["hopchain"]
+    pool, bulk = f"pool of {ours['pool']['sources']}", f"bulk, {ours['bulk']['batch']:,} a request"
+    names = {**PROFILES, "zipf": "zipf", "pool": pool, "bulk": bulk, "read": "read"}
+    rows = []
+    for profile, name in names.items():
+        cost = ours[profile]["cost"]
+        commits, together = cost["commits_per_transfer"], cost["transfers_per_link"]
+        disk = cost["disk_bytes_per_transfer"]
+        rows.append(
+            [
+                name,
+                text.whole(cost["cpu_us_per_transfer"]),
+                text.whole(cost["main_thread_us_per_transfer"]),
+                str(commits) if commits else "-" if together else "0",  # of a link with many: too few to tell
+                text.whole(round(disk, -3 if disk >= 10_000 else -2)),
+                "-" if together is None else text.whole(together) if together >= 10 else str(together),
+            ]
+        )
+    head = [
+        "CPU us, all nodes",
+        "of it main threads",
+        "commits, all nodes",
+        "disk bytes, all nodes",
+        "transfers a link",
+    ]
+    return text.grid(["hopchain, per transfer, same run", *head], rows)
+
+
+def balance(results: text.Kept) -> str:
+    """How long the slowest node takes to answer a read, profile by profile."""
+    ours = results["compare"]["hopchain"]
+    names = {**PROFILES, "pool": f"pool of {ours['pool']['sources']}", "bulk": "bulk", "read": "nothing but balances"}
+    took = [balance_ms(ours[profile]) for profile in names]
+    return text.grid(["beside", *names.values()], [["p99, ms", *("-" if ms is None else f"{ms:.1f}" for ms in took)]])
 
 
 def main() -> None:

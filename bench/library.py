@@ -20,6 +20,7 @@ from typing import Any, Final
 import anyio
 import kept
 import takeover
+import text
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cli.bench_cluster import ASSET, ISSUER, until_up
@@ -104,6 +105,17 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"| {row['cpu_us_per_transfer']:,} | {row['not_completed']} |"
         )
     return "\n".join(lines)
+
+
+def told(results: text.Kept) -> str:
+    """What a program gets that pays through hopchain.Client."""
+    found = results["library"]
+    return (
+        f"**Through the Python client** (`python bench/library.py`, {text.commit('library', results)}; {text.in_words(found['nodes'])} "
+        f"nodes, {found['accounts']:,} accounts): tasks of one program pay through `hopchain.Client` with `spread=True`. All other "
+        "rates here\nare those of a generator without an event loop; a program signs, encodes and waits in its own, "
+        f"on the cores that the nodes have:\n\n{table(found['rows'])}"
+    )
 
 
 def main() -> None:

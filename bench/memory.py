@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple
 
 import compare
 import kept
+import text
 
 PROFILE: Final = "uniform"
 MINUTE: Final = 60
@@ -38,6 +39,8 @@ LOOP: Final = 200  # times SHA-256 of BLOCK
 BLOCK: Final = bytes(16_384)
 PROC: Final = Path("/proc")
 TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
+NOISE: Final = 0.05  # of a minute's CPU or rate
+LEVEL: Final = 0.98  # of the most memory in a run: from there on it is level
 
 
 class Look(NamedTuple):
@@ -137,6 +140,60 @@ def minutes(document: dict[str, Any], looks: Sequence[Look], length: int = MINUT
         ],
         "minutes_loop_us": [round(statistics.median(loops(at))) for at in starts],
     }
+
+
+def by_minute(results: text.Kept) -> str:
+    """A node's memory, minute by minute."""
+    found = results["memory"]
+    most = found["minutes_mb"]
+    return (
+        f"{found['transfers']:,} transfers {text.commit('memory', results)}: "
+        f"{found['at_start_mb']} MB at the start, then, each minute's most, {text.listed([str(mb) for mb in most])} MB, "
+        f"at {text.listed([str(rate) for rate in found['minutes_per_s']])} transfers a second"
+    )
+
+
+def level(results: text.Kept) -> str:
+    """From when on the memory does not grow, by the numbers."""
+    found = results["memory"]
+    most = found["minutes_mb"]
+    steady = next(number for number, mb in enumerate(most, 1) if mb >= LEVEL * max(most))
+    ran = text.in_words(len(most))
+    words = f"not level within {ran} minutes"
+    if steady < len(most):
+        words = f"level after about {text.in_words(steady)} minutes"
+    return f"{words} of {text.whole(found['completed_per_s'])} transfers a second"
+
+
+def rate(results: text.Kept) -> str:
+    """Whether the rate fell, and then whether it was the ledger, the machine, or neither; of the first two minutes and
+    the last two."""
+    found = results["memory"]
+    first, last = two_ends(found["minutes_per_s"])
+    fell = last / first - 1
+    told = f"From the first two minutes to the last two the rate went from {text.whole(first)} to {text.whole(last)}/s ({fell * 100:+.0f} %)"
+    if "minutes_loop_us" not in found:
+        return told
+    cpu, loop = two_ends(found["minutes_cpu_us"]), two_ends(found["minutes_loop_us"])
+    slower, dearer = loop[1] / loop[0], cpu[1] / cpu[0]
+    told += (
+        f", the nodes' CPU for a transfer from {text.whole(cpu[0])} to {text.whole(cpu[1])} us ({(dearer - 1) * 100:+.0f} %), and that "
+        f"of a loop of SHA-256, which says how fast the machine is, from {text.whole(loop[0])} to {text.whole(loop[1])} us "
+        f"({(slower - 1) * 100:+.0f} %): "
+    )
+    own = dearer / slower - 1
+    if own > NOISE:
+        return told + f"beside that loop a transfer costs {own * 100:.0f} % more with the longer ledger"
+    if fell > -NOISE:
+        return told + "a longer ledger does not show"
+    if slower > 1 + NOISE:
+        return told + "the machine got slower, and beside that loop a transfer costs no more with the longer ledger"
+    return told + "a transfer costs no more, so the nodes got less of the cores or waited longer for the disk"
+
+
+def two_ends(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of the first two, and of the last two."""
+    return sum(values[:2]) / len(values[:2]), sum(values[-2:]) / len(values[-2:])
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ CPU is the thread's own, so what else runs matters little to it; the wall time h
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
 import sqlite3
@@ -37,6 +38,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import kept
+import text
 
 from chain.disk import open_database
 from chain.genesis import Asset, Genesis, GenesisMember, Issuer
@@ -339,6 +341,39 @@ def to_keep(rows: Sequence[dict[str, object]]) -> dict[str, Any]:
     """Of the rows, what docs/performance.md shows."""
     keys = ("grows", "accounts", "postings", "cpu_us", "disk_mb")
     return {"rows": [{key: row[key] for key in keys if key in row} for row in rows]}  # with --bulk two of them
+
+
+def scale_table(results: text.Kept) -> str:
+    """CPU with more accounts and with more postings."""
+    rows = [
+        [
+            f"{row['accounts']:,}",
+            text.whole(round(row["postings"], -3)),
+            text.whole(row["cpu_us"]),
+            f"{row['disk_mb']:,}",
+        ]
+        for row in results["scale"]["rows"]
+    ]
+    return text.grid(["accounts", "postings stored", "CPU us", "database MB"], rows)
+
+
+def growth(results: text.Kept) -> str:
+    """How many times the CPU of the smallest the largest takes."""
+    found = []
+    for grows in ("accounts", "postings"):
+        rows = [row for row in results["scale"]["rows"] if row["grows"] == grows]
+        first, last = (round(math.log10(row[grows])) for row in (rows[0], rows[-1]))
+        found.append(f"{rows[-1]['cpu_us'] / rows[0]['cpu_us']:.1f} times from 10^{first} to 10^{last} {grows}")
+    return text.listed(found)
+
+
+def bulk_table(results: text.Kept) -> str:
+    """CPU of a posting while the ledger grows."""
+    rows = results["scale-bulk"]["rows"]
+    return text.grid(
+        ["postings stored", *(f"{row['postings']:,}" for row in rows)],
+        [["CPU us a posting", *(f"{row['cpu_us']:.1f}" for row in rows)]],
+    )
 
 
 def main() -> None:

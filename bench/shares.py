@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 import compare
 import kept
+import text
 
 from cli.bench_node import Stacks, flame_graph
 
@@ -53,6 +54,22 @@ HOPS: Final = ("database.", "_entry_queue.", "_wakeup_socketpair.", "core._conne
 DATABASE_THREAD: Final = "_connection_worker_thread"  # in its name
 NODE: Final = "process.run_node"
 IMPORT: Final = "importlib"
+SHARES: Final = {
+    "commit": "`store.commit`: SQLite's writes with their triggers, fsync",
+    "step": "`core.step` without signatures",
+    "wire": "TLS and sockets, frames",
+    "hops": "hops to the database thread and back (aiosqlite, trio-asyncio, wake-up pipe)",
+    "needs": "`core.needs` without signatures: decoding links and requests",
+    "signatures": "signature check (once a request, at its gateway)",
+    "load": "`load`: SQLite's reads",
+    "rest": "trio's scheduler, encoding, DHT, the rest",
+}
+PROFILED: Final = {
+    "uniform": "uniform, 32 clients",
+    "uniform-512": "uniform, 512",
+    "hot-sender": "hot sender",
+    "bulk": "bulk",
+}
 
 
 def part_of(stack: Sequence[str]) -> str | None:
@@ -110,6 +127,21 @@ def show(name: str, found: dict[str, float]) -> None:
     """A line."""
     sys.stdout.write(f"{name}: {', '.join(f'{part} {share} %' for part, share in found.items())}\n")
     sys.stdout.flush()
+
+
+def shares_table(results: text.Kept) -> str:
+    """Where a node's CPU goes."""
+    found = results["shares"]["shares"]
+    runs = [run for run in PROFILED if run in found]
+    rows = [[words, *(f"{found[run][part]:.0f} %" for run in runs)] for part, words in SHARES.items()]
+    return text.grid(["share of a node's CPU", *(PROFILED[run] for run in runs)], rows)
+
+
+def pictures(results: text.Kept) -> str:
+    """The flame graphs of the same runs."""
+    found = results["shares"]
+    drawn = [f"[{words}](performance/{RUNS[run].picture})" for run, words in PROFILED.items() if run in found["shares"]]
+    return f"{text.listed(drawn)}, {text.commit('shares', results)}" if "pictures" in found else text.listed(drawn)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import anyio
 import kept
+import text
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cli.bench_cluster import ASSET, ISSUER, until_up
@@ -192,6 +193,21 @@ def to_keep(runs: Sequence[Sequence[dict[str, object]]]) -> dict[str, Any]:
         "accounts": ACCOUNTS,
         "runs": [[kept.picked(row, *keys) for row in phases] for phases in runs],
     }
+
+
+def p99s(results: text.Kept) -> str:
+    """p99 before and after the kills, and after the starts."""
+    found = results["takeover"]
+    alive, one, two, back = (
+        text.listed([f"{row['p99_ms']:.0f}" for row in phase]) for phase in zip(*found["runs"], strict=True)
+    )
+    runs = len(found["runs"])
+    paid = min(row["accounts_that_paid"] for phases in found["runs"] for row in phases)
+    return (
+        f"p99 {alive} ms with all alive, {one} ms from ten seconds after one was\nkilled, {two} ms from ten seconds after "
+        f"a second one, {back} ms from when both are started again,\nin {text.in_words(runs)} {'run' if runs == 1 else 'runs'} {text.commit('takeover', results)}; "
+        + (f"all {paid} accounts pay" if paid == found["accounts"] else f"{paid} of {found['accounts']} accounts pay")
+    )
 
 
 def main() -> None:

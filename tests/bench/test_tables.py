@@ -15,6 +15,7 @@ import balances
 import clients
 import compare
 import floor
+import floor_tables
 import kept
 import library
 import memory
@@ -24,6 +25,7 @@ import scale
 import shares
 import tables
 import takeover
+from text import Kept
 
 from cli.bench_report import document
 from tests.cli.test_bench import make_run
@@ -112,11 +114,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def results(place: Path) -> tables.Kept:
+def results(place: Path) -> Kept:
     return tables.read(place)
 
 
-def test_what_the_programs_keep_has_what_each_table_shows(results: tables.Kept) -> None:
+def test_what_the_programs_keep_has_what_each_table_shows(results: Kept) -> None:
     shown = {name: tables.render(name, results) for name in tables.TABLES}
     assert shown["compare-run"].startswith("at commit `1234567`: ")
     assert re.search(r" cores of .*, \d+ GB, \w+ [\d.]+, a load average of 0.25 before it, ", shown["compare-run"])
@@ -150,30 +152,18 @@ def test_what_the_programs_keep_has_what_each_table_shows(results: tables.Kept) 
 
 
 @pytest.mark.parametrize("name", tables.FILES)
-def test_a_result_that_lacks_something_is_named_with_its_table(name: str, results: tables.Kept) -> None:
+def test_a_result_that_lacks_something_is_named_with_its_table(name: str, results: Kept) -> None:
     results[name] = {"commit": "1234567"}
     with pytest.raises(ValueError, match=r"^the kept results lack what `[a-z-]+` shows: KeyError"):
         tables.rendered(PAGE, results)
 
 
-def test_what_is_not_measured_yet_is_not_on_the_page(place: Path, results: tables.Kept, tmp_path: Path) -> None:
-    for path in place.glob("*.json"):
-        if path.stem not in tables.LATER.values():
-            (tmp_path / path.name).write_text(path.read_text())
-    without = tables.read(tmp_path)
-    assert {*results} - {*without} == {*tables.LATER.values()}
-    page, _ = tables.rendered(PAGE, without)
-    for name in tables.LATER:
-        assert f"{name} <!-- table: {name} --><!-- end -->." in page
-    assert tables.rendered(page, results)[1] == [name for name in tables.TABLES if name in tables.LATER]
-
-
-def test_a_balance_that_was_asked_too_seldom_has_no_p99(results: tables.Kept) -> None:
+def test_a_balance_that_was_asked_too_seldom_has_no_p99(results: Kept) -> None:
     results["compare"]["hopchain"]["bulk"]["cost"]["read_p99_us_at_node"] = None
-    assert tables.balance(results).endswith("| 0.7 | - | 0.7 |")
+    assert compare.balance(results).endswith("| 0.7 | - | 0.7 |")
 
 
-def test_a_page_changes_between_its_marks_and_nowhere_else(results: tables.Kept) -> None:
+def test_a_page_changes_between_its_marks_and_nowhere_else(results: Kept) -> None:
     page, differ = tables.rendered(PAGE, results)
     assert differ == list(tables.TABLES)
     assert tables.PLACE.sub(r"\1old\6", page) == PAGE
@@ -192,21 +182,21 @@ def test_a_page_changes_between_its_marks_and_nowhere_else(results: tables.Kept)
         ("<!-- end -->", "", "has no `<!-- end -->`"),
     ],
 )
-def test_marks_that_do_not_fit_are_refused(old: str, new: str, why: str, results: tables.Kept) -> None:
+def test_marks_that_do_not_fit_are_refused(old: str, new: str, why: str, results: Kept) -> None:
     with pytest.raises(ValueError, match=why):
         tables.rendered(PAGE.replace(old, new), results)
 
 
 @pytest.mark.parametrize("name", tables.FILES)
-def test_a_result_that_names_no_commit_is_refused(name: str, results: tables.Kept) -> None:
+def test_a_result_that_names_no_commit_is_refused(name: str, results: Kept) -> None:
     results[name]["commit"] = None
     with pytest.raises(ValueError, match=f"^docs/performance/{name}.json names no commit: measure again$"):
         tables.rendered(PAGE, results)
 
 
-def test_memory_is_level_from_where_it_has_nearly_its_most(results: tables.Kept) -> None:
+def test_memory_is_level_from_where_it_has_nearly_its_most(results: Kept) -> None:
     results["memory"]["minutes_mb"] = [168, 206, 230, 253, 259, 261, 261, 263, 263]
-    assert tables.memory_level(results) == "level after about five minutes of 100 transfers a second"
+    assert memory.level(results) == "level after about five minutes of 100 transfers a second"
 
 
 @pytest.mark.parametrize(
@@ -220,7 +210,7 @@ def test_memory_is_level_from_where_it_has_nearly_its_most(results: tables.Kept)
     ],
 )  # fmt: skip
 def test_a_rate_that_falls_is_the_ledgers_only_beside_the_machines_speed(
-    rates: tuple[int, int], cpu_us: tuple[int, int], loop_us: tuple[int, int], words: str, results: tables.Kept
+    rates: tuple[int, int], cpu_us: tuple[int, int], loop_us: tuple[int, int], words: str, results: Kept
 ) -> None:
     for key, (first, last) in (
         ("minutes_per_s", rates),
@@ -228,16 +218,16 @@ def test_a_rate_that_falls_is_the_ledgers_only_beside_the_machines_speed(
         ("minutes_loop_us", loop_us),
     ):
         results["memory"][key] = [first - 1, first + 1, 7, last - 1, last + 1]
-    assert f"%): {words}" in tables.memory_rate(results)
+    assert f"%): {words}" in memory.rate(results)
     del results["memory"]["minutes_loop_us"]
-    told = tables.memory_rate(results)
+    told = memory.rate(results)
     assert told.startswith(f"From the first two minutes to the last two the rate went from 330 to {rates[1]}/s (")
     assert told.endswith(" %)")
 
 
-def test_parts_floor_and_rest_are_of_one_run_and_add_up(results: tables.Kept) -> None:
+def test_parts_floor_and_rest_are_of_one_run_and_add_up(results: Kept) -> None:
     def run(database: float, clients: float, measured: float) -> dict[str, Any]:
-        parts = {**dict.fromkeys(tables.PARTS, 0.0), "database": database, "clients": clients}
+        parts = {**dict.fromkeys(floor_tables.PARTS, 0.0), "database": database, "clients": clients}
         return {
             "parts_us": parts,
             "floor_us": database + clients,
@@ -248,32 +238,32 @@ def test_parts_floor_and_rest_are_of_one_run_and_add_up(results: tables.Kept) ->
         }
 
     results["floor"]["profiles"]["uniform"] = [run(500, 100, 2000), run(400, 300, 1900), run(600, 50, 2500)]
-    cells = {row.split(" | ")[0]: row.split(" | ")[1] for row in tables.floor_table(results).splitlines()[2:]}
+    cells = {row.split(" | ")[0]: row.split(" | ")[1] for row in floor_tables.floor_table(results).splitlines()[2:]}
     assert (cells["| SQLite: reads, votes, links with all triggers"], cells["| the clients of the run"]) == (
         "600",
         "50",
     )
     assert cells["| **floor**"] == "**650 (600 to 700)**" and cells["| measured"] == "2,500 (1,900 to 2,500)"
     assert cells["| completed a second"] == "2,500"
-    assert tables.floor_run(results) == "the run whose floor is the median of three"
+    assert floor_tables.floor_run(results) == "the run whose floor is the median of three"
     results["floor"]["profiles"]["uniform"] = [run(2, 2, 9), run(1, 1, 9)]
-    assert tables.middle(results, "uniform")["floor_us"] == 2
-    assert tables.floor_run(results) == "the run whose floor is the lower median of two"
+    assert floor_tables.middle(results, "uniform")["floor_us"] == 2
+    assert floor_tables.floor_run(results) == "the run whose floor is the lower median of two"
 
 
-def test_what_is_needed_goes_from_half_of_the_least_to_all_of_the_most(results: tables.Kept) -> None:
+def test_what_is_needed_goes_from_half_of_the_least_to_all_of_the_most(results: Kept) -> None:
     runs = [
         {"measured_us": 4000, "interpreter_us": 2000, "parts_us": {"fsync": 400}},
         {"measured_us": 4500, "interpreter_us": 2400, "parts_us": {"fsync": 600}},
     ]
     results["floor"]["profiles"]["uniform"] = runs
     (uniform,) = [row for row in results["compare"]["ratios"] if row["profile"] == "uniform"]
-    shown = tables.needed(results).splitlines()
+    shown = floor_tables.needed(results).splitlines()
     assert shown[0] == "| step | CPU us, of 4,000 to 4,500 |"
     assert [row.split(" | ")[-1] for row in shown[2:]] == ["180 to 200 |", "1,000 to 2,400 |", "200 to 600 |"]
     for ratio, words in ((0.3, "still fewer than"), (0.5, "as many as"), (0.8, "more than")):
         uniform["ratio"] = ratio
-        assert tables.leave(results).startswith(
+        assert floor_tables.leave(results).startswith(
             f"1,500 to 3,000 us: 1.4 to 3.0 times as many transfers, {words} a PostgreSQL"
         )
 
@@ -287,11 +277,11 @@ def test_what_is_needed_goes_from_half_of_the_least_to_all_of_the_most(results: 
         ([60, 70, 80], "the larger part of what is measured: 60 to 80 %"),
     ],
 )  # fmt: skip
-def test_what_is_left_of_bulk_is_of_all_runs(left: list[int], words: str, results: tables.Kept) -> None:
+def test_what_is_left_of_bulk_is_of_all_runs(left: list[int], words: str, results: Kept) -> None:
     for run, per_cent in zip(results["floor"]["profiles"]["bulk"], left, strict=True):
         run |= {"measured_us": 50.0, "interpreter_us": per_cent / 2, "completed_per_s": 1000 + per_cent}
-    assert tables.bulk_left(results).startswith(words)
-    assert f"({min(left) + 1000:,} to {max(left) + 1000:,} in the three runs for [the floor]" in tables.others(results)
+    assert floor_tables.bulk_left(results).startswith(words)
+    assert f"({min(left) + 1000:,} to {max(left) + 1000:,} in the three runs for [the floor]" in compare.others(results)
 
 
 @pytest.mark.parametrize(
@@ -304,13 +294,13 @@ def test_what_is_left_of_bulk_is_of_all_runs(left: list[int], words: str, result
         ([98_000, 99_000, 99_000], "at the edge of what the floor leaves ("),
     ],
 )
-def test_a_goal_within_the_noise_of_the_floor_is_at_its_edge(most: list[int], words: str, results: tables.Kept) -> None:
+def test_a_goal_within_the_noise_of_the_floor_is_at_its_edge(most: list[int], words: str, results: Kept) -> None:
     for run, per_s in zip(results["floor"]["profiles"]["bulk"], most, strict=True):
         run |= {"most_per_s": per_s, "floor_us": 1e6 / per_s}
     assert tables.TABLES["bulk-reach"](results).startswith(words)
 
 
-def test_a_hot_recipient_has_a_floor_of_its_own_and_zipf_that_of_uniform(results: tables.Kept) -> None:
+def test_a_hot_recipient_has_a_floor_of_its_own_and_zipf_that_of_uniform(results: Kept) -> None:
     for profile, per_s in (("uniform", 600), ("hot-recipient", 3_900)):
         for run in results["floor"]["profiles"][profile]:
             run["most_per_s"] = per_s
@@ -319,14 +309,14 @@ def test_a_hot_recipient_has_a_floor_of_its_own_and_zipf_that_of_uniform(results
     assert tables.TABLES["hot-recipient-reach"](results).startswith("at the edge of what the floor leaves (3,900")
 
 
-def test_lost_payments_stand_where_it_says_that_there_are_none(results: tables.Kept) -> None:
+def test_lost_payments_stand_where_it_says_that_there_are_none(results: Kept) -> None:
     results["compare"]["hopchain"]["pool"] |= {"rejected": 1, "unknown": 2, "retried": 3}
-    assert tables.compare_run(results).endswith(
+    assert compare.compare_run(results).endswith(
         "At hopchain: pool 1 rejected, pool 2 without an outcome, pool 3 not started and sent again."
     )
 
 
-def test_the_row_of_runs_before_is_of_other_commits(results: tables.Kept, tmp_path: Path) -> None:
+def test_the_row_of_runs_before_is_of_other_commits(results: Kept, tmp_path: Path) -> None:
     path = tmp_path / "compare.json"
     asked = Namespace(keep=path, commit="1234567", load_average=0.25)
     kept.write(asked, results["compare"])
@@ -338,13 +328,13 @@ def test_the_row_of_runs_before_is_of_other_commits(results: tables.Kept, tmp_pa
     assert compare.kept_before(path, "1234567") == older, "the same commit once more takes its own place"
     assert compare.kept_before(path, "abcdef0") == [*first, older[0]]
     results["compare"]["before"] = [*first, older[0]]
-    assert "| the same in the two runs before, of earlier commits | 0.10 x | 0.10 to 0.30 x |" in tables.compare_table(results)  # fmt: skip
+    assert "| the same in the two runs before, of earlier commits | 0.10 x | 0.10 to 0.30 x |" in compare.compare_table(results)  # fmt: skip
     results["compare"]["before"] = first
-    assert "| the same in the run before, of earlier commits | 0.10 x |" in tables.compare_table(results)
+    assert "| the same in the run before, of earlier commits | 0.10 x |" in compare.compare_table(results)
 
 
 def test_check_writes_nothing_and_says_which_differ(
-    results: tables.Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    results: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.md"
     page.write_text(PAGE)
