@@ -357,8 +357,8 @@ def successor_fault(
 
 
 def _order_fault(link: Link, confirmed: Sequence[Credit], taken: Collection[int]) -> str | None:
-    """What it confirms of each sender is, in order, the oldest that waits here. (What stands before the end of a thread
-    is confirmed here, for the same was so when each of its postings was.)"""
+    """What it confirms of each sender is, in order, the oldest that waits here. What precedes a thread's end is
+    confirmed: each posting was checked so when it was."""
     if len(set(link.confirmed)) < len(link.confirmed):
         return "it confirms a posting twice"
     listed: set[int] = set()

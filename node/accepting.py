@@ -30,9 +30,10 @@ ACCEPT_RETRY_S: Final = 0.1  # out of descriptors: give others time to close the
 class Strangers:
     """Connections whose handshake is not over, at most `most` of them. More wait until one is; but who is not done
     after PATIENCE_S may lose its place to them: the oldest, of the address that has most. So who connects and says
-    nothing, or speaks slowly, keeps nobody out for long, and of many who come at once each has its turn. An address
-    that lost half as many places as there are, not counting one for each handshake that it ended well, is not waited
-    for any more: else who connects again faster than its places become free would keep everybody out."""
+    nothing, or speaks slowly, keeps nobody out for long, and of many who come at once each has its turn.
+
+    Each place lost counts against its address, each good handshake for it. At half of `most` an address gets no more
+    patience: otherwise reconnecting fast would keep everybody out."""
 
     MAX_KNOWN: Final = 1024  # addresses that lost places; with more of them all begin anew, rather than grow
 

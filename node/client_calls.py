@@ -35,8 +35,8 @@ CALL_BYTES: Final = 4096  # that a call weighs beside its own: as much of a link
 TURN_CALLS: Final = 512 * CALL_BYTES  # weight of the calls of one turn, some 100 ms
 CALLS_WAITING: Final = 4096 * CALL_BYTES  # weight of those that wait for a turn: eight turns, in equal parts
 READS_AT_ONCE: Final = 128  # linearizable, of one client: fewer slow one that asks alone, more slow all others
-# The next begin when half of those places are free; with fewer only so long after the last ones began, or the first of
-# them came: a turn for each is slower
+# Held reads begin in batches: when half the places are free, or HELD_S after the last batch (or the first held read). A
+# turn for each would be slower.
 HELD_S: Final = 0.1
 ClientCall = ClientSubmit | ClientChange | ClientBalance
 

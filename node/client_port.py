@@ -246,9 +246,9 @@ class ClientServer:
             await session.over.wait()
 
     def _may_go(self, newcomer: str) -> Session | None:
-        """The session that gives its place to a client of the origin `newcomer`: of the origin that has most of them,
-        the one that was silent longest, when that origin still has no fewer than the newcomer's then, or when it is
-        idle."""
+        """The session that gives its place to a client of the origin `newcomer`. Of the origin with most sessions, the
+        one silent longest. It goes if it is idle, or if its origin would still have at least as many as the
+        newcomer's."""
         staying = [session for session in self._sessions if not session.channel.ending]
         if not staying:
             return None
