@@ -24,8 +24,8 @@ from cli.bench_check import ask_lost, count_lost, databases, paid_out, read_answ
 from cli.bench_cluster import Sample, largest_memory, own_cluster, sample, until_up
 from cli.bench_node import check_profile_file
 from cli.bench_profiles import MEANING, Profile, postings_of
-from cli.bench_report import Kept, Measured, Settings, document, read_floats, show
-from cli.bench_spec import AMOUNT, Job, News, Result, Spec
+from cli.bench_report import Kept, Measured, document, read_floats, show
+from cli.bench_spec import AMOUNT, Job, News, Result, Settings, Spec
 from cli.command import HopCommand, Seconds, check_folder, run
 from cli.home import KnownNode, Network, load_network
 from cli.output import CommandFailed, Exit, Output
@@ -147,6 +147,41 @@ def bench(
     Starts a network of its own in a temporary directory, or measures the one of --network. Rejections never count as
     completed. Exit code 1 when money was made or lost, replicas differ, or an answer was lost.
     """
+    _check_before(network_dir, issuer, picture, profile_out)
+    settings = _settings(
+        Profile(profile),
+        own=network_dir is None,
+        clients=clients,
+        duration_s=duration_s,
+        warm_up_s=warm_up_s,
+        batch=batch,
+        accounts=accounts,
+        nodes=nodes,
+        k=k,
+        sources=sources,
+        choice=choice,
+        max_failures=max_failures,
+        processes=processes,
+        connections=connections,
+        route=route,
+        seed=seed,
+    )
+    with TemporaryDirectory(prefix="hopchain-bench-") as text:
+        patience_s = timeout_s if timeout_s is not None else BULK_TIMEOUT_S if profile == Profile.BULK else TIMEOUT_S
+        work = _Bench(out, settings, Path(text), patience_s, max_failures)
+        measured = run(lambda: work.run(network_dir, issuer, profile_out))
+    out.data(document(measured))
+    show(out, measured)
+    if picture is not None:
+        from cli.bench_plot import draw
+
+        draw(measured, picture)
+    raise SystemExit(Exit.DONE if measured.kept.ok else Exit.REJECTED)
+
+
+def _check_before(network_dir: Path | None, issuer: str | None, picture: Path | None, profile_out: Path | None) -> None:
+    """Raise `LocalMisuse` for a file that could not be written at the end, and for what does not go with the
+    network."""
     check_folder(picture)
     check_folder(profile_out)
     if issuer is not None and network_dir is None:
@@ -162,9 +197,31 @@ def bench(
         check_profile_file(profile_out)
     if network_dir is not None and profile_out is not None:
         raise LocalMisuse("--profile-out profiles a node that this command starts: leave --network away")
-    kind = Profile(profile)
-    pooled, read = kind is Profile.POOL, kind is Profile.READ
-    if network_dir is not None:
+
+
+def _settings(
+    profile: Profile,
+    *,
+    own: bool,
+    clients: int,
+    duration_s: float,
+    warm_up_s: float,
+    batch: int | None,
+    accounts: int,
+    nodes: int | None,
+    k: int | None,
+    sources: int | None,
+    choice: str | None,
+    max_failures: int | None,
+    processes: int,
+    connections: int,
+    route: bool | None,
+    seed: int,
+) -> Settings:
+    """What is asked for, with what is left out as it is by default. `own`: the network is started for it. Raises
+    `LocalMisuse` for options that do nothing here, and for more sources than accounts."""
+    pooled, read = profile is Profile.POOL, profile is Profile.READ
+    if not own:
         _refuse("a network that this command starts, and --network has its own", {"--nodes": nodes, "--k": k})
     if not pooled:
         only = {"--sources": sources, "--choice": choice, "--max-failures": max_failures}
@@ -172,34 +229,24 @@ def bench(
     if read:
         _refuse("transfers, and this is read", {"--route": route or None, "--no-route": None if route else route})
     settings = Settings(
-        profile,
-        nodes or NODES,
-        k or K,
-        clients,
-        accounts,
-        postings_of(kind, batch),
-        (sources or SOURCES) if pooled else None,
-        (choice or Choice.LEAST_ACTIVE.value) if pooled else None,
-        warm_up_s,
-        duration_s,
-        min(processes, clients),
-        connections,
-        seed,
-        None if read else route is not False,
+        profile=profile.value,
+        nodes=nodes or NODES,
+        k=k or K,
+        clients=clients,
+        accounts=accounts,
+        batch=postings_of(profile, batch),
+        sources=(sources or SOURCES) if pooled else None,
+        choice=(choice or Choice.LEAST_ACTIVE.value) if pooled else None,
+        warm_up_s=warm_up_s,
+        duration_s=duration_s,
+        processes=min(processes, clients),
+        connections=connections,
+        seed=seed,
+        route=None if read else route is not False,
     )
     if settings.sources is not None and settings.sources > accounts:
         raise LocalMisuse(f"{settings.sources} sources of {accounts} accounts: give more --accounts or fewer --sources")
-    with TemporaryDirectory(prefix="hopchain-bench-") as text:
-        patience_s = timeout_s if timeout_s is not None else BULK_TIMEOUT_S if kind is Profile.BULK else TIMEOUT_S
-        work = _Bench(out, settings, Path(text), patience_s, max_failures)
-        measured = run(lambda: work.run(network_dir, issuer, profile_out))
-    out.data(document(measured))
-    show(out, measured)
-    if picture is not None:
-        from cli.bench_plot import draw
-
-        draw(measured, picture)
-    raise SystemExit(Exit.DONE if measured.kept.ok else Exit.REJECTED)
+    return settings
 
 
 def _refuse(where: str, options: Mapping[str, object]) -> None:

@@ -8,33 +8,13 @@ from typing import Final
 import msgspec
 
 from cli.bench_cluster import Sample, differences
-from cli.bench_spec import SHOWN_S, Result
+from cli.bench_spec import SHOWN_S, Result, Settings
 from cli.output import JsonValue, Output
 from cli.verify import Comparison
 from hopchain.pools import Outflow
 from node.serving import TIMED_S
 
 PERCENTILES: Final = (("p50_ms", 0.5), ("p90_ms", 0.9), ("p99_ms", 0.99), ("p999_ms", 0.999))
-
-
-class Settings(msgspec.Struct, frozen=True):
-    """What was done. `sources` and `choice` are of a pool, else None; `route` is None where nothing is sent that has a
-    sender."""
-
-    profile: str
-    nodes: int
-    k: int
-    clients: int
-    accounts: int
-    batch: int
-    sources: int | None
-    choice: str | None
-    warm_up_s: float
-    duration_s: float
-    processes: int
-    connections: int
-    seed: int
-    route: bool | None
 
 
 class Kept(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""What `hopchain bench` and its load generators say to each other, and the accounts that they use."""
+"""What `hopchain bench` is to do, what it and its load generators say to each other, and the accounts that they use."""
 
 import enum
 import hashlib
@@ -20,6 +20,26 @@ AGAIN_S: Final = 0.02  # before a request that was not started is sent again; do
 LAST_AGAIN_S: Final = 0.5
 SHOWN_S: Final = 5.0  # for another node to show a link that was answered
 TAILS_FILE: Final = "tails"  # in `Spec.place`: the tail hash of each account, as it was prepared
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What is done. `sources` and `choice` are of a pool, else None; `route` is None where nothing is sent that has a
+    sender."""
+
+    profile: str
+    nodes: int
+    k: int
+    clients: int
+    accounts: int
+    batch: int
+    sources: int | None
+    choice: str | None
+    warm_up_s: float
+    duration_s: float
+    processes: int
+    connections: int
+    seed: int
+    route: bool | None
 
 
 class Job(enum.StrEnum):

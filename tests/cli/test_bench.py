@@ -33,8 +33,8 @@ from cli.bench_node import Stacks, check_profile_file, collapsed, cpu_ns, flame_
 from cli.bench_plot import draw, steps
 from cli.bench_prepare import FUNDS, HOT_FUNDS, TRIES, Preparation
 from cli.bench_profiles import HOT, MEANING, Draw, Profile, Zipf, make_pool, postings_of
-from cli.bench_report import Kept, Measured, Settings, document, percentile, read_floats, show
-from cli.bench_spec import TAILS_FILE, Job, News, Ports, Result, Spec, account_key, account_name
+from cli.bench_report import Kept, Measured, document, percentile, read_floats, show
+from cli.bench_spec import TAILS_FILE, Job, News, Ports, Result, Settings, Spec, account_key, account_name
 from cli.bench_wire import Line, Lines
 from cli.home import load_network
 from cli.output import CommandFailed, Output
