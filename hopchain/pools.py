@@ -28,6 +28,7 @@ import random
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Final
 
@@ -36,11 +37,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import LocalMisuse
 from chain.link import Outcome
-from chain.request import MAX_POSTINGS, Posting, SignedRequest, transfer
+from chain.request import MAX_POSTINGS, Posting, RequestId, SignedRequest, transfer
 from hopchain.bulk import MANY_IN_FLIGHT, TooManyFailures, checked_failures, submit_each
 from hopchain.calls import checked_seconds
 from hopchain.client import NONCE_BYTES, Client
-from hopchain.errors import ClientError, Unreachable
+from hopchain.errors import CallRefused, ClientError, Unreachable
 from hopchain.signing import sign_request
 from hopchain.submitting import Answer
 from hopchain.wire import Balance, NotFound, Recorded, Stale, Unknown
@@ -49,6 +50,7 @@ DEFAULT_TIMEOUT_S: Final = 10.0
 BALANCES_AT_ONCE: Final = 64  # half of the linearizable ones that a node has under way of one connection
 SETTLED_AT_ONCE: Final = MANY_IN_FLIGHT
 _TAG: Final = b"hopchain:bulk:1\0"
+_FINAL: Final = (Recorded, Stale)  # whatever was answered before, and whoever else is asked
 
 
 class Choice(enum.StrEnum):
@@ -65,7 +67,7 @@ class Ended(enum.Enum):
 
     COMPLETED = enum.auto()
     FAILED = enum.auto()  # no money moved by this call, and none will
-    UNKNOWN = enum.auto()  # the deadline passed: it may have been executed
+    UNKNOWN = enum.auto()  # it may have been executed, or may yet: by this call, or an earlier one of the same request
 
 
 class Outflow(msgspec.Struct, frozen=True):
@@ -279,13 +281,22 @@ def _checked_worker(worker: int) -> int:
     raise LocalMisuse(f"worker={worker!r}: give the worker's number, 0 or more")
 
 
-class _Payment(msgspec.Struct, frozen=True, eq=False):
-    """A signed transfer of `amount` minor units from an account of the pool. Each is another one, also of the same
-    request."""
+class _Payment(msgspec.Struct, frozen=True):
+    """A signed transfer of `amount` minor units from an account of the pool. `again`: its nonce is the caller's, so an
+    earlier process may have handed it over."""
 
     account: str
     amount: int
     signed: SignedRequest
+    again: bool
+
+
+class _Doubt(msgspec.Struct, frozen=True, eq=False):
+    """A payment without an outcome; each is another one, also of the same request. `sent`: it may have been handed over
+    in this run."""
+
+    payment: _Payment
+    sent: bool
 
 
 class PooledSender:
@@ -307,7 +318,7 @@ class PooledSender:
         self._pool = pool
         self._keys = keys
         self._timeout_s = checked_seconds("timeout_s", timeout_s)
-        self._unknown: dict[_Payment, None] = {}  # in the order in which they ended
+        self._doubts: dict[RequestId, _Doubt] = {}  # in the order in which they ended
 
     async def pay(
         self,
@@ -321,7 +332,8 @@ class PooledSender:
 
         `account` pays, which `SourcePool.choose` gave now or before a crash: with the same nonce and account it is the
         same request, paid once. Without `account` a nonce names one by its hash, whatever the pool's choice, and
-        without both the pool chooses.
+        without both the pool chooses. With a nonce a payment that this call did not make counts as UNKNOWN, not FAILED:
+        an earlier process may have made it.
         Raises `TooManyFailures`, `LocalMisuse` for a payment that cannot be made, and, counted as a failure,
         `Unreachable`."""
         self._client.check_open()  # before anything is counted
@@ -361,42 +373,72 @@ class PooledSender:
         own = secrets.token_bytes(NONCE_BYTES) if nonce is None else nonce
         request = transfer(self._client.network, account, postings, own)
         signed = sign_request(request, self._keys[account])
-        return _Payment(account, request.total, signed)
+        return _Payment(account, request.total, signed, again=nonce is not None)
 
     async def _send(self, payment: _Payment) -> Answer:
         """Raises `TooManyFailures` and, counted as a failure, what says that no node has the request."""
         self._pool.check_failures()
+        sent = self._take_back(payment)
         self._pool.begin(payment.account)
-        how, height = Ended.UNKNOWN, None  # also when this call is cancelled
+        how, answer = Ended.UNKNOWN, None  # also when this call is cancelled
         try:
             answer = await self._client.submit(payment.signed, timeout_s=self._timeout_s)
-            how, height = _ended(answer), _height(answer)
+            how = _ended(answer)
             return answer
         except (Unreachable, LocalMisuse):
             how = Ended.FAILED
             raise
         finally:
+            # a call of the same payment may have ended meanwhile
+            sent = self._take_back(payment) or sent or how is Ended.UNKNOWN
+            if how is Ended.FAILED and payment.again and not isinstance(answer, _FINAL):
+                how = Ended.UNKNOWN
             if how is Ended.UNKNOWN:
-                self._unknown[payment] = None
-            self._pool.ended(payment.account, payment.amount, how, height)
+                self._doubts[payment.signed.request_id] = _Doubt(payment, sent)
+            self._pool.ended(payment.account, payment.amount, how, _height(answer))
+
+    def _take_back(self, payment: _Payment) -> bool:
+        """Count an earlier call of this payment that is in doubt as FAILED: the request is in doubt once, however often
+        it is paid. Whether it may have been handed over in this run."""
+        doubt = self._doubts.pop(payment.signed.request_id, None)
+        if doubt is None:
+            return False
+        self._pool.settled(payment.account, payment.amount, Ended.FAILED)
+        return doubt.sent
 
     async def settle(self) -> int:
-        """Send every payment without an outcome once more, which executes none twice; many at once, `timeout_s` for
-        each. How many remain without one. Raises `Unreachable`, after all were tried, when one could not be sent."""
+        """Send every payment of this run without an outcome once more, which executes none twice, and makes those that
+        were cancelled before they left; many at once, `timeout_s` for each. How many of them remain without one.
+
+        What only an earlier process may have handed over is not sent: its outcome is asked for, and without one it
+        stays in `SourcePool.unknown` alone. Raises `Unreachable`, after all were tried, when one could not be sent or
+        asked for."""
         self._client.check_open()
 
-        async def send(payment: _Payment) -> None:
-            answer = await self._client.submit(payment.signed, timeout_s=self._timeout_s)
-            if payment not in self._unknown:  # another task has settled it meanwhile
+        async def look(doubt: _Doubt) -> None:
+            payment = doubt.payment
+            request_id = payment.signed.request_id
+            answer: Answer | NotFound | None
+            if doubt.sent:
+                answer = await self._client.submit(payment.signed, timeout_s=self._timeout_s)
+            else:
+                answer = await self._outcome(payment)
+            if self._doubts.get(request_id) is not doubt:  # another task has settled it, or pays it again
                 return
-            if isinstance(answer, Recorded | Stale):  # not started or refused here: an earlier node may still have it
-                del self._unknown[payment]
+            if isinstance(answer, _FINAL):  # not started or refused here: an earlier node may still have it
+                del self._doubts[request_id]
                 self._pool.settled(payment.account, payment.amount, _ended(answer), _height(answer))
 
-        for ended in await submit_each(send, list(self._unknown), at_once=SETTLED_AT_ONCE):
+        for ended in await submit_each(look, list(self._doubts.values()), at_once=SETTLED_AT_ONCE):
             if isinstance(ended, ClientError):
                 raise ended
-        return len(self._unknown)
+        return sum(doubt.sent for doubt in self._doubts.values())
+
+    async def _outcome(self, payment: _Payment) -> Recorded | NotFound | None:
+        """What a node says became of it; None when it refuses to say."""
+        with suppress(CallRefused):
+            return await self._client.outcome(payment.signed.request_id, payment.account, timeout_s=self._timeout_s)
+        return None
 
     async def balances(self) -> dict[str, Balance]:
         """What each account of the pool has, as a majority of the nodes knows it; many are asked for at once,
@@ -442,7 +484,7 @@ def _available(balance: Balance) -> int:
     return balance.settled + balance.incoming
 
 
-def _height(answer: Answer) -> int | None:
+def _height(answer: Answer | None) -> int | None:
     return answer.height if isinstance(answer, Recorded) else None
 
 

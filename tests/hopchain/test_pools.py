@@ -3,7 +3,8 @@
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import anyio
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 import hopchain.submitting
 from chain.errors import LocalMisuse
 from chain.link import Outcome
-from chain.request import MAX_POSTINGS, Posting, SignedRequest, request_id
+from chain.request import MAX_POSTINGS, Posting, SignedRequest, request_id, transfer
 from hopchain import (
     Answer,
     Balance,
@@ -32,9 +33,10 @@ from hopchain import (
     Unknown,
     Unreachable,
     raw_public_key,
+    sign_request,
     wire,
 )
-from tests.hopchain.fake_node import Hang, key_number
+from tests.hopchain.fake_node import Fault, Hang, key_number
 from tests.hopchain.test_client import BACKENDS, World, running
 
 ACCOUNTS = ["payer-1", "payer-2", "payer-3", "payer-4"]
@@ -432,6 +434,301 @@ def test_a_cancelled_payment_is_unknown_and_can_be_settled(backend: str) -> None
         assert (pool.completed, world.ledger.executed, pool.paid[ACCOUNTS[0]]) == (1, 1, 6)
 
     run(test, backend)
+
+
+# --- paid again ----------------------------------------------------------------------------------------------------
+
+
+class Again:
+    """One payment of 8 whose nonce is the caller's own, and which an earlier process may have made."""
+
+    NONCE = b"a" * 32
+    ACCOUNT = "payer-1"
+
+    def __init__(self, world: World, client: Client) -> None:
+        self._world = world
+        self.pool = make_pool()
+        self.sender = sender_of(client, self.pool, timeout_s=0.5)
+        made = transfer(client.network, self.ACCOUNT, [Posting("bob", 8)], self.NONCE)
+        self.signed = sign_request(made, keys()[self.ACCOUNT])
+
+    async def open_books(self) -> None:
+        self.pool.open_books(await self.sender.balances())
+
+    def arrives(self) -> None:
+        """The request of the earlier process is executed."""
+        self._world.ledger.submit(wire.Submit(self.signed.raw, self.signed.signature, 1000), b"")
+
+    async def pay(self, answer: Fault = None) -> Answer:
+        """Pay it in this run; the node gives this answer, if any, instead of its own."""
+        with faulty(self._world, answer):
+            return await self.sender.pay([Posting("bob", 8)], nonce=self.NONCE, account=self.ACCOUNT)
+
+    def unknown(self, reason: str = "no outcome in time") -> Unknown:
+        return Unknown(self.signed.request_id, reason)
+
+    def not_started(self) -> NotStarted:
+        return NotStarted(self.signed.request_id, "busy", "later")
+
+    async def outflow(self) -> Outflow:
+        return self.pool.check_outflow(await self.sender.balances())
+
+    @property
+    def counted(self) -> tuple[int, int, int]:
+        return self.pool.completed, self.pool.failed, self.pool.unknown
+
+
+@contextmanager
+def faulty(world: World, answer: Fault) -> Iterator[None]:
+    for node in world.nodes:
+        node.fault = lambda call: answer if isinstance(call, wire.Submit) else None
+    yield
+    for node in world.nodes:
+        node.fault = lambda call: None
+
+
+REFUSED = Refused("busy", "the queue is full")
+
+
+@pytest.fixture
+def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who gets no outcome does not ask again: no question is on its way when the time is up."""
+    monkeypatch.setattr(hopchain.submitting, "FIRST_PAUSE_S", 60.0)
+
+
+@pytest.mark.parametrize("executed", ["before", "after", "never"])
+@pytest.mark.parametrize("told", ["not started", "refused", "unreachable", "closed"])
+def test_what_an_earlier_process_may_have_sent_is_not_known_to_have_failed(
+    backend: str, one_round: None, monkeypatch: pytest.MonkeyPatch, told: str, executed: str
+) -> None:
+    async def test(world: World, client: Client) -> None:
+        again = Again(world, client)
+        if executed == "before":
+            again.arrives()
+        await again.open_books()
+        if told in ("unreachable", "closed"):
+            error = Unreachable([("node", "no room")]) if told == "unreachable" else LocalMisuse("not open")
+
+            async def fails(signed: SignedRequest, *, timeout_s: float) -> Answer:
+                raise error
+
+            with monkeypatch.context() as patched:
+                patched.setattr(client, "submit", fails)
+                with pytest.raises(type(error)):
+                    await again.pay()
+        else:
+            answer = await again.pay(again.not_started() if told == "not started" else REFUSED)
+            assert isinstance(answer, NotStarted | Refused)
+        assert again.counted == (0, 0, 1)
+        if executed == "after":
+            again.arrives()
+        left = 8 if executed == "after" else 0
+        outflow = await again.outflow()
+        assert outflow == Outflow(0, left, 1, 8) and outflow.ok
+        submits = world.ledger.submits
+        assert await again.sender.settle() == 0, "it ends also when nobody ever executes it"
+        assert world.ledger.submits == submits and world.ledger.executed == (executed != "never")
+        if executed == "never":
+            assert again.counted == (0, 0, 1) and await again.outflow() == Outflow(0, 0, 1, 8)
+            again.arrives()
+            assert await again.sender.settle() == 0
+            left = 8
+        assert again.counted == (1, 0, 0) and await again.outflow() == Outflow(left, left, 0, 0)
+
+    run(test, backend)
+
+
+def test_what_an_earlier_process_may_have_sent_is_settled_also_as_a_rejection(backend: str, one_round: None) -> None:
+    async def test(world: World, client: Client) -> None:
+        again = Again(world, client)
+        world.ledger.accounts[again.ACCOUNT].settled = 7
+        await again.open_books()
+        await again.pay(REFUSED)
+        again.arrives()
+        assert await again.sender.settle() == 0
+        assert again.counted == (0, 1, 0) and await again.outflow() == Outflow(0, 0, 0, 0)
+
+    run(test, backend)
+
+
+@pytest.mark.parametrize("told", ["insufficient funds", "stale"])
+def test_an_answer_that_is_final_is_known_also_when_an_earlier_process_sent_it(backend: str, told: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        again = Again(world, client)
+        world.ledger.accounts[again.ACCOUNT].settled = 7
+        await again.open_books()
+        stale = wire.Stale(again.signed.request_id, bytes(32), 1)
+        await again.pay(stale if told == "stale" else None)
+        assert again.counted == (0, 1, 0) and await again.outflow() == Outflow(0, 0, 0, 0)
+
+    run(test, backend)
+
+
+def test_an_outcome_that_a_node_refuses_to_tell_stays_unknown(backend: str, one_round: None) -> None:
+    async def test(world: World, client: Client) -> None:
+        again = Again(world, client)
+        await again.open_books()
+        await again.pay(REFUSED)
+        again.arrives()
+        (node,) = world.nodes
+        node.fault = lambda call: wire.Refused("busy", "later") if isinstance(call, wire.AskOutcome) else None
+        assert await again.sender.settle() == 0 and again.counted == (0, 0, 1)
+        node.fault = lambda call: Hang() if isinstance(call, wire.AskOutcome) else None
+        with pytest.raises(Unreachable, match=r"no answer within 0\.5 s"):
+            await again.sender.settle()
+        assert again.counted == (0, 0, 1)
+        node.fault = lambda call: None
+        assert await again.sender.settle() == 0 and again.counted == (1, 0, 0)
+
+    run(test, backend)
+
+
+def test_what_was_handed_over_in_this_run_is_sent_again_whatever_a_later_call_was_told(
+    backend: str, one_round: None
+) -> None:
+    async def test(world: World, client: Client) -> None:
+        again = Again(world, client)
+        await again.open_books()
+        assert isinstance(await again.pay(again.unknown()), Unknown)
+        assert isinstance(await again.pay(again.not_started()), NotStarted)
+        assert again.counted == (0, 1, 1), "the first call is none any more that may have moved money"
+        assert await again.outflow() == Outflow(0, 0, 1, 8), "one request, in doubt once"
+        assert await again.sender.settle() == 0
+        assert again.counted == (1, 1, 0) and world.ledger.executed == 1
+        assert await again.outflow() == Outflow(8, 8, 0, 0)
+
+    run(test, backend)
+
+
+def test_a_payment_that_is_sent_after_it_could_not_be_is_sent_again_to_settle_it(backend: str, one_round: None) -> None:
+    async def test(world: World, client: Client) -> None:
+        again = Again(world, client)
+        await again.open_books()
+        await again.pay(REFUSED)
+        await again.pay(again.unknown())
+        assert again.counted == (0, 1, 1)
+        with faulty(world, again.unknown()):
+            assert await again.sender.settle() == 1
+        assert await again.sender.settle() == 0 and again.counted == (1, 1, 0)
+
+    run(test, backend)
+
+
+def test_a_payment_that_is_completed_the_second_time_is_in_no_doubt(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        again = Again(world, client)
+        await again.open_books()
+        submit = client.submit
+
+        async def unreachable(signed: SignedRequest, *, timeout_s: float) -> Answer:
+            client.submit = submit  # type: ignore[method-assign]
+            raise Unreachable([("node", "no room")])
+
+        client.submit = unreachable  # type: ignore[assignment, method-assign]
+        with pytest.raises(Unreachable):
+            await again.pay()
+        assert again.counted == (0, 0, 1)
+        answer = await again.pay()
+        assert isinstance(answer, Recorded) and answer.completed
+        assert again.counted == (1, 1, 0) and await again.outflow() == Outflow(8, 8, 0, 0)
+        assert await again.sender.settle() == 0 and again.counted == (1, 1, 0)
+
+    run(test, backend)
+
+
+@pytest.mark.parametrize("last", ["cancelled", "refused"])
+def test_two_calls_at_once_of_one_payment_are_in_doubt_once(backend: str, last: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        again = Again(world, client)
+        await again.open_books()
+        submit, scopes = client.submit, [anyio.CancelScope(), anyio.CancelScope()]
+        refused = anyio.Event()
+
+        async def waits(signed: SignedRequest, *, timeout_s: float) -> Answer:
+            await refused.wait()
+            return REFUSED
+
+        async def pay(scope: anyio.CancelScope) -> None:
+            with scope:
+                await again.pay()
+
+        client.submit = waits  # type: ignore[assignment, method-assign]
+        async with anyio.create_task_group() as tasks:
+            for scope in scopes:
+                tasks.start_soon(pay, scope)
+            await anyio.wait_all_tasks_blocked()
+            assert again.pool.in_flight[again.ACCOUNT] == 2
+            scopes[0].cancel()
+            await anyio.wait_all_tasks_blocked()
+            assert again.counted == (0, 0, 1)
+            if last == "cancelled":
+                scopes[1].cancel()
+            refused.set()
+        client.submit = submit  # type: ignore[method-assign]
+        assert again.counted == (0, 1, 1) and await again.outflow() == Outflow(0, 0, 1, 8)
+        assert await again.sender.settle() == 0 and world.ledger.executed == 1
+        assert again.counted == (1, 1, 0) and await again.outflow() == Outflow(8, 8, 0, 0)
+
+    run(test, backend)
+
+
+@pytest.mark.parametrize("ends", ["completed", "unknown"])
+@pytest.mark.parametrize("sent", [True, False], ids=["sent", "not sent"])
+def test_what_is_paid_again_while_it_is_settled_counts_once(
+    backend: str, one_round: None, sent: bool, ends: str
+) -> None:
+    async def test(world: World, client: Client) -> None:
+        again = Again(world, client)
+        await again.open_books()
+        await again.pay(again.unknown() if sent else REFUSED)
+        asking, paid = anyio.Event(), anyio.Event()
+        name = "submit" if sent else "outcome"
+        call = getattr(client, name)
+
+        async def late(*words: object, timeout_s: float) -> Answer:
+            setattr(client, name, call)
+            answer: Answer = await call(*words, timeout_s=timeout_s)
+            asking.set()
+            await paid.wait()
+            return answer
+
+        again.arrives()
+        setattr(client, name, late)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(again.sender.settle)
+            await asking.wait()
+            await again.pay(again.unknown() if ends == "unknown" else None)
+            expected = (0, 1, 1) if ends == "unknown" else (1, 1, 0)
+            assert again.counted == expected
+            paid.set()
+        assert again.counted == expected, "the answer to an earlier call says nothing of this one"
+        assert await again.sender.settle() == 0
+        assert again.counted == (1, 1, 0) and await again.outflow() == Outflow(8, 8, 0, 0)
+
+    run(test, backend)
+
+
+@pytest.mark.parametrize("nonce", [None, b"n" * 32], ids=["random", "own"])
+def test_bulk_that_an_earlier_process_may_have_sent_is_not_known_to_have_failed(
+    backend: str, one_round: None, nonce: bytes | None
+) -> None:
+    async def test(world: World, client: Client) -> None:
+        pool = make_pool(Choice.ROUND_ROBIN)
+        sender = sender_of(client, pool, timeout_s=0.5)
+        bulk = partial(sender.pay_bulk, [Posting("bob", 3)] * 4, size=2, nonce=nonce)
+        pool.open_books(await sender.balances())
+        with faulty(world, REFUSED):
+            assert await bulk() == [REFUSED] * 2
+        assert (pool.failed, pool.unknown) == ((2, 0) if nonce is None else (0, 2))
+        assert await sender.settle() == 0
+        await bulk()
+        assert (pool.completed, pool.failed, pool.unknown) == (2, 2, 0)
+        assert pool.check_outflow(await sender.balances()) == Outflow(12, 12, 0, 0)
+
+    run(test, backend)
+
+
+# --- bulk ----------------------------------------------------------------------------------------------------------
 
 
 def test_bulk_is_cut_into_requests_of_at_most_the_size_and_one_failure_stops_no_other(backend: str) -> None:
