@@ -60,6 +60,7 @@ class PayRun:
         # ids that the wallet had before this run: what may have been sent then; there from `check` on
         self._journal: frozenset[bytes]
         self._before: dict[str, tuple[RequestId, str]] = {}  # row -> its newest request of an earlier run, and whose
+        self._unasked: set[bytes] = set()  # ids of those that this run has not asked for
         self._submitted = False
         self._failures = 0  # rows that ended and are not completed
         self._done = [anyio.Event() for _ in self.rows]
@@ -105,6 +106,7 @@ class PayRun:
         rows = [payment for payment in self.rows if not payment.fault] if self._journal else []
         found = self._requests_before(network, rows)
         self._before = {row: sent for row, sent in found.items() if sent[0] in self._journal}
+        self._unasked = {request for request, _ in self._before.values()}
         for index, payment in enumerate(self.rows):
             if sent := self._before.get(payment_key(payment)):
                 self.results[index] = not_asked(*sent)
@@ -170,11 +172,11 @@ class PayRun:
             await self._pay(client)
         except Exception:
             self.books.abandon()
-            await self.books.close(client, self.settings.concurrency, min(_CLOSING_S, self.settings.timeout_s))
+            await self._close_books(client, min(_CLOSING_S, self.settings.timeout_s))
             raise
         finally:
             self.rows_s = time.perf_counter() - begin
-        await self.books.close(client, self.settings.concurrency, self.settings.timeout_s)
+        await self._close_books(client, self.settings.timeout_s)
 
     async def _check_before_opening(self, client: Client) -> None:
         """Refuse pools some of whose accounts exist and cannot pay, while nothing has left."""
@@ -192,6 +194,13 @@ class PayRun:
             if not self.began:
                 raise
             raise CommandFailed(Exit.REJECTED, "pool", f"{error}. Accounts were opened, and no row was paid") from None
+
+    async def _close_books(self, client: Client, timeout_s: float) -> None:
+        """Read what the accounts have now. What an earlier run sent and this one did not ask for may have left them."""
+        for request, account in self._before.values():
+            if request in self._unasked:
+                self.books.may_have_paid(account, None)
+        await self.books.close(client, self.settings.concurrency, timeout_s)
 
     def _check_keys(self, accounts: Iterable[str]) -> None:
         for account in accounts:
@@ -304,6 +313,7 @@ class PayRun:
         """Submit until there is an outcome, at most TRIES times; once one try had none, or an earlier run may have sent
         it, that nothing happened is not concluded from a later one. Raises `Unreachable` when there is no network."""
         self._submitted = True
+        self._unasked.discard(signed.request_id)
         unknown: Unknown | None = None
         for left in reversed(range(TRIES)):
             answer = await self._try(client, signed, last=not left)
@@ -338,9 +348,10 @@ class PayRun:
         signed = sign_request(cancellation(client.network, sender, target, target), self._keys.key(sender))
         self._wallet.record([(signed.request_id, sender, "cancel")])
         answer = await self._until_known(client, signed)
-        if isinstance(answer, Recorded) and answer.completed:
-            return answer, None
-        return answer, await self._outcome(client, target, sender)
+        cancelled = isinstance(answer, Recorded) and answer.completed
+        decided = None if cancelled else await self._outcome(client, target, sender)
+        self._unasked.discard(target)  # the caller says what it may have paid
+        return answer, decided
 
     async def _outcome(self, client: Client, target: RequestId, sender: str) -> Recorded | None:
         """The outcome of a request that a node has already; another one may be a moment behind, or refuse to tell."""

@@ -77,8 +77,8 @@ class PoolBooks:
 
     def may_have_paid(self, account: str, height: int | None) -> None:
         """An earlier request, of rows that are not all in the file any more, was executed as link `height` of its
-        account, or may be (None). When that can be in this run, what left the account is not comparable: what the
-        request pays is not known."""
+        account, or may be (None), also one that this run does not ask for. When that can be in this run, what left the
+        account is not comparable: it is not known what the request paid now."""
         before = self._before.get(account)
         if before is not None and (height is None or height > before.height):
             self._blurred.add(account)
@@ -164,8 +164,8 @@ class PoolBooks:
             return "what left it could not be read, so it is not compared with what was paid"
         named = ", ".join(sorted(self._blurred.intersection(pool.accounts)))
         return (
-            f"an earlier request of {named} paid in this run, or may yet, and its rows are not all in this file: what left it is "
-            "not compared with what was paid"
+            f"an earlier request of {named} paid in this run, or may yet, and its rows are not all in this file, or it was not "
+            "asked for in this run: what left it is not compared with what was paid"
         )
 
     def _fit(self, account: str, answer: Balance | NotFound | Unknown) -> Balance | None:

@@ -361,6 +361,41 @@ def test_a_request_of_rows_that_are_gone_and_may_yet_pay_blurs_it_too(
     assert "paid in this run, or may yet, and its rows are not all in this file" in shown.stdout
 
 
+@pytest.mark.parametrize("words", [POOL, BULK], ids=["pool", "bulk"])
+@pytest.mark.parametrize("ends", ["max failures", "error"])
+def test_what_an_earlier_run_sent_and_this_one_did_not_ask_for_blurs_it_too(
+    shop: World, file: Path, two_rows: None, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], ends: str
+) -> None:
+    """It arrives while the run is at its first request, which is its last."""
+    rich(shop)
+    write(file, ["shop;nobody;1;n0", "shop;nobody;1;n00", *ROWS[:4]])
+    late = never_arrives(shop, file, *words)
+
+    def arrive(call: wire.Submit) -> None:
+        for earlier in late:
+            if decode_request_untrusted(earlier.raw).postings[0].recipient == "bob":
+                shop.ledger.submit(earlier, b"")
+
+    fault_of_submits(shop, arrive)
+    until_known = PayRun._until_known
+
+    async def fails(self: PayRun, client: object, signed: SignedRequest) -> object:
+        answer = await until_known(self, client, signed)  # type: ignore[arg-type]
+        raise payrun.Unreachable([("node", str(answer)[:9])])
+
+    stopped = (*COLUMNS, *words, "--concurrency", "1", "--max-failures", "0")
+    with monkeypatch.context() as patched:
+        if ends == "error":
+            patched.setattr(PayRun, "_until_known", fails)
+        shown = shop.run("pay", str(file), *stopped, code=3)
+    assert available(shop)["bob"] == 1000
+    assert "NOT SO" not in f"{shown.stdout}{shown.stderr}"
+    assert "or it was not asked for in this run: what left it is not compared" in shown.stdout
+    healthy(shop)
+    (pool,) = shop.json("pay", str(file), *COLUMNS, *words, code=1)["pools"]
+    assert (pool["left"], pool["ok"], pool["why"]) == (0, True, None), "all were asked for"
+
+
 def test_what_left_for_a_row_that_is_gone_is_among_the_causes(shop: World, file: Path) -> None:
     rich(shop)
     late = never_arrives(shop, file, *POOL)
