@@ -137,8 +137,13 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close all connections. The body's own exception is not told to the task group: it leaves as it is, not in
-        an ExceptionGroup."""
-        await self._nodes.aclose()
+        an ExceptionGroup, and not replaced by a cancellation that came meanwhile."""
+        cancelled = anyio.get_cancelled_exc_class()
+        try:
+            await self._nodes.aclose()
+        except cancelled:
+            if error is None or isinstance(error, cancelled):
+                raise
 
     def check_open(self) -> None:
         """`LocalMisuse` when the client is not open, or was opened in another event loop; every call begins so."""

@@ -762,6 +762,31 @@ def test_an_error_in_the_body_leaves_as_it_is(backend: str) -> None:
     run(test, backend)
 
 
+@pytest.mark.parametrize("connected", [True, False])
+def test_an_error_in_the_body_leaves_though_the_body_is_cancelled_too(backend: str, connected: bool) -> None:
+    async def test(world: World) -> None:
+        async def fail() -> None:
+            async with world.client() as client:
+                if connected:
+                    await client.status()
+                outer.cancel()
+                raise KeyError("mine")
+
+        told: list[str] = []
+        with anyio.CancelScope() as outer:
+            try:
+                await fail()
+            except KeyError as error:
+                told.append(str(error))
+            await anyio.sleep_forever()
+        assert told == ["'mine'"]
+        assert outer.cancelled_caught, "it is cancelled still"
+        async with world.client() as client:
+            await client.status()
+
+    run(test, backend)
+
+
 def test_a_cancelled_body_ends_cleanly(backend: str) -> None:
     async def test(world: World) -> None:
         world.nodes[0].fault = lambda call: Hang()
