@@ -100,7 +100,8 @@ _T = TypeVar("_T")
 
 class Client:
     """A client of one network. Use as `async with Client(...) as client`; any number of tasks of one event
-    loop may share it. The task that opened it closes it, not another one: the connections' tasks belong to it.
+    loop may share it. The task that opened it closes it, not another one, inside the same cancel scopes: the
+    connections' tasks belong to it. Cancelling the body ends no connection: calls there that are shielded go on.
 
     `nodes`: (host, client port) of the nodes to ask, the first that answers is kept until it fails or leaves a call
     without an answer; `spread` uses all of them: a request goes to the one that makes its sender's next link, as far as

@@ -3,6 +3,8 @@
 * A node is dialled by a task of the client's own. Whoever wants its connection waits for that dial, as long as it may:
   a node whose cable is cut costs all who wait one dial together, and who is cancelled or has less time spoils it for
   nobody.
+* Only closing the client ends that task and its connection, not what cancels the client's body: a call there that is
+  shielded from it gets its answer.
 * One host that takes connections and says nothing must not use up a call's time while others would answer: who has
   several nodes left to try waits for one dial no longer than its share (`share_s`). A node that somebody has waited for
   in vain counts as failing until it is open.
@@ -95,6 +97,7 @@ class Nodes:
         self._timing = timing
         self._turn = 0
         self._tasks: TaskGroup | None = None
+        self._serving: set[anyio.CancelScope] = set()  # one for each task of it that has begun
         self.home: Home | None = None  # while nodes can be asked
 
     @property
@@ -114,7 +117,8 @@ class Nodes:
         assert self._tasks is not None and self.home is not None
         self.home.check_task()
         tasks, self._tasks, self.home = self._tasks, None, None
-        tasks.cancel_scope.cancel()
+        for scope in self._serving:
+            scope.cancel()
         await tasks.__aexit__(None, None, None)
 
     # --- whom to ask -------------------------------------------------------------------------------------------
@@ -185,11 +189,21 @@ class Nodes:
     def _start_dial(self, node: Node) -> _Dial:
         assert self._tasks is not None
         node.dial = dial = _Dial(node.address)
-        self._tasks.start_soon(self._serve, node, dial)
+        self._tasks.start_soon(self._serve, node, dial, self._tasks)
         return dial
 
-    async def _serve(self, node: Node, attempt: _Dial) -> None:
-        """Dial the node, and serve the connection until it ends."""
+    async def _serve(self, node: Node, attempt: _Dial, tasks: TaskGroup) -> None:
+        """Dial the node, and serve the connection until it ends. Only `aclose`, of the same `tasks`, cancels that."""
+        with anyio.CancelScope(shield=True) as scope:
+            if self._tasks is not tasks:  # closed before this began, perhaps opened again: nobody else cancels it
+                scope.cancel()
+            self._serving.add(scope)
+            try:
+                await self._dial_and_run(node, attempt)
+            finally:
+                self._serving.discard(scope)
+
+    async def _dial_and_run(self, node: Node, attempt: _Dial) -> None:
         try:
             connection = await dial(node.address, self._context, self._network, self._timing)
             node.opened(connection)

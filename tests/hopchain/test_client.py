@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from chain.errors import LocalMisuse
@@ -796,6 +797,55 @@ def test_a_cancelled_body_ends_cleanly(backend: str) -> None:
         assert scope.cancelled_caught
         async with world.client() as client:
             world.nodes[0].fault = lambda call: None
+            await client.status()
+
+    run(test, backend)
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_call_that_is_shielded_from_what_cancels_the_body_gets_its_answer(backend: str, connected: bool) -> None:
+    async def test(world: World) -> None:
+        (node,) = world.nodes
+        answers: list[object] = []
+
+        def cancel(call: wire.CallBody) -> None:
+            if isinstance(call, wire.Submit):
+                body.cancel()
+
+        with anyio.CancelScope() as body:
+            async with world.client() as client:
+                if connected:
+                    await client.status()
+                    node.fault = cancel  # before it answers
+                else:
+                    body.cancel()
+                try:
+                    await anyio.lowlevel.checkpoint()
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        answers += [await client.submit(world.payment()), await client.status()]
+                await anyio.sleep_forever()
+        assert body.cancelled_caught
+        assert [type(answer) for answer in answers] == [Recorded, wire.Status]
+
+    run(test, backend)
+
+
+def test_a_dial_that_has_not_begun_when_the_client_closes_is_none(backend: str) -> None:
+    async def test(world: World) -> None:
+        client = world.client()
+        nodes = client._nodes
+        (node,) = nodes._listed
+        for _ in range(2):
+            async with client:
+                attempt = nodes._start_dial(node)
+            assert attempt.done.is_set() and "the client was closed" in str(attempt.failure)
+            assert node.dial is None and not node.open and not nodes._serving
+        async with client, anyio.create_task_group() as earlier:
+            attempt = nodes_module._Dial(node.address)
+            await nodes._serve(node, attempt, earlier)  # as before it was opened again
+            assert attempt.done.is_set() and "the client was closed" in str(attempt.failure)
+            assert world.nodes[0].connections == 0
             await client.status()
 
     run(test, backend)
