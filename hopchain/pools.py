@@ -372,6 +372,12 @@ class PooledSender:
         """Raises `LocalMisuse`; nothing is counted."""
         own = secrets.token_bytes(NONCE_BYTES) if nonce is None else nonce
         request = transfer(self._client.network, account, postings, own)
+        inside = next((posting for posting in request.postings if posting.recipient in self._pool.in_flight), None)
+        if inside is not None:
+            raise LocalMisuse(
+                f"{inside.recipient} is in the pool, which cannot pay it: what left the pool would not be what it paid; pay it with "
+                "`Client.transfer`, before the books are opened"
+            )
         signed = sign_request(request, self._keys[account])
         return _Payment(account, request.total, signed, again=nonce is not None)
 

@@ -834,6 +834,20 @@ def test_a_bulk_run_of_which_a_part_cannot_be_made_pays_nothing(backend: str) ->
     run(test, backend)
 
 
+def test_a_payment_to_an_account_of_the_pool_is_refused(backend: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        pool = make_pool()
+        sender = sender_of(client, pool)
+        pool.open_books(await sender.balances())
+        postings = [Posting("bob", 1), Posting("bob", 2), Posting("payer-2", 3)]
+        for pay in (partial(sender.pay, account="payer-1"), partial(sender.pay_bulk, size=2)):
+            with pytest.raises(LocalMisuse, match="payer-2 is in the pool, which cannot pay it"):
+                await pay(postings)
+        assert (pool.completed, pool.failed, pool.unknown, world.ledger.submits) == (0, 0, 0, 0)
+
+    run(test, backend)
+
+
 def test_a_bulk_run_tells_what_was_paid_when_the_client_is_closed_meanwhile(backend: str) -> None:
     async def test(world: World, _: Client) -> None:
         pool = make_pool()
