@@ -26,7 +26,8 @@ from hopchain.change import Change, ChangeAction, SignedChange, sign_change
 from hopchain.client import Client
 from hopchain.errors import CallRefused, ClientError, HopchainError, RemoteFault, Unreachable
 from hopchain.places import load_key, open_network, store_key, wallet_file
-from hopchain.pools import Choice, Ended, Outflow, PooledSender, SourcePool
+from hopchain.pooled import PooledSender
+from hopchain.pools import Choice, Ended, Outflow, SourcePool
 from hopchain.signing import raw_public_key, sign_request
 from hopchain.submitting import Answer
 from hopchain.wire import (

@@ -11,7 +11,7 @@ import pytest
 
 import hopchain
 from chain.request import MEMO_BYTES
-from hopchain import ClientError, HopchainError, LocalMisuse, bulk, pools
+from hopchain import ClientError, HopchainError, LocalMisuse, bulk, pooled
 from node.config import Limits
 
 ROOT = Path(__file__).parents[2]
@@ -68,8 +68,8 @@ def test_its_numbers_are_those_of_the_program() -> None:
     many = bulk.MANY_IN_FLIGHT
     assert f"Independent requests go out {many} at a time" in TEXT
     assert f"Those under way, up to {many - 1}, still get their answers" in TEXT
-    assert f"asks for {pools.BALANCES_AT_ONCE} accounts at a time" in TEXT
-    assert f"sends {pools.SETTLED_AT_ONCE} payments at a time" in " ".join(TEXT.split())
+    assert f"asks for {pooled.BALANCES_AT_ONCE} accounts at a time" in TEXT
+    assert f"sends {pooled.SETTLED_AT_ONCE} payments at a time" in " ".join(TEXT.split())
     assert f"which has {Limits().client_connections} for all clients" in TEXT
 
 

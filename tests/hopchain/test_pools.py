@@ -910,7 +910,7 @@ def test_balances_are_asked_for_at_once(backend: str) -> None:
 
 
 def test_balances_of_a_stuck_node_take_the_time_of_one(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hopchain.pools.BALANCES_AT_ONCE", 2)
+    monkeypatch.setattr("hopchain.pooled.BALANCES_AT_ONCE", 2)
 
     async def test(world: World, client: Client) -> None:
         (node,) = world.nodes
@@ -947,7 +947,7 @@ async def doubt(sender: PooledSender, world: World, number: int) -> None:
 def test_payments_without_an_outcome_are_settled_many_at_once(
     backend: str, monkeypatch: pytest.MonkeyPatch, stuck: bool
 ) -> None:
-    monkeypatch.setattr("hopchain.pools.SETTLED_AT_ONCE", 4)
+    monkeypatch.setattr("hopchain.pooled.SETTLED_AT_ONCE", 4)
 
     async def test(world: World, client: Client) -> None:
         (node,), submit = world.nodes, client.submit
