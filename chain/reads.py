@@ -110,9 +110,16 @@ def read_balance(conn: sqlite3.Connection, name: str) -> Balance | None:
 
 def read_balances(conn: sqlite3.Connection, after: str = "", limit: int = 100) -> tuple[Balance, ...]:
     """The money of the first `limit` accounts whose name sorts after `after`, by name."""
+    return tuple(balance for _, balance in read_accounts(conn, after, limit))
+
+
+def read_accounts(
+    conn: sqlite3.Connection, after: str = "", limit: int = 100
+) -> tuple[tuple[AccountHead, Balance], ...]:
+    """The first `limit` accounts whose name sorts after `after`, by name, with their money: all of one moment."""
     with storage_errors("reading balances"):
         rows = conn.execute(_BALANCES, (after, limit)).fetchall()
-    return tuple(_balance(head_row(*head), *incoming) for *head, incoming in ((*row[3:], row[:3]) for row in rows))
+    return tuple((head, _balance(head, *row[:3])) for row in rows for head in (head_row(*row[3:]),))
 
 
 def _balance(head: AccountHead, count: int, high: int, low: int) -> Balance:

@@ -24,7 +24,7 @@ import trio
 import trio_asyncio
 
 from chain.errors import LocalMisuse, StorageFailure
-from chain.reads import list_accounts, read_balance
+from chain.reads import count_accounts, list_accounts, read_balance
 from chain.store import Write, commit, create_or_check
 from hopchain import wire
 from netsim.calls import Calls, Done
@@ -198,6 +198,7 @@ class WholeNetwork:
             network_key=_NETWORK_KEY,
             database=database,
             reader=database,
+            accounts=count_accounts(node.disk.conn),
             tcp=node.tcp,
             datagrams=node.datagrams,
         )
@@ -371,13 +372,15 @@ class WholeNetwork:
         return answers[0]
 
     def at_rest(self) -> None:
-        """Every node has all that was chosen, nothing left to do, and knows its accounts by heart as its database has
-        them. Raises `Violation`, or `AssertionError` for the last of these."""
+        """Every node has all that was chosen, nothing left to do, and knows its accounts by heart, and how many they
+        are, as its database has them. Raises `Violation`, or `AssertionError` for the last of these."""
         self.watch.all_ended(self.now)
         for node in self.nodes:
             assert node.core is not None
             assert node.running is not None
             self.watch.at_rest(node.index, node.disk.conn, node.core.gauges())
+            counted, there = node.running.accounts, count_accounts(node.disk.conn)
+            assert counted == there, f"node {node.index} counts {counted} accounts, and has {there}"
             for head in list_accounts(node.disk.conn, limit=MAX_BALANCES):
                 known, found = node.running.balances.get(head.name), read_balance(node.disk.conn, head.name)
                 assert known == found, f"node {node.index} takes {known} for {found}"

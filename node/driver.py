@@ -83,6 +83,7 @@ class Driver:
         self._committed = trio.lowlevel.ParkingLot()  # who waits for the commit that is under way
         self.mesh: Sender | None = None
         self.counters: Counter[str] = Counter()
+        self.opened = 0  # accounts, by links that are in the database since this driver was made
         self.calls = ClientCalls(
             lambda: clock().mono, arrived=lambda: self._arrived.set(), due_by=self._wake_by, counters=self.counters
         )
@@ -164,11 +165,13 @@ class Driver:
             self._emit(stages.popleft())
         if stages:
             *told, last = stages
-            with self._balances.committing(_links(effects.writes), decided=effects.decided):
+            links = _links(effects.writes)
+            with self._balances.committing(links, decided=effects.decided):
                 for stage in told:
                     await self._commit(stage.persist)
                     self._emit(stage)
                 await self._commit(last.persist)
+            self.opened += sum(link.height == 0 for link in links)
             self._committed.unpark_all()
             self._emit(last)
         self.counters["turns"] += 1

@@ -22,6 +22,7 @@ import trio_asyncio
 from chain.disk import open_database
 from chain.errors import LocalMisuse, NotReady
 from chain.genesis import Genesis
+from chain.reads import count_accounts
 from chain.store import create_or_check
 from hopchain.printable import shown
 from node.addressbook import AddressBook
@@ -121,6 +122,7 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
             start = await database.run(read_start)
             async with (
                 open_database_thread(lambda: open_database(path, writer=False), withdraws=True) as reader,
+                open_database_thread(lambda: open_database(path, writer=False), withdraws=True) as list_reader,
                 open_database_thread(lambda: open_database(path, writer=False), withdraws=True) as long_reader,
                 trio.open_nursery() as nursery,
             ):
@@ -134,6 +136,8 @@ async def serve_node(directory: Path, config: NodeConfig) -> None:
                     network_key=network_key,
                     database=database,
                     reader=reader,
+                    list_reader=list_reader,
+                    accounts=await reader.run(count_accounts),
                     long_reader=long_reader,
                     tcp=TcpNetwork(),
                     datagrams=_Udp(),

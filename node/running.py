@@ -9,7 +9,7 @@
 
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,7 +19,9 @@ import trio
 from chain.errors import RemoteFault, Removed
 from chain.genesis import Genesis
 from hopchain.wire import (
+    AskAccounts,
     AskBalance,
+    AskChain,
     AskDigest,
     AskRoute,
     Call,
@@ -44,6 +46,7 @@ from node.effects import Read
 from node.events import Caller, ClientBalance, ClientChange, ClientSubmit, DiskSpace
 from node.hello import PROTOCOL_VERSION
 from node.hello import Hello as PeerHello
+from node.listings import Listings
 from node.marker import Marker
 from node.messages import Closing, encode_frames, encode_message
 from node.pki import NodeContexts
@@ -76,8 +79,10 @@ class Ports:
     network_key: bytes  # secret
     database: Database  # what the driver writes to
     reader: Database
+    accounts: int  # that are open in the database when this process starts
     tcp: Network
     datagrams: DatagramFactory
+    list_reader: Database | None = None  # for lists; None: `reader`
     long_reader: Database | None = None  # for reads that take seconds; None: `reader`
     remember: Callable[[Marker], None] = lambda marker: None  # keeps what is durable beside the database
     addresses: Mapping[NodeId, tuple[str, int]] = field(default_factory=dict)  # noted last, before this start
@@ -121,6 +126,7 @@ class RunningNode:
         self.mesh = self.driver.mesh = self._make_mesh(share)
         self._clients = self._make_clients(share)
         self._serving = self._make_serving(genesis)
+        self._listings = Listings(self._answer, self._start_soon)
         self._nursery: trio.Nursery | None = None
         self._dht: Dht | None = None
         self._disk = DiskSpace(0, 0)  # as the core knows it
@@ -169,7 +175,7 @@ class RunningNode:
             node_id=self.id,
             context=self._ports.contexts.serve,
             handler=self._on_client_frame,
-            on_close=self.driver.remove_session,
+            on_close=self._on_client_gone,
             host=self._config.host,
             port=self._config.client_port,
             network=self._ports.tcp,
@@ -186,6 +192,7 @@ class RunningNode:
             self.core,
             ports.reader,
             self.balances,
+            accounts=lambda: self.accounts,
             addresses=self._book.now,
             counters=self._counters,
             clock=ports.clock,
@@ -194,8 +201,14 @@ class RunningNode:
             disk_reserve=self._config.limits.disk_reserve,
             certificate_until_ms=ports.certificate_until_ms,
             certificate_unusable=ports.certificate_unusable,
+            list_reader=ports.list_reader,
             long_reader=ports.long_reader,
         )
+
+    @property
+    def accounts(self) -> int:
+        """How many are open in its database."""
+        return self._ports.accounts + self.driver.opened
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled, or until the error that ends the node. Starts when all ports are open."""
@@ -326,6 +339,10 @@ class RunningNode:
 
     # --- clients ---
 
+    def _on_client_gone(self, session: Session) -> None:
+        self.driver.remove_session(session)
+        self._listings.forget(session.number)
+
     async def _on_client_frame(self, session: Session, payload: bytes) -> None:
         """One frame of a client: what changes money goes through the core, plain reads do not."""
         try:
@@ -356,14 +373,15 @@ class RunningNode:
             read = ClientBalance(caller, body)
             until = until_of(read, self._ports.clock().mono)  # its time runs while it waits for others of this client
             await self.driver.calls.put(msgspec.structs.replace(read, until=until))
+        elif isinstance(body, AskChain | AskAccounts):
+            await self._listings.put(caller, body, size)
         elif (
             isinstance(body, AskDigest | AskRoute)
             and caller.session not in self._beside
             and len(self._beside) < MAX_BESIDE
         ):
-            assert self._nursery is not None
             self._beside.add(caller.session)
-            self._nursery.start_soon(self._answer_beside, caller, body)
+            self._start_soon(self._answer_beside, caller, body)
         else:
             await self._answer(caller, body)
 
@@ -385,9 +403,12 @@ class RunningNode:
 
     def _serve_read(self, read: Read) -> None:
         """A balance that the core has made certain: read it now."""
-        assert self._nursery is not None
         self._reads += 1
-        self._nursery.start_soon(self._read, read)
+        self._start_soon(self._read, read)
+
+    def _start_soon(self, job: Callable[..., Awaitable[None]], *args: object) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(job, *args)
 
     async def _read(self, read: Read) -> None:
         try:

@@ -1,8 +1,10 @@
-"""What a node answers from its own replica, on the reader's connection: balances, chains, lists, routes, status.
+"""What a node answers from its own replica, on connections that only read: balances, chains, lists, routes, status.
 
-Nothing here passes through the core, so a long list delays no payment. Every answer holds only decided links, and says
-how old it is (tip, height, epoch, as_of) and whether others may know more (stale). Each is of one moment of the
-database; most balances are known by heart, and may have decided links that the database is about to get.
+Nothing here passes through the core, so a long list delays no payment; lists and digests each have a connection of
+their own, so they delay no balance and no outcome, and how the node is needs no database (ADR 30). Every answer holds
+only decided links, and says how old it is (tip, height, epoch, as_of) and whether others may know more (stale). Each is
+of one moment of the database; most balances are known by heart, and may have decided links that the database is about
+to get.
 """
 
 import sqlite3
@@ -24,8 +26,7 @@ from chain.reads import Balance as FoundBalance
 from chain.reads import (
     ChainLink,
     StateDigest,
-    count_accounts,
-    list_accounts,
+    read_accounts,
     read_balance,
     read_balances,
     read_chain,
@@ -86,6 +87,7 @@ class Serving:
         reader: Database,
         balances: Balances,
         *,
+        accounts: Callable[[], int],
         addresses: Mapping[NodeId, tuple[str, int]],
         counters: Callable[[], dict[str, int]],
         clock: Callable[[], Now],
@@ -94,14 +96,19 @@ class Serving:
         disk_reserve: Callable[[int], int] = lambda total: 0,
         certificate_until_ms: Callable[[], int] = lambda: 0,
         certificate_unusable: Callable[[], bool] = lambda: False,
+        list_reader: Database | None = None,
         long_reader: Database | None = None,
     ) -> None:
+        """`accounts`: how many are open here. `list_reader`, `long_reader`: for lists, and for what takes seconds; what
+        is asked of one of the readers waits for nothing that is asked of another."""
         self._id = node_id
         self._genesis = genesis
         self._network = genesis.network_id
         self._core = core
         self._reader = reader
-        self._long_reader = long_reader or reader  # for what takes seconds; others wait only for one another there
+        self._list_reader = list_reader or reader
+        self._long_reader = long_reader or reader
+        self._accounts = accounts
         self._addresses = addresses
         self._counters = counters
         self._clock = clock
@@ -134,13 +141,13 @@ class Serving:
             case wire.AskChain():
                 return await self._chain(body)
             case wire.AskAccounts():
-                lines = await self._reader.run(_account_lines, body, self._genesis)
+                lines = await self._list_reader.run(_account_lines, body, self._genesis)
                 page = min(max(body.limit, 1), wire.MAX_PAGE)
                 return wire.Accounts(lines[:page], len(lines) > page, self._stale)
             case wire.AskRoute():
                 return await self._route(body)
             case wire.AskStatus():
-                return await self._status()
+                return self._status()
             case wire.AskDigest():
                 state = await self._state()
                 totals = tuple(wire.AssetTotal(asset, total) for asset, total in state.totals)
@@ -230,23 +237,16 @@ class Serving:
             return self._digest[2]
 
     async def _chain(self, ask: wire.AskChain) -> wire.ReplyBody:
-        page = await self._reader.run(_chain_page, ask)
+        page = await self._list_reader.run(_chain_page, ask)
         if page is None:
             return wire.NotFound(f"account {ask.account}", self._stale)
         head, links = page
-        shown: list[wire.ChainLink] = []
-        size = 0
-        for link in map(_chain_link, links):
-            size += len(wire.encode(link))
-            if shown and size > MAX_CHAIN_BYTES:
-                break
-            shown.append(link)
         return wire.Chain(
             ask.account,
             head.asset,
             _scale(self._genesis, head.asset),
             head.height,
-            tuple(shown),
+            links,
             self._stale,
         )
 
@@ -280,10 +280,10 @@ class Serving:
 
     # --- status ---
 
-    async def _status(self) -> wire.ReplyBody:
+    def _status(self) -> wire.ReplyBody:
+        """Clients ask for it as a sign of life, so it waits for nothing."""
         now = self._clock()
         gauges = self._core.gauges()
-        accounts = await self._reader.run(count_accounts)
         counters = {**self._counters(), **{f"core.{name}": count for name, count in self._core.counters.items()}}
         took = sorted(took for asked, took in self._took if asked >= now.mono - TIMED_S)
         if len(took) >= LEAST_TIMED:
@@ -293,7 +293,7 @@ class Serving:
             epoch=self._core.view.epoch,
             k=self._core.view.k,
             log_height=gauges.links,
-            accounts=accounts,
+            accounts=self._accounts(),
             undecided=gauges.undecided_votes,
             waiting_links=gauges.waiting_links,
             queued_requests=gauges.queued_requests,
@@ -429,34 +429,39 @@ def _scale(genesis: Genesis, code: str) -> int:
 def _account_lines(conn: sqlite3.Connection, ask: wire.AskAccounts, genesis: Genesis) -> tuple[wire.AccountLine, ...]:
     """One line more than asked for, when there are more."""
     limit = min(max(ask.limit, 1), wire.MAX_PAGE) + 1
-    lines = []
-    for head in list_accounts(conn, ask.after, limit):
-        balance = read_balance(conn, head.name)
-        assert balance is not None
-        lines.append(
-            wire.AccountLine(
-                head.name,
-                head.asset,
-                _scale(genesis, head.asset),
-                head.issuer,
-                head.public_key,
-                balance.height,
-                balance.tip,
-                balance.settled,
-                balance.incoming,
-            )
+    return tuple(
+        wire.AccountLine(
+            head.name,
+            head.asset,
+            _scale(genesis, head.asset),
+            head.issuer,
+            head.public_key,
+            balance.height,
+            balance.tip,
+            balance.settled,
+            balance.incoming,
         )
-    return tuple(lines)
+        for head, balance in read_accounts(conn, ask.after, limit)
+    )
 
 
-def _chain_page(conn: sqlite3.Connection, ask: wire.AskChain) -> tuple[AccountHead, tuple[ChainLink, ...]] | None:
-    """The head of the account, if it is known, and links up to it."""
+def _chain_page(conn: sqlite3.Connection, ask: wire.AskChain) -> tuple[AccountHead, tuple[wire.ChainLink, ...]] | None:
+    """The head of the account, if it is known, and links up to it, as they are shown: here and not in the thread that
+    waits, where nothing else would run meanwhile."""
     with snapshot(conn):
         head = load(conn, Needs(heads={ask.account})).heads.get(ask.account)
         if head is None:
             return None
         start = min(ask.from_height, head.height + 1)  # a greater one need not fit SQLite's integers
-        return head, read_chain(conn, ask.account, start, min(max(ask.limit, 1), wire.MAX_PAGE), MAX_CHAIN_BYTES)
+        links = read_chain(conn, ask.account, start, min(max(ask.limit, 1), wire.MAX_PAGE), MAX_CHAIN_BYTES)
+    shown: list[wire.ChainLink] = []
+    size = 0
+    for link in map(_chain_link, links):
+        size += len(wire.encode(link))
+        if shown and size > MAX_CHAIN_BYTES:
+            break
+        shown.append(link)
+    return head, tuple(shown)
 
 
 def _chain_link(link: ChainLink) -> wire.ChainLink:

@@ -25,6 +25,7 @@ from node.events import Caller, Event, FromPeer, PeerDown, PeerUp, ToldRemoved
 from node.messages import MAX_MESSAGE_BYTES, Links, Message, Pong, encode_frames, encode_message
 from node.turn import Now
 from routing.keyspace import NodeId
+from tests.chain.bank import Bank, memory_database
 from tests.node.driving import A, B, C, Rig, ping
 
 WRITE = CursorRow(A, 7)
@@ -68,6 +69,26 @@ async def test_facts_leave_before_the_commit_and_reads_of_their_accounts_wait_fo
     assert sorted(read) == ["", "another", link.account]
     assert rig.journal == ["step", "send", "answer", "commit"]
     await rig.driver.wait_committed(link.account)
+
+
+async def test_accounts_count_when_the_links_that_open_them_are_in_the_database() -> None:
+    bank = Bank(memory_database())
+    bank.open("alice", "bob")
+    bank.pay("mint", ("alice", 100))
+    alice, bob, paid = bank.links[-3:]
+    rig = Rig([Effects(persist=(Applied(alice), Applied(paid))), Effects(persist=(Applied(bob),)), Effects()])
+    gate = trio.Event()
+    rig.database.before = lambda function: gate if function is commit else None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.driver.turn)
+        await trio.testing.wait_all_tasks_blocked()
+        assert rig.driver.opened == 0
+        gate.set()
+    opened = [rig.driver.opened]
+    for _ in range(2):
+        await rig.driver.turn()
+        opened.append(rig.driver.opened)
+    assert opened == [1, 2, 2]
 
 
 async def test_who_is_paid_is_read_after_the_commit_as_who_pays_is() -> None:

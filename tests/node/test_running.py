@@ -8,9 +8,11 @@ import trio
 import trio.testing
 
 from hopchain.wire import (
+    AskAccounts,
     AskBalance,
     AskChain,
     AskDigest,
+    AskOutcome,
     AskRoute,
     AskStatus,
     Call,
@@ -25,6 +27,7 @@ from node.client_calls import CALL_BYTES
 from node.client_port import Session
 from node.config import NodeConfig
 from node.events import ClientBalance, DiskSpace
+from node.listings import Listings
 from node.running import MAX_LOOKUPS, RunningNode
 from node.serving import Disk, account_asked
 from node.turn import Now
@@ -38,6 +41,7 @@ JUST_READ = ["read", "reply"]
     [
         (AskDigest(), ["wait for any", *JUST_READ]),
         (AskChain("alice", 0, 1), ["wait for alice", *JUST_READ]),
+        (AskAccounts("", 1), ["wait for any", *JUST_READ]),
         (AskStatus(), JUST_READ),
         (AskBalance("bob", min_height=8), ["wait for bob", *JUST_READ]),
         (AskBalance("bob", min_height=9, timeout_ms=1_000), ["hand to the core until 101.0"]),
@@ -100,6 +104,8 @@ def answering(driver: object, answer: object, nursery: trio.Nursery) -> Any:
     )
     node._answer = lambda caller, body: RunningNode._answer(node, caller, body)
     node._answer_beside = lambda caller, body: RunningNode._answer_beside(node, caller, body)
+    node._start_soon = lambda job, *args: RunningNode._start_soon(node, job, *args)
+    node._listings = Listings(node._answer, node._start_soon)
     return node
 
 
@@ -136,6 +142,39 @@ async def test_a_connection_is_read_on_while_one_long_question_of_it_is_answered
     await trio.testing.wait_all_tasks_blocked()
     assert sorted(replies) == [(number, call) for number in (1, 2, 3) for call in range(4)]
     assert node._beside == set()
+
+
+async def test_a_client_that_asks_for_lists_hears_signs_of_life_and_all_else_meanwhile(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it takes the node for dead after four seconds, as long as 40 clients' lists take."""
+    ready = trio.Event()
+
+    async def answer(body: CallBody, asked: float) -> NotFound:
+        if isinstance(body, AskChain | AskAccounts):
+            await ready.wait()
+        return NotFound("nothing")
+
+    replies: list[tuple[int, int]] = []
+    driver = Rig().driver
+    monkeypatch.setattr(driver.calls, "reply", lambda caller, body: replies.append((caller.session, caller.number)))
+    node = answering(driver, answer, nursery)
+    lists = [AskChain("alice", 0, 1000), AskAccounts("", 1000)] * 2
+    others = [AskStatus(), AskOutcome(bytes(32), "alice"), AskBalance("alice")]
+
+    async def converse(number: int) -> None:
+        for call, body in enumerate([*lists, *others]):
+            await RunningNode._on_call(node, session(number), Call(call, body), 10)
+
+    for number in range(40):
+        nursery.start_soon(converse, number)
+    await trio.testing.wait_all_tasks_blocked()
+    assert sorted(replies) == [(number, len(lists) + call) for number in range(40) for call in range(len(others))]
+    RunningNode._on_client_gone(node, session(39))
+    ready.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert {(number, call) for number in range(39) for call in range(len(lists))} < set(replies)
+    assert (39, len(lists) - 1) not in replies
 
 
 @pytest.mark.parametrize(

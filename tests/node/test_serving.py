@@ -87,6 +87,7 @@ def serving(bank: Bank, core: Core, dht: FakeDht) -> Serving:
         core,
         InlineDatabase(bank.conn),
         Balances(),
+        accounts=lambda: 5,
         addresses=ADDRESSES,
         counters=lambda: {"clients.sessions": 3, "mesh.up": 1},
         clock=lambda: clock.pop(0) if len(clock) > 1 else clock[0],
@@ -308,7 +309,15 @@ async def test_what_is_read_is_stale_unless_a_majority_of_the_members_can_be_rea
 async def test_what_a_guest_shows_is_stale_until_it_keeps_up_with_a_majority(serving: Serving, bank: Bank) -> None:
     guest = Core(STRANGER, GENESIS, VIEW, random.Random(1), Start([], 7, {}, {}), Now(0.0, 0))
     served = Serving(
-        STRANGER, GENESIS, guest, serving._reader, Balances(), addresses=ADDRESSES, counters=dict, clock=lambda: NOW
+        STRANGER,
+        GENESIS,
+        guest,
+        serving._reader,
+        Balances(),
+        accounts=lambda: 0,
+        addresses=ADDRESSES,
+        counters=dict,
+        clock=lambda: NOW,
     )
 
     async def stale() -> bool:
@@ -396,7 +405,7 @@ async def test_health_of_a_guest_and_of_who_was_removed(serving: Serving, core: 
     start = Start([], 7, {}, {})
     guest = Core(STRANGER, GENESIS, VIEW, random.Random(1), start, Now(0.0, 0))
     served = Serving(
-        STRANGER, GENESIS, guest, InlineDatabase(memory_database()), Balances(), addresses=ADDRESSES, counters=dict, clock=lambda: NOW,
+        STRANGER, GENESIS, guest, InlineDatabase(memory_database()), Balances(), accounts=lambda: 0, addresses=ADDRESSES, counters=dict, clock=lambda: NOW,
         disk=lambda: Disk(1, 2, 3), disk_reserve=lambda total: 2 * total, certificate_until_ms=lambda: 9,
     )  # fmt: skip
     health = await served.answer(wire.AskHealth())
@@ -588,6 +597,48 @@ class Slow:
         return result
 
 
+class Stuck:
+    """A database that answers nothing."""
+
+    async def run(self, function: Callable[..., object], *args: object) -> object:
+        await trio.sleep_forever()
+
+
+async def answered(serving: Serving, *questions: serving_module.Read) -> list[type]:
+    """What is answered without waiting."""
+    found: list[type] = []
+
+    async def ask(question: serving_module.Read) -> None:
+        found.append(type(await serving.answer(question)))
+
+    async with trio.open_nursery() as nursery:
+        for question in questions:
+            nursery.start_soon(ask, question)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    return sorted(found, key=lambda answer: answer.__name__)
+
+
+async def test_no_balance_outcome_or_route_waits_for_lists_and_digests_nor_they_for_one_another(
+    serving: Serving,
+) -> None:
+    """Each has a connection to the database of its own; how the node is needs none."""
+    lists = (wire.AskChain("alice", 0, 1000), wire.AskAccounts("", 1000))
+    single = (wire.AskBalance("alice"), wire.AskOutcome(bytes(32)), wire.AskRoute("bob", b""))
+    at_once = (wire.AskStatus(), wire.AskMembers(1), wire.AskHealth())
+    asked = (*lists, *single, *at_once, wire.AskDigest())
+    serving._list_reader = cast(Any, Stuck())
+    everything = await answered(serving, *asked)
+    assert everything == [
+        wire.Balance, wire.Digest, wire.Health, wire.Members, wire.NotFound, wire.Route, wire.Status
+    ]  # fmt: skip
+    serving._long_reader = cast(Any, Stuck())
+    assert wire.Digest not in await answered(serving, *asked)
+    serving._list_reader, serving._balances = serving._reader, Balances()
+    serving._reader = cast(Any, Stuck())
+    assert await answered(serving, *asked) == [wire.Accounts, wire.Chain, wire.Health, wire.Members, wire.Status]
+
+
 async def test_digests_share_what_begins_after_they_were_asked_for_and_leave_a_pause(
     serving: Serving, bank: Bank, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -679,6 +730,7 @@ async def test_the_status_says_how_long_balances_took(bank: Bank, core: Core) ->
         core,
         InlineDatabase(bank.conn),
         Balances(),
+        accounts=lambda: 5,
         addresses=ADDRESSES,
         counters=dict,
         clock=lambda: Now(next(millisecond) / 1000, 0),
