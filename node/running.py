@@ -271,7 +271,10 @@ class RunningNode:
 
     def _on_peer_up(self, peer: NodeId, replaced: bool) -> None:
         hello = self.mesh.hello_of(peer)
-        self.driver.on_peer_up(peer, hello.boot if hello is not None else b"", replaced=replaced)
+        boot = hello.boot if hello is not None else b""
+        assert self._dht is not None
+        self._dht.expect(peer, boot)
+        self.driver.on_peer_up(peer, boot, replaced=replaced)
 
     def _on_contacts(self, contacts: frozenset[NodeId]) -> None:
         """Raises `Removed`, which ends the process, when this node was removed and may go."""

@@ -97,6 +97,7 @@ class Dht:
         self._seeds: tuple[tuple[str, int], ...] = ()
         self._limiter = trio.CapacityLimiter(MAX_LOOKUPS)
         self._to_inbox, self._inbox = trio.open_memory_channel[tuple[bytes, Address]](INBOX)
+        self._sealer = sealer
         self._protocol = SealedProtocol(Node(node_id), ksize, sealer, rng, clock, self._spawn, self._changed)
         self._server = SealedServer(self._protocol, ksize, alpha)
 
@@ -119,6 +120,11 @@ class Dht:
     def contacts(self) -> tuple[Contact, ...]:
         """All contacts of the table, by key range."""
         return tuple(map(_contact, self._protocol.router.contacts()))
+
+    def expect(self, node: NodeId, boot_id: bytes) -> None:
+        """This node has proved elsewhere (TLS) who it is, and that this is its start: no flood of datagrams keeps it
+        out."""
+        self._sealer.expect(node, boot_id)
 
     async def bootstrap(self, seeds: Iterable[tuple[str, int]]) -> int:
         """Join through any of the seeds (names or numeric addresses, our own is skipped). Returns the number of
@@ -235,7 +241,7 @@ async def open_dht(
         )
     if not 1 <= ksize <= MAX_KSIZE or alpha < 1:
         raise RoutingMisuse(f"ksize is {ksize} and alpha {alpha}; ksize must be 1 to {MAX_KSIZE} and alpha at least 1")
-    sealer = Sealer(network_key, network_id, node_id, boot_id)
+    sealer = Sealer(network_key, network_id, node_id, boot_id, loop.time)
     async with trio.open_nursery() as nursery:
         dht = Dht(node_id, sealer, rng, ksize, alpha, nursery, loop.time, on_contact)
         try:

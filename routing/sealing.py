@@ -11,9 +11,14 @@ and under that key the nonce is a counter. Two nodes differ in `sender`, two sta
 bytes given by the caller); so neither a restart nor a copied disk nor a clock can bring a pair of key and nonce back.
 
 **Replay.** A window of 1024 counters per (sender, boot), like IPsec's (RFC 4303, 3.4.3), without a clock. Nothing is
-remembered before a datagram proved to be authentic, so forged headers cost no memory. Above MAX_WINDOWS the least
-recently used one is forgotten; it takes that many real restarts. After our own restart the windows are empty: what
-a replay can do then is small, because requests are idempotent and replies must match a message id of this start.
+remembered before a datagram, or its sender otherwise (`expect`), proved to be authentic, so forged headers cost no
+memory. Above MAX_WINDOWS the least recently used one is forgotten; it takes that many real restarts. After our own
+restart the windows are empty: what a replay can do then is small, because requests are idempotent and replies must
+match a message id of this start.
+
+**Floods.** That a start is none of this network's is found out by a key derivation, seven times as much as the rest.
+So datagrams of starts that are not known are looked at up to NEW_STARTS_PER_S; those above are dropped, whoever sent
+them. Datagrams of known starts always are. Whoever proved elsewhere who it is (TLS) is known before its first one.
 
 The network key is shared: it keeps strangers out, and does not protect members from each other. Who a peer is when
 money is concerned is proven by its TLS certificate (design section 6), and a wrong table costs a hop and never safety
@@ -22,6 +27,7 @@ money is concerned is proven by its TLS certificate (design section 6), and a wr
 
 import struct
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -40,6 +46,8 @@ NETWORK_KEY_BYTES: Final = 32
 NETWORK_ID_BYTES: Final = 32
 REPLAY_WINDOW: Final = 1024  # how far one datagram may be overtaken by others of its sender
 MAX_WINDOWS: Final = 16_384  # about 4 MiB; one per start of a node
+NEW_STARTS_PER_S: Final = 500.0  # datagrams of starts not known yet: 26 us each, 13 ms of a second
+NEW_STARTS_AT_ONCE: Final = 500.0  # after a second without any
 MAX_DATAGRAM_BYTES: Final = 4096  # 32 contacts with IPv6 addresses, the largest reply, take about 2.3 KiB
 
 _HEADER: Final = struct.Struct(f">B{CLUSTER_BYTES}s{ID_BYTES}s{ID_BYTES}s{BOOT_BYTES}sQ")
@@ -91,8 +99,11 @@ class _Boot(msgspec.Struct):
 class Sealer:
     """Seals and opens the datagrams of one start of one node."""
 
-    def __init__(self, network_key: bytes, network_id: bytes, node_id: NodeId, boot_id: bytes) -> None:
-        """`boot_id`: 16 random bytes, new at every start. `RoutingMisuse` when a length is wrong."""
+    def __init__(
+        self, network_key: bytes, network_id: bytes, node_id: NodeId, boot_id: bytes, clock: Callable[[], float]
+    ) -> None:
+        """`boot_id`: 16 random bytes, new at every start. `clock`: monotonic seconds. `RoutingMisuse` when a length is
+        wrong."""
         for what, value, size in (
             ("network key", network_key, NETWORK_KEY_BYTES),
             ("network id", network_id, NETWORK_ID_BYTES),
@@ -109,6 +120,9 @@ class Sealer:
         self._cipher = self._cipher_of(node_id, boot_id)
         self._counter = 0
         self._boots: OrderedDict[tuple[bytes, bytes], _Boot] = OrderedDict()
+        self._clock = clock
+        self._looks = NEW_STARTS_AT_ONCE  # a bucket of tokens: datagrams of unknown starts that are looked at now
+        self._looks_at = clock()
 
     def seal(self, payload: bytes, receiver: NodeId | None) -> bytes:
         """A datagram for `receiver`, or for whoever gets it (None). The same payload sealed again is not a replay."""
@@ -122,7 +136,8 @@ class Sealer:
         """The sender and payload of a datagram; `RoutingFault` whose code says why it is dropped.
 
         Codes: `short`, `oversized`, `version`, `foreign` (another network), `own_id` (someone uses our id),
-        `misdirected` (meant for another node), `replayed`, `forged` (not sealed with the network's key, or damaged).
+        `misdirected` (meant for another node), `replayed`, `crowded` (of a start that is not known, and there are too
+        many of those now), `forged` (not sealed with the network's key, or damaged).
         """
         if len(datagram) > MAX_DATAGRAM_BYTES:
             raise RoutingFault("oversized", f"a datagram of {len(datagram)} bytes; the limit is {MAX_DATAGRAM_BYTES}")
@@ -140,6 +155,8 @@ class Sealer:
         boot = self._boots.get((sender, boot_id))
         if boot is not None and not boot.window.is_fresh(counter):
             raise RoutingFault("replayed", f"datagram {counter} of {short(sender)} again, or {REPLAY_WINDOW} late")
+        if boot is None and not self._may_look():
+            raise RoutingFault("crowded", f"more than {NEW_STARTS_PER_S:g} datagrams a second of starts not known here")
         cipher = self._cipher_of(sender, boot_id) if boot is None else boot.cipher
         try:
             payload = cipher.decrypt(_nonce(counter), datagram[_HEADER.size :], datagram[: _HEADER.size])
@@ -147,12 +164,28 @@ class Sealer:
             raise RoutingFault(
                 "forged", f"a datagram that claims to be from {short(sender)} is not authentic"
             ) from None
-        self._note((sender, boot_id), boot or _Boot(cipher, ReplayWindow()), counter)
+        boot = boot or _Boot(cipher, ReplayWindow())
+        boot.window.mark(counter)
+        self._remember((sender, boot_id), boot)
         return Opened(NodeId(sender), payload)
 
-    def _note(self, key: tuple[bytes, bytes], boot: _Boot, counter: int) -> None:
-        """Remember an authentic datagram."""
-        boot.window.mark(counter)
+    def expect(self, sender: NodeId, boot_id: bytes) -> None:
+        """This start of this node is known from elsewhere, and proved: its datagrams are looked at whatever others
+        come. One with an id of another length seals none."""
+        if len(boot_id) == BOOT_BYTES and (sender, boot_id) not in self._boots:
+            self._remember((sender, boot_id), _Boot(self._cipher_of(sender, boot_id), ReplayWindow()))
+
+    def _may_look(self) -> bool:
+        """Take a token for a datagram of a start that is not known."""
+        now = self._clock()
+        self._looks = min(NEW_STARTS_AT_ONCE, self._looks + (now - self._looks_at) * NEW_STARTS_PER_S)
+        self._looks_at = now
+        if self._looks < 1:
+            return False
+        self._looks -= 1
+        return True
+
+    def _remember(self, key: tuple[bytes, bytes], boot: _Boot) -> None:
         self._boots[key] = boot
         self._boots.move_to_end(key)
         if len(self._boots) > MAX_WINDOWS:

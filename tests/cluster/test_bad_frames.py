@@ -386,10 +386,10 @@ async def test_datagrams_that_are_not_a_members_are_counted_and_dropped(cluster:
     me, them = gone.place.node_id, target.place.node_id
     await cluster.stop(GONE)
     key = read_network_key(gone.directory)
-    mine = Sealer(key, cluster.id, me, b"b" * BOOT_BYTES)
-    stranger = Sealer(b"k" * 32, cluster.id, me, b"c" * BOOT_BYTES)
-    foreign = Sealer(key, b"f" * 32, me, b"d" * BOOT_BYTES)
-    double = Sealer(key, cluster.id, them, b"e" * BOOT_BYTES)
+    mine = Sealer(key, cluster.id, me, b"b" * BOOT_BYTES, trio.current_time)
+    stranger = Sealer(b"k" * 32, cluster.id, me, b"c" * BOOT_BYTES, trio.current_time)
+    foreign = Sealer(key, b"f" * 32, me, b"d" * BOOT_BYTES, trio.current_time)
+    double = Sealer(key, cluster.id, them, b"e" * BOOT_BYTES, trio.current_time)
     ping = encode_call(b"m" * MESSAGE_ID_BYTES, "ping", (me,))
     good = mine.seal(ping, them)
     cases = {

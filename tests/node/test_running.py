@@ -31,7 +31,7 @@ from node.listings import Listings
 from node.running import MAX_LOOKUPS, RunningNode
 from node.serving import Disk, account_asked
 from node.turn import Now
-from tests.node.driving import Rig
+from tests.node.driving import A, Rig
 
 JUST_READ = ["read", "reply"]
 
@@ -200,6 +200,19 @@ async def test_a_request_counts_with_its_bytes_where_it_waits(body: CallBody, mo
             await trio.testing.wait_all_tasks_blocked()
             assert driver.calls._waiting.weight(1) == waiting * (CALL_BYTES + 700)
             await driver.turn()
+
+
+async def test_the_dht_is_told_of_the_start_of_whoever_connects() -> None:
+    """Its datagrams are heard then however many others come."""
+    told: list[tuple[bytes, bytes]] = []
+    ups: list[tuple[bytes, bytes, bool]] = []
+    driver = SimpleNamespace(on_peer_up=lambda peer, boot, *, replaced: ups.append((peer, boot, replaced)))
+    node = cast(Any, SimpleNamespace(driver=driver, _dht=SimpleNamespace(expect=lambda *start: told.append(start))))
+    for boot in (b"1" * 16, b"2" * 16):
+        node.mesh = SimpleNamespace(hello_of=lambda peer, boot=boot: SimpleNamespace(boot=boot))
+        RunningNode._on_peer_up(node, A, replaced=boot == b"2" * 16)
+    assert told == [(A, b"1" * 16), (A, b"2" * 16)]
+    assert ups == [(A, b"1" * 16, False), (A, b"2" * 16, True)]
 
 
 async def test_so_many_lookups_are_under_way_and_no_two_of_one_key(nursery: trio.Nursery) -> None:

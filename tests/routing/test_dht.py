@@ -31,7 +31,7 @@ def _contact(dht) -> Contact:
 
 def _sealer(node_id: NodeId, boot: bytes = b"\7" * 16, key: bytes = NETWORK_KEY) -> Sealer:
     """Makes datagrams as the node with this id, from a start of its own."""
-    return Sealer(key, NETWORK_ID, node_id, boot)
+    return Sealer(key, NETWORK_ID, node_id, boot, trio.current_time)
 
 
 def _lose_next(network: MemoryNetwork, count: int) -> None:
@@ -336,7 +336,7 @@ async def test_what_is_not_sealed_for_us_is_dropped_counted_and_not_answered(aut
             b"\0" + bytes(20) + msgspec.msgpack.encode(["ping", [STRANGER]]),  # as the library sends it
             b"x" * 5000,
             _sealer(STRANGER, key=b"x" * 32).seal(call, a.node_id),
-            Sealer(NETWORK_KEY, b"y" * 32, STRANGER, bytes(16)).seal(call, a.node_id),
+            Sealer(NETWORK_KEY, b"y" * 32, STRANGER, bytes(16), trio.current_time).seal(call, a.node_id),
             _sealer(STRANGER).seal(call, node_id_of(b"somebody else")),
             good[:-1] + b"\0",
         ):
@@ -356,6 +356,34 @@ async def test_a_replayed_call_is_dropped(autojump_clock):
         await settle()
         assert a.dropped == {"replayed": 2}
         assert len(world.network.log) == 1
+
+
+async def test_a_flood_of_forged_datagrams_keeps_out_no_known_start_and_a_new_one_not_for_long(autojump_clock):
+    async with make_world(29) as world:
+        a, known, new, expected = [await world.add() for _ in range(4)]
+        await join(a, known)
+        forged = _sealer(STRANGER, key=b"x" * 32).seal(b"", a.node_id)
+
+        async def flood() -> None:
+            while True:
+                world.network.inject(forged, FAKE, a.address)
+                await trio.sleep(1 / 5_000)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood)
+            await settle(2.0)
+            assert a.dropped["crowded"] > 5_000
+            assert None not in [await known.ping(_contact(a)) for _ in range(10)]
+            a.expect(expected.node_id, expected._sealer._boot_id)
+            sent = world.network.sent[expected.address]
+            assert await expected.ping(_contact(a)) is not None
+            assert world.network.sent[expected.address] == sent + 1, "the first datagram was heard"
+            rounds = 1
+            while not await new.bootstrap([a.address]):
+                rounds += 1
+            assert rounds <= 20, "each of its datagrams has one chance in ten"
+            assert await new.ping(_contact(a)) is not None
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_member_cannot_speak_as_another_one(autojump_clock):

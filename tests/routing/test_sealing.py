@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,8 @@ from routing.sealing import (
     MAX_DATAGRAM_BYTES,
     MAX_PAYLOAD_BYTES,
     MAX_WINDOWS,
+    NEW_STARTS_AT_ONCE,
+    NEW_STARTS_PER_S,
     OVERHEAD_BYTES,
     REPLAY_WINDOW,
     Opened,
@@ -25,8 +28,8 @@ A, B, C = (node_id_of(name * 32) for name in (b"a", b"b", b"c"))
 BOOT = bytes(16)
 
 
-def _sealer(node=A, key=KEY, network=NETWORK, boot=BOOT) -> Sealer:
-    return Sealer(key, network, node, boot)
+def _sealer(node=A, key=KEY, network=NETWORK, boot=BOOT, clock=lambda: 0.0) -> Sealer:
+    return Sealer(key, network, node, boot, clock)
 
 
 def _code(sealer: Sealer, datagram: bytes) -> str:
@@ -159,3 +162,80 @@ def test_untrusted_bytes_raise_only_a_routing_fault(noise, cut, tail):
     for datagram in (noise, header[:cut] + tail):
         if datagram != header:
             assert _code(_sealer(B), datagram)
+
+
+def _boots(count: int) -> list[bytes]:
+    return [n.to_bytes(16) for n in range(1, count + 1)]
+
+
+class _Seconds:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_flood_of_unknown_starts_is_looked_at_so_far_and_no_known_start_suffers():
+    seconds = _Seconds()
+    b, known, expected = _sealer(B, clock=seconds), _sealer(A, boot=b"k" * 16), _sealer(C, boot=b"e" * 16)
+    b.open_untrusted(known.seal(b"before", B))
+    derived = Counter()
+    cipher_of = b._cipher_of
+    b._cipher_of = lambda sender, boot: derived.update(["keys"]) or cipher_of(sender, boot)
+    forged = [_sealer(A, key=b"x" * 32, boot=boot).seal(b"", B) for boot in _boots(1000)]
+    codes = Counter()
+    for _ in range(20):  # 2 s of 10,000 a second
+        for datagram in forged:
+            codes[_code(b, datagram)] += 1
+        seconds.now += 0.1
+        assert b.open_untrusted(known.seal(b"meanwhile", B)).payload == b"meanwhile"
+    looked_at = NEW_STARTS_AT_ONCE + 19 * 0.1 * NEW_STARTS_PER_S
+    assert codes["forged"] == derived["keys"] == pytest.approx(looked_at, abs=3), (
+        "but for what the known one took, and fractions"
+    )
+    assert codes.total() == codes["forged"] + codes["crowded"] == 20_000
+    assert _code(b, forged[0]) == "forged", "a tenth of a second has passed"
+    while _code(b, forged[0]) == "forged":
+        pass
+    assert _code(b, expected.seal(b"nobody vouches for it", B)) == "crowded"
+    b.expect(C, b"e" * 16)
+    assert b.open_untrusted(expected.seal(b"TLS does", B)).payload == b"TLS does"
+
+
+def test_who_restarts_in_a_flood_gets_in_with_its_part_of_the_datagrams_and_at_once_after_it():
+    seconds, rng = _Seconds(), random.Random(5)
+    b = _sealer(B, clock=seconds)
+    forged = _sealer(A, key=b"x" * 32, boot=b"f" * 16).seal(b"", B)
+    tries = []
+    for boot in _boots(20):
+        again = _sealer(A, boot=boot)
+        for number in range(1, 10_000):
+            for _ in range(100 + rng.randrange(50)):  # 25,000 a second, and one of its own each 5 ms
+                _code(b, forged)
+                seconds.now += 1 / 25_000
+            with suppress(RoutingFault):
+                b.open_untrusted(again.seal(b"hello", B))
+                tries.append(number)
+                break
+    assert 25 <= sum(tries) / len(tries) <= 100, "one in fifty"
+    seconds.now += 2 / NEW_STARTS_PER_S
+    assert b.open_untrusted(_sealer(A, boot=b"l" * 16).seal(b"later", B)).payload == b"later"
+
+
+def test_an_expected_start_is_heard_once_for_each_datagram_and_is_forgotten_like_others(monkeypatch):
+    monkeypatch.setattr("routing.sealing.MAX_WINDOWS", 3)
+    a, b = _sealer(A), _sealer(B)
+    first = a.seal(b"hello", B)
+    b.expect(A, BOOT)
+    b.open_untrusted(first)
+    b.expect(A, BOOT)
+    assert _code(b, first) == "replayed", "to be told again of a start forgets nothing of it"
+    for length in (0, 15, 17):
+        b.expect(A, bytes(length))
+    assert list(b._boots) == [(A, BOOT)]
+    for boot in _boots(5):
+        b.expect(C, boot)
+    assert list(b._boots) == [(C, boot) for boot in _boots(5)[2:]]
