@@ -1,12 +1,14 @@
 """Generated examples are the same in every run: what fails once fails again, and the suite answers for this tree alone.
-`HOPCHAIN_EXAMPLES=random` draws new ones. Ports are this process's own (`tests.ports`). Ctrl-C works in the processes
-that tests start, also where a shell runs the suite in its background, and so ignores it; SIGHUP, also under `nohup`."""
+`HOPCHAIN_EXAMPLES=random` draws new ones. Ports are this process's own (`tests.ports`); tests that start real nodes run
+on one worker (`tests.groups`). Ctrl-C works in the processes that tests start, also where a shell runs the suite in its
+background, and so ignores it; SIGHUP, also under `nohup`."""
 
 import os
 import signal
 
 from hypothesis import settings
 
+from tests.groups import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
 from tests.ports import COMMANDS
 
 settings.register_profile("same", derandomize=True, deadline=None)

@@ -23,7 +23,7 @@ from routing.view import encode_view
 from tests.cluster.cluster import NOW_MS, Cluster, NodeProcess, change_config, key_of, public, rows_of
 from tests.ports import take
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 
 def make(directory: Path) -> Network:

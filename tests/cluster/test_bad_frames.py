@@ -63,7 +63,7 @@ from routing.sealing import BOOT_BYTES, MAX_DATAGRAM_BYTES, OVERHEAD_BYTES, Seal
 from tests.cluster.cluster import NOW_MS, SETTLE_S, Cluster, key_of, until
 from tests.cluster.strangers import ask, read_to_end, said_to_client, send_datagrams, talk_to_peer_port, tls_stream
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 TARGET = 0  # the node that gets the bytes
 GONE = 4  # the member in whose name some of them come, while it is stopped

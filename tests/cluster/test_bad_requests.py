@@ -23,7 +23,7 @@ from hopchain.wire import Submit
 from tests.cluster.cluster import Cluster, key_of, public
 from tests.cluster.strangers import ask
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 SENDER = "refused-1"
 PAYEE = "refused-2"

@@ -13,7 +13,7 @@ from chain.request import NetworkId
 from cli.wallet import Wallet
 from tests.cluster.cluster import ISSUER, Cluster, key_of
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 SHORT = ("--accounts", "20", "--clients", "8", "--warm-up", "0.2", "--duration", "1", "--json")
 

@@ -14,7 +14,7 @@ from cli.wallet import Wallet
 from hopchain import Balance, Outcome, Recorded
 from tests.cluster.cluster import START_S, Cluster, key_of, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 PAYERS, PAYEES, ROWS = 3, 40, 600
 AMOUNT = 5

@@ -17,7 +17,7 @@ from tests.cluster.commands import operating
 from tests.cluster.strangers import tls_stream
 from tests.cluster.test_faults import Load
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 RENEWED, ANOTHER = 1, 4
 DAYS = 90

@@ -13,7 +13,7 @@ from tests.cluster.cluster import QUARANTINE_S, START_S, Cluster, NodeProcess, c
 from tests.cluster.test_faults import Load
 from tests.ports import take
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 COPIED = 2
 

@@ -14,7 +14,7 @@ import trio
 
 from tests.cli.test_commands import documented
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
 DEMO_S = 300.0  # it has bounds of its own for each step; a quiet machine takes 12 s for all

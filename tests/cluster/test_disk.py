@@ -12,7 +12,7 @@ from cli.output import Exit
 from tests.cluster.cluster import ODD_NODE, Cluster
 from tests.cluster.test_faults import Load
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 FULL = 4  # the node whose disk has no room left
 ROOM_BYTES = 512 * 1024

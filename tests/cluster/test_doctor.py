@@ -10,7 +10,7 @@ from cli.output import Exit
 from tests.cluster.cluster import START_S, Cluster
 from tests.cluster.commands import operating
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 QUARANTINED = 3
 

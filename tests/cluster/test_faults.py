@@ -16,7 +16,7 @@ from hopchain import NotStarted, Outcome, Recorded, Unknown, Unreachable
 from node.marker import MARKER_FILE
 from tests.cluster.cluster import QUARANTINE_S, SETTLE_S, START_S, Cluster, has_served, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 
 class Load:

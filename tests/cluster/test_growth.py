@@ -10,7 +10,7 @@ import pytest
 from tests.cluster.grow import Growing
 from tests.cluster.test_faults import Load
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 SIZES = (1, 2, 3, 5, 9, 3) if os.environ.get("HOPCHAIN_GROWTH") == "long" else (1, 2, 3, 2)
 

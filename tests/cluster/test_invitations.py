@@ -19,7 +19,7 @@ from tests.cluster.test_faults import Load
 VOTES_S = 10.0  # the first was suspended while another process of it was seen, and is vouched for anew
 SECOND_S = 20.0  # it must connect, and the first must come back to be heard beside it; a larger id waits three seconds for that
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 
 async def votes_are_seen(cluster: Growing, of: bytes) -> tuple[bool, object]:

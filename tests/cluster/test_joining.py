@@ -19,7 +19,7 @@ from tests.cluster.cluster import STOP_S, NodeProcess, end, spawn, until
 from tests.cluster.grow import Growing
 from tests.cluster.test_faults import Load
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 STAGES = ("started", "progress", "verified", "member", "active")  # what `hopchain join --json` tells, in order
 JOIN_S = 60.0

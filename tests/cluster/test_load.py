@@ -9,7 +9,7 @@ import trio
 from hopchain import Client, Outcome, Recorded
 from tests.cluster.cluster import START_S, Cluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 
 async def test_a_thousand_transfers_of_twenty_clients_end_in_one_state(cluster: Cluster) -> None:

@@ -9,7 +9,7 @@ import trio
 
 from tests.cluster.cluster import SETTLE_S, Cluster, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 ASLEEP_S = 5.0  # longer than others wait before they suspect it, shorter than until they drop its connection
 LINES = 60  # of a node, in all of this; some 30 are written

@@ -10,7 +10,7 @@ from hopchain.wire import Chain
 from tests.cluster.cluster import SETTLE_S, Cluster, rows_of, until
 from tests.cluster.commands import joined_node, operating
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 
 async def what_is_read(client: Client, names: list[str]) -> tuple[bool, object]:

@@ -13,7 +13,7 @@ from cli.wallet import Wallet
 from hopchain import Balance
 from tests.cluster.cluster import START_S, Cluster, key_of, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 ROWS, AMOUNT = 400, 7
 COLUMNS = ("--from-column", "payer", "--to-column", "payee", "--amount-column", "amount")

@@ -19,7 +19,7 @@ from tests.cluster.cluster import FUNDS, STOP_S, Ended, NodeProcess, rows_of, un
 from tests.cluster.commands import operating
 from tests.cluster.grow import Growing
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 GONE, OTHERS = 2, (0, 1)
 WORTH_S = 1.0  # for a payment at a node that cannot make it

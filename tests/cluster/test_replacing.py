@@ -10,7 +10,7 @@ from tests.cluster.commands import HALF_REPLACE, joined_node, operating
 from tests.cluster.grow import Growing
 from tests.cluster.test_faults import Load
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 DEAD = 2
 

@@ -9,7 +9,7 @@ from hopchain import Answer, Balance, Client, Outcome, Recorded, Stale, Timing, 
 from hopchain.calls import Calls
 from tests.cluster.cluster import ODD_NODE, SETTLE_S, START_S, Cluster, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 
 async def balance_at(client: Client, account: str, *, min_height: int = 0) -> Balance:

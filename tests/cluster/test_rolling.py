@@ -11,7 +11,7 @@ import trio
 from tests.cluster.cluster import Cluster
 from tests.cluster.test_faults import Load
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 ROUNDS = int(os.environ.get("HOPCHAIN_ROLLING_ROUNDS", "2"))
 GAP_S = float(

@@ -15,7 +15,7 @@ import trio
 from tests.cluster.cluster import Cluster
 from tests.cluster.test_faults import Load
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 SECONDS = float(os.environ.get("HOPCHAIN_SOAK_S", "20"))
 SEED = int(os.environ.get("HOPCHAIN_SOAK_SEED", "1"))

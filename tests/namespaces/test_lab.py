@@ -9,7 +9,7 @@ import pytest
 
 from tests.namespaces.machines import forbidden
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 LAB_S = 300.0  # it takes half a minute on a machine with nothing else to do

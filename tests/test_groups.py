@@ -1,0 +1,42 @@
+"""Tests that start real nodes run on one worker, and begin first."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# Each test adds a line to a file: the worker, and the directory of the test.
+MODULE = """
+import os
+from pathlib import Path
+import pytest
+
+@pytest.mark.parametrize("number", range({count}))
+def test_runs(number):
+    with open(os.environ["SEEN"], "a") as seen:
+        print(os.environ["PYTEST_XDIST_WORKER"], Path(__file__).parent.name, file=seen)
+"""
+
+
+def test_one_worker_runs_all_tests_that_start_nodes_and_begins_with_them(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    for place, count in {"chain": 30, "cluster": 8, "namespaces": 2, "node": 30}.items():
+        (tmp_path / "tests" / place).mkdir(parents=True)
+        (tmp_path / "tests" / place / f"test_{place}.py").write_text(MODULE.format(count=count))
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "tests")
+    seen = tmp_path / "seen"
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadgroup"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SEEN": str(seen)},
+        check=True,
+        timeout=300,
+    )
+    lines = [line.split() for line in seen.read_text().splitlines()]
+    assert len(lines) == 70
+    (worker,) = {worker for worker, place in lines if place in {"cluster", "namespaces"}}
+    places = [place for by, place in lines if by == worker]
+    assert places[:10] == ["cluster"] * 8 + ["namespaces"] * 2
+    assert {by for by, _ in lines} == {"gw0", "gw1"}
