@@ -1,4 +1,4 @@
-"""Tests that start real nodes run on one worker, and begin first."""
+"""Tests that start real nodes run on one worker, and begin first. Their nodes end with the last of them."""
 
 import os
 import shutil
@@ -40,3 +40,52 @@ def test_one_worker_runs_all_tests_that_start_nodes_and_begins_with_them(tmp_pat
     places = [place for by, place in lines if by == worker]
     assert places[:10] == ["cluster"] * 8 + ["namespaces"] * 2
     assert {by for by, _ in lines} == {"gw0", "gw1"}
+
+
+# In place of the network: a line when it starts and one when it ends.
+WITH_A_NETWORK = """
+import os
+from cluster import conftest
+
+class Network:
+    def __init__(self, directory, nodes):
+        assert nodes == 5
+
+    def start(self):
+        print("started", file=open(os.environ["SEEN"], "a"))
+
+    def close(self):
+        print("ended", file=open(os.environ["SEEN"], "a"))
+
+conftest.Cluster = Network
+
+def test_has_a_network(clusters):
+    assert clusters.take() is clusters.take()
+
+def test_has_the_same(clusters):
+    clusters.take()
+"""
+ELSEWHERE = """
+import os
+
+def test_elsewhere():
+    print("elsewhere", file=open(os.environ["SEEN"], "a"))
+"""
+
+
+def test_the_network_has_ended_when_the_next_directory_begins(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    for place, module in {"cluster": WITH_A_NETWORK, "node": ELSEWHERE}.items():
+        (tmp_path / "tests" / place).mkdir(parents=True)
+        (tmp_path / "tests" / place / "__init__.py").touch()
+        (tmp_path / "tests" / place / f"test_in_{place}.py").write_text(module)
+    shutil.copy(ROOT / "tests" / "cluster" / "conftest.py", tmp_path / "tests" / "cluster")
+    seen = tmp_path / "seen"
+    subprocess.run(
+        [sys.executable, "-m", "pytest"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SEEN": str(seen)},
+        check=True,
+        timeout=300,
+    )
+    assert seen.read_text().split() == ["started", "ended", "elsewhere"]

@@ -1,5 +1,6 @@
 """One network of five node processes serves all cluster tests of a worker, each of which finds it healthy. After a test
-that fails the next one gets a new network, so that one fault is one failure."""
+that fails the next one gets a new network, so that one fault is one failure. It ends with the last of these tests, not
+with the worker: five idle nodes take a tenth of a core."""
 
 from collections.abc import AsyncIterator, Generator, Iterator
 
@@ -28,7 +29,7 @@ class Clusters:
             self.current = None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clusters]:
     made = Clusters(tmp_path_factory)
     try:
