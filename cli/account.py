@@ -41,13 +41,13 @@ def account() -> None:
     ],
 )
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--asset", "asset_code", metavar="CODE", help="What it holds. Default: the network's only asset.")
+@click.option("--asset", "asset_code", metavar="CODE", help="Asset of the accounts. Default: the network's only asset.")
 @click.option(
     "--from-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Names from a CSV file."
 )
 @click.option("--column", "columns", multiple=True, help="Column of the file; several are joined with '-'.")
-@click.option("--prefix", default="", help="Put before every name of the file.")
-@click.option("--delimiter", metavar="CHAR", help="Of the file. Default: found out from its first line.")
+@click.option("--prefix", default="", help="Put before every name from the file.")
+@click.option("--delimiter", metavar="CHAR", help="Character between cells. Default: found from the first line.")
 @at_option
 @timeout_option
 @network_option
@@ -85,7 +85,7 @@ def open_command(
                 timeout_s=timeout_s,
                 at=node,
                 sending=lambda so_far: out.sending(
-                    "The openings were sent: the same command again tells what became of them",
+                    "The openings were sent: run the same command again to see what became of them",
                     lambda: _report(out, network, wallet, asset, so_far()),
                 ),
             )

@@ -60,7 +60,7 @@ SETTLE_S: Final = 60.0  # for all replicas to become equal
 @click.option("--clients", type=click.IntRange(1, 10_000), default=32, show_default=True, help="Requests in flight.")
 @click.option("--duration", "duration_s", type=Seconds(0.1), default=10.0, show_default=True, help="Seconds measured.")
 @click.option("--warm-up", "warm_up_s", type=Seconds(0), default=3.0, show_default=True, help="Seconds before that.")
-@click.option("--batch", type=int, help="Postings of one request. Default: 1, for bulk 8190.")
+@click.option("--batch", type=int, help="Postings per request. Default: 1, for bulk 8190.")
 @click.option("--accounts", type=click.IntRange(2), default=10_000, show_default=True, help="Accounts that take part.")
 @click.option("--nodes", type=click.IntRange(1, 64), help=f"Nodes to start. Default: {NODES}.")
 @click.option("--k", type=click.IntRange(1, 64), help=f"Nodes that decide one link. Default: {K}.")
@@ -84,7 +84,11 @@ SETTLE_S: Final = 60.0  # for all replicas to become equal
 )
 @click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Load generators.")
 @click.option(
-    "--connections", type=click.IntRange(1, 128), default=1, show_default=True, help="Per generator and node."
+    "--connections",
+    type=click.IntRange(1, 128),
+    default=1,
+    show_default=True,
+    help="Connections per generator and node.",
 )
 @click.option(
     "--route/--no-route",
@@ -92,7 +96,7 @@ SETTLE_S: Final = 60.0  # for all replicas to become equal
     help="Send each request to the node that makes the sender's next link, as the Python client does with spread=True; "
     "else, and with read, each client stays with one node. Default: --route.",
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Of what is drawn: who pays whom.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Decides who pays whom.")
 @click.option(
     "--network",
     "network_dir",
@@ -144,8 +148,8 @@ def bench(
       bulk           any account pays 8190 postings in one request
       read           balances of any account, from the replica of the node asked
 
-    Starts a network of its own in a temporary directory, or measures the one of --network. Rejections never count as
-    completed. Exit code 1 when money was made or lost, replicas differ, or an answer was lost.
+    Starts a network of its own in a temporary directory, or measures the one that --network names. Rejections never
+    count as completed. Exit code 1 when money was made or lost, replicas differ, or an answer was lost.
     """
     _check_before(network_dir, issuer, picture, profile_out)
     settings = _settings(
@@ -196,7 +200,7 @@ def _check_before(network_dir: Path | None, issuer: str | None, picture: Path | 
     if profile_out is not None:
         check_profile_file(profile_out)
     if network_dir is not None and profile_out is not None:
-        raise LocalMisuse("--profile-out profiles a node that this command starts: leave --network away")
+        raise LocalMisuse("--profile-out profiles a node that this command starts: leave --network out")
 
 
 def _settings(
@@ -245,7 +249,9 @@ def _settings(
         route=None if read else route is not False,
     )
     if settings.sources is not None and settings.sources > accounts:
-        raise LocalMisuse(f"{settings.sources} sources of {accounts} accounts: give more --accounts or fewer --sources")
+        raise LocalMisuse(
+            f"{settings.sources} sources, but only {accounts} accounts: give more --accounts or fewer --sources"
+        )
     return settings
 
 
@@ -254,7 +260,7 @@ def _refuse(where: str, options: Mapping[str, object]) -> None:
     for name, value in options.items():
         if value is not None:
             shown = name if isinstance(value, bool) else f"{name} {value}"
-            raise LocalMisuse(f"{shown} is for {where}: leave {name} away")
+            raise LocalMisuse(f"{shown} is for {where}: leave {name} out")
 
 
 class _Bench:
@@ -386,7 +392,7 @@ class _Bench:
 
         with anyio.move_on_after(LOOK_S):
             await work_on_each(network.nodes, ask, at_once=len(network.nodes))
-        behind = f"not all nodes told their links within {LOOK_S:g} s"
+        behind = f"not all nodes sent their links within {LOOK_S:g} s"
         if len(links) == len(network.nodes):
             self._behind.append(max(links) - min(links))
             behind = f"{self._behind[-1]} links behind"

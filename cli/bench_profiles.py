@@ -43,7 +43,7 @@ def postings_of(profile: Profile, batch: int | None) -> int:
     if not 1 <= count <= MAX_POSTINGS:
         raise LocalMisuse(f"a batch of {count} postings: a request holds 1 to {MAX_POSTINGS}")
     if profile is Profile.READ and count != 1:
-        raise LocalMisuse("a balance is read one at a time: leave --batch away for read")
+        raise LocalMisuse("a balance is read one at a time: leave --batch out for read")
     return count
 
 

@@ -49,10 +49,9 @@ def certificate() -> None:
 )
 @network_option
 def list_command(out: Output, network_dir: Path | None) -> None:
-    """Show when the certificates in a network's directory end. Exit code 1 when one ends within 30 days, or is none of
-    its node.
+    """Show when the certificates in a network's directory end. Exit code 1: one ends within 30 days or cannot be used.
 
-    Nodes whose files are on other machines are not here: `hopchain doctor` asks them.
+    Not listed: nodes whose files are on other machines. `hopchain doctor` asks those.
     """
     from node.layout import read_network
     from node.pki import ca_until_ms
@@ -127,14 +126,14 @@ def _line(network: "NetworkFiles", node: "NodePlace") -> _Line | None:
     "out_file",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write it there; of what there is, it replaces only an earlier certificate of the same node. Default: the node's node.crt.",
+    help="File to write; it replaces only an earlier certificate of the same node. Default: the node's node.crt.",
 )
 @network_option
 def renew_command(out: Output, node: str, days: int, out_file: Path | None, network_dir: Path | None) -> None:
-    """Make a new certificate for the same key. A running node takes the new node.crt up within seconds.
+    """Make a new certificate for the same key. A running node uses the new node.crt within seconds.
 
-    NODE: a name of the network's directory, a node's directory or its node.crt, or a public key in hex (with --out).
-    Standing connections go on; new ones show the new certificate.
+    NODE: a node's name in the network's directory, its directory, its node.crt, or its public key in hex (with --out).
+    Open connections stay; new ones show the new certificate.
     """
     from node.layout import CA_KEY, read_network
     from node.pki import certificate_until_ms, make_node_certificate, read_secret
@@ -145,7 +144,7 @@ def renew_command(out: Output, node: str, days: int, out_file: Path | None, netw
     public_key, place = _find(network, node)
     target = out_file or place
     if target is None:
-        raise LocalMisuse("say with --out into which file the certificate goes: a public key has no place of its own")
+        raise LocalMisuse("name the file for the certificate with --out: a public key does not say where its node is")
     if out_file is not None:
         _check_target(out_file, public_key)
     ca_key = read_secret(directory / CA_KEY)
@@ -172,7 +171,8 @@ def _find(network: "NetworkFiles", node: str) -> tuple[bytes, Path | None]:
     if (key := hex_of(node, PUBLIC_KEY_BYTES)) is not None:
         return key, None
     raise LocalMisuse(
-        f"{node!r} is no node of {network.directory}, no node's directory or node.crt, and no public key ({2 * PUBLIC_KEY_BYTES} hex digits)"
+        f"{node!r} is not a node of {network.directory}, a node's directory or node.crt, or a public key ({2 * PUBLIC_KEY_BYTES} "
+        "hex digits)"
     )
 
 
@@ -205,7 +205,7 @@ def _check_target(path: Path, public_key: bytes) -> None:
         same = False
     if not same:
         raise LocalMisuse(
-            f"{path} exists and is no certificate of this node: move it away, or name another file with --out"
+            f"{path} exists and is not a certificate of this node: move it away, or name another file with --out"
         )
 
 

@@ -43,7 +43,7 @@ class Seconds(click.FloatRange):
         """The seconds; click's error when it is none."""
         seconds = super().convert(value, param, ctx)
         if not math.isfinite(seconds):
-            self.fail(f"{value!r} is no number of seconds", param, ctx)
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
         return float(seconds)
 
 
@@ -201,7 +201,8 @@ def _refuse_no_text(value: object) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise LocalMisuse(
-                f"{text[:80]!r} is not UTF-8 text (character {error.start + 1}): give it in UTF-8; a file or a directory, rename it"
+                f"{text[:80]!r} is not UTF-8 text (character {error.start + 1}): give it in UTF-8; if it names a file or "
+                "directory, rename that"
             ) from None
 
 
@@ -279,7 +280,7 @@ def fresh_random() -> random.Random:
 def one_directory(argument: Path | None, option: Path | None) -> Path | None:
     """Of a command that takes the network's directory as an argument, too: the one that was named, if any."""
     if argument is not None and option is not None and argument.resolve() != option.resolve():
-        usage(f"two networks are named, {argument} and --network {option}: leave one of them away")
+        usage(f"two networks are named, {argument} and --network {option}: leave one of them out")
     return argument or option
 
 

@@ -109,7 +109,7 @@ async def wait_level(
             raise CommandFailed(
                 Exit.UNREACHABLE,
                 code,
-                f"{why}: it was not added within {timeout_s:g} s, and nothing was sent. The same command again goes on "
+                f"{why}: it was not added within {timeout_s:g} s, and nothing was sent. Run the same command again to keep "
                 "waiting, with --wait SECONDS for longer",
             )
         if at_s - told_at >= TELL_S:

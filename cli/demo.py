@@ -242,7 +242,7 @@ class _Demo:
         for receipt in found:
             self._receipt("  70.00", receipt)
         outcomes = sorted(r.outcome for r in found)
-        self._claim("one was completed, the other was told so", outcomes == ["completed", "insufficient_funds"])
+        self._claim("one was completed, the other was rejected", outcomes == ["completed", "insufficient_funds"])
         left = await self._command(_Balance, "balance", "alice", "--linearizable")
         self._claim("alice has 0.00 left, not -70.00", left.available == 0)
 

@@ -101,8 +101,8 @@ def _standing(node: Known, said: Health) -> list[Finding]:
             Finding(
                 "removed",
                 node.name,
-                f"{node.name} still runs and is no member since epoch {said.removed_in}: its answers are marked stale",
-                "wait: it ends when the others need it no more; stop it when it reaches none of them. To have that machine back, "
+                f"{node.name} still runs but has not been a member since epoch {said.removed_in}: its answers are marked stale",
+                "wait: it ends when the others no longer need it; stop it if it reaches none of them. To have that machine back, "
                 "invite it under a new id (`hopchain invite`, `hopchain join`)",
                 {"removed_in": said.removed_in},
             )
@@ -112,9 +112,9 @@ def _standing(node: Known, said: Health) -> list[Finding]:
             Finding(
                 "not_verified",
                 node.name,
-                f"{node.name} is not verified, so it votes on nothing: its disk may be older than what others saw of it, or "
+                f"{node.name} is not verified, so it does not vote: its disk may be older than what others saw of it, or "
                 "too few of them have answered",
-                "start enough other nodes; when it stays so, or its log says quarantined: `hopchain invite`, `hopchain join` on "
+                "start enough other nodes; if it stays so, or its log says quarantined: `hopchain invite`, `hopchain join` on "
                 f"that machine, then `hopchain replace {node.id.hex()[:SHORT_ID]} --with` the invitation",
                 {},
             )
@@ -145,8 +145,8 @@ def _unreachable(node: Known, why: str, healthy: list[tuple[Known, Health]]) -> 
             f"member {node.told} does not answer here: {why}; {contact}",
             "it runs: open its client port to this machine"
             if seen
-            else "start it (`hopchain node DIR`) and look at its log. When it ended with exit code 4 it was quarantined or removed: "
-            "do not start it, replace it; so also when its machine is lost for good: `hopchain replace "
+            else "start it (`hopchain node DIR`) and look at its log. If it ended with exit code 4 it was quarantined or "
+            "removed: do not start it. Then, or if its machine is lost for good, replace it: `hopchain replace "
             f"{node.id.hex()[:SHORT_ID]} --with INVITATION`",
             {"seen_by": seen, "of": len(healthy)},
         )
@@ -161,8 +161,8 @@ def _progress(node: Known, said: Health, newest: int, most: int) -> list[Finding
             Finding(
                 "epoch_skew",
                 node.name,
-                f"{node.name} is in epoch {said.epoch}, the newest is {newest}: it votes on nothing until it has the views",
-                "wait a few seconds; when it stays so, look whether it reaches the other members",
+                f"{node.name} is in epoch {said.epoch}, the newest is {newest}: it does not vote until it has the views",
+                "wait a few seconds; if it stays so, check whether it reaches the other members",
                 {"epoch": said.epoch, "newest": newest},
             )
         )
@@ -171,7 +171,7 @@ def _progress(node: Known, said: Health, newest: int, most: int) -> list[Finding
             Finding(
                 "not_active",
                 node.name,
-                f"{node.name} is not active in epoch {said.epoch}: {said.syncing_regions} regions are to be synced",
+                f"{node.name} is not active in epoch {said.epoch}: {said.syncing_regions} regions are not synced yet",
                 "wait; syncing needs a majority of each region's old group, so start the members that are down",
                 {"epoch": said.epoch, "regions": said.syncing_regions},
             )
@@ -182,7 +182,7 @@ def _progress(node: Known, said: Health, newest: int, most: int) -> list[Finding
                 "behind",
                 node.name,
                 f"{node.name} has {said.links} links, the most is {most}: {most - said.links} behind",
-                "it fetches them; when the number does not fall, look at its disk, its log and its network",
+                "it fetches them; if the number does not fall, check its disk, its log and its network",
                 {"links": said.links, "most": most},
             )
         )
@@ -202,7 +202,7 @@ def _disk(node: Known, said: Health) -> list[Finding]:
             node.name,
             f"the disk of {node.name} has {said.disk_free // _MIB} MiB free of {said.disk_total // _MIB} ({share:.1f} %); its "
             f"database has {said.database_bytes // _MIB} MiB{no_more}",
-            f"make room or enlarge it: {reserve}a node stops when it cannot write",
+            f"free space or enlarge the disk: {reserve}a node stops when it cannot write",
             {
                 "free": said.disk_free,
                 "total": said.disk_total,
@@ -240,8 +240,8 @@ def _certificate(node: Known, said: Health, now_ms: int) -> list[Finding]:
     left_ms = said.certificate_until_ms - now_ms
     numbers: Numbers = {"until_ms": said.certificate_until_ms, "days": round(left_ms / _DAY_MS, 1)}
     renew = (
-        f"`hopchain certificate renew {node.name}` where ca.key is, then put node.crt into the node's directory: it "
-        "is taken up without a restart"
+        f"`hopchain certificate renew {node.name}` where ca.key is, then put node.crt into the node's directory: the node uses it "
+        "without a restart"
     )
     if left_ms <= CERTIFICATE_MS:
         when = f"ends in {left_ms / _DAY_MS:.1f} days" if left_ms > 0 else f"ended {-left_ms / _DAY_MS:.1f} days ago"
@@ -249,8 +249,8 @@ def _certificate(node: Known, said: Health, now_ms: int) -> list[Finding]:
         found.append(Finding("certificate", node.name, what, renew, numbers))
     if said.certificate_unusable:
         what = (
-            f"node.crt in the directory of {node.name} cannot be used: it goes on with the one that it had, and does not start "
-            "again with this one; its log says what is wrong"
+            f"node.crt in the directory of {node.name} cannot be used: the node still runs with its earlier one, and would not "
+            "start with this one; its log says what is wrong"
         )
         found.append(Finding("certificate_file", node.name, what, renew, numbers))
     return found
@@ -261,9 +261,11 @@ def _ca(ca_until_ms: int, now_ms: int) -> list[Finding]:
     if left_ms > CA_MS:
         return []
     if left_ms > 0:
-        what = f"the network's CA ends in {left_ms / _DAY_MS:.0f} days: after that no certificate of it is accepted"
+        what = (
+            f"the network's CA ends in {left_ms / _DAY_MS:.0f} days: after that no certificate signed by it is accepted"
+        )
     else:
-        what = f"the network's CA ended {-left_ms / _DAY_MS:.0f} days ago: no certificate of it is accepted any more"
+        what = f"the network's CA ended {-left_ms / _DAY_MS:.0f} days ago: no certificate signed by it is accepted any more"
     return [
         Finding(
             "ca",

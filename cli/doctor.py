@@ -22,8 +22,9 @@ def doctor(out: Output, network_dir: Path | None) -> None:
     """Ask all nodes how they are and say what is wrong, with numbers and what to do about it.
 
     Finds nodes that disagree about owners or lag behind, groups without a majority, full disks, clocks apart,
-    certificates that end soon, nodes that are not verified, removed or not reachable. Exit code 1 when anything is
-    wrong.
+    certificates that end soon, nodes that are not verified, removed or not reachable.
+
+    Exit code 0: nothing is wrong. 1: something is. 3: no node answers.
     """
     from node.pki import ca_until_ms
 
@@ -67,7 +68,7 @@ def nobody(network: Network, error: Unreachable) -> Finding:
     return Finding(
         "nobody",
         "",
-        f"none of {len(network.nodes)} nodes answers ({tried})",
+        f"none of the {len(network.nodes)} nodes answers ({tried})",
         f"start them ({start_nodes(network)}), or run this where their client ports can be reached",
         {"nodes": len(network.nodes)},
     )

@@ -10,7 +10,7 @@ from typing import Final
 from cli.output import CommandFailed, Exit
 from hopchain.durable import sync_directory
 
-_AGAIN: Final = "make room on that disk, or let this user write there, then run the same command again: no request leaves before it is remembered there"
+_AGAIN: Final = "free space on that disk, or let this user write there, then run the same command again: no request leaves before it is remembered there"
 
 
 @contextmanager

@@ -91,7 +91,7 @@ class Network(msgspec.Struct, frozen=True):
         if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
             if text in self.names.values():
                 raise LocalMisuse(
-                    f"where {text} serves clients is not in {self.directory}, and no node that answers tells it: give HOST:PORT"
+                    f"the client port of {text} is not in {self.directory}, and no node that answers knows it: give HOST:PORT"
                 )
             names = ", ".join(n.name for n in self.nodes)
             raise LocalMisuse(f"{text[:80]!r} is not a node: give HOST:PORT of a client port, or one of {names}")

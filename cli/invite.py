@@ -40,9 +40,9 @@ _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
 @network_argument
 @click.option("--name", help="What the node is called here. Default: node- and four random hex digits.")
 @click.option(
-    "--expires", default="24h", show_default=True, metavar="SPAN", help="Until when it may be used: 30m, 24h, 7d."
+    "--expires", default="24h", show_default=True, metavar="SPAN", help="How long it may be used: 30m, 24h, 7d."
 )
-@click.option("--observer", is_flag=True, help="For a node that gets all links and votes on nothing.")
+@click.option("--observer", is_flag=True, help="For an observer: a node that gets all links and never votes.")
 @click.option(
     "--days",
     type=click.IntRange(1, MAX_DAYS),
@@ -68,11 +68,11 @@ def invite(
     out_file: Path | None,
     network_dir: Path | None,
 ) -> None:
-    """Make an invitation: a secret file for one new node, to be carried to its machine.
+    """Make an invitation: a secret file for one new node, to be copied to its machine.
 
-    It holds the node's key and certificate, and the operator's word that it becomes a member. The network's directory
-    must be the one that `init` made, with ca.key and operator.key; DIR is the same as --network DIR. There: hopchain
-    join FILE --data D
+    It holds the node's key and certificate, and the operator's permission to become a member. The network's directory
+    must be the one that `init` made, with ca.key and operator.key; DIR is the same as --network DIR. On the new node's
+    machine: hopchain join FILE --data D
     """
     from node.invite import load_invite, make_invite, write_invite
     from node.layout import CA_KEY, read_network
@@ -87,7 +87,7 @@ def invite(
     name = checked_node_name(name or f"node-{secrets.token_hex(2)}", [node.name for node in network.nodes])
     path = out_file or directory / f"{name}.invite"
     if not path.parent.is_dir():
-        raise LocalMisuse(f"{path} cannot be made: {path.parent} is no directory. Name another file with --out")
+        raise LocalMisuse(f"{path} cannot be made: {path.parent} is not a directory. Name another file with --out")
     picture = _look(directory)
     with one_at_a_time(directory, must_lock=False):  # else two that begin together give one name away twice
         before = _invited_before(name, directory, picture)
@@ -110,7 +110,7 @@ def invite(
         out.note(f"the commands here will show the node by its id, not as {name}: {failed}")
     elif before is not None:
         out.note(
-            f"a node that was invited as {name} before is no member: should it join yet, or come back, it is shown by its id, "
+            f"a node that was invited as {name} before is not a member: if it joins later or comes back, it is shown by its id, "
             f"{before}"
         )
     out.data(
@@ -122,8 +122,8 @@ def invite(
             "seeds": [{"id": seed.id, "host": seed.host, "client_port": seed.client_port} for seed in made.seeds],
         }
     )
-    out.say(f"invitation for {name}: {path}, for {expires}", bold=True)
-    out.say("it is a secret and for one machine: carry it there (scp keeps its mode), then delete it here")
+    out.say(f"invitation for {name}: {path}, valid for {expires}", bold=True)
+    out.say("it is a secret for one machine: copy it there (scp keeps its mode), then delete it here")
     out.say(f"there: hopchain join {shlex.quote(path.name)} --data {name}{' --observer' if observer else ''}")
 
 
@@ -161,9 +161,7 @@ def open_invitation(path: Path) -> "Invitation":
         return load_invite(path)
     except LocalMisuse:
         if _is_another_file(path):
-            raise LocalMisuse(
-                f"{path} is no invitation: `hopchain invite` makes them, files such as node-6.invite"
-            ) from None
+            raise LocalMisuse(f"{path} is no invitation: `hopchain invite` makes them, such as node-6.invite") from None
         raise
 
 

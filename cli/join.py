@@ -72,13 +72,11 @@ UNUSED_S: Final = 3.0  # for a process that was ended to let go of the directory
     "--port",
     type=click.IntRange(0, 65535),
     default=0,
-    help="For members. Default: any free one (of HOPCHAIN_PORTS=FROM-TO).",
+    help="Port for members. Default: any free one (from HOPCHAIN_PORTS=FROM-TO).",
 )
-@click.option(
-    "--client-port", type=click.IntRange(0, 65535), default=0, help="For clients. Default: any free one, likewise."
-)
-@click.option("--advertise-host", help="Address under which the others reach it. Default: that of --host.")
-@click.option("--observer", is_flag=True, help="Follow only: get all links, vote on nothing, never become a member.")
+@click.option("--client-port", type=click.IntRange(0, 65535), default=0, help="Port for clients. Default: likewise.")
+@click.option("--advertise-host", help="Address at which the others reach it. Default: that of --host.")
+@click.option("--observer", is_flag=True, help="Get all links, but never vote or become a member.")
 @click.option("--exit", "exit_after", is_flag=True, help="Stop the node when it has joined; `hopchain node D` runs it.")
 def join(
     out: Output,
@@ -93,14 +91,14 @@ def join(
 ) -> None:
     """Become a node of a network: make the directory D, copy all links, verify them, become a member, and run.
 
-    Killed or interrupted, the same command goes on where it was. With --json: one document a line. SIGTERM or Ctrl-C
-    ends it; later `hopchain node D` runs the node.
+    If it is killed or interrupted, run the same command again: it continues where it was. SIGTERM or Ctrl-C ends the
+    node; later `hopchain node D` runs it. With --json: one document a line.
     """
     invitation = open_invitation(invite)
     observer = observer or invitation.observer
     if is_begun(invitation, data):
         if host or port or client_port or advertise_host:
-            out.note(f"{data} is there already and keeps its addresses: edit {data / CONFIG_FILE} to change them")
+            out.note(f"{data} exists already and keeps its addresses: edit {data / CONFIG_FILE} to change them")
     else:
         check_expiry(invitation, now_ms(), str(invite))
         host = host or default_host([seed.host for seed in invitation.seeds])
@@ -253,12 +251,12 @@ class _Join:
                 Exit.REJECTED,
                 "corruption",
                 f"the copy in {self.data} does not hold up after {counted(report.links, 'link')}: {report.fault}. Its node was "
-                f"stopped; do not start it again. When `hopchain member list` shows it ({self.id.hex()}), replace it; else "
-                "move the directory away and join again with this invitation",
+                f"stopped; do not start it again. If `hopchain member list` shows it ({self.id.hex()}), replace it; else move the "
+                "directory away and join again with this invitation",
             )
         self._tell(
             "verified",
-            f"verified what is on disk by now: {counted(report.links, 'link')}; later ones are checked as they come there",
+            f"verified what is on disk now: {counted(report.links, 'link')}; later ones are checked as they arrive",
             links=report.links,
         )
 

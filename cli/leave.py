@@ -51,7 +51,9 @@ def leave(out: Output, data: Path, force: str | None, wait_s: float, network_dir
     """Take a node out of the network for good: it is removed, hands over, and stops.
 
     The node should run, so that its votes are handed over. It keeps answering until the view without it is active
-    everywhere. Its id never comes back; its directory stays. Run again after an interruption it goes on.
+    everywhere. Its id never comes back; its directory stays.
+
+    If interrupted, run it again: it continues.
     """
     from node.config import read_config
     from node.lock import lock_holder
@@ -67,13 +69,11 @@ def leave(out: Output, data: Path, force: str | None, wait_s: float, network_dir
             picture = await look(client, network)
             line = picture.members.get(key.id)
             if line is None and picture.was_member(key.id) is None:
-                raise LocalMisuse(f"node {network.told(key.id)} is no member, so it need not leave: just stop it")
+                raise LocalMisuse(f"node {network.told(key.id)} is not a member, so it need not leave: just stop it")
             epoch = picture.newest.epoch
             if line is not None:
                 if len(picture.members) == 1:
-                    raise LocalMisuse(
-                        "this is the last member: a network without members is none; add another one first"
-                    )
+                    raise LocalMisuse("this is the last member, and a network needs one: add another first")
                 check_risk(picture, after_removing(picture, key.id), "leaving", force)
                 wanted = Change(
                     network.id,

@@ -23,7 +23,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "node": ("cli.network", "Run one node in the foreground."),
     "account": ("cli.account", "Open, list and show accounts."),
     "transfer": ("cli.transfer", "Pay from one account to another."),
-    "pay": ("cli.pay", "Execute a payment file; run twice it pays once."),
+    "pay": ("cli.pay", "Execute a payment file; run it twice, it pays once."),
     "balance": ("cli.read", "Show settled, incoming and available money of an account."),
     "chain": ("cli.read", "Print the links of an account with their postings and confirmations."),
     "outcome": ("cli.transfer", "Show what became of a request."),
@@ -124,7 +124,7 @@ class LazyGroup(click.Group):
 )
 @click.version_option(package_name="hopchain")
 def main() -> None:
-    """A peer-to-peer payment network: account chains whose next link is made by the node nearest to the last one.
+    """A peer-to-peer payment network. Every account is a chain of links; the last link's hash picks who makes the next.
 
     Exit codes: 0 done, 1 rejected or audit failed, 2 usage, 3 unreachable or no answer in time,
     4 this node was removed or quarantined and must not be started again, 5 a file or standard output could not be

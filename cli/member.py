@@ -44,7 +44,7 @@ from routing.view import PUBLIC_KEY_BYTES
 
 WAIT_S: Final = 120.0  # for a change to be decided and active: syncing a large region takes a while
 
-_STALE: Final = "this node is no member any more, reaches no majority of the members, or has not caught up: its list may be old; ask another one with --at"
+_STALE: Final = "this node is not a member any more, reaches no majority of the members, or has not caught up: its list may be old; ask another one with --at"
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
@@ -58,7 +58,7 @@ def wait_option(function: _F) -> _F:
         default=WAIT_S,
         show_default=True,
         metavar="SECONDS",
-        help="How long to wait for each step: that a new node has copied the links, the change, that it is active everywhere.",
+        help="How long to wait for each step: a new node copies the links, the change is made, it is active everywhere.",
     )(function)
 
 
@@ -67,7 +67,7 @@ def force_option(function: _F) -> _F:
     return click.option(
         "--force",
         metavar="WORDS",
-        help=f'Do it although too few nodes are reachable, and no other change is made until they are back: "{FORCE_WORDS}".',
+        help=f'Do it although too few nodes are reachable, and no other change can be made until they are back: "{FORCE_WORDS}".',
     )(function)
 
 
@@ -94,7 +94,7 @@ class Done(msgspec.Struct, frozen=True):
 
 @click.group()
 def member() -> None:
-    """See the members, one view after the other; add or remove one."""
+    """See the views (lists of members); add or remove a member."""
 
 
 # --- list ----------------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def member() -> None:
 @click.option(
     "--save",
     is_flag=True,
-    help="Make network.toml name the members of now, where they say they are: commands look there.",
+    help="Write the current members and their addresses into network.toml, where commands look for nodes.",
 )
 @at_option
 @network_option
@@ -127,7 +127,7 @@ def list_command(out: Output, save: bool, at: str | None, network_dir: Path | No
     views = listed.views
     if not views:
         raise CommandFailed(
-            Exit.REJECTED, "not_found", "the node that answered tells no views: ask another one with --at"
+            Exit.REJECTED, "not_found", "the node that answered gave no views: ask another one with --at"
         )
     before: dict[bytes, MemberLine] = {}
     rows, documents = [], []
@@ -231,7 +231,7 @@ def _when(time_ms: int) -> str:
 @wait_option
 @network_option
 def add(out: Output, newcomer: str, force: str | None, wait_s: float, network_dir: Path | None) -> None:
-    """Make a node that runs as a guest a member. `hopchain join` does it by itself."""
+    """Make a running guest a member. `hopchain join` does this by itself."""
     check_force(force)
     network = find_network(network_dir)
     node = read_newcomer(network, newcomer)
@@ -257,9 +257,9 @@ def add(out: Output, newcomer: str, force: str | None, wait_s: float, network_di
 @wait_option
 @network_option
 def remove(out: Output, node: str, force: str | None, wait_s: float, network_dir: Path | None) -> None:
-    """Remove a member for good: its id never comes back. On the node itself `hopchain leave` is gentler.
+    """Remove a member for good: its id never comes back. If the node still runs, prefer `hopchain leave` there.
 
-    Refused when too few nodes would be reachable afterwards, unless forced with words that say what is risked.
+    Refused if too few nodes would be reachable afterwards, unless --force accepts the risk.
     """
     check_force(force)
     network = find_network(network_dir)
@@ -288,7 +288,7 @@ def remove(out: Output, node: str, force: str | None, wait_s: float, network_dir
 def replace(out: Output, dead: str, newcomer: str, force: str | None, wait_s: float, network_dir: Path | None) -> None:
     """Put a new node in the place of a dead one: add the new one, wait until it is active, remove the old one.
 
-    Interrupted, it is run again and goes on. The new node must run (`hopchain join` on its machine).
+    If interrupted, run the same command again. The new node must be running (`hopchain join` on its machine).
     """
     check_force(force)
     network = find_network(network_dir)
@@ -372,9 +372,7 @@ async def remove_node(
         raise LocalMisuse(f"node {told} never was a member: `hopchain member list` shows who is")
     if line is not None:
         if len(picture.members) == 1:
-            raise LocalMisuse(
-                f"node {told} is the last member: a network without members is none; add another one first"
-            )
+            raise LocalMisuse(f"node {told} is the last member, and a network needs one: add another first")
         check_risk(picture, after_removing(picture, node), f"removing node {told}", force)
         signed = _sign(
             network,
@@ -425,7 +423,7 @@ def _report(out: Output, done: Done, *, added: bytes | None, removed: bytes | No
         }
     )
     parts = [f"node {picture.network.told(added)} is a member"] if added else []
-    parts += [f"node {picture.network.told(removed)} is none any more"] if removed else []
+    parts += [f"node {picture.network.told(removed)} is no longer a member"] if removed else []
     before = "" if done.changed else " (it was so already)"
     out.say(
         f"{' and '.join(parts)}: epoch {picture.newest.epoch}, {counted(len(picture.members), 'member')}, active everywhere{before}",

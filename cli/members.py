@@ -34,7 +34,7 @@ MAX_ROUNDS: Final = 4  # of asking nodes that others told of: each finds those w
 CHANGE_MS: Final = 15 * 60 * 1000  # a change that was given up may be made for so long yet
 CHANGE_TRY_S: Final = 10.0  # for one node's answer to a change, before another is asked
 MAY_BE_MADE: Final = (
-    "it may still be made: the same command again goes on with it, `hopchain member list` shows the members"
+    "it may still be made: run the same command again to continue; `hopchain member list` shows the members"
 )
 
 
@@ -148,7 +148,7 @@ async def look(client: Client, network: Network) -> Picture:
     best = max(health.values(), key=lambda found: (found.epoch, found.role == "member"))
     views = await client.all_views(at=known[best.node].address)
     if not views:
-        raise RemoteFault("malformed", f"node {best.node.hex()[:SHORT_ID]} tells no views")
+        raise RemoteFault("malformed", f"node {best.node.hex()[:SHORT_ID]} gives no views")
     return Picture(network, tuple(known.values()), health, silent, tuple(views))
 
 
@@ -184,7 +184,7 @@ def find_node(picture: Picture, text: str) -> bytes:
         raise LocalMisuse(f"{text!r} could be any of {len(found)} nodes: write more digits of its id")
     if (node := hex_of(text, ID_BYTES)) is not None:
         return node
-    raise LocalMisuse(f"{text!r} is no node of this network: `hopchain member list` shows their ids and names")
+    raise LocalMisuse(f"{text!r} is not a node of this network: `hopchain member list` shows their ids and names")
 
 
 # --- judging -------------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def check_risk(
 def check_force(force: str | None) -> None:
     """`LocalMisuse` unless the words are those that say what is risked."""
     if force is not None and force != FORCE_WORDS:
-        raise LocalMisuse(f'--force {force[:80]!r} is not what is risked: write --force "{FORCE_WORDS}"')
+        raise LocalMisuse(f'--force {force[:80]!r} does not say what is risked: write --force "{FORCE_WORDS}"')
 
 
 def operator_key(genesis: Genesis, directory: Path) -> Ed25519PrivateKey:

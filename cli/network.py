@@ -59,7 +59,7 @@ _PLACE: Final = re.compile(
     "places",
     multiple=True,
     metavar="HOST[:PORT[:CLIENT_PORT]]",
-    help="Where a node is to run, for nodes on several machines: once for each node. CLIENT_PORT: PORT + 1 if not given.",
+    help="Where one node will run, for nodes on several machines; repeat it for each. CLIENT_PORT: PORT + 1 if not given.",
 )
 @click.option(
     "--host", help="Address that all nodes listen on, such as 0.0.0.0. Default: each on its --node-at, else 127.0.0.1."
@@ -69,7 +69,7 @@ _PLACE: Final = re.compile(
     type=click.IntRange(0, 65535),
     default=FIRST_PORT,
     show_default=True,
-    help="First port; each node takes two: members, then clients. 0: any free ones (of HOPCHAIN_PORTS=FROM-TO). With --node-at: "
+    help="First port; each node takes two: members, then clients. 0: any free ones (from HOPCHAIN_PORTS=FROM-TO). With --node-at: "
     "PORT if not given.",
 )
 @click.option(
@@ -130,7 +130,7 @@ def init(
     out.data(_document(made, wallet))
     _say_made(out, made, wallet)
     if before is not None:
-        out.say(f"commands talk to it from now on, no more to {before}: --network or {NETWORK_VARIABLE} names another")
+        out.say(f"commands now use this network, no longer {before}: --network or {NETWORK_VARIABLE} names another")
     if places:
         out.say("next: copy each node's directory to its machine and run it there: hopchain node node-1")
     else:
@@ -144,14 +144,14 @@ def _addresses(
     contradict each other."""
     if places:
         if nodes not in (None, len(places)):
-            raise LocalMisuse(f"{nodes} nodes, and --node-at says where {len(places)} are: leave --nodes away")
+            raise LocalMisuse(f"--nodes is {nodes}, but --node-at names {len(places)}: leave --nodes out")
         parsed = [parse_place(text, port) for text in places]
         _check_apart(places, parsed)
         return _unzip(parsed)
     count = nodes or DEFAULT_NODES
     if port and count <= MAX_NODES and port + 2 * count - 1 > LAST_PORT:
         raise LocalMisuse(
-            f"{counted(count, 'node')} from port {port} on would take those up to {port + 2 * count - 1}, and the last there is is "
+            f"{counted(count, 'node')} from port {port} on would need ports up to {port + 2 * count - 1}, and the last one is "
             f"{LAST_PORT}: give --port {LAST_PORT + 1 - 2 * count} or less, or 0 for any free ones"
         )
     flat = choose_ports(2 * count, host or LOOPBACK) if port == 0 else list(range(port, port + 2 * count))
@@ -195,9 +195,7 @@ def parse_place(text: str, default_port: int) -> tuple[str, int, int]:
         )
     port = int(match["port"] or default_port)
     if port == 0:
-        raise LocalMisuse(
-            f"--node-at {text}: which ports are free there cannot be seen from here: name one other than 0"
-        )
+        raise LocalMisuse(f"--node-at {text}: which ports are free there is not known here: name one other than 0")
     client_port = int(match["client"] or port + 1)
     for what, number in (("port", port), ("client port", client_port)):
         if not 1 <= number <= LAST_PORT:
@@ -258,7 +256,8 @@ def up(out: Output, directory: Path | None, supervised: bool, network_dir: Path 
     """Run all nodes of a network on this machine, restart those that die, show one status line each. DIR is the same as
     --network DIR.
 
-    One whose files or ports are wrong, that was removed or quarantined, or that failed five times in a row, stays down.
+    A node stays down if its files or ports are wrong, if it was removed or quarantined, or after it failed five times
+    in a row.
 
     Ctrl-C or SIGTERM stops all of them. With --json: one JSON document a line for every change.
     """

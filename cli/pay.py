@@ -49,7 +49,7 @@ from hopchain import Choice
 @click.option("--to-prefix", default="", help="Put before every payee.")
 @click.option("--amount-column", required=True, help="Amount, in decimals of the asset.")
 @click.option("--reference-column", help="Text for the payee.")
-@click.option("--delimiter", metavar="CHAR", help="Of the file. Default: found out from its first line.")
+@click.option("--delimiter", metavar="CHAR", help="Character between cells. Default: found from the first line.")
 @click.option("--asset", "asset_code", metavar="CODE", help="What is paid. Default: the network's only asset.")
 @click.option(
     "--open-missing", is_flag=True, help="First open the accounts that do not exist, with new keys in the wallet."
@@ -57,9 +57,9 @@ from hopchain import Choice
 @click.option(
     "--fund-from",
     metavar="NAME",
-    help="First pay each payer from this account exactly what its rows need. A row is funded once; one that an earlier run paid "
-    "without this option needs nothing, nor does one that it was told is rejected, without --retry-rejected. What was funded for a row "
-    "that then leaves the file stays with its payer.",
+    help="First pay each payer, from this account, exactly what its rows need. A row is funded once; one that an earlier run "
+    "paid without this option needs nothing, nor, without --retry-rejected, does one that was rejected. Money for a row that "
+    "later leaves the file stays with its payer.",
 )
 @click.option(
     "--run",
@@ -71,7 +71,7 @@ from hopchain import Choice
 @click.option(
     "--result",
     type=click.Path(path_type=Path),
-    help="Where the outcomes go: a file in a directory that exists. Default: FILE.result.csv.",
+    help="File for the outcomes, in an existing directory. Default: FILE.result.csv.",
 )
 @click.option(
     "--bulk",
@@ -81,18 +81,18 @@ from hopchain import Choice
 @click.option(
     "--atomic",
     is_flag=True,
-    help="Pay the whole file or nothing: one request, so one payer. Means --bulk. What --open-missing and --fund-from did "
-    "before stays, also when the file is rejected: the payer keeps its funding, and a later run uses it.",
+    help="Pay the whole file or nothing: one request, so one payer. Implies --bulk. What --open-missing and --fund-from did "
+    "stays, even if the file is rejected: the payer keeps its funding, and a later run uses it.",
 )
 @click.option(
     "--pool",
     "pools",
     multiple=True,
     metavar="NAME=ACCOUNT,ACCOUNT,...",
-    help="Pay rows whose payer is NAME from these accounts. Which one a row is sent from is remembered before it leaves, so it is "
-    "paid once, whatever --pool or --choice is given later. One that has too little is passed over for the others. An account that "
-    "leaves the list must keep its key in this wallet until its rows are settled. The same run from another wallet pays nothing twice "
-    "only with --choice dedicated and the same list.",
+    help="Pay rows whose payer is NAME from these accounts. The account of a row is remembered before the row is sent, so it is "
+    "paid once, whatever --pool or --choice is given later. An account that has too little is passed over. One that leaves the "
+    "list must keep its key in this wallet until its rows are settled. From another wallet the same run pays nothing twice only "
+    "with --choice dedicated and the same list.",
 )
 @click.option(
     "--choice",
@@ -104,13 +104,13 @@ from hopchain import Choice
 @click.option(
     "--check",
     is_flag=True,
-    help="Send nothing: show what would be paid by whom, what an earlier run may have sent, and the rows that cannot be sent. No node is "
-    "asked, so what accounts exist and hold is not looked at. Exit code 2 when a row cannot be sent.",
+    help="Send nothing: show who would pay what, what an earlier run may have sent, and which rows cannot be sent. No node is "
+    "asked, so accounts and balances are not checked. Exit code 2 if a row cannot be sent.",
 )
 @click.option(
     "--max-failures",
     type=click.IntRange(0),
-    help="Send no more rows when more than this failed. Default: go on to the end.",
+    help="Send no more rows after more failures than this. Default: never stop.",
 )
 @click.option("--concurrency", type=click.IntRange(1, 1000), default=64, show_default=True, help="Requests in flight.")
 @click.option(
@@ -149,18 +149,19 @@ def pay(
     timeout_s: float,
     network_dir: Path | None,
 ) -> None:
-    """Execute a payment file: one payment a row, all or none of each. Run again it pays nothing twice.
+    """Execute a payment file: one payment a row. Run again, it pays nothing twice.
 
-    A payment is label + from + to + amount + reference (+ its number among equal rows). The label is --run, else the
-    file's name without its directory. So an edited row is another payment, paid besides the first one, and a file whose
-    rows were all paid pays nothing: one that comes every month needs a label each time, such as --run 2026-02.
+    A row is identified by the run's label, its payer, payee, amount and reference (and, among identical rows, its
+    number). The label is --run, or else the file's name without its directory. So a row that you edit after it was paid
+    is paid again, as a new payment, and a file that you reuse every month needs a new label each month, such as
+    --run 2026-02.
 
-    Stopped half way, it goes on where it was; with rows added, it pays those. A row that fails does not stop the
-    others. The result file tells the outcome of every row. With --bulk the rows of a payer travel together and fail
-    together; a run that began so is continued so.
+    If it was interrupted, or rows were added, run it again: it pays what is left. A row that fails does not stop the
+    others. The result file has the outcome of every row. With --bulk the rows of a payer travel together and fail
+    together; continue such a run with --bulk.
 
-    Exit code 0: all rows are paid. 1: some are not, and what became of each is known. 3: of some it is not, or they
-    were not sent: run it again.
+    Exit code 0: all rows are paid. 1: some are not, and all outcomes are known. 3: some outcomes are not known, or
+    some rows were not sent: run it again.
     """
     network = find_network(network_dir)
     asset = default_asset(network, asset_code)
@@ -209,14 +210,14 @@ def _check(settings: Settings, file: Path, rows: Sequence[Payment]) -> None:
         checked_name(settings.fund_from)
     check_pools(settings.pools, rows, settings.fund_from)
     if settings.choice is not None and not settings.pools:
-        raise LocalMisuse("--choice is how a pool chooses, and there is none: name one with --pool")
+        raise LocalMisuse("--choice needs a pool: name one with --pool")
     if settings.fund_from is not None and settings.choice is not None and settings.choice not in FIXED:
         raise LocalMisuse(
             f"--fund-from gives each account what its rows need, and --choice {settings.choice} chooses while it pays: use "
             f"--choice {' or '.join(sorted(FIXED))}, or transfer to the accounts first"
         )
     if settings.label == "":
-        raise LocalMisuse("--run '' names no run: leave it out, which takes the file's name, or give a name")
+        raise LocalMisuse("--run '' names no run: give a name, or leave it out to use the file's name")
 
 
 def _result_file(file: Path, result: Path | None) -> Path:
@@ -247,7 +248,7 @@ def _execute(out: Output, ended: Ended) -> None:
     work.check(network.id)
     work.note_sent_before(network.id)
     out.sending(
-        f"Payments may have been sent: see {ended.target}; the same command again tells what became of each and pays none twice",
+        f"Payments may have been sent: see {ended.target}; run the same command again to see what became of each; nothing is paid twice",
         lambda: report(out, ended),
     )
 
@@ -300,17 +301,15 @@ def _write(out: Output, network: Network, target: Path, work: PayRun) -> Path:
     scale = work.settings.scale
     this = Run(work.settings.label, network.id.hex())
     if is_worse(target, this, work.rows, work.results, scale):
-        out.note(
-            f"no row got an answer that is new: {target} is left as an earlier run wrote it. Run the same command again"
-        )
+        out.note(f"no row got a new answer: {target} is left as an earlier run wrote it. Run the same command again")
         return target
     others = other_runs(target, this)
     write_results(target, this, work.rows, work.results, scale)
     for other in others:
         out.note(
-            f"{target} held the outcomes of run {other.label!r} in network {other.network[:16]}, which it holds no more: that "
-            "run tells them again when it is run again. --result names another file"
+            f"{target} held the outcomes of run {other.label!r} in network {other.network[:16]}, which are replaced now: run that "
+            "one again to have them told again. --result names another file"
         )
     rows = counted(len(work.rows), "row")
-    out.note(f"outcomes of {rows}: {target}. The same command again goes on and pays nothing twice")
+    out.note(f"outcomes of {rows}: {target}. Run the same command again to continue; nothing is paid twice")
     return target

@@ -132,9 +132,11 @@ class RunAccounts:
             if isinstance(answer, Balance):
                 self._assets[name] = answer.asset
             elif isinstance(answer, Unknown) or answer.stale:
-                why = answer.reason if isinstance(answer, Unknown) else "who answered may be behind the others"
+                why = (
+                    answer.reason if isinstance(answer, Unknown) else "the node that answered may be behind the others"
+                )
                 self.unfit[name] = RowResult(
-                    NOT_SENT, f"whether {name} exists, to be funded, is not known: {why}. Run it again"
+                    NOT_SENT, f"it is not known whether {name} exists, so it was not funded: {why}. Run it again"
                 )
 
         await work_on_each(names, ask, at_once=self._settings.concurrency)

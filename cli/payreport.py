@@ -88,16 +88,16 @@ def all_paid_before(work: PayRun) -> str:
     last_ms = max(result.time_ms or 0 for result in work.results)
     return (
         f"nothing was paid now: run {work.settings.label!r} paid {_all(len(work.rows))} before, the last at {time_text(last_ms)}. "
-        "If these are other payments than those (another month, another file of this name), name the run anew: --run LABEL"
+        "If these are new payments (another month, another file with this name), give the run a new label: --run LABEL"
     )
 
 
 def left_the_file(work: PayRun, gone: Sequence[Payment]) -> str:
     """What to say of payments of earlier runs whose rows are not in the file any more."""
     return (
-        f"run {work.settings.label!r} paid {counted(len(gone), 'payment')}, {_money(work, gone)}, before, whose rows are not in the "
-        "file any more. They stay paid: an edited row is another payment, and is paid besides. Other payments than those of that "
-        "run need a label of their own: --run LABEL"
+        f"run {work.settings.label!r} paid {counted(len(gone), 'payment')}, {_money(work, gone)}, before, whose rows are not in "
+        "the file any more. They stay paid; an edited row is paid again, as a new payment. If this file belongs to another run, "
+        "give it a label of its own: --run LABEL"
     )
 
 

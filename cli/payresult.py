@@ -117,7 +117,7 @@ def write_results(path: Path, run: Run, rows: Sequence[Payment], results: Sequen
     there. What is no file (/dev/null, a pipe) is written as it is, for there is nothing to be kept whole. Raises
     `CommandFailed` when the disk refuses it."""
     what_to_do = (
-        "make room there, or name another file with --result, then run the same command again: it pays nothing twice and "
+        "free space there, or name another file with --result, then run the same command again: it pays nothing twice and "
         "writes all outcomes"
     )
     lines = chain([_COLUMNS], (_cells(run, p, r, scale) for p, r in zip(rows, results, strict=True)))

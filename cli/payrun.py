@@ -274,7 +274,7 @@ class PayRun:
         most = self.settings.max_failures
         if most is None or self._failures <= most:
             return ""
-        return f"more than {most} rows failed before it: see to those, then run it again"
+        return f"more than {most} rows failed before it: correct those, then run it again"
 
     def _stopped(self, index: int, why: str) -> RowResult:
         """The result of a row that is not sent any more."""
@@ -339,7 +339,7 @@ class PayRun:
         if not isinstance(answer, NotStarted | Refused):
             return answer
         if unknown is None and signed.request_id in self._journal:
-            return Unknown(signed.request_id, f"{_EARLIER}, and this one was told: {row_text(answer)}")
+            return Unknown(signed.request_id, f"{_EARLIER}, and the answer in this one was: {row_text(answer)}")
         return unknown or answer
 
     async def _cancel(self, client: Client, target: RequestId, sender: str) -> tuple[Answer, Recorded | None]:

@@ -31,7 +31,9 @@ SHORT: Final = 16  # hex digits of a hash that people only compare
 
 @click.command(cls=HopCommand, examples=["hopchain balance alice", "hopchain balance alice --linearizable --json"])
 @click.argument("name")
-@click.option("--linearizable", is_flag=True, help="Ask a majority: as new as anything that anyone was told.")
+@click.option(
+    "--linearizable", is_flag=True, help="Ask a majority: includes everything that any client was told before."
+)
 @click.option("--min-height", type=_HEIGHT, metavar="N", help="Wait until link N is there; the first is 0.")
 @at_option
 @timeout_option
@@ -45,7 +47,7 @@ def balance(
     timeout_s: float,
     network_dir: Path | None,
 ) -> None:
-    """Show settled, incoming (paid to it, not yet taken up) and available money of an account."""
+    """Show settled, incoming (paid to it, not yet confirmed) and available money of an account."""
     checked_name(name)
     network = find_network(network_dir)
     node = pinned(network, at)
@@ -153,9 +155,11 @@ async def _ask_in_time(
 
 @click.command(cls=HopCommand, examples=["hopchain chain alice", "hopchain chain alice --from 0 --limit 5 --json"])
 @click.argument("name")
-@click.option("--from", "from_height", type=_HEIGHT, metavar="HEIGHT", help="First link. Default: the last ones.")
+@click.option(
+    "--from", "from_height", type=_HEIGHT, metavar="HEIGHT", help="First link to show. Default: only the last ones."
+)
 @click.option("--limit", type=click.IntRange(1), metavar="N", help=f"How many. Default: {DEFAULT_LINKS}.")
-@click.option("--all", "everything", is_flag=True, help="All links, or with --from all from there on.")
+@click.option("--all", "everything", is_flag=True, help="All links; with --from, all from there on.")
 @at_option
 @network_option
 def chain(
@@ -167,9 +171,9 @@ def chain(
     at: str | None,
     network_dir: Path | None,
 ) -> None:
-    """Print the links of an account with their postings, and which link of the recipient took each one up."""
+    """Print the links of an account with their postings, and which link of the recipient confirmed each one."""
     if everything and limit is not None:
-        raise LocalMisuse(f"--all and --limit {limit} contradict each other: leave one of them away")
+        raise LocalMisuse(f"--all and --limit {limit} contradict each other: leave one of them out")
     most = None if everything else limit or DEFAULT_LINKS
     begin = 0 if everything and from_height is None else from_height
     checked_name(name)
@@ -274,7 +278,7 @@ def _say_link(out: Output, link: ChainLink, about: Chain) -> None:
     for income in link.income:
         out.say(f"   + {money(income.amount)} from {income.sender}  {income.hash.hex()[:SHORT]}", colour="green")
     for posting in link.postings:
-        taken = f"confirmed by {posting.confirmation.hex()[:SHORT]}" if posting.confirmation else "not yet taken up"
+        taken = f"confirmed by {posting.confirmation.hex()[:SHORT]}" if posting.confirmation else "not yet confirmed"
         memo = f"  {quoted(posting.memo)}" if posting.memo else ""
         out.say(f"   - {money(posting.amount)} to {posting.recipient}{memo}  {posting.hash.hex()[:SHORT]}  {taken}")
     for entry in link.entries:

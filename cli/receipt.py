@@ -27,7 +27,7 @@ def interrupted(request_id: bytes) -> Unknown:
 
 def sent_text(request_id: bytes) -> str:
     """How to learn what became of a request whose answer cannot be told."""
-    return f"Request {request_id.hex()} was sent: `hopchain outcome {request_id.hex()}` tells what became of it"
+    return f"Request {request_id.hex()} was sent: `hopchain outcome {request_id.hex()}` shows what became of it"
 
 
 def outcome_name(outcome: int) -> str:

@@ -66,7 +66,9 @@ def route(out: Output, what: str, as_account: bool, at: str | None, network_dir:
         ],
     )
     if account and not opened:
-        out.note(f"account {account} is not open: this is where it would be opened. `hopchain balance` is of open ones")
+        out.note(
+            f"account {account} is not open: this is where it would be opened. `hopchain balance` is for open ones"
+        )
     say_stale(out, found)
 
 
@@ -111,8 +113,8 @@ def status(out: Output, at: str | None, network_dir: Path | None) -> None:
     """Show all members and guests (nodes that are joining, observers): alive or not, epoch, height of the log,
     replication lag, queue depths.
 
-    Those that network.toml does not name are found through those that it names. One of which none of them tells the
-    client port is `unasked`.
+    Nodes that network.toml does not name are found through those that it does. A node whose client port none of them
+    knows is shown as `unasked`.
     """
     network = find_network(network_dir)
     node = pinned(network, at)

@@ -43,8 +43,8 @@ def only_run(wallet: Wallet, label: str) -> Iterator[None]:
             ) from None
         if holder is not None:
             raise LocalMisuse(
-                f"run {label!r} is going on in process {holder}: wait for its end, then run this again, which pays nothing "
-                "twice. Other payments need a label of their own: name one with --run"
+                f"run {label!r} is in progress in process {holder}: wait for its end, then run this again: nothing is paid twice. "
+                "Other payments need a label of their own: name one with --run"
             )
         with on_disk(path):
             note_holder(handle)

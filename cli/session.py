@@ -16,7 +16,7 @@ from hopchain.addresses import NodeAddress
 _T = TypeVar("_T")
 # The id of a node, or its beginning, as commands show one whose name they do not know
 _ID: Final = re.compile("[0-9a-f]{8,40}")
-_BEHIND: Final = "who answered was removed, reaches no majority of the members, or has not caught up"
+_BEHIND: Final = "the node that answered was removed, reaches no majority of the members, or has not caught up"
 
 
 def open_client(network: Network, *, spread: bool = False) -> Client:

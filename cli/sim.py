@@ -41,7 +41,7 @@ _until_option = click.option(
 
 @click.group()
 def sim() -> None:
-    """Break a simulated network on purpose: it runs the very code of the nodes, and one seed gives one run."""
+    """Break a simulated network on purpose: it runs the real code of the nodes; the same seed gives the same run."""
 
 
 @sim.command("list", cls=HopCommand, examples=["hopchain sim list"])
@@ -87,7 +87,7 @@ def run(
     plot_path: Path | None,
     until_s: float | None,
 ) -> None:
-    """Run a scenario that ships, your own FILE.toml, or a plan that a swarm shrunk (FILE.json), and judge it.
+    """Run a scenario that ships, your own FILE.toml, or a plan that a swarm has shrunk (FILE.json), and judge it.
 
     Exit code 1: an invariant or an expectation of the scenario does not hold.
     """
@@ -98,7 +98,7 @@ def run(
     command = _command("run", what, nodes=nodes, k=k, seed=seed, until=until_s)
     if what.endswith(".json"):
         if (nodes, k, seed) != (None, None, None):
-            usage("--nodes, --k and --seed are for scenarios: a plan says them itself")
+            usage("--nodes, --k and --seed are for scenarios: a plan has its own")
         plan = _read_plan(what)
         with _progress(out, Path(what).stem, planned_s(plan, scenario=False)) as advance:
             performance = perform_plan(plan, Path(what).stem, progress=advance, until=until_s)
@@ -155,9 +155,7 @@ def replay(
     ],
 )
 @click.option("--seeds", type=click.IntRange(1), default=100, show_default=True, help="How many seeds.")
-@click.option(
-    "--first", type=click.IntRange(0), default=0, show_default=True, metavar="SEED", help="The first of them."
-)
+@click.option("--first", type=click.IntRange(0), default=0, show_default=True, metavar="SEED", help="The first seed.")
 @click.option("--jobs", type=click.IntRange(1, MAX_JOBS), metavar="N", help="How many cores. Default: all.")
 @click.option("--fleet", metavar="ADDRESS", help="Run on the Dask cluster with this scheduler, HOST:PORT.")
 @click.option(
@@ -175,9 +173,9 @@ def swarm(out: Output, seeds: int, first: int, jobs: int | None, fleet: str | No
     from netsim.swarm import MAX_SHRUNK, run_swarm
 
     if not shrunk_dir.is_dir():  # it may be hours until there is something to write
-        usage(f"{shrunk_dir} is no directory: make it, or name another with --shrunk")
+        usage(f"{shrunk_dir} is not a directory: make it, or name another with --shrunk")
     if fleet is not None and re.fullmatch(r"([a-z]+://)?[^/\s]+:[0-9]{1,5}", fleet) is None:
-        usage(f"--fleet {fleet[:80]!r} is no address of a Dask scheduler: write HOST:PORT, such as 127.0.0.1:8786")
+        usage(f"--fleet {fleet[:80]!r} is not the address of a Dask scheduler: write HOST:PORT, such as 127.0.0.1:8786")
     with _progress(out, "seeds", seeds, counts=True) as advance:
         done = broken = 0
 
@@ -321,7 +319,7 @@ def _read_plan(name: str) -> "Plan":
     except OSError as error:
         raise LocalMisuse(f"{name} cannot be read: {error}") from None
     except msgspec.MsgspecError as error:
-        raise LocalMisuse(f"{name} is no plan: {error}") from None
+        raise LocalMisuse(f"{name} is not a plan: {error}") from None
 
 
 def _check_paths(report_path: Path | None, plot_path: Path | None) -> None:

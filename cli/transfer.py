@@ -48,12 +48,12 @@ _NONCE_TAG: Final = b"hopchain:nonce:1\0"
 @click.argument("recipient", metavar="TO")
 @click.argument("amount", metavar="AMOUNT")
 @click.option(
-    "--reference", default="", metavar="TEXT", help=f"For the recipient: at most {MEMO_BYTES} bytes of UTF-8."
+    "--reference", default="", metavar="TEXT", help=f"Text for the recipient: at most {MEMO_BYTES} bytes of UTF-8."
 )
 @click.option(
     "--nonce",
     metavar="N",
-    help="What makes this payment this one: 64 hex digits, or any text. The same command with the same nonce pays once.",
+    help="Identifies this payment: 64 hex digits, or any text. The same command with the same nonce pays once.",
 )
 @click.option("--expect-tip", metavar="HASH", help="Pay only if the account's last link is this one; else `stale`.")
 @at_option

@@ -170,8 +170,8 @@ def what_to_do(code: int | None, directory: Path, holder: int | None = None) -> 
         return "leave it to that process, or stop that one first, then stop `hopchain up` and start it again"
     left = left_in(directory)
     if left is not None:
-        since = f" since epoch {left}" if left else ""
-        return f"it is no member{since} and is not started: {directory} may be kept or deleted"
+        since = f" in epoch {left}" if left else ""
+        return f"it was removed{since} and is not started: {directory} may be kept or deleted"
     again = f"then run `hopchain node {shlex.quote(str(directory))}`, or stop `hopchain up` and start it again"
     match code:
         case Exit.USAGE:
@@ -179,7 +179,7 @@ def what_to_do(code: int | None, directory: Path, holder: int | None = None) -> 
         case Exit.OUT_FOR_GOOD:
             return "it stays down: it was removed or quarantined and must not be started again"
         case _:
-            return f"it stays down: it failed {QUICK_FAILURES} times in a row. See to that, {again}"
+            return f"it stays down: it failed {QUICK_FAILURES} times in a row. Correct that, {again}"
 
 
 async def watch(out: Output, network: Network) -> None:

@@ -64,8 +64,8 @@ class Wallet:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
             raise LocalMisuse(
-                f"the wallet has no key for {account}: {path} does not exist. Only who opened an account can spend "
-                f"from it; copy the key file there, or open an account of your own"
+                f"the wallet has no key for {account}: {path} does not exist. Only this key can spend from the account: copy the "
+                "key file there, or open an account of your own"
             ) from None
 
     def add(self, account: str, key: Ed25519PrivateKey) -> None:

@@ -383,8 +383,8 @@ async def test_a_node_that_does_not_say_how_many_links_it_has_stops_no_progress(
         slow.log_height = 7
         await run._progress(client, network, News("progress"))
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "  0/s about, nothing was completed, not all nodes told their links within 0.05 s"
-    assert said[1] == "  6/s about, p50 1.0 ms, p99 2.0 ms, not all nodes told their links within 0.05 s"
+    assert said[0] == "  0/s about, nothing was completed, not all nodes sent their links within 0.05 s"
+    assert said[1] == "  6/s about, p50 1.0 ms, p99 2.0 ms, not all nodes sent their links within 0.05 s"
     assert len(run._memory_mb) == 3 and len(run._behind) == 1
     assert said[2] == f"  0/s about, nothing was completed, {run._behind[0]} links behind"
 
@@ -1189,19 +1189,19 @@ def test_the_ending_of_a_profile_says_what_it_is() -> None:
     [
         (("uniform", "--batch", "9000"), "a request holds 1 to 8190"),
         (("read", "--batch", "2"), "one at a time"),
-        (("pool", "--accounts", "5", "--sources", "6"), "6 sources of 5 accounts"),
+        (("pool", "--accounts", "5", "--sources", "6"), "6 sources, but only 5 accounts"),
         (("uniform", "--profile-out", "x.html"), "must end in"),
         (("uniform", "--plot", "x.gif"), "must end in"),
         (("rush",), "uniform"),
         (
             ("uniform", "--sources", "16"),
-            "--sources 16 is for the profile pool, and this is uniform: leave --sources away",
+            "--sources 16 is for the profile pool, and this is uniform: leave --sources out",
         ),
         (("bulk", "--choice", "two-choices"), "--choice two-choices is for the profile pool, and this is bulk: "),
         (("read", "--max-failures", "0"), "--max-failures 0 is for the profile pool, and this is read: "),
-        (("read", "--route"), "--route is for transfers, and this is read: leave --route away"),
-        (("read", "--no-route"), "--no-route is for transfers, and this is read: leave --no-route away"),
-        (("pool", "--accounts", "10"), "16 sources of 10 accounts"),
+        (("read", "--route"), "--route is for transfers, and this is read: leave --route out"),
+        (("read", "--no-route"), "--no-route is for transfers, and this is read: leave --no-route out"),
+        (("pool", "--accounts", "10"), "16 sources, but only 10 accounts"),
     ],
 )
 def test_what_cannot_be_measured_is_usage_before_anything_starts(cli: Cli, words: tuple[str, ...], said: str) -> None:
@@ -1215,7 +1215,7 @@ def test_a_running_network_is_not_profiled_and_needs_a_known_issuer(world: World
         told = world.run("bench", "uniform", "--network", path, option, "3", code=2).stderr
         assert f"{option} 3 is for a network that this command starts, and --network has its own: " in told
     assert (
-        "leave --network away"
+        "leave --network out"
         in world.run("bench", "uniform", "--network", path, "--profile-out", "x.svg", code=2).stderr
     )
     told = world.run("bench", "uniform", "--network", path, "--issuer", "alice", code=2).stderr
@@ -1251,8 +1251,8 @@ def test_the_settings_are_what_was_done(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--duration", "nan"), "'nan' is no number of seconds"),
-        (("--timeout", "nan"), "'nan' is no number of seconds"),
+        (("--duration", "nan"), "'nan' is not a number of seconds"),
+        (("--timeout", "nan"), "'nan' is not a number of seconds"),
         (("--plot", "nowhere/x.png"), "there is no directory nowhere"),
         (("--profile-out", "nowhere/x.svg"), "there is no directory nowhere"),
         (("--issuer", "mint"), "--issuer 'mint' is for --network DIR (HOPCHAIN_NETWORK names none here): "),

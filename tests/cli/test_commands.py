@@ -94,7 +94,7 @@ def test_init_gives_each_machine_its_node(cli: Cli) -> None:
         (("--node-at", "n1.lan:x"), "'n1.lan:x' is not a place for a node"),
         (("--node-at", "fd00::1"), "an IPv6 address in brackets"),
         (("--node-at", "n1.lan", "--port", "0"), "name one other than 0"),
-        (("--node-at", "n1.lan", "--nodes", "2"), "2 nodes, and --node-at says where 1 are"),
+        (("--node-at", "n1.lan", "--nodes", "2"), "--nodes is 2, but --node-at names 1"),
         (
             ("--node-at", "n1.lan", "--node-at", "n1.lan:7401"),
             "--node-at n1.lan:7401: 7401 is also a port of --node-at n1.lan:",
@@ -141,7 +141,7 @@ def test_init_refuses_what_makes_no_sense_and_leaves_nothing(cli: Cli, words: tu
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--port", "65530"), "5 nodes from port 65530 on would take those up to 65539"),
+        (("--port", "65530"), "5 nodes from port 65530 on would need ports up to 65539"),
         (("--port", "65530", "--nodes", "256"), "give --port 65024 or less, or 0 for any free ones"),
         (("--issuer", "mint", "--issuer", "mint"), "issuer mint is named more than once"),
         (("--asset", "EUR:2", "--issuer", "mint=CZK", "--issuer", "mint=EUR"), "issuer mint is named more than once"),
@@ -623,7 +623,7 @@ def test_a_stale_answer_says_so_and_others_are_asked_first(world: World, words: 
     assert world.json(*words, "--at", "node-1")["stale"] is True
     world.nodes[1].stale = True
     assert world.json(*words)["stale"] is True
-    assert "stale: who answered was removed, reaches no majority" in world.run(*words).stdout
+    assert "stale: the node that answered was removed, reaches no majority" in world.run(*words).stdout
 
 
 @pytest.mark.parametrize(
@@ -672,7 +672,7 @@ def test_chain_shows_links_postings_and_confirmations(world: World) -> None:
         "#1  2023-11-14",
         "+ 4.65 from mint",
         "- 4.60 to mint",
-        "not yet taken up",
+        "not yet confirmed",
         "transfer of 4.60: completed",
     ):
         assert what in shown

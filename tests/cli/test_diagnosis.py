@@ -115,7 +115,7 @@ def test_a_member_that_does_not_answer_here_or_anywhere() -> None:
     finding = only(found(known(3, "nobody listens"), *dead))
     assert finding.numbers == {"seen_by": 0, "of": 4}
     assert f"hopchain replace {IDS[2].hex()[:8]} --with" in finding.do
-    assert f"exit code {Exit.OUT_FOR_GOOD:d} it was quarantined or removed: do not start it, replace it" in finding.do
+    assert f"exit code {Exit.OUT_FOR_GOOD:d} it was quarantined or removed: do not start it. Then, or if" in finding.do
     unasked = Known("node-3", IDS[2], True, "nobody knows where", False)
     assert found(unasked) == []
     assert only(found(unasked, *dead)).numbers == {"seen_by": 0, "of": 4}
@@ -188,7 +188,7 @@ def test_a_certificate_that_ends(left_ms: int, text: str) -> None:
 def test_a_certificate_in_the_directory_that_cannot_be_used() -> None:
     finding = only(found(known(1, certificate_unusable=True)))
     assert (finding.code, finding.node) == ("certificate_file", "node-1")
-    assert "hopchain certificate renew node-1" in finding.do and "does not start again" in finding.what
+    assert "hopchain certificate renew node-1" in finding.do and "would not start with this one" in finding.what
 
 
 def test_a_ca_that_ends() -> None:

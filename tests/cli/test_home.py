@@ -135,7 +135,7 @@ def test_a_payment_says_where_it_goes_when_nobody_said(world: World, tmp_path: P
         assert world.run(*words).stdout.startswith(says)
         assert says not in world.run(*words, "--network", str(world.directory)).stdout
     shown = world.run("init", str(tmp_path / "second"), "--asset", "CZK:2", "--port", "0").stdout
-    assert f"commands talk to it from now on, no more to {world.directory}: --network or HOPCHAIN_NETWORK" in shown
+    assert f"commands now use this network, no longer {world.directory}: --network or HOPCHAIN_NETWORK" in shown
     assert "no key for mint" in world.run(*pays[0], code=2).stderr
     shown = world.run("init", str(tmp_path / "third"), "--asset", "CZK:2", "--port", "0", "--json").stdout
     assert "from now on" not in shown

@@ -238,7 +238,7 @@ def test_a_damaged_copy_stops_its_node_each_time(joiner: Joiner, member: bool) -
     for _ in range(2):
         done = joiner.world.run("join", str(joiner.invite), "--data", str(joiner.data), code=1)
         assert "does not hold up after 0 links: cursors row" in done.stderr
-        assert f"When `hopchain member list` shows it ({joiner.id.hex()}), replace it" in done.stderr
+        assert f"If `hopchain member list` shows it ({joiner.id.hex()}), replace it" in done.stderr
         assert "verified" not in done.stdout and "active" not in done.stdout
     assert joiner.world.membership.newest.is_member(NodeId(joiner.id)) is member
     assert not (joiner.data / VERIFIED_FILE).exists()

@@ -47,7 +47,7 @@ def ids(world: World) -> list[bytes]:
 
 def test_an_invitation_that_cannot_be_put_where_it_is_to_go(world: World, tmp_path: Path) -> None:
     said = world.run("invite", "--name", "node-9", "--out", str(tmp_path / "none" / "x"), code=2).stderr
-    assert f"{tmp_path / 'none'} is no directory" in said and not (world.directory / "names").exists()
+    assert f"{tmp_path / 'none'} is not a directory" in said and not (world.directory / "names").exists()
 
 
 def test_invite_makes_a_secret_file_for_one_new_node(world: World) -> None:
@@ -274,7 +274,9 @@ def test_a_newcomer_that_does_not_get_on_is_not_added(world: World, newcomer: Fa
     world.membership.special[newcomer.id] = {"links": 500}
     refused = world.json(*words, str(world.directory / "node-9.invite"), "--wait", "1", code=3)
     assert refused["error"] == "behind"
-    says = "has 500 of 6,535 links, 1.0 MiB: it was not added within 1 s, and nothing was sent. The same command again"
+    says = (
+        "has 500 of 6,535 links, 1.0 MiB: it was not added within 1 s, and nothing was sent. Run the same command again"
+    )
     assert says in refused["message"]
     assert world.membership.changes == []
 
@@ -340,7 +342,7 @@ def test_the_last_member_stays(world: World) -> None:
 @pytest.mark.parametrize("who", ["node-7", "beef", "00" * 20, "x"])
 def test_who_never_was_a_member_cannot_be_removed(world: World, who: str) -> None:
     said = world.run("member", "remove", who, code=2).stderr
-    assert "is no node of this network" in said or "never was a member" in said
+    assert "is not a node of this network" in said or "never was a member" in said
 
 
 def test_a_removal_without_a_majority_needs_the_words(world: World) -> None:
@@ -381,7 +383,7 @@ def test_a_refusal_is_not_final_when_another_node_does_not_know(world: World, fi
     for said in (
         f":{one.port} was asked before",
         f":{two.port} refused the change: too few",
-        "the same command again goes on",
+        "run the same command again to continue",
     ):
         assert said in refused["message"], refused
     assert ("no majority" in refused["message"]) == (first == "says so")
@@ -394,7 +396,7 @@ def test_a_change_that_is_never_made_ends_with_what_to_do(world: World) -> None:
         )
     refused = world.json("member", "remove", "node-2", "--wait", "1", code=3)
     assert refused["error"] == "unknown"
-    assert "no majority" in refused["message"] and "the same command again goes on" in refused["message"]
+    assert "no majority" in refused["message"] and "run the same command again to continue" in refused["message"]
 
 
 def test_a_view_that_does_not_become_active_ends_with_who_keeps_it(world: World) -> None:
@@ -653,7 +655,9 @@ def test_leave_needs_a_member_of_this_network(world: World, tmp_path: Path) -> N
     path = invited(world)
     data = tmp_path / "guest"
     make_node_directory(load_invite(path), data, "127.0.0.1", 5001, 5002)
-    assert "is no member" in world.run("leave", "--data", str(data), "--network", str(world.directory), code=2).stderr
+    assert (
+        "is not a member" in world.run("leave", "--data", str(data), "--network", str(world.directory), code=2).stderr
+    )
     other = Cli(world.home, tmp_path / "other")
     other.run("init", str(other.directory), "--asset", "CZK:2", "--port", "0")
     said = world.run("leave", "--data", str(data), "--network", str(other.directory), code=2).stderr
@@ -832,7 +836,7 @@ def test_a_new_certificate_replaces_that_of_its_node_alone(cli: Cli) -> None:
     for name in ("genesis.json", "ca.key", "node-2/node.crt"):
         before = (cli.directory / name).read_bytes()
         said = cli.run("certificate", "renew", "node-1", "--out", str(cli.directory / name), code=2).stderr
-        assert "exists and is no certificate of this node" in said
+        assert "exists and is not a certificate of this node" in said
         assert (cli.directory / name).read_bytes() == before
     own = cli.directory / "node-1" / "node.crt"
     before = own.read_bytes()
@@ -902,11 +906,14 @@ def test_a_certificate_for_a_key_elsewhere(cli: Cli, tmp_path: Path) -> None:
     cli.run("init", str(cli.directory), "--nodes", "1", "--asset", "CZK:2", "--port", "0")
     key = read_node_key(cli.directory / "node-1")
     fresh = tmp_path / "fresh.crt"
-    assert "say with --out" in cli.run("certificate", "renew", key.public_key.hex(), code=2).stderr
+    assert (
+        "name the file for the certificate with --out"
+        in cli.run("certificate", "renew", key.public_key.hex(), code=2).stderr
+    )
     cli.run("certificate", "renew", key.public_key.hex(), "--out", str(fresh))
     (cli.directory / "node-1/node.crt").write_bytes(fresh.read_bytes())
     node_contexts(cli.directory / "node-1", read_network(cli.directory).genesis.ca)
-    assert "is no node of" in cli.run("certificate", "renew", "node-4", code=2).stderr
+    assert "is not a node of" in cli.run("certificate", "renew", "node-4", code=2).stderr
     (cli.directory / "ca.key").unlink()
     assert "ca.key" in cli.run("certificate", "renew", "node-1", code=2).stderr
 

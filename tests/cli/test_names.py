@@ -100,8 +100,8 @@ def test_who_was_invited_is_shown_by_name_wherever_members_are(world: World) -> 
     assert finding["node"] == "node-9" and f"node-9 ({node.hex()[:8]})" in finding["what"]
     world.run("balance", "mint", "--at", "node-9", code=3)  # it is known where, and nobody is there
     del world.membership.special[ids(world)[0]]
-    assert "where node-9 serves clients is not in" in world.run("balance", "mint", "--at", "node-9", code=2).stderr
-    assert f"node node-9 ({node.hex()[:8]}) is none any more" in world.run("member", "remove", "node-9").stdout
+    assert "the client port of node-9 is not in" in world.run("balance", "mint", "--at", "node-9", code=2).stderr
+    assert f"node node-9 ({node.hex()[:8]}) is no longer a member" in world.run("member", "remove", "node-9").stdout
 
 
 def test_who_joined_is_asked_by_its_name_its_id_or_where_it_is(world: World) -> None:
@@ -141,7 +141,7 @@ def test_one_name_is_not_given_to_two_members(world: World) -> None:
     node = load_invite(path).key.id
     path.unlink()
     shown = world.run("invite", "--name", "node-9").stderr
-    assert f"is no member: should it join yet, or come back, it is shown by its id, {node.hex()[:8]}" in shown
+    assert f"is not a member: if it joins later or comes back, it is shown by its id, {node.hex()[:8]}" in shown
     path = world.directory / "node-9.invite"
     node = load_invite(path).key.id
     world.membership.guests = {node}

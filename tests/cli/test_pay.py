@@ -723,7 +723,7 @@ def test_a_run_that_is_going_on_is_not_begun_again(world: World, file: Path, how
         node.calls.clear()
     with only_run(world.wallet, "may.csv"):
         refused = world.json("pay", str(file), *words, code=2)
-        assert f"run 'may.csv' is going on in process {os.getpid()}: wait" in refused["message"]
+        assert f"run 'may.csv' is in progress in process {os.getpid()}: wait" in refused["message"]
         assert not any(node.calls for node in world.nodes) and results(file) == before
         assert world.json("pay", str(file), *words, "--run", "june")["completed"] == 2
 
@@ -758,7 +758,7 @@ def test_a_rerun_that_gets_no_answer_keeps_what_is_known(world: World, file: Pat
     for node in world.nodes:
         node.fault = lambda call: Hang() if isinstance(call, wire.Submit) else None
     shown = world.run("pay", str(file), *words, "--timeout", "0.1", code=3)
-    assert "no row got an answer" in shown.stderr and results(file) == before
+    assert "no row got a new answer" in shown.stderr and results(file) == before
     world.stop()
     shown = world.run("pay", str(file), *words, "--timeout", "0.3", code=3)
     assert "may.result.csv is left as an earlier run wrote it" in shown.stderr and results(file) == before
@@ -774,7 +774,7 @@ def test_the_result_file_names_its_run_and_that_of_another_run_is_not_left_as_it
     world.stop()
     shown = world.run("pay", str(file), *COLUMNS, "--run", "feb", "--timeout", "0.3", code=3)
     assert "is left" not in shown.stderr
-    assert f"held the outcomes of run 'nov' in network {network[:16]}, which it holds no more" in shown.stderr
+    assert f"held the outcomes of run 'nov' in network {network[:16]}, which are replaced now" in shown.stderr
     assert not {r["outcome"] for r in results(file)} & {"completed"}
     assert {(r["run"], r["network"]) for r in results(file)} == {("feb", network)}
     before = results(file)
@@ -934,7 +934,7 @@ def test_a_payer_of_which_nothing_is_known_waits_for_the_next_run(
         node.fault = lagging
     found = world.json("pay", str(file), *COLUMNS, "--fund-from", "mint", "--timeout", "3", code=3)
     assert found["outcomes"] == {"completed": 3, "not_sent": 1} and found["funded"] == 2550
-    assert "whether dan exists, to be funded, is not known" in results(file)[2]["reason"]
+    assert "it is not known whether dan exists, so it was not funded" in results(file)[2]["reason"]
     for node in world.nodes:
         node.fault = lambda call: None
     assert world.json("pay", str(file), *COLUMNS, "--fund-from", "mint")["funded"] == 1

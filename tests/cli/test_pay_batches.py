@@ -141,7 +141,7 @@ def test_a_batch_that_could_not_be_made_durable_is_not_remembered(
 
     monkeypatch.setattr(os, "fsync", full)
     for act in (lambda: batches.add([Batch("ann", 1, "22", ("r1", "r2"))]), lambda: batches.give_up(sent)):
-        with pytest.raises(CommandFailed, match="make room"):
+        with pytest.raises(CommandFailed, match="free space"):
             act()
     assert batches.of == {"r1": sent} and not batches.void
     assert batches.attempts(["r1"]) == 1

@@ -481,7 +481,7 @@ def test_people_see_the_books(shop: World, file: Path, one_try: None) -> None:
         (("--from-prefix", "my-", *POOL), "begins with what --from-prefix says"),
         (("--pool", "shop=bob"), "line 2 pays bob, of pool shop"),
         (("--pool", "shop=shop-1,ghost"), "ghost is in a pool and cannot pay: the wallet has no key for ghost"),
-        (("--choice", "dedicated"), "--choice is how a pool chooses"),
+        (("--choice", "dedicated"), "--choice needs a pool"),
         ((*POOL, "--fund-from", "shop-2"), "shop-2 is in pool shop: fund the pool from an account outside"),
         ((*POOL, "--fund-from", "mint", "--choice", "least-active"), "use --choice dedicated or round-robin"),
         ((*POOL, "--fund-from", "mint", "--bulk"), "--fund-from does not know which account of a pool"),

@@ -166,7 +166,7 @@ def test_what_an_earlier_run_may_have_sent_is_not_called_not_started(
     found = shop.json("pay", str(file), *COLUMNS, *kind, "--timeout", "0.5", code=3)
     assert found["outcomes"] == {"unknown": 1}
     reason = results(file)[0]["reason"]
-    assert reason.startswith("an earlier run may have sent it, and this one was told: ") and "later" in reason
+    assert reason.startswith("an earlier run may have sent it, and the answer in this one was: ") and "later" in reason
 
 
 # --- not asked is not "not sent" -----------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_rows_that_are_not_asked_for_again_are_unknown_and_the_old_file_stays(
     before = results(file)
     stopped = (*words, "--max-failures", "0")
     shown = shop.run("pay", str(file), *stopped, code=3)
-    assert "no row got an answer that is new" in shown.stderr and results(file) == before
+    assert "no row got a new answer" in shown.stderr and results(file) == before
     write(file, ["shop;nobody;1;z", *ROWS, "shop;bob;9;new"])
     file.with_suffix(".result.csv").unlink()
     shop.run("pay", str(file), *stopped, code=3)
@@ -258,7 +258,7 @@ def test_rows_that_were_sent_are_not_called_no_key(
         before = results(file)
         key.chmod(0o644)
         shown = shop.run("pay", str(file), *words, code=3)
-        assert "no row got an answer that is new" in shown.stderr and results(file) == before
+        assert "no row got a new answer" in shown.stderr and results(file) == before
 
 
 # --- what to do ----------------------------------------------------------------------------------------------------

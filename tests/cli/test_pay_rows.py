@@ -42,8 +42,11 @@ def codes(document: dict) -> list[tuple[str, int, int]]:
 
 def test_the_help_says_what_makes_a_row_this_payment(world: World) -> None:
     shown = " ".join(world.run("pay", "--help").stdout.split())
-    assert "A payment is label + from + to + amount + reference (+ its number among equal rows)" in shown
-    assert "an edited row is another payment" in shown and "--run 2026-02" in shown
+    assert (
+        "A row is identified by the run's label, its payer, payee, amount and reference (and, among identical rows, its number)"
+        in shown
+    )
+    assert "is paid again, as a new payment" in shown and "--run 2026-02" in shown
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -55,7 +58,7 @@ def test_an_edited_row_is_another_payment_and_the_run_says_so(payers: World, fil
     assert available(payers)["bob"] == 1000
     shown = payers.run("pay", str(file), *words).stderr
     assert "run 'may.csv' paid 1 payment, 2.00 CZK, before, whose rows are not in the file any more" in shown
-    assert "an edited row is another payment" in shown
+    assert "an edited row is paid again, as a new payment" in shown
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,7 +74,7 @@ def test_another_file_of_the_same_name_and_rows_pays_nothing_and_says_so(
     assert codes(found) == [("all_paid_before", 2, 700)]
     shown = payers.run("pay", str(other), *words).stderr
     assert "nothing was paid now: run 'may.csv' paid all 2 payments of the file before, the last at 20" in shown
-    assert "name the run anew: --run LABEL" in shown
+    assert "give the run a new label: --run LABEL" in shown
     assert payers.json("pay", str(other), *words, "--run", "june")["warnings"] == []
     assert available(payers)["bob"] == 1400
 

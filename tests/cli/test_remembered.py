@@ -86,7 +86,9 @@ def test_a_full_disk_is_told_and_nothing_is_remembered(tmp_path: Path, monkeypat
     memory = lines(tmp_path)
     with monkeypatch.context() as full:
         full.setattr(os, "fsync", no_space)
-        with pytest.raises(CommandFailed, match=r"could not be written .No space left on device.: make room") as failed:
+        with pytest.raises(
+            CommandFailed, match=r"could not be written .No space left on device.: free space"
+        ) as failed:
             memory.add(Line("one"))
     assert (failed.value.exit_code, failed.value.code) == (Exit.DISK, "disk")
     assert memory.lines == []
@@ -108,7 +110,7 @@ def test_what_is_found_is_durable_before_it_is_used(tmp_path: Path, monkeypatch:
     assert texts(place) == ["one"]
     assert synced == [only_file(place).stat().st_ino, place.stat().st_ino, tmp_path.stat().st_ino]
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(CommandFailed, match="make room"):
+    with pytest.raises(CommandFailed, match="free space"):
         lines(place)
 
 
@@ -127,7 +129,7 @@ def test_a_run_is_held_by_one_and_free_when_it_ends(home: Path) -> None:
     wallet = Wallet(NetworkId(b"\x5a" * 32))
     with only_run(wallet, "may"):
         with (
-            pytest.raises(LocalMisuse, match=rf"run 'may' is going on in process {os.getpid()}: wait"),
+            pytest.raises(LocalMisuse, match=rf"run 'may' is in progress in process {os.getpid()}: wait"),
             only_run(wallet, "may"),
         ):
             raise AssertionError("held twice")

@@ -187,7 +187,7 @@ def test_a_shrunk_plan_runs_as_in_the_swarm(cli: Cli, tmp_path: Path) -> None:
     path.write_bytes(encode_plan(draw_plan(SEED)))
     document = cli.json("sim", "run", str(path))
     assert document["trace"] == run_plan(draw_plan(SEED)).trace
-    assert "a plan says them itself" in cli.run("sim", "run", str(path), "--nodes", "3", code=2).stderr
+    assert "a plan has its own" in cli.run("sim", "run", str(path), "--nodes", "3", code=2).stderr
     path.write_text('{"seed": 1, "nodez": 2}')
     assert "nodez" in cli.run("sim", "run", str(path), code=2).stderr
 
@@ -308,10 +308,10 @@ def test_sizes_double_or_step_up_to_the_largest() -> None:
     ("words", "said"),
     [
         (("run", "split-brain", "--until", "0"), "0.0 is not in the range x>0"),
-        (("run", "split-brain", "--until", "nan"), "'nan' is no number of seconds"),
-        (("replay", "1", "--until", "inf"), "'inf' is no number of seconds"),
-        (("swarm", "--seeds", "1", "--shrunk", "nowhere"), "nowhere is no directory: make it"),
-        (("swarm", "--seeds", "1", "--fleet", "x"), "--fleet 'x' is no address of a Dask scheduler"),
+        (("run", "split-brain", "--until", "nan"), "'nan' is not a number of seconds"),
+        (("replay", "1", "--until", "inf"), "'inf' is not a number of seconds"),
+        (("swarm", "--seeds", "1", "--shrunk", "nowhere"), "nowhere is not a directory: make it"),
+        (("swarm", "--seeds", "1", "--fleet", "x"), "--fleet 'x' is not the address of a Dask scheduler"),
         (("swarm", "--seeds", "1", "--jobs", "100000"), "100000 is not in the range 1<=x<=1024"),
     ],
 )

@@ -143,7 +143,7 @@ def test_one_that_leaves_the_network_is_not_started_again(tmp_path: Path, backen
             await watcher.supervisor.run()  # another `up`
         assert [(e.code, e.delay_s) for e in watcher.of(Change.ENDED)] == [(code, None), (Exit.OUT_FOR_GOOD, None)]
         assert len(watcher.of(Change.STARTED)) == 1
-        assert "it is no member since epoch 7" in what_to_do(code, tmp_path / "node-1")
+        assert "it was removed in epoch 7" in what_to_do(code, tmp_path / "node-1")
 
     anyio.run(main, backend=backend)
 

@@ -153,4 +153,4 @@ def test_a_node_whose_file_says_no_epoch_has_left_all_the_same(tmp_path: Path, c
     assert left_in(tmp_path) is None
     (tmp_path / LEFT_FILE).write_bytes(content)
     assert left_in(tmp_path) == 0
-    assert what_to_do(4, tmp_path).startswith("it is no member and is not started")
+    assert what_to_do(4, tmp_path).startswith("it was removed and is not started")

@@ -227,7 +227,7 @@ def test_one_that_left_is_said_to_have(network: Network, capsys: pytest.CaptureF
     view = upview.View(Output(as_json=False), network)
     view.on_event(Event("node-2", Change.ENDED, None, Exit.OUT_FOR_GOOD))
     line = view.lines["node-2"]
-    assert (line.state, line.note.partition(":")[0]) == ("left", "it is no member since epoch 3 and is not started")
+    assert (line.state, line.note.partition(":")[0]) == ("left", "it was removed in epoch 3 and is not started")
     assert "node-2 ended code=4" in capsys.readouterr().out
 
 

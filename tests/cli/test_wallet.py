@@ -213,7 +213,7 @@ def test_where_nothing_can_be_locked_keys_are_not_stored_and_what_needs_no_lock_
 def test_a_full_disk_is_told(wallet: Wallet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(
-        CommandFailed, match=r"journal could not be written .No space left on device.: make room"
+        CommandFailed, match=r"journal could not be written .No space left on device.: free space"
     ) as told:
         wallet.record([(RequestId(bytes(32)), "alice", "transfer")])
     assert (told.value.exit_code, told.value.code) == (Exit.DISK, "disk")
