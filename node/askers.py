@@ -14,6 +14,7 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
+from node.due import Due
 from node.turn import Turn
 
 K = TypeVar("K", bound=Hashable)
@@ -50,10 +51,12 @@ class Askers(Generic[K, A]):
         self._now: dict[K, list[Asker[A]]] = {}  # who waits for the question that is under way
         self._next: dict[K, list[Asker[A]]] = {}  # and for the one after it
         self._begun: set[K] = set()  # those that began in this turn
+        self._due = Due()
 
     def add(self, about: K, asker: Asker[A]) -> bool:
         """One more waits. True when it is to be asked now, for this one: `begin`, as soon as that can be."""
         self._places[asker.purpose] += 1
+        self._due.by(asker.until)
         if about in self._begun:
             self._now[about].append(asker)
             return False
@@ -82,6 +85,8 @@ class Askers(Generic[K, A]):
     def take_late(self, now: float) -> tuple[list[Asker[A]], list[K]]:
         """Those whose time is over, to be told, and the questions under way for which nobody waits any more: they are
         over, too."""
+        if not self._due.passed(now):
+            return [], []
         late: list[Asker[A]] = []
         over: list[K] = []
         for lists in (self._now, self._next):
@@ -93,6 +98,8 @@ class Askers(Generic[K, A]):
                     if lists is self._now:
                         self._begun.discard(about)
                         over.append(about)
+                for asker in askers:
+                    self._due.by(asker.until)
         return late, over
 
     def tell(self, turn: Turn, askers: list[Asker[A]], answer: A) -> None:
@@ -106,6 +113,5 @@ class Askers(Generic[K, A]):
         self._begun.clear()
 
     def deadline(self) -> float | None:
-        """When the time of the first of them is over."""
-        lists = (*self._now.values(), *self._next.values())
-        return min([asker.until for askers in lists for asker in askers], default=None)
+        """When the time of one of them may be over."""
+        return self._due.at

@@ -73,7 +73,8 @@ def test_who_comes_in_the_turn_of_a_question_shares_it_and_who_comes_later_waits
     assert rig.told == dict.fromkeys(("first", "second", "third"), True) | dict.fromkeys(
         ("late", "later", "last"), False
     )
-    assert not rig.places.total() and rig.askers.deadline() is None
+    assert not rig.places.total()
+    assert rig.askers.take_late(9.0) == ([], []) and rig.askers.deadline() is None
     assert rig.add("again")
 
 
