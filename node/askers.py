@@ -68,6 +68,10 @@ class Askers(Generic[K, A]):
         """Somebody waits for a question that may begin."""
         return about in self._next and about not in self._now
 
+    def has(self, about: K, purpose: Purpose) -> bool:
+        """Somebody waits for the question under way for this purpose."""
+        return any(asker.purpose is purpose for asker in self._now.get(about, ()))
+
     def begin(self, about: K) -> None:
         """It is asked now, for all who have come."""
         assert self.wants(about)

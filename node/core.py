@@ -406,7 +406,7 @@ class Core:
         a, i, o, r, g, p = self.acceptor, self.inquiries, self.owner, self.replica, self.gateway, self.peers
         logs, v = self.pulling, self.membership
 
-        def links(message: Links | Moved | SlotAnswer, needs: Needs) -> None:
+        def links(message: Links | Moved, needs: Needs) -> None:
             r.needs_links(message.links, needs)
 
         def on_links(turn: Turn, peer: NodeId, message: Links) -> None:
@@ -426,7 +426,7 @@ class Core:
             Declined: (_nothing, g.on_declined),
             NotOwner: (_nothing, g.on_not_owner),
             AskSlot: (i.needs_ask_slot, i.on_ask_slot),
-            SlotAnswer: (links, i.on_slot_answer),
+            SlotAnswer: (i.needs_slot_answer, i.on_slot_answer),
             AskIncome: (lambda m, needs: i.needs_income(m.account, needs), i.on_ask_income),
             IncomeAnswer: (i.needs_income_answer, i.on_income_answer),
             Want: (r.needs_want, r.on_want),

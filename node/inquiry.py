@@ -175,6 +175,19 @@ class Inquiries:
         """Who may have lost votes (R12), or has not heard of all of them (R7), does not say that there are none."""
         return self._identity.verified and self._self.is_active(route_key(at.slot))
 
+    def needs_slot_answer(self, message: SlotAnswer, needs: Needs) -> None:
+        """What its links need; and what a read asks for next, when this answer may be the last that lacks: else that
+        takes one more turn."""
+        self._replica.needs_links(message.links, needs)
+        inquiry = self._slots.get(message.number)
+        if (
+            inquiry is not None
+            and not message.links
+            and len(inquiry.empty) + 1 >= majority(len(inquiry.group))
+            and self._slot_askers.has(inquiry.at.slot, Purpose.READ)
+        ):
+            self.needs_income(inquiry.at.account, needs)
+
     def on_slot_answer(self, turn: Turn, peer: NodeId, message: SlotAnswer) -> None:
         for raw in message.links:
             self._replica.learn(turn, self._decoder.untrusted(raw), peer, NOBODY)

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from chain.needs import Loaded
+from chain.needs import Loaded, Needs
 from chain.reads import Balance
 from chain.request import Posting
 from hopchain.wire import NotStarted, Recorded, Refused, Unknown
 from node import inquiry
 from node.askers import MAX_ASKERS, Asker, Askers, Purpose
 from node.events import FromPeer
-from node.inquiry import income_digest
+from node.inquiry import Inquiries, income_digest
 from node.messages import (
     Accept,
     AskIncome,
@@ -145,6 +145,33 @@ def test_reads_of_an_account_that_many_have_paid_share_two_questions_and_answers
     assert len(slots) == len(incomes) == len(answers) == 2, "one to each other node"
     assert {message.senders for _, _, message in answers if isinstance(message, IncomeAnswer)} == {(("carol", 0),)}
     assert not world.core(world.ids[0]).gauges().inquiries
+
+
+@pytest.mark.parametrize("nodes", [3, 5])
+def test_a_read_that_asks_alone_takes_no_turn_only_to_look_up_what_is_known(
+    nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The turn of the answer that is the last about the slot has looked it up; a payment's questions have no need."""
+    looked_up: list[str] = []
+    needs_income = Inquiries.needs_income
+
+    def note(self: Inquiries, account: str, needs: Needs) -> None:
+        looked_up.append(account)
+        needs_income(self, account, needs)
+
+    world = World(nodes, nodes, 1)
+    world.open_funded(carol=10, alice=10)
+    node = world.ids[0]
+    world.part(world.ids[: nodes // 2 + 1])
+    monkeypatch.setattr(Inquiries, "on_ask_for_income", None)
+    monkeypatch.setattr(Inquiries, "needs_income", note)
+    world.lose = lambda source, target, message: isinstance(message, AskIncome)
+    world.read(node, "carol", linearizable=True, timeout_s=0.05)
+    world.run(0.1)
+    assert looked_up == ["carol"]
+    world.submit(node, world.pay_request("zed", "alice", 1))
+    world.run(0.1)
+    assert looked_up == ["carol"]
 
 
 @pytest.mark.parametrize(("kind", "question"), [(SlotAnswer, AskSlot), (IncomeAnswer, AskIncome)])
