@@ -138,7 +138,7 @@ def test_a_payment_says_where_it_goes_when_nobody_said(world: World, tmp_path: P
     assert f"commands now use this network, no longer {world.directory}: --network or HOPCHAIN_NETWORK" in shown
     assert "no key for mint" in world.run(*pays[0], code=2).stderr
     shown = world.run("init", str(tmp_path / "third"), "--asset", "CZK:2", "--port", "0", "--json").stdout
-    assert "from now on" not in shown
+    assert "commands now use" not in shown
 
 
 def test_home_is_hidden_in_the_users_directory_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ async def test_doctor_says_not_to_start_who_was_quarantined(cluster: Cluster, tm
         (document,) = asked.told()
     (finding,) = [f for f in document["findings"] if f["node"] == node.place.name]
     assert finding["code"] == "unreachable", finding
-    warning = f"exit code {ended.code} it was quarantined or removed: do not start it, replace it"
+    warning = f"exit code {ended.code} it was quarantined or removed: do not start it"
     assert warning in finding["do"], finding
     assert f"hopchain replace {node.place.id[:8]} --with INVITATION" in finding["do"], finding
     shutil.move(tmp_path / "true.db", path)

@@ -154,7 +154,7 @@ def test_every_error_that_ends_a_node_is_explained_with_its_exit_code() -> None:
 def test_every_warning_that_is_explained_is_one_that_a_node_says() -> None:
     said = sources()
     warnings = re.findall(r"`([^`]+)`", "\n".join(rows("Warnings in the log")))
-    assert len(warnings) == 9
+    assert len(warnings) == 10
     for warning in warnings:
         assert warning in said, f"no node says {warning!r}"
 
@@ -198,7 +198,7 @@ def test_the_bounds_on_connections_are_those_of_the_code() -> None:
     assert free.startswith(f"{HOUR_BYTES // mib} MiB (") and f"{HOUR_BYTES // 2 // mib} MiB of one alone" in free
     assert limits.uncovered_bytes_per_hour == HOUR_BYTES and ROW_BYTES == 1024
     reserve = number["disk that a node keeps free"]
-    assert reserve.startswith(f"{limits.disk_reserve_bytes // 2**30} GiB ") and "a twentieth." in reserve
+    assert reserve.startswith(f"{limits.disk_reserve_bytes // 2**30} GiB ") and "a twentieth of" in reserve
     assert RESERVED_PART == 20
     assert number["unsent to one other node"].startswith(f"{limits.peer_queue_bytes // mib} MiB")
     handshakes = number["handshakes at once on each port"]
