@@ -91,6 +91,17 @@ class Bank:
         self.links: list[Link] = []
         self._nonce = 0
 
+    def on(self, conn: sqlite3.Connection) -> "Bank":
+        """A bank that goes on from here on a copy of this one's database."""
+        bank = Bank(conn)
+        bank.issuer_limit, bank.now_ms, bank.links, bank._nonce = (
+            self.issuer_limit,
+            self.now_ms,
+            list(self.links),
+            self._nonce,
+        )
+        return bank
+
     def nonce(self) -> bytes:
         self._nonce += 1
         return nonce_of(self._nonce)

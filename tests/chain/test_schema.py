@@ -7,6 +7,7 @@ trigger the very same statement must succeed, so that each case is about its tri
 
 import json
 import re
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -125,19 +126,31 @@ BOTH_WAYS: Final = pytest.mark.parametrize("shell", ["OFF", "ON"], ids=["plain",
 """Runs a test without and with `recursive_triggers`: with it, `OR REPLACE` runs delete triggers."""
 
 
-@pytest.fixture
-def shell(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shell]:
-    writer = file_database(tmp_path / "node.db")
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bank]:
+    """A database, of which each test has a copy, and its bank; closed, so that the file is all of it."""
+    path = tmp_path_factory.mktemp("schema") / "node.db"
+    writer = file_database(path)
     bank = with_history(writer)
     link = bank.form([bank.transfer("carol", ("bob", 1))]).link
     assert link is not None
     vote = VoteRow(link.prev_hash, "carol", link.height, (1, 3, NODE), (1, 2, NODE), link.raw)
     commit(writer, [vote, VoteRow(LinkHash(VIEW[0]), "", 2, (1, 3, NODE))])
+    writer.close()
+    assert not path.with_name("node.db-wal").exists()
+    return path, bank
+
+
+@pytest.fixture
+def shell(sound: tuple[Path, Bank], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shell]:
+    path, bank = sound
+    shutil.copy(path, tmp_path / "node.db")
+    writer = file_database(tmp_path / "node.db")
     conn = sqlite3.connect(tmp_path / "node.db", isolation_level=None)
     conn.execute("PRAGMA foreign_keys=OFF")
     conn.execute("PRAGMA ignore_check_constraints=ON")
     conn.execute(f"PRAGMA recursive_triggers={getattr(request, 'param', 'OFF')}")
-    yield Shell(bank, conn)
+    yield Shell(bank.on(writer), conn)
     conn.close()
     writer.close()
 
