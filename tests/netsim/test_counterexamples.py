@@ -1,5 +1,5 @@
-"""Each counterexample of the protocol is a scenario: it holds with every rule on, and fails with its rule switched
-off."""
+"""Each counterexample of the protocol is a scenario: it fails with its rule switched off. With every rule on it holds:
+tests/netsim/test_scenarios.py."""
 
 from contextlib import ExitStack
 
@@ -42,7 +42,6 @@ def broken(name: str, *mutants: str) -> list[str]:
 @pytest.mark.parametrize("name", RULES)
 def test_a_counterexample_needs_its_rule(name: str) -> None:
     mutants, seen = RULES[name]
-    assert broken(name) == []
     assert broken(name, *mutants)[0] == seen
 
 
