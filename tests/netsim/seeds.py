@@ -7,6 +7,8 @@ from itertools import islice
 from netsim.draw import draw_plan
 from netsim.plan import Kill, Plan
 
+SWARM = range(80)  # all of them, in tests/netsim/test_swarm.py; `make swarm` runs more
+
 
 def small(wanted: Callable[[Plan], bool], count: int) -> list[int]:
     """The first `count` seeds of up to three nodes whose plan is wanted."""
