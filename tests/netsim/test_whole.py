@@ -28,6 +28,7 @@ from node.events import ClientBalance, ClientSubmit
 
 CONNECTED_S = 0.6  # from the start: all connections stand
 DOWN_S = 0.2
+AWAIT_STRIDE = min(3, int(os.environ.get("HOPCHAIN_CUT_STRIDE", "16")))
 
 
 def _cut_and_kill(seed: int, nodes: int) -> Plan:
@@ -221,15 +222,17 @@ def _play(crash: _Crash):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_a_crash_at_any_await_loses_nothing(victim, capsys):
+    """`make test` takes every AWAIT_STRIDE-th await, of each node others; `make crashes` all."""
     calm = _Crash()
     assert _play(calm).ok
     count = calm.steps[victim]
     assert 40 < count < 400, "the scenario is the size this test is made for"
-    for step in range(1, count + 1):
+    steps = range(1 + victim % AWAIT_STRIDE, count + 1, AWAIT_STRIDE)
+    for step in steps:
         result = _play(_Crash(victim, step))
         assert (result.rule, result.problem, result.lives) == ("", "", 4), f"node {victim} died at its step {step}"
     with capsys.disabled():
-        sys.stdout.write(f"\n  node {victim} was killed at each of {count} awaits" + "\n")
+        sys.stdout.write(f"\n  node {victim} was killed at {len(steps)} of {count} awaits" + "\n")
 
 
 def test_a_process_that_dies_while_clients_connect_leaves_no_dead_connection_to_the_next():
