@@ -10,7 +10,7 @@ HANGS  := --max-worker-restart=0 -o faulthandler_timeout=600 -o faulthandler_exi
 # The tests start hundreds of processes. Where this is set, each of them compiles all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick lint types layers coverage format lock clean mutants crashes swarm namespaces rolling soak
+.PHONY: demo test quick lint types layers coverage format lock clean mutants crashes search swarm namespaces rolling soak
 
 demo: $(STAMP)  ## five real nodes move money, lose one and agree again; under two minutes
 	$(BIN)/hopchain demo
@@ -46,6 +46,9 @@ mutants: $(STAMP)  ## find the seeds that catch each mutant again, after a chang
 crashes: $(STAMP)  ## every cut of the write-ahead log in the core scenario, not one of sixteen; every await, not one of three
 	HOPCHAIN_CUT_STRIDE=1 $(PYTEST) tests/netsim/test_crashes.py tests/netsim/test_joins.py \
 		tests/netsim/test_whole.py::test_a_crash_at_any_await_loses_nothing
+
+search: $(STAMP)  ## every schedule of one slot while views change, the largest plans too
+	HOPCHAIN_SEARCH=all $(PYTEST) tests/node/test_epoch_search.py
 
 rolling: $(STAMP)  ## real nodes: 20 rounds of restarts under load, no gap of two seconds; growth 1, 2, 3, 5, 9, 3
 	HOPCHAIN_ROLLING_ROUNDS=20 HOPCHAIN_ROLLING_GAP_S=2 HOPCHAIN_GROWTH=long $(PYTEST) tests/cluster/test_rolling.py tests/cluster/test_growth.py
