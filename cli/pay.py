@@ -158,7 +158,7 @@ def pay(
 
     If it was interrupted, or rows were added, run it again: it pays what is left. A row that fails does not stop the
     others. The result file has the outcome of every row. With --bulk the rows of a payer travel together and fail
-    together; continue such a run with --bulk.
+    together. Continue a run as it began, with or without --bulk.
 
     Exit code 0: all rows are paid. 1: some are not, and all outcomes are known. 3: some outcomes are not known, or
     some rows were not sent: run it again.

@@ -18,7 +18,8 @@ Exceptions are `ClientError`s (hopchain.errors): `Unreachable` when no node coul
 anything is sent.
 
 A request is its bytes: sending it twice, anywhere, executes it once. So `submit` goes on to the next node when one is
-lost, does not start, or says nothing for half of the time, until its deadline (hopchain.submitting).
+lost, does not start, or says nothing for half of the time, until its deadline (hopchain.submitting). When all that were
+asked say `not_covered`, it returns at once.
 
 `timeout_s`, in seconds, is all that a call may take, whatever the nodes do. Questions have `Timing.read_s` unless they
 say otherwise; those that read page after page have it for each page.

@@ -50,7 +50,9 @@ class Ended(enum.Enum):
     """How one payment ended, as far as is known."""
 
     COMPLETED = enum.auto()
-    FAILED = enum.auto()  # no money moved by this call, and none will
+    FAILED = (
+        enum.auto()
+    )  # no money moved by this call, and none will; or its payment was paid again, and that call tells
     UNKNOWN = enum.auto()  # it may have been executed, or may yet: by this call, or an earlier one of the same request
 
 

@@ -101,7 +101,8 @@ class Submission:
         return isinstance(answer, Unknown) and self._left_s >= self._timeout_s * (1 - NODE_SHARE)
 
     def _is_uncovered(self) -> bool:
-        """Each node that was asked says that its sender lacks the money: sent again at once, it is told the same."""
+        """Each node that was asked says that its sender lacks the money, or that it has expired: sent again at once, it
+        is told the same."""
         return self._doubt is None and self._codes == {NOT_COVERED}
 
     def _worth_waiting(self) -> bool:

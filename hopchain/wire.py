@@ -33,7 +33,7 @@ class _Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 class Hello(_Message, frozen=True, tag="hello"):
     """First frame each way. A node of another network answers `Refused` and closes. `node`: in a node's own, its id; it
-    is empty in a client's, and may be left away."""
+    is empty in a client's, and may be left out."""
 
     version: int
     network: bytes
@@ -195,7 +195,7 @@ class NotStarted(_Message, frozen=True, tag="not_started"):
     reason: str
 
 
-NOT_COVERED: Final = "not_covered"  # `code` of one that its sender's money, as that node knows it, does not cover
+NOT_COVERED: Final = "not_covered"  # `code` of one that has expired, or that its sender's money there does not cover
 
 
 class Unknown(_Message, frozen=True, tag="unknown"):

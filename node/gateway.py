@@ -438,9 +438,9 @@ class Gateway:
         del self._jobs[request_id]
         self._room.give_back(account, size)
         self._asked[account] -= cost_of(job.queued.request)
-        if isinstance(body, Recorded) and not body.completed:  # also one that seemed to be covered
-            self.uncovered.take(request_id, account, size, turn.now.mono)
         if may_stay_unpaid(job.queued.request, body):
+            if isinstance(body, Recorded):  # also one that seemed to be covered
+                self.uncovered.take(request_id, account, size, turn.now.mono)
             self.uncovered.keep(request_id, turn.now.mono)
         else:
             self.uncovered.give_back(request_id)

@@ -182,6 +182,7 @@ class Inquiries:
         inquiry = self._slots.get(message.number)
         if (
             inquiry is not None
+            and not message.voted
             and not message.links
             and len(inquiry.empty) + 1 >= majority(len(inquiry.group))
             and self._slot_askers.has(inquiry.at.slot, Purpose.READ)

@@ -302,6 +302,8 @@ class RunningNode:
     def _look_at_disk(self) -> None:
         """Of a disk that has enough room the core hears nothing: it would be a turn each second."""
         disk = self._ports.disk()
+        if not disk.total:  # it could not be looked at now: it is as it was
+            return
         seen = DiskSpace(disk.free, self._config.limits.disk_reserve(disk.total))
         if seen.is_low or self._disk.is_low:
             self.driver.put_nowait(seen)

@@ -44,6 +44,9 @@ class Untold:
     def needs_turn(self, needs: Needs) -> None:
         """Those who are next, before all that the turn is to tell besides: as far as there is certainly room."""
         self._taken = []
+        if not self._queue:
+            self._queue = FairQueue()  # what each has had counts while others wait
+            return
         links: set[LinkHash] = set()
         size = 0
         while not links or (size + MAX_LINK_BYTES <= TOLD_BYTES and len(self._taken) < TOLD_CALLS):
@@ -53,7 +56,7 @@ class Untold:
             (session, link), weight = item
             self._taken += self._waiting[session].pop(link)
             if not self._waiting[session]:
-                self.forget(session)
+                del self._waiting[session]  # the queue knows what it has had: who waits for more comes after others
             if link not in links:
                 links.add(link)
                 size += weight
@@ -70,6 +73,6 @@ class Untold:
         self._taken = []
 
     def forget(self, session: int) -> None:
-        """Nothing of this client waits, or it is gone."""
+        """This client is gone."""
         self._waiting.pop(session, None)
         self._queue.forget(session)

@@ -8,6 +8,7 @@ no longer reads, and every test is then a group of its own."""
 from typing import Final
 
 import pytest
+from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 NODES: Final = ("tests/cluster/", "tests/namespaces/")  # each starts real nodes
@@ -21,5 +22,5 @@ class NodesTogether(LoadScopeScheduling):
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config) -> NodesTogether | None:
-    return NodesTogether(config) if config.getvalue("dist") == "loadgroup" else None
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> NodesTogether | None:
+    return NodesTogether(config, log) if config.getvalue("dist") == "loadgroup" else None

@@ -242,14 +242,15 @@ async def test_so_many_lookups_are_under_way_and_no_two_of_one_key(nursery: trio
 def test_the_core_hears_of_the_disk_while_it_is_nearly_full_and_once_more() -> None:
     gib = 1024**3
     told: list[object] = []
-    free = iter([3 * gib, 2 * gib, 2 * gib - 1, 5, 2 * gib, 3 * gib])
+    seen = [3 * gib, 2 * gib, 2 * gib - 1, None, 5, 2 * gib, 3 * gib]  # None: it could not be looked at
+    disks = iter([Disk(0, 0, 0) if free is None else Disk(free, 100 * gib, 0) for free in seen])
     node: Any = SimpleNamespace(
         driver=SimpleNamespace(put_nowait=told.append),
-        _ports=SimpleNamespace(disk=lambda: Disk(next(free), 100 * gib, 0)),
+        _ports=SimpleNamespace(disk=lambda: next(disks)),
         _config=NodeConfig("127.0.0.1", 1, 2, "127.0.0.1"),
         _disk=DiskSpace(0, 0),
     )
-    for _ in range(6):
+    for _ in seen:
         RunningNode._look_at_disk(node)
     assert told == [DiskSpace(2 * gib - 1, 2 * gib), DiskSpace(5, 2 * gib), DiskSpace(2 * gib, 2 * gib)]
 

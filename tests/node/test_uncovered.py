@@ -252,3 +252,11 @@ def test_a_rejection_of_what_seemed_covered_counts_too(world: World) -> None:
     uncovered = room(world, gate, HOUR_BYTES)
     assert outcome(world.pay("alice", "zed", 1, at=gate)) is Outcome.UNKNOWN_RECIPIENT
     assert uncovered.room.of("alice").requests == 1
+
+
+def test_a_cancellation_that_was_covered_counts_too(world: World) -> None:
+    gate = world.ids[0]
+    uncovered = room(world, gate, HOUR_BYTES)
+    cancel = world.signed(cancellation(world.network, "alice", RequestId(bytes(32)), bytes(32)))
+    assert outcome(world.ask(gate, cancel)) is Outcome.COMPLETED
+    assert uncovered.room.of("alice").requests == 1

@@ -104,6 +104,30 @@ def test_nobody_waits_for_ever_beside_those_who_come_all_the_time(rig: Rig) -> N
     assert {(1, 0), (1, 1)} <= set(told)
 
 
+def test_who_waits_for_many_links_is_told_beside_those_who_ask_for_one_again_and_again(rig: Rig) -> None:
+    for link in range(20):
+        rig.add(1, link)
+    for session in range(2, 12):
+        rig.add(session, 100 + session)
+    told: set[int] = set()
+    for _ in range(100):
+        for session, link in rig.turn():
+            if session == 1:
+                told.add(link)
+            else:
+                rig.add(session, link)
+    assert told == set(range(20))
+
+
+def test_nothing_is_kept_of_clients_when_nobody_waits(rig: Rig) -> None:
+    for session in range(50):
+        rig.add(session, session)
+    while rig.untold:
+        rig.turn()
+    rig.turn()
+    assert not rig.untold._queue._ends and not rig.untold._waiting
+
+
 def test_a_turn_tells_only_so_many(rig: Rig) -> None:
     for _ in range(2):
         for number in range(2 * TOLD_CALLS):
