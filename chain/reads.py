@@ -9,11 +9,12 @@ import sqlite3
 import struct
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from itertools import repeat
+from itertools import repeat, starmap
 from typing import Final
 
 import msgspec
 
+from chain.accounts import HEAD_COLUMNS, head_row
 from chain.disk import snapshot, storage_errors
 from chain.errors import Corruption, LocalMisuse, RemoteFault
 from chain.link import (
@@ -27,8 +28,9 @@ from chain.link import (
     posting_hash,
     read_header,
 )
-from chain.load import HEAD_COLUMNS, another_header, damaged_link, head_row, load, read_headers, read_postings
+from chain.load import load
 from chain.needs import Needs
+from chain.raw import another_header, damaged_link, read_headers
 from chain.request import Posting, Request, RequestId
 from chain.rows import AccountHead, OutcomeRow, PostingRow
 
@@ -38,6 +40,22 @@ _INCOMING_SUM: Final = f"SELECT {_SUMS} FROM incoming AS i WHERE i.recipient = (
 _BALANCES: Final = (
     f"SELECT {_SUMS}, {HEAD_COLUMNS} FROM accounts AS a LEFT JOIN incoming AS i ON i.recipient = a.id "
     "WHERE a.name > ? GROUP BY a.name ORDER BY a.name LIMIT ?"
+)
+# A `PostingRow` from posting `p`: its link, and the link that confirmed it with the posting confirmed before.
+_POSTING_COLUMNS: Final = (
+    "p.hash, l.hash, p.id & 16383, l.account, l.height, l.time_ms, p.recipient, p.amount, p.memo, t.hash, "
+    "iif(c.id IS NULL, NULL, coalesce(b.hash, zeroblob(32)))"
+)
+_POSTING_JOINS: Final = (
+    "CROSS JOIN links AS l ON l.seq = p.id >> 14 LEFT JOIN confirmations AS c ON c.posting = p.id "
+    "LEFT JOIN links AS t ON t.seq = c.id >> 14 LEFT JOIN postings AS b ON b.id = c.previous"
+)
+_MADE_BY: Final = (  # the link with this seq
+    f"SELECT {_POSTING_COLUMNS} FROM postings AS p {_POSTING_JOINS} WHERE p.id BETWEEN ?1 << 14 AND ?1 << 14 | 16383 ORDER BY p.id"
+)
+_CONFIRMED_BY: Final = (
+    f"SELECT {_POSTING_COLUMNS} FROM confirmations AS o CROSS JOIN postings AS p ON p.id = o.posting {_POSTING_JOINS} "
+    "WHERE o.id BETWEEN ?1 << 14 AND ?1 << 14 | 16383 ORDER BY o.id"
 )
 _STATE: Final = struct.Struct(">Q32s")
 _STATE_TAG: Final = b"hopchain:state:1\0"
@@ -156,6 +174,17 @@ def read_chain(
                 break
             links.append(_chain_link(conn, _decode_stored(header + body, LinkHash(link_hash))))
     return tuple(links)
+
+
+def read_postings(
+    conn: sqlite3.Connection, link_hash: LinkHash
+) -> tuple[tuple[PostingRow, ...], tuple[PostingRow, ...]]:
+    """What the link with this hash pays, and what it confirms, as people read them, each in its order."""
+    row = conn.execute("SELECT seq FROM links WHERE hash = ?", (link_hash,)).fetchone()
+    if row is None:
+        return (), ()
+    made, confirmed = (tuple(starmap(PostingRow, conn.execute(query, row))) for query in (_MADE_BY, _CONFIRMED_BY))
+    return made, confirmed
 
 
 def _decode_stored(raw: bytes, link_hash: LinkHash) -> Link:

@@ -18,11 +18,12 @@ from typing import Final
 
 import msgspec
 
+from chain.accounts import account_id
+from chain.credits import find_credits
 from chain.disk import checkpoint_if_due, give_up, settle, storage_errors
 from chain.errors import Corruption, StorageFailure
 from chain.genesis import FIRST_EPOCH, Genesis, encode_genesis, issuer_links
 from chain.link import HEADER_BYTES, Link, Outcome, PostingHash
-from chain.load import account_id, find_credits
 from chain.request import MANY_POSTINGS, REQUEST_HEAD_BYTES, Kind, RequestId
 from chain.rows import ActiveRow, Applied, Credit, ViewRow, VoteRow
 from chain.schema import ID_BITS, SCHEMA_VERSION, create_schema

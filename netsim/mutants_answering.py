@@ -246,7 +246,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "money",
         "Postings that were confirmed are taken up again, and nobody looks at their second thread.",
         (
-            "chain.load:_forming",
+            "chain.forming:read_forming",
             "conn, _INCOMING,",
             "conn, _INCOMING.replace('incoming AS i', '(SELECT r.id AS recipient, s.id AS sender, t.id AS posting, t.amount AS amount '"
             " 'FROM transfers AS t JOIN accounts AS r ON r.name = t.recipient JOIN accounts AS s ON s.name = t.sender) AS i'),",

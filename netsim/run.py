@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from chain import load, rules
+from chain import forming, rules
 from chain.audit import audit
 from hopchain.wire import Recorded
 from netsim.faults import Faults
@@ -80,12 +80,12 @@ def bounds(plan: Plan) -> Iterator[None]:
     if not plan.max_confirmed:
         yield
         return
-    before = [vars(module)["MAX_CONFIRMED"] for module in (rules, load)]
-    vars(rules)["MAX_CONFIRMED"] = vars(load)["MAX_CONFIRMED"] = plan.max_confirmed
+    before = [vars(module)["MAX_CONFIRMED"] for module in (rules, forming)]
+    vars(rules)["MAX_CONFIRMED"] = vars(forming)["MAX_CONFIRMED"] = plan.max_confirmed
     try:
         yield
     finally:
-        vars(rules)["MAX_CONFIRMED"], vars(load)["MAX_CONFIRMED"] = before
+        vars(rules)["MAX_CONFIRMED"], vars(forming)["MAX_CONFIRMED"] = before
 
 
 def play(world: World) -> None:

@@ -15,8 +15,8 @@ from typing import Final
 import msgspec
 
 from chain.link import Link, LinkHash, PostingHash
-from chain.load import CHAIN_BATCH
 from chain.needs import Needs
+from chain.raw import CHAIN_BATCH
 from node.decoded import LinkDecoder
 from node.due import Due
 from node.events import FromPeer, Learn

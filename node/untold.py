@@ -1,6 +1,6 @@
 """Recorded requests that came again, and whose outcomes wait to be told.
 
-What is told is read from the link that records it (`chain.load`), and a turn has room for some such links only. The
+What is told is read from the link that records it (`chain.outcomes`), and a turn has room for some such links only. The
 clients that came when it was taken wait here, judged already: nothing is done about them until there is room. They
 share it by the bytes of their links (`FairQueue`, ADR 30), each from the link that it asked about first; all that a
 client waits for in one link is told when that is read.
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from chain.link import MAX_LINK_BYTES, LinkHash
-from chain.load import TOLD_BYTES
 from chain.needs import Loaded, Needs
+from chain.outcomes import TOLD_BYTES
 from chain.request import RequestId
 from chain.rows import OutcomeRow
 from node.events import Caller

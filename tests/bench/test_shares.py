@@ -35,7 +35,7 @@ COMMIT, LOAD, STEP, NEEDS, SIGNED = map(frame, (commit, load, Core.step, Core.ne
         (f"{THREAD};_impl.capture;{COMMIT};store._apply", "commit"),
         (f"{THREAD};_impl.capture;{LOAD}", "load"),
         (f"{THREAD};_entry_queue.TrioToken.run_sync_soon", "hops"),
-        ("Thread-2 (_connection_worker_thread);load._join", "hops"),
+        ("Thread-2 (_connection_worker_thread);keyed.join", "hops"),
         (f"{NODE};_entry_queue.EntryQueue.task", "hops"),
         (f"{TURN};database._DatabaseThread.run", "hops"),
         (f"{TURN};{STEP};owner.Owner.on_form", "step"),

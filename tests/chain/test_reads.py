@@ -254,9 +254,9 @@ def test_the_links_of_outcomes_that_are_told_are_read_as_far_as_there_is_room(
         bank.decide(request)
     keys = [("alice", id_of(request)) for request in paid]
     read: list[bytes] = []
-    monkeypatch.setattr("chain.load.TOLD_BYTES", 1)
+    monkeypatch.setattr("chain.outcomes.TOLD_BYTES", 1)
     monkeypatch.setattr(
-        "chain.load.read_record_untrusted", lambda raw, at: (read.append(raw), read_record_untrusted(raw, at))[1]
+        "chain.outcomes.read_record_untrusted", lambda raw, at: (read.append(raw), read_record_untrusted(raw, at))[1]
     )
     told = load(conn, Needs(told=dict.fromkeys(reversed(keys))))
     assert told.untold.keys() == set(keys[:2]) and len(read) == 1, "the first one that is wanted, in any case"

@@ -9,16 +9,23 @@ from typing import Final
 import msgspec
 import pytest
 
+import chain.credits
+import chain.forming
+import chain.keyed
 import chain.load
+import chain.raw
 import chain.store
+from chain.accounts import account_id
 from chain.audit import audit
+from chain.credits import find_credits
 from chain.disk import open_database, snapshot, storage_errors
 from chain.errors import Corruption, LocalMisuse, StorageFailure
 from chain.genesis import issuer_links
 from chain.link import HEADER_BYTES, LinkHash, Outcome, PostingHash, build_link, income_checksum
-from chain.load import CHAIN_BATCH, LOG_BATCH, account_id, find_credits, load, read_postings
+from chain.load import LOG_BATCH, load
 from chain.needs import Income, Loaded, LogPage, Needs
-from chain.reads import list_accounts, read_balance, read_chain, state_digest
+from chain.raw import CHAIN_BATCH
+from chain.reads import list_accounts, read_balance, read_chain, read_postings, state_digest
 from chain.request import RequestId
 from chain.rows import ActiveRow, Applied, Credit, Forming, ViewRow, VoteRow
 from chain.rules import check_second_thread, check_tip_income
@@ -676,7 +683,7 @@ def test_what_is_read_for_others_is_bounded_and_a_link_is_read_once(
     """However many of its postings are asked for. What is asked for first comes first, and one link always."""
     links = [bank.pay("mint", ("alice", 1), ("bob", 1), ("bob", 2)) for _ in range(4)]
     size = max(len(link.raw) for link in links)
-    monkeypatch.setattr(chain.load, "WANTED_BYTES", 2 * size)
+    monkeypatch.setattr(chain.raw, "WANTED_BYTES", 2 * size)
     postings = dict.fromkeys(posting for link in reversed(links) for posting in link.posting_hashes)
     for asked, here in ((links, 2), (links[1:3], 2), (links[:1], 1)):
         loaded = load(bank.conn, Needs(wanted_links=dict.fromkeys(link.hash for link in reversed(asked))))
@@ -689,7 +696,7 @@ def test_what_is_read_for_others_is_bounded_and_a_link_is_read_once(
     chains = {("mint", links[0].height): None, ("mint", links[3].height): None}
     loaded = load(bank.conn, Needs(wanted_chains=chains))
     assert (loaded.cut, list(loaded.wanted_chains)) == ({("mint", links[3].height)}, [("mint", links[0].height)])
-    monkeypatch.setattr(chain.load, "WANTED_BYTES", 1)
+    monkeypatch.setattr(chain.raw, "WANTED_BYTES", 1)
     assert len(load(bank.conn, Needs(wanted_postings=postings)).wanted_postings) == 3
 
 
@@ -726,8 +733,8 @@ def test_what_a_turn_reads_is_found_in_an_index(bank: Bank, monkeypatch: pytest.
     )
 
     def work() -> None:
-        for few in (chain.load.FEW, 0):
-            monkeypatch.setattr(chain.load, "FEW", few)
+        for few in (chain.forming.FEW, 0):
+            monkeypatch.setattr(chain.forming, "FEW", few)
             load(bank.conn, needs)
         read_balance(bank.conn, "alice")
         read_chain(bank.conn, "alice")
@@ -764,14 +771,14 @@ def test_the_view_of_transfers_says_the_same_as_the_rows(bank: Bank) -> None:
 def test_postings_that_stand_far_back_are_found_by_their_hash(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     """An account with many more incoming postings than its link confirms: two looks do not find all."""
     made = bank.pay("mint", *[("alice", amount) for amount in range(1, 9)])
-    monkeypatch.setattr(chain.load, "_SCANNED", 0)
+    monkeypatch.setattr(chain.credits, "_SCANNED", 0)
     last = made.posting_hashes[-1]
     assert load(bank.conn, Needs(postings={"alice": {last}})).postings[last].amount == 8
     asked: list[object] = []
-    monkeypatch.setattr(chain.load, "find_credits", lambda _conn, hashes: asked.append(hashes) or {})
+    monkeypatch.setattr(chain.credits, "find_credits", lambda _conn, hashes: asked.append(hashes) or {})
     load(bank.conn, Needs(postings={"alice": set(made.posting_hashes)}))
     assert asked, "alice had other incoming postings before these"
-    monkeypatch.setattr(chain.load, "_SCANNED", 64)
+    monkeypatch.setattr(chain.credits, "_SCANNED", 64)
     asked.clear()
     assert len(load(bank.conn, Needs(postings={"alice": set(made.posting_hashes)})).postings) == 8
     assert not asked
@@ -789,7 +796,7 @@ def test_what_links_of_the_same_turn_make_is_not_looked_for_by_its_hash(
         asked.append(set(hashes))
         return search(conn, hashes)
 
-    monkeypatch.setattr(chain.load, "find_credits", note)
+    monkeypatch.setattr(chain.credits, "find_credits", note)
     monkeypatch.setattr(chain.store, "find_credits", note)
     shadow = memory_database()
     for link in bank.links:
@@ -829,9 +836,9 @@ def test_of_many_that_wait_the_oldest_are_found_in_a_second_look(bank: Bank, mon
     waiting = dict(bank.conn.execute("SELECT hash, posting FROM waiting WHERE recipient = 'alice'"))
     oldest = set(sorted(waiting, key=lambda posting: waiting[posting])[:4])
     assert first in oldest
-    monkeypatch.setattr(chain.load, "_SCANNED", 0)
-    monkeypatch.setattr(chain.load, "find_credits", lambda _conn, hashes: pytest.fail(f"{len(hashes)} by hash"))
-    by_sender = [row[0] for row in bank.conn.execute(chain.load._WAITING, ("alice", 4))]
+    monkeypatch.setattr(chain.credits, "_SCANNED", 0)
+    monkeypatch.setattr(chain.credits, "find_credits", lambda _conn, hashes: pytest.fail(f"{len(hashes)} by hash"))
+    by_sender = [row[0] for row in bank.conn.execute(chain.credits._WAITING, ("alice", 4))]
     assert not oldest <= set(by_sender)
     found = load(bank.conn, Needs(postings={"alice": oldest})).postings
     assert set(found) == oldest
@@ -841,7 +848,7 @@ def test_of_many_that_wait_the_oldest_are_found_in_a_second_look(bank: Bank, mon
     bank.conn.set_trace_callback(looks.append)
     load(bank.conn, Needs(postings={"alice": {*by_sender[:4]}}))  # all found in the first look
     load(bank.conn, Needs(postings={"alice": {PostingHash(nobody("x"))}}))  # the first look saw all that wait
-    monkeypatch.setattr(chain.load, "_SCANNED", 0)
+    monkeypatch.setattr(chain.credits, "_SCANNED", 0)
     load(bank.conn, Needs(postings={"alice": {*by_sender[:4]}}))
     assert not any("ORDER BY posting" in look for look in looks)
 
@@ -935,7 +942,7 @@ def test_a_stream_of_many_postings_is_confirmed_and_verified_in_steps_that_grow_
 
 
 def test_many_keys_take_many_queries(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain.load, "_KEYS_PER_QUERY", 3)
+    monkeypatch.setattr(chain.keyed, "_KEYS_PER_QUERY", 3)
     known = {link.hash for link in bank.links}
     assert load(bank.conn, Needs(known=known | {LinkHash(nobody(str(i))) for i in range(10)})).known == known
 
@@ -945,11 +952,11 @@ def test_chains_come_in_batches(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> 
     key = ("alice", 1)
     assert CHAIN_BATCH == 256
     assert load(bank.conn, Needs(chains={key})).chains[key] == tuple(raws[1:])
-    monkeypatch.setattr(chain.load, "CHAIN_BATCH", 2)
+    monkeypatch.setattr(chain.raw, "CHAIN_BATCH", 2)
     assert load(bank.conn, Needs(chains={key})).chains[key] == tuple(raws[1:3])
-    monkeypatch.setattr(chain.load, "CHAIN_BATCH_BYTES", len(raws[1]) + len(raws[2]) - 1)
+    monkeypatch.setattr(chain.raw, "CHAIN_BATCH_BYTES", len(raws[1]) + len(raws[2]) - 1)
     assert load(bank.conn, Needs(chains={key})).chains[key] == (raws[1],)
-    monkeypatch.setattr(chain.load, "CHAIN_BATCH_BYTES", 1)
+    monkeypatch.setattr(chain.raw, "CHAIN_BATCH_BYTES", 1)
     assert load(bank.conn, Needs(chains={key})).chains[key] == (raws[1],)  # always one, or nobody gets further
 
 
@@ -1006,7 +1013,7 @@ def test_forming_is_everything_that_the_next_link_depends_on(bank: Bank) -> None
 
 
 def test_forming_is_bounded_but_counts_everything(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain.load, "MAX_CONFIRMED", 2)
+    monkeypatch.setattr(chain.forming, "MAX_CONFIRMED", 2)
     bank.pay("mint", ("alice", 5), ("alice", 6))
     alice = load(bank.conn, Needs(forming={"alice"})).forming["alice"]
     assert [one.posting.amount for one in alice.incoming] == [3, 11]

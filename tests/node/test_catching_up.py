@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 import chain.load
+import chain.raw
 from chain.link import Link, decode_link_untrusted
 from chain.load import load
 from chain.request import Posting
@@ -143,7 +144,7 @@ def test_a_link_that_waits_for_several_is_looked_at_when_the_last_of_them_is_her
 
 def test_a_long_chain_is_asked_for_batch_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a pause, as far as anybody waits for it; what waits for its end is left alone until then."""
-    monkeypatch.setattr(chain.load, "CHAIN_BATCH", 4)
+    monkeypatch.setattr(chain.raw, "CHAIN_BATCH", 4)
     monkeypatch.setattr(lacking, "CHAIN_BATCH", 4)
     world = World(3, 3, 1)
     world.open_funded(alice=100, bob=0)
@@ -283,7 +284,7 @@ def test_income_is_asked_of_all_who_tell_of_it(members: int, only_voted: bool) -
 
 def test_a_chain_of_large_links_is_asked_for_answer_by_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer may end before a batch is full; what came early has no time at which it would ask again."""
-    monkeypatch.setattr(chain.load, "CHAIN_BATCH_BYTES", 1500)
+    monkeypatch.setattr(chain.raw, "CHAIN_BATCH_BYTES", 1500)
     world = World(3, 3, 1)
     world.open_funded(alice=100, bob=0)
     lagging, other = lagging_behind(world, paying(world, 20))
@@ -302,7 +303,7 @@ def test_a_question_that_nothing_answers_is_not_put_off_for_what_others_asked(mo
     paying(world, 6)(world.ids[0])
     world.run(1)
     links = world.watch.accounts["alice"].links[-6:]
-    monkeypatch.setattr(chain.load, "WANTED_BYTES", 2 * max(len(link.raw) for link in links))
+    monkeypatch.setattr(chain.raw, "WANTED_BYTES", 2 * max(len(link.raw) for link in links))
     node, first, second = world.ids
     core = world.core(node)
     for height in range(1000, 1005):
@@ -357,7 +358,7 @@ def test_a_chain_is_answered_without_a_gap_though_a_link_of_it_is_applied_meanwh
 ) -> None:
     """What is applied in the turn of the answer continues what was loaded for it, or is much later. Who asked goes on
     from the end."""
-    monkeypatch.setattr(chain.load, "CHAIN_BATCH_BYTES", bound)
+    monkeypatch.setattr(chain.raw, "CHAIN_BATCH_BYTES", bound)
     world = World(3, 3, 1)
     world.open_funded(alice=100, bob=0)
     lagging, other = lagging_behind(world, paying(world, 9))
@@ -388,7 +389,7 @@ def test_a_chain_is_answered_without_a_gap_though_a_link_of_it_is_applied_meanwh
 
 def test_two_chains_of_one_question_are_each_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second one does not fit in the message of the first."""
-    monkeypatch.setattr(chain.load, "CHAIN_BATCH_BYTES", 3000)
+    monkeypatch.setattr(chain.raw, "CHAIN_BATCH_BYTES", 3000)
     monkeypatch.setattr(replica, "REPLY_BYTES", 3000)
     world = World(3, 3, 1)
     world.open_funded(alice=100, carol=100, bob=0, dave=0)
@@ -437,7 +438,7 @@ def test_a_pull_goes_on_from_what_came_of_a_bounded_answer(monkeypatch: pytest.M
     lagging, _ = lagging_behind(world, paying(world, 20))
     missing = world.watch.accounts["alice"].links[world.height(lagging, "alice") + 1 :]
     bound = 4 * max(len(link.raw) for link in missing)
-    monkeypatch.setattr(chain.load, "WANTED_BYTES", bound)
+    monkeypatch.setattr(chain.raw, "WANTED_BYTES", bound)
     monkeypatch.setattr(replica, "REPLY_BYTES", bound // 2)
     wants: list[int] = []
     sent: dict[float, int] = {}
@@ -487,7 +488,7 @@ def test_who_finds_no_room_in_a_turn_is_answered_in_the_next_one(monkeypatch: py
     world.open_funded(alice=100, bob=0)
     paying(world, 6)(world.ids[0])
     links = world.watch.accounts["alice"].links[-6:]
-    monkeypatch.setattr(chain.load, "WANTED_BYTES", 2 * max(len(link.raw) for link in links))
+    monkeypatch.setattr(chain.raw, "WANTED_BYTES", 2 * max(len(link.raw) for link in links))
     asked, *others = world.ids
     got: dict[NodeId, list[bytes]] = {node: [] for node in others}
 

@@ -287,7 +287,7 @@ def test_outcomes_that_one_turn_has_no_room_to_read_are_told_in_the_next_ones(
     at = world.ids[0]
     paid = [world.pay_request("alice", "bob", amount) for amount in range(1, 6)]
     first = [world.settle(at, request) for request in paid]
-    monkeypatch.setattr("chain.load.TOLD_BYTES", 1)
+    monkeypatch.setattr("chain.outcomes.TOLD_BYTES", 1)
     calls = [world.submit(at, request) for request in paid]
     world.run(0.5)
     assert [call.answer.link_hash for call in calls if isinstance(call.answer, Recorded) and call.answer.repeated] == [
@@ -308,7 +308,7 @@ def test_a_turn_looks_only_at_those_recorded_requests_that_it_has_room_to_tell(
     monkeypatch.setattr(
         gateway, "is_signed_by", lambda signed, key: (checked.append(signed.raw), is_signed_by(signed, key))[1]
     )
-    monkeypatch.setattr("chain.load.TOLD_BYTES", 1)
+    monkeypatch.setattr("chain.outcomes.TOLD_BYTES", 1)
     monkeypatch.setattr("node.untold.TOLD_BYTES", 1)
     core, now = world.core(node.id), world._clock(node)
     events = [ClientSubmit(Caller(7, n), Submit(r.raw, r.signature, 1000)) for n, r in enumerate(paid)]
@@ -330,7 +330,7 @@ def test_nothing_is_read_for_a_client_that_is_gone_and_all_is_for_the_others(
     paid = [world.pay_request("alice", "bob", amount) for amount in range(1, 7)]
     for request in paid:
         world.settle(node.id, request)
-    for where in ("chain.load.TOLD_BYTES", "node.untold.TOLD_BYTES"):
+    for where in ("chain.outcomes.TOLD_BYTES", "node.untold.TOLD_BYTES"):
         monkeypatch.setattr(where, 1)
     core, now = world.core(node.id), world._clock(node)
     told: list[int] = []

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-import chain.load
+import chain.raw
 from chain.link import Link, PostingHash
 from chain.load import load
 from chain.needs import Loaded
@@ -27,7 +27,7 @@ from tests.node.world import EPOCH_MS, TOLD, World
 
 def test_the_chain_is_asked_for_up_to_the_highest_link_that_anybody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when it is a later message that waits for that one: without a pause, batch by batch."""
-    monkeypatch.setattr(chain.load, "CHAIN_BATCH", 4)
+    monkeypatch.setattr(chain.raw, "CHAIN_BATCH", 4)
     monkeypatch.setattr(lacking, "CHAIN_BATCH", 4)
     world = World(3, 3, 1)
     world.open_funded(alice=100, bob=0)

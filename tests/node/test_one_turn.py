@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import tests.node.world as world_module
+from chain.forming import FEW
 from chain.link import Outcome
-from chain.load import FEW, load
+from chain.load import load
 from chain.needs import Loaded, Needs
 from chain.request import MANY_POSTINGS, Posting, opening, sign
 from chain.rows import Applied, VoteRow

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chain import link, load, rules
+from chain import forming, link, rules
 from chain.link import Link, Outcome
 from chain.names import MAX_AMOUNT
 from chain.reads import Balance
@@ -688,7 +688,7 @@ def test_links_that_found_no_room_to_wait_are_pulled(world: World, monkeypatch: 
 
 
 def test_more_income_than_a_link_confirms_is_taken_up_in_several(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (link, load, rules):
+    for module in (forming, link, rules):
         monkeypatch.setattr(module, "MAX_CONFIRMED", 3)
     for _ in range(10):
         world.pay("alice", "bob", 100, at=world.ids[0])

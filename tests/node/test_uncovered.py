@@ -106,7 +106,7 @@ def test_all_that_is_remembered_has_room_and_goes_with_it(seed: int) -> None:
 
 def test_what_the_balance_covers_needs_no_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is its income looked at."""
-    monkeypatch.setattr("chain.load._funds", None)
+    monkeypatch.setattr("chain.forming._funds", None)
     gate = world.ids[0]
     uncovered = room(world, gate, 0)
     calls = [world.submit(gate, world.pay_request("alice", "bob", 25)) for _ in range(4)]
@@ -159,9 +159,9 @@ def test_where_more_waits_than_one_link_takes_up_it_is_enough(world: World, monk
         world.settle(gate, world.pay_request("alice", "bob", amount))
     conn = world.nodes[gate].conn
     assert load(conn, Needs(funds={"alice", "bob", "nobody"})).funds == {"alice": 94, "bob": 6}
-    monkeypatch.setattr("chain.load.MAX_CONFIRMED", 3)
+    monkeypatch.setattr("chain.forming.MAX_CONFIRMED", 3)
     assert load(conn, Needs(funds={"bob"})).funds == {"bob": 6}
-    monkeypatch.setattr("chain.load.MAX_CONFIRMED", 2)
+    monkeypatch.setattr("chain.forming.MAX_CONFIRMED", 2)
     assert load(conn, Needs(funds={"bob"})).funds == {"bob": MAX_AMOUNT}
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import pytest
 
 from chain.link import MAX_LINK_BYTES, LinkHash, Outcome
-from chain.load import TOLD_BYTES
 from chain.needs import Loaded, Needs
+from chain.outcomes import TOLD_BYTES
 from chain.request import RequestId
 from chain.rows import OutcomeRow
 from node.events import Caller
