@@ -18,7 +18,7 @@ _VOTED_UNSEEN: Final = ("node.acceptor:Acceptor.follows", "return not why", "ret
 _PULLING: Final = "node.pulling:Pulling."
 _JUDGE: Final = "chain.rules:_Judge."
 _SYNCING: Final = "node.syncing:Syncing."
-_MEMBERS: Final = "node.membership:Membership."
+_CHANGING: Final = "node.changing:Changing."
 _ANSWER_EARLY = (
     "proposer.propose(link)\n    turn.loaded.outcomes.update(((link.account, i), __import__('chain.rows', fromlist=['OutcomeRow']).OutcomeRow(i, link.account, o, link.hash, "
     "link.height, link.balance, link.time_ms)) for i, o in link.outcomes())\n    next(h for h in self._replica.hooks "
@@ -104,8 +104,12 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "ids come back",
         "R12",
         "A node that was removed may be added again.",
-        (_MEMBERS + "_look_at", "wanted and self.removed_epoch(change.node_id)", "False"),
-        (_MEMBERS + "_begin_next", "change.action is ChangeAction.ADD and self.removed_epoch(change.node_id)", "False"),
+        (_CHANGING + "_look_at", "wanted and self._membership.removed_epoch(change.node_id)", "False"),
+        (
+            _CHANGING + "_begin_next",
+            "change.action is ChangeAction.ADD and self._membership.removed_epoch(change.node_id)",
+            "False",
+        ),
         changing=True,
     ),
     mutant(

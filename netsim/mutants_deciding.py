@@ -14,6 +14,8 @@ _WORLD: Final = "netsim.world:World."
 _EPOCHS: Final = "node.epochs:"
 _SYNCING: Final = "node.syncing:Syncing."
 _MEMBERS: Final = "node.membership:Membership."
+_VIEWS: Final = "node.view_ballots:ViewBallots."
+_CHANGING: Final = "node.changing:Changing."
 _FREE = (_PAXOS + "Proposer.propose", "self._found is None or self._found[1] == value", "True")
 
 DECIDING: Final[tuple[Mutant, ...]] = (
@@ -22,13 +24,13 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         "a view decided by one vote",
         "R1",
         "A node installs the view that it proposes without waiting for the votes of others.",
-        (_MEMBERS + "_phase_2", "if proposer.on_accepted(self._self.id, proposer.ballot):", "if True:"),
+        (_VIEWS + "_phase_2", "if proposer.on_accepted(self._self.id, proposer.ballot):", "if True:"),
     ),
     mutant(
         "two views of one epoch",
         "R1",
         "Who proposes a view ignores the votes for another one that its phase 1 finds.",
-        (_MEMBERS + "_phase_2", "value = proposer.found", "value = None if self._own is not None else proposer.found"),
+        (_VIEWS + "_phase_2", "value = proposer.found", "value = None if self._own is not None else proposer.found"),
         _FREE,
     ),
     mutant(
@@ -36,7 +38,7 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         "R1",
         "A view is decided by the votes of one member less than a majority.",
         (
-            _MEMBERS + "on_accepted",
+            _VIEWS + "on_accepted",
             "proposer.on_accepted(peer, message.ballot)",
             "(proposer.on_accepted(peer, message.ballot) or len(proposer._voted) + 1 >= max(2, (len(proposer.group) + 1) // 2))",
         ),
@@ -223,7 +225,7 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         "view not persisted",
         "R5",
         "An installed view stays in memory.",
-        (_MEMBERS + "_install", "turn.persist.append(", "id("),
+        (_MEMBERS + "install", "turn.persist.append(", "id("),
     ),
     mutant(
         "views forgotten by a restart",
@@ -290,7 +292,11 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         "R7",
         "The answer of a member counts although it was not ACTIVE itself. (The barrier R9 is off too: it would see to an ACTIVE majority first.)",
         (_EPOCHS + "sources_of", " and includes(sources[n].before, region)", ""),
-        (_MEMBERS + "_begin_next", "if self.settled or is_undo(self.views, after):", "if True:"),
+        (
+            _CHANGING + "_begin_next",
+            "if self._membership.settled or is_undo(self._membership.views, after):",
+            "if True:",
+        ),
         scenario="counterexample-02",
     ),
     mutant(
@@ -337,20 +343,24 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         "no barrier",
         "R9",
         "The next view is proposed although the last one is not ACTIVE yet.",
-        (_MEMBERS + "_begin_next", "if self.settled or is_undo(self.views, after):", "if True:"),
+        (
+            _CHANGING + "_begin_next",
+            "if self._membership.settled or is_undo(self._membership.views, after):",
+            "if True:",
+        ),
     ),
     mutant(
         "changed before it is ACTIVE",
         "R13",
         "A change is answered when its view is installed, though a group has no ACTIVE majority.",
-        (_MEMBERS + "_look_at", "if self.settled and ", "if "),
+        (_CHANGING + "_look_at", "if self._membership.settled and ", "if "),
         changing=True,
     ),
     mutant(
         "changed by what a lagging node knows",
         "R13",
         "A change is answered from the newest view of one node.",
-        (_MEMBERS + "_is_certain", "return waiting.confirmed or final", "return True"),
+        (_CHANGING + "_is_certain", "return waiting.confirmed or final", "return True"),
         changing=True,
     ),
     # --- Paxos itself ---

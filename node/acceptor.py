@@ -79,7 +79,7 @@ class Acceptor:
         """Take up the votes that were durable when the node stopped. The link before one of them may not have been (ADR
         23)."""
         for row in rows:
-            if not row.account:  # on the next view: node.membership has it
+            if not row.account:  # on the next view: node.view_ballots has it
                 continue
             link = self._decoder.untrusted(row.link) if row.link is not None else None
             accepted = ballot_of(row.accepted) if row.accepted is not None else None

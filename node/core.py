@@ -4,7 +4,8 @@
     acceptor   votes (Paxos)                    owner      queues, forming, proposing
     replica    decided links and their chains   inquiry    majority reads
     gateway    clients' requests                reading    certain balance reads
-    membership views and their changes          syncing    where this node is ACTIVE
+    membership views and who is in them         syncing    where this node is ACTIVE
+    changing   changes of the members           view_ballots  the next view
     pulling    the logs of others
 
 Each kind of message has one row in a table (`_table`), each other event one case in `_needs_event` and one in
@@ -24,6 +25,7 @@ from chain.genesis import Genesis
 from chain.needs import Loaded, Needs
 from chain.rows import VoteRow
 from node.acceptor import Acceptor
+from node.changing import Changing
 from node.decoded import LinkDecoder, RequestDecoder
 from node.effects import Effects
 from node.events import (
@@ -93,6 +95,7 @@ from node.replica import Replica
 from node.syncing import Syncing
 from node.turn import Now, Self, Turn
 from node.uncovered import HOUR_BYTES
+from node.view_ballots import ViewBallots
 from routing.errors import RoutingFault
 from routing.keyspace import NodeId
 from routing.regions import EMPTY, Ranges
@@ -156,8 +159,10 @@ class Core:
             start.active,
             now.mono,
         )
-        self.membership = Membership(
-            self._self, self.identity, self.peers, self.replica, self.syncing, self.views, start.votes, now.mono
+        self.membership = Membership(self._self, self.peers, self.replica, self.syncing, self.views)
+        self.view_ballots = ViewBallots(self._self, self.identity, self.peers, self.membership, start.votes, now.mono)
+        self.changing = Changing(
+            self._self, self.identity, self.peers, self.replica, self.membership, self.view_ballots
         )
         self.inquiries = Inquiries(self._self, self._decoder, self.identity, self.peers, self.acceptor, self.replica)
         self.owner = Owner(
@@ -185,10 +190,13 @@ class Core:
             self.reading.on_applied,  # reads from a height on
         ]
         self.membership.hooks += [  # a view is installed, and what is ACTIVE in it is known:
+            self.view_ballots.on_view,  # votes and ballots for it are over
+            self.changing.on_view,  # changes are judged anew
             self.acceptor.on_view,  # other ranks finish what is stuck
             self.owner.on_view,  # ballots are over, queues go to others
             self.inquiries.on_view,  # majorities are counted anew
         ]
+        self.view_ballots.confirm = self.changing.confirm  # what a majority knows of views answers changes
         self.acceptor.finish = self.owner.finish  # a vote that is stuck is a slot to take over
         self.pulling.voted = self.acceptor.values  # a link that this node voted for need not be sent to it
 
@@ -256,6 +264,8 @@ class Core:
         self.peers.tick(turn, links)
         self.syncing.tick(turn)
         self.membership.tick(turn)
+        self.changing.tick(turn)
+        self.view_ballots.tick(turn)
         self.replica.tick(turn)
         self.pulling.tick(turn)
         self.acceptor.tick(turn)
@@ -302,6 +312,8 @@ class Core:
             self.pulling.deadline(),
             self.syncing.deadline(),
             self.membership.deadline(),
+            self.changing.deadline(),
+            self.view_ballots.deadline(),
             self.acceptor.deadline(),
             self.owner.deadline(),
             self.inquiries.deadline(),
@@ -321,7 +333,7 @@ class Core:
             len(self.inquiries),
             self.replica.count,
             len(self.syncing),
-            len(self.membership),
+            len(self.changing),
         )
 
     def _fault(self, fault: RemoteFault | RoutingFault) -> None:
@@ -388,7 +400,7 @@ class Core:
             case ToldRemoved():
                 self.membership.on_told_removed(event)
             case ClientChange():
-                self.membership.on_change(turn, event)
+                self.changing.on_change(turn, event)
             case FinishSync():
                 self.syncing.on_finish(turn, event)
             case PeerUp():
@@ -404,7 +416,7 @@ class Core:
     def _table(self) -> dict[type[Any], _Row]:
         """For each message: what it needs, and what handles it."""
         a, i, o, r, g, p = self.acceptor, self.inquiries, self.owner, self.replica, self.gateway, self.peers
-        logs, v = self.pulling, self.membership
+        logs, m, v = self.pulling, self.membership, self.view_ballots
 
         def links(message: Links | Moved, needs: Needs) -> None:
             r.needs_links(message.links, needs)
@@ -444,8 +456,8 @@ class Core:
             ViewAccept: (_nothing, v.on_accept),
             ViewAccepted: (_nothing, v.on_accepted),
             ViewRefuse: (_nothing, v.on_refuse),
-            AskViews: (_nothing, v.on_ask_views),
-            Views: (_nothing, v.on_views),
+            AskViews: (_nothing, m.on_ask_views),
+            Views: (_nothing, m.on_views),
             AskSync: (_nothing, self.syncing.on_ask_sync),
             SyncPart: (_nothing, self.syncing.on_sync_part),
         }

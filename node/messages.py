@@ -183,7 +183,7 @@ class IncomeAnswer(_Message, frozen=True, tag="income_answer"):
     epoch: Count
 
 
-# --- views (node.membership, node.syncing) -------------------------------------------------------------------------
+# --- views (node.membership, node.view_ballots, node.syncing) --------------------------------------------------------
 
 
 class ViewPrepare(_Message, frozen=True, tag="view_prepare"):

@@ -17,7 +17,7 @@ from chain.link import Outcome
 from chain.seal import load_views
 from hopchain.change import ChangeAction
 from hopchain.wire import Changed, NotStarted, Recorded, Refused, ReplyBody, Unknown
-from node import changes, membership
+from node import changes, changing, membership, view_ballots
 from node.epochs import without_majority
 from node.events import FromPeer, ToldRemoved
 from node.messages import (
@@ -543,7 +543,7 @@ def test_a_guest_changes_nothing() -> None:
 
 
 def test_changes_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(membership, "MAX_CHANGES", 2)
+    monkeypatch.setattr(changing, "MAX_CHANGES", 2)
     world = grown(4, 3)
     here, *others = world.view.ids
     for other in others:
@@ -1021,7 +1021,7 @@ def test_silence_does_not_lengthen_the_pause_after_a_refusal_nor_refusals_that_b
     world.change(target, ADD, world.guests[0])
     world.run(8.0)
     waits = gaps(sent)
-    assert refuse(world, target, source, sent) < 3 * membership.BACKOFF_S + 0.01
+    assert refuse(world, target, source, sent) < 3 * view_ballots.BACKOFF_S + 0.01
     for _ in range(3):
         refuse(world, target, source, sent)
     before = len(sent)
@@ -1037,7 +1037,7 @@ def test_who_was_refused_often_waits_another_time_after_each_refusal() -> None:
     world.change(target, ADD, world.guests[0], timeout_s=60.0)
     assert world.run_until(lambda: bool(sent), 5)
     waits = [refuse(world, target, source, sent) for _ in range(14)][6:]
-    assert all(0.5 < wait / membership.MAX_BACKOFF_S < 1.51 for wait in waits)
+    assert all(0.5 < wait / view_ballots.MAX_BACKOFF_S < 1.51 for wait in waits)
     assert all(after - before > 0.001 for before, after in pairwise(sorted(waits)))
 
 
