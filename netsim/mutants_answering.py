@@ -10,6 +10,8 @@ from netsim.mutant import Mutant, mutant
 
 _ACCEPTOR: Final = "node.acceptor:Acceptor."
 _OWNER: Final = "node.owner:Owner."
+_PROPOSING: Final = "node.proposing:Proposing."
+_FORWARDING: Final = "node.forwarding:Forwarding."
 _GATEWAY: Final = "node.gateway:Gateway."
 _INQUIRY: Final = "node.inquiry:Inquiries."
 _READING: Final = "node.reading:Reading."
@@ -32,7 +34,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "R11",
         "The owner tells everybody of its link when it proposes it.",
         (
-            _OWNER + "_propose",
+            _PROPOSING + "propose",
             "proposer.propose(link)",
             "proposer.propose(link); self._replica._pass_on(turn, link, self._self.id, depth=0)",
         ),
@@ -76,7 +78,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "answered when proposed",
         "R11",
         "A gateway that proposes a link tells its clients that it is done.",
-        (_OWNER + "_propose", "proposer.propose(link)", _ANSWER_EARLY),
+        (_PROPOSING + "propose", "proposer.propose(link)", _ANSWER_EARLY),
     ),
     mutant(
         "an old disk may vote",
@@ -157,7 +159,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "A request that is recorded already is put into a link again.",
         (_JUDGE + "hear", "item.request_id in self._recorded", "False"),
         (_OWNER + "_drop_settled", "if (work.account, i) in turn.loaded.outcomes", "if False"),
-        (_OWNER + "_chase", "or (account, held.queued.request_id) in turn.loaded.outcomes", ""),
+        (_FORWARDING + "_chase", "or (account, held.queued.request_id) in turn.loaded.outcomes", ""),
         _VOTED_UNSEEN,
     ),
     mutant(

@@ -10,6 +10,7 @@ from netsim.mutant import Mutant, mutant
 _PAXOS: Final = "node.paxos:"
 _ACCEPTOR: Final = "node.acceptor:Acceptor."
 _OWNER: Final = "node.owner:Owner."
+_PROPOSING: Final = "node.proposing:Proposing."
 _WORLD: Final = "netsim.world:World."
 _EPOCHS: Final = "node.epochs:"
 _SYNCING: Final = "node.syncing:Syncing."
@@ -149,7 +150,7 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         "fast path despite a promise",
         "R3",
         "The owner proposes at round 0 although it promised or voted in the slot before.",
-        (_OWNER + "_start_ballot", "vote is None and work.lowest_round == 1 and is_fast", "is_fast"),
+        (_PROPOSING + "begin", "vote is None and work.lowest_round == 1 and is_fast", "is_fast"),
     ),
     mutant(
         "phase 2 after one promise",
@@ -218,7 +219,7 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         "R4",
         "An acceptor takes a second value at a ballot at which it voted, and the owner begins at round 0 again.",
         (_PAXOS + "accept", "vote is not None and vote.accepted == ballot", "False"),
-        (_OWNER + "_start_ballot", "vote is None and work.lowest_round == 1 and is_fast", "is_fast"),
+        (_PROPOSING + "begin", "vote is None and work.lowest_round == 1 and is_fast", "is_fast"),
     ),
     # --- R5, R6: views are durable, and installed one by one ---
     mutant(

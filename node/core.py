@@ -1,12 +1,13 @@
 """The core of a node: one pure state machine, made of its parts.
 
-    identity   may this node vote?              peers      who is alive
-    acceptor   votes (Paxos)                    owner      queues, forming, proposing
-    replica    decided links and their chains   inquiry    majority reads
-    gateway    clients' requests                reading    certain balance reads
-    membership views and who is in them         syncing    where this node is ACTIVE
-    changing   changes of the members           view_ballots  the next view
-    pulling    the logs of others
+    identity    may this node vote?              peers         who is alive
+    acceptor    votes                            proposing     ballots
+    owner       queues, forming                  forwarding    requests that other nodes hand over
+    replica     decided links and their chains   inquiry       majority reads
+    gateway     clients' requests                reading       certain balance reads
+    membership  views and who is in them         view_ballots  votes and ballots for the next view
+    changing    changes that clients ask for     syncing       where this node is ACTIVE
+    pulling     the logs of others
 
 Each kind of message has one row in a table (`_table`), each other event one case in `_needs_event` and one in
 `_handle_event`: what it needs from the database, and what handles it. A fault in a peer's message ends that message, is
@@ -46,6 +47,7 @@ from node.events import (
     ServeSlot,
     ToldRemoved,
 )
+from node.forwarding import Forwarding
 from node.gateway import Gateway
 from node.identity import Identity
 from node.inquiry import Inquiries
@@ -89,6 +91,7 @@ from node.messages import (
 )
 from node.owner import Owner
 from node.peers import Peers
+from node.proposing import Proposing
 from node.pulling import Pulling
 from node.reading import Reading
 from node.replica import Replica
@@ -96,6 +99,7 @@ from node.syncing import Syncing
 from node.turn import Now, Self, Turn
 from node.uncovered import HOUR_BYTES
 from node.view_ballots import ViewBallots
+from node.works import Works
 from routing.errors import RoutingFault
 from routing.keyspace import NodeId
 from routing.regions import EMPTY, Ranges
@@ -165,9 +169,19 @@ class Core:
             self._self, self.identity, self.peers, self.replica, self.membership, self.view_ballots
         )
         self.inquiries = Inquiries(self._self, self._decoder, self.identity, self.peers, self.acceptor, self.replica)
+        works = Works()
+        self.proposing = Proposing(self._self, self._decoder, self.peers, self.acceptor, self.replica, works)
         self.owner = Owner(
-            self._self, self._decoder, requests, self.identity, self.peers, self.acceptor, self.replica, self.inquiries
+            self._self,
+            self.identity,
+            self.peers,
+            self.acceptor,
+            self.replica,
+            self.inquiries,
+            works,
+            self.proposing,
         )
+        self.forwarding = Forwarding(self._self, requests, self.peers, self.replica, self.owner)
         self.gateway = Gateway(
             self._self, self._decoder, requests, self.peers, self.owner, self.replica, self.inquiries
         )
@@ -270,6 +284,7 @@ class Core:
         self.pulling.tick(turn)
         self.acceptor.tick(turn)
         self.owner.tick(turn)
+        self.proposing.tick(turn)
         self.inquiries.tick(turn)
         self.gateway.tick(turn)
         self.reading.tick(turn)
@@ -406,7 +421,7 @@ class Core:
             case PeerUp():
                 self.peers.on_up(turn, event.peer, event.boot, self.replica.count, replaced=event.replaced)
                 self.pulling.pull_soon(turn.now.mono)
-                self.owner.on_up(turn, event.peer)
+                self.proposing.on_up(turn, event.peer)
             case PeerDown():
                 self.peers.on_down(event.peer, turn.now)
                 self.pulling.on_down(turn, event.peer)
@@ -415,8 +430,9 @@ class Core:
 
     def _table(self) -> dict[type[Any], _Row]:
         """For each message: what it needs, and what handles it."""
-        a, i, o, r, g, p = self.acceptor, self.inquiries, self.owner, self.replica, self.gateway, self.peers
-        logs, m, v = self.pulling, self.membership, self.view_ballots
+        a, i, r, g, p = self.acceptor, self.inquiries, self.replica, self.gateway, self.peers
+        b, f, logs = self.proposing, self.forwarding, self.pulling
+        m, v = self.membership, self.view_ballots
 
         def links(message: Links | Moved, needs: Needs) -> None:
             r.needs_links(message.links, needs)
@@ -428,12 +444,12 @@ class Core:
         table: dict[type[Any], _Row] = {
             Prepare: (a.needs_prepare, a.on_prepare),
             Accept: (a.needs_accept, a.on_accept),
-            Promise: (o.needs_promise, o.on_promise),
-            Accepted: (o.needs_accepted, o.on_accepted),
-            Refuse: (_nothing, o.on_refuse),
+            Promise: (b.needs_promise, b.on_promise),
+            Accepted: (self.owner.needs_accepted, b.on_accepted),
+            Refuse: (_nothing, b.on_refuse),
             Decided: (lambda m, needs: r.needs_links((m.link,), needs), r.on_decided),
             DecidedHash: (a.needs_decided_hash, a.on_decided_hash),
-            Forward: (o.needs_forward, o.on_forward),
+            Forward: (f.needs_forward, f.on_forward),
             Moved: (links, g.on_moved),
             Declined: (_nothing, g.on_declined),
             NotOwner: (_nothing, g.on_not_owner),

@@ -105,7 +105,7 @@ class DecidedHash(_Message, frozen=True, tag="decided_hash"):
     link: Hash
 
 
-# --- gateway and owner (node.gateway, node.owner) ------------------------------------------------------------------
+# --- gateway and owner (node.gateway, node.forwarding, node.owner) -------------------------------------------------
 
 
 class Forward(_Message, frozen=True, tag="forward"):
@@ -183,7 +183,7 @@ class IncomeAnswer(_Message, frozen=True, tag="income_answer"):
     epoch: Count
 
 
-# --- views (node.membership, node.view_ballots, node.syncing) --------------------------------------------------------
+# --- views (node.membership, node.view_ballots, node.syncing) ------------------------------------------------------
 
 
 class ViewPrepare(_Message, frozen=True, tag="view_prepare"):

@@ -10,7 +10,7 @@ from netsim.draw import draw_plan
 from netsim.mutant import Edit, Mutant
 from netsim.mutants import BY_NAME, MAX_SEEDS, MUTANTS, find, load_caught, render_page, run_again, switched_off
 from netsim.run import run_plan
-from node import acceptor, owner, paxos, slots
+from node import acceptor, paxos, proposing, slots
 from tests.netsim.seeds import SWARM
 
 CAUGHT = load_caught()
@@ -59,14 +59,14 @@ def test_the_page_is_current() -> None:
 
 
 def test_a_rule_is_on_again_afterwards_also_where_it_was_imported() -> None:
-    before = paxos.prepare, acceptor.prepare, acceptor.is_fast, owner.is_fast
+    before = paxos.prepare, acceptor.prepare, acceptor.is_fast, proposing.is_fast
     below = BY_NAME["promise below a promise"], BY_NAME["fast path of a standby"]
     with switched_off(below[0]), switched_off(below[1]):
-        during = paxos.prepare, acceptor.prepare, acceptor.is_fast, owner.is_fast
+        during = paxos.prepare, acceptor.prepare, acceptor.is_fast, proposing.is_fast
         assert during[0] is during[1]
         assert during[2] is during[3]
         assert all(a is not b for a, b in zip(before, during, strict=True))
-    assert (paxos.prepare, acceptor.prepare, acceptor.is_fast, owner.is_fast) == before
+    assert (paxos.prepare, acceptor.prepare, acceptor.is_fast, proposing.is_fast) == before
 
 
 def test_two_edits_of_one_function_add_up() -> None:

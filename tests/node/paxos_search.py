@@ -75,7 +75,7 @@ class NotChosen(AssertionError):
 
 
 class Rules:
-    """What a node does around node.paxos (node.owner, node.acceptor). A test switches rules off in a subclass."""
+    """What a node does around node.paxos (node.proposing, node.acceptor). A test switches rules off in a subclass."""
 
     def may_start(self, ballot: Ballot, vote: Vote[Value] | None, group: tuple[NodeId, ...]) -> bool:
         """R3, R4: round 0 is the owner's, before it has promised anything; every other ballot is above its promise."""

@@ -7,7 +7,7 @@ import pytest
 from chain.link import Outcome
 from chain.request import MAX_REQUEST_BYTES, Posting
 from hopchain.wire import NotStarted, Recorded
-from node import asking, gateway, inquiry, lacking, owner, works
+from node import asking, forwarding, gateway, inquiry, lacking, proposing, works
 from node.client_port import HELD_BYTES
 from node.decoded import DECODED_LINK_BYTES, DECODED_REQUEST_BYTES
 from node.events import FromPeer
@@ -114,7 +114,7 @@ def test_a_request_that_comes_too_late_follows_each_tail_once() -> None:
 
 def test_what_is_remembered_of_late_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest is forgotten, and would be sent after the tail once more."""
-    monkeypatch.setattr(owner, "MAX_CHASED", 2)
+    monkeypatch.setattr(forwarding, "MAX_CHASED", 2)
     world = World(3, 3, 1)
     world.open_funded(alice=100, bob=0)
     node, other, at = late(world)
@@ -311,7 +311,7 @@ def test_the_pauses_of_a_proposer_grow_but_not_without_an_end(
 ) -> None:
     """An account must not wait for long after the network is well again. A ballot that had its promises and was refused
     then is no success: two proposers could do that to each other for ever."""
-    monkeypatch.setattr(owner, "MAX_BACKOFF_S", 0.2)
+    monkeypatch.setattr(proposing, "MAX_BACKOFF_S", 0.2)
     world = World(3, 3, 1)
     world.open_funded(alice=100)
     maker, other, _ = world.group("alice")

@@ -162,7 +162,7 @@ MUTANTS: dict[str, Mutant] = {
     "fast path after a restart": Mutant(
         "I4|queued_requests=[1-9]|undecided_votes=[1-9]",
         BROKEN,
-        Edit("node.owner:Owner._start_ballot", "vote is None and work.lowest_round == 1 and is_fast", "is_fast"),
+        Edit("node.proposing:Proposing.begin", "vote is None and work.lowest_round == 1 and is_fast", "is_fast"),
     ),
     "fast path of a standby": Mutant("I1|I4", BROKEN, Edit("node.slots:is_fast", "group[0] == node", "node in group"), first=10),
     "decided without a majority": Mutant(
@@ -185,7 +185,7 @@ MUTANTS: dict[str, Mutant] = {
         "I9",
         CALM,
         Edit(
-            "node.owner:Owner._propose",
+            "node.proposing:Proposing.propose",
             "proposer.propose(link)",
             "proposer.propose(link); self._replica._pass_on(turn, link, self._self.id, depth=0)",
         ),
@@ -251,7 +251,7 @@ MUTANTS: dict[str, Mutant] = {
         "I10", LAGGING, Edit("node.gateway:Gateway._time_is_up", "if job.tries or request_id in self._doubtful", "if False")
     ),
     "busy said by one of two holders": Mutant(
-        "I10", CUT_OFF, Edit("node.owner:_copies", "msgspec.structs.replace(item, gateway=NO_GATEWAY)", "item"), max_queue=1, first=4
+        "I10", CUT_OFF, Edit("node.forwarding:_copies", "msgspec.structs.replace(item, gateway=NO_GATEWAY)", "item"), max_queue=1, first=4
     ),
     "linearizable read answered here": Mutant(
         "I10", READING, Edit("node.reading:Reading.on_balance", "elif ask.linearizable", "elif False")

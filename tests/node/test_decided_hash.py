@@ -12,7 +12,7 @@ from node.effects import Effects
 from node.events import FromPeer
 from node.lacking import MAX_EARLY, WANT_AGAIN_S
 from node.messages import Accept, Accepted, Decided, DecidedHash, Links, Message, Offer, Pull, SlotName, Want
-from node.owner import VOTES_S
+from node.proposing import VOTES_S
 from routing.keyspace import NodeId
 from tests.node.world import Node, World
 

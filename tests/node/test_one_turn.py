@@ -320,12 +320,12 @@ def test_the_vote_that_decides_a_link_begins_the_next_one_of_the_same_owner() ->
     world.core(owner).owner.needs_accepted(vote, needs)
     assert needs.forming == {"alice"}
     assert ("alice", second) in needs.outcomes and ("alice", first) not in needs.outcomes
-    world.core(owner).owner._heard.clear()  # that was no turn
+    world.core(owner).proposing._heard.clear()  # that was no turn
     world.deliver(owner, FromPeer(source, vote))
     world.run(0.001)
     (turn, *_) = world.of(owner)
     assert kinds(turn) == [VoteRow, Applied]
-    assert not world.core(owner).owner._heard, "votes are counted for one turn"
+    assert not world.core(owner).proposing._heard, "votes are counted for one turn"
     world.run(2)
     assert all(isinstance(call.answer, Recorded) for call in world.calls.values())
 

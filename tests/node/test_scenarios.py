@@ -13,7 +13,7 @@ from chain.names import MAX_AMOUNT
 from chain.reads import Balance
 from chain.request import Posting
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
-from node import gateway, inquiry, lacking, owner, reading, works
+from node import forwarding, gateway, inquiry, lacking, reading, works
 from node.askers import MAX_ASKERS, Purpose
 from node.events import ClientGone, FormLink, FromPeer
 from node.messages import (
@@ -803,4 +803,4 @@ def test_a_standby_takes_over_soon_after_a_slow_time(world: World) -> None:
     at = SlotName(tip.hash, "alice", tip.height + 1)
     world.deliver(standby, FromPeer(gateway_node, Forward(at, (item,), takeover=True)))
     assert not world.run_until(lambda: world.height(standby, "alice") == at.height, 2)
-    assert world.run_until(lambda: world.height(standby, "alice") == at.height, 2 * owner.TAKEOVER_RTTS)
+    assert world.run_until(lambda: world.height(standby, "alice") == at.height, 2 * forwarding.TAKEOVER_RTTS)
