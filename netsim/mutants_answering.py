@@ -12,6 +12,7 @@ _ACCEPTOR: Final = "node.acceptor:Acceptor."
 _OWNER: Final = "node.owner:Owner."
 _PROPOSING: Final = "node.proposing:Proposing."
 _FORWARDING: Final = "node.forwarding:Forwarding."
+_ADMISSION: Final = "node.admission:Admission."
 _GATEWAY: Final = "node.gateway:Gateway."
 _INQUIRY: Final = "node.inquiry:Inquiries."
 _READING: Final = "node.reading:Reading."
@@ -193,7 +194,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "R13",
         "A gateway says stale although the expected tip is unknown to it, perhaps newer than its own.",
         (
-            _GATEWAY + "_submit_pinned",
+            _ADMISSION + "_submit_pinned",
             "turn.loaded.accounts_of.get(LinkHash(queued.request.expect_tip)) == head.name",
             "True",
         ),
@@ -214,20 +215,20 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "not_started although handed over",
         "R13",
         "A gateway says not_started of a request that an owner may have.",
-        (_GATEWAY + "_time_is_up", "if job.tries or request_id in self._doubtful", "if False"),
+        (_GATEWAY + "_time_is_up", "if job.tries or request_id in self._jobs.doubtful", "if False"),
     ),
     mutant(
         "wrong signature admitted",
         "R13",
         "Admission does not look at signatures.",
-        (_GATEWAY + "_refuse", "not self._is_signed(queued, key)", "False"),
+        (_ADMISSION + "_refuse", "not self._is_signed(queued, key)", "False"),
     ),
     mutant(
         "unknown_sender without asking",
         "R13",
         "A gateway says that an account does not exist because it has not heard of it.",
         (
-            _GATEWAY + "_ask_then_submit",
+            _ADMISSION + "_ask_then_submit",
             "self._inquiries.ask_slot(turn, at, birth_epoch(head), done, Purpose.ADMISSION)",
             "done(turn, SlotState.FREE)",
         ),

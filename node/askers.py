@@ -30,7 +30,7 @@ class Purpose(enum.Enum):
 
 
 # Who may wait at once; above it the answer is "not in time". Those of ADMISSION, which cost no signature, clients share
-# (`node.gateway`).
+# (`node.admission`).
 MAX_ASKERS: Final = {Purpose.READ: 5_000, Purpose.PAYMENT: 4_000, Purpose.ADMISSION: 1_000}
 
 

@@ -94,7 +94,7 @@ class ConditionLog:
             *self._counts,
             votes=view.is_member(self._id) and core.identity.verified,
             doubted=frozenset(core.acceptor.doubted.items()),
-            disk_lacks=core.gateway.disk_lacks,
+            disk_lacks=core.admission.disk_lacks,
         )
 
 

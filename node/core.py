@@ -4,7 +4,8 @@
     acceptor    votes                            proposing     ballots
     owner       queues, forming                  forwarding    requests that other nodes hand over
     replica     decided links and their chains   inquiry       majority reads
-    gateway     clients' requests                reading       certain balance reads
+    admission   clients' requests come in        gateway       and are handed over until they end
+    jobs        those that wait meanwhile        reading       certain balance reads
     membership  views and who is in them         view_ballots  votes and ballots for the next view
     changing    changes that clients ask for     syncing       where this node is ACTIVE
     pulling     the logs of others
@@ -26,6 +27,7 @@ from chain.genesis import Genesis
 from chain.needs import Loaded, Needs
 from chain.rows import VoteRow
 from node.acceptor import Acceptor
+from node.admission import Admission
 from node.changing import Changing
 from node.decoded import LinkDecoder, RequestDecoder
 from node.effects import Effects
@@ -51,6 +53,7 @@ from node.forwarding import Forwarding
 from node.gateway import Gateway
 from node.identity import Identity
 from node.inquiry import Inquiries
+from node.jobs import Jobs
 from node.membership import Membership, restore_views
 from node.messages import (
     Accept,
@@ -182,9 +185,9 @@ class Core:
             self.proposing,
         )
         self.forwarding = Forwarding(self._self, requests, self.peers, self.replica, self.owner)
-        self.gateway = Gateway(
-            self._self, self._decoder, requests, self.peers, self.owner, self.replica, self.inquiries
-        )
+        self.jobs = Jobs()
+        self.admission = Admission(self._self, requests, self.owner, self.replica, self.inquiries, self.jobs)
+        self.gateway = Gateway(self._self, self._decoder, self.peers, self.owner, self.replica, self.jobs)
         self.reading = Reading(self._self, self.inquiries)
         self._wire()
         self.acceptor.restore(start.votes, now.mono)
@@ -218,7 +221,7 @@ class Core:
         """Before the first turn, from the process: its `boot`, whether it was given `seeds` to dial, and how many bytes
         of requests that are not covered it takes in an hour."""
         self._self.boot = boot
-        self.gateway.uncovered.hour_bytes = uncovered_bytes
+        self.jobs.uncovered.hour_bytes = uncovered_bytes
         if seeds:
             self.identity.wait_for_seeds()
 
@@ -250,7 +253,7 @@ class Core:
         """Which rows the turn with these events will look at. Events that are faulty are dropped here."""
         needs = Needs()
         self._events = []
-        self.gateway.needs_untold(needs)
+        self.admission.needs_untold(needs)
         for event in [*self._again, *events]:
             try:
                 self._needs_event(event, needs)
@@ -269,7 +272,7 @@ class Core:
         turn = Turn(loaded, now)
         self.replica.familiar.note(loaded.assets)
         self.peers.wake(now)
-        self.gateway.tell_untold(turn)
+        self.admission.tell_untold(turn)
         for event in self._events:
             self._handle(turn, event)
         self._events = []
@@ -286,6 +289,7 @@ class Core:
         self.owner.tick(turn)
         self.proposing.tick(turn)
         self.inquiries.tick(turn)
+        self.admission.tick(turn)
         self.gateway.tick(turn)
         self.reading.tick(turn)
         self.identity.finish(turn)
@@ -332,6 +336,7 @@ class Core:
             self.acceptor.deadline(),
             self.owner.deadline(),
             self.inquiries.deadline(),
+            self.admission.deadline(),
             self.gateway.deadline(),
             self.reading.deadline(),
         )
@@ -344,7 +349,7 @@ class Core:
             self.acceptor.votes,
             len(self.replica.lacking),
             self.owner.queued,
-            len(self.gateway),
+            len(self.jobs),
             len(self.inquiries),
             self.replica.count,
             len(self.syncing),
@@ -361,7 +366,7 @@ class Core:
             case FromPeer():
                 self._messages[type(event.message)][0](event.message, needs)
             case ClientSubmit():
-                self.gateway.needs_submit(event, needs)
+                self.admission.needs_submit(event, needs)
             case ClientBalance():
                 self.reading.needs_balance(event, needs)
             case FormLink():
@@ -394,12 +399,12 @@ class Core:
                 if self.peers.counts(event.peer, event.message):
                     self._messages[type(event.message)][1](turn, event.peer, event.message)
             case ClientSubmit():
-                self.gateway.on_submit(turn, event)
+                self.admission.on_submit(turn, event)
             case ClientBalance():
                 self.reading.on_balance(turn, event)
             case ClientGone():
                 self.reading.on_gone(event)
-                self.gateway.on_gone(event)
+                self.admission.on_gone(event)
             case FormLink():
                 self.owner.on_form(turn, event)
             case Learn():
@@ -411,7 +416,7 @@ class Core:
             case ServeSlot():
                 self.replica.on_serve(turn, event)
             case DiskSpace():
-                self.gateway.on_disk(event)
+                self.admission.on_disk(event)
             case ToldRemoved():
                 self.membership.on_told_removed(event)
             case ClientChange():

@@ -36,11 +36,11 @@ from chain.reads import (
 from chain.request import HASH_BYTES, RequestId
 from chain.rows import AccountHead
 from hopchain import wire
+from node.answers import recorded
 from node.balances import Balances
 from node.core import Core
 from node.database import Database
 from node.epochs import without_majority
-from node.gateway import recorded
 from node.turn import Now
 from routing.dht import Dht, Lookup
 from routing.keyspace import ID_BYTES, NodeId

@@ -20,7 +20,7 @@ from node.room import SharedRoom, Taken
 MAX_QUEUE: Final = 20_000  # requests of one account: a few full links. After each the rest goes to the next owner
 MAX_QUEUED: Final = 200_000  # of all accounts
 MAX_QUEUE_BYTES: Final = 32 * 1024 * 1024  # of the requests of one account: thirty full links
-# Of the requests of all accounts. With the 64 MiB that this node keeps for its own clients (node.gateway) that is 160;
+# Of the requests of all accounts. With the 64 MiB that this node keeps for its own clients (node.jobs) that is 160;
 # decoded they take up to 3.5 times that (measured: eight postings, long names and memos), 560 MiB; with 256 kept for
 # clients, 128 of what was decoded last and 70 of a node at rest that is below 1 GiB.
 MAX_QUEUED_BYTES: Final = 96 * 1024 * 1024

@@ -39,7 +39,7 @@ COMMIT, LOAD, STEP, NEEDS, SIGNED = map(frame, (commit, load, Core.step, Core.ne
         (f"{NODE};_entry_queue.EntryQueue.task", "hops"),
         (f"{TURN};database._DatabaseThread.run", "hops"),
         (f"{TURN};{STEP};owner.Owner.on_form", "step"),
-        (f"{TURN};{NEEDS};gateway.Gateway._is_signed;{SIGNED};signing.VerifyKey.verify", "signatures"),
+        (f"{TURN};{NEEDS};admission.Admission._is_signed;{SIGNED};signing.VerifyKey.verify", "signatures"),
         (f"{TURN};{NEEDS};link.decode_link_untrusted", "needs"),
         (f"{TURN};driver.Driver._emit;messages.encode_frames", "rest"),
         (f"{NODE};channel.Channel.run;tls.TlsStream.send_all", "wire"),

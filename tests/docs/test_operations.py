@@ -22,7 +22,7 @@ from node.accepting import HANDSHAKE_S, MAX_HANDSHAKES, PATIENCE_S
 from node.client_port import HELD_BYTES, IDLE_S, MAX_SESSIONS
 from node.config import RESERVED_PART, Limits
 from node.descriptors import OWN, shares
-from node.gateway import MAX_JOB_BYTES, MAX_JOBS, MAX_JOBS_OF_ONE
+from node.jobs import MAX_JOB_BYTES, MAX_JOBS, MAX_JOBS_OF_ONE
 from node.process import READY_S
 from node.transport import MAX_GUESTS
 from node.uncovered import HOUR_BYTES, ROW_BYTES

@@ -7,7 +7,7 @@ from chain.reads import Balance
 from chain.request import Posting
 from hopchain.change import ChangeAction
 from hopchain.wire import NotStarted, Recorded, Refused
-from node import acceptor, gateway, inquiry
+from node import acceptor, admission, inquiry
 from node.events import FromPeer
 from node.messages import (
     Accept,
@@ -146,7 +146,7 @@ def test_income_of_more_senders_than_an_answer_holds_is_not_answered_at_all(monk
 
 def test_a_slot_of_an_epoch_that_is_not_installed_here_is_not_called_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its group is of a view that this node does not know, and only that group has a say (design R3)."""
-    monkeypatch.setattr(gateway, "birth_epoch", lambda head: 2)
+    monkeypatch.setattr(admission, "birth_epoch", lambda head: 2)
     world = World(3, 3, 1)
     answer = world.ask(world.ids[0], world.pay_request("zed", "mint", 1))
     assert isinstance(answer, NotStarted) and answer.code == "no_majority"

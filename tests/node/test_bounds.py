@@ -7,7 +7,7 @@ import pytest
 from chain.link import Outcome
 from chain.request import MAX_REQUEST_BYTES, Posting
 from hopchain.wire import NotStarted, Recorded
-from node import asking, forwarding, gateway, inquiry, lacking, proposing, works
+from node import asking, forwarding, inquiry, jobs, lacking, proposing, works
 from node.client_port import HELD_BYTES
 from node.decoded import DECODED_LINK_BYTES, DECODED_REQUEST_BYTES
 from node.events import FromPeer
@@ -64,11 +64,11 @@ def test_a_full_queue_says_busy_and_is_empty_again_when_they_are_decided(
 
 def test_what_may_wait_fits_the_memory_that_a_node_is_given() -> None:
     """1 GiB (docs/operations.md)."""
-    waiting = works.MAX_QUEUED_BYTES + gateway.MAX_JOB_BYTES
+    waiting = works.MAX_QUEUED_BYTES + jobs.MAX_JOB_BYTES
     decoded = 3.5 * waiting  # measured: requests of eight postings with long names and memos
     at_rest = 70 * 1024 * 1024
     assert decoded + HELD_BYTES + DECODED_LINK_BYTES + DECODED_REQUEST_BYTES + at_rest <= 1024**3
-    assert min(works.MAX_QUEUE_BYTES, works.MAX_QUEUED_BYTES // 2, gateway.MAX_JOB_BYTES // 2) >= MAX_REQUEST_BYTES
+    assert min(works.MAX_QUEUE_BYTES, works.MAX_QUEUED_BYTES // 2, jobs.MAX_JOB_BYTES // 2) >= MAX_REQUEST_BYTES
 
 
 # --- requests that come too late ------------------------------------------------------------------------------------

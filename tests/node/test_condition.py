@@ -34,7 +34,7 @@ class Core:
     disk_lacks: int = 0
 
     def __post_init__(self) -> None:
-        self.peers = self.identity = self.acceptor = self.gateway = self
+        self.peers = self.identity = self.acceptor = self.admission = self
 
     def gauges(self) -> "Core":
         return self

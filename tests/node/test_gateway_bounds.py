@@ -10,7 +10,7 @@ from chain.link import HEADER_BYTES, LinkHash
 from chain.load import load
 from chain.request import Posting, RequestId, is_signed_by
 from hopchain.wire import Changed, NotStarted, Recorded, Refused, Stale, Submit, Unknown
-from node import gateway
+from node import admission, gateway, jobs
 from node.events import Caller, ClientGone, ClientSubmit, DiskSpace, Event, FromPeer, ToldRemoved
 from node.messages import Declined, Forward, Message, Moved, NotOwner, SlotName
 from routing.keyspace import NodeId
@@ -78,14 +78,14 @@ def test_a_request_is_handed_over_again_though_one_of_two_callers_gives_up_just_
     assert call.signed is not None
     other = world.submit(gate, call.signed, 600.0)
     world.run(0.1)
-    (job,) = world.core(gate).gateway._jobs.values()
+    (job,) = world.core(gate).jobs.all()
     job.next_try = min(at for _, at in job.callers)
     if not patient:
         job.held_since -= gateway.HOLDER_S
     assert world.run_until_answered([call], 1)
     assert isinstance(call.answer, Unknown) and other.answer is None
     world.heal()
-    within_s = gateway.HOLDER_S + gateway.TRY_AGAIN_S if patient else 0.1
+    within_s = gateway.HOLDER_S + jobs.TRY_AGAIN_S if patient else 0.1
     assert world.run_until_answered([other], within_s)
     assert isinstance(other.answer, Recorded)
 
@@ -94,7 +94,7 @@ def in_doubt(world: World) -> tuple[NodeId, Call]:
     """A request that ended as Unknown: its gateway, where nothing waits, and the call."""
     gate, _, call = handed_to_nobody(world, 0.3)
     assert world.run_until_answered([call], 1)
-    assert isinstance(call.answer, Unknown) and not len(world.core(gate).gateway)
+    assert isinstance(call.answer, Unknown) and not len(world.core(gate).jobs)
     return gate, call
 
 
@@ -113,15 +113,15 @@ def test_a_full_gateway_does_not_say_that_what_is_in_doubt_did_not_start(
     world: World, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     gate, call = in_doubt(world)
-    monkeypatch.setattr(gateway, bound, 0)
+    monkeypatch.setattr(jobs, bound, 0)
     assert_told_apart(world, gate, call, "busy")
 
 
 def test_a_request_gives_back_its_room_however_it_ends(world: World) -> None:
     gate, owner, lost = handed_to_nobody(world, 0.3)
-    kept = world.core(gate).gateway
+    kept = world.core(gate).jobs
     world.run(0.1)
-    assert lost.signed is not None and kept._room.all.bytes == len(lost.signed.raw)
+    assert lost.signed is not None and kept.room.all.bytes == len(lost.signed.raw)
     assert world.run_until_answered([lost], 1)
     assert isinstance(lost.answer, Unknown)
     _, _, dropped = handed_to_nobody(world, 10.0)
@@ -130,11 +130,11 @@ def test_a_request_gives_back_its_room_however_it_ends(world: World) -> None:
     assert isinstance(dropped.answer, NotStarted)
     pinned = world.submit(gate, world.pay_request("alice", "bob", 1, world.tip(gate, "alice")))
     world.run(0.1)
-    assert pinned.signed is not None and kept._room.all.bytes == len(pinned.signed.raw)
+    assert pinned.signed is not None and kept.room.all.bytes == len(pinned.signed.raw)
     world.settle(owner, world.pay_request("alice", "bob", 1))
     assert world.run_until_answered([pinned], 1)
     assert isinstance(pinned.answer, Stale)
-    assert not len(kept) and kept._room.all.bytes == 0
+    assert not len(kept) and kept.room.all.bytes == 0
     world.heal()
     twice = world.pay_request("alice", "bob", 1)
     opens = [world.open_request("zed", nonce=bytes([number]) * 32) for number in range(2)]
@@ -143,7 +143,7 @@ def test_a_request_gives_back_its_room_however_it_ends(world: World) -> None:
     assert world.run_until_answered(calls, 10)
     assert [type(call.answer) for call in calls[:3]] == [Recorded] * 3
     assert {type(call.answer) for call in calls[3:]} == {Recorded, Refused}
-    assert not len(kept) and kept._room.all.bytes == 0
+    assert not len(kept) and kept.room.all.bytes == 0
 
 
 def test_a_node_whose_disk_is_nearly_full_takes_no_new_requests(world: World) -> None:
@@ -207,14 +207,14 @@ def test_what_is_in_doubt_is_not_forgotten_for_those_who_wait_for_a_millisecond(
     assert world.run_until_answered(hasty, 1)
     assert all(isinstance(call.answer, Unknown) for call in hasty)
     for number in range(120_000):
-        world.core(gate).gateway._doubtful.add(RequestId(hashlib.sha256(str(number).encode()).digest()))
-    monkeypatch.setattr(gateway, "MAX_JOBS", 0)
+        world.core(gate).jobs.doubtful.add(RequestId(hashlib.sha256(str(number).encode()).digest()))
+    monkeypatch.setattr(jobs, "MAX_JOBS", 0)
     assert_told_apart(world, gate, call, "busy")
 
 
 def test_so_many_calls_wait_for_one_request(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """One more is told so, and not that nothing happened."""
-    monkeypatch.setattr(gateway, "MAX_CALLERS", 2)
+    monkeypatch.setattr(admission, "MAX_CALLERS", 2)
     signed = world.pay_request("alice", "bob", 1)
     calls = [world.submit(world.ids[0], signed) for _ in range(4)]
     assert world.run_until_answered(calls, 10)
@@ -222,7 +222,7 @@ def test_so_many_calls_wait_for_one_request(world: World, monkeypatch: pytest.Mo
 
 
 def test_no_client_waits_for_longer_than_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "MAX_TIMEOUT_MS", 500)
+    monkeypatch.setattr(admission, "MAX_TIMEOUT_MS", 500)
     _, _, call = handed_to_nobody(world, 10_000.0)
     world.run(0.4)
     assert call.answer is None
@@ -306,7 +306,7 @@ def test_a_turn_looks_only_at_those_recorded_requests_that_it_has_room_to_tell(
         world.settle(node.id, request)
     checked: list[bytes] = []
     monkeypatch.setattr(
-        gateway, "is_signed_by", lambda signed, key: (checked.append(signed.raw), is_signed_by(signed, key))[1]
+        admission, "is_signed_by", lambda signed, key: (checked.append(signed.raw), is_signed_by(signed, key))[1]
     )
     monkeypatch.setattr("chain.outcomes.TOLD_BYTES", 1)
     monkeypatch.setattr("node.untold.TOLD_BYTES", 1)
@@ -389,7 +389,7 @@ def test_who_was_sent_an_older_link_does_not_hand_over_again_what_it_sent_for_a_
     world.submit(gate, world.pay_request("alice", "mint", 1))
     world.run(0.1)
     assert handed == [(gate, owner)]
-    (job,) = world.core(gate).gateway._jobs.values()
+    (job,) = world.core(gate).jobs.all()
     assert job.sent_height == world.height(gate, "alice") + 1
     world.deliver(gate, FromPeer(standby, Moved("alice", job.sent_height - behind, ())))
     world.run(0.1)

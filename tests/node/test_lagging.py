@@ -9,8 +9,8 @@ from chain.needs import Loaded
 from hopchain.wire import Recorded
 from node import peers as peers_module
 from node.events import FromPeer
-from node.gateway import TRY_AGAIN_S
 from node.identity import Identity
+from node.jobs import TRY_AGAIN_S
 from node.messages import (
     Accept,
     Decided,

@@ -131,7 +131,7 @@ def test_rows_of_a_link_are_not_loaded_for_who_does_not_sign_for_the_account(wor
         assert not needs.forming and not needs.income
         loaded = load(world.nodes[owner].conn, needs)
         assert loaded.forming.keys() == loaded.income.keys() == needs.forming_few
-        assert not world.core(owner).gateway._signed, "what was checked counts for one turn"
+        assert not world.core(owner).admission._signed, "what was checked counts for one turn"
     world.nodes[owner].core = None  # its last turn was not finished
     (refused,) = needs_of(world, world.group("bob")[0], Submit(*bad(world, "bob"), 1000))[1].answers
     assert isinstance(refused.body, Refused) and refused.body.code == "bad_signature"

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from chain.request import MAX_REQUEST_BYTES
-from node import gateway, works
+from node import jobs, works
 from node.room import SharedRoom, Taken, leaves_enough
 
 NO_BOUND = 10**9
@@ -114,7 +114,7 @@ def test_who_finds_no_room_is_told_the_numbers() -> None:
 @pytest.mark.parametrize(("accounts", "each"), [(1, 32), (2, 21), (8, 7), (32, 1), (63, 1)])
 def test_the_largest_requests_that_a_gateway_holds(accounts: int, each: int) -> None:
     """One payer has as many as the owner of its account takes; eight have the seven that go through one connection."""
-    room, most = SharedRoom(), Taken(gateway.MAX_JOBS, gateway.MAX_JOB_BYTES)
+    room, most = SharedRoom(), Taken(jobs.MAX_JOBS, jobs.MAX_JOB_BYTES)
     names = [str(number) for number in range(accounts)]
     fill_by_turns(room, names, most, MAX_REQUEST_BYTES)
     assert min(room.of(name).requests for name in names) == each

@@ -13,7 +13,7 @@ from chain.names import MAX_AMOUNT
 from chain.reads import Balance
 from chain.request import Posting
 from hopchain.wire import NotStarted, Recorded, Refused, ReplyBody, Stale, Unknown
-from node import forwarding, gateway, inquiry, lacking, reading, works
+from node import forwarding, gateway, inquiry, jobs, lacking, reading, works
 from node.askers import MAX_ASKERS, Purpose
 from node.events import ClientGone, FormLink, FromPeer
 from node.messages import (
@@ -562,7 +562,7 @@ def test_a_full_gateway_says_busy_and_has_room_again(bound: str, world: World, m
     for _ in range(2):
         requests = [world.pay_request("alice", "bob", 1) for _ in range(10)]
         size = max(len(signed.raw) for signed in requests)
-        monkeypatch.setattr(gateway, bound, 6 * size if bound.endswith("BYTES") else 6)
+        monkeypatch.setattr(jobs, bound, 6 * size if bound.endswith("BYTES") else 6)
         calls = [world.submit(world.ids[0], signed) for signed in requests]
         assert world.run_until_answered(calls, 10)
         busy = [call.answer.code for call in calls if isinstance(call.answer, NotStarted)]
@@ -577,7 +577,7 @@ def test_one_account_that_pays_much_leaves_room_for_the_others(
     postings = [Posting("bob", 1)] * (7 if bound == "MAX_JOB_BYTES" else 1)
     requests = [world.pay_many_request("alice", postings) for _ in range(10)]
     size = len(requests[0].raw)
-    monkeypatch.setattr(gateway, bound, {"MAX_JOBS_OF_ONE": 3, "MAX_JOBS": 6, "MAX_JOB_BYTES": 6 * size}[bound])
+    monkeypatch.setattr(jobs, bound, {"MAX_JOBS_OF_ONE": 3, "MAX_JOBS": 6, "MAX_JOB_BYTES": 6 * size}[bound])
     many = [world.submit(world.ids[0], signed) for signed in requests]
     others = [world.submit(world.ids[0], world.pay_request(payer, "alice", 1)) for payer in ("mint", "bob")]
     assert world.run_until_answered([*many, *others], 10)
@@ -784,7 +784,7 @@ def test_a_request_that_is_lost_after_a_slow_time_is_handed_over_again_soon(worl
 
     world.lose = lose
     call = world.submit(
-        gateway_node, world.pay_request("alice", "bob", 1), timeout_s=gateway.TRY_AGAIN_S + gateway.HOLDER_S + 2
+        gateway_node, world.pay_request("alice", "bob", 1), timeout_s=jobs.TRY_AGAIN_S + gateway.HOLDER_S + 2
     )
     assert world.run_until_answered([call], 20)
     assert lost

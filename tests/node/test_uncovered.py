@@ -33,7 +33,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 def room(world: World, gate: NodeId, hour_bytes: int) -> Uncovered:
     """What a gateway takes of requests that are not covered, from now on."""
-    uncovered = world.core(gate).gateway.uncovered
+    uncovered = world.core(gate).jobs.uncovered
     uncovered.hour_bytes = hour_bytes
     return uncovered
 
@@ -229,7 +229,7 @@ def in_doubt(world: World) -> tuple[NodeId, Call]:
 def test_what_ends_in_doubt_keeps_its_room_and_is_not_called_not_started(world: World) -> None:
     """With small timeouts there would be no limit. The same request needs no more room when it comes again."""
     gate, call = in_doubt(world)
-    uncovered = world.core(gate).gateway.uncovered
+    uncovered = world.core(gate).jobs.uncovered
     assert uncovered.room.of("alice").requests == 1
     assert call.signed is not None
     uncovered.hour_bytes = 0
