@@ -14,7 +14,8 @@ _PROPOSING: Final = "node.proposing:Proposing."
 _FORWARDING: Final = "node.forwarding:Forwarding."
 _ADMISSION: Final = "node.admission:Admission."
 _GATEWAY: Final = "node.gateway:Gateway."
-_INQUIRY: Final = "node.inquiry:Inquiries."
+_SLOTS: Final = "node.slot_inquiry:SlotInquiries."
+_INCOME: Final = "node.income_inquiry:IncomeInquiries."
 _READING: Final = "node.reading:Reading."
 _REPLICA: Final = "node.replica:Replica."
 _VOTED_UNSEEN: Final = ("node.acceptor:Acceptor.follows", "return not why", "return True")  # so that it is decided
@@ -69,7 +70,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "R11",
         "Who is asked about a slot answers with the link it voted for.",
         (
-            _INQUIRY + "on_ask_slot",
+            _SLOTS + "on_ask",
             "turn.send(peer, SlotAnswer(message.number, voted, (),",
             "turn.send(peer, SlotAnswer(message.number, False, "
             "tuple(v.value.raw for v in [self._acceptor.vote(Slot(at.slot))] if v and v.value),",
@@ -306,26 +307,26 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "income asked of one too few",
         "money",
         "Before insufficient_funds one node less is asked than meets every decided link.",
-        (_INQUIRY + "_settle_income", "majority(group) + 1", "majority(group)"),
+        (_INCOME + "_settle", "majority(group) + 1", "majority(group)"),
     ),
     mutant(
         "income without undecided votes",
         "money",
         "Who is asked for income leaves out the links that it voted for and does not know to be decided.",
-        (_INQUIRY + "on_ask_income", "self._acceptor.paying(message.account)", "{}"),
+        (_INCOME + "on_ask", "self._acceptor.paying(message.account)", "{}"),
         scenario="voted-income",
     ),
     mutant(
         "name asked of too few",
         "money",
         "Before unknown_recipient one node is asked instead of a majority.",
-        (_INQUIRY + "_settle_slot", "majority(len(inquiry.group))", "1"),
+        (_SLOTS + "_settle", "majority(len(inquiry.group))", "1"),
     ),
     mutant(
         "name asked without votes",
         "money",
         "Who is asked about a slot says that nothing is there although it voted for something.",
-        (_INQUIRY + "on_ask_slot", "self._acceptor.is_voted(Slot(at.slot))", "False"),
+        (_SLOTS + "on_ask", "self._acceptor.is_voted(Slot(at.slot))", "False"),
         scenario="voted-opening",
     ),
     # --- reads ---
@@ -362,10 +363,10 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "answers of two epochs",
         "reads",
         "A majority read counts answers of nodes that have another view installed.",
-        (_INQUIRY + "on_ask_slot", "message.epoch == self._self.view.epoch and ", ""),
-        (_INQUIRY + "on_slot_answer", "message.epoch == self._self.view.epoch", "True"),
-        (_INQUIRY + "on_ask_income", "message.epoch != self._self.view.epoch or ", ""),
-        (_INQUIRY + "on_income_answer", " and message.epoch == self._self.view.epoch", ""),
+        (_SLOTS + "on_ask", "message.epoch == self._self.view.epoch and ", ""),
+        (_SLOTS + "on_answer", "message.epoch == self._self.view.epoch", "True"),
+        (_INCOME + "on_ask", "message.epoch != self._self.view.epoch or ", ""),
+        (_INCOME + "on_answer", " and message.epoch == self._self.view.epoch", ""),
         changing=True,
         scenario="two-epochs",
     ),
@@ -373,8 +374,8 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "who is not ACTIVE knows of no votes",
         "reads",
         "Who has not synced says that there is nothing in a slot, and which income there is.",
-        (_INQUIRY + "_speaks_of", " and self._self.is_active(route_key(at.slot))", ""),
-        (_INQUIRY + "_speaks_of_income", " and self._self.fully_active", ""),
+        (_SLOTS + "_speaks_of", " and self._self.is_active(route_key(at.slot))", ""),
+        (_INCOME + "_speaks", " and self._self.fully_active", ""),
         changing=True,
         scenario="unsynced-read",
     ),

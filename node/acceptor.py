@@ -113,7 +113,7 @@ class Acceptor:
         leaves the group as it is leaves them ACTIVE (R7); after any other one, each member that is ACTIVE took the vote
         over from a majority of the group before, which meets that one, or from one who did (R8, ADR 35). So in this
         epoch a majority of the slot's group knows it, or so much of one as is ACTIVE. Enough answers meet every
-        majority, and only who is ACTIVE wherever it is in a group answers (node.inquiry).
+        majority, and only who is ACTIVE wherever it is in a group answers (node.income_inquiry).
         """
         pays = set(self._paying.get(account, ()))
         for entry in self._paying.get(MANY, ()):

@@ -21,11 +21,12 @@ from node.answers import name_taken, recorded
 from node.askers import MAX_ASKERS, Purpose
 from node.decoded import RequestDecoder
 from node.events import ClientGone, ClientSubmit, DiskSpace, RouteJobs
-from node.inquiry import Inquiries, SlotState
+from node.inquiry import Inquiries
 from node.jobs import Jobs
 from node.owner import Owner
 from node.replica import Replica
 from node.room import leaves_enough
+from node.slot_inquiry import SlotState
 from node.slots import birth_epoch, next_slot
 from node.turn import Self, Turn
 from node.uncovered import cost_of

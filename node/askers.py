@@ -32,6 +32,7 @@ class Purpose(enum.Enum):
 # Who may wait at once; above it the answer is "not in time". Those of ADMISSION, which cost no signature, clients share
 # (`node.admission`).
 MAX_ASKERS: Final = {Purpose.READ: 5_000, Purpose.PAYMENT: 4_000, Purpose.ADMISSION: 1_000}
+ASK_AGAIN_S: Final = 0.1  # and a round trip: who has not answered by then is asked again
 
 
 class Asker(msgspec.Struct, Generic[A]):

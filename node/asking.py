@@ -15,7 +15,8 @@ import msgspec
 from chain.request import NetworkId
 from chain.rules import Formed
 from node.askers import Purpose
-from node.inquiry import ASK_DEADLINE_S, Inquiries, SlotDone, SlotState
+from node.inquiry import ASK_DEADLINE_S, Inquiries
+from node.slot_inquiry import SlotDone, SlotState
 from node.slots import birth_epoch, next_slot
 from node.turn import Turn
 

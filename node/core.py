@@ -376,7 +376,7 @@ class Core:
             case RouteJobs():
                 self.gateway.needs_route(event, needs)
             case AskForIncome():
-                self.inquiries.needs_ask_for_income(event, needs)
+                self.inquiries.income.needs_ask_for_income(event, needs)
             case ServeSlot():
                 self.replica.needs_serve(event, needs)
             case FinishSync():
@@ -412,7 +412,7 @@ class Core:
             case RouteJobs():
                 self.gateway.on_route(turn, event)
             case AskForIncome():
-                self.inquiries.on_ask_for_income(turn, event)
+                self.inquiries.income.on_ask_for_income(turn, event)
             case ServeSlot():
                 self.replica.on_serve(turn, event)
             case DiskSpace():
@@ -458,10 +458,10 @@ class Core:
             Moved: (links, g.on_moved),
             Declined: (_nothing, g.on_declined),
             NotOwner: (_nothing, g.on_not_owner),
-            AskSlot: (i.needs_ask_slot, i.on_ask_slot),
-            SlotAnswer: (i.needs_slot_answer, i.on_slot_answer),
-            AskIncome: (lambda m, needs: i.needs_income(m.account, needs), i.on_ask_income),
-            IncomeAnswer: (i.needs_income_answer, i.on_income_answer),
+            AskSlot: (i.slots.needs_ask, i.slots.on_ask),
+            SlotAnswer: (i.needs_slot_answer, i.slots.on_answer),
+            AskIncome: (i.income.needs_ask, i.income.on_ask),
+            IncomeAnswer: (i.income.needs_answer, i.income.on_answer),
             Want: (r.needs_want, r.on_want),
             Links: (links, on_links),
             Pull: (logs.needs_pull, logs.on_pull),

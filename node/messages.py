@@ -164,8 +164,8 @@ class SlotAnswer(_Message, frozen=True, tag="slot_answer"):
 
 
 class AskIncome(_Message, frozen=True, tag="ask_income"):
-    """Which incoming money of `account` do you know? `digest` is that of the list I know (node.inquiry). Asked in
-    `epoch`."""
+    """Which incoming money of `account` do you know? `digest` is that of the list I know (node.income_inquiry). Asked
+    in `epoch`."""
 
     number: int
     account: Name

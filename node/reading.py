@@ -20,7 +20,8 @@ from hopchain.wire import Unknown
 from node.askers import Purpose
 from node.effects import Read
 from node.events import ClientBalance, ClientGone
-from node.inquiry import Inquiries, SlotState
+from node.inquiry import Inquiries
+from node.slot_inquiry import SlotState
 from node.slots import birth_epoch, height_of, next_slot
 from node.turn import Self, Turn
 from node.waits import Waits

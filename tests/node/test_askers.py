@@ -10,10 +10,10 @@ from chain.needs import Loaded, Needs
 from chain.reads import Balance
 from chain.request import Posting
 from hopchain.wire import NotStarted, Recorded, Refused, Unknown
-from node import inquiry
+from node import income_inquiry
 from node.askers import MAX_ASKERS, Asker, Askers, Purpose
 from node.events import FromPeer
-from node.inquiry import Inquiries, income_digest
+from node.income_inquiry import IncomeInquiries, income_digest
 from node.messages import (
     Accept,
     AskIncome,
@@ -153,9 +153,9 @@ def test_a_read_that_asks_alone_takes_no_turn_only_to_look_up_what_is_known(
 ) -> None:
     """The turn of the answer that is the last about the slot has looked it up; a payment's questions have no need."""
     looked_up: list[str] = []
-    needs_income = Inquiries.needs_income
+    needs_income = IncomeInquiries.needs
 
-    def note(self: Inquiries, account: str, needs: Needs) -> None:
+    def note(self: IncomeInquiries, account: str, needs: Needs) -> None:
         looked_up.append(account)
         needs_income(self, account, needs)
 
@@ -163,8 +163,8 @@ def test_a_read_that_asks_alone_takes_no_turn_only_to_look_up_what_is_known(
     world.open_funded(carol=10, alice=10)
     node = world.ids[0]
     world.part(world.ids[: nodes // 2 + 1])
-    monkeypatch.setattr(Inquiries, "on_ask_for_income", None)
-    monkeypatch.setattr(Inquiries, "needs_income", note)
+    monkeypatch.setattr(IncomeInquiries, "on_ask_for_income", None)
+    monkeypatch.setattr(IncomeInquiries, "needs", note)
     world.lose = lambda source, target, message: isinstance(message, AskIncome)
     world.read(node, "carol", linearizable=True, timeout_s=0.05)
     world.run(0.1)
@@ -262,7 +262,7 @@ def test_what_is_known_of_an_account_is_hashed_once_in_a_turn(monkeypatch: pytes
         hashed.append(senders)
         return income_digest(senders)
 
-    monkeypatch.setattr(inquiry, "income_digest", digest)
+    monkeypatch.setattr(income_inquiry, "income_digest", digest)
     asked, *others = world.ids
     answers = watch(world, IncomeAnswer)
     for number in range(5):

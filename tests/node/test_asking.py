@@ -7,7 +7,7 @@ from chain.reads import Balance
 from chain.request import Posting
 from hopchain.change import ChangeAction
 from hopchain.wire import NotStarted, Recorded, Refused
-from node import acceptor, admission, inquiry
+from node import acceptor, admission, income_inquiry
 from node.events import FromPeer
 from node.messages import (
     Accept,
@@ -137,7 +137,7 @@ def test_income_of_more_senders_than_an_answer_holds_is_not_answered_at_all(monk
 
     world.lose = note
     for most, told in ((2, []), (3, [("alice", 1), ("bob", 1), ("carol", 0)])):
-        monkeypatch.setattr(inquiry, "MAX_SENDERS", most)
+        monkeypatch.setattr(income_inquiry, "MAX_SENDERS", most)
         world.deliver(asked, FromPeer(asker, AskIncome(1, "carol", bytes(32), 1)))
         world.run(0.01)
         assert [list(answer.senders) for answer in answers] == ([told] if told else [])

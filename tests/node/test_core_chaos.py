@@ -229,18 +229,18 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "insufficient_funds without asking": Mutant("I6", SPENDING, Edit(JUDGE + "_outcome", "if self._income_complete", "if True")),
     "income asked of too few": Mutant(
-        "I6|I10", SPENDING, Edit("node.inquiry:Inquiries._settle_income", "majority(group) + 1", "majority(group)"), first=42
+        "I6|I10", SPENDING, Edit("node.income_inquiry:IncomeInquiries._settle", "majority(group) + 1", "majority(group)"), first=42
     ),
     "income without undecided votes": Mutant(
-        "I6|I10", SPENDING, Edit("node.inquiry:Inquiries.on_ask_income", "self._acceptor.paying(message.account)", "{}"), first=4
+        "I6|I10", SPENDING, Edit("node.income_inquiry:IncomeInquiries.on_ask", "self._acceptor.paying(message.account)", "{}"), first=4
     ),
     "slot asked of too few": Mutant(
-        "I6|I10", PINNED, Edit("node.inquiry:Inquiries._settle_slot", "majority(len(inquiry.group))", "1")
+        "I6|I10", PINNED, Edit("node.slot_inquiry:SlotInquiries._settle", "majority(len(inquiry.group))", "1")
     ),
     "slot asked without votes": Mutant(
         "I6|I10",
         PINNED,
-        Edit("node.inquiry:Inquiries.on_ask_slot", "self._acceptor.is_voted(Slot(at.slot))", "False"),
+        Edit("node.slot_inquiry:SlotInquiries.on_ask", "self._acceptor.is_voted(Slot(at.slot))", "False"),
     ),
     # answers
     "wrong signature admitted": Mutant("I10", CALM, Edit("node.admission:Admission._refuse", "not self._is_signed(queued, key)", "False")),

@@ -7,7 +7,7 @@ from chain.link import Outcome, Slot
 from chain.reads import Balance
 from hopchain.wire import Changed, Recorded
 from node.events import FromPeer
-from node.inquiry import income_digest
+from node.income_inquiry import income_digest
 from node.messages import Accept, AskIncome, IncomeAnswer
 from routing.keyspace import route_key
 from routing.view import member_of, with_member
