@@ -12,7 +12,7 @@ from cli.bench_spec import SHOWN_S, Result, Settings
 from cli.output import JsonValue, Output
 from cli.verify import Comparison
 from hopchain.pools import Outflow
-from node.serving import TIMED_S
+from node.status import TIMED_S
 
 PERCENTILES: Final = (("p50_ms", 0.5), ("p90_ms", 0.9), ("p99_ms", 0.99), ("p999_ms", 0.999))
 

@@ -43,9 +43,9 @@ from node.pki import (
     reload_contexts,
 )
 from node.running import Ports, RunningNode
-from node.serving import Disk
 from node.signals import ending_signals
 from node.start import read_start
+from node.status import Disk
 from node.turn import Now
 from routing.datagrams import Datagrams, Receiver, UdpFactory
 from routing.errors import RoutingMisuse, RoutingNotReady

@@ -50,9 +50,10 @@ from node.listings import Listings
 from node.marker import Marker
 from node.messages import Closing, encode_frames, encode_message
 from node.pki import NodeContexts
+from node.questions import Question, check_question_untrusted
 from node.reading import until_of
-from node.serving import Disk, Serving, check_question_untrusted
-from node.serving import Read as Question
+from node.serving import Serving
+from node.status import Disk, NodeStatus
 from node.transport import MeshIdentity, PeerMesh
 from node.turn import Now
 from routing.datagrams import DatagramFactory
@@ -186,12 +187,9 @@ class RunningNode:
 
     def _make_serving(self, genesis: Genesis) -> Serving:
         ports = self._ports
-        return Serving(
+        status = NodeStatus(
             self.id,
-            genesis,
             self.core,
-            ports.reader,
-            self.balances,
             accounts=lambda: self.accounts,
             addresses=self._book.now,
             counters=self._counters,
@@ -201,6 +199,15 @@ class RunningNode:
             disk_reserve=self._config.limits.disk_reserve,
             certificate_until_ms=ports.certificate_until_ms,
             certificate_unusable=ports.certificate_unusable,
+        )
+        return Serving(
+            genesis,
+            self.core,
+            ports.reader,
+            self.balances,
+            status,
+            addresses=self._book.now,
+            clock=ports.clock,
             list_reader=ports.list_reader,
             long_reader=ports.long_reader,
         )

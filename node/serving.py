@@ -1,26 +1,22 @@
-"""What a node answers from its own replica, on connections that only read: balances, chains, lists, routes, status.
+"""What a node answers from its own replica, on connections that only read: balances, chains, lists, routes.
 
 Nothing here passes through the core, so a long list delays no payment; lists and digests each have a connection of
-their own, so they delay no balance and no outcome, and how the node is needs no database (ADR 30). Every answer holds
+their own, so they delay no balance and no outcome, and how the node is needs none of them (ADR 30). Every answer holds
 only decided links, and says how old it is (tip, height, epoch, as_of) and whether others may know more (stale). Each is
 of one moment of the database; most balances are known by heart, and may have decided links that the database is about
 to get.
 """
 
 import sqlite3
-from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Final, Literal, assert_never
+from typing import Final, assert_never
 
-import msgspec
 import trio
 
 from chain.disk import snapshot
-from chain.errors import RemoteFault
 from chain.genesis import Genesis
 from chain.link import opening_slot
 from chain.load import load
-from chain.names import check_name_untrusted
 from chain.needs import Needs
 from chain.reads import Balance as FoundBalance
 from chain.reads import (
@@ -33,47 +29,24 @@ from chain.reads import (
     read_outcome,
     state_digest,
 )
-from chain.request import HASH_BYTES, RequestId
+from chain.request import RequestId
 from chain.rows import AccountHead
 from hopchain import wire
 from node.answers import recorded
 from node.balances import Balances
 from node.core import Core
 from node.database import Database
-from node.epochs import without_majority
+from node.questions import Question, account_asked
+from node.status import NodeStatus
 from node.turn import Now
 from routing.dht import Dht, Lookup
 from routing.keyspace import ID_BYTES, NodeId
-from routing.regions import group_ranges
 from routing.view import View
 
 # Of one Chain answer above its first link; the client asks on from the next height.
 MAX_CHAIN_BYTES: Final = 1024 * 1024
 
 BALANCES_AT_ONCE: Final = 256  # read by a node that starts: a few milliseconds of work
-TIMED_READS: Final = 4096  # the last so many balances are timed, for the status
-TIMED_S: Final = 10.0  # which tells of those that were asked so lately: what was long ago, the node was not as busy
-LEAST_TIMED: Final = 200  # fewer say nothing of the slowest hundredth
-
-Read = (
-    wire.AskOutcome
-    | wire.AskBalance
-    | wire.AskChain
-    | wire.AskAccounts
-    | wire.AskRoute
-    | wire.AskStatus
-    | wire.AskDigest
-    | wire.AskMembers
-    | wire.AskHealth
-)
-
-
-class Disk(msgspec.Struct, frozen=True):
-    """The file system of the data directory and the database in it, bytes; all 0 when that is not known."""
-
-    free: int
-    total: int
-    database: int
 
 
 class Serving:
@@ -81,57 +54,41 @@ class Serving:
 
     def __init__(
         self,
-        node_id: NodeId,
         genesis: Genesis,
         core: Core,
         reader: Database,
         balances: Balances,
+        status: NodeStatus,
         *,
-        accounts: Callable[[], int],
         addresses: Mapping[NodeId, tuple[str, int]],
-        counters: Callable[[], dict[str, int]],
         clock: Callable[[], Now],
-        client_port_of: Callable[[NodeId], int] = lambda node: 0,
-        disk: Callable[[], Disk] = lambda: Disk(0, 0, 0),
-        disk_reserve: Callable[[int], int] = lambda total: 0,
-        certificate_until_ms: Callable[[], int] = lambda: 0,
-        certificate_unusable: Callable[[], bool] = lambda: False,
         list_reader: Database | None = None,
         long_reader: Database | None = None,
     ) -> None:
-        """`accounts`: how many are open here. `list_reader`, `long_reader`: for lists, and for what takes seconds; what
-        is asked of one of the readers waits for nothing that is asked of another."""
-        self._id = node_id
+        """`list_reader`, `long_reader`: for lists, and for what takes seconds. What is asked of one reader waits for
+        nothing that is asked of another."""
         self._genesis = genesis
         self._network = genesis.network_id
         self._core = core
         self._reader = reader
         self._list_reader = list_reader or reader
         self._long_reader = long_reader or reader
-        self._accounts = accounts
-        self._addresses = addresses
-        self._counters = counters
-        self._clock = clock
-        self._disk = disk
-        self._disk_reserve = disk_reserve  # how much of a disk of that size is to stay free
-        self._certificate_until_ms = certificate_until_ms
-        self._client_port_of = client_port_of
-        self._certificate_unusable = certificate_unusable
-        self._started = clock().mono
         self._balances = balances
-        self._took: deque[tuple[float, float]] = deque(maxlen=TIMED_READS)  # when asked, seconds until the answer
+        self._status = status
+        self._addresses = addresses
+        self._clock = clock
         self._digesting = trio.StrictFIFOLock()
         self._digest: tuple[float, float, StateDigest] | None = None  # the last one: when it was begun and had
         self.dht: Dht | None = None
 
-    async def answer(self, body: Read, asked: float | None = None) -> wire.ReplyBody:
+    async def answer(self, body: Question, asked: float | None = None) -> wire.ReplyBody:
         """The answer of this replica, now. `check_question_untrusted` has passed the question. `asked`: since when it
         could be answered (monotonic seconds), when that was before now."""
         match body:
             case wire.AskBalance():
                 asked = self._clock().mono if asked is None else asked
                 answer = await self._balance(body)
-                self._took.append((asked, self._clock().mono - asked))
+                self._status.note_balance(asked, self._clock().mono - asked)
                 return answer
             case wire.AskOutcome():
                 found = await self._reader.run(read_outcome, RequestId(body.request_id), body.account or None)
@@ -147,7 +104,7 @@ class Serving:
             case wire.AskRoute():
                 return await self._route(body)
             case wire.AskStatus():
-                return self._status()
+                return self._status.status()
             case wire.AskDigest():
                 state = await self._state()
                 totals = tuple(wire.AssetTotal(asset, total) for asset, total in state.totals)
@@ -156,7 +113,7 @@ class Serving:
             case wire.AskMembers():
                 return self._members(body)
             case wire.AskHealth():
-                return self._health()
+                return self._status.health()
             case _:
                 assert_never(body)
 
@@ -165,7 +122,7 @@ class Serving:
         known = self._balances.get(ask.account)
         return known is not None and known.height >= ask.min_height and self._balances.has_all_of(ask.account)
 
-    def account_read(self, body: Read) -> str | None:
+    def account_read(self, body: Question) -> str | None:
         """The account whose links the database must have before this is answered: empty when it may be any, None when
         it needs none, as for a balance that is known by heart."""
         account = account_asked(body)
@@ -278,141 +235,11 @@ class Serving:
         rank = group.index(node) if node in group else -1
         return wire.RouteNode(node, host, port, rank, self._core.peers.alive(node, self._clock()))
 
-    # --- status ---
-
-    def _status(self) -> wire.ReplyBody:
-        """Clients ask for it as a sign of life, so it waits for nothing."""
-        now = self._clock()
-        gauges = self._core.gauges()
-        counters = {**self._counters(), **{f"core.{name}": count for name, count in self._core.counters.items()}}
-        took = sorted(took for asked, took in self._took if asked >= now.mono - TIMED_S)
-        if len(took) >= LEAST_TIMED:
-            counters["reads.balance_p99_us"] = round(took[(len(took) - 1) * 99 // 100] * 1e6)
-        return wire.Status(
-            id=self._id,
-            epoch=self._core.view.epoch,
-            k=self._core.view.k,
-            log_height=gauges.links,
-            accounts=self._accounts(),
-            undecided=gauges.undecided_votes,
-            waiting_links=gauges.waiting_links,
-            queued_requests=gauges.queued_requests,
-            client_requests=gauges.client_requests,
-            clients=counters.get("clients.sessions", 0),
-            uptime_s=now.mono - self._started,
-            peers=tuple(self._peer(node, now, gauges.links) for node in self._core.view.ids if node != self._id),
-            counters=counters,
-        )
-
     # --- members ---
 
     def _members(self, ask: wire.AskMembers) -> wire.Members:
         views = [view for view in self._core.views if view.epoch >= ask.from_epoch][: wire.MAX_VIEWS_PAGE]
         return wire.Members(self._core.view.epoch, tuple(map(_view_line, views)), self._stale)
-
-    def _health(self) -> wire.Health:
-        core, now = self._core, self._clock()
-        removed_in = core.membership.removed_in
-        role: Literal["member", "guest", "removed"] = "member"
-        if removed_in:
-            role = "removed"
-        elif not core.view.is_member(self._id):
-            role = "guest"
-        known = {*core.view.ids, *core.peers.connected()} - {self._id}
-        alive = {node for node in known if core.peers.alive(node, now)} | {self._id}
-        disk = self._disk()
-        return wire.Health(
-            node=self._id,
-            epoch=core.view.epoch,
-            view_hash=core.view.hash,
-            role=role,
-            active=core.fully_active,
-            syncing_regions=core.gauges().syncing,
-            regions_without_majority=without_majority((group for _, group in group_ranges(core.view)), alive),
-            verified=core.identity.verified,
-            now_ms=now.unix_ms,
-            disk_free=disk.free,
-            disk_total=disk.total,
-            database_bytes=disk.database,
-            certificate_until_ms=self._certificate_until_ms(),
-            links=core.replica.count,
-            peers=tuple(self._peer_health(node, now) for node in sorted(known)),
-            removed_in=removed_in,
-            certificate_unusable=self._certificate_unusable(),
-            disk_reserve=self._disk_reserve(disk.total),
-        )
-
-    def _peer_health(self, node: NodeId, now: Now) -> wire.PeerHealth:
-        peers = self._core.peers
-        epoch, active = peers.told(node)
-        host, port = self._addresses.get(node, ("", 0))
-        # without a host: it has dialed this node, and its address is not known yet
-        client_port = self._client_port_of(node) if host else 0
-        return wire.PeerHealth(
-            node,
-            peers.alive(node, now),
-            epoch,
-            active,
-            peers.clock_apart_ms(node),
-            host,
-            port,
-            client_port,
-        )
-
-    def _peer(self, node: NodeId, now: Now, links: int) -> wire.PeerStatus:
-        peers = self._core.peers
-        rtt = peers.measured_rtt(node)
-        host, port = self._addresses.get(node, ("", 0))
-        theirs = peers.links(node)
-        return wire.PeerStatus(
-            node,
-            host,
-            port,
-            peers.alive(node, now),
-            rtt * 1000 if rtt is not None else -1.0,
-            theirs,
-            max(0, links - theirs),
-        )
-
-
-def account_asked(body: Read) -> str | None:
-    """The account whose links the answer shows: empty when it may be any, None when it shows none."""
-    match body:
-        case wire.AskBalance() | wire.AskChain() | wire.AskOutcome():
-            return body.account
-        case wire.AskRoute():
-            return body.account or None
-        case wire.AskAccounts() | wire.AskDigest():
-            return ""
-        case wire.AskStatus() | wire.AskMembers() | wire.AskHealth():
-            return None
-        case _:
-            assert_never(body)
-
-
-def check_question_untrusted(body: Read) -> None:
-    """Raise `RemoteFault` for a question about what cannot be a name (`bad_name`), an id or a key (`bad_key`)."""
-    match body:
-        case wire.AskBalance() | wire.AskChain():
-            check_name_untrusted(body.account)
-        case wire.AskOutcome():
-            _check_length_untrusted("a request id", body.request_id, HASH_BYTES, HASH_BYTES)
-            if body.account:  # empty: none is named
-                check_name_untrusted(body.account)
-        case wire.AskRoute():
-            if body.account:
-                check_name_untrusted(body.account)
-            else:
-                _check_length_untrusted("a key", body.key, ID_BYTES, HASH_BYTES)
-        case wire.AskAccounts() | wire.AskStatus() | wire.AskDigest() | wire.AskMembers() | wire.AskHealth():
-            pass
-        case _:
-            assert_never(body)
-
-
-def _check_length_untrusted(what: str, raw: bytes, least: int, most: int) -> None:
-    if not least <= len(raw) <= most:
-        raise RemoteFault("bad_key", f"{what} has {least} to {most} bytes, this one {len(raw)}")
 
 
 def _view_line(view: View) -> wire.ViewLine:

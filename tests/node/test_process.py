@@ -43,8 +43,8 @@ from node.process import (
     view_of,
     wait_until_ready,
 )
-from node.serving import Disk
 from node.start import read_start
+from node.status import Disk
 from node.turn import Now
 from routing.datagrams import UdpFactory
 from routing.errors import RoutingMisuse, RoutingNotReady

@@ -28,8 +28,9 @@ from node.client_port import Session
 from node.config import NodeConfig
 from node.events import ClientBalance, DiskSpace
 from node.listings import Listings
+from node.questions import account_asked
 from node.running import MAX_LOOKUPS, RunningNode
-from node.serving import Disk, account_asked
+from node.status import Disk
 from node.turn import Now
 from tests.node.driving import A, Rig
 

@@ -10,7 +10,6 @@ import pytest
 import trio
 import trio.testing
 
-from chain.errors import RemoteFault
 from chain.link import Outcome, opening_slot
 from chain.names import NAME_BYTES, pad
 from chain.needs import Loaded
@@ -23,11 +22,13 @@ from node.core import Core, Start
 from node.events import Event, FromPeer, PeerUp, ToldRemoved
 from node.messages import Ping, Pong, Views
 from node.peers import CURRENT_S, PING_EVERY_S
-from node.serving import LEAST_TIMED, TIMED_S, Disk, Serving, account_asked, check_question_untrusted
+from node.questions import Question
+from node.serving import Serving
+from node.status import LEAST_TIMED, TIMED_S, NodeStatus
 from node.turn import Now
 from routing.dht import Contact, Lookup
 from routing.keyspace import NodeId, node_id_of
-from routing.view import encode_view, first_view, member_of, with_member, without_member
+from routing.view import encode_view, first_view, member_of, with_member
 from tests.chain.bank import GENESIS, NETWORK, Bank, damage_body, memory_database, public_key_of
 
 VIEW = first_view(NETWORK, 2, [member_of(public_key_of(f"node {n}")) for n in (1, 2, 3)])
@@ -78,21 +79,14 @@ def dht() -> FakeDht:
     return FakeDht()
 
 
+def serve(core: Core, database: Any, clock: Callable[[], Now] = lambda: NOW) -> Serving:
+    status = NodeStatus(ME, core, accounts=lambda: 5, addresses=ADDRESSES, counters=dict, clock=clock)
+    return Serving(GENESIS, core, database, Balances(), status, addresses=ADDRESSES, clock=clock)
+
+
 @pytest.fixture
 def serving(bank: Bank, core: Core, dht: FakeDht) -> Serving:
-    clock = [Now(10.0, 0), NOW]
-    made = Serving(
-        ME,
-        GENESIS,
-        core,
-        InlineDatabase(bank.conn),
-        Balances(),
-        accounts=lambda: 5,
-        addresses=ADDRESSES,
-        counters=lambda: {"clients.sessions": 3, "mesh.up": 1},
-        clock=lambda: clock.pop(0) if len(clock) > 1 else clock[0],
-        client_port_of=lambda node: {PEER: 7401, STRANGER: 7501}.get(node, 0),
-    )
+    made = serve(core, InlineDatabase(bank.conn))
     made.dht = dht
     return made
 
@@ -286,7 +280,7 @@ READS = (
 
 @pytest.mark.parametrize("question", READS, ids=lambda q: type(q).__name__ + getattr(q, "account", ""))
 async def test_what_is_read_is_stale_unless_a_majority_of_the_members_can_be_reached(
-    serving: Serving, core: Core, question: serving_module.Read
+    serving: Serving, core: Core, question: Question
 ) -> None:
     async def stale() -> bool:
         answer = await serving.answer(question)
@@ -308,17 +302,7 @@ async def test_what_is_read_is_stale_unless_a_majority_of_the_members_can_be_rea
 
 async def test_what_a_guest_shows_is_stale_until_it_keeps_up_with_a_majority(serving: Serving, bank: Bank) -> None:
     guest = Core(STRANGER, GENESIS, VIEW, random.Random(1), Start([], 7, {}, {}), Now(0.0, 0))
-    served = Serving(
-        STRANGER,
-        GENESIS,
-        guest,
-        serving._reader,
-        Balances(),
-        accounts=lambda: 0,
-        addresses=ADDRESSES,
-        counters=dict,
-        clock=lambda: NOW,
-    )
+    served = serve(guest, serving._reader)
 
     async def stale() -> bool:
         answer = await served.answer(wire.AskBalance("alice"))
@@ -367,52 +351,6 @@ async def test_the_members_are_told_view_by_view(serving: Serving, core: Core) -
     assert members.epoch == 2
     (line,) = members.views
     assert (line.epoch, line.hash, line.time_ms, line.by, len(line.members)) == (2, added.hash, 77, PEER, 4)
-
-
-async def test_health_says_what_the_node_is_and_whom_it_reaches(serving: Serving, core: Core) -> None:
-    async def health() -> wire.Health:
-        answer = await serving.answer(wire.AskHealth())
-        assert isinstance(answer, wire.Health)
-        return answer
-
-    alone = await health()
-    assert (alone.node, alone.epoch, alone.view_hash, alone.role) == (ME, 1, VIEW.hash, "member")
-    assert (alone.active, alone.syncing_regions, alone.verified, alone.removed_in) == (True, 0, False, 0)
-    assert alone.regions_without_majority == 3, "k is 2: each of three pairs"
-    assert (alone.links, alone.now_ms) == (7, NOW.unix_ms)
-    assert {peer.id: (peer.alive, peer.host) for peer in alone.peers} == {PEER: (False, "10.0.0.2"), GONE: (False, "")}
-    hear(core, PeerUp(PEER), FromPeer(PEER, Ping(1.0, 4, 0, 3, True, NOW.unix_ms - 250)))
-    hear(core, FromPeer(PEER, Pong(NOW.mono, 5, 0)), PeerUp(STRANGER))
-    met = await health()
-    assert not met.verified, "that one knows of later views"
-    assert met.regions_without_majority == 2
-    peers = {peer.id: peer for peer in met.peers}
-    assert set(peers) == {PEER, GONE, STRANGER}
-    assert peers[PEER] == wire.PeerHealth(PEER, True, 3, True, -250, "10.0.0.2", 2, 7401)
-    assert (peers[STRANGER].host, peers[STRANGER].port, peers[STRANGER].client_port) == ("", 0, 0), "a port of no host"
-    hear(core, FromPeer(PEER, Ping(1.0, 4, 0, 1, True, NOW.unix_ms)))
-    assert (await health()).verified
-    hear(core, ToldRemoved(PEER, 5))
-    told = await health()
-    assert (told.role, told.removed_in) == ("removed", 5)
-
-
-async def test_health_of_a_guest_and_of_who_was_removed(serving: Serving, core: Core) -> None:
-    hear(core, FromPeer(PEER, Views((encode_view(without_member(VIEW, ME, 1, PEER)),))))
-    health = await serving.answer(wire.AskHealth())
-    assert isinstance(health, wire.Health)
-    assert (health.role, health.active, health.removed_in) == ("removed", False, 2)
-    start = Start([], 7, {}, {})
-    guest = Core(STRANGER, GENESIS, VIEW, random.Random(1), start, Now(0.0, 0))
-    served = Serving(
-        STRANGER, GENESIS, guest, InlineDatabase(memory_database()), Balances(), accounts=lambda: 0, addresses=ADDRESSES, counters=dict, clock=lambda: NOW,
-        disk=lambda: Disk(1, 2, 3), disk_reserve=lambda total: 2 * total, certificate_until_ms=lambda: 9,
-    )  # fmt: skip
-    health = await served.answer(wire.AskHealth())
-    assert isinstance(health, wire.Health)
-    assert (health.role, health.active, health.removed_in) == ("guest", False, 0)
-    assert (health.disk_free, health.disk_total, health.database_bytes, health.certificate_until_ms) == (1, 2, 3, 9)
-    assert health.disk_reserve == 4
 
 
 @pytest.mark.parametrize(
@@ -549,40 +487,6 @@ async def test_a_route_of_a_key_takes_its_first_20_bytes(serving: Serving) -> No
     assert route.key == bytes(range(20))
 
 
-@pytest.mark.parametrize(
-    "question",
-    [
-        wire.AskOutcome(b"x" * 31),
-        wire.AskOutcome(b"x" * 2_200_000),
-        wire.AskRoute("", bytes(19)),
-        wire.AskRoute("", bytes(4_194_000)),
-    ],
-)
-def test_an_id_or_key_of_another_length_is_refused(question: wire.AskRoute) -> None:
-    """An answer repeats it: one of megabytes would make an answer that no frame holds."""
-    with pytest.raises(RemoteFault, match="bad_key"):
-        check_question_untrusted(question)
-
-
-async def test_the_status_shows_peers_lag_and_all_counters(serving: Serving, core: Core) -> None:
-    core.counters["peer_fault_malformed"] += 2
-    events = [PeerUp(PEER), FromPeer(PEER, Ping(1.0, 4, 0, 1, True, 0)), FromPeer(PEER, Pong(NOW.mono - 0.25, 5, 0))]
-    core.needs(events, NOW)
-    core.step(Loaded(), NOW)
-    status = await serving.answer(wire.AskStatus())
-    assert isinstance(status, wire.Status)
-    assert (status.id, status.epoch, status.k, status.log_height, status.accounts) == (ME, 1, 2, 7, 5)
-    assert (status.clients, status.uptime_s) == (3, 40.0)
-    assert (status.undecided, status.waiting_links, status.queued_requests, status.client_requests) == (0, 0, 0, 0)
-    counted = {"core.peer_fault_malformed": 2, "core.suspended": 1}  # its first turn is seconds after its start
-    assert status.counters == {"clients.sessions": 3, "mesh.up": 1, **counted}
-    peers = {peer.id: peer for peer in status.peers}
-    assert peers == {
-        PEER: wire.PeerStatus(PEER, "10.0.0.2", 2, True, 250.0, 5, 2),
-        GONE: wire.PeerStatus(GONE, "", 0, False, -1.0, 0, 7),
-    }
-
-
 class Slow:
     """A database of which every question takes eight seconds."""
 
@@ -604,11 +508,11 @@ class Stuck:
         await trio.sleep_forever()
 
 
-async def answered(serving: Serving, *questions: serving_module.Read) -> list[type]:
+async def answered(serving: Serving, *questions: Question) -> list[type]:
     """What is answered without waiting."""
     found: list[type] = []
 
-    async def ask(question: serving_module.Read) -> None:
+    async def ask(question: Question) -> None:
         found.append(type(await serving.answer(question)))
 
     async with trio.open_nursery() as nursery:
@@ -678,63 +582,9 @@ async def test_the_digest_is_of_all_chains_and_money_adds_up_to_nothing(serving:
     assert second.links == 8
 
 
-@pytest.mark.parametrize("name", ["x" * 65, "mint\0", "m\u0456nt", "Mint", "-mint", "mint\n"])
-@pytest.mark.parametrize(
-    "question",
-    [
-        lambda name: wire.AskBalance(name),
-        lambda name: wire.AskChain(name, 0, 1),
-        lambda name: wire.AskOutcome(bytes(32), name),
-        lambda name: wire.AskRoute(name, bytes(20)),
-    ],
-    ids=["balance", "chain", "outcome", "route"],
-)
-def test_a_question_about_what_cannot_be_a_name_is_refused(
-    question: Callable[[str], wire.AskBalance], name: str
-) -> None:
-    with pytest.raises(RemoteFault, match="look-alike characters are refused") as caught:
-        check_question_untrusted(question(name))
-    assert caught.value.code == "bad_name"
-
-
-@pytest.mark.parametrize("question", [wire.AskBalance(""), wire.AskChain("", 0, 1)])
-def test_a_balance_or_chain_of_no_name_is_refused(question: wire.AskBalance) -> None:
-    with pytest.raises(RemoteFault, match="'' is not an account name"):
-        check_question_untrusted(question)
-
-
-@pytest.mark.parametrize(
-    "question",
-    [
-        wire.AskBalance("mint"),
-        wire.AskChain("mint", 0, 1),
-        wire.AskOutcome(bytes(32)),
-        wire.AskOutcome(bytes(32), "mint"),
-        wire.AskRoute("", bytes(20)),
-        wire.AskRoute("", bytes(32)),
-        wire.AskRoute("mint", b""),
-        wire.AskAccounts("anything\0", 1),
-        wire.AskStatus(),
-        wire.AskDigest(),
-    ],
-)
-def test_a_question_that_can_be_answered_passes(question: wire.AskBalance) -> None:
-    check_question_untrusted(question)
-
-
 async def test_the_status_says_how_long_balances_took(bank: Bank, core: Core) -> None:
     millisecond = count(1)
-    served = Serving(
-        ME,
-        GENESIS,
-        core,
-        InlineDatabase(bank.conn),
-        Balances(),
-        accounts=lambda: 5,
-        addresses=ADDRESSES,
-        counters=dict,
-        clock=lambda: Now(next(millisecond) / 1000, 0),
-    )
+    served = serve(core, InlineDatabase(bank.conn), lambda: Now(next(millisecond) / 1000, 0))
     status = await served.answer(wire.AskStatus())
     assert isinstance(status, wire.Status) and "reads.balance_p99_us" not in status.counters
     for _ in range(LEAST_TIMED - 1):
@@ -756,26 +606,3 @@ async def test_the_status_says_how_long_balances_took(bank: Bank, core: Core) ->
     status = await served.answer(wire.AskStatus())
     assert isinstance(status, wire.Status)
     assert 501_000 <= status.counters["reads.balance_p99_us"] <= 509_000, "what it waited for a commit is a part of it"
-
-
-@pytest.mark.parametrize(
-    ("question", "account"),
-    [
-        (wire.AskBalance("alice"), "alice"),
-        (wire.AskChain("alice", 0, 10), "alice"),
-        (wire.AskOutcome(bytes(32), "alice"), "alice"),
-        (wire.AskOutcome(bytes(32)), ""),
-        (wire.AskRoute("alice", b""), "alice"),
-        (wire.AskRoute("", bytes(20)), None),
-        (wire.AskAccounts("", 10), ""),
-        (wire.AskDigest(), ""),
-        (wire.AskStatus(), None),
-        (wire.AskMembers(1), None),
-        (wire.AskHealth(), None),
-    ],
-)
-def test_what_a_client_was_told_is_in_every_answer_that_shows_links(
-    question: serving_module.Read, account: str | None
-) -> None:
-    """A commit may be under way: whose links the answer shows says which one it waits for."""
-    assert account_asked(question) == account
