@@ -45,9 +45,19 @@ from chain.genesis import Asset, Genesis, GenesisMember, Issuer
 from chain.link import Link, Outcome, decode_link_untrusted
 from chain.load import load
 from chain.needs import Loaded, Needs
-from chain.request import MAX_POSTINGS, NetworkId, Posting, Request, SignedRequest, encode_request, opening, transfer
+from chain.request import (
+    MAX_POSTINGS,
+    DecodedRequest,
+    NetworkId,
+    Posting,
+    Request,
+    SignedRequest,
+    encode_request,
+    opening,
+    transfer,
+)
 from chain.rows import Applied, Credit, VoteRow
-from chain.rules import Queued, check_successor, form_link
+from chain.rules import check_successor, form_link
 from chain.store import commit, create_or_check
 from node.acceptor import MAX_CHECKED
 from node.familiar import Familiar
@@ -111,9 +121,9 @@ class Ledger:
     def form(self, requests: Sequence[Request]) -> list[Link]:
         """One link for the requests of each sender, as the node makes it that is to."""
         needs = Needs()
-        queues: dict[str, list[Queued]] = {}
+        queues: dict[str, list[DecodedRequest]] = {}
         for request in requests:
-            item = queued(request)
+            item = decoded(request)
             queues.setdefault(request.sender, []).append(item)
             needs.assets |= self._familiar.strangers(request.recipients)
             needs.outcomes.add((request.sender, item.request_id))
@@ -186,7 +196,7 @@ class Ledger:
             part = names[start : start + FILLED]
             opened = []
             for name in part:
-                item = queued(opening(self.network, name, "CZK", KEY, next(self._nonce).to_bytes(32, "big")))
+                item = decoded(opening(self.network, name, "CZK", KEY, next(self._nonce).to_bytes(32, "big")))
                 opened.append(form_opening(self.network, item, next(self._clock_ms)))
             self.apply(opened)
             self.make([self.pay("mint", [Posting(name, FUNDS) for name in part])])
@@ -212,13 +222,13 @@ def needs_apply(link: Link, familiar: Familiar, needs: Needs) -> None:
     needs.assets |= familiar.strangers(link.recipients)
 
 
-def queued(request: Request) -> Queued:
+def decoded(request: Request) -> DecodedRequest:
     """The request as it waits at its owner."""
     signed = SignedRequest(encode_request(request), bytes(64))
-    return Queued(signed, request, signed.request_id)
+    return DecodedRequest(signed, request, signed.request_id)
 
 
-def form_opening(network: NetworkId, item: Queued, now_ms: int) -> Link:
+def form_opening(network: NetworkId, item: DecodedRequest, now_ms: int) -> Link:
     """Link 0 of an account."""
     from chain.rows import Forming
 

@@ -182,6 +182,14 @@ class SignedRequest(msgspec.Struct, frozen=True, gc=False, array_like=True):
         return request_id(self.raw)
 
 
+class DecodedRequest(msgspec.Struct, frozen=True, gc=False):
+    """A request as it came, with what it says, decoded once."""
+
+    signed: SignedRequest
+    request: Request
+    request_id: RequestId
+
+
 def request_id(raw: bytes) -> RequestId:
     """The id of the request with these canonical bytes."""
     return RequestId(hashlib.sha256(_ID_TAG + raw).digest())

@@ -40,23 +40,14 @@ from chain.request import (
     ANY_TIP,
     MAX_POSTINGS,
     MAX_REQUEST_BYTES,
+    DecodedRequest,
     Kind,
     NetworkId,
-    Request,
     RequestId,
-    SignedRequest,
 )
 from chain.rows import AccountHead, Credit, Forming, thread_text
 
 _NOTHING: Final[Mapping[str, str]] = {}
-
-
-class Queued(msgspec.Struct, frozen=True, gc=False):
-    """A request that waits for a link, decoded once at admission."""
-
-    signed: SignedRequest
-    request: Request
-    request_id: RequestId
 
 
 class Formed(msgspec.Struct, frozen=True, gc=False):
@@ -69,10 +60,10 @@ class Formed(msgspec.Struct, frozen=True, gc=False):
     """
 
     link: Link | None
-    left: tuple[Queued, ...] = ()
-    unjudged: tuple[Queued, ...] = ()
-    settled: tuple[Queued, ...] = ()
-    stale: tuple[Queued, ...] = ()
+    left: tuple[DecodedRequest, ...] = ()
+    unjudged: tuple[DecodedRequest, ...] = ()
+    settled: tuple[DecodedRequest, ...] = ()
+    stale: tuple[DecodedRequest, ...] = ()
     ask_recipients: frozenset[str] = frozenset()
     ask_income: bool = False
 
@@ -129,7 +120,7 @@ def take_up(forming: Forming) -> tuple[int, tuple[PostingHash, ...]]:
 def form_link(
     network: NetworkId,
     forming: Forming,
-    queue: Sequence[Queued],
+    queue: Sequence[DecodedRequest],
     assets: Mapping[str, str],
     recorded: Collection[RequestId],
     *,
@@ -184,7 +175,7 @@ def form_link(
     )
 
 
-def _form_opening(network: NetworkId, queue: Sequence[Queued], epoch: int, now_ms: int) -> Formed:
+def _form_opening(network: NetworkId, queue: Sequence[DecodedRequest], epoch: int, now_ms: int) -> Formed:
     """Link 0: the first opening in the queue gets the name, for ever; the others lost it."""
     openings = [q for q in queue if q.request.kind is Kind.OPEN]
     if not openings:
@@ -221,16 +212,16 @@ class _Judge:
         self._bytes = 0
         self._postings = 0
         self.entries: list[Entry] = []
-        self.heard: list[Queued] = []
-        self.left: list[Queued] = []
-        self.unjudged: list[Queued] = []
-        self.settled: list[Queued] = []
-        self.stale: list[Queued] = []
+        self.heard: list[DecodedRequest] = []
+        self.left: list[DecodedRequest] = []
+        self.unjudged: list[DecodedRequest] = []
+        self.settled: list[DecodedRequest] = []
+        self.stale: list[DecodedRequest] = []
         self.ask_recipients: set[str] = set()
         self.ask_income = False
         self.must_consolidate = False
 
-    def hear(self, item: Queued) -> None:
+    def hear(self, item: DecodedRequest) -> None:
         request = item.request
         if request.kind is Kind.OPEN or item.request_id in self._recorded:
             self.settled.append(item)
@@ -245,14 +236,14 @@ class _Judge:
             else:
                 self._enter(item, outcome)
 
-    def _has_room(self, item: Queued) -> bool:
+    def _has_room(self, item: DecodedRequest) -> bool:
         return (
             len(self.entries) < MAX_ENTRIES
             and self._postings + len(item.request.postings) <= MAX_POSTINGS
             and self._bytes + len(item.signed.raw) <= MAX_REQUEST_BYTES
         )
 
-    def _outcome(self, item: Queued) -> Outcome | None:
+    def _outcome(self, item: DecodedRequest) -> Outcome | None:
         """The outcome, or None when facts are missing; then `ask_*` or `must_consolidate` says which."""
         request = item.request
         if self._head.height + 1 > request.valid_until_height:
@@ -280,7 +271,7 @@ class _Judge:
         self.ask_income = True
         return None
 
-    def _enter(self, item: Queued, outcome: Outcome) -> None:
+    def _enter(self, item: DecodedRequest, outcome: Outcome) -> None:
         self.entries.append(Entry(item.signed, item.request, item.request_id, outcome))
         self.heard.append(item)
         self._recorded.add(item.request_id)

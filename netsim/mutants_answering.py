@@ -161,7 +161,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "A request that is recorded already is put into a link again.",
         (_JUDGE + "hear", "item.request_id in self._recorded", "False"),
         (_OWNER + "_drop_settled", "if (work.account, i) in turn.loaded.outcomes", "if False"),
-        (_FORWARDING + "_chase", "or (account, held.queued.request_id) in turn.loaded.outcomes", ""),
+        (_FORWARDING + "_chase", "or (account, queued.decoded.request_id) in turn.loaded.outcomes", ""),
         _VOTED_UNSEEN,
     ),
     mutant(
@@ -196,7 +196,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "A gateway says stale although the expected tip is unknown to it, perhaps newer than its own.",
         (
             _ADMISSION + "_submit_pinned",
-            "turn.loaded.accounts_of.get(LinkHash(queued.request.expect_tip)) == head.name",
+            "turn.loaded.accounts_of.get(LinkHash(decoded.request.expect_tip)) == head.name",
             "True",
         ),
     ),
@@ -222,7 +222,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "wrong signature admitted",
         "R13",
         "Admission does not look at signatures.",
-        (_ADMISSION + "_refuse", "not self._is_signed(queued, key)", "False"),
+        (_ADMISSION + "_refuse", "not self._is_signed(decoded, key)", "False"),
     ),
     mutant(
         "unknown_sender without asking",
@@ -396,6 +396,6 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "gateway tries once",
         "progress",
         "A request is handed over once and never again.",
-        (_GATEWAY + "tick", "due.add(job.queued.request.sender)", "job.next_try = now + 1"),
+        (_GATEWAY + "tick", "due.add(job.decoded.request.sender)", "job.next_try = now + 1"),
     ),
 )

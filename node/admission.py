@@ -13,9 +13,8 @@ import msgspec
 from chain.errors import RemoteFault
 from chain.link import LinkHash
 from chain.needs import Needs
-from chain.request import ANY_TIP, MANY_POSTINGS, Kind, RequestId, SignedRequest, is_signed_by
+from chain.request import ANY_TIP, MANY_POSTINGS, DecodedRequest, Kind, RequestId, SignedRequest, is_signed_by
 from chain.rows import AccountHead
-from chain.rules import Queued
 from hopchain.wire import NOT_COVERED, NotStarted, Refused, Stale, Unknown
 from node.answers import name_taken, recorded
 from node.askers import MAX_ASKERS, Purpose
@@ -66,12 +65,12 @@ class Admission:
 
     def needs_submit(self, event: ClientSubmit, needs: Needs) -> None:
         try:
-            queued = self._requests.untrusted(event.submit.raw, event.submit.signature)
+            decoded = self._requests.untrusted(event.submit.raw, event.submit.signature)
         except RemoteFault:
             return
-        request = queued.request
+        request = decoded.request
         needs.heads.add(request.sender)
-        needs.told[request.sender, queued.request_id] = None
+        needs.told[request.sender, decoded.request_id] = None
         if event.with_funds:
             needs.funds.add(request.sender)
         if request.expect_tip != ANY_TIP:
@@ -79,24 +78,24 @@ class Admission:
         known = self._replica.familiar.head(request.sender)
         if known is None or len(request.postings) >= MANY_POSTINGS:  # for much a second turn is cheap
             return
-        if self._is_signed(queued, known.public_key):  # strangers cannot have rows loaded that are not of their own
-            self._owner.needs_queued(known.name, known.slot, [queued], needs, few=True)
+        if self._is_signed(decoded, known.public_key):  # strangers cannot have rows loaded that are not of their own
+            self._owner.needs_queued(known.name, known.slot, [decoded], needs, few=True)
 
-    def _is_signed(self, queued: Queued, key: bytes) -> bool:
+    def _is_signed(self, decoded: DecodedRequest, key: bytes) -> bool:
         """Checked once in a turn: for what is loaded, and when it is admitted."""
-        what = (queued.request_id, queued.signed.signature, key)
+        what = (decoded.request_id, decoded.signed.signature, key)
         if what not in self._signed:
-            self._signed[what] = is_signed_by(queued.signed, key)
+            self._signed[what] = is_signed_by(decoded.signed, key)
         return self._signed[what]
 
     def on_submit(self, turn: Turn, event: ClientSubmit) -> None:
         """Admit a request, answer it from the record, or refuse it."""
         try:
-            queued = self._requests.untrusted(event.submit.raw, event.submit.signature)
+            decoded = self._requests.untrusted(event.submit.raw, event.submit.signature)
         except RemoteFault as fault:
             turn.answer(event.caller, Refused(fault.code, fault.text))
             return
-        signed, request = queued.signed, queued.request
+        signed, request = decoded.signed, decoded.request
         head = turn.loaded.heads.get(request.sender)
         if not self._self.is_member:
             reason = f"node {short(self._self.id)} is no member of epoch {self._self.view.epoch}: it only reads; send it to one"
@@ -105,13 +104,13 @@ class Admission:
         if head is None and request.kind is not Kind.OPEN and request.network == self._self.network:
             self._ask_then_submit(turn, event, request.sender, None, f"no account {request.sender} exists; open it")
             return
-        refusal = self._refuse(queued, head)
+        refusal = self._refuse(decoded, head)
         if refusal is not None:
             turn.answer(event.caller, refusal)
             return
-        row = turn.loaded.outcomes.get((request.sender, queued.request_id))
+        row = turn.loaded.outcomes.get((request.sender, decoded.request_id))
         if row is not None:
-            size = turn.loaded.untold.get((request.sender, queued.request_id))
+            size = turn.loaded.untold.get((request.sender, decoded.request_id))
             if size is not None:  # others took all the room
                 self._untold.add(event.caller, row, size)
             else:
@@ -121,9 +120,9 @@ class Admission:
             turn.answer(event.caller, name_taken(request.sender))
             return
         if head is not None and request.expect_tip not in (ANY_TIP, head.tip):
-            self._submit_pinned(turn, event, queued, head)
+            self._submit_pinned(turn, event, decoded, head)
             return
-        self._admit(turn, event, queued, head)
+        self._admit(turn, event, decoded, head)
 
     def needs_untold(self, needs: Needs) -> None:
         self._untold.needs_turn(needs)
@@ -137,9 +136,9 @@ class Admission:
         """Nobody waits for these outcomes any more."""
         self._untold.forget(event.session)
 
-    def _refuse(self, queued: Queued, head: AccountHead | None) -> Refused | None:
+    def _refuse(self, decoded: DecodedRequest, head: AccountHead | None) -> Refused | None:
         """What admission refuses, judged once (design R15): network, asset, signature."""
-        request, network = queued.request, self._self.network
+        request, network = decoded.request, self._self.network
         if request.network != network:
             return Refused(
                 "other_network",
@@ -153,19 +152,19 @@ class Admission:
         else:
             assert head is not None
             key = head.public_key
-        if not self._is_signed(queued, key):
+        if not self._is_signed(decoded, key):
             return Refused(
                 "bad_signature",
                 f"the signature is not that of the key of {request.sender}: sign with the key that opened it",
             )
         return None
 
-    def _submit_pinned(self, turn: Turn, event: ClientSubmit, queued: Queued, head: AccountHead) -> None:
+    def _submit_pinned(self, turn: Turn, event: ClientSubmit, decoded: DecodedRequest, head: AccountHead) -> None:
         """The expected tip is not this replica's: older (stale), newer (this replica lags), or no link of the chain."""
-        if turn.loaded.accounts_of.get(LinkHash(queued.request.expect_tip)) == head.name:
-            turn.answer(event.caller, Stale(queued.request_id, head.tip, head.height))
+        if turn.loaded.accounts_of.get(LinkHash(decoded.request.expect_tip)) == head.name:
+            turn.answer(event.caller, Stale(decoded.request_id, head.tip, head.height))
             return
-        why = f"the expected tip {queued.request.expect_tip.hex()} is no link of {head.name}, whose tip is {head.tip.hex()}"
+        why = f"the expected tip {decoded.request.expect_tip.hex()} is no link of {head.name}, whose tip is {head.tip.hex()}"
         self._ask_then_submit(turn, event, head.name, head, why)
 
     def _ask_then_submit(
@@ -202,8 +201,8 @@ class Admission:
 
         self._inquiries.ask_slot(turn, at, birth_epoch(head), done, Purpose.ADMISSION)
 
-    def _admit(self, turn: Turn, event: ClientSubmit, queued: Queued, head: AccountHead | None) -> None:
-        job = self._jobs.get(queued.request_id)
+    def _admit(self, turn: Turn, event: ClientSubmit, decoded: DecodedRequest, head: AccountHead | None) -> None:
+        job = self._jobs.get(decoded.request_id)
         now = turn.now.mono
         until = now + _timeout_s(event.submit.timeout_ms)
         if job is not None and len(job.callers) < MAX_CALLERS:
@@ -211,7 +210,7 @@ class Admission:
             return
         if job is not None:
             reason = f"{len(job.callers)} calls wait for this very request here: wait for one of them"
-            turn.answer(event.caller, Unknown(queued.request_id, reason))
+            turn.answer(event.caller, Unknown(decoded.request_id, reason))
             return
         if self._disk.is_low:
             reason = (
@@ -219,27 +218,29 @@ class Admission:
                 f"{self._disk.reserve // _MIB} it takes no new requests: send it to another node, or again when its operator has "
                 "made room"
             )
-            turn.answer(event.caller, self._not_started(queued.request_id, "disk_low", reason))
+            turn.answer(event.caller, self._not_started(decoded.request_id, "disk_low", reason))
             return
-        account = queued.request.sender
-        if full := self._jobs.no_room(account, len(queued.signed.raw)):
+        account = decoded.request.sender
+        if full := self._jobs.no_room(account, len(decoded.signed.raw)):
             reason = f"{full}; send it again in a while, or to another node"
-            turn.answer(event.caller, self._not_started(queued.request_id, "busy", reason))
+            turn.answer(event.caller, self._not_started(decoded.request_id, "busy", reason))
             return
-        if head is not None and not self._is_covered_or_has_room(turn, event, queued, head):
+        if head is not None and not self._is_covered_or_has_room(turn, event, decoded, head):
             return
-        self._jobs.begin(queued, event.caller, until, now)
+        self._jobs.begin(decoded, event.caller, until, now)
         turn.again.append(RouteJobs(account))
 
-    def _is_covered_or_has_room(self, turn: Turn, event: ClientSubmit, queued: Queued, head: AccountHead) -> bool:
+    def _is_covered_or_has_room(
+        self, turn: Turn, event: ClientSubmit, decoded: DecodedRequest, head: AccountHead
+    ) -> bool:
         """Whether the money of its sender surely covers a request, with all that waits here, or there is room for one
         that costs nothing (ADR 38). If not, it comes again in the next turn, with the income that is here, and then its
         client is answered."""
-        request, asked, cost = queued.request, self._jobs.cost(head.name), cost_of(queued.request)
+        request, asked, cost = decoded.request, self._jobs.cost(head.name), cost_of(decoded.request)
         in_time = head.height < request.valid_until_height
         if head.issuer or (in_time and head.balance - asked >= cost):
             return True
-        if self._jobs.uncovered.take(queued.request_id, head.name, len(queued.signed.raw), turn.now.mono):
+        if self._jobs.uncovered.take(decoded.request_id, head.name, len(decoded.signed.raw), turn.now.mono):
             return True
         funds = turn.loaded.funds.get(head.name)
         if in_time and funds is None:
@@ -253,7 +254,7 @@ class Admission:
                 f"{head.name} has {funds} here in minor units, {asked} of it for what waits, and this counts as {cost}"
             )
         reason = f"{why}; {self._jobs.uncovered.told(head.name)}: send it again when it is covered, or in an hour"
-        turn.answer(event.caller, self._not_started(queued.request_id, NOT_COVERED, reason))
+        turn.answer(event.caller, self._not_started(decoded.request_id, NOT_COVERED, reason))
         return False
 
     def _not_started(self, request_id: RequestId, code: str, reason: str) -> NotStarted | Unknown:

@@ -10,8 +10,7 @@ from typing import Final, Generic, TypeVar
 
 from chain.errors import RemoteFault
 from chain.link import Link, decode_link_untrusted
-from chain.request import SIGNATURE_BYTES, SignedRequest, decode_request_untrusted
-from chain.rules import Queued
+from chain.request import SIGNATURE_BYTES, DecodedRequest, SignedRequest, decode_request_untrusted
 
 DECODED_LINK_BYTES: Final = 96 * 1024 * 1024  # of links kept decoded: ten seconds of traffic, or twenty largest ones
 DECODED_REQUEST_BYTES: Final = 32 * 1024 * 1024  # and of requests
@@ -62,18 +61,18 @@ class RequestDecoder:
     """Decodes requests once: what a turn needs depends on them, then they are judged."""
 
     def __init__(self) -> None:
-        self._requests: _Decoded[tuple[bytes, bytes], Queued] = _Decoded(DECODED_REQUEST_BYTES)
+        self._requests: _Decoded[tuple[bytes, bytes], DecodedRequest] = _Decoded(DECODED_REQUEST_BYTES)
 
-    def untrusted(self, raw: bytes, signature: bytes) -> Queued:
+    def untrusted(self, raw: bytes, signature: bytes) -> DecodedRequest:
         """The request with these bytes and this signature, which is not checked; raises `RemoteFault`."""
         if len(signature) != SIGNATURE_BYTES:  # before anything of it is kept
             raise RemoteFault(
                 "bad_signature",
                 f"a signature of {len(signature)} bytes, where one has {SIGNATURE_BYTES}: sign with the key that opened it",
             )
-        queued = self._requests.get((raw, signature))
-        if queued is None:
+        decoded = self._requests.get((raw, signature))
+        if decoded is None:
             signed = SignedRequest(raw, signature)
-            queued = Queued(signed, decode_request_untrusted(raw), signed.request_id)
-            self._requests.keep((raw, signature), queued, 2 * len(raw) + SIGNATURE_BYTES + OBJECT_BYTES)
-        return queued
+            decoded = DecodedRequest(signed, decode_request_untrusted(raw), signed.request_id)
+            self._requests.keep((raw, signature), decoded, 2 * len(raw) + SIGNATURE_BYTES + OBJECT_BYTES)
+        return decoded

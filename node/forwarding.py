@@ -12,15 +12,14 @@ import msgspec
 
 from chain.errors import RemoteFault
 from chain.needs import Needs
-from chain.request import ANY_TIP, Kind, RequestId
+from chain.request import ANY_TIP, DecodedRequest, Kind, RequestId
 from chain.rows import AccountHead
-from chain.rules import Queued
 from node.decoded import RequestDecoder
 from node.events import ServeSlot
 from node.messages import Forward, Item, NotOwner
 from node.owner import Owner
 from node.peers import Peers
-from node.queue import NO_GATEWAY, Held, forwards
+from node.queue import NO_GATEWAY, QueuedRequest, forwards
 from node.replica import Replica
 from node.slots import height_of, next_slot
 from node.turn import Self, Turn
@@ -45,10 +44,10 @@ class Forwarding:
     def needs_forward(self, message: Forward, needs: Needs) -> None:
         """What judges them, and what forms their link."""
         account = message.at.account
-        queued = [self._queued(item, account) for item in message.items]
+        decoded = [self._decoded(item, account) for item in message.items]
         needs.heads.add(account)
-        needs.outcomes.update((account, q.request_id) for q in queued)
-        self._owner.needs_queued(account, message.at.slot, queued, needs)
+        needs.outcomes.update((account, d.request_id) for d in decoded)
+        self._owner.needs_queued(account, message.at.slot, decoded, needs)
 
     def on_forward(self, turn: Turn, peer: NodeId, message: Forward) -> None:
         """Requests of a gateway, or of the owner before this one."""
@@ -64,15 +63,15 @@ class Forwarding:
         group = self._self.view.group(route_key(at.slot))
         before = [n for n in group[: _rank(group, self._self.id)] if self._peers.keeps_pace(n, turn.now)]
         if self._self.id not in group or (before and not message.takeover):
-            ids = tuple(self._queued(i, at.account).request_id for i in message.items if i.gateway != NO_GATEWAY)
+            ids = tuple(self._decoded(i, at.account).request_id for i in message.items if i.gateway != NO_GATEWAY)
             if ids:  # who made a copy holds the request itself, and need not be told
                 turn.send(peer, NotOwner(at, ids, self._self.view.epoch, group))
             return
         if before:  # the sender cannot reach them, this node can: the owner gets the requests after all
             message = msgspec.structs.replace(message, items=_copies(message.items), takeover=False)
             turn.send(before[0], message)
-        held = [self._held(item, at.account, turn.now.mono) for item in message.items]
-        self._owner.enqueue(turn, at.account, held, wait_s=self._takeover_wait(before))
+        queued = [self._queued(item, at.account, turn.now.mono) for item in message.items]
+        self._owner.enqueue(turn, at.account, queued, wait_s=self._takeover_wait(before))
 
     def _leave(self, turn: Turn, message: Forward) -> bool:
         """Leave requests whose parent is not here to a rank that keeps pace, when this node lags: it may lack the
@@ -101,18 +100,18 @@ class Forwarding:
         back to its gateway; what is recorded or pinned to the old tip ends at the gateway, once it has the links."""
         self._self.counters["forwards_chased"] += 1
         account = message.at.account
-        open_: list[Held] = []
-        ended: list[Held] = []
+        open_: list[QueuedRequest] = []
+        ended: list[QueuedRequest] = []
         for item in message.items:
-            held = self._held(item, account, turn.now.mono)
-            pinned = held.queued.request.expect_tip not in (ANY_TIP, head.tip)
-            over = pinned or (account, held.queued.request_id) in turn.loaded.outcomes
-            if over or held.queued.request.kind is Kind.OPEN:
-                ended.append(held)
-            elif self._chased.get(held.queued.request_id, -1) < head.height:
+            queued = self._queued(item, account, turn.now.mono)
+            pinned = queued.decoded.request.expect_tip not in (ANY_TIP, head.tip)
+            over = pinned or (account, queued.decoded.request_id) in turn.loaded.outcomes
+            if over or queued.decoded.request.kind is Kind.OPEN:
+                ended.append(queued)
+            elif self._chased.get(queued.decoded.request_id, -1) < head.height:
                 # once for each tail: copies must not multiply
-                self._remember_chase(held.queued.request_id, head.height)
-                open_.append(held)
+                self._remember_chase(queued.decoded.request_id, head.height)
+                open_.append(queued)
         if ended:
             turn.again.append(ServeSlot(peer, message.at, moved=True))
         if not open_:
@@ -137,15 +136,15 @@ class Forwarding:
         rtt = min(self._peers.rtt(before), MAX_TAKEOVER_RTT_S)
         return TAKEOVER_RTTS * rtt * (len(before) + self._self.rng.random())
 
-    def _queued(self, item: Item, account: str) -> Queued:
+    def _decoded(self, item: Item, account: str) -> DecodedRequest:
         """The request of an item; `RemoteFault` when it is none, or one of another account (no link could hold it)."""
-        queued = self._requests.untrusted(item.raw, item.signature)
-        if queued.request.sender != account:
-            raise RemoteFault("malformed", f"a request of {queued.request.sender} is handed over for {account}")
-        return queued
+        decoded = self._requests.untrusted(item.raw, item.signature)
+        if decoded.request.sender != account:
+            raise RemoteFault("malformed", f"a request of {decoded.request.sender} is handed over for {account}")
+        return decoded
 
-    def _held(self, item: Item, account: str, now: float) -> Held:
-        return Held(self._queued(item, account), NodeId(item.gateway), now)
+    def _queued(self, item: Item, account: str, now: float) -> QueuedRequest:
+        return QueuedRequest(self._decoded(item, account), NodeId(item.gateway), now)
 
 
 def _copies(items: tuple[Item, ...]) -> tuple[Item, ...]:

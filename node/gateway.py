@@ -26,7 +26,7 @@ from node.jobs import TRY_AGAIN_S, UNSENT, Job, Jobs
 from node.messages import Declined, Moved, NotOwner, SlotName
 from node.owner import Owner
 from node.peers import Peers
-from node.queue import Held, forwards
+from node.queue import QueuedRequest, forwards
 from node.replica import Replica
 from node.slots import height_of, next_slot
 from node.turn import Self, Turn
@@ -84,11 +84,11 @@ class Gateway:
         self._hand_to(turn, to, at, due, takeover=to != group[0])
 
     def _hand_to(self, turn: Turn, to: NodeId, at: SlotName, jobs: list[Job], *, takeover: bool) -> None:
-        held = [Held(job.queued, self._self.id, turn.now.mono) for job in jobs]
+        queued = [QueuedRequest(job.decoded, self._self.id, turn.now.mono) for job in jobs]
         if to == self._self.id:
-            self._owner.enqueue(turn, at.account, held)
+            self._owner.enqueue(turn, at.account, queued)
             return
-        for message in forwards(at, held, takeover=takeover):
+        for message in forwards(at, queued, takeover=takeover):
             turn.hand_on(to, message)
 
     def on_moved(self, turn: Turn, peer: NodeId, message: Moved) -> None:
@@ -132,11 +132,11 @@ class Gateway:
                 assert row.outcome is outcome or row.link_hash != link.hash
                 self._end(turn, job, recorded(row, by, self._hops(job, link), repeated=False), link)
         for job in list(jobs.values()):
-            request = job.queued.request
+            request = job.decoded.request
             if request.kind is Kind.OPEN:
                 self._end(turn, job, name_taken(link.account), link)
             elif request.expect_tip not in (ANY_TIP, link.hash):
-                self._end(turn, job, Stale(job.queued.request_id, link.hash, link.height), link)
+                self._end(turn, job, Stale(job.decoded.request_id, link.hash, link.height), link)
         if any(job.sent_height == UNSENT for job in jobs.values()):  # they came back, and waited for this link
             turn.again.append(RouteJobs(link.account))
 
@@ -176,7 +176,7 @@ class Gateway:
             if job.next_try <= now and self._may_hold(turn, job):
                 job.next_try = now + TRY_AGAIN_S
             elif job.next_try <= now:
-                due.add(job.queued.request.sender)
+                due.add(job.decoded.request.sender)
             if job.next_try > now:
                 self._jobs.due.by(job.next_try)
         turn.again += [RouteJobs(account) for account in sorted(due)]
@@ -188,7 +188,7 @@ class Gateway:
         return patient and holder is not None and self._peers.keeps_pace(holder, turn.now)
 
     def _time_is_up(self, turn: Turn, job: Job) -> None:
-        request_id, now = job.queued.request_id, turn.now.mono
+        request_id, now = job.decoded.request_id, turn.now.mono
         body: NotStarted | Unknown = NotStarted(request_id, "no_owner", "no owner was reached in time; send it again")
         if job.tries or request_id in self._jobs.doubtful:
             reason = f"no outcome in time after {job.tries} hand-overs; ask `outcome`, or settle it with `cancel`"

@@ -9,8 +9,7 @@ from typing import Final
 
 import msgspec
 
-from chain.request import RequestId
-from chain.rules import Queued
+from chain.request import DecodedRequest, RequestId
 from hopchain.wire import Recorded, ReplyBody, Unknown
 from node.doubtful import Doubtful
 from node.due import Due
@@ -29,7 +28,7 @@ UNSENT: Final = -1
 class Job(msgspec.Struct):
     """A request that a client of this node waits for."""
 
-    queued: Queued
+    decoded: DecodedRequest
     next_try: float
     callers: list[tuple[Caller, float]]  # with the deadline of each
     holder: NodeId | None = None  # whom it was handed to last
@@ -81,15 +80,15 @@ class Jobs:
             return f"too much waits at this node: {self.room.told(account)}"
         return None
 
-    def begin(self, queued: Queued, caller: Caller, until: float, now: float) -> None:
+    def begin(self, decoded: DecodedRequest, caller: Caller, until: float, now: float) -> None:
         """This client waits, until then, for a request that no other one waits for."""
-        account = queued.request.sender
-        job = Job(queued, now + TRY_AGAIN_S, [(caller, until)])
+        account = decoded.request.sender
+        job = Job(decoded, now + TRY_AGAIN_S, [(caller, until)])
         self.due.by(min(job.next_try, until))
-        self._jobs[queued.request_id] = job
-        self._by_account.setdefault(account, {})[queued.request_id] = job
-        self.room.take(account, len(queued.signed.raw))
-        self._costs[account] += cost_of(queued.request)
+        self._jobs[decoded.request_id] = job
+        self._by_account.setdefault(account, {})[decoded.request_id] = job
+        self.room.take(account, len(decoded.signed.raw))
+        self._costs[account] += cost_of(decoded.request)
 
     def join(self, job: Job, caller: Caller, until: float) -> None:
         """This client waits for it, too."""
@@ -98,14 +97,14 @@ class Jobs:
 
     def end(self, job: Job, answer: ReplyBody, now: float) -> None:
         """Nobody waits for it any more: this was its answer."""
-        queued = job.queued
-        request_id, account, size = queued.request_id, queued.request.sender, len(queued.signed.raw)
+        decoded = job.decoded
+        request_id, account, size = decoded.request_id, decoded.request.sender, len(decoded.signed.raw)
         del self._jobs[request_id]
         self.room.give_back(account, size)
-        self._costs[account] -= cost_of(queued.request)
+        self._costs[account] -= cost_of(decoded.request)
         if isinstance(answer, Unknown):
             self.doubtful.add(request_id)
-        if may_stay_unpaid(queued.request, answer):
+        if may_stay_unpaid(decoded.request, answer):
             if isinstance(answer, Recorded):  # also one that seemed to be covered
                 self.uncovered.take(request_id, account, size, now)
             self.uncovered.keep(request_id, now)

@@ -19,9 +19,9 @@ from typing import Final
 
 from chain.link import Link, Slot
 from chain.needs import Needs
-from chain.request import Kind, RequestId
+from chain.request import DecodedRequest, Kind, RequestId
 from chain.rows import AccountHead
-from chain.rules import Formed, Queued, form_link
+from chain.rules import Formed, form_link
 from node.acceptor import Acceptor
 from node.asking import Asked, ask
 from node.events import FormLink
@@ -30,7 +30,7 @@ from node.inquiry import Inquiries
 from node.messages import Accepted, Declined, SlotName
 from node.peers import Peers
 from node.proposing import MAX_BACKOFF_S, Proposing
-from node.queue import NO_GATEWAY, Held, LookedUp, forwards
+from node.queue import NO_GATEWAY, LookedUp, QueuedRequest, forwards
 from node.replica import Replica
 from node.slots import birth_epoch, next_slot
 from node.turn import Self, Turn
@@ -74,21 +74,23 @@ class Owner:
 
     # --- requests come in ---
 
-    def needs_queued(self, account: str, slot: bytes, queued: list[Queued], needs: Needs, *, few: bool = False) -> None:
+    def needs_queued(
+        self, account: str, slot: bytes, decoded: list[DecodedRequest], needs: Needs, *, few: bool = False
+    ) -> None:
         """What forms the link in `slot` with these requests, when this node makes it and nothing is being decided
         there. `few`: only if that is not much."""
         work = self._works.get(account)
         idle = work is None or (work.idle and not work.put_off)
         if idle and self._self.id == self._self.view.group(route_key(slot))[0]:
-            waiting: list[Queued] = []
+            waiting: list[DecodedRequest] = []
             if work is not None and account not in self._looked_up:  # once in a turn, however many requests it brings
-                waiting = [held.queued for held in work.queue.values()]
-            self._needs_forming(account, [*waiting, *queued], needs, few=few)
+                waiting = [queued.decoded for queued in work.queue.values()]
+            self._needs_forming(account, [*waiting, *decoded], needs, few=few)
 
-    def enqueue(self, turn: Turn, account: str, held: Iterable[Held], *, wait_s: float = 0.0) -> None:
+    def enqueue(self, turn: Turn, account: str, queued: Iterable[QueuedRequest], *, wait_s: float = 0.0) -> None:
         """Take requests of `account`, whose slot this node is in the group of, after `wait_s`."""
         work = self._works.begin(account, turn.now.mono + wait_s)
-        declined = [item for item in held if not self._works.put_in(work, item)]
+        declined = [item for item in queued if not self._works.put_in(work, item)]
         if declined:
             reason = f"too much waits at the node that makes its link: {self._works.room.told(account)}; send it again in a while"
             self._decline(turn, account, declined, "busy", reason)
@@ -110,9 +112,9 @@ class Owner:
     def needs_form(self, event: FormLink, needs: Needs) -> None:
         work = self._works.get(event.account)
         if work is not None and not work.put_off:
-            self._needs_forming(event.account, (held.queued for held in work.queue.values()), needs)
+            self._needs_forming(event.account, (queued.decoded for queued in work.queue.values()), needs)
 
-    def _needs_forming(self, account: str, queue: Iterable[Queued], needs: Needs, *, few: bool = False) -> None:
+    def _needs_forming(self, account: str, queue: Iterable[DecodedRequest], needs: Needs, *, few: bool = False) -> None:
         """Look up as much of the queue as one link can hold, in one turn. What is left out waits for a later one."""
         if few:
             needs.forming_few.add(account)
@@ -121,13 +123,13 @@ class Owner:
             self._inquiries.needs_income(account, needs)
         needs.heads.add(account)
         looked_up = self._looked_up.setdefault(account, LookedUp())
-        for queued in queue:
-            if not looked_up.add(queued):
+        for decoded in queue:
+            if not looked_up.add(decoded):
                 return
-            needs.outcomes.add((account, queued.request_id))
-            if queued.request.kind is Kind.CANCEL:
-                needs.outcomes.add((account, queued.request.target))
-            needs.assets |= self._replica.familiar.strangers(queued.request.recipients)
+            needs.outcomes.add((account, decoded.request_id))
+            if decoded.request.kind is Kind.CANCEL:
+                needs.outcomes.add((account, decoded.request.target))
+            needs.assets |= self._replica.familiar.strangers(decoded.request.recipients)
 
     def on_form(self, turn: Turn, event: FormLink) -> None:
         """Begin, or go on with, the next link of an account."""
@@ -210,9 +212,9 @@ class Owner:
         looked_up = self._looked_up[work.account].ids
         asked = work.asked
         queue = [
-            held.queued
-            for request_id, held in work.queue.items()
-            if request_id in looked_up and (asked is None or held.since <= asked.since)
+            queued.decoded
+            for request_id, queued in work.queue.items()
+            if request_id in looked_up and (asked is None or queued.since <= asked.since)
         ]
         formed = form_link(
             self._self.network,
@@ -257,7 +259,7 @@ class Owner:
         return self._self.genesis.issuer_limit(head.asset) if head is not None else 0
 
     def _drop_settled(self, turn: Turn, work: Work) -> None:
-        recorded = [h.queued for i, h in work.queue.items() if (work.account, i) in turn.loaded.outcomes]
+        recorded = [queued.decoded for i, queued in work.queue.items() if (work.account, i) in turn.loaded.outcomes]
         self._works.take_out(work, recorded)
 
     # --- decided ---
@@ -270,7 +272,7 @@ class Owner:
         work = self._works.deciding(message.slot)
         assert work is not None
         settled = {entry.request_id for entry in link.entries}
-        waiting = [held.queued for request_id, held in work.queue.items() if request_id not in settled]
+        waiting = [queued.decoded for request_id, queued in work.queue.items() if request_id not in settled]
         if waiting and self._self.id == self._self.view.group(route_key(link.next_slot))[0]:
             self._needs_forming(link.account, waiting, needs)
 
@@ -306,12 +308,12 @@ class Owner:
         to = self._peers.ranks(group, turn.now)[0]
         return to, to == group[0]
 
-    def _decline(self, turn: Turn, account: str, held: list[Held], code: str, reason: str) -> None:
+    def _decline(self, turn: Turn, account: str, queued: list[QueuedRequest], code: str, reason: str) -> None:
         by_gateway: dict[NodeId, list[RequestId]] = {}
-        for item in held:
+        for item in queued:
             if item.gateway == NO_GATEWAY:
                 continue
-            by_gateway.setdefault(item.gateway, []).append(item.queued.request_id)
+            by_gateway.setdefault(item.gateway, []).append(item.decoded.request_id)
         for gateway, ids in by_gateway.items():
             turn.send(gateway, Declined(account, tuple(ids), code, reason))
 

@@ -7,8 +7,7 @@ from typing import Final
 import msgspec
 
 from chain.link import MAX_ENTRIES
-from chain.request import MAX_POSTINGS, MAX_REQUEST_BYTES, RequestId
-from chain.rules import Queued
+from chain.request import MAX_POSTINGS, MAX_REQUEST_BYTES, DecodedRequest, RequestId
 from node.messages import Forward, Item, SlotName
 from routing.keyspace import NodeId
 
@@ -18,11 +17,11 @@ BATCH_BYTES: Final = 1024 * 1024
 ITEM_BYTES: Final = 128  # of an item besides its request: signature, gateway, and room
 
 
-class Held(msgspec.Struct, frozen=True, gc=False):
+class QueuedRequest(msgspec.Struct, frozen=True, gc=False):
     """A request in a queue: since when (monotonic seconds), and the node that answers its client (NO_GATEWAY for a
     copy: its client must not be told that it was dropped, for another node holds it too, design R13)."""
 
-    queued: Queued
+    decoded: DecodedRequest
     gateway: NodeId
     since: float
 
@@ -34,22 +33,22 @@ class LookedUp(msgspec.Struct):
     bytes: int = 0
     postings: int = 0
 
-    def add(self, queued: Queued) -> bool:
+    def add(self, decoded: DecodedRequest) -> bool:
         """False when there is no more room."""
-        if queued.request_id in self.ids:
+        if decoded.request_id in self.ids:
             return True
-        self.bytes += len(queued.signed.raw)
-        self.postings += len(queued.request.postings)
+        self.bytes += len(decoded.signed.raw)
+        self.postings += len(decoded.request.postings)
         full = len(self.ids) >= MAX_ENTRIES or self.bytes > MAX_REQUEST_BYTES or self.postings > MAX_POSTINGS
         if self.ids and full:
             return False
-        self.ids.add(queued.request_id)
+        self.ids.add(decoded.request_id)
         return True
 
 
-def forwards(at: SlotName, held: Iterable[Held], *, takeover: bool) -> Iterator[Forward]:
+def forwards(at: SlotName, queued: Iterable[QueuedRequest], *, takeover: bool) -> Iterator[Forward]:
     """These requests as messages to whoever makes the link in `at`."""
-    items = (Item(h.queued.signed.raw, h.queued.signed.signature, h.gateway) for h in held)
+    items = (Item(q.decoded.signed.raw, q.decoded.signed.signature, q.gateway) for q in queued)
     for batch in item_batches(items):
         yield Forward(at, batch, takeover)
 

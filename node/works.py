@@ -8,13 +8,12 @@ from typing import Final
 import msgspec
 
 from chain.link import Link
-from chain.request import RequestId
-from chain.rules import Queued
+from chain.request import DecodedRequest, RequestId
 from node.asking import Asked
 from node.due import Due
 from node.messages import SlotName
 from node.paxos import Proposer
-from node.queue import Held
+from node.queue import QueuedRequest
 from node.room import SharedRoom, Taken
 
 MAX_QUEUE: Final = 20_000  # requests of one account: a few full links. After each the rest goes to the next owner
@@ -31,7 +30,7 @@ class Work(msgspec.Struct):
 
     account: str
     wake_at: float
-    queue: dict[RequestId, Held] = msgspec.field(default_factory=dict)
+    queue: dict[RequestId, QueuedRequest] = msgspec.field(default_factory=dict)
     at: SlotName | None = None  # the slot that `proposer` works on
     proposer: Proposer[Link] | None = None
     finish: bool = False  # go on also with an empty queue, as long as this node has a vote there
@@ -110,25 +109,25 @@ class Works:
 
     # --- queues ---
 
-    def put_in(self, work: Work, held: Held) -> bool:
+    def put_in(self, work: Work, queued: QueuedRequest) -> bool:
         """False when there is no room for this request. One that is there already stays as it is."""
-        if held.queued.request_id in work.queue:
+        if queued.decoded.request_id in work.queue:
             return True
-        size = len(held.queued.signed.raw)
+        size = len(queued.decoded.signed.raw)
         own = self.room.of(work.account)
         full = own.requests >= MAX_QUEUE or own.bytes + size > MAX_QUEUE_BYTES
         if full or not self.room.fits(work.account, size, Taken(MAX_QUEUED, MAX_QUEUED_BYTES)):
             return False
-        work.queue[held.queued.request_id] = held
+        work.queue[queued.decoded.request_id] = queued
         self.room.take(work.account, size)
         return True
 
-    def pull_out(self, work: Work, request_id: RequestId) -> Held | None:
-        held = work.queue.pop(request_id, None)
-        if held is not None:
-            self.room.give_back(work.account, len(held.queued.signed.raw))
-        return held
+    def pull_out(self, work: Work, request_id: RequestId) -> QueuedRequest | None:
+        queued = work.queue.pop(request_id, None)
+        if queued is not None:
+            self.room.give_back(work.account, len(queued.decoded.signed.raw))
+        return queued
 
-    def take_out(self, work: Work, items: Iterable[Queued]) -> list[Held]:
+    def take_out(self, work: Work, items: Iterable[DecodedRequest]) -> list[QueuedRequest]:
         """Those of these requests that are in the queue."""
-        return [held for item in items if (held := self.pull_out(work, item.request_id)) is not None]
+        return [queued for item in items if (queued := self.pull_out(work, item.request_id)) is not None]

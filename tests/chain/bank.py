@@ -13,9 +13,20 @@ from chain.genesis import Asset, Genesis, GenesisMember, Issuer
 from chain.link import Link, LinkHash
 from chain.load import load
 from chain.needs import Needs
-from chain.request import ANY_HEIGHT, ANY_TIP, Posting, Request, RequestId, cancellation, opening, sign, transfer
+from chain.request import (
+    ANY_HEIGHT,
+    ANY_TIP,
+    DecodedRequest,
+    Posting,
+    Request,
+    RequestId,
+    cancellation,
+    opening,
+    sign,
+    transfer,
+)
 from chain.rows import Applied, ViewRow
-from chain.rules import Formed, Queued, form_link
+from chain.rules import Formed, form_link
 from chain.store import commit, create_or_check
 
 NODE = bytes(range(20))
@@ -63,9 +74,9 @@ def numbered(sql: str) -> str:
     return re.sub(r"#([a-z]\w*)", r"(SELECT id FROM accounts WHERE name = '\1')", sql)
 
 
-def queued(request: Request) -> Queued:
+def decoded(request: Request) -> DecodedRequest:
     signed = sign(request, key_of(request.sender))
-    return Queued(signed, request, signed.request_id)
+    return DecodedRequest(signed, request, signed.request_id)
 
 
 def memory_database(genesis: Genesis = GENESIS) -> sqlite3.Connection:
@@ -135,14 +146,14 @@ class Bank:
         """The next link of the requests' sender; by default with the knowledge that nobody knows more."""
         name = requests[0].sender
         recipients = {p.recipient for r in requests for p in r.postings}
-        ids = {queued(r).request_id for r in requests} | {r.target for r in requests if r.target}
+        ids = {decoded(r).request_id for r in requests} | {r.target for r in requests if r.target}
         needs = Needs(assets=recipients, outcomes={(name, i) for i in ids}, forming={name})
         loaded = load(conn or self.conn, needs)
         self.now_ms += 10
         return form_link(
             NETWORK,
             loaded.forming[name],
-            [queued(r) for r in requests],
+            [decoded(r) for r in requests],
             loaded.assets,
             {i for _, i in loaded.outcomes},
             epoch=1,
@@ -175,7 +186,7 @@ class Bank:
 
 
 def id_of(request: Request) -> RequestId:
-    return queued(request).request_id
+    return decoded(request).request_id
 
 
 def transfers_of(links: Sequence[Link]) -> list[tuple[object, ...]]:

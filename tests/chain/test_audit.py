@@ -28,13 +28,13 @@ from tests.chain.bank import (
     NETWORK,
     NODE,
     Bank,
+    decoded,
     file_database,
     id_of,
     key_of,
     memory_database,
     numbered,
     public_key_of,
-    queued,
     view_after,
     with_history,
 )
@@ -781,7 +781,7 @@ def test_progress_is_told(conn: sqlite3.Connection) -> None:
 
 
 def _signed(request: Request, outcome: Outcome, *, by: str = "") -> Entry:
-    signed = queued(request).signed
+    signed = decoded(request).signed
     if by:
         signed = SignedRequest(encode_request(request), key_of(by).sign(b"hopchain:sign:1\0" + signed.request_id))
     return Entry(signed, request, signed.request_id, outcome)

@@ -34,7 +34,7 @@ from chain.request import (
     opening,
     transfer,
 )
-from tests.chain.bank import NETWORK, nonce_of, queued
+from tests.chain.bank import NETWORK, decoded, nonce_of
 
 PAY = transfer(NETWORK, "alice", [Posting("bob", 5), Posting("carol", 7, "memo")], nonce_of(1))
 POOR = transfer(NETWORK, "alice", [Posting("bob", 500)], nonce_of(2))
@@ -44,7 +44,7 @@ CONFIRMED = (PostingHash(bytes([1]) * 32), PostingHash(bytes([2]) * 32))
 
 
 def entry(request: Request, outcome: Outcome) -> Entry:
-    item = queued(request)
+    item = decoded(request)
     return Entry(item.signed, request, item.request_id, outcome)
 
 

@@ -30,7 +30,7 @@ from chain.rules import (
     form_link,
     take_up,
 )
-from tests.chain.bank import NETWORK, nonce_of, public_key_of, queued
+from tests.chain.bank import NETWORK, decoded, nonce_of, public_key_of
 
 NOW = 50_000
 
@@ -76,7 +76,7 @@ def form(
     complete: bool = False,
     now_ms: int = NOW,
 ) -> Formed:
-    queue = [queued(request) for request in requests]
+    queue = [decoded(request) for request in requests]
     return form_link(
         NETWORK, state, queue, RECIPIENTS, recorded, epoch=1, now_ms=now_ms, absent=absent, income_complete=complete
     )
@@ -90,7 +90,7 @@ MINT = head("alice", balance=-MAX_AMOUNT + 10, issuer=True)
 TARGET = RequestId(bytes([8]) * 32)
 CANCEL = cancellation(NETWORK, "alice", TARGET, nonce_of(70))
 FIRST = pay(("bob", 1), nonce=71)
-CANCEL_FIRST = cancellation(NETWORK, "alice", queued(FIRST).request_id, nonce_of(72))
+CANCEL_FIRST = cancellation(NETWORK, "alice", decoded(FIRST).request_id, nonce_of(72))
 
 OUTCOMES: list[tuple[str, Forming, list[Request], list[Outcome], int]] = [
     ("all it has", forming(), [pay(("bob", 100))], [Outcome.COMPLETED], 0),
@@ -151,10 +151,10 @@ def test_nothing_to_do_makes_no_link() -> None:
     done = pay(("bob", 1))
     stale = pay(("bob", 1), tip=bytes([1]) * 32, nonce=2)
     again = opening(NETWORK, "alice", "CZK", bytes(32), nonce_of(3))
-    formed = form(forming(head(), 5), done, stale, again, recorded=(queued(done).request_id,))
+    formed = form(forming(head(), 5), done, stale, again, recorded=(decoded(done).request_id,))
     assert formed.link is None
-    assert formed.settled == (queued(done), queued(again))
-    assert formed.stale == (queued(stale),)
+    assert formed.settled == (decoded(done), decoded(again))
+    assert formed.stale == (decoded(stale),)
     assert form(forming()).link is None
 
 
@@ -166,7 +166,7 @@ def test_what_may_be_missing_here_is_asked_for_and_not_rejected() -> None:
     unknown, poor, fine = pay(("nobody", 1), nonce=1), pay(("bob", 500), nonce=2), pay(("bob", 1), nonce=3)
     formed = form(forming(), unknown, poor, fine)
     assert outcomes(formed) == [Outcome.COMPLETED]
-    assert formed.unjudged == (queued(unknown), queued(poor))
+    assert formed.unjudged == (decoded(unknown), decoded(poor))
     assert formed.ask_recipients == {"nobody"}
     assert formed.ask_income
 
@@ -176,7 +176,7 @@ def test_an_issuer_past_its_limit_is_rejected_only_when_its_income_was_asked_for
     past = pay(("bob", 11))
     formed = form(forming(MINT), past)
     assert formed.link is None
-    assert formed.unjudged == (queued(past),)
+    assert formed.unjudged == (decoded(past),)
     assert formed.ask_income
 
 
@@ -191,7 +191,7 @@ def test_one_name_that_nobody_has_is_enough() -> None:
     several, other = pay(("nobody", 1), ("noone", 1), nonce=1), pay(("none", 1), nonce=2)
     formed = form(forming(), several, other, absent=("nobody",))
     assert outcomes(formed) == [Outcome.UNKNOWN_RECIPIENT]
-    assert formed.unjudged == (queued(other),)
+    assert formed.unjudged == (decoded(other),)
     assert formed.ask_recipients == {"none"}
 
 
@@ -207,7 +207,7 @@ def test_more_income_than_fits_one_link_is_consolidated_first() -> None:
     assert formed.link is not None
     assert formed.link.entries == ()
     assert formed.link.balance == len(formed.link.confirmed) == MAX_CONFIRMED
-    assert {item.request_id for item in formed.left} == {queued(r).request_id for r in (rich, cheap, unknown)}
+    assert {item.request_id for item in formed.left} == {decoded(r).request_id for r in (rich, cheap, unknown)}
     assert formed.unjudged == ()
 
 
@@ -250,7 +250,7 @@ def test_a_link_holds_as_many_bytes_as_the_largest_request() -> None:
     big, small = _of_size(MAX_POSTINGS, 1), cancellation(NETWORK, "alice", TARGET, nonce_of(3))
     formed = form(forming(head(balance=10**6)), big, small)
     assert outcomes(formed) == [Outcome.COMPLETED]
-    assert formed.left == (queued(small),)
+    assert formed.left == (decoded(small),)
 
 
 def test_a_link_holds_no_more_than_its_number_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +259,7 @@ def test_a_link_holds_no_more_than_its_number_of_requests(monkeypatch: pytest.Mo
     requests = [pay(("bob", 1), nonce=i) for i in range(3)]
     formed = form(forming(), *requests)
     assert len(outcomes(formed)) == 2
-    assert formed.left == (queued(requests[2]),)
+    assert formed.left == (decoded(requests[2]),)
 
 
 # --- opening
@@ -276,9 +276,9 @@ def test_the_first_opening_gets_the_name() -> None:
     assert [e.request for e in formed.link.entries] == [first]
     assert (formed.link.height, formed.link.balance) == (0, 0)
     assert formed.link.prev_hash == opening_slot(NETWORK, "zoe")
-    assert formed.settled == (queued(second),)
-    assert formed.left == (queued(early),)
-    assert form(nothing, early) == Formed(None, left=(queued(early),))
+    assert formed.settled == (decoded(second),)
+    assert formed.left == (decoded(early),)
+    assert form(nothing, early) == Formed(None, left=(decoded(early),))
 
 
 # --- what a damaged replica must not overlook

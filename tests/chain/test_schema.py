@@ -20,9 +20,8 @@ from chain.audit import audit
 from chain.link import HEADER_BYTES, Entry, Link, LinkHash, Outcome, PostingHash, build_link, opening_slot
 from chain.names import MAX_AMOUNT
 from chain.reads import state_digest
-from chain.request import REQUEST_HEAD_BYTES, Posting, sign
+from chain.request import REQUEST_HEAD_BYTES, DecodedRequest, Posting, sign
 from chain.rows import VoteRow
-from chain.rules import Queued
 from chain.schema import ID_BITS, STAGING_TABLES, create_schema, schema_faults, statements
 from chain.seal import row_checksum
 from chain.store import commit
@@ -575,7 +574,7 @@ def _pays_more_than_it_has(shell: Shell) -> None:
     poorer = Posting("bob", link.balance + 2)
     entry = link.entries[0]
     request = shell.bank.transfer("alice", (poorer.recipient, poorer.amount))
-    signed = Queued(entry.signed, request, entry.request_id)
+    signed = DecodedRequest(entry.signed, request, entry.request_id)
     forged = type(entry)(signed.signed, request, signed.request_id, entry.outcome)
     link = altered(link, entries=(forged,), balance=-1)
     shell.stage(link)

@@ -292,10 +292,10 @@ def test_what_is_looked_up_for_one_link_fits_into_it() -> None:
     """Thousands of small requests are as many as their bytes allow."""
     looked_up = LookedUp()
     number = 0
-    while looked_up.add(queued := payment(number)):
+    while looked_up.add(decoded := payment(number)):
         number += 1
-    assert queued.request_id not in looked_up.ids
-    assert len(looked_up.ids) == number == MAX_REQUEST_BYTES // len(queued.signed.raw)
+    assert decoded.request_id not in looked_up.ids
+    assert len(looked_up.ids) == number == MAX_REQUEST_BYTES // len(decoded.signed.raw)
 
 
 # --- pauses ---------------------------------------------------------------------------------------------------------

@@ -243,9 +243,9 @@ MUTANTS: dict[str, Mutant] = {
         Edit("node.slot_inquiry:SlotInquiries.on_ask", "self._acceptor.is_voted(Slot(at.slot))", "False"),
     ),
     # answers
-    "wrong signature admitted": Mutant("I10", CALM, Edit("node.admission:Admission._refuse", "not self._is_signed(queued, key)", "False")),
+    "wrong signature admitted": Mutant("I10", CALM, Edit("node.admission:Admission._refuse", "not self._is_signed(decoded, key)", "False")),
     "stale said without asking": Mutant(
-        "I10", PINNED, Edit("node.admission:Admission._submit_pinned", "turn.loaded.accounts_of.get(LinkHash(queued.request.expect_tip)) == head.name", "True")
+        "I10", PINNED, Edit("node.admission:Admission._submit_pinned", "turn.loaded.accounts_of.get(LinkHash(decoded.request.expect_tip)) == head.name", "True")
     ),
     "not_started said of what was handed over": Mutant(
         "I10", LAGGING, Edit("node.gateway:Gateway._time_is_up", "if job.tries or request_id in self._jobs.doubtful", "if False")

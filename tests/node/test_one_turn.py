@@ -12,14 +12,13 @@ from chain.forming import FEW
 from chain.link import Outcome
 from chain.load import load
 from chain.needs import Loaded, Needs
-from chain.request import MANY_POSTINGS, Posting, opening, sign
+from chain.request import MANY_POSTINGS, DecodedRequest, Posting, opening, sign
 from chain.rows import Applied, VoteRow
-from chain.rules import Queued
 from hopchain.wire import Recorded, Refused, Submit
 from node.effects import Effects, Stage
 from node.events import Caller, ClientSubmit, FromPeer
 from node.messages import Accepted, Forward, Offer, Pull
-from node.queue import NO_GATEWAY, Held, LookedUp
+from node.queue import NO_GATEWAY, LookedUp, QueuedRequest
 from routing.keyspace import NodeId
 from tests.node.test_same_turn import payment
 from tests.node.world import TOLD, Node, World, key_of, public
@@ -198,18 +197,18 @@ def test_a_queue_is_walked_once_in_a_turn_however_many_requests_it_brings(
     owner = world.core(world.group("alice")[0]).owner
     waiting, new = ([payment(number) for number in numbers] for numbers in (range(100), range(100, 150)))
     work = owner._works.begin("alice", 0.0)
-    assert all(owner._works.put_in(work, Held(queued, NO_GATEWAY, 0.0)) for queued in waiting)
-    added: list[Queued] = []
+    assert all(owner._works.put_in(work, QueuedRequest(decoded, NO_GATEWAY, 0.0)) for decoded in waiting)
+    added: list[DecodedRequest] = []
     add = LookedUp.add
 
-    def count(self: LookedUp, queued: Queued) -> bool:
-        added.append(queued)
-        return add(self, queued)
+    def count(self: LookedUp, decoded: DecodedRequest) -> bool:
+        added.append(decoded)
+        return add(self, decoded)
 
     monkeypatch.setattr(LookedUp, "add", count)
     needs = Needs()
-    for queued in new:
-        owner.needs_queued("alice", world.tip(owner._self.id, "alice"), [queued], needs)
+    for decoded in new:
+        owner.needs_queued("alice", world.tip(owner._self.id, "alice"), [decoded], needs)
     assert added == [*waiting, *new], "those that wait come first"
     assert needs.forming == needs.income == {"alice"} and len(needs.outcomes) == 150
     work.refusals, needs = 1, Needs()  # it is being decided, or was

@@ -7,8 +7,7 @@ import pytest
 from chain.errors import RemoteFault
 from chain.link import Outcome
 from chain.needs import Loaded, Needs
-from chain.request import NetworkId, Posting, cancellation, encode_request, sign, transfer
-from chain.rules import Queued
+from chain.request import DecodedRequest, NetworkId, Posting, cancellation, encode_request, sign, transfer
 from hopchain.wire import NotStarted, Recorded, Stale
 from node.decoded import DECODED_REQUEST_BYTES, OBJECT_BYTES, LinkDecoder, RequestDecoder
 from node.events import FormLink, FromPeer
@@ -183,12 +182,12 @@ def test_a_request_whose_rows_are_not_here_waits_for_them() -> None:
 def test_no_more_is_looked_up_than_one_link_can_hold() -> None:
     looked_up = LookedUp()
     requests = [payment(number, postings=3000) for number in range(4)]
-    assert [looked_up.add(queued) for queued in requests] == [True, True, False, False]
+    assert [looked_up.add(decoded) for decoded in requests] == [True, True, False, False]
     assert looked_up.add(requests[0]), "what is looked up is"
     assert len(looked_up.ids) == 2
 
 
-def payment(number: int, postings: int = 1) -> Queued:
+def payment(number: int, postings: int = 1) -> DecodedRequest:
     """One of alice's."""
     request = transfer(NetworkId(bytes(32)), "alice", [Posting("bob", 1)] * postings, number.to_bytes(32, "big"))
     return RequestDecoder().untrusted(encode_request(request), bytes(64))
