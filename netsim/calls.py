@@ -4,14 +4,10 @@ A call has a number. The observer hears of it before the node does, and of its a
 in the trace. A node that is down refuses the connection: that is a number, too, but nothing was asked.
 """
 
-import sqlite3
 from collections.abc import Callable
 from typing import Protocol
 
-from chain.reads import read_balance
-from hopchain.wire import AskBalance, Balance, NotFound, ReplyBody, Submit, SubmitChange
-from node.core import Core
-from node.turn import Now
+from hopchain.wire import AskBalance, ReplyBody, Submit, SubmitChange
 
 Asked = Submit | AskBalance | SubmitChange
 Done = Callable[[ReplyBody], None]
@@ -62,28 +58,3 @@ class Calls:
         done = self._waiting.pop(call, None)
         if done is not None:
             done(body)
-
-
-def balance_of(conn: sqlite3.Connection, core: Core, ask: AskBalance, clock: Now) -> Balance | NotFound:
-    """What a node's database says of an account: `node.serving` without its cache."""
-    found = read_balance(conn, ask.account)
-    stale = not core.is_current(clock)
-    if found is None:
-        return NotFound(f"account {ask.account}", stale)
-    return Balance(
-        account=found.name,
-        asset=found.asset,
-        scale=2,
-        issuer=found.issuer,
-        settled=found.settled,
-        incoming=found.incoming,
-        incoming_count=found.incoming_count,
-        tip=found.tip,
-        height=found.height,
-        link_epoch=found.epoch,
-        time_ms=found.time_ms,
-        epoch=core.view.epoch,
-        as_of_ms=clock.unix_ms,
-        linearizable=ask.linearizable,
-        stale=stale,
-    )

@@ -24,9 +24,10 @@ import msgspec
 from chain.errors import Quarantined, StorageFailure
 from chain.load import load
 from chain.needs import Loaded, Needs
+from chain.reads import read_balance
 from chain.store import Write, create_or_check
 from hopchain.wire import AskBalance, Submit, SubmitChange
-from netsim.calls import CallObserver, Calls, Done, balance_of
+from netsim.calls import CallObserver, Calls, Done
 from netsim.checks import Watch
 from netsim.connections import Connections
 from netsim.disk import COMMIT_S, Choose, Disk, cut_places, make_directory
@@ -38,6 +39,7 @@ from node.core import Core
 from node.effects import Stage
 from node.events import Caller, ClientBalance, ClientChange, ClientSubmit, Event, FromPeer
 from node.messages import Message, decode_frame_untrusted, encode_frames, encode_message
+from node.serving import balance_answer
 from node.start import read_start
 from node.turn import Now
 from routing.keyspace import NodeId, node_id_of
@@ -338,7 +340,9 @@ class World:
             self.calls.end(answer.caller.number, answer.body)
         for read in stage.reads:
             assert node.core is not None
-            self.calls.end(read.caller.number, balance_of(node.disk.conn, node.core, read.ask, self._clock(node)))
+            found = read_balance(node.disk.conn, read.ask.account)
+            body = balance_answer(found, read.ask, node.core, self.genesis, self._clock(node))
+            self.calls.end(read.caller.number, body)
 
     def _transmit(self, node: SimNode, peer: NodeId, raw: bytes, kind: str) -> None:
         target = self.nodes[self.index_of[peer]]

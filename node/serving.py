@@ -159,26 +159,7 @@ class Serving:
 
     async def _balance(self, ask: wire.AskBalance) -> wire.ReplyBody:
         found = await self._found(ask.account)
-        stale = self._stale and not ask.linearizable  # that was asked of a majority just now
-        if found is None:
-            return wire.NotFound(f"account {ask.account}", stale)
-        return wire.Balance(
-            account=found.name,
-            asset=found.asset,
-            scale=_scale(self._genesis, found.asset),
-            issuer=found.issuer,
-            settled=found.settled,
-            incoming=found.incoming,
-            incoming_count=found.incoming_count,
-            tip=found.tip,
-            height=found.height,
-            link_epoch=found.epoch,
-            time_ms=found.time_ms,
-            epoch=self._core.view.epoch,
-            as_of_ms=self._clock().unix_ms,
-            linearizable=ask.linearizable,
-            stale=stale,
-        )
+        return balance_answer(found, ask, self._core, self._genesis, self._clock())
 
     async def _state(self) -> StateDigest:
         """One digest for all who wait when it begins, then none for as long as it took: the log of the database begins
@@ -240,6 +221,33 @@ class Serving:
     def _members(self, ask: wire.AskMembers) -> wire.Members:
         views = [view for view in self._core.views if view.epoch >= ask.from_epoch][: wire.MAX_VIEWS_PAGE]
         return wire.Members(self._core.view.epoch, tuple(map(_view_line, views)), self._stale)
+
+
+def balance_answer(
+    found: FoundBalance | None, ask: wire.AskBalance, core: Core, genesis: Genesis, now: Now
+) -> wire.Balance | wire.NotFound:
+    """What a node answers when this is the balance it has. Made when the replica was read: others may have gone on
+    without the node since, unless a majority was asked just now. A node that was removed always says so."""
+    stale = not core.is_current(now) and (not ask.linearizable or core.membership.removed_in > 0)
+    if found is None:
+        return wire.NotFound(f"account {ask.account}", stale)
+    return wire.Balance(
+        account=found.name,
+        asset=found.asset,
+        scale=_scale(genesis, found.asset),
+        issuer=found.issuer,
+        settled=found.settled,
+        incoming=found.incoming,
+        incoming_count=found.incoming_count,
+        tip=found.tip,
+        height=found.height,
+        link_epoch=found.epoch,
+        time_ms=found.time_ms,
+        epoch=core.view.epoch,
+        as_of_ms=now.unix_ms,
+        linearizable=ask.linearizable,
+        stale=stale,
+    )
 
 
 def _view_line(view: View) -> wire.ViewLine:

@@ -4,9 +4,10 @@ import pytest
 
 from hopchain.wire import AT_ONCE, AskBalance, Balance, NotFound, NotStarted, ReplyBody
 from netsim.calls import Asked, Calls
-from netsim.plan import Plan
+from netsim.plan import Hold, Plan
 from netsim.violation import Violation
 from netsim.world import World
+from node.peers import CURRENT_S, PING_EVERY_S
 
 ASK = AskBalance("mint", False, AT_ONCE, 1000)
 ANSWER = NotStarted(b"", "busy", "")
@@ -96,3 +97,16 @@ def test_what_is_answered_twice_is_a_violation() -> None:
         world.run_for(0.1)
         with pytest.raises(Violation, match=f"I10: call {call} is answered twice"):
             world.calls.end(call, ANSWER)
+
+
+def test_a_node_that_lags_says_so_of_what_it_reads_alone_and_not_of_what_it_asked_a_majority_for() -> None:
+    answers: list[ReplyBody] = []
+    with World(Plan(1, 3, 3)) as world:
+        world.run_for(1.0)
+        world.network.hold(Hold(world.now, ("pong",), (0, 1), (2,), float("inf"), drop=True))
+        world.run_for(CURRENT_S + PING_EVERY_S)
+        world.read(2, ASK, answers.append)
+        world.read(2, AskBalance("mint", True, AT_ONCE, 1000), answers.append)
+        world.run_for(1.0)
+    stale = {body.linearizable: body.stale for body in answers if isinstance(body, Balance)}
+    assert stale == {False: True, True: False}

@@ -300,6 +300,17 @@ async def test_what_is_read_is_stale_unless_a_majority_of_the_members_can_be_rea
     assert await stale(), "a member says that there is a newer view without this node"
 
 
+async def test_who_was_removed_says_so_of_a_balance_for_which_a_majority_was_asked(
+    serving: Serving, core: Core
+) -> None:
+    ask = wire.AskBalance("alice", linearizable=True)
+    before = await serving.answer(ask)
+    hear(core, ToldRemoved(PEER, 5))
+    after = await serving.answer(ask)
+    assert isinstance(before, wire.Balance) and isinstance(after, wire.Balance)
+    assert (before.stale, after.stale) == (False, True)
+
+
 async def test_what_a_guest_shows_is_stale_until_it_keeps_up_with_a_majority(serving: Serving, bank: Bank) -> None:
     guest = Core(STRANGER, GENESIS, VIEW, random.Random(1), Start([], 7, {}, {}), Now(0.0, 0))
     served = serve(guest, serving._reader)
