@@ -66,8 +66,16 @@ class Disk:
         """Durable when it returns."""
         commit(self.conn, writes)
 
-    def fail_full(self, writes: Sequence[Write]) -> None:
-        """Commit on a disk without room: raises `StorageFailure` when a page more is needed, else commits."""
+    def fail(self, error: str, writes: Sequence[Write], rng: random.Random) -> None:
+        """Commit on a disk with this error (`netsim.plan.DiskError`); raises `StorageFailure`, unless it is a full one
+        with room for this."""
+        if error == "full":
+            self._fail_full(writes)
+        else:
+            self._fail_sync(writes, rng)
+
+    def _fail_full(self, writes: Sequence[Write]) -> None:
+        """Without room: fails when a page more is needed."""
         (pages,) = self.conn.execute("PRAGMA page_count").fetchone()
         self.conn.execute(f"PRAGMA max_page_count = {pages}")
         try:
@@ -75,7 +83,7 @@ class Disk:
         finally:
             self.conn.execute(f"PRAGMA max_page_count = {2**30}")
 
-    def fail_sync(self, writes: Sequence[Write], rng: random.Random) -> None:
+    def _fail_sync(self, writes: Sequence[Write], rng: random.Random) -> None:
         """A sync fails: that of the log, and nothing is written, or that of the checkpoint after it, and everything is.
         Always raises."""
         if rng.random() < 0.5:

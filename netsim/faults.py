@@ -15,7 +15,6 @@ import msgspec
 
 from chain.seal import load_active, load_seen
 from netsim.changes import Operator, Wish
-from netsim.disk import COMMIT_S
 from netsim.losses import can_lose
 from netsim.plan import (
     Add,
@@ -69,29 +68,11 @@ class Faults:
             self._world.happened[type(fault).__name__] += 1
         match fault:
             case Cut() | Clog() | Hold() | WeatherChange():
-                self._hit_network(fault, start + fault.until)
+                self._world.hit_network(fault, start)
             case Add() | Remove() | Die() | Bury():
                 self._change_members(fault)
             case _:
                 self._hit_node(fault, self._world.nodes[fault.node], start)
-
-    def _hit_network(self, fault: Cut | Clog | Hold | WeatherChange, until: float) -> None:
-        world, network = self._world, self._world.network
-        match fault:
-            case Cut():
-                network.cut(fault)
-                world.at(until, lambda: self._end_cut(fault))
-            case Clog():
-                network.clog(msgspec.structs.replace(fault, until=until))
-            case Hold():
-                network.hold(msgspec.structs.replace(fault, until=until))
-            case WeatherChange():
-                before, network.weather = network.weather, fault.weather
-                world.at(until, lambda: setattr(network, "weather", before))
-
-    def _end_cut(self, fault: Cut) -> None:
-        self._world.network.heal(fault)
-        self._world.connections.make()
 
     def _hit_node(
         self,
@@ -106,18 +87,14 @@ class Faults:
                 world.crash(node, start + fault.until)
             case Kill():
                 if node.core is not None:
-                    node.armed = msgspec.structs.replace(fault, until=start + fault.until)
+                    node.hit(fault, start)
             case KillAtCommit():
                 node.counted.append(msgspec.structs.replace(fault, number=node.commits + fault.number))
             case Pause():
                 node.paused_until = start + fault.until
                 world.at(node.paused_until, lambda: world.wake(node))
-            case ClockJump():
-                node.skew_ms += fault.ms
-            case SlowDisk():
-                node.commit_s, node.slow_until = (fault.commit_s, fault.commit_s), start + fault.until
-            case DiskError():
-                node.armed = msgspec.structs.replace(fault, until=start + fault.until)
+            case ClockJump() | SlowDisk() | DiskError():
+                node.hit(fault, start)
             case Rollback():
                 copy = node.disk.copy() if fault.disk == "old" else None
                 seen = load_seen(copy) if copy is not None else ()  # also of a node that is down
@@ -217,13 +194,11 @@ class Faults:
     def heal(self, nodes: Sequence[int]) -> None:
         """These nodes work from now on, and every path between them."""
         world = self._world
-        if len(nodes) == len(world.nodes):
-            world.network.heal_all()
-        else:
-            world.network.heal_among(nodes)
+        world.heal_network(nodes)
         for node in (world.nodes[index] for index in nodes):
-            node.armed, node.commit_s, node.paused_until = None, COMMIT_S, world.now
+            node.mend()
             node.counted.clear()
+            node.paused_until = world.now
             if node.core is None and node.begun and not node.gone and not node.must_go:
                 world.start(node)
             world.wake(node)

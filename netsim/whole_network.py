@@ -19,22 +19,19 @@ from contextvars import ContextVar
 from sqlite3 import Connection
 from typing import Concatenate, Final, ParamSpec, TypeVar, cast
 
-import msgspec
 import trio
 import trio_asyncio
 
 from chain.errors import LocalMisuse, StorageFailure
 from chain.reads import count_accounts, list_accounts, read_balance
-from chain.store import Write, commit, create_or_check
+from chain.store import Write, commit
 from hopchain import wire
 from netsim.calls import Calls, Done
 from netsim.checks import Watch
 from netsim.datagrams import DatagramNetwork
-from netsim.disk import COMMIT_S, Disk, make_directory
-from netsim.names import EPOCH_MS, make_genesis, node_name, public_key
-from netsim.network import Network
 from netsim.plain import plain_context
 from netsim.plan import ClockJump, Clog, Cut, DiskError, Fault, Kill, Plan, SlowDisk, WeatherChange
+from netsim.simulation import Simulation
 from netsim.streams import CLIENT, HostTcp, StreamNetwork
 from netsim.timeline import Timeline
 from netsim.whole_node import WholeNode
@@ -48,10 +45,9 @@ from node.messages import decode_frame_untrusted
 from node.running import Ports, RunningNode
 from node.start import read_start
 from node.tls import start_tls
-from node.turn import Now
-from routing.keyspace import NodeId, node_id_of
-from routing.view import View, encode_view, first_view, member_of
+from routing.keyspace import NodeId
 
+WholeFault = Cut | Clog | Kill | ClockJump | SlowDisk | DiskError | WeatherChange
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -65,26 +61,19 @@ _NETWORK_KEY: Final = hashlib.sha256(b"netsim network key").digest()
 _running_node: ContextVar[int] = ContextVar("running_node")
 
 
-class WholeNetwork:
+class WholeNetwork(Simulation):
     """A network of whole nodes that follows a plan, inside `simulate`. Clients use `submit` and `read`.
 
     `after_step(node, number)` is called after each step of a task of a node; the number counts that node's.
     """
 
     def __init__(self, plan: Plan, stack: ExitStack) -> None:
-        self.plan = plan
-        self.rng = random.Random(plan.seed)
-        self.network = Network(random.Random(self.rng.random()), plan.weather)
+        super().__init__(plan)
         self.timeline = Timeline()
-        self._trace = hashlib.sha256()
         self.tcp = StreamNetwork(self.timeline, self.network, random.Random(self.rng.random()), self._arrived)
         self.datagrams = DatagramNetwork(self.timeline, self.network, self._arrived)
         self.after_step: Callable[[int, int], None] | None = None
         self.steps: Counter[int] = Counter()
-        names = [node_name(i) for i in range(plan.nodes)]
-        self.genesis = make_genesis(names, plan.k)
-        self.network_id = self.genesis.network_id
-        self.view: View = first_view(self.network_id, plan.k, [member_of(public_key(name)) for name in names])
         self.observer = self.watch = Watch(self.genesis, self.view)
         self.nodes: list[WholeNode] = [self._make_node(i, stack) for i in range(plan.nodes)]
         self._client = HostTcp(self.tcp, CLIENT)
@@ -92,10 +81,7 @@ class WholeNetwork:
         self.calls = Calls(self)
 
     def _make_node(self, index: int, stack: ExitStack) -> WholeNode:
-        directory = make_directory(stack) if self.plan.files else None
-        view = (self.view.hash, encode_view(self.view))
-        node_id = node_id_of(public_key(node_name(index)))
-        disk = Disk(lambda conn: create_or_check(conn, self.genesis, node_id, view), directory)
+        disk = self._make_disk(index, stack)
         stack.callback(disk.close)
         return WholeNode(index, disk)
 
@@ -120,18 +106,9 @@ class WholeNetwork:
         """Do something at a simulated time."""
         self.timeline.at(when, act)
 
-    def note(self, *fields: object) -> None:
-        """Add something to the trace: its repr is deterministic."""
-        self._trace.update(repr((round(self.now, 9), *fields)).encode())
-
     def _arrived(self, source: int, target: int, data: bytes) -> None:
         self._trace.update(b"%d %d %.9f " % (source, target, self.now))
         self._trace.update(data)
-
-    @property
-    def trace_hash(self) -> str:
-        """SHA-256 over all that has arrived anywhere, hex."""
-        return self._trace.copy().hexdigest()
 
     # --- processes ---
 
@@ -157,7 +134,7 @@ class WholeNetwork:
             node.disk.restart()
         conn = node.disk.conn
         node.tcp, node.datagrams = self.tcp.host(node.index), self.datagrams.of(node.index)
-        core = Core(node.id, self.genesis, self.view, self._rng(), read_start(conn), self._clock(node))
+        core = Core(node.id, self.genesis, self.view, self._rng(), read_start(conn), node.clock(self.now))
         self.watch.started(node.index, conn, self.now)
         running = node.running = RunningNode(self._config(node), self.genesis, node.id, core, self._ports(node))
         assert running.driver.mesh is not None
@@ -191,7 +168,7 @@ class WholeNetwork:
         assert node.datagrams is not None
         database = _InlineDatabase(self, node)
         return Ports(
-            clock=lambda: self._clock(node),
+            clock=lambda: node.clock(self.now),
             rng=self._rng(),
             boot=self.rng.randbytes(16),
             contexts=node.contexts,
@@ -202,9 +179,6 @@ class WholeNetwork:
             tcp=node.tcp,
             datagrams=node.datagrams,
         )
-
-    def _clock(self, node: WholeNode) -> Now:
-        return Now(self.now, EPOCH_MS + int(self.now * 1000) + node.skew_ms)
 
     def kill(self, node: WholeNode, until: float) -> None:
         """The process ends where it stands, and starts again at `until`."""
@@ -235,47 +209,33 @@ class WholeNetwork:
 
     def schedule(self, fault: Fault, start: float) -> None:
         """Let a fault happen; its times count from `start`. `LocalMisuse` for one that whole nodes do not have."""
-        if not isinstance(fault, Cut | Clog | Kill | ClockJump | SlowDisk | DiskError | WeatherChange):
+        if not isinstance(fault, WholeFault):
             raise LocalMisuse(
                 f"whole nodes know no fault {type(fault).__name__}: run the plan with cores alone, or leave it out"
             )
         self.at(start + fault.at, lambda: self._begin(fault, start))
 
-    def _begin(self, fault: Fault, start: float) -> None:
+    def _begin(self, fault: WholeFault, start: float) -> None:
         self.note("fault", repr(fault))
         match fault:
-            case Cut():
-                self.cut(fault)
-                self.at(start + fault.until, lambda: self.network.heal(fault))
-            case Clog():
-                self.network.clog(msgspec.structs.replace(fault, until=start + fault.until))
+            case Cut() | Clog() | WeatherChange():
+                self.hit_network(fault, start)
             case Kill(point="idle"):
                 self.kill(self.nodes[fault.node], start + fault.until)
-            case Kill() | DiskError():
-                self.nodes[fault.node].armed = msgspec.structs.replace(fault, until=start + fault.until)
-            case ClockJump():
-                self.nodes[fault.node].skew_ms += fault.ms
-            case SlowDisk():
-                node = self.nodes[fault.node]
-                node.commit_s, node.slow_until = (fault.commit_s, fault.commit_s), start + fault.until
-            case WeatherChange():
-                before, self.network.weather = self.network.weather, fault.weather
-                self.at(start + fault.until, lambda: setattr(self.network, "weather", before))
+            case _:
+                self.nodes[fault.node].hit(fault, start)
 
     def cut(self, fault: Cut) -> None:
         """Cut paths, and reset some of the connections over them."""
-        self.network.cut(fault)
+        super().cut(fault)
         self.tcp.cut_happened()
 
     def heal(self, nodes: Sequence[int]) -> None:
         """These nodes work from now on, and every path between them."""
-        if len(nodes) == len(self.nodes):
-            self.network.heal_all()
-        else:
-            self.network.heal_among(nodes)
+        self.heal_network(nodes)
         for index in nodes:
             node = self.nodes[index]
-            node.armed, node.commit_s = None, COMMIT_S
+            node.mend()
             if node.core is None:
                 self.start(node)
             else:
@@ -285,11 +245,8 @@ class WholeNetwork:
 
     async def commit(self, node: WholeNode, writes: tuple[Write, ...]) -> None:
         """A commit takes time; a fault may fall before, within or after it."""
-        fast, slow = node.commit_s if node.slow_until > self.now else COMMIT_S
-        await trio.sleep(self.rng.uniform(fast, slow))
-        armed, node.armed = node.armed, None
-        if isinstance(armed, DiskError) and armed.is_over(self.now):
-            armed = None
+        await trio.sleep(self.rng.uniform(*node.commit_s(self.now)))
+        armed, node.armed = node.armed_at(self.now), None
         if isinstance(armed, DiskError):
             self._fail_disk(node, writes, armed)
             node.armed = armed  # a full disk, which had room for this
@@ -310,10 +267,7 @@ class WholeNetwork:
     def _fail_disk(self, node: WholeNode, writes: tuple[Write, ...], fault: DiskError) -> None:
         """Commit unless the disk fails; then the process ends itself with `StorageFailure`."""
         try:
-            if fault.error == "full":
-                node.disk.fail_full(writes)
-            else:
-                node.disk.fail_sync(writes, self.rng)
+            node.disk.fail(fault.error, writes, self.rng)
         except StorageFailure:
             self.kill(node, fault.until)
             raise

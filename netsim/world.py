@@ -10,7 +10,6 @@ Beside it: what breaks (`netsim.faults`), who is connected (`netsim.connections`
 (`netsim.calls`).
 """
 
-import hashlib
 import random
 import sqlite3
 from collections import Counter, deque
@@ -25,25 +24,22 @@ from chain.errors import Quarantined, StorageFailure
 from chain.load import load
 from chain.needs import Loaded, Needs
 from chain.reads import read_balance
-from chain.store import Write, create_or_check
+from chain.store import Write
 from hopchain.wire import AskBalance, Submit, SubmitChange
 from netsim.calls import CallObserver, Calls, Done
 from netsim.checks import Watch
 from netsim.connections import Connections
-from netsim.disk import COMMIT_S, Choose, Disk, cut_places, make_directory
-from netsim.names import EPOCH_MS, make_genesis, node_name, public_key
-from netsim.network import Network
-from netsim.plan import DiskError, Kill, KillAtCommit, Plan
+from netsim.disk import Choose, cut_places
+from netsim.plan import Cut, DiskError, Kill, KillAtCommit, Plan
 from netsim.sim_node import SimNode
+from netsim.simulation import Simulation
 from node.core import Core
 from node.effects import Stage
 from node.events import Caller, ClientBalance, ClientChange, ClientSubmit, Event, FromPeer
 from node.messages import Message, decode_frame_untrusted, encode_frames, encode_message
 from node.serving import balance_answer
 from node.start import read_start
-from node.turn import Now
-from routing.keyspace import NodeId, node_id_of
-from routing.view import View, encode_view, first_view, member_of
+from routing.keyspace import NodeId
 
 # In a simulated second, for each ten nodes. Hundreds are usual, so above it messages breed messages.
 MAX_ACTIONS_PER_S = 100_000
@@ -63,30 +59,24 @@ class Observer(CallObserver, Protocol):
     def died(self, node: int) -> None: ...
 
 
-class World:
+class World(Simulation):
     """A network of cores of the size, weather and seed of a plan. `run_for` lets time pass; clients use `submit` and
     `read`."""
 
+    now = 0.0
+
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.now = 0.0
-        self.rng = random.Random(plan.seed)
-        self.network = Network(random.Random(self.rng.random()), plan.weather)
+        super().__init__(plan)
         self.events = 0
         self.happened: Counter[str] = Counter()  # faults, by kind
         self.last_words: list[tuple[float, int, str]] = []  # when which process ended by itself, and what it said
         self._this_second = 0
-        self._trace = hashlib.sha256()
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = 0
         self.calls = Calls(self)
         self.connections = Connections(self)
         self._stack = ExitStack()
-        names = [node_name(i) for i in range(plan.nodes)]
-        self.genesis = make_genesis(names, plan.k)
-        self.network_id = self.genesis.network_id
-        self.view: View = first_view(self.network_id, plan.k, [member_of(public_key(name)) for name in names])
-        self.nodes = [self._make_node(i, node_id_of(public_key(node_name(i)))) for i in plan.everybody]
+        self.nodes = [SimNode(i, self._make_disk(i, self._stack)) for i in plan.everybody]
         self.index_of = {node.id: node.index for node in self.nodes}
         self.watch = Watch(self.genesis, self.view, [node.id for node in self.nodes[plan.nodes :]])
         self.observer: Observer = self.watch  # a recorder may stand in front of it
@@ -102,11 +92,6 @@ class World:
         for node in self.nodes:
             node.disk.close()
         self._stack.close()
-
-    def _make_node(self, index: int, node_id: NodeId) -> SimNode:
-        directory = make_directory(self._stack) if self.plan.files else None
-        view = (self.view.hash, encode_view(self.view))
-        return SimNode(index, node_id, Disk(lambda conn: create_or_check(conn, self.genesis, node_id, view), directory))
 
     # --- time ---
 
@@ -134,14 +119,10 @@ class World:
         """The faults that happened, by kind; what was planned and found nothing to break does not count."""
         return self.happened + Counter(Loss=self.network.lost, Repeat=self.network.repeated)
 
-    @property
-    def trace_hash(self) -> str:
-        """SHA-256 over all that has happened, hex."""
-        return self._trace.copy().hexdigest()
-
-    def note(self, *fields: object) -> None:
-        """Add something to the trace: its repr is deterministic."""
-        self._trace.update(repr((round(self.now, 9), *fields)).encode())
+    def end_cut(self, fault: Cut) -> None:
+        """The paths of a cut get through again, and connections over them can stand."""
+        super().end_cut(fault)
+        self.connections.make()
 
     # --- processes ---
 
@@ -182,7 +163,7 @@ class World:
         conn = node.disk.conn
         start = read_start(conn)
         rng = random.Random(self.rng.random())
-        node.core = Core(node.id, self.genesis, self.view, rng, start, self._clock(node))
+        node.core = Core(node.id, self.genesis, self.view, rng, start, node.clock(self.now))
         node.core.introduce(b"", seeds=node.must_go)  # whatever its disk forgot, its config names the others
         node.contacts = frozenset()
         self.observer.started(node.index, conn, self.now)
@@ -197,9 +178,6 @@ class World:
         self.crash(node, float("inf"))
 
     # --- turns ---
-
-    def _clock(self, node: SimNode) -> Now:
-        return Now(self.now, EPOCH_MS + int(self.now * 1000) + node.skew_ms)
 
     def arrive(self, node: SimNode, event: Event) -> None:
         """An event waits for the next turn of a node; for one that is down it is lost."""
@@ -226,7 +204,7 @@ class World:
             self.wake(node)
             return
         events, node.inbox = node.inbox, []
-        clock = self._clock(node)
+        clock = node.clock(self.now)
         self.events += len(events)
         node.turns += 1
         needs = node.core.needs(events, clock)
@@ -248,8 +226,7 @@ class World:
         if not stages:
             self._next(node)
             return
-        fast, slow = node.commit_s if node.slow_until > self.now else COMMIT_S
-        self.at(self.now + self.rng.uniform(fast, slow), lambda: self._finish(node, life, stages))
+        self.at(self.now + self.rng.uniform(*node.commit_s(self.now)), lambda: self._finish(node, life, stages))
 
     def _finish(self, node: SimNode, life: int, stages: deque[Stage]) -> None:
         """A commit is over, unless the process is: then send, and go on."""
@@ -257,9 +234,7 @@ class World:
             return
         stage = stages.popleft()
         node.commits += 1
-        armed = node.armed
-        if isinstance(armed, DiskError) and armed.is_over(self.now):
-            armed = None
+        armed = node.armed_at(self.now)
         for counted in node.counted:
             if counted.number == node.commits:
                 self._die_at(node, stage, counted)
@@ -307,10 +282,7 @@ class World:
     def _fail_disk(self, node: SimNode, stage: Stage, fault: DiskError) -> bool:
         """True when the disk failed and the process is gone."""
         try:
-            if fault.error == "full":
-                node.disk.fail_full(stage.persist)
-            else:
-                node.disk.fail_sync(stage.persist, self.rng)
+            node.disk.fail(fault.error, stage.persist, self.rng)
         except StorageFailure as failure:
             self.last_words.append((self.now, node.index, str(failure)))
             self.happened[f"DiskError.{fault.error}"] += 1
@@ -341,7 +313,7 @@ class World:
         for read in stage.reads:
             assert node.core is not None
             found = read_balance(node.disk.conn, read.ask.account)
-            body = balance_answer(found, read.ask, node.core, self.genesis, self._clock(node))
+            body = balance_answer(found, read.ask, node.core, self.genesis, node.clock(self.now))
             self.calls.end(read.caller.number, body)
 
     def _transmit(self, node: SimNode, peer: NodeId, raw: bytes, kind: str) -> None:

@@ -26,7 +26,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 def test_a_sync_that_fails_loses_nothing_that_was_there(disk: Disk, tmp_path: Path, seed: int, seq: int) -> None:
     before = (tmp_path / "life-0.db").read_bytes()
     with pytest.raises(StorageFailure, match="SQLITE_IOERR_FSYNC"):
-        disk.fail_sync([CursorRow(NODE, 2)], random.Random(seed))
+        disk.fail("fsync", [CursorRow(NODE, 2)], random.Random(seed))
     if seq == 2:
         assert (tmp_path / "life-1.db").read_bytes() == before
     disk.restart()
