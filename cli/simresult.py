@@ -148,6 +148,8 @@ def _say(out: Output, told: _Told) -> None:
     for what, path in (("report", told.report_path), ("picture", told.plot_path)):
         if path is not None:
             out.say(f"{what}: {path}")
+    if performance.raised:
+        out.say(performance.raised.rstrip())
     out.say(f"trace {performance.trace}")
     if not told.ok:
         out.say(f"again: {told.again}", colour="red", bold=True)

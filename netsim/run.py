@@ -12,8 +12,8 @@ from chain.audit import audit
 from hopchain.wire import Recorded
 from netsim.faults import Faults
 from netsim.load import Clients, open_and_fund
-from netsim.plan import Add, Plan
-from netsim.violation import Violation
+from netsim.plan import Add, Plan, Weather
+from netsim.violation import Violation, broken_rule
 from netsim.world import World
 from routing.view import majority
 
@@ -52,10 +52,8 @@ def run_plan(plan: Plan) -> Result:
     with bounds(plan), world:
         try:
             play(world)
-        except Violation as violation:
-            rule, problem = violation.rule, violation.text
         except Exception as error:  # noqa: BLE001  a node that raises, whatever it is, is what a run looks for
-            rule, problem = type(error).__name__, str(error) or repr(error)
+            rule, problem = broken_rule(error)
         recorded = [c.answer for c in watch.calls.values() if isinstance(c.answer, Recorded)]
         return Result(
             seed=plan.seed,
@@ -93,7 +91,7 @@ def play(world: World) -> None:
     plan, watch = world.plan, world.watch
     rng = random.Random(world.rng.random())
     clients = Clients(world, plan.load, rng, watch.ledger.spendable)
-    calm, world.network.weather = world.network.weather, type(plan.weather)()
+    calm, world.network.weather = world.network.weather, Weather()
     world.run_for(1.0)
     open_and_fund(world, clients)
     world.network.weather = calm
@@ -116,10 +114,7 @@ def play(world: World) -> None:
         _run_until_rest(world, faults, plan.heal_s, quiet_s=QUIET_S if ask_again else 0.0)
         check_rest(world, faults)
     if plan.seed % 5 == 0:
-        first = members_left(world)[0]
-        report = audit(world.nodes[first].disk.conn, genesis=world.genesis)
-        if not report.ok:
-            raise Violation("I2", f"the audit of node {first} says: {report}")
+        check_audit(world)
 
 
 def members_left(world: World) -> list[int]:
@@ -140,6 +135,14 @@ def check_rest(world: World, faults: Faults) -> None:
         if node.core is None:
             raise Violation("I13", f"node {node.index} is down")
         world.watch.at_rest(node.index, node.disk.conn, node.core.gauges())
+
+
+def check_audit(world: World) -> None:
+    """I2: the first node's database holds up when derived again from its links. Raises `Violation`."""
+    first = members_left(world)[0]
+    report = audit(world.nodes[first].disk.conn, genesis=world.genesis)
+    if not report.ok:
+        raise Violation("I2", f"the audit of node {first} says: {report}")
 
 
 def _run_until_rest(world: World, faults: Faults, seconds: float, quiet_s: float) -> None:

@@ -7,12 +7,11 @@ end.
 
 import random
 from collections.abc import Callable
+from traceback import format_exception
 from typing import Final
 
 import msgspec
 
-from chain.audit import audit
-from chain.errors import HopchainError
 from chain.request import (
     ANY_TIP,
     Posting,
@@ -32,9 +31,9 @@ from netsim.names import ISSUER, key_of, public_key
 from netsim.plan import Plan, Weather
 from netsim.record import Recorder, Shown
 from netsim.roles import Roles
-from netsim.run import bounds, check_rest, members_left, play
+from netsim.run import bounds, check_audit, check_rest, members_left, play
 from netsim.scenario import FaultStep, Moment, RequestStep, Scenario
-from netsim.violation import Violation
+from netsim.violation import Violation, broken_rule
 from netsim.world import World
 
 TICK_S: Final = 0.25  # simulated seconds between two reports of progress
@@ -69,7 +68,8 @@ class Stopped(Exception):
 
 class Performance(msgspec.Struct, frozen=True):
     """What came of a run. `rule` and `problem` are empty when no rule was broken. `calls`: the calls of each request
-    of the scenario; `ids`: their request ids. `nothing_came`: steps of the scenario that did nothing, and why."""
+    of the scenario; `ids`: their request ids. `raised`: the traceback of an error that is no `Violation`;
+    `nothing_came`: steps of the scenario that did nothing, and why."""
 
     name: str
     title: str
@@ -84,6 +84,7 @@ class Performance(msgspec.Struct, frozen=True):
     calls: dict[str, list[int]]
     ids: dict[str, list[bytes]]
     balances: dict[str, int]
+    raised: str = ""
     nothing_came: tuple[str, ...] = ()
 
     @property
@@ -136,7 +137,7 @@ def _perform(
     stage: "_Stage | None",
 ) -> Performance:
     world = record.world
-    rule = problem = ""
+    rule = problem = raised = ""
     complete = True
     if progress is not None or until is not None:
         _tick(world, progress, until)
@@ -145,10 +146,9 @@ def _perform(
             act()
         except Stopped:
             complete = False
-        except Violation as violation:
-            rule, problem = violation.rule, violation.text
-        except (AssertionError, HopchainError) as error:
-            rule, problem = type(error).__name__, str(error) or repr(error)
+        except Exception as error:  # noqa: BLE001  as in `netsim.run.run_plan`
+            rule, problem = broken_rule(error)
+            raised = "" if isinstance(error, Violation) else "".join(format_exception(error))
         return Performance(
             name=name,
             title=title,
@@ -163,6 +163,7 @@ def _perform(
             calls=stage.calls if stage is not None else {},
             ids=stage.ids if stage is not None else {},
             balances=_available(record.watch),
+            raised=raised,
             nothing_came=stage.nothing_came() if stage is not None and complete and not rule else (),
         )
 
@@ -254,7 +255,8 @@ class _Stage:
         for signed in [s for many in self._signed.values() for s in many]:
             world.submit(self._rng.choice(everybody), Submit(signed.raw, signed.signature, SETTLE_TIMEOUT_MS))
         world.run_for(plan.heal_s)
-        self._rest()
+        check_rest(world, self._faults)
+        check_audit(world)
 
     def nothing_came(self) -> tuple[str, ...]:
         """The faults and requests of which nothing came in the whole run, and why, for people."""
@@ -277,14 +279,6 @@ class _Stage:
         """False when no fault of a kind that is counted when something comes of it happened."""
         names = {name.partition(".")[0] for name, count in self._world.happened.items() if count}
         return kind not in _COUNTED or _COUNTED[kind] in names
-
-    def _rest(self) -> None:
-        world = self._world
-        check_rest(world, self._faults)
-        first = members_left(world)[0]
-        report = audit(world.nodes[first].disk.conn, genesis=world.genesis)
-        if not report.ok:
-            raise Violation("I2", f"the audit of node {first} says: {report}")
 
     # --- before the faults ---
 

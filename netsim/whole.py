@@ -17,12 +17,11 @@ import trio
 import trio.testing
 from trio._core import _run as trio_run  # its random generator is the seam that trio has for this
 
-from chain.errors import HopchainError
 from hopchain import wire
 from netsim.load import Clients
 from netsim.plan import Plan, Weather
 from netsim.run import Result
-from netsim.violation import Violation
+from netsim.violation import broken_rule
 from netsim.whole_network import START_S, Steps, WholeNetwork
 
 T = TypeVar("T")
@@ -106,12 +105,9 @@ def run_whole(plan: Plan, play: Play = play_plan) -> WholeResult:
             simulate(plan.seed, main, Steps(network))
         except BaseExceptionGroup as group:
             error = _first(group)
-            if isinstance(error, Violation):
-                rule, problem = error.rule, error.text
-            elif isinstance(error, AssertionError | HopchainError | trio.TooSlowError):
-                rule, problem = type(error).__name__, str(error) or repr(error)
-            else:
+            if not isinstance(error, Exception):
                 raise
+            rule, problem = broken_rule(error)
         recorded = [c.answer for c in network.watch.calls.values() if isinstance(c.answer, wire.Recorded)]
         return WholeResult(
             seed=plan.seed,

@@ -7,11 +7,16 @@ import msgspec
 import pytest
 
 from chain.errors import LocalMisuse
-from netsim.plan import decode_plan, encode_plan
+from chain.needs import Loaded
+from netsim.plan import Plan, decode_plan, encode_plan
 from netsim.roles import FIXED, Roles
+from netsim.run import run_plan
 from netsim.scenario import EXPECTS, FAULTS, REQUESTS, TOP, read_scenario
-from netsim.stage import perform
+from netsim.stage import perform, perform_plan
 from netsim.verdict import judge, not_judged
+from node.core import Core
+from node.effects import Effects
+from node.turn import Now
 
 SMALL = """
 title = "one payment"
@@ -210,6 +215,20 @@ def test_progress_and_until_leave_the_trace_alone() -> None:
     assert (part.complete, part.ended_at, part.rule) == (False, 1.7, "")
     assert [v.name for v in judge(part, scenario) if v.name.startswith("expect")] == []
     assert "1.70 s" in judge(part, scenario)[0].found
+
+
+def test_a_node_that_raises_whatever_it_is_ends_a_run_and_is_told_with_its_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = Plan(1, nodes=3, k=3)
+
+    def step(self: Core, loaded: Loaded, now: Now) -> Effects:
+        raise KeyError("nowhere")
+
+    monkeypatch.setattr(Core, "step", step)
+    performance, result = perform_plan(plan, "raises"), run_plan(plan)
+    assert (performance.rule, performance.problem) == (result.rule, result.problem) == ("KeyError", "'nowhere'")
+    assert performance.raised.endswith("in step\n    raise KeyError(\"nowhere\")\nKeyError: 'nowhere'\n")
 
 
 def test_every_kind_of_fault_begins() -> None:
