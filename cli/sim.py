@@ -142,6 +142,11 @@ def replay(
     plan = draw_plan(seed)
     with _progress(out, f"seed {seed}", planned_s(plan, scenario=False)) as advance:
         performance = perform_plan(plan, f"seed-{seed}", progress=advance, until=until_s)
+    if follow is not None and follow not in performance.balances:
+        had = ", ".join(performance.balances)
+        usage(
+            f"--follow {follow}: at its end, after {performance.ended_at:.2f} s, this run has only the accounts {had}"
+        )
     command = _command("replay", str(seed), until=until_s)
     raise SystemExit(show(out, performance, None, command, report_path, plot_path, follow=follow))
 
@@ -237,7 +242,7 @@ def swarm(out: Output, seeds: int, first: int, jobs: int | None, fleet: str | No
         ]
     )
     out.say(
-        "no rule was broken" if report.ok else f"{len(report.failures)} seeds broke a rule",
+        "no rule was broken" if report.ok else f"{counted(len(report.failures), 'seed')} broke a rule",
         colour="green" if report.ok else "red",
         bold=True,
     )
@@ -317,7 +322,7 @@ def _read_plan(name: str) -> "Plan":
     try:
         return decode_plan(Path(name).read_bytes())
     except OSError as error:
-        raise LocalMisuse(f"{name} cannot be read: {error}") from None
+        raise LocalMisuse(f"{name} cannot be read: {error.strerror}") from None
     except msgspec.MsgspecError as error:
         raise LocalMisuse(f"{name} is not a plan: {error}") from None
 

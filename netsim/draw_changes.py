@@ -24,7 +24,22 @@ from typing import Final
 import msgspec
 
 from netsim import draw_parts as parts
-from netsim.plan import Add, Bury, Cut, Die, Fault, Kill, KillAtCommit, Load, Plan, Remove, Rollback, Weather
+from netsim.plan import (
+    COMMIT_POINTS,
+    POINTS,
+    Add,
+    Bury,
+    Cut,
+    Die,
+    Fault,
+    Kill,
+    KillAtCommit,
+    Load,
+    Plan,
+    Remove,
+    Rollback,
+    Weather,
+)
 
 SPARES: Final = 4
 LAST_S: Final = 8.5  # when the last wish is made: what it takes longer is done in the healed network
@@ -136,7 +151,7 @@ def _trouble(story: _Story, everybody: int) -> None:
     for _ in range(rng.choice([2, 6, 15])):
         change = rng.choice(story.faults)
         at = max(0.0, change.at + rng.uniform(-0.3, 0.6))
-        kill = Kill(at, rng.randrange(everybody), at + rng.uniform(0.05, 2.0), rng.choice(parts.POINTS))
+        kill = Kill(at, rng.randrange(everybody), at + rng.uniform(0.05, 2.0), rng.choice(POINTS))
         story.faults.append(kill)
     for kind in rng.sample(
         [parts.cuts, parts.clogs, parts.pauses, parts.slow, parts.disk_errors], rng.choice([0, 1, 2])
@@ -150,7 +165,7 @@ def _naps(story: _Story, first: int) -> None:
     rng = story.rng
     for _ in range(rng.choice([4, 10, 20])):
         at = rng.uniform(0, LAST_S)
-        nap = Kill(at, rng.randrange(first), at + rng.uniform(0.2, 1.5), rng.choice(parts.POINTS[1:]))
+        nap = Kill(at, rng.randrange(first), at + rng.uniform(0.2, 1.5), rng.choice(COMMIT_POINTS))
         story.faults.append(nap)
 
 
@@ -214,7 +229,7 @@ def _joining(story: _Story) -> None:
                     at,
                     node,
                     story.rng.randint(1, 25),
-                    story.rng.choice(parts.POINTS[1:]),
+                    story.rng.choice(COMMIT_POINTS),
                     story.rng.choice([0.05, 0.5, 2.0]),
                     story.rng.randrange(8),
                 )
@@ -227,7 +242,7 @@ def _shadows(story: _Story) -> None:
     for _ in range(rng.choice([3, 5])):
         asleep = rng.choice(story.members)
         until = min(parts.FAULT_S, story.at + rng.uniform(0.3, 3.0))
-        story.faults.append(Kill(max(0.0, story.at - rng.uniform(0, 0.3)), asleep, until, rng.choice(parts.POINTS)))
+        story.faults.append(Kill(max(0.0, story.at - rng.uniform(0, 0.3)), asleep, until, rng.choice(POINTS)))
         if rng.random() < 0.6:
             story.remove()
         else:

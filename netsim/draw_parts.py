@@ -3,6 +3,8 @@
 import random
 
 from netsim.plan import (
+    COMMIT_POINTS,
+    POINTS,
     ClockJump,
     Clog,
     Cut,
@@ -17,7 +19,6 @@ from netsim.plan import (
 )
 
 FAULT_S = 10.0
-POINTS = ("idle", "before_commit", "in_commit", "after_commit", "sending")
 
 
 def node_count(rng: random.Random) -> int:
@@ -95,7 +96,7 @@ def kills(rng: random.Random, nodes: int) -> list[Fault]:
 def kill(rng: random.Random, nodes: int) -> list[Fault]:
     """A node dies within a turn and is back soon."""
     at = rng.uniform(0, FAULT_S)
-    return [Kill(at, rng.randrange(nodes), at + rng.uniform(0.05, 1.5), rng.choice(POINTS[1:]))]
+    return [Kill(at, rng.randrange(nodes), at + rng.uniform(0.05, 1.5), rng.choice(COMMIT_POINTS))]
 
 
 def pauses(rng: random.Random, nodes: int) -> list[Fault]:

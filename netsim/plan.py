@@ -7,29 +7,51 @@ first view before the spares. Changes of the members are in the list of faults t
 """
 
 from collections.abc import Iterable
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
+from msgspec import Meta
+
+MAX_NODES: Final = 64  # more lanes than this no picture shows
+# Of `Load`: the probabilities.
+SHARES: Final = (
+    "hot", "again", "overdraft", "pinned", "cancel", "nobody", "reopen", "forge", "read", "spend", "session", "expiring",
+)  # fmt: skip
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Seconds = Annotated[float, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0)]
+Node = Annotated[int, Meta(ge=0)]
+Size = Annotated[int, Meta(ge=1, le=MAX_NODES)]
+CommitPoint = Literal["before_commit", "in_commit", "after_commit", "sending"]
+Point = Literal["idle", "before_commit", "in_commit", "after_commit", "sending"]
+Error = Literal["full", "fsync"]
+OtherDisk = Literal["old", "emptied"]
+COMMIT_POINTS: Final[tuple[CommitPoint, ...]] = get_args(CommitPoint)
+POINTS: Final[tuple[Point, ...]] = get_args(Point)
+ERRORS: Final[tuple[Error, ...]] = get_args(Error)
+OTHER_DISKS: Final[tuple[OtherDisk, ...]] = get_args(OtherDisk)
 
 
 class _Fault(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fields=True):
-    at: float
+    at: Seconds
 
 
 class Cut(_Fault, frozen=True, tag="cut"):
     """No message from `a` to `b` until `until`; also none back, unless `one_way`."""
 
-    a: tuple[int, ...]
-    b: tuple[int, ...]
-    until: float
+    a: tuple[Node, ...]
+    b: tuple[Node, ...]
+    until: Seconds
     one_way: bool = False
 
 
 class Clog(_Fault, frozen=True, tag="clog"):
     """Messages from `source` to `target` are held up, and all arrive at `until`."""
 
-    source: int
-    target: int
-    until: float
+    source: Node
+    target: Node
+    until: Seconds
 
 
 class Hold(_Fault, frozen=True, tag="hold"):
@@ -37,9 +59,9 @@ class Hold(_Fault, frozen=True, tag="hold"):
     with `drop` they never do."""
 
     messages: tuple[str, ...]
-    source: tuple[int, ...]
-    target: tuple[int, ...]
-    until: float
+    source: tuple[Node, ...]
+    target: tuple[Node, ...]
+    until: Seconds
     drop: bool = False
 
 
@@ -50,9 +72,9 @@ class Kill(_Fault, frozen=True, tag="kill"):
     somewhere within the transaction; `after_commit` with nothing sent; `sending` with some messages sent.
     """
 
-    node: int
-    until: float
-    point: str = "idle"
+    node: Node
+    until: Seconds
+    point: Point = "idle"
 
 
 class KillAtCommit(_Fault, frozen=True, tag="kill_at_commit"):
@@ -63,33 +85,33 @@ class KillAtCommit(_Fault, frozen=True, tag="kill_at_commit"):
     enumerated: one run each, counting up until nothing happened.
     """
 
-    node: int
-    number: int
-    point: str
-    down_s: float
-    cut: int = 0
+    node: Node
+    number: Count
+    point: CommitPoint
+    down_s: Seconds
+    cut: Count = 0
 
 
 class Pause(_Fault, frozen=True, tag="pause"):
     """The process stands still (SIGSTOP) until `until`; what arrives waits."""
 
-    node: int
-    until: float
+    node: Node
+    until: Seconds
 
 
 class ClockJump(_Fault, frozen=True, tag="clock_jump"):
     """The wall clock of a node jumps by `ms`; its monotonic clock does not."""
 
-    node: int
+    node: Node
     ms: int
 
 
 class SlowDisk(_Fault, frozen=True, tag="slow_disk"):
     """Each commit takes `commit_s` until `until`."""
 
-    node: int
-    commit_s: float
-    until: float
+    node: Node
+    commit_s: Seconds
+    until: Seconds
 
 
 class DiskError(_Fault, frozen=True, tag="disk_error"):
@@ -97,9 +119,9 @@ class DiskError(_Fault, frozen=True, tag="disk_error"):
     page, of `fsync` (perhaps it was written) the next one. The process ends with `StorageFailure` and starts again at
     `until`."""
 
-    node: int
-    error: str
-    until: float
+    node: Node
+    error: Error
+    until: Seconds
 
     def is_over(self, now: float) -> bool:
         """True when a disk that was full has room again."""
@@ -110,17 +132,17 @@ class Weather(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the network does to every message: `loss` and `repeat` are probabilities; the delay is `delay_min_s` plus an
     exponentially distributed time of mean `delay_mean_s`, so messages overtake each other."""
 
-    loss: float = 0.0
-    repeat: float = 0.0
-    delay_min_s: float = 0.0005
-    delay_mean_s: float = 0.001
+    loss: Share = 0.0
+    repeat: Share = 0.0
+    delay_min_s: Seconds = 0.0005
+    delay_mean_s: Annotated[float, Meta(gt=0)] = 0.001
 
 
 class WeatherChange(_Fault, frozen=True, tag="weather"):
     """From `at` until `until` the network is like this."""
 
     weather: Weather
-    until: float
+    until: Seconds
 
 
 class Rollback(_Fault, frozen=True, tag="rollback"):
@@ -128,16 +150,16 @@ class Rollback(_Fault, frozen=True, tag="rollback"):
     the disk of then (`old`) or without any (`emptied`). It must be quarantined (design R12) and never comes back.
     Nothing happens when it does not get that far before `until`."""
 
-    node: int
-    disk: str
-    until: float
+    node: Node
+    disk: OtherDisk
+    until: Seconds
 
 
 class Add(_Fault, frozen=True, tag="add"):
     """The operator asks for this spare to become a member (`hopchain join`), until it is one. Its process runs as a
     guest since the faults began; `fresh`: it starts at this moment, with nothing copied."""
 
-    node: int
+    node: Node
     fresh: bool = False
 
 
@@ -146,7 +168,7 @@ class Remove(_Fault, frozen=True, tag="remove"):
     change was answered (`hopchain leave`); else it runs on, and perhaps does not know. `force`: also while too few can
     be reached."""
 
-    node: int
+    node: Node
     stop: bool = False
     force: bool = True
 
@@ -155,15 +177,15 @@ class Die(_Fault, frozen=True, tag="die"):
     """The process and its disk are gone for ever. Like every loss for ever, it does not happen when the network could
     not bear it (netsim.losses): when a group would be without a majority that knows what it decided."""
 
-    node: int
+    node: Node
 
 
 class Bury(_Fault, frozen=True, tag="bury"):
     """The node dies as in `Die`, and the operator replaces it with a spare (`hopchain replace`): one change after the
     other, first the spare's, or with `remove_first` first the dead node's."""
 
-    node: int
-    spare: int
+    node: Node
+    spare: Node
     remove_first: bool = False
 
 
@@ -198,23 +220,23 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     to a height that is about to come.
     """
 
-    accounts: int = 3
-    requests: int = 40
-    funds: int = 1000
-    max_postings: int = 3
-    timeout_s: tuple[float, ...] = (0.5, 5.0, 20.0)
-    hot: float = 0.3
-    again: float = 0.3
-    overdraft: float = 0.1
-    pinned: float = 0.05
-    cancel: float = 0.05
-    nobody: float = 0.05
-    reopen: float = 0.05
-    forge: float = 0.02
-    read: float = 0.15
-    spend: float = 0.15
-    session: float = 0.3
-    expiring: float = 0.05
+    accounts: Annotated[int, Meta(ge=2)] = 3
+    requests: Count = 40
+    funds: Annotated[int, Meta(ge=1)] = 1000
+    max_postings: Annotated[int, Meta(ge=1)] = 3
+    timeout_s: Annotated[tuple[Seconds, ...], Meta(min_length=1)] = (0.5, 5.0, 20.0)
+    hot: Share = 0.3
+    again: Share = 0.3
+    overdraft: Share = 0.1
+    pinned: Share = 0.05
+    cancel: Share = 0.05
+    nobody: Share = 0.05
+    reopen: Share = 0.05
+    forge: Share = 0.02
+    read: Share = 0.15
+    spend: Share = 0.15
+    session: Share = 0.3
+    expiring: Share = 0.05
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -223,18 +245,18 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     added. `files`: databases are files, so that `in_commit` cuts real logs. `max_confirmed`:
     how many postings one link takes up, when not 0; a small number makes consolidating links common."""
 
-    seed: int
-    nodes: int = 5
-    k: int = 5
+    seed: Count
+    nodes: Size = 5
+    k: Size = 5
     weather: Weather = Weather()
     load: Load = Load()
     faults: tuple[Fault, ...] = ()
-    fault_s: float = 10.0
-    core_s: float = 10.0
-    heal_s: float = 40.0
+    fault_s: Seconds = 10.0
+    core_s: Seconds = 10.0
+    heal_s: Seconds = 40.0
     files: bool = False
-    max_confirmed: int = 0
-    spares: int = 0
+    max_confirmed: Count = 0
+    spares: Annotated[int, Meta(ge=0, le=MAX_NODES)] = 0
 
     @property
     def everybody(self) -> range:
@@ -249,7 +271,28 @@ def encode_plan(plan: Plan) -> bytes:
 
 def decode_plan(raw: bytes) -> Plan:
     """A plan from its JSON; raises `msgspec.ValidationError` that names the field."""
-    return msgspec.json.decode(raw, type=Plan)
+    plan = msgspec.json.decode(raw, type=Plan)
+    for number, fault in enumerate(plan.faults):
+        for node in sorted(nodes_of(fault) - set(plan.everybody)):
+            raise msgspec.ValidationError(f"There is no node {node} of {len(plan.everybody)} - at `$.faults[{number}]`")
+    return plan
+
+
+def nodes_of(fault: Fault) -> set[int]:
+    """The nodes that a fault names."""
+    match fault:
+        case Cut():
+            return {*fault.a, *fault.b}
+        case Clog():
+            return {fault.source, fault.target}
+        case Hold():
+            return {*fault.source, *fault.target}
+        case Bury():
+            return {fault.node, fault.spare}
+        case WeatherChange():
+            return set()
+        case _:
+            return {fault.node}
 
 
 def without(plan: Plan, left_out: Iterable[int]) -> Plan:

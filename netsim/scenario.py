@@ -22,12 +22,10 @@ import msgspec
 from chain.errors import LocalMisuse, RemoteFault
 from chain.link import Outcome
 from chain.names import check_name_untrusted
-from netsim.draw_parts import POINTS
-from netsim.plan import Load, Plan, Weather
+from netsim.plan import ERRORS, MAX_NODES, OTHER_DISKS, POINTS, SHARES, Error, Load, OtherDisk, Plan, Point, Weather
 from netsim.scenario_names import check_names
-from netsim.strict import Table
+from netsim.strict import Table, meant
 
-MAX_NODES: Final = 64  # of a scenario: more lanes than this no picture shows
 MAX_TIMES: Final = 10_000  # repetitions of one fault or request
 TOP: Final = (
     "title", "about", "learn", "nodes", "k", "seed", "fault_s", "heal_s", "files", "spares",
@@ -51,9 +49,6 @@ MESSAGES: Final = (
     "view_prepare", "view_promise", "view_accept", "view_accepted", "view_refuse", "ask_views", "views", "ask_sync", "sync_part",
     "ask_boot", "boot_answer", "twice",
 )  # fmt: skip
-SHARES: Final = (
-    "hot", "again", "overdraft", "pinned", "cancel", "nobody", "reopen", "forge", "read", "spend", "session", "expiring",
-)  # fmt: skip
 MOMENTS: Final = ("proposed", "voted", "decided")
 
 FaultKind = Literal[
@@ -74,7 +69,7 @@ FaultKind = Literal[
     "bury",
 ]
 RequestKind = Literal["pay", "open", "cancel", "again", "read"]
-FAULTS: Final[dict[str, tuple[str, ...]]] = {  # kind -> the keys it has besides at, when, every_s and times
+FAULTS: Final[dict[FaultKind, tuple[str, ...]]] = {  # kind -> the keys it has besides at, when, every_s and times
     "cut": ("between", "until", "one_way"),
     "ring": ("until",),
     "clog": ("source", "target", "until"),
@@ -91,7 +86,7 @@ FAULTS: Final[dict[str, tuple[str, ...]]] = {  # kind -> the keys it has besides
     "die": ("nodes", "stagger_s"),
     "bury": ("nodes", "spare"),
 }
-REQUESTS: Final[dict[str, tuple[str, ...]]] = {  # kind -> the keys it has besides the common ones
+REQUESTS: Final[dict[RequestKind, tuple[str, ...]]] = {  # kind -> the keys it has besides the common ones
     "pay": ("account", "to", "amount", "expect_tip"),
     "open": ("account",),
     "cancel": ("target",),
@@ -136,11 +131,11 @@ class FaultStep(msgspec.Struct, frozen=True):
     times: int
     stagger_s: float = 0.0
     one_way: bool = False
-    point: str = "idle"
+    point: Point = "idle"
     ms: int = 0
     commit_s: float = 0.0
-    error: str = "full"
-    disk: str = "old"
+    error: Error = "full"
+    disk: OtherDisk = "old"
     weather: Weather = Weather()
     messages: tuple[str, ...] = ()
     drop: bool = False
@@ -209,10 +204,11 @@ def shipped() -> list[str]:
 
 
 def shipped_text(name: str) -> str:
-    """The TOML of a scenario that ships; `LocalMisuse` lists them all."""
+    """The TOML of a scenario that ships."""
     if name not in shipped():
         raise LocalMisuse(
-            f"there is no scenario {name!r}: name a .toml or .json file, or one of {', '.join(shipped())}"
+            f"there is no scenario {name!r} among those that ship (`hopchain sim list`), and a file's name ends in .toml "
+            f"or .json{meant(name, shipped())}"
         )
     return (_directory() / f"{name}.toml").read_text(encoding="utf-8")
 
@@ -223,7 +219,7 @@ def load_scenario(name: str, *, nodes: int | None = None, k: int | None = None, 
         try:
             text = Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise LocalMisuse(f"{name} cannot be read: {error}") from None
+            raise LocalMisuse(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     else:
         text = shipped_text(name)
     return read_scenario(text, Path(name).stem, nodes=nodes, k=k, seed=seed)
@@ -237,6 +233,7 @@ def read_scenario(
         top = Table(f"scenario {name}", tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise LocalMisuse(f"scenario {name} is not TOML: {error}") from None
+    top.only(TOP, "a scenario")
     has_load = top.has("load")
     own = (top.integer("nodes", 5, 1, MAX_NODES), top.integer("k", 5, 1, MAX_NODES))
     sizes = (own[0] if nodes is None else nodes, own[1] if k is None else k)
@@ -358,7 +355,7 @@ def _fault(table: Table, fault_s: float) -> FaultStep:
                 raise table.wrong("spare", f"names {spares}, and nodes {dead}: each dead node needs its own")
     until = table.number("until", None, at, 3600) if "until" in keys else at
     step = FaultStep(
-        kind=msgspec.convert(kind, FaultKind),
+        kind=kind,
         at=at,
         last_s=until - at,
         when=_moment(table),
@@ -370,8 +367,8 @@ def _fault(table: Table, fault_s: float) -> FaultStep:
         point=table.choice("point", POINTS, "idle"),
         ms=table.integer("ms", None if "ms" in keys else 0, -(10**11), 10**11),
         commit_s=table.number("commit_s", None if "commit_s" in keys else 0.0, 0, 60),
-        error=table.choice("error", ("full", "fsync"), "full"),
-        disk=table.choice("disk", ("old", "emptied"), "old"),
+        error=table.choice("error", ERRORS, "full"),
+        disk=table.choice("disk", OTHER_DISKS, "old"),
         weather=_weather(table.table("weather")),
         messages=table.texts("messages", allowed=MESSAGES) if "messages" in keys else (),
         drop=table.flag("drop"),
@@ -392,7 +389,7 @@ def _request(table: Table, fault_s: float) -> RequestStep:
     at, every_s, times = _times(table, fault_s)
     step = RequestStep(
         name=table.text("name"),
-        kind=msgspec.convert(kind, RequestKind),
+        kind=kind,
         at=at,
         when=_moment(table),
         via=table.texts("via"),

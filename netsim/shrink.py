@@ -11,33 +11,10 @@ from typing import Final
 
 import msgspec
 
-from netsim.plan import (
-    Bury,
-    Clog,
-    Cut,
-    Fault,
-    Hold,
-    Plan,
-    Weather,
-    WeatherChange,
-)
+from netsim.plan import SHARES, Cut, Fault, Hold, Plan, Weather, nodes_of
 from netsim.run import Result, run_plan
 
 MAX_RUNS: Final = 150  # a minute of runs, about: a person waits for the result
-_QUIET: Final = (
-    "hot",
-    "again",
-    "overdraft",
-    "pinned",
-    "cancel",
-    "nobody",
-    "reopen",
-    "forge",
-    "read",
-    "spend",
-    "session",
-    "expiring",
-)
 
 
 class Shrunk(msgspec.Struct, frozen=True):
@@ -124,7 +101,7 @@ def _less_load(plan: Plan) -> Iterator[Plan]:
             yield msgspec.structs.replace(plan, load=msgspec.structs.replace(load, requests=requests))
     if load.accounts > 2:
         yield msgspec.structs.replace(plan, load=msgspec.structs.replace(load, accounts=load.accounts - 1))
-    for name in _QUIET:
+    for name in SHARES:
         if getattr(load, name):
             yield msgspec.structs.replace(plan, load=msgspec.structs.replace(load, **{name: 0.0}))
 
@@ -146,17 +123,11 @@ def _without_node(fault: Fault, node: int) -> Fault | None:
         case Cut():
             a, b = _others(fault.a, node), _others(fault.b, node)
             return msgspec.structs.replace(fault, a=a, b=b) if a and b else None
-        case Clog():
-            return None if node in (fault.source, fault.target) else fault
         case Hold():
             source, target = _others(fault.source, node), _others(fault.target, node)
             return msgspec.structs.replace(fault, source=source, target=target) if source and target else None
-        case Bury():
-            return None if node in (fault.node, fault.spare) else fault
-        case WeatherChange():
-            return fault
         case _:
-            return None if fault.node == node else fault
+            return None if node in nodes_of(fault) else fault
 
 
 def _others(nodes: Sequence[int], node: int) -> tuple[int, ...]:

@@ -3,8 +3,11 @@ what it may be."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import TypeVar
 
 from chain.errors import LocalMisuse
+
+WordT = TypeVar("WordT", bound=str)
 
 
 class Table:
@@ -32,14 +35,14 @@ class Table:
         """Refuse keys that do not belong to `what`."""
         for key in self._values:
             if key not in keys:
-                raise self.wrong(key, f"is not known: {what} has {', '.join(keys)}{_meant(key, keys)}")
+                raise self.wrong(key, f"is not known: {what} has {', '.join(keys)}{meant(key, keys)}")
 
     def done(self) -> None:
         """Refuse keys that nobody took."""
         for key in self._values:
             if key not in self._known:
                 raise self.wrong(
-                    key, f"is not known: it may be {', '.join(sorted(self._known))}{_meant(key, self._known)}"
+                    key, f"is not known: it may be {', '.join(sorted(self._known))}{meant(key, self._known)}"
                 )
 
     def number(self, key: str, default: float | None, low: float, high: float) -> float:
@@ -77,12 +80,13 @@ class Table:
             raise self.wrong(key, f"is {value!r}; it must be text in quotes")
         return value
 
-    def choice(self, key: str, allowed: Mapping[str, object] | tuple[str, ...], default: str | None = None) -> str:
+    def choice(self, key: str, allowed: Iterable[WordT], default: WordT | None = None) -> WordT:
         """One of some words."""
         value = self.text(key, default)
-        if value not in allowed:
-            raise self.wrong(key, f"is {value!r}; it must be one of {', '.join(allowed)}{_meant(value, allowed)}")
-        return value
+        for word in allowed:
+            if word == value:
+                return word
+        raise self.wrong(key, f"is {value!r}; it must be one of {', '.join(allowed)}{meant(value, allowed)}")
 
     def texts(
         self, key: str, *, default: tuple[str, ...] | None = None, allowed: tuple[str, ...] = ()
@@ -99,7 +103,7 @@ class Table:
         found = tuple(str(v) for v in many)
         for one in found:
             if allowed and one not in allowed:
-                raise self.wrong(key, f"is {one!r}; it must be one of {', '.join(allowed)}{_meant(one, allowed)}")
+                raise self.wrong(key, f"is {one!r}; it must be one of {', '.join(allowed)}{meant(one, allowed)}")
         return found
 
     def lists(self, key: str) -> tuple[tuple[str, ...], ...]:
@@ -133,7 +137,7 @@ class Table:
         return default
 
 
-def _meant(word: str, known: Iterable[str]) -> str:
+def meant(word: str, known: Iterable[str]) -> str:
     """The ones that are most like a word that is not known, as a question; empty when none is."""
     like = get_close_matches(word, sorted(known), n=2)
     return f"; did you mean {' or '.join(like)}?" if like else ""

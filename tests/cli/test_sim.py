@@ -171,6 +171,7 @@ def test_report_and_picture_are_written(cli: Cli, good: Path, tmp_path: Path) ->
     ("words", "says"),
     [
         (["nonsense"], "there is no scenario 'nonsense'"),
+        (["split-brian"], "did you mean split-brain"),
         (["none.toml"], "none.toml cannot be read"),
         (["none.json"], "none.json cannot be read"),
         (["split-brain", "--plot", "out.gif"], "must end in .png"),
@@ -196,6 +197,11 @@ def test_replay_gives_the_trace_of_the_seed(cli: Cli) -> None:
     document = cli.json("sim", "replay", str(SEED))
     assert document["trace"] == run_plan(draw_plan(SEED)).trace
     assert document["command"] == f"hopchain sim replay {SEED}"
+
+
+def test_an_account_to_follow_that_a_run_has_not_is_told_with_those_that_it_has(cli: Cli) -> None:
+    error = cli.run("sim", "replay", str(SEED), "--follow", "zoe", "--until", "3", code=2).stderr
+    assert "--follow zoe: at its end, after 3.00 s, this run has only the accounts acct-0, acct-1" in error
 
 
 def test_replay_follows_an_account_until_a_time(cli: Cli) -> None:

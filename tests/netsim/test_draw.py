@@ -7,13 +7,12 @@ import msgspec
 import pytest
 
 from netsim.draw import draw_plan
-from netsim.draw_parts import POINTS
 from netsim.plan import (
+    POINTS,
     Add,
     Bury,
     Cut,
     DiskError,
-    Fault,
     Kill,
     KillAtCommit,
     Plan,
@@ -22,6 +21,7 @@ from netsim.plan import (
     Weather,
     decode_plan,
     encode_plan,
+    nodes_of,
     without,
 )
 
@@ -95,14 +95,6 @@ def test_sizes() -> None:
     assert max(plan.weather.loss for plan in PLANS) == 0.3
 
 
-def nodes_of(fault: Fault) -> set[int]:
-    match fault:
-        case Cut():
-            return {*fault.a, *fault.b}
-        case _:
-            return {getattr(fault, name) for name in ("node", "source", "target", "spare") if hasattr(fault, name)}
-
-
 def test_faults_are_of_nodes_that_exist_and_end_after_they_began() -> None:
     for plan in PLANS:
         for fault in plan.faults:
@@ -122,6 +114,13 @@ def test_json_round_trip() -> None:
         (b'{"seed": 1, "nods": 5}', "nods"),
         (b'{"seed": 1, "faults": [{"kind": "flood", "at": 1}]}', "flood"),
         (b'{"nodes": 5}', "seed"),
+        (b'{"seed": 1, "nodes": -3}', r"`int` >= 1 - at `\$.nodes`"),
+        (b'{"seed": 1, "k": 65}', r"`int` <= 64 - at `\$.k`"),
+        (b'{"seed": 1, "load": {"hot": 2}}', r"`float` <= 1.0 - at `\$.load.hot`"),
+        (b'{"seed": 1, "load": {"accounts": 1}}', r"`int` >= 2 - at `\$.load.accounts`"),
+        (b'{"seed": 1, "faults": [{"kind": "die", "at": -1, "node": 0}]}', r"`float` >= 0.0 - at `\$.faults\[0\].at`"),
+        (b'{"seed": 1, "faults": [{"kind": "kill", "at": 1, "node": 0, "until": 2, "point": "lunch"}]}', "'lunch'"),
+        (b'{"seed": 1, "faults": [{"kind": "die", "at": 1, "node": 5}]}', r"no node 5 of 5 - at `\$.faults\[0\]`"),
     ],
 )
 def test_a_bad_plan_is_refused_by_the_name_of_its_field(raw: bytes, text: str) -> None:

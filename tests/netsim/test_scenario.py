@@ -42,7 +42,7 @@ def error_of(text: str) -> str:
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
-        ('nodez = 3\n[a]\n', "nodez is not known: it may be "),
+        ('nodez = 3\n[a]\n', "nodez is not known: a scenario has title, about"),
         ("nodes = 99", "nodes is 99; it must be a whole number from 1 to 64"),
         ("nodes = true", "nodes is True; it must be a whole number"),
         ("seed = 1.5", "seed is 1.5; it must be a whole number"),
@@ -79,7 +79,7 @@ def error_of(text: str) -> str:
         ("[[expect]]\nthat = 'messages'\nmessage = 'hi'\nat_least = 1", "message is 'hi'; it must be one of prepare, promise"),
         ("[[expect]]\nthat = 'balance'\naccount = 'zoe'\nexactly = 1", "expect[0].account 'zoe' must be one of mint"),
         ("title = 'again'", "is not TOML"),
-        ("node = 3", "title, weather; did you mean nodes?"),
+        ("node = 3", "request, expect; did you mean nodes?"),
         ("[[faults]]\nkind = 'kill'", "did you mean fault_s or fault?"),
         ("[[fault]]\nkind = 'slow_disk'\nat = 1\nuntil = 2\nnodes = 'all'\ncommit = 1", "stagger_s; did you mean commit_s?"),
         ("[[fault]]\nkind = 'kil'\nat = 1", "die, bury; did you mean kill?"),
@@ -103,6 +103,11 @@ def test_an_error_names_the_key_and_what_it_may_be(extra: str, says: str) -> Non
     text = error_of(f'title = "bad"\n{extra}\n')
     assert says in text
     assert "scenario bad" in text
+
+
+def test_a_word_that_is_wrong_is_told_before_one_that_is_missing() -> None:
+    with pytest.raises(LocalMisuse, match=r"^scenario x: titel is not known: .*; did you mean title\?$"):
+        read_scenario("titel = 'x'", "x")
 
 
 def test_a_name_is_used_once() -> None:
@@ -261,7 +266,7 @@ def test_every_kind_of_fault_begins() -> None:
 
 
 def test_the_keys_of_a_scenario_are_all_there() -> None:
-    assert ", ".join(sorted(TOP)) in error_of('title = "bad"\nnodez = 3\n')
+    assert ", ".join(TOP) in error_of('title = "bad"\nnodez = 3\n')
 
 
 def test_a_side_may_have_the_name_of_what_it_is() -> None:
