@@ -1,9 +1,8 @@
-"""`hopchain member list`, `add`, `remove`, and `replace`: who the members are, and changing them.
+"""`hopchain member add`, `remove`, and `replace`: changing who the members are.
 
 Every command here can be interrupted and run again: it looks first, and does what is still to be done.
 """
 
-import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -12,10 +11,11 @@ import click
 import msgspec
 
 from chain.errors import LocalMisuse
-from cli.command import HopCommand, Seconds, at_option, hex_of, network_option, run
+from cli.command import HopCommand, Seconds, hex_of, network_option, run
 from cli.copying import wait_level
-from cli.home import SHORT_ID, Network, find_network, load_network
+from cli.home import Network, find_network
 from cli.invite import open_invitation
+from cli.member_list import list_command, member_document
 from cli.members import (
     FORCE_WORDS,
     Picture,
@@ -32,19 +32,14 @@ from cli.members import (
     submit_change,
     wait_active,
 )
-from cli.names import add_names
-from cli.output import CommandFailed, Exit, JsonValue, Output, counted
-from cli.session import open_client, pinned
+from cli.output import Output, counted
 from cli.upchecks import mark_removed
 from hopchain import Client
 from hopchain.change import FIRST_INCARNATION, Change, ChangeAction, SignedChange, sign_change
-from hopchain.wire import MemberLine, Members, ViewLine
 from routing.keyspace import node_id_of
 from routing.view import PUBLIC_KEY_BYTES
 
 WAIT_S: Final = 120.0  # for a change to be decided and active: syncing a large region takes a while
-
-_STALE: Final = "this node is not a member any more, reaches no majority of the members, or has not caught up: its list may be old; ask another one with --at"
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
@@ -97,128 +92,7 @@ def member() -> None:
     """See the views (lists of members); add or remove a member."""
 
 
-# --- list ----------------------------------------------------------------------------------------------------------
-
-
-@member.command(
-    "list",
-    cls=HopCommand,
-    examples=["hopchain member list", "hopchain member list --at node-2 --json", "hopchain member list --save"],
-)
-@click.option(
-    "--save",
-    is_flag=True,
-    help="Write the current members and their addresses into network.toml, where commands look for nodes.",
-)
-@at_option
-@network_option
-def list_command(out: Output, save: bool, at: str | None, network_dir: Path | None) -> None:
-    """Show all views: who was added or removed, when, and which node proposed it."""
-    network = find_network(network_dir)
-    if save:
-        network = _save(out, network)
-    node = pinned(network, at)
-
-    async def ask() -> Members:
-        async with open_client(network) as client:
-            return await client.view_list(at=node)
-
-    listed = run(ask)
-    views = listed.views
-    if not views:
-        raise CommandFailed(
-            Exit.REJECTED, "not_found", "the node that answered gave no views: ask another one with --at"
-        )
-    before: dict[bytes, MemberLine] = {}
-    rows, documents = [], []
-    for view in views:
-        members = {line.id: line for line in view.members}
-        added = [line for node_id, line in members.items() if node_id not in before]
-        removed = [line for node_id, line in before.items() if node_id not in members]
-        documents.append(_view_document(network, view, added, removed))
-        change = [f"+{network.name_of(m.id)}" for m in added] + [f"-{network.name_of(m.id)}" for m in removed]
-        by = network.name_of(view.by) if any(view.by) else "init"
-        rows.append(
-            [str(view.epoch), _when(view.time_ms), by, str(len(members)), " ".join(change), view.hash.hex()[:16]]
-        )
-        before = members
-    out.data(
-        {
-            "network": network.id.hex(),
-            "epoch": views[-1].epoch,
-            "members": [_member_document(network, line) for line in views[-1].members],
-            "views": documents,
-            "stale": listed.stale,
-        }
-    )
-    out.table(["epoch", "when", "by", "members", "change", "hash"], rows, right=["epoch", "members"])
-    out.table(
-        ["member", "id", "public key"],
-        [[network.name_of(m.id), m.id.hex(), m.public_key.hex()] for m in views[-1].members],
-    )
-    if listed.stale:
-        out.say(_STALE, colour="yellow")
-
-
-def _save(out: Output, network: Network) -> Network:
-    """The network with the members of now in its network.toml; `CommandFailed` when it is not known where one is."""
-    from cli.invite import current_seeds
-    from node.layout import read_network, write_places
-
-    async def ask() -> Picture:
-        async with open_patiently(network) as client:
-            return await look(client, network)
-
-    picture = run(ask)
-    made = read_network(network.directory)
-    places = current_seeds(picture, made.nodes)
-    hidden = sorted(set(picture.members) - {place.node_id for place in places})
-    if hidden:
-        names = ", ".join(network.told(node) for node in hidden)
-        raise CommandFailed(
-            Exit.REJECTED,
-            "not_found",
-            f"no node knows where {names} serves clients: start what is down, then save again",
-        )
-    stay = {place.id for place in places}
-    gone: dict[bytes, str] = {
-        node.node_id: node.name for node in made.nodes if node.id not in stay and node.name != node.id[:SHORT_ID]
-    }
-    failed = add_names(network.directory, gone)  # they are still in the views
-    if failed:
-        out.note(f"{', '.join(gone.values())} will be shown by id: {failed}")
-    write_places(network.directory, made.genesis, places)
-    return load_network(network.directory)
-
-
-def _view_document(
-    network: Network, view: ViewLine, added: list[MemberLine], removed: list[MemberLine]
-) -> dict[str, JsonValue]:
-    return {
-        "epoch": view.epoch,
-        "hash": view.hash.hex(),
-        "time_ms": view.time_ms,
-        "by": view.by.hex() if any(view.by) else None,
-        "members": len(view.members),
-        "added": [_member_document(network, line) for line in added],
-        "removed": [_member_document(network, line) for line in removed],
-    }
-
-
-def _member_document(network: Network, line: MemberLine) -> JsonValue:
-    return {
-        "id": line.id.hex(),
-        "name": network.name_of(line.id),
-        "public_key": line.public_key.hex(),
-        "incarnation": line.incarnation,
-    }
-
-
-def _when(time_ms: int) -> str:
-    return datetime.datetime.fromtimestamp(time_ms / 1000, tz=datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
-# --- add, remove, replace ------------------------------------------------------------------------------------------
+member.add_command(list_command)
 
 
 @member.command(
@@ -300,8 +174,7 @@ def replace(out: Output, dead: str, newcomer: str, force: str | None, wait_s: fl
             gone = find_node(picture, dead)
             if gone == node.id:
                 raise LocalMisuse(f"node {network.told(gone)} cannot replace itself: make an invitation for a new one")
-            if picture.was_member(gone) is None:
-                raise LocalMisuse(f"node {network.told(gone)} never was a member: `hopchain member list` shows who is")
+            _check_was_member(picture, gone)
             added = await add_node(client, picture, node, force, wait_s, out.note)
             removed = await remove_node(client, added.picture, gone, force, wait_s, out.note)
             return gone, Done(removed.picture, added.changed or removed.changed)
@@ -368,8 +241,7 @@ async def remove_node(
     told = network.told(node)
     epoch, changed = picture.newest.epoch, False
     line = picture.members.get(node)
-    if line is None and picture.was_member(node) is None:
-        raise LocalMisuse(f"node {told} never was a member: `hopchain member list` shows who is")
+    _check_was_member(picture, node)
     if line is not None:
         if len(picture.members) == 1:
             raise LocalMisuse(f"node {told} is the last member, and a network needs one: add another first")
@@ -385,6 +257,12 @@ async def remove_node(
         epoch = (await submit_change(client, signed, lambda: picture.addresses(node), wait_s, _once(on_wait))).epoch
         changed = True
     return Done(await wait_active(client, network, epoch, wait_s, without=[node], on_wait=_once(on_wait)), changed)
+
+
+def _check_was_member(picture: Picture, node: bytes) -> None:
+    """Raise `LocalMisuse` for a node that is in no view."""
+    if picture.was_member(node) is None:
+        raise LocalMisuse(f"node {picture.network.told(node)} never was a member: `hopchain member list` shows who is")
 
 
 def _sign(
@@ -419,7 +297,7 @@ def _report(out: Output, done: Done, *, added: bytes | None, removed: bytes | No
             "changed": done.changed,
             "added": added.hex() if added else None,
             "removed": removed.hex() if removed else None,
-            "members": [_member_document(picture.network, line) for line in picture.newest.members],
+            "members": [member_document(picture.network, line) for line in picture.newest.members],
         }
     )
     parts = [f"node {picture.network.told(added)} is a member"] if added else []
