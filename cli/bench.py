@@ -5,8 +5,6 @@ The load comes from processes of its own (`cli.bench_load`), so that this one ca
 
 import hashlib
 import secrets
-import sys
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -22,14 +20,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chain.errors import LocalMisuse
 from cli.bench_check import ask_lost, count_lost, databases, paid_out, read_answers
 from cli.bench_cluster import Sample, largest_memory, own_cluster, sample, until_up
+from cli.bench_generator import Generator, shares, wait_for
 from cli.bench_node import check_profile_file
 from cli.bench_profiles import MEANING, Profile, postings_of
 from cli.bench_report import Kept, Measured, document, read_floats, show
 from cli.bench_spec import AMOUNT, Job, News, Result, Settings, Spec
 from cli.command import HopCommand, Seconds, check_folder, run
 from cli.home import KnownNode, Network, load_network
-from cli.output import CommandFailed, Exit, Output
-from cli.supervisor import stop
+from cli.output import Exit, Output
 from cli.verify import compare
 from cli.wallet import Wallet
 from hopchain import Client
@@ -334,7 +332,7 @@ class _Bench:
 
     async def _prepare(self, spec: Spec) -> None:
         async with AsyncExitStack() as stack:
-            generator = await stack.enter_async_context(_Generator(spec))
+            generator = await stack.enter_async_context(Generator(spec))
             async for news in generator.news():
                 if news.event == "preparing":
                     self._out.note(f"  {news.message}: {news.completed} of {news.total}")
@@ -344,10 +342,10 @@ class _Bench:
         paths = databases(network)
         before_paid = paid_out(paths, spec.prefix)
         async with AsyncExitStack() as stack:
-            generators = [await stack.enter_async_context(_Generator(part)) for part in _shares(spec, settings)]
+            generators = [await stack.enter_async_context(Generator(part)) for part in shares(spec, settings)]
             streams = [generator.news() for generator in generators]
             for stream in streams:
-                await _next(stream, "ready")
+                await wait_for(stream, "ready")
             self._out.note(f"measuring {settings.profile}: {MEANING[Profile(settings.profile)]}")
             before: list[Sample] = []
             after: list[Sample] = []
@@ -430,77 +428,6 @@ class _Bench:
             for left in lefts
         ]
         return next((kept for kept in by_node if not kept.left_is_paid), by_node[0])
-
-
-class _Generator:
-    """A load generator process."""
-
-    def __init__(self, spec: Spec) -> None:
-        self._spec = spec
-        self._process: anyio.abc.Process | None = None
-        # no pipe: nobody reads it before the process has ended
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it is closed with the process)
-
-    async def __aenter__(self) -> "_Generator":
-        self._process = await anyio.open_process([sys.executable, "-P", "-m", "cli.bench_load"], stderr=self._errors)
-        assert self._process.stdin is not None
-        await self._process.stdin.send(msgspec.json.encode(self._spec) + b"\n")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._process is not None
-        with anyio.CancelScope(shield=True):
-            await stop(self._process)
-            await self._process.aclose()
-            self._errors.close()
-
-    async def go(self) -> None:
-        """Begin with the load."""
-        assert self._process is not None and self._process.stdin is not None
-        await self._process.stdin.send(b"go\n")
-
-    async def news(self) -> AsyncIterator[News]:
-        """What it says until it is done. Raises `CommandFailed` with its reason when it fails."""
-        assert self._process is not None and self._process.stdout is not None
-        rest = b""
-        async for data in self._process.stdout:
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                news = msgspec.json.decode(line, type=News)
-                if news.event == "failed":
-                    raise CommandFailed(Exit.REJECTED, news.error, news.message)
-                yield news
-                if news.event == "done":
-                    return
-        self._errors.seek(0)
-        words = self._errors.read().decode(errors="replace").strip()
-        raise CommandFailed(Exit.REJECTED, "generator", f"the load generator ended: {words[-2000:]}")
-
-
-async def _next(stream: AsyncIterator[News], event: str) -> News:
-    """The next news of this kind."""
-    async for news in stream:
-        if news.event == event:
-            return news
-    raise CommandFailed(Exit.REJECTED, "generator", f"the load generator ended before it was {event}")
-
-
-def _shares(spec: Spec, settings: Settings) -> list[Spec]:
-    """What each generator does: its part of the clients. None but `prepare` knows the issuer's key."""
-    count = settings.processes
-    clients = [settings.clients // count + (number < settings.clients % count) for number in range(count)]
-    return [
-        msgspec.structs.replace(
-            spec,
-            job=Job.MEASURE,
-            issuer_key=b"",
-            worker=number,
-            workers=count,
-            first_client=sum(clients[:number]),
-            clients=clients[number],
-        )
-        for number in range(count)
-    ]
 
 
 def _issuer_key(network: Network, name: str | None) -> tuple[str, Ed25519PrivateKey]:

@@ -15,25 +15,24 @@ Latency is from handing a request to the connection until its final answer, over
 answered `not_started` is sent again, and one answered `unknown` too, at the end: both execute at most once.
 """
 
-import hashlib
 import heapq
 import math
 import random
 import sys
 import time
 from array import array
-from collections import Counter, deque
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chain.errors import HopchainError
-from chain.request import HASH_BYTES, NetworkId, Posting, SignedRequest, sign, transfer
+from chain.request import HASH_BYTES
 from cli.bench_prepare import Preparation
 from cli.bench_profiles import Draw, Profile, make_pool
+from cli.bench_signer import Signer
 from cli.bench_spec import (
     AGAIN_S,
     AMOUNT,
@@ -46,7 +45,6 @@ from cli.bench_spec import (
     Ports,
     Result,
     Spec,
-    account_key,
     account_name,
     submit_call,
     tell,
@@ -56,9 +54,6 @@ from cli.output import describe
 from hopchain import wire
 from hopchain.pools import Ended, SourcePool
 
-SIGN_PER_S: Final = 6000  # requests that are signed ahead for each second of the run; more are signed while it runs
-SIGN_POSTINGS_PER_S: Final = 120_000  # the same for requests with many postings
-SIGN_BYTES: Final = 400 * 1024 * 1024  # of requests signed ahead
 PROBE_EVERY_S: Final = 0.05  # one answered link is looked for at another node
 BALANCES_PER_S: Final = 50  # of each node beside transfers: enough for a percentile, too few to slow them
 BALANCES_IN_FLIGHT: Final = 100  # of each node: one that is stuck is not asked for ever more
@@ -82,52 +77,6 @@ class Probe(msgspec.Struct, frozen=True):
     """A question to another node for a link that was just answered."""
 
     begun: float
-
-
-class Signer:
-    """Requests of one generator, signed ahead or when they are needed."""
-
-    def __init__(self, spec: Spec, draw: Draw) -> None:
-        self._spec = spec
-        self._draw = draw
-        self._made = 0
-        self._keys: dict[int, Ed25519PrivateKey] = {}
-        self._network = NetworkId(spec.network)
-        self._ahead: dict[int, deque[tuple[int, SignedRequest]]] = {}
-        self.before = 0
-        self.during = 0
-
-    def sign_ahead(self, share: float) -> None:
-        """Sign what the run may need, within bounds; `share`: this generator's part of the traffic."""
-        spec = self._spec
-        seconds = spec.warm_up_s + spec.duration_s
-        wanted = int(min(SIGN_PER_S, SIGN_POSTINGS_PER_S / spec.batch) * seconds * share) + spec.clients
-        wanted = min(wanted, SIGN_BYTES // (256 + 128 * spec.batch))
-        pooled = spec.profile is Profile.POOL
-        for number in range(wanted):
-            sender = number % spec.sources if pooled else self._draw.sender(0)
-            self._ahead.setdefault(sender if pooled else -1, deque()).append((sender, self._sign(sender)))
-        self.before = wanted
-
-    def next(self, client: int) -> tuple[int, SignedRequest]:
-        """A request of the next sender, by the profile and the client."""
-        sender = self._draw.sender(client) if self._spec.profile is Profile.POOL else -1
-        ahead = self._ahead.get(sender)
-        if ahead:
-            return ahead.popleft()
-        self.during += 1
-        sender = sender if sender >= 0 else self._draw.sender(client)
-        return sender, self._sign(sender)
-
-    def _sign(self, sender: int) -> SignedRequest:
-        spec = self._spec
-        postings = [Posting(account_name(spec.prefix, self._draw.recipient(sender)), AMOUNT) for _ in range(spec.batch)]
-        name = account_name(spec.prefix, sender)
-        if sender not in self._keys:
-            self._keys[sender] = account_key(spec.secret, sender)
-        self._made += 1
-        nonce = hashlib.sha256(b"%b %d %d" % (spec.run, spec.worker, self._made)).digest()
-        return sign(transfer(self._network, name, postings, nonce), self._keys[sender])
 
 
 class Balances:

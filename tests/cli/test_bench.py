@@ -25,9 +25,10 @@ import pytest
 from chain.errors import LocalMisuse
 from chain.link import Link, Outcome
 from chain.request import MAX_POSTINGS, decode_request_untrusted, request_id
-from cli.bench import _Bench, _Generator, _shares
+from cli.bench import _Bench
 from cli.bench_check import Answered, ask_lost, count_lost, databases, paid_out, read_answers
 from cli.bench_cluster import Cost, Sample, differences, largest_memory
+from cli.bench_generator import Generator, shares
 from cli.bench_load import Balances, Flight, Measurement, read_tails
 from cli.bench_node import Stacks, check_profile_file, collapsed, cpu_ns, flame_graph, stack_of
 from cli.bench_plot import draw, steps
@@ -518,7 +519,7 @@ def test_the_clients_of_all_generators_share_no_source_while_there_are_enough(be
     bench.prepare(sources=6)
     settings = msgspec.structs.replace(make_run().settings, clients=5, processes=2)
     used = []
-    for spec in _shares(bench.spec(profile=Profile.POOL, sources=6, choice=choice), settings):
+    for spec in shares(bench.spec(profile=Profile.POOL, sources=6, choice=choice), settings):
         for node in bench.world.nodes:
             node.calls.clear()
         bench.measure(**msgspec.structs.asdict(spec))
@@ -531,7 +532,7 @@ def test_the_clients_of_all_generators_share_no_source_while_there_are_enough(be
 def test_generators_of_one_client_each_stay_with_nodes_by_turns(bench: Bench, profile: Profile) -> None:
     bench.prepare()
     settings = msgspec.structs.replace(make_run().settings, clients=2, processes=2)
-    for number, spec in enumerate(_shares(bench.spec(profile=profile, route=False), settings)):
+    for number, spec in enumerate(shares(bench.spec(profile=profile, route=False), settings)):
         for node in bench.world.nodes:
             node.calls.clear()
         bench.measure(**msgspec.structs.asdict(spec))
@@ -634,7 +635,7 @@ def test_a_node_that_answers_no_balance_is_not_asked_for_ever_more(
 def test_requests_are_signed_ahead_and_when_they_run_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.prepare()
     assert (ahead := bench.measure()).signed_before == 6000 * 0.25 + 4 and ahead.signed_during == 0
-    monkeypatch.setattr("cli.bench_load.SIGN_PER_S", 0)
+    monkeypatch.setattr("cli.bench_signer.SIGN_PER_S", 0)
     late = bench.measure()
     assert late.signed_before == 4 and 0 < late.signed_during < late.answered
     assert bench.measure(workers=2).signed_before == 4
@@ -820,7 +821,7 @@ def test_a_generator_that_says_much_before_it_ends_is_heard(
 
     async def main() -> None:
         with anyio.fail_after(60):
-            async with _Generator(bench.spec()) as generator:
+            async with Generator(bench.spec()) as generator:
                 async for _ in generator.news():
                     raise AssertionError("it says nothing")
 
