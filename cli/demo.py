@@ -42,6 +42,7 @@ UP_S: Final = 30.0  # for all nodes to start, and for one to come back
 COMMAND_S: Final = 90.0
 LOOK_AGAIN_S: Final = 0.01
 VICTIM: Final = "node-2"
+_CLI: Final = (sys.executable, "-P", "-m", "cli.main")
 PAY_OPTIONS: Final = (
     *("--from-column", "account_id", "--from-prefix", "payer-", "--to-column", "bank_to", "--to-column", "account_to"),
     *("--amount-column", "amount", "--reference-column", "k_symbol", "--open-missing", "--fund-from", "mint"),
@@ -53,7 +54,6 @@ _T = TypeVar("_T")
 class _Receipt(msgspec.Struct):
     outcome: str
     request_id: str
-    balance: int | None = None
     height: int | None = None
     decided_by_name: str | None = None
     hops: int | None = None
@@ -187,19 +187,8 @@ class _Demo:
 
     async def _make(self) -> None:
         self._chapter(1, "A new network")
-        made = await self._command(
-            _Made,
-            "init",
-            str(self._network),
-            "--nodes",
-            str(NODES),
-            "--asset",
-            "CZK:2",
-            "--issuer",
-            "mint",
-            "--port",
-            "0",
-        )
+        words = ("--nodes", str(NODES), "--asset", "CZK:2", "--issuer", "mint", "--port", "0")
+        made = await self._command(_Made, "init", str(self._network), *words)
         self._tell(f"genesis, CA, {NODES} node directories, operator key, wallet; network {made.network[:16]}")
 
     async def _accounts(self) -> None:
@@ -213,17 +202,14 @@ class _Demo:
         self._claim("alice can spend what is incoming", before.available == 10_000)
         route = await self._command(_Route, "route", "alice")
         self._tell(f"alice's next link is made by {route.owner.name}, the node nearest to {route.slot[:16]}")
-        paid = await self._command(
-            _Receipt, "transfer", "alice", "bob", "30", "--nonce", "rent", "--reference", "rent for May"
-        )
+        rent = ("transfer", "alice", "bob", "30", "--nonce", "rent", "--reference", "rent for May")
+        paid = await self._command(_Receipt, *rent)
         self._receipt("alice pays bob 30.00", paid)
         if paid.decided_by_name not in (None, route.owner.name):
             self._tell(f"({route.owner.name} was slow, so a standby took over)")
         moved = await self._command(_Route, "route", "alice")
         self._tell(f"the tail moved: the link after it is {moved.owner.name}'s")
-        again = await self._command(
-            _Receipt, "transfer", "alice", "bob", "30", "--nonce", "rent", "--reference", "rent for May"
-        )
+        again = await self._command(_Receipt, *rent)
         self._claim(
             "the same command again pays nothing: it returns the recorded outcome",
             again.repeated is True and again.request_id == paid.request_id,
@@ -253,9 +239,8 @@ class _Demo:
         file.write_text(text)
         rows = list(csv.DictReader(io.StringIO(text), delimiter=";"))
         total = int(sum((Decimal(row["amount"]) for row in rows), Decimal(0)).scaleb(2))
-        names = {f"payer-{row['account_id']}" for row in rows} | {
-            f"{row['bank_to']}-{row['account_to']}" for row in rows
-        }
+        payers = {f"payer-{row['account_id']}" for row in rows}
+        names = payers | {f"{row['bank_to']}-{row['account_to']}" for row in rows}
         paid: list[_Paid] = []
 
         async def pay() -> None:
@@ -328,16 +313,13 @@ class _Demo:
             raise CommandFailed(
                 Exit.REJECTED, "untrue", f"hopchain {words[0]} did not end within {COMMAND_S:g} s, and was ended"
             ) from None
+        said = (done.stdout + done.stderr).decode(errors="replace").strip()[-800:]
         if ok and done.returncode != 0:
-            said = (done.stdout + done.stderr).decode(errors="replace").strip()
-            raise CommandFailed(
-                Exit.REJECTED, "untrue", f"hopchain {words[0]} ended with {done.returncode}: {said[-800:]}"
-            )
+            raise CommandFailed(Exit.REJECTED, "untrue", f"hopchain {words[0]} ended with {done.returncode}: {said}")
         try:
             return msgspec.json.decode(done.stdout, type=kind)
         except msgspec.MsgspecError:
-            said = (done.stdout + done.stderr).decode(errors="replace").strip()
-            raise CommandFailed(Exit.REJECTED, "untrue", f"hopchain {words[0]} answered: {said[-800:]}") from None
+            raise CommandFailed(Exit.REJECTED, "untrue", f"hopchain {words[0]} answered: {said}") from None
 
     async def _listen(self, process: anyio.abc.Process) -> None:
         """Follow the events of `hopchain up`. `CommandFailed`, with what else it said, when it ends by itself."""
@@ -378,9 +360,6 @@ class _Demo:
                 self._news = anyio.Event()
             return
         raise CommandFailed(Exit.REJECTED, "untrue", f"the demo claims that {what} within {UP_S:g} s; that is not so")
-
-
-_CLI: Final = (sys.executable, "-P", "-m", "cli.main")
 
 
 async def _stop_shielded(process: anyio.abc.Process) -> None:
