@@ -62,10 +62,10 @@ class Connections:
         """What its connections should be changes with its view, and again when that has been ACTIVE everywhere for a
         while."""
         assert node.core is not None
-        contacts = node.core.membership.contacts()
-        if contacts == node.contacts:
+        neighbours = node.core.membership.neighbours()
+        if neighbours == node.neighbours:
             return
-        node.contacts = contacts
+        node.neighbours = neighbours
         for other in self._host.nodes:
             if _pair(node, other) in self._standing and not _admit_each_other(node, other):
                 self._standing.discard(_pair(node, other))
@@ -94,7 +94,7 @@ def _admit_each_other(a: SimNode, b: SimNode) -> bool:
     assert b.core is not None
     one, other = a.core.membership, b.core.membership
     invited = a.core.view.is_member(a.id) != b.core.view.is_member(b.id)
-    wanted = invited or b.id in one.contacts() or a.id in other.contacts()
+    wanted = invited or b.id in one.neighbours() or a.id in other.neighbours()
     return wanted and not one.is_refused(b.id) and not other.is_refused(a.id)
 
 

@@ -22,4 +22,4 @@ class SimNode(Machine):
         self.must_go = False  # its disk was replaced by one that remembers less: it must be quarantined
         self.gone = False  # it runs no more, for ever: it was quarantined, it left, or its disk died
         self.begun = True  # a spare may not be there yet
-        self.contacts: frozenset[NodeId] = frozenset()  # by which its connections were last looked at
+        self.neighbours: frozenset[NodeId] = frozenset()  # by which its connections were last looked at

@@ -165,7 +165,7 @@ class World(Simulation):
         rng = random.Random(self.rng.random())
         node.core = Core(node.id, self.genesis, self.view, rng, start, node.clock(self.now))
         node.core.introduce(b"", seeds=node.must_go)  # whatever its disk forgot, its config names the others
-        node.contacts = frozenset()
+        node.neighbours = frozenset()
         self.observer.started(node.index, conn, self.now)
         self.connections.make()
         self.wake(node)

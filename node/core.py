@@ -194,7 +194,7 @@ class Core:
         self._again: list[Event] = []
         self._heads: set[str] = set()  # the accounts whose heads this turn has loaded
         self._events: list[Event] = []
-        self._contacts_of: tuple[int, bool, int] | None = None
+        self._neighbours_of: tuple[int, bool, int] | None = None
         self._messages = self._table()
 
     def _wire(self) -> None:
@@ -296,7 +296,7 @@ class Core:
         me = self._self.id
         self._again = turn.again + [FromPeer(me, send.message) for send in turn.sends if send.peer == me]
         turn.sends = [send for send in turn.sends if send.peer != me]
-        return turn.effects(self._new_contacts())
+        return turn.effects(self._new_neighbours())
 
     def _go_on(self, turn: Turn) -> None:
         """What the events have led to goes on in this very turn where its rows are here: requests are handed over in
@@ -312,13 +312,13 @@ class Core:
                 else:
                     turn.again.append(event)
 
-    def _new_contacts(self) -> frozenset[NodeId] | None:
+    def _new_neighbours(self) -> frozenset[NodeId] | None:
         """Whom to keep a connection with, when that is another answer than in the last turn."""
         version = (self._self.view.epoch, self.membership.lingers, self._self.told_removed)
-        if version == self._contacts_of:
+        if version == self._neighbours_of:
             return None
-        self._contacts_of = version
-        return self.membership.contacts()
+        self._neighbours_of = version
+        return self.membership.neighbours()
 
     def deadline(self) -> float | None:
         """When `step` wants to be called without an event, on the monotonic clock; -inf: at once."""

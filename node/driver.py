@@ -66,14 +66,14 @@ class Driver:
         serve_read: Callable[[Read], None],
         look_up: Callable[[bytes], None],
         balances: Balances,
-        on_contacts: Callable[[frozenset[NodeId]], None] = lambda contacts: None,
+        on_neighbours: Callable[[frozenset[NodeId]], None] = lambda neighbours: None,
     ) -> None:
         self._core = core
         self._database = database
         self._clock = clock
         self._serve_read = serve_read
         self._look_up = look_up
-        self._on_contacts = on_contacts
+        self._on_neighbours = on_neighbours
         self._balances = balances
         self._inbox: deque[tuple[Event, int]] = deque()  # with the bytes of its message
         self._inbox_bytes = 0
@@ -204,9 +204,9 @@ class Driver:
             assert self.mesh is not None
             self.mesh.drop(peer, "nothing was heard of it for too long")
         removed = None
-        if stage.contacts is not None:
+        if stage.neighbours is not None:
             try:
-                self._on_contacts(stage.contacts)
+                self._on_neighbours(stage.neighbours)
             except Removed as error:  # whoever waits for an answer of this turn gets it first
                 removed = error
         for answer in stage.answers:

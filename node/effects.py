@@ -44,7 +44,7 @@ class Stage(msgspec.Struct, frozen=True, gc=False):
     answers: tuple[Answer, ...] = ()
     reads: tuple[Read, ...] = ()
     lookups: tuple[bytes, ...] = ()
-    contacts: frozenset[NodeId] | None = None
+    neighbours: frozenset[NodeId] | None = None
     drops: tuple[NodeId, ...] = ()
 
 
@@ -58,7 +58,7 @@ class Effects(msgspec.Struct, frozen=True, gc=False):
     applied: tuple[Write, ...] = ()  # decided links, and how far logs were read: no message promises them
     reads: tuple[Read, ...] = ()
     lookups: tuple[bytes, ...] = ()
-    contacts: frozenset[NodeId] | None = None  # when they changed: with whom to keep a connection from now on
+    neighbours: frozenset[NodeId] | None = None  # when they changed: with whom to keep a connection from now on
     drops: tuple[NodeId, ...] = ()  # connections to close: nothing comes through them
 
     @property
@@ -75,14 +75,15 @@ class Effects(msgspec.Struct, frozen=True, gc=False):
         """What is done, one after the other. A crash between two of them, or within one, loses nothing that was
         promised."""
         facts = () if self.facts is None else (self.facts,)
-        if not self.applied or self.contacts is not None:  # a change of contacts can end the node: all else comes first
+        # other neighbours can end the node: all else comes first
+        if not self.applied or self.neighbours is not None:
             whole = Stage(
                 persist=self.writes,
                 send=self.send,
                 answers=self.answers,
                 reads=self.reads,
                 lookups=self.lookups,
-                contacts=self.contacts,
+                neighbours=self.neighbours,
                 drops=self.drops,
             )
             return (*facts, whole)

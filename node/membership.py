@@ -78,7 +78,7 @@ class Membership:
         last = max((view.epoch for view in self.views if view.is_member(node)), default=-1)
         return last + 1
 
-    def contacts(self) -> frozenset[NodeId]:
+    def neighbours(self) -> frozenset[NodeId]:
         """With whom to keep a connection: the members, and who was removed while that is not settled."""
         if len(self.views) > 1 and self.lingers:
             return frozenset(self._self.view.ids).union(self.views[-2].ids)
@@ -97,7 +97,7 @@ class Membership:
 
     def is_refused(self, node: NodeId) -> int:
         """The epoch in which `node` was removed, when it may connect no more; else 0."""
-        return 0 if node in self.contacts() else self.removed_epoch(node)
+        return 0 if node in self.neighbours() else self.removed_epoch(node)
 
     def on_told_removed(self, event: ToldRemoved) -> None:
         """The view without this node may never come here: who refuses it sends no views."""

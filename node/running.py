@@ -107,7 +107,7 @@ class RunningNode:
         self._book = Addresses({peer.node_id: (peer.host, peer.port) for peer in config.peers}, ports.addresses)
         self._book.now[node_id] = (config.advertise_host, config.port)
         self._lookups: set[bytes] = set()
-        self._contacts: frozenset[NodeId] = core.membership.contacts()
+        self._neighbours: frozenset[NodeId] = core.membership.neighbours()
         core.introduce(
             ports.boot,
             seeds=bool(self._book.known(self._is_over) - {node_id}),
@@ -120,7 +120,7 @@ class RunningNode:
             ports.clock,
             serve_read=self._serve_read,
             look_up=self._look_up,
-            on_contacts=self._on_contacts,
+            on_neighbours=self._on_neighbours,
             balances=self.balances,
         )
         share = self._share()
@@ -268,9 +268,9 @@ class RunningNode:
     def _whom(self) -> frozenset[NodeId]:
         """With whom to keep a connection. Who is a guest, or alone, may know an old view only: it dials the seeds of
         its config too."""
-        if self.id in self._contacts and len(self._contacts) > 1:
-            return self._contacts
-        return self._contacts.union(self._book.known(self._is_over)) - {self.id}  # it dials, and does not wait
+        if self.id in self._neighbours and len(self._neighbours) > 1:
+            return self._neighbours
+        return self._neighbours.union(self._book.known(self._is_over)) - {self.id}  # it dials, and does not wait
 
     def _client_port_of(self, node: NodeId) -> int:
         hello = self.mesh.hello_of(node)
@@ -283,7 +283,7 @@ class RunningNode:
         self._dht.expect(peer, boot)
         self.driver.on_peer_up(peer, boot, replaced=replaced)
 
-    def _on_contacts(self, contacts: frozenset[NodeId]) -> None:
+    def _on_neighbours(self, neighbours: frozenset[NodeId]) -> None:
         """Raises `Removed`, which ends the process, when this node was removed and may go."""
         membership, view = self.core.membership, self.core.view
         self._ports.remember(Marker(self.id.hex(), view.epoch, self.core.identity.votes, view.is_member(self.id)))
@@ -292,7 +292,7 @@ class RunningNode:
                 f"node {short(self.id)} was removed from the network in epoch {membership.removed_in} and nobody needs it any "
                 "more: this id does not come back; to take part again, join under a new invitation"
             )
-        self._contacts = contacts
+        self._neighbours = neighbours
         self.mesh.refresh()
 
     async def _keep_notes(self) -> None:

@@ -117,7 +117,7 @@ class Turn:
         """Answer what is true because `link` is decided; `tell` for clients."""
         (self.answers if link.prev_hash in self.voted else self.fact_answers).append(Answer(caller, body))
 
-    def effects(self, contacts: frozenset[NodeId] | None) -> Effects:
+    def effects(self, neighbours: frozenset[NodeId] | None) -> Effects:
         facts = None
         if self.fact_sends or self.fact_answers:
             facts = Stage(send=tuple(self.fact_sends), answers=tuple(self.fact_answers))
@@ -130,7 +130,7 @@ class Turn:
             applied=tuple(late),
             reads=tuple(self.reads),
             lookups=tuple(self.lookups),
-            contacts=contacts,
+            neighbours=neighbours,
             drops=tuple(self.drops),
         )
 

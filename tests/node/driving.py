@@ -118,7 +118,7 @@ class Rig:
             serve_read=lambda read: self.journal.append("read"),
             look_up=lambda key: self.journal.append("look up"),
             balances=self.balances,
-            on_contacts=lambda contacts: self.journal.append(f"contacts {len(contacts)}"),
+            on_neighbours=lambda neighbours: self.journal.append(f"neighbours {len(neighbours)}"),
         )
         self.driver.mesh = self.mesh
         self.driver.calls.add_session(self.session)

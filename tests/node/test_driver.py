@@ -207,11 +207,11 @@ async def test_nothing_leaves_when_the_votes_cannot_be_written_and_no_read_when_
         assert rig.journal == heard
 
 
-async def test_other_contacts_wait_for_the_links_and_so_does_all_that_is_said_in_that_turn() -> None:
+async def test_other_neighbours_wait_for_the_links_and_so_does_all_that_is_said_in_that_turn() -> None:
     (link,) = issuer_links(make_genesis(["node 0"], 1))
-    rig = Rig([msgspec.structs.replace(everything(), applied=(Applied(link),), contacts=frozenset({A, B}))])
+    rig = Rig([msgspec.structs.replace(everything(), applied=(Applied(link),), neighbours=frozenset({A, B}))])
     await rig.driver.turn()
-    assert rig.journal == ["step", "commit", "send", "contacts 2", "answer", "read", "look up"]
+    assert rig.journal == ["step", "commit", "send", "neighbours 2", "answer", "read", "look up"]
     assert rig.database.writes == [(WRITE, Applied(link))]
 
 
@@ -286,22 +286,22 @@ async def test_a_turn_that_needs_no_row_and_keeps_nothing_does_not_touch_the_dat
     assert "commits" not in rig.driver.counters
 
 
-async def test_other_contacts_are_told_after_the_commit_and_before_the_answers() -> None:
-    rig = Rig([msgspec.structs.replace(everything(), contacts=frozenset({A, B})), everything()])
+async def test_other_neighbours_are_told_after_the_commit_and_before_the_answers() -> None:
+    rig = Rig([msgspec.structs.replace(everything(), neighbours=frozenset({A, B})), everything()])
     await rig.driver.turn()
-    assert rig.journal == ["step", "commit", "send", "contacts 2", "answer", "read", "look up"]
+    assert rig.journal == ["step", "commit", "send", "neighbours 2", "answer", "read", "look up"]
     rig.journal.clear()
     await rig.driver.turn()
     assert rig.journal == ["step", "commit", "send", "answer", "read", "look up"]
 
 
 async def test_who_was_removed_answers_what_it_has_to_before_it_ends() -> None:
-    rig = Rig([msgspec.structs.replace(everything(), contacts=frozenset({A, B}))])
+    rig = Rig([msgspec.structs.replace(everything(), neighbours=frozenset({A, B}))])
 
-    def over(contacts: frozenset[NodeId]) -> None:
+    def over(neighbours: frozenset[NodeId]) -> None:
         raise Removed("it was removed")
 
-    rig.driver._on_contacts = over
+    rig.driver._on_neighbours = over
     rig.driver.put_nowait(PeerUp(A))
     with pytest.raises(Removed):
         await rig.driver.turn()

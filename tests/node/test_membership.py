@@ -631,19 +631,19 @@ def test_who_was_removed_reads_stale_and_takes_no_requests(learns: str) -> None:
     assert isinstance(world.pay("alice", "bob", 10, at=rest[0]), Recorded)
 
 
-def test_the_removed_are_contacts_until_the_view_without_them_is_active() -> None:
+def test_the_removed_are_neighbours_until_the_view_without_them_is_active() -> None:
     world = grown(4, 4)
     gone, *rest = world.ids
     world.lose = lambda source, target, message: isinstance(message, SyncPart)
     world.change(rest[0], REMOVE, gone)
     assert world.run_until(lambda: world.core(rest[0]).view.epoch == 2, 5)
     core = world.core(rest[0])
-    assert core.membership.contacts() == set(world.ids)
+    assert core.membership.neighbours() == set(world.ids)
     assert core.membership.is_refused(gone) == 0
     world.heal()
     at_rest(world, 2)
     world.run(membership.LINGER_S + 1)
-    assert core.membership.contacts() == set(rest)
+    assert core.membership.neighbours() == set(rest)
     assert core.membership.is_refused(gone) == 2
 
 
