@@ -10,6 +10,7 @@ from chain.request import SignedRequest
 from hopchain import Balance, Client, NotStarted, Recorded, Refused, Unknown, Unreachable, submitting, wire
 from hopchain.change import SignedChange
 from hopchain.submitting import patience_s
+from tests.hopchain.clock import let_pass
 from tests.hopchain.fake_node import FakeNode, Fault, FaultMaker, Hang
 from tests.hopchain.test_client import BACKENDS, World, connect, once, only, run
 from tests.hopchain.test_client_limits import client_of, silent_host
@@ -200,8 +201,14 @@ def test_a_request_without_an_outcome_is_settled_elsewhere_when_it_is_sent_again
 
     async def test(world: World) -> None:
         request = world.payment()
-        unknown = Unknown(request.request_id, "no outcome in time")
-        world.nodes[0].fault = only(wire.Submit, unknown if says == "Unknown" else Hang())
+
+        def late(call: wire.CallBody) -> Fault:
+            if says == "nothing" or not isinstance(call, wire.Submit):
+                return CUT_OFF(call)
+            let_pass(SHORT_S / 2)
+            return Unknown(request.request_id, "no outcome in time")
+
+        world.nodes[0].fault = late
         async with world.client() as client:
             await connect(world, client)
             assert isinstance(await client.submit(request, timeout_s=SHORT_S), Unknown)

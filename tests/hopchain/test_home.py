@@ -62,7 +62,7 @@ def test_another_event_loop_is_refused_at_once_and_nothing_is_sent(backend: str,
             await anyio.to_thread.run_sync(partial(anyio.run, elsewhere, backend=other))
             assert len(node.calls) == 1
 
-    run(test, backend)
+    run(test, backend, real_time=True)  # no time leaps while a thread works
 
 
 def test_a_second_event_loop_of_the_same_thread_is_refused() -> None:

@@ -36,8 +36,9 @@ from hopchain import (
     sign_request,
     wire,
 )
+from tests.hopchain.clock import run_leaping
 from tests.hopchain.fake_node import Fault, Hang, key_number
-from tests.hopchain.test_client import BACKENDS, World, running
+from tests.hopchain.test_client import BACKENDS, BOUND_S, World, running
 
 ACCOUNTS = ["payer-1", "payer-2", "payer-3", "payer-4"]
 FUNDS = 1000
@@ -254,14 +255,14 @@ def run(test: Callable[[World, Client], Awaitable[None]], backend: str) -> None:
     """Run with one fake node, on which the pool's accounts and bob exist."""
 
     async def main() -> None:
-        with anyio.fail_after(20):
+        with anyio.fail_after(BOUND_S):
             async with running(World(1)) as world, world.client() as client:
                 for number, name in enumerate([*ACCOUNTS, "bob"]):
                     world.ledger.open(name, "CZK", raw_public_key(key_number(number + 1)))
                     world.ledger.accounts[name].settled = FUNDS
                 await test(world, client)
 
-    anyio.run(main, backend=backend)
+    run_leaping(main, backend)
 
 
 def keys() -> dict[str, Ed25519PrivateKey]:
