@@ -30,7 +30,7 @@ def test_one_worker_runs_all_tests_that_start_nodes_and_begins_with_them(tmp_pat
     subprocess.run(
         [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadgroup"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "SEEN": str(seen)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SEEN": str(seen), "TMPDIR": str(tmp_path)},
         check=True,
         timeout=300,
     )
@@ -84,7 +84,7 @@ def test_the_network_has_ended_when_the_next_directory_begins(tmp_path: Path) ->
     subprocess.run(
         [sys.executable, "-m", "pytest"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "SEEN": str(seen)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SEEN": str(seen), "TMPDIR": str(tmp_path)},
         check=True,
         timeout=300,
     )
