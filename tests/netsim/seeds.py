@@ -2,10 +2,12 @@
 changes."""
 
 from collections.abc import Callable
+from functools import cache
 from itertools import islice
 
 from netsim.draw import draw_plan
 from netsim.plan import Kill, Plan
+from netsim.run import Result, run_plan
 
 SWARM = range(80)  # all of them, in tests/netsim/test_swarm.py; `make swarm` runs more
 
@@ -21,3 +23,9 @@ FAULTY = small(lambda plan: len(plan.faults) > 2 and plan.nodes == 3 and not pla
 KILLED = small(lambda plan: any(isinstance(f, Kill) for f in plan.faults) and plan.nodes > 1 and not plan.files, 2)
 IN_FILES = small(lambda plan: any(isinstance(f, Kill) for f in plan.faults) and plan.nodes > 1 and plan.files, 1)
 MIXED = sorted({*CALM, *FAULTY, *KILLED, *IN_FILES})
+
+
+@cache
+def run_once(seed: int) -> Result:
+    """The run of this seed, with which others are compared: one in each process."""
+    return run_plan(draw_plan(seed))

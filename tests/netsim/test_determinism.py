@@ -6,7 +6,7 @@ import sys
 
 from netsim.draw import draw_plan
 from netsim.run import run_plan
-from tests.netsim.seeds import MIXED
+from tests.netsim.seeds import MIXED, run_once
 
 SEEDS = MIXED  # with and without faults, in memory and in files
 PROGRAM = """
@@ -30,11 +30,11 @@ def test_two_processes_with_other_hash_seeds() -> None:
     first, second = elsewhere("1"), elsewhere("4242")
     assert first == second
     assert len(set(first.splitlines())) == len(SEEDS)
-    here = [run_plan(draw_plan(seed)).trace for seed in SEEDS]
+    here = [run_once(seed).trace for seed in SEEDS]
     assert [line.split()[0] for line in first.splitlines()] == here
 
 
 def test_what_ran_before_does_not_matter() -> None:
-    alone = run_plan(draw_plan(SEEDS[0])).trace
+    before = run_once(SEEDS[0]).trace
     run_plan(draw_plan(SEEDS[1]))
-    assert run_plan(draw_plan(SEEDS[0])).trace == alone
+    assert run_plan(draw_plan(SEEDS[0])).trace == before

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import pytest
 
 from netsim.draw import draw_plan
-from netsim.run import Result, run_plan
-from tests.netsim.seeds import MIXED
+from netsim.run import run_plan
+from tests.netsim.seeds import MIXED, run_once
 
 CLOCKS = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "sleep", "process_time")
 SECRETS = ("token_bytes", "token_hex", "token_urlsafe", "randbelow", "choice")
@@ -33,13 +33,9 @@ def forbidden(name: str) -> Callable[..., object]:
     return raises
 
 
-def run(seed: int) -> Result:
-    return run_plan(draw_plan(seed))
-
-
 @pytest.mark.parametrize("seed", MIXED)
 def test_real_clocks_randomness_and_network_raise(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = run(seed)  # also imports all that is imported late
+    expected = run_once(seed)  # also imports all that is imported late
     with monkeypatch.context() as patched:
         for name in CLOCKS:
             patched.setattr(time, name, forbidden(f"time.{name}"))
@@ -49,7 +45,7 @@ def test_real_clocks_randomness_and_network_raise(seed: int, monkeypatch: pytest
             patched.setattr(secrets, name, forbidden(f"secrets.{name}"))
         patched.setattr(os, "urandom", forbidden("os.urandom"))
         patched.setattr(socket, "socket", forbidden("socket.socket"))
-        result = run(seed)
+        result = run_plan(draw_plan(seed))
     assert result.ok, result.problem
     assert result == expected
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 
 import pytest
 
@@ -14,7 +15,7 @@ from netsim import fleet, swarm
 from netsim.draw import draw_plan
 from netsim.fleet import Inline, open_fleet
 from netsim.run import Result, run_plan
-from netsim.swarm import run_swarm
+from netsim.swarm import SwarmReport, run_swarm
 from tests.netsim.seeds import CALM, MIXED, SWARM
 
 CHUNK = 10
@@ -35,14 +36,20 @@ def quiet(result: Result) -> None:
     """Nobody listens."""
 
 
-def totals(report: swarm.SwarmReport) -> dict[str, object]:
+def totals(report: SwarmReport) -> dict[str, object]:
     return {name: getattr(report, name) for name in report.__struct_fields__ if name != "seconds"}
 
 
-def test_totals_are_the_sums_of_the_results() -> None:
+@cache
+def swarm_of_one() -> tuple[SwarmReport, list[Result]]:
+    """What a swarm of one process reports of MIXED after 30 seconds, and the results that it told."""
     seen: list[Result] = []
     clock = iter([100.0, 130.0])
-    report = run_swarm(MIXED, 1, seen.append, clock=lambda: next(clock))
+    return run_swarm(MIXED, 1, seen.append, clock=lambda: next(clock)), seen
+
+
+def test_totals_are_the_sums_of_the_results() -> None:
+    report, seen = swarm_of_one()
     assert [result.seed for result in seen] == MIXED
     assert report.ok
     assert (report.seeds, report.seconds) == (len(MIXED), 30.0)
@@ -58,7 +65,8 @@ def test_totals_are_the_sums_of_the_results() -> None:
 
 @pytest.mark.slow
 def test_processes_give_what_one_process_gives() -> None:
-    assert totals(run_swarm(MIXED, 2, quiet)) == totals(run_swarm(MIXED, 1, quiet))
+    alone, _ = swarm_of_one()
+    assert totals(run_swarm(MIXED, 2, quiet)) == totals(alone)
 
 
 DASK = """
@@ -82,8 +90,7 @@ def test_a_dask_cluster_gives_what_one_process_gives() -> None:
     command = [sys.executable, "-c", DASK, *map(str, MIXED)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    here: list[Result] = []
-    run_swarm(MIXED, 1, here.append)
+    _, here = swarm_of_one()
     assert done.stdout.split("\n")[-2] == " ".join(str((r.seed, r.trace)) for r in sorted(here, key=lambda r: r.seed))
 
 
