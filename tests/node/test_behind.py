@@ -62,7 +62,7 @@ def test_a_node_that_is_far_behind_is_sent_every_link_about_once(monkeypatch: py
     world.assert_equal_replicas()
 
 
-@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize("seed", [1, 2])
 def test_two_that_come_back_together_both_read_the_log_of_one_who_has_it(
     monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
@@ -112,7 +112,7 @@ def test_who_is_far_behind_asks_nobody_who_is_not_ahead(monkeypatch: pytest.Monk
     assert asked.count(other) <= 1, "before it has told how many links it has"
 
 
-@pytest.mark.parametrize("seed", range(1, 7))
+@pytest.mark.parametrize("seed", [1, 5])  # which are slow without that
 def test_who_read_all_of_a_log_that_is_catching_up_itself_reads_on_at_once(
     monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

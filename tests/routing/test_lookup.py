@@ -8,7 +8,7 @@ import sys
 from tests.routing.routing_world import World, make_world
 
 KSIZE = 20
-LOOKUPS = 60
+LOOKUPS = 20
 
 
 async def _lookups(world: World, count: int, askers, alive):
