@@ -13,7 +13,7 @@ from tests.cluster.test_faults import Load
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-ROUNDS = int(os.environ.get("HOPCHAIN_ROLLING_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("HOPCHAIN_ROLLING_ROUNDS", "1"))
 GAP_S = float(
     os.environ.get("HOPCHAIN_ROLLING_GAP_S", "10")
 )  # two on a machine with nothing else to do; CI shares two cores
