@@ -18,13 +18,20 @@ def test_runs(number):
     with open(os.environ["SEEN"], "a") as seen:
         print(os.environ["PYTEST_XDIST_WORKER"], Path(__file__).parent.name, file=seen)
 """
+PLACES = {  # directory -> module, tests
+    "chain": ("chain", 30),
+    "cluster": ("cluster", 8),
+    "namespaces": ("namespaces", 2),
+    "netsim": ("hops", 6),
+    "node": ("node", 30),
+}
 
 
 def test_one_worker_runs_all_tests_that_start_nodes_and_begins_with_them(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    for place, count in {"chain": 30, "cluster": 8, "namespaces": 2, "node": 30}.items():
+    for place, (name, count) in PLACES.items():
         (tmp_path / "tests" / place).mkdir(parents=True)
-        (tmp_path / "tests" / place / f"test_{place}.py").write_text(MODULE.format(count=count))
+        (tmp_path / "tests" / place / f"test_{name}.py").write_text(MODULE.format(count=count))
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "tests")
     seen = tmp_path / "seen"
     subprocess.run(
@@ -35,11 +42,12 @@ def test_one_worker_runs_all_tests_that_start_nodes_and_begins_with_them(tmp_pat
         timeout=300,
     )
     lines = [line.split() for line in seen.read_text().splitlines()]
-    assert len(lines) == 70
+    assert len(lines) == 76
     (worker,) = {worker for worker, place in lines if place in {"cluster", "namespaces"}}
     places = [place for by, place in lines if by == worker]
     assert places[:10] == ["cluster"] * 8 + ["namespaces"] * 2
     assert {by for by, _ in lines} == {"gw0", "gw1"}
+    assert len({by for by, place in lines if place == "netsim"}) == 1, "what its tests look at is made once"
 
 
 # In place of the network: a line when it starts and one when it ends.
