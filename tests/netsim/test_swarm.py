@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -85,10 +86,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_a_dask_cluster_gives_what_one_process_gives() -> None:
+def test_a_dask_cluster_gives_what_one_process_gives(tmp_path: Path) -> None:
     """In a process of its own: trio-asyncio, used by other tests here, replaces asyncio's event loops."""
     command = [sys.executable, "-c", DASK, *map(str, MIXED)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # Dask leaves files there
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     _, here = swarm_of_one()
     assert done.stdout.split("\n")[-2] == " ".join(str((r.seed, r.trace)) for r in sorted(here, key=lambda r: r.seed))
