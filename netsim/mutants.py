@@ -9,6 +9,7 @@ those first and searches anew, from seed 0, where one no longer does. A mutant t
 only.
 """
 
+import argparse
 import importlib
 import inspect
 import re
@@ -233,7 +234,9 @@ def _brief(problem: str) -> str:
 
 def main() -> None:
     """Search anew, and write `mutants.json` and the page."""
-    jobs = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    parser = argparse.ArgumentParser(prog="python -m netsim.mutants", description=main.__doc__)
+    parser.add_argument("jobs", nargs="?", type=int, default=1, help="on so many processes (default: 1)")
+    jobs: int = parser.parse_args().jobs
 
     def tell(name: str, caught: Caught | str) -> None:
         if isinstance(caught, Caught):

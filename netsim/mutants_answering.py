@@ -360,6 +360,13 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         changing=True,
     ),
     mutant(
+        "certain balance not marked",
+        "reads",
+        "A node that was removed says nothing about it where it asked a majority.",
+        ("node.serving:balance_answer", " or core.membership.removed_in > 0", ""),
+        changing=True,
+    ),
+    mutant(
         "answers of two epochs",
         "reads",
         "A majority read counts answers of nodes that have another view installed.",

@@ -91,3 +91,10 @@ def test_a_mutant_that_no_longer_fits_says_so_and_leaves_nothing_behind() -> Non
     ):
         pass
     assert slots.birth_epoch is before
+
+
+def test_help_searches_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["mutants", "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        mutants.main()
+    assert "usage: python -m netsim.mutants" in capsys.readouterr().out
