@@ -107,16 +107,15 @@ class Identity:
 
     def on_pong(self, peer: NodeId, seen: int, *, vouches: bool = True) -> None:
         """Raises `Quarantined` when `peer` saw more of this node than this node remembers. It `vouches` for this node
-        once nobody sees a second copy (node.doubles). Guests have no say."""
-        if not self._self.view.is_member(peer):
-            return
+        once nobody sees a second copy (node.doubles). A guest cannot vouch; but what it has seen was there: to a disk
+        from before it became a member it is a guest."""
         if seen > self.votes:
             raise Quarantined(
                 f"node {short(self._self.id)} has recorded votes {self.votes} times, but node {short(peer)} has seen "
                 f"{seen}: this data directory is an old copy, was emptied, or another copy of it is running. It must not "
                 "vote again: stop it, keep no copy, and join the network anew under a new id"
             )
-        if vouches:
+        if vouches and self._self.view.is_member(peer):
             self._confirmed_by.add(peer)
 
     def deadline(self) -> float | None:

@@ -155,9 +155,18 @@ def test_who_is_told_of_more_than_it_has_stops_and_is_told_what_to_do() -> None:
     me, peer, *_ = world.ids
     identity = Identity(identity._self, {me: 7}, 0.0)
     identity.on_pong(peer, 7)
-    identity.on_pong(PEERS[0], 8)  # a guest has no say
     with pytest.raises(Quarantined, match=r"recorded votes 7 times.*has seen 8.*new id"):
         identity.on_pong(peer, 8)
+
+
+def test_a_guest_does_not_vouch_and_what_it_has_seen_counts() -> None:
+    """To a disk from before it became a member it is a guest, though it saw the votes that this disk lacks."""
+    identity, _ = make({})
+    identity.on_pong(PEERS[0], 0)
+    identity.on_pong(PEERS[1], 0)
+    assert not identity.verified
+    with pytest.raises(Quarantined, match=r"recorded votes 0 times.*has seen 8"):
+        identity.on_pong(PEERS[0], 8)
 
 
 def test_votes_are_counted_in_their_own_transaction() -> None:
