@@ -363,7 +363,7 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         "certain balance not marked",
         "reads",
         "A node that was removed says nothing about it where it asked a majority.",
-        ("node.serving:balance_answer", " or core.membership.removed_in > 0", ""),
+        ("node.balance_answer:balance_answer", " or core.membership.removed_in > 0", ""),
         changing=True,
     ),
     mutant(

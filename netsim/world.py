@@ -33,11 +33,11 @@ from netsim.disk import Choose, cut_places
 from netsim.plan import Cut, DiskError, Kill, KillAtCommit, Plan
 from netsim.sim_node import SimNode
 from netsim.simulation import Simulation
+from node.balance_answer import balance_answer
 from node.core import Core
 from node.effects import Stage
 from node.events import Caller, ClientBalance, ClientChange, ClientSubmit, Event, FromPeer
 from node.messages import Message, decode_frame_untrusted, encode_frames, encode_message
-from node.serving import balance_answer
 from node.start import read_start
 from routing.keyspace import NodeId
 

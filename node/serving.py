@@ -33,6 +33,7 @@ from chain.request import RequestId
 from chain.rows import AccountHead
 from hopchain import wire
 from node.answers import recorded
+from node.balance_answer import balance_answer, scale_of
 from node.balances import Balances
 from node.core import Core
 from node.database import Database
@@ -182,7 +183,7 @@ class Serving:
         return wire.Chain(
             ask.account,
             head.asset,
-            _scale(self._genesis, head.asset),
+            scale_of(self._genesis, head.asset),
             head.height,
             links,
             self._stale,
@@ -223,42 +224,9 @@ class Serving:
         return wire.Members(self._core.view.epoch, tuple(map(_view_line, views)), self._stale)
 
 
-def balance_answer(
-    found: FoundBalance | None, ask: wire.AskBalance, core: Core, genesis: Genesis, now: Now
-) -> wire.Balance | wire.NotFound:
-    """What a node answers when this is the balance it has. Made when the replica was read: others may have gone on
-    without the node since, unless a majority was asked just now. A node that was removed always says so."""
-    stale = not core.is_current(now) and (not ask.linearizable or core.membership.removed_in > 0)
-    if found is None:
-        return wire.NotFound(f"account {ask.account}", stale)
-    return wire.Balance(
-        account=found.name,
-        asset=found.asset,
-        scale=_scale(genesis, found.asset),
-        issuer=found.issuer,
-        settled=found.settled,
-        incoming=found.incoming,
-        incoming_count=found.incoming_count,
-        tip=found.tip,
-        height=found.height,
-        link_epoch=found.epoch,
-        time_ms=found.time_ms,
-        epoch=core.view.epoch,
-        as_of_ms=now.unix_ms,
-        linearizable=ask.linearizable,
-        stale=stale,
-    )
-
-
 def _view_line(view: View) -> wire.ViewLine:
     members = tuple(wire.MemberLine(m.id, m.public_key, m.incarnation) for m in view.members)
     return wire.ViewLine(view.epoch, view.hash, view.time_ms, view.by, members)
-
-
-def _scale(genesis: Genesis, code: str) -> int:
-    asset = genesis.asset(code)
-    assert asset is not None, code
-    return asset.scale
 
 
 def _account_lines(conn: sqlite3.Connection, ask: wire.AskAccounts, genesis: Genesis) -> tuple[wire.AccountLine, ...]:
@@ -268,7 +236,7 @@ def _account_lines(conn: sqlite3.Connection, ask: wire.AskAccounts, genesis: Gen
         wire.AccountLine(
             head.name,
             head.asset,
-            _scale(genesis, head.asset),
+            scale_of(genesis, head.asset),
             head.issuer,
             head.public_key,
             balance.height,
