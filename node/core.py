@@ -149,7 +149,8 @@ class Core:
         self._self = Self(node_id, genesis, genesis.network_id, self.views[-1], EMPTY, rng, self.counters)
         self._decoder = LinkDecoder()
         requests = RequestDecoder()
-        self.identity = Identity(self._self, start.seen, now.mono)
+        fenced = len(self.views) > 1 and any(view.is_member(node_id) for view in self.views)
+        self.identity = Identity(self._self, start.seen, now.mono, fenced=fenced)
         self.peers = Peers(self._self, self.identity, now.mono)
         self.replica = Replica(self._self, self._decoder, self.peers, start.links)
         self.pulling = Pulling(self._self, self._decoder, self.peers, self.replica, start.cursors)
@@ -166,7 +167,7 @@ class Core:
             start.active,
             now.mono,
         )
-        self.membership = Membership(self._self, self.peers, self.replica, self.syncing, self.views)
+        self.membership = Membership(self._self, self.identity, self.peers, self.replica, self.syncing, self.views)
         self.view_ballots = ViewBallots(self._self, self.identity, self.peers, self.membership, start.votes, now.mono)
         self.changing = Changing(
             self._self, self.identity, self.peers, self.replica, self.membership, self.view_ballots

@@ -18,6 +18,7 @@ from typing import Final
 from chain.rows import ViewRow
 from node.epochs import inactive
 from node.events import ToldRemoved
+from node.identity import Identity
 from node.messages import AskViews, Views
 from node.peers import Peers
 from node.replica import Replica
@@ -35,8 +36,11 @@ VIEWS_BYTES: Final = 1024 * 1024  # of one Views message
 class Membership:
     """The views that this node has installed, oldest first, and whom they make members."""
 
-    def __init__(self, self_: Self, peers: Peers, replica: Replica, syncing: Syncing, views: list[View]) -> None:
+    def __init__(
+        self, self_: Self, identity: Identity, peers: Peers, replica: Replica, syncing: Syncing, views: list[View]
+    ) -> None:
         self._self = self_
+        self._identity = identity
         self._peers = peers
         self._replica = replica
         self._syncing = syncing
@@ -142,6 +146,7 @@ class Membership:
         turn.hold_together()
         self.views.append(view)
         self._self.view = view
+        self._identity.on_install(before, view)
         self._self.counters["views_installed"] += 1
         self._changed = self._changed_regions()
         self._settled = self._lingered = False

@@ -24,7 +24,7 @@ JOIN = Plan(
     weather=Weather(delay_mean_s=0.003),
     load=Load(accounts=3, requests=12, funds=300, read=0.0, reopen=0.1, cancel=0.1, forge=0.0, spend=0.3),
     faults=(Add(0.2, JOINER, fresh=True), Remove(0.6, 0, stop=True)),
-    fault_s=1.2,
+    fault_s=1.5,
     core_s=3.0,
     heal_s=30.0,
     spares=1,

@@ -20,7 +20,7 @@ from node.config import NodeConfig, Peer
 from node.doubles import SUSPECT_S
 from node.effects import Read
 from node.events import Caller
-from node.identity import ALONE_S
+from node.identity import ALONE_S, MEET_S
 from node.marker import Marker
 from node.peers import PING_EVERY_S
 from node.running import Ports, RunningNode
@@ -30,8 +30,8 @@ from routing.keyspace import NodeId
 BACK_S = 0.1  # from the end of a process to the start of the next
 
 
-def verified_after(*, closing: bool) -> float:
-    """Seconds from the end of a process until the next one of that node votes."""
+def verified_after(*, closing: bool, alone: bool = False) -> float:
+    """Seconds from the end of a process until the next one of that node votes. `alone`: one of the others is down."""
     found: list[float] = []
 
     async def play(network: WholeNetwork) -> None:
@@ -40,6 +40,8 @@ def verified_after(*, closing: bool) -> float:
         assert node.running is not None
         if closing:
             await node.running.aclose()
+        if alone:
+            network.kill(network.nodes[2], float("inf"))
         ended = network.now
         network.kill(node, ended + BACK_S)
         for _ in range(1000):
@@ -60,6 +62,11 @@ def test_a_process_that_said_that_it_ends_is_followed_at_once() -> None:
 
 def test_a_process_that_was_killed_is_followed_when_it_cannot_be_another_one_that_lives() -> None:
     assert SUSPECT_S <= verified_after(closing=False) < SUSPECT_S + 2 * PING_EVERY_S
+
+
+@pytest.mark.parametrize("closing", [True, False])
+def test_a_process_that_one_member_cannot_vouch_for_waits_for_those_who_may_yet_dial_it(*, closing: bool) -> None:
+    assert BACK_S + MEET_S <= verified_after(closing=closing, alone=True) < BACK_S + MEET_S + 0.5
 
 
 def test_a_connection_over_a_path_that_is_cut_is_closed_and_made_anew_when_it_heals() -> None:

@@ -2,31 +2,61 @@
 
 import sqlite3
 from collections import Counter
+from typing import NamedTuple
 
 import pytest
 
 from chain.errors import Quarantined
+from chain.link import Slot
 from chain.needs import Loaded
 from chain.rows import VoteRow
 from chain.seal import SeenRow
+from hopchain.change import ChangeAction
 from hopchain.wire import Changed, Recorded
 from node.events import FromPeer
-from node.identity import ALONE_S, REMEMBER_EVERY_S, Identity
-from node.messages import Accepted, AskIncome, AskSlot, IncomeAnswer, Pong, Prepare, Promise, SlotAnswer, SlotName
+from node.identity import ALONE_S, MEET_S, REMEMBER_EVERY_S, Identity
+from node.messages import (
+    Accepted,
+    AskIncome,
+    AskSlot,
+    IncomeAnswer,
+    Pong,
+    Prepare,
+    Promise,
+    SlotAnswer,
+    SlotName,
+    ViewAccept,
+    ViewPrepare,
+    Views,
+)
 from node.paxos import Ballot
+from node.peers import PING_EVERY_S
+from node.transport import DIAL_GRACE_S, DIAL_MAX_S
 from node.turn import Now, Self, Turn
-from routing.keyspace import NodeId
-from routing.regions import EMPTY, RING
+from routing.keyspace import NodeId, route_key
+from routing.regions import EMPTY, RING, holds
+from routing.view import member_of, with_member, without_member
 from tests.node.world import World
 
 PEERS = [NodeId(bytes([i]) * 20) for i in range(1, 5)]
 
 
-def make(seen: dict[NodeId, int] | None = None, nodes: int = 5, *, started: float = 0.0) -> tuple[Identity, World]:
+def make(
+    seen: dict[NodeId, int] | None = None, nodes: int = 5, *, started: float = 0.0, fenced: bool = False
+) -> tuple[Identity, World]:
     world = World(nodes, 3, 1)
     me = world.ids[0]
     self_ = Self(me, world.genesis, world.network, world.view, RING, world.rng, Counter())
-    return Identity(self_, seen or {}, started), world
+    return Identity(self_, seen or {}, started, fenced=fenced), world
+
+
+def found_whole(*, fenced: bool = False) -> tuple[Identity, World]:
+    """All members have vouched for it."""
+    identity, world = make(fenced=fenced)
+    for peer in world.ids[1:]:
+        identity.on_pong(peer, 0)
+    assert identity.verified
+    return identity, world
 
 
 def turn(at: float) -> Turn:
@@ -37,39 +67,96 @@ def vote(slot: bytes) -> VoteRow:
     return VoteRow(slot, "alice", 1, (1, 0, bytes(20)))  # type: ignore[arg-type]
 
 
-def test_a_node_votes_only_after_a_majority_has_confirmed_it() -> None:
+def test_a_node_votes_at_once_when_all_members_have_confirmed_it() -> None:
     identity, world = make()
-    _, first, second, *_ = world.ids
-    assert not identity.verified
-    identity.on_pong(first, 0)
-    identity.on_pong(first, 0)  # the same one twice is one
-    assert not identity.verified
+    *most, last = world.ids[1:]
+    for peer in most:
+        identity.on_pong(peer, 0)
+        identity.on_pong(peer, 0)  # the same one twice is one
     identity.on_pong(PEERS[0], 0)  # a guest has no say
+    assert not identity.verified
+    identity.on_pong(last, 0)
+    assert identity.verified
+
+
+def test_a_node_votes_after_a_while_when_a_majority_has_confirmed_it() -> None:
+    identity, world = make(started=10.0)
+    _, first, second, *_ = world.ids
+    identity.on_pong(first, 0)
+    identity.on_pong(PEERS[0], 0)
+    identity.tick(10.0 + MEET_S)
     assert not identity.verified
     identity.on_pong(second, 0)
     assert identity.verified
 
 
-def test_a_guest_that_has_not_answered_yet_holds_nobody_up_and_a_member_does() -> None:
-    identity, world = make()
+def test_a_node_that_others_may_yet_come_to_waits_for_them() -> None:
+    identity, world = make(started=10.0)
+    _, first, second, *_ = world.ids
+    identity.on_pong(first, 0)
+    identity.on_pong(second, 0)
+    assert identity.deadline() == 10.0 + MEET_S
+    identity.tick(10.0 + MEET_S - 0.1)
+    assert not identity.verified
+    identity.tick(10.0 + MEET_S)
+    assert identity.verified
+    assert identity.deadline() is None
+
+
+def test_who_is_dialed_by_nodes_that_it_does_not_know_waits_for_as_long_as_that_takes() -> None:
+    assert DIAL_GRACE_S + DIAL_MAX_S + 2 * PING_EVERY_S <= MEET_S
+
+
+def test_who_was_found_whole_once_does_not_wait_for_others_to_come_again() -> None:
+    identity, world = found_whole()
+    identity.suspend()
     _, first, second, third, _ = world.ids
-    identity.on_up(PEERS[0])
     identity.on_up(third)
     identity.on_pong(first, 0)
     identity.on_pong(second, 0)
+    assert not identity.verified, "it is connected to one that has not vouched for it again"
+    identity.on_down(third)
+    assert identity.verified
+
+
+def test_a_guest_that_has_not_answered_yet_holds_a_node_up_for_a_while() -> None:
+    identity, world = make()
+    identity.on_up(PEERS[0])
+    for peer in world.ids[1:]:
+        identity.on_pong(peer, 0)
+    assert not identity.verified
+    identity.tick(MEET_S)
+    assert identity.verified
+
+    identity, world = make()
+    identity.on_up(PEERS[0])
+    for peer in world.ids[1:]:
+        identity.on_pong(peer, 0)
+    identity.on_pong(PEERS[0], 0, vouches=False)
+    assert identity.verified
+
+
+def test_a_member_that_is_connected_and_has_not_answered_holds_a_node_up() -> None:
+    identity, world = make()
+    _, first, second, third, _ = world.ids
+    identity.on_up(third)
+    identity.on_pong(first, 0)
+    identity.on_pong(second, 0)
+    identity.tick(MEET_S)
     assert not identity.verified
     identity.on_pong(third, 0)
     assert identity.verified
 
 
 def test_a_joiner_is_verified_by_the_members_alone() -> None:
-    """It is no member itself: a majority of the members and it, in the group that it is about to make with them."""
+    """It is no member itself: the members and it, in the group that it is about to make with them."""
     world = World(2, 3, 1)
     joiner = PEERS[0]
     self_ = Self(joiner, world.genesis, world.network, world.view, EMPTY, world.rng, Counter())
     identity = Identity(self_, {}, 0.0)
     assert not identity.verified
-    identity.on_pong(world.ids[0], 0)
+    for peer in world.ids:
+        identity.on_pong(peer, 0)
     assert identity.verified
 
 
@@ -119,8 +206,10 @@ def test_what_guests_tell_of_later_views_holds_up_nobody_who_has_other_members()
     identity, world = make(nodes=3)
     identity.on_up(PEERS[0])
     identity.on_ping(PEERS[0], 0, 2**31)
+    identity.on_pong(PEERS[0], 0)
     identity.on_up(world.ids[1])
     identity.on_pong(world.ids[1], 0)
+    identity.on_pong(world.ids[2], 0)
     assert identity.verified
 
 
@@ -129,7 +218,8 @@ def test_a_node_that_starts_does_not_vote_while_it_hears_of_a_later_view_and_one
     peer = world.ids[1]
     identity.on_up(peer)
     identity.on_ping(peer, 0, 2)
-    identity.on_pong(peer, 0)
+    for node in world.ids[1:]:
+        identity.on_pong(node, 0)
     assert not identity.verified
     identity.on_ping(peer, 0, 1)
     assert identity.verified
@@ -145,6 +235,7 @@ def test_the_later_view_that_somebody_told_of_who_is_gone_holds_nobody_up() -> N
     identity.on_ping(third, 0, 2)
     for peer in (first, second, third):
         identity.on_pong(peer, 0)
+    identity.tick(MEET_S)
     assert not identity.verified
     identity.on_down(third)
     assert identity.verified
@@ -170,7 +261,7 @@ def test_a_guest_does_not_vouch_and_what_it_has_seen_counts() -> None:
 
 
 def test_votes_are_counted_in_their_own_transaction() -> None:
-    identity, world = make()
+    identity, world = found_whole()
     one = turn(1.0)
     one.persist += [vote(bytes(32)), vote(bytes(31) + b"\1")]
     identity.finish(one)
@@ -199,8 +290,66 @@ def test_what_peers_said_is_remembered_soon_and_only_when_it_is_news() -> None:
     assert identity.seen(PEERS[0]) == 5
 
 
-def test_what_peers_said_is_written_with_the_next_votes() -> None:
+def test_an_installed_view_is_counted_with_the_votes_of_its_transaction() -> None:
+    identity, world = found_whole()
+    one = turn(1.0)
+    identity.on_install(world.view, world.view)
+    assert identity.votes == 1, "the pings of this turn tell it"
+    identity.on_install(world.view, world.view)
+    one.persist.append(vote(bytes(32)))
+    identity.finish(one)
+    assert one.persist[1:] == [SeenRow(world.ids[0], 1)]
+    idle = turn(2.0)
+    identity.finish(idle)
+    assert idle.persist == []
+
+
+def test_only_views_that_one_is_or_was_a_member_of_are_counted() -> None:
+    """What an observer installs promises nothing: its database may be put back."""
+    identity, world = found_whole()
+    without = without_member(world.view, world.ids[0], 1, world.ids[1])
+    identity.on_install(without, without)
+    assert identity.votes == 0
+    identity.on_install(world.view, without)
+    identity.finish(turn(1.0))
+    identity.on_install(without, world.view)
+    assert identity.votes == 2
+
+
+def test_views_that_an_old_disk_catches_up_with_do_not_hide_the_votes_that_it_lacks() -> None:
     identity, world = make()
+    for at in (1.0, 2.0):
+        one = turn(at)
+        identity.on_install(world.view, world.view)
+        identity.finish(one)
+        assert one.persist == []
+    with pytest.raises(Quarantined, match=r"recorded votes 0 times.*has seen 2"):
+        identity.on_pong(world.ids[1], 2)
+
+
+def test_views_that_were_installed_before_a_node_was_found_whole_are_counted_when_it_is() -> None:
+    identity, world = make()
+    identity.on_install(world.view, world.view)
+    identity.finish(turn(1.0))
+    for peer in world.ids[1:]:
+        identity.on_pong(peer, 0)
+    for at, rows in ((2.0, [SeenRow(world.ids[0], 1)]), (3.0, [])):
+        one = turn(at)
+        identity.finish(one)
+        assert one.persist == rows
+
+
+def test_what_the_process_before_may_not_have_counted_is_counted_once() -> None:
+    identity, world = found_whole(fenced=True)
+    one = turn(1.0)
+    identity.finish(one)
+    assert one.persist == [SeenRow(world.ids[0], 1)]
+    identity.finish(turn(2.0))
+    assert identity.votes == 1
+
+
+def test_what_peers_said_is_written_with_the_next_votes() -> None:
+    identity, world = found_whole()
     identity.on_ping(PEERS[0], 5, 1)
     one = turn(1.0)
     one.persist.append(vote(bytes(32)))
@@ -352,3 +501,98 @@ def test_who_is_left_alone_by_the_others_looks_for_them_once_when_it_starts_agai
     assert not world.core(last).identity.verified
     world.run(1.0)
     assert world.core(last).identity.verified
+
+
+class Parted(NamedTuple):
+    """`fenced` has installed the second view without a vote, and told a guest what it voted for before.
+    `early` have not installed it, `late` have: with the guest, who is ACTIVE now, they decide in it."""
+
+    fenced: NodeId
+    early: tuple[NodeId, NodeId]
+    late: tuple[NodeId, NodeId]
+    guest: NodeId
+    account: str
+
+
+def parted(world: World) -> Parted:
+    """Five members decide on everything. One of them is away when accounts are opened, so it has never voted."""
+    fenced, *early, one, two = world.view.ids
+    (guest,) = world.guests
+    world.crash(fenced)
+    names = [f"acc{i}" for i in range(20)]
+    for name in names:
+        world.settle(one, world.open_request(name))
+        world.settle(one, world.pay_request("mint", name, 10))
+    world.start(fenced)
+    world.run(6.0)
+    after = with_member(world.view, member_of(world.keys[guest]), 1, one)
+    voters = {guest, one, two}
+    account = next(name for name in names if voters <= {*after.group(route_key(Slot(world.tip(one, name))))})
+    return Parted(fenced, (early[0], early[1]), (one, two), guest, account)
+
+
+def install_without_a_vote(world: World, on: Parted) -> None:
+    def lose(source: NodeId, target: NodeId, message: object) -> bool:
+        unasked = target == on.fenced and isinstance(message, ViewPrepare | ViewAccept)
+        return unasked or (target in on.early and isinstance(message, Views))
+
+    world.lose = lose
+    world.change(on.late[0], ChangeAction.ADD, on.guest)
+    key = route_key(Slot(world.tip(on.guest, on.account)))
+    active = [world.core(node) for node in (on.guest, *on.late)]
+    assert world.run_until(lambda: all(core.view.epoch == 2 and holds(core.active, key) for core in active), 30)
+    world.run(1.0)
+    assert {node: world.core(node).view.epoch for node in (on.fenced, *on.early)} == {
+        on.fenced: 2,
+        on.early[0]: 1,
+        on.early[1]: 1,
+    }
+
+
+@pytest.mark.parametrize("how", ["emptied", "old"])
+def test_a_view_that_was_installed_without_a_vote_is_a_promise_that_others_know_of(how: str) -> None:
+    """Else the account has two successors: one in the view before, with the votes of those who have no other one."""
+    world = World(6, 5, 1, first=5)
+    world.run(1.0)
+    on = parted(world)
+    old = sqlite3.connect(":memory:", isolation_level=None)
+    world.nodes[on.fenced].conn.backup(old)
+    assert world.core(on.fenced).identity.votes == 0
+    install_without_a_vote(world, on)
+    world.crash(on.fenced)
+    world.part((on.fenced, *on.early), (*on.late, on.guest))
+    world.settle(on.late[0], world.pay_request(on.account, "mint", 3))
+    world.nodes[on.fenced].conn = World(6, 5, 1, first=5).nodes[on.fenced].conn if how == "emptied" else old
+    world.watch.epochs[on.fenced] = 1
+    world.start(on.fenced)
+    with pytest.raises(Quarantined, match=r"recorded votes 0 times.*has seen 1"):
+        world.settle(on.early[0], world.pay_request(on.account, "mint", 4))
+
+
+@pytest.mark.parametrize("who", ["guest", "member"])
+def test_a_node_that_comes_back_does_not_vote_before_those_who_dial_it_are_there(who: str) -> None:
+    """Two of five members know of none of its votes, and are there first. Without those who come later the account has
+    two successors."""
+    world = World(6, 5, 1, first=5)
+    world.run(1.0)
+    put_back, knows, dying, *others = world.view.ids
+    (guest,) = world.guests
+    world.settle(dying, world.open_request("alice"))
+    world.settle(dying, world.pay_request("mint", "alice", 10))
+    world.run(2.0)
+    old = sqlite3.connect(":memory:", isolation_level=None)
+    world.nodes[put_back].conn.backup(old)
+    world.part((put_back, knows, dying, guest), others)
+    world.settle(dying, world.pay_request("alice", "mint", 3))
+    world.run(2.0)
+    late = knows if who == "member" else guest
+    world.crash(put_back)
+    world.crash(late)
+    world.part((put_back, late, *others))
+    world.nodes[put_back].conn = old
+    world.start(put_back)
+    call = world.submit(others[0], world.pay_request("alice", "mint", 4))
+    world.later(DIAL_GRACE_S + DIAL_MAX_S, lambda: world.start(late))
+    with pytest.raises(Quarantined):
+        world.run(10.0)
+    assert call.answer is None
