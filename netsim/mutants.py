@@ -97,6 +97,8 @@ is no fault; in the end of a run all are up. `tests/node/test_income.py` makes i
 in a later one, between its start and its majority. `tests/node/test_paxos.py` searches all schedules and shows both |
 | R13, one of two holders drops a request | not seen in 400 seeds: an inquiry must fail for three seconds at one holder while the other \
 has the request decided, and the gateway must not know yet. `tests/node/test_core_chaos.py` shows it in a world made for it |
+| R12, installed views are counted, and who starts waits for who may dial it | the others must be cut off so that an old disk first meets those \
+who know least, and in the swarm all know of what it lacks before it comes back. `tests/node/test_identity.py` makes both |
 | R12, the lock and the marker of a data directory | they are the process's, not the core's (`tests/node/test_lock.py`, `test_marker.py`) |
 """
 

@@ -136,7 +136,7 @@ class Identity:
         from before it became a member it is a guest."""
         if seen > self.votes:
             raise Quarantined(
-                f"node {short(self._self.id)} has recorded votes {self.votes} times, but node {short(peer)} has seen "
+                f"node {short(self._self.id)} has recorded votes or views {self.votes} times, but node {short(peer)} has seen "
                 f"{seen}: this data directory is an old copy, was emptied, or another copy of it is running. It must not "
                 "vote again: stop it, keep no copy, and join the network anew under a new id"
             )

@@ -67,7 +67,7 @@ class MarkerFile:
         last = self._last
         if not exists and last is not None and (last.member or last.votes):
             raise Quarantined(
-                f"node {short(self._node)} was at epoch {last.epoch} with {last.votes} recorded votes, and its database is gone: "
+                f"node {short(self._node)} was at epoch {last.epoch} with {last.votes} recorded votes and views, and its database is gone: "
                 f"{_WHAT_TO_DO}"
             )
 
@@ -76,7 +76,7 @@ class MarkerFile:
         last = self._last
         if last is not None and (last.member or last.votes) and (epoch < last.epoch or votes < last.votes):
             raise Quarantined(
-                f"node {short(self._node)} was at epoch {last.epoch} with {last.votes} recorded votes, and its database is at "
+                f"node {short(self._node)} was at epoch {last.epoch} with {last.votes} recorded votes and views, and its database is at "
                 f"epoch {epoch} with {votes}: {_WHAT_TO_DO}"
             )
 

@@ -246,7 +246,7 @@ def test_who_is_told_of_more_than_it_has_stops_and_is_told_what_to_do() -> None:
     me, peer, *_ = world.ids
     identity = Identity(identity._self, {me: 7}, 0.0)
     identity.on_pong(peer, 7)
-    with pytest.raises(Quarantined, match=r"recorded votes 7 times.*has seen 8.*new id"):
+    with pytest.raises(Quarantined, match=r"recorded votes or views 7 times.*has seen 8.*new id"):
         identity.on_pong(peer, 8)
 
 
@@ -256,7 +256,7 @@ def test_a_guest_does_not_vouch_and_what_it_has_seen_counts() -> None:
     identity.on_pong(PEERS[0], 0)
     identity.on_pong(PEERS[1], 0)
     assert not identity.verified
-    with pytest.raises(Quarantined, match=r"recorded votes 0 times.*has seen 8"):
+    with pytest.raises(Quarantined, match=r"recorded votes or views 0 times.*has seen 8"):
         identity.on_pong(PEERS[0], 8)
 
 
@@ -323,7 +323,7 @@ def test_views_that_an_old_disk_catches_up_with_do_not_hide_the_votes_that_it_la
         identity.on_install(world.view, world.view)
         identity.finish(one)
         assert one.persist == []
-    with pytest.raises(Quarantined, match=r"recorded votes 0 times.*has seen 2"):
+    with pytest.raises(Quarantined, match=r"recorded votes or views 0 times.*has seen 2"):
         identity.on_pong(world.ids[1], 2)
 
 
@@ -565,7 +565,7 @@ def test_a_view_that_was_installed_without_a_vote_is_a_promise_that_others_know_
     world.nodes[on.fenced].conn = World(6, 5, 1, first=5).nodes[on.fenced].conn if how == "emptied" else old
     world.watch.epochs[on.fenced] = 1
     world.start(on.fenced)
-    with pytest.raises(Quarantined, match=r"recorded votes 0 times.*has seen 1"):
+    with pytest.raises(Quarantined, match=r"recorded votes or views 0 times.*has seen 1"):
         world.settle(on.early[0], world.pay_request(on.account, "mint", 4))
 
 

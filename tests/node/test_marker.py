@@ -39,9 +39,7 @@ def test_a_database_that_is_as_far_as_the_marker_or_farther_is_the_nodes_own(tmp
 @pytest.mark.parametrize(("epoch", "votes"), [(2, 9), (3, 8), (2, 100), (9, 0)])
 def test_a_database_that_is_behind_the_marker_is_quarantined(tmp_path: Path, epoch: int, votes: int) -> None:
     file = written(tmp_path, marker(3, 9))
-    said = (
-        rf"at epoch 3 with 9 recorded votes.*at epoch {epoch} with {votes}: .*keep no copy, and join the network anew"
-    )
+    said = rf"at epoch 3 with 9 recorded votes and views.*at epoch {epoch} with {votes}: .*keep no copy, and join the network anew"
     with pytest.raises(Quarantined, match=said):
         file.check_start(epoch, votes)
 
