@@ -4,7 +4,7 @@ from collections import Counter
 
 from chain.needs import Loaded
 from node.doubles import SUSPECT_S
-from node.identity import Identity
+from node.identity import MEET_S, Identity
 from node.messages import (
     Accept,
     Accepted,
@@ -30,7 +30,9 @@ from tests.node.world import World
 
 def make(world: World) -> Peers:
     self_ = Self(world.ids[0], world.genesis, world.network, world.view, RING, world.rng, Counter())
-    return Peers(self_, Identity(self_, {}, 0.0), 0.0)
+    identity = Identity(self_, {}, -MEET_S)
+    identity.tick(0.0)  # a majority is enough
+    return Peers(self_, identity, 0.0)
 
 
 def at(when: float) -> Turn:
