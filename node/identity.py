@@ -137,8 +137,9 @@ class Identity:
         if seen > self.votes:
             raise Quarantined(
                 f"node {short(self._self.id)} has recorded votes or views {self.votes} times, but node {short(peer)} has seen "
-                f"{seen}: this data directory is an old copy, was emptied, or another copy of it is running. It must not "
-                "vote again: stop it, keep no copy, and join the network anew under a new id"
+                f"{seen}: this data directory is an old copy, was emptied, comes from an invitation that was used before, or "
+                "another copy of it is running. It must not vote again: stop it, keep no copy, and join the network anew under a "
+                "new id"
             )
         self._answered.add(peer)
         if vouches and self._self.view.is_member(peer):
