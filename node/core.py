@@ -188,7 +188,9 @@ class Core:
         self.forwarding = Forwarding(self._self, requests, self.peers, self.replica, self.owner)
         self.jobs = Jobs()
         self.admission = Admission(self._self, requests, self.owner, self.replica, self.inquiries, self.jobs)
-        self.gateway = Gateway(self._self, self._decoder, self.peers, self.owner, self.replica, self.jobs)
+        self.gateway = Gateway(
+            self._self, self._decoder, self.peers, self.owner, self.replica, self.jobs, self.pulling.log_id
+        )
         self.reading = Reading(self._self, self.inquiries)
         self._wire()
         self.acceptor.restore(start.votes, now.mono)

@@ -19,7 +19,7 @@ from node.events import ServeSlot
 from node.messages import Forward, Item, NotOwner
 from node.owner import Owner
 from node.peers import Peers
-from node.queue import NO_GATEWAY, QueuedRequest, forwards
+from node.queue import NO_GATEWAY, QueuedRequest
 from node.replica import Replica
 from node.slots import height_of, next_slot
 from node.turn import Self, Turn
@@ -63,15 +63,17 @@ class Forwarding:
         group = self._self.view.group(route_key(at.slot))
         before = [n for n in group[: _rank(group, self._self.id)] if self._peers.keeps_pace(n, turn.now)]
         if self._self.id not in group or (before and not message.takeover):
-            ids = tuple(self._decoded(i, at.account).request_id for i in message.items if i.gateway != NO_GATEWAY)
-            if ids:  # who made a copy holds the request itself, and need not be told
-                turn.send(peer, NotOwner(at, ids, self._self.view.epoch, group))
+            queued = self._owner.as_voted(at, self._all_queued(message, turn.now.mono))
+            back = [item for item in queued if item.gateway != NO_GATEWAY]
+            if back:  # who made a copy holds the request itself, and need not be told
+                ids, numbers = tuple(i.decoded.request_id for i in back), tuple(i.number for i in back)
+                turn.send(peer, NotOwner(at, ids, self._self.view.epoch, group, numbers))
             return
         if before:  # the sender cannot reach them, this node can: the owner gets the requests after all
             message = msgspec.structs.replace(message, items=_copies(message.items), takeover=False)
             turn.send(before[0], message)
-        queued = [self._queued(item, at.account, turn.now.mono) for item in message.items]
-        self._owner.enqueue(turn, at.account, queued, wait_s=self._takeover_wait(before))
+        queued = self._all_queued(message, turn.now.mono)
+        self._owner.enqueue(turn, at, queued, wait_s=self._takeover_wait(before))
 
     def _leave(self, turn: Turn, message: Forward) -> bool:
         """Leave requests whose parent is not here to a rank that keeps pace, when this node lags: it may lack the
@@ -92,7 +94,7 @@ class Forwarding:
         if to == self._self.id or self._peers.lags(to):
             return False
         self._self.counters["forwards_left"] += 1
-        turn.hand_on(to, msgspec.structs.replace(message, takeover=True))
+        self._owner.hand_on(turn, to, message.at, self._all_queued(message, turn.now.mono), takeover=True)
         return True
 
     def _chase(self, turn: Turn, peer: NodeId, message: Forward, head: AccountHead) -> None:
@@ -102,8 +104,7 @@ class Forwarding:
         account = message.at.account
         open_: list[QueuedRequest] = []
         ended: list[QueuedRequest] = []
-        for item in message.items:
-            queued = self._queued(item, account, turn.now.mono)
+        for queued in self._all_queued(message, turn.now.mono):
             pinned = queued.decoded.request.expect_tip not in (ANY_TIP, head.tip)
             over = pinned or (account, queued.decoded.request_id) in turn.loaded.outcomes
             if over or queued.decoded.request.kind is Kind.OPEN:
@@ -119,10 +120,9 @@ class Forwarding:
         at = next_slot(self._self.network, account, head)
         to, is_owner = self._owner.first_rank(turn, at)
         if to == self._self.id:
-            self._owner.enqueue(turn, account, open_)
+            self._owner.enqueue(turn, at, open_)
         else:
-            for forward in forwards(at, open_, takeover=not is_owner):
-                turn.hand_on(to, forward)
+            self._owner.hand_on(turn, to, at, open_, takeover=not is_owner)
 
     def _remember_chase(self, request_id: RequestId, height: int) -> None:
         self._chased.pop(request_id, None)
@@ -143,13 +143,14 @@ class Forwarding:
             raise RemoteFault("malformed", f"a request of {decoded.request.sender} is handed over for {account}")
         return decoded
 
-    def _queued(self, item: Item, account: str, now: float) -> QueuedRequest:
-        return QueuedRequest(self._decoded(item, account), NodeId(item.gateway), now)
+    def _all_queued(self, message: Forward, now: float) -> list[QueuedRequest]:
+        account = message.at.account
+        return [QueuedRequest(self._decoded(i, account), NodeId(i.gateway), now, i.number) for i in message.items]
 
 
 def _copies(items: tuple[Item, ...]) -> tuple[Item, ...]:
     """The same requests for two holders, of whom neither speaks for the other."""
-    return tuple(msgspec.structs.replace(item, gateway=NO_GATEWAY) for item in items)
+    return tuple(msgspec.structs.replace(item, gateway=NO_GATEWAY, number=0) for item in items)
 
 
 def _rank(group: tuple[NodeId, ...], node: NodeId) -> int:

@@ -11,6 +11,7 @@ The gateway never waits for one node: a job without an answer is handed over aga
 That is safe, because a request id gets one outcome in its account's chain, however many nodes hold the request.
 """
 
+from itertools import count
 from typing import Final
 
 from chain.errors import RemoteFault
@@ -40,14 +41,24 @@ class Gateway:
     """The jobs of this node's clients, on their way."""
 
     def __init__(
-        self, self_: Self, decoder: LinkDecoder, peers: Peers, owner: Owner, replica: Replica, jobs: Jobs
+        self,
+        self_: Self,
+        decoder: LinkDecoder,
+        peers: Peers,
+        owner: Owner,
+        replica: Replica,
+        jobs: Jobs,
+        first_number: int,
     ) -> None:
+        """`first_number`: of its hand-overs, below 2^63 by far and drawn for each process of a node, so that no two of
+        them give the same ones."""
         self._self = self_
         self._decoder = decoder
         self._peers = peers
         self._owner = owner
         self._replica = replica
         self._jobs = jobs
+        self._numbers = count(first_number)
 
     # --- handing over ---
 
@@ -84,9 +95,11 @@ class Gateway:
         self._hand_to(turn, to, at, due, takeover=to != group[0])
 
     def _hand_to(self, turn: Turn, to: NodeId, at: SlotName, jobs: list[Job], *, takeover: bool) -> None:
-        queued = [QueuedRequest(job.decoded, self._self.id, turn.now.mono) for job in jobs]
+        for job in jobs:
+            job.number = next(self._numbers)
+        queued = [QueuedRequest(job.decoded, self._self.id, turn.now.mono, job.number) for job in jobs]
         if to == self._self.id:
-            self._owner.enqueue(turn, at.account, queued)
+            self._owner.enqueue(turn, at, queued)
             return
         for message in forwards(at, queued, takeover=takeover):
             turn.hand_on(to, message)
@@ -104,8 +117,7 @@ class Gateway:
 
     def on_not_owner(self, turn: Turn, peer: NodeId, message: NotOwner) -> None:
         """The receiver leaves it to a rank before it: hand the requests to the first of the group it named."""
-        ids = set(message.request_ids)
-        jobs = [j for i, j in self._jobs.of(message.at.account).items() if i in ids]
+        jobs = self._handed_by(message)
         if not message.group:
             raise RemoteFault("malformed", f"no group is named for link {message.at.height} of {message.at.account}")
         if jobs and message.epoch == self._self.view.epoch:
@@ -113,10 +125,17 @@ class Gateway:
 
     def on_declined(self, turn: Turn, peer: NodeId, message: Declined) -> None:
         """A node dropped requests. When it was the only one that had them, the client may know."""
-        for raw_id in message.request_ids:
-            job = self._jobs.get(RequestId(raw_id))
-            if job is not None and job.tries <= 1 and raw_id not in self._jobs.doubtful:
-                self._end(turn, job, NotStarted(raw_id, message.code, message.reason))
+        for job in self._handed_by(message):
+            request_id = job.decoded.request_id
+            if job.tries <= 1 and request_id not in self._jobs.doubtful:
+                self._end(turn, job, NotStarted(request_id, message.code, message.reason))
+
+    def _handed_by(self, message: Declined | NotOwner) -> list[Job]:
+        """The jobs whose latest hand-over this answers. What it says of another one, perhaps of this node's process
+        before, is old: who has the request now may execute it (design R13)."""
+        answered = zip(message.request_ids, message.numbers, strict=False)  # an earlier release named no numbers
+        jobs = ((self._jobs.get(RequestId(raw_id)), number) for raw_id, number in answered)
+        return [job for job, number in jobs if job is not None and job.number == number]
 
     # --- the end of a job ---
 

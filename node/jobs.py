@@ -35,6 +35,7 @@ class Job(msgspec.Struct):
     held_since: float = 0.0
     expected_height: int = UNSENT  # height of the link it was first meant for
     sent_height: int = UNSENT  # height of the slot it was last handed over for
+    number: int = UNSENT  # of its latest hand-over: what is said of an earlier one says nothing of this one
     tries: int = 0
     hops: int = 0  # to the node that it was first handed to
 

@@ -40,11 +40,13 @@ class SlotName(_Message, frozen=True):
 
 
 class Item(_Message, frozen=True):
-    """A client's request on its way to an owner; `gateway` is the node that answers the client."""
+    """A client's request on its way to an owner; `gateway` is the node that answers the client. `number`: which of its
+    hand-overs this is; whoever does not take the request names it again."""
 
     raw: bytes
     signature: bytes
     gateway: bytes
+    number: Count = 0
 
 
 # --- consensus (node.slots) ----------------------------------------------------------------------------------------
@@ -125,21 +127,25 @@ class Moved(_Message, frozen=True, tag="moved"):
 
 
 class Declined(_Message, frozen=True, tag="declined"):
-    """Answer to Forward: these requests were dropped and nothing of them is recorded."""
+    """Answer to Forward: these requests were dropped and nothing of them is recorded. `numbers`: of each, the number of
+    its Item."""
 
     account: Name
     request_ids: tuple[bytes, ...]
     code: str
     reason: str
+    numbers: tuple[Count, ...] = ()
 
 
 class NotOwner(_Message, frozen=True, tag="not_owner"):
-    """Answer to Forward: by the view of `epoch` the slot's group is `group`, and the receiver is not the one to ask."""
+    """Answer to Forward: by the view of `epoch` the slot's group is `group`, and the receiver is not the one to ask.
+    `numbers` as in Declined."""
 
     at: SlotName
     request_ids: tuple[bytes, ...]
     epoch: int
     group: tuple[NodeId, ...]
+    numbers: tuple[Count, ...] = ()
 
 
 # --- majority reads (node.inquiry) ---------------------------------------------------------------------------------

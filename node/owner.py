@@ -19,7 +19,7 @@ from typing import Final
 
 from chain.link import Link, Slot
 from chain.needs import Needs
-from chain.request import DecodedRequest, Kind, RequestId
+from chain.request import DecodedRequest, Kind
 from chain.rows import AccountHead
 from chain.rules import Formed, form_link
 from node.acceptor import Acceptor
@@ -87,13 +87,14 @@ class Owner:
                 waiting = [queued.decoded for queued in work.queue.values()]
             self._needs_forming(account, [*waiting, *decoded], needs, few=few)
 
-    def enqueue(self, turn: Turn, account: str, queued: Iterable[QueuedRequest], *, wait_s: float = 0.0) -> None:
-        """Take requests of `account`, whose slot this node is in the group of, after `wait_s`."""
+    def enqueue(self, turn: Turn, at: SlotName, queued: Iterable[QueuedRequest], *, wait_s: float = 0.0) -> None:
+        """Take requests for this slot, whose group this node is in, after `wait_s`."""
+        account = at.account
         work = self._works.begin(account, turn.now.mono + wait_s)
         declined = [item for item in queued if not self._works.put_in(work, item)]
         if declined:
             reason = f"too much waits at the node that makes its link: {self._works.room.told(account)}; send it again in a while"
-            self._decline(turn, account, declined, "busy", reason)
+            self._decline(turn, account, self.as_voted(at, declined), "busy", reason)
         if work.idle and wait_s == 0.0:
             self._works.wake(work, turn.now.mono)
             turn.again.append(FormLink(account))
@@ -298,9 +299,23 @@ class Owner:
         if to == self._self.id:
             turn.again.append(FormLink(work.account))
             return
-        for forward in forwards(at, work.queue.values(), takeover=not is_owner):
-            turn.hand_on(to, forward)
+        self.hand_on(turn, to, at, work.queue.values(), takeover=not is_owner)
         self._works.end(work)
+
+    def hand_on(self, turn: Turn, to: NodeId, at: SlotName, queued: Iterable[QueuedRequest], *, takeover: bool) -> None:
+        """Send requests to whoever makes the link in this slot."""
+        for forward in forwards(at, self.as_voted(at, queued), takeover=takeover):
+            turn.hand_on(to, forward)
+
+    def as_voted(self, at: SlotName, queued: Iterable[QueuedRequest]) -> list[QueuedRequest]:
+        """These requests, those as copies that are in the link that this node voted for in this slot: it may be decided
+        already, and nobody here knows it. So whoever drops one of them, this node or the next, ends no client's call
+        (design R13). The link ends it; when it is not decided, its gateway hands the request over again."""
+        vote = self._acceptor.vote(Slot(at.slot))
+        if vote is None or vote.value is None:
+            return list(queued)
+        voted = {entry.request_id for entry in vote.value.entries}
+        return [item.copy() if item.decoded.request_id in voted else item for item in queued]
 
     def first_rank(self, turn: Turn, at: SlotName) -> tuple[NodeId, bool]:
         """Who of the slot's group is to make its link, and whether that is its owner."""
@@ -309,13 +324,14 @@ class Owner:
         return to, to == group[0]
 
     def _decline(self, turn: Turn, account: str, queued: list[QueuedRequest], code: str, reason: str) -> None:
-        by_gateway: dict[NodeId, list[RequestId]] = {}
+        by_gateway: dict[NodeId, list[QueuedRequest]] = {}
         for item in queued:
             if item.gateway == NO_GATEWAY:
                 continue
-            by_gateway.setdefault(item.gateway, []).append(item.decoded.request_id)
-        for gateway, ids in by_gateway.items():
-            turn.send(gateway, Declined(account, tuple(ids), code, reason))
+            by_gateway.setdefault(item.gateway, []).append(item)
+        for gateway, items in by_gateway.items():
+            ids, numbers = tuple(i.decoded.request_id for i in items), tuple(i.number for i in items)
+            turn.send(gateway, Declined(account, ids, code, reason, numbers))
 
     # --- time ---
 

@@ -19,11 +19,17 @@ ITEM_BYTES: Final = 128  # of an item besides its request: signature, gateway, a
 
 class QueuedRequest(msgspec.Struct, frozen=True, gc=False):
     """A request in a queue: since when (monotonic seconds), and the node that answers its client (NO_GATEWAY for a
-    copy: its client must not be told that it was dropped, for another node holds it too, design R13)."""
+    copy: its client must not be told that it was dropped, for another node holds it too, or a vote does, design R13).
+    `number`: by which of its hand-overs it came."""
 
     decoded: DecodedRequest
     gateway: NodeId
     since: float
+    number: int = 0
+
+    def copy(self) -> "QueuedRequest":
+        """The same request for one more holder."""
+        return QueuedRequest(self.decoded, NO_GATEWAY, self.since)
 
 
 class LookedUp(msgspec.Struct):
@@ -48,7 +54,7 @@ class LookedUp(msgspec.Struct):
 
 def forwards(at: SlotName, queued: Iterable[QueuedRequest], *, takeover: bool) -> Iterator[Forward]:
     """These requests as messages to whoever makes the link in `at`."""
-    items = (Item(q.decoded.signed.raw, q.decoded.signed.signature, q.gateway) for q in queued)
+    items = (Item(q.decoded.signed.raw, q.decoded.signed.signature, q.gateway, q.number) for q in queued)
     for batch in item_batches(items):
         yield Forward(at, batch, takeover)
 

@@ -13,7 +13,7 @@ from node.asking import Asked
 from node.due import Due
 from node.messages import SlotName
 from node.paxos import Proposer
-from node.queue import QueuedRequest
+from node.queue import NO_GATEWAY, QueuedRequest
 from node.room import SharedRoom, Taken
 
 MAX_QUEUE: Final = 20_000  # requests of one account: a few full links. After each the rest goes to the next owner
@@ -110,8 +110,13 @@ class Works:
     # --- queues ---
 
     def put_in(self, work: Work, queued: QueuedRequest) -> bool:
-        """False when there is no room for this request. One that is there already stays as it is."""
-        if queued.decoded.request_id in work.queue:
+        """False when there is no room for this request. Of one that is there already only the latest hand-over counts,
+        and it is a copy when either of them is."""
+        held = work.queue.get(queued.decoded.request_id)
+        if held is not None:
+            if queued.gateway in (held.gateway, NO_GATEWAY):
+                latest = msgspec.structs.replace(held, gateway=queued.gateway, number=queued.number)
+                work.queue[queued.decoded.request_id] = latest
             return True
         size = len(queued.decoded.signed.raw)
         own = self.room.of(work.account)

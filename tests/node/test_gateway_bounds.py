@@ -35,7 +35,9 @@ def handed_to_nobody(world: World, timeout_s: float) -> tuple[NodeId, NodeId, Ca
 
 def declined(world: World, gate: NodeId, owner: NodeId, call: Call) -> None:
     assert call.signed is not None
-    dropped = Declined("alice", (call.signed.request_id,), "busy", "20000 requests wait here")
+    job = world.core(gate).jobs.get(call.signed.request_id)
+    assert job is not None
+    dropped = Declined("alice", (call.signed.request_id,), "busy", "20000 requests wait here", (job.number,))
     world.deliver(gate, FromPeer(owner, dropped))
     world.run(0.01)
 
@@ -373,7 +375,8 @@ def test_who_makes_the_next_link_is_believed_of_who_has_the_same_view(others_epo
     world.run(0.1)
     assert handed == [(gate, owner)]
     at = SlotName(world.tip(gate, "alice"), "alice", world.height(gate, "alice") + 1)
-    other = NotOwner(at, (request.request_id,), world.view.epoch + others_epoch, (named,))
+    (job,) = world.core(gate).jobs.all()
+    other = NotOwner(at, (request.request_id,), world.view.epoch + others_epoch, (named,), (job.number,))
     world.deliver(gate, FromPeer(standby, other))
     world.run(0.1)
     assert handed[1:] == ([(gate, named)] if others_epoch == 0 else [])
