@@ -251,7 +251,7 @@ MUTANTS: dict[str, Mutant] = {
         "I10", LAGGING, Edit("node.gateway:Gateway._time_is_up", "if job.tries or request_id in self._jobs.doubtful", "if False")
     ),
     "busy said by one of two holders": Mutant(
-        "I10", CUT_OFF, Edit("node.forwarding:_copies", "msgspec.structs.replace(item, gateway=NO_GATEWAY)", "item"), max_queue=1, first=4
+        "I10", CUT_OFF, Edit("node.forwarding:_copies", "msgspec.structs.replace(item, gateway=NO_GATEWAY, number=0)", "item"), max_queue=1, first=4
     ),
     "linearizable read answered here": Mutant(
         "I10", READING, Edit("node.reading:Reading.on_balance", "elif ask.linearizable", "elif False")
