@@ -19,6 +19,7 @@ class Network:
     def __init__(self, rng: random.Random, weather: Weather) -> None:
         self._rng = rng
         self.weather = weather
+        self._changes: list[Weather] = []  # that are over it for a while, the latest last
         self._cuts: dict[Path, int] = {}
         self._clogs: dict[Path, float] = {}
         self._holds: dict[tuple[Path, str], tuple[float, bool]] = {}
@@ -41,7 +42,21 @@ class Network:
         self._cuts.clear()
         self._clogs.clear()
         self._holds.clear()
+        self.calm_down()
+
+    def change_weather(self, weather: Weather) -> None:
+        """The network is like this until `end_weather`, or until a later change."""
+        self._changes.append(weather)
+
+    def end_weather(self, weather: Weather) -> None:
+        """A change is over; also when the weather has calmed down before."""
+        if weather in self._changes:
+            self._changes.remove(weather)
+
+    def calm_down(self) -> None:
+        """The weather is calm, for good."""
         self.weather = Weather()
+        self._changes.clear()
 
     def heal_among(self, nodes: Iterable[int]) -> None:
         """Paths between these nodes get through from now on."""
@@ -68,19 +83,24 @@ class Network:
 
     def delays(self, source: int, target: int, now: float, kind: str = "") -> list[float]:
         """After how many seconds the message arrives; more than once when it is repeated, never when it is lost."""
-        if self.is_dropped(source, target, kind, now) or self._rng.random() < self.weather.loss:
+        if self.is_dropped(source, target, kind, now) or self._rng.random() < self.weather_now.loss:
             self.lost += 1
             return []
         path = (source, target)
         held = max(0.0, self._clogs.get(path, now) - now, self._holds.get((path, kind), (now, False))[0] - now)
         times = [held + self._delay()]
-        if self._rng.random() < self.weather.repeat:
+        if self._rng.random() < self.weather_now.repeat:
             self.repeated += 1
             times.append(held + self._delay())
         return times
 
+    @property
+    def weather_now(self) -> Weather:
+        """The latest change that is not over, else the weather of the plan."""
+        return self._changes[-1] if self._changes else self.weather
+
     def _delay(self) -> float:
-        weather = self.weather
+        weather = self.weather_now
         return min(MAX_DELAY_S, weather.delay_min_s + self._rng.expovariate(1 / weather.delay_mean_s))
 
 

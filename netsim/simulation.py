@@ -72,8 +72,8 @@ class Simulation(ABC):
             case Hold():
                 self.network.hold(msgspec.structs.replace(fault, until=until))
             case WeatherChange():
-                before, self.network.weather = self.network.weather, fault.weather
-                self.at(until, lambda: setattr(self.network, "weather", before))
+                self.network.change_weather(fault.weather)
+                self.at(until, lambda: self.network.end_weather(fault.weather))
 
     def cut(self, fault: Cut) -> None:
         """Cut paths."""

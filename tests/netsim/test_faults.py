@@ -38,13 +38,13 @@ def begin(world: World, *faults: Fault) -> Faults:
 
 def test_a_cut_and_bad_weather_come_and_go() -> None:
     with World(Plan(1, 3, 3)) as world:
-        calm, bad = world.network.weather, Weather(loss=0.5)
+        calm, bad = world.network.weather_now, Weather(loss=0.5)
         begin(world, Cut(1.0, (0,), (1, 2), 2.0), WeatherChange(1.0, bad, 2.0))
-        assert (world.network.is_cut(0, 1), world.network.weather) == (False, calm)
+        assert (world.network.is_cut(0, 1), world.network.weather_now) == (False, calm)
         world.run_for(1.5)
-        assert (world.network.is_cut(0, 1), world.network.weather) == (True, bad)
+        assert (world.network.is_cut(0, 1), world.network.weather_now) == (True, bad)
         world.run_for(1.0)
-        assert (world.network.is_cut(0, 1), world.network.weather) == (False, calm)
+        assert (world.network.is_cut(0, 1), world.network.weather_now) == (False, calm)
 
 
 def test_a_killed_process_comes_back() -> None:

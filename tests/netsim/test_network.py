@@ -48,6 +48,28 @@ def test_healing_ends_it_among_those_who_heal(network: Network) -> None:
     assert arrives(network, 0, 2, 2.0, "accept") == [2.0]
 
 
+def test_weather_is_as_the_latest_change_that_is_not_over(network: Network) -> None:
+    rain, storm = Weather(loss=0.1), Weather(loss=0.9)
+    for change, weather, now in (
+        (network.change_weather, rain, rain),
+        (network.change_weather, storm, storm),
+        (network.end_weather, rain, storm),
+        (network.end_weather, storm, FAST),
+    ):
+        change(weather)
+        assert network.weather_now == now
+
+
+def test_weather_that_has_calmed_down_stays_calm_when_a_change_ends(network: Network) -> None:
+    storm = Weather(loss=1.0)
+    network.change_weather(storm)
+    assert arrives(network, 0, 1, 2.0, "accept") == []
+    network.heal_all()
+    assert network.weather_now == Weather()
+    network.end_weather(storm)
+    assert network.weather_now == Weather()
+
+
 def test_a_smaller_network_has_the_hold_of_those_who_are_left() -> None:
     faults = (Hold(1.0, ("accept",), (0, 2), (1, 2), 5.0), Hold(1.0, ("accept",), (0,), (2,), 5.0), Kill(1.0, 2, 2.0))
     (smaller, *_) = _fewer_nodes(Plan(1, 3, 1, faults=faults))
