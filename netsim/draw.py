@@ -5,6 +5,7 @@ because a run with everything at once hardly decides anything. The rest looks fo
 die within decisions (`_broken`), and networks in which most nodes lag behind those that decide (`_lagging`).
 
 A quarter of all seeds, whatever else they would be, change their members three times or more (`netsim.draw_changes`).
+In half of those whose groups can be without a member only a core heals at first (`netsim.core_alone`).
 """
 
 import random
@@ -16,10 +17,17 @@ from netsim.draw_changes import draw_changes
 from netsim.plan import Clog, Cut, Fault, Pause, Plan, Rollback, Weather, WeatherChange
 
 CHANGING = 0.25  # of all seeds change their members
+CORE_ALONE = 0.5  # of those whose groups can be without a member
 
 
 def draw_plan(seed: int) -> Plan:
     """The plan of this seed."""
+    plan = _draw_faults(seed)
+    alone = min(plan.k, len(plan.everybody)) >= 3 and random.Random(f"core alone {seed}").random() < CORE_ALONE
+    return msgspec.structs.replace(plan, core_alone=alone)
+
+
+def _draw_faults(seed: int) -> Plan:
     rng = random.Random(f"changes {seed}")
     if rng.random() < CHANGING:
         return draw_changes(rng, seed)

@@ -8,7 +8,7 @@ not counted.
 
 import random
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -57,12 +57,16 @@ class Faults:
     def __init__(self, world: World) -> None:
         self._world = world
         self.operator = Operator(world, world.network_id, random.Random(f"operator {world.plan.seed}"))
+        self._away: set[int] = set()  # nodes that are kept away until they are healed
+        self._over = False  # no fault begins any more
 
     def schedule(self, fault: Fault, start: float) -> None:
         """Let a fault happen; its times count from `start`."""
         self._world.at(start + fault.at, lambda: self._begin(fault, start))
 
     def _begin(self, fault: Fault, start: float) -> None:
+        if self._over:
+            return
         self._world.note("fault", repr(fault))
         if not isinstance(fault, _COUNTED_LATER):
             self._world.happened[type(fault).__name__] += 1
@@ -105,11 +109,11 @@ class Faults:
         """End the process when all others know of more than `votes` and the network can do without this disk, and start
         it again on the other one."""
         world = self._world
-        if world.now > until or node.gone:
+        if world.now > until or node.gone or self._over:
             return
         others = [other.core for other in world.nodes if other is not node and world.watch.is_member(other.index)]
         told = others and all(core is not None and core.identity.seen(node.id) > votes for core in others)
-        if node.core is None or not told or not self._can_lose(node):
+        if node.core is None or not told or not self.can_lose({node.index}):
             world.at(world.now + LOOK_S, lambda: self._roll_back_when_told(node, copy, votes, until))
             return
         world.happened["Rollback"] += 1
@@ -138,20 +142,20 @@ class Faults:
     def _wish(self, node: SimNode, *, add: bool, force: bool = True, then: Callable[[], None] | None = None) -> None:
         """Let the operator want it, unless the network could never bear it."""
         wish = Wish(node.index, node.id, add, force, then)
-        if (add and node.gone) or not self._can_lose(None, wish):
+        if (add and node.gone) or not self.can_lose((), wish):
             return
         self._world.happened["Add" if add else "Remove"] += 1
         self.operator.want(wish)
 
     def _stop(self, node: SimNode) -> None:
         """Its change was answered: the process may end for good."""
-        if not node.gone and self._can_lose(node):
+        if not node.gone and self.can_lose({node.index}):
             self._world.happened["Stop"] += 1
             self._lose(node)
 
     def _die(self, node: SimNode) -> bool:
         """False when the network could not bear it, and nothing happened."""
-        if node.gone or not node.begun or not self._can_lose(node):
+        if node.gone or not node.begun or not self.can_lose({node.index}):
             return False
         self._world.happened["Die"] += 1
         self._lose(node)
@@ -174,12 +178,17 @@ class Faults:
         self._world.observer.died(node.index)
         self.operator.give_up(node.index)
 
-    def _can_lose(self, node: SimNode | None, wish: Wish | None = None) -> bool:
-        """True when the network can go on without this node (None: with all that it has), also when `wish` is made."""
-        views, nodes = self._world.watch.views, self._world.nodes
-        lost = {other.id for other in nodes if other.gone or other.must_go or not other.begun or other is node}
-        active = {other.id: self._active(other) for other in nodes}
+    def can_lose(self, nodes: Collection[int], wish: Wish | None = None) -> bool:
+        """True when the network can go on without these nodes, also when `wish` is made."""
+        views, everybody = self._world.watch.views, self._world.nodes
+        active = {node.id: self._active(node) for node in everybody}
+        lost = {everybody[index].id for index in self.lost(nodes)}
         return can_lose(views, self.operator.possible(views[-1], wish), active, lost)
+
+    def lost(self, nodes: Collection[int] = ()) -> set[int]:
+        """These nodes, and those with which nobody can reckon now."""
+        out = {n.index for n in self._world.nodes if n.gone or n.must_go or not n.begun}
+        return out | self._away | set(nodes)
 
     def _active(self, node: SimNode) -> dict[int, Ranges]:
         """Where a node is ACTIVE in each epoch, by its disk; in the first all its members are, everywhere."""
@@ -194,6 +203,7 @@ class Faults:
     def heal(self, nodes: Sequence[int]) -> None:
         """These nodes work from now on, and every path between them."""
         world = self._world
+        self._away -= set(nodes)
         world.heal_network(nodes)
         for node in (world.nodes[index] for index in nodes):
             node.mend()
@@ -203,3 +213,15 @@ class Faults:
                 world.start(node)
             world.wake(node)
         world.connections.make()
+
+    def heal_alone(self, core: Sequence[int], dead: Collection[int]) -> None:
+        """Only these nodes work from now on, in calm weather, until others are healed: the `dead` are down, the rest is
+        cut off. No other fault begins any more."""
+        world = self._world
+        self._over = True
+        self._away = set(world.plan.everybody) - set(core)
+        for index in dead:
+            world.crash(world.nodes[index], float("inf"))
+        world.cut(Cut(0.0, tuple(core), tuple(sorted(self._away)), float("inf")))
+        world.network.calm_down()
+        self.heal(core)

@@ -196,6 +196,17 @@ class Clients:
 
     # --- after the faults ---
 
+    def pay_each_other(self) -> None:
+        """A new payment of each account, to be asked for."""
+        for sender, recipient in zip(self.names, [*self.names[1:], self.names[0]], strict=True):
+            request = transfer(self._network, sender, [Posting(recipient, 1)], self._nonce())
+            self.sent.append(sign(request, key_of(sender)))
+            self._senders.append(sender)
+
+    def asked(self) -> list[tuple[str, SignedRequest]]:
+        """Every request so far, with its sender."""
+        return list(zip(self._senders, self.sent, strict=True))
+
     def settle(self, nodes: list[int]) -> None:
         """Send every request once more, to one of `nodes`, and ask for every balance."""
         for signed in list(self.sent):

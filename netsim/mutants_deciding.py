@@ -392,6 +392,13 @@ DECIDING: Final[tuple[Mutant, ...]] = (
         (_PAXOS + "Proposer.decided", "majority(len(self.group))", "min(2, len(self.group))"),
     ),
     mutant(
+        "a majority is everybody",
+        "R10",
+        "A value is decided when the whole group has voted for it, and phase 2 begins when all have promised.",
+        (_PAXOS + "Proposer.decided", "majority(len(self.group))", "len(self.group)"),
+        (_PAXOS + "Proposer.prepared", "majority(len(self.group))", "len(self.group)"),
+    ),
+    mutant(
         "vote counted twice",
         "R10",
         "A vote that arrives twice counts twice.",

@@ -241,9 +241,11 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One run. `fault_s`: anything may fail; then a random majority heals for good (`core_s`), then everything heals,
-    and `heal_s` later all must be at rest. `spares`: nodes after the first `nodes` that are no members, until they are
-    added. `files`: databases are files, so that `in_commit` cuts real logs. `max_confirmed`:
-    how many postings one link takes up, when not 0; a small number makes consolidating links common."""
+    and `heal_s` later all must be at rest. `core_alone`: the first to heal are as few as must be enough, the others
+    stay away, and all that is asked of these few must end (`netsim.core_alone`). `spares`: nodes after the first
+    `nodes` that are no members, until they are added. `files`: databases are files, so that `in_commit` cuts real logs.
+    `max_confirmed`: how many postings one link takes up, when not 0; a small number makes consolidating links
+    common."""
 
     seed: Count
     nodes: Size = 5
@@ -253,6 +255,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     faults: tuple[Fault, ...] = ()
     fault_s: Seconds = 10.0
     core_s: Seconds = 10.0
+    core_alone: bool = False
     heal_s: Seconds = 40.0
     files: bool = False
     max_confirmed: Count = 0

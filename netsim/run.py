@@ -10,6 +10,7 @@ import msgspec
 from chain import forming, rules
 from chain.audit import audit
 from hopchain.wire import Recorded
+from netsim.core_alone import draw_core, play_core_alone
 from netsim.faults import Faults
 from netsim.load import Clients, open_and_fund
 from netsim.plan import Add, Plan, Weather
@@ -101,11 +102,12 @@ def play(world: World) -> None:
         faults.schedule(fault, start)
     clients.begin(plan.fault_s)
     world.run_for(plan.fault_s)
-    members = [n.index for n in world.nodes if watch.is_member(n.index)]
-    left = [index for index in members if not world.nodes[index].gone]
-    core = sorted(rng.sample(left, min(len(left), majority(len(members)))))
-    faults.heal(core)
-    _run_until_rest(world, faults, plan.core_s, quiet_s=0.0)
+    core = draw_core(world, faults, rng) if plan.core_alone else []
+    if core:
+        play_core_alone(world, faults, clients, core, rng)
+    else:
+        faults.heal(_random_majority(world, rng))
+        _run_until_rest(world, faults, plan.core_s, quiet_s=0.0)
     faults.heal(plan.everybody)
     watch.healed(world.now)
     for ask_again in (False, True):  # votes and links must not wait for somebody to ask
@@ -115,6 +117,12 @@ def play(world: World) -> None:
         check_rest(world, faults)
     if plan.seed % 5 == 0:
         check_audit(world)
+
+
+def _random_majority(world: World, rng: random.Random) -> list[int]:
+    members = [n.index for n in world.nodes if world.watch.is_member(n.index)]
+    left = [index for index in members if not world.nodes[index].gone]
+    return sorted(rng.sample(left, min(len(left), majority(len(members)))))
 
 
 def members_left(world: World) -> list[int]:

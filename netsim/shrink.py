@@ -1,9 +1,9 @@
 """From a plan that fails to the smallest one that still fails by the same rule.
 
 First the faults are halved again and again (delta debugging, Zeller 1999), then everything else that has a simpler
-value is tried with it: calm weather, no files, fewer requests, accounts and nodes, a shorter time. What is left out
-changes all that comes after it in a run, so a step that loses the failure is no proof that it mattered; it is only not
-taken.
+value is tried with it: calm weather, no files, no core alone, fewer requests, accounts and nodes, a shorter time. What
+is left out changes all that comes after it in a run, so a step that loses the failure is no proof that it mattered; it
+is only not taken.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -92,6 +92,8 @@ def _plainer(plan: Plan) -> Iterator[Plan]:
         yield msgspec.structs.replace(plan, files=False)
     if plan.max_confirmed:
         yield msgspec.structs.replace(plan, max_confirmed=0)
+    if plan.core_alone:
+        yield msgspec.structs.replace(plan, core_alone=False)
 
 
 def _less_load(plan: Plan) -> Iterator[Plan]:

@@ -95,6 +95,13 @@ def test_sizes() -> None:
     assert max(plan.weather.loss for plan in PLANS) == 0.3
 
 
+def test_in_half_of_those_whose_groups_can_be_without_a_member_a_core_is_alone() -> None:
+    can = [plan for plan in PLANS if min(plan.k, len(plan.everybody)) >= 3]
+    for plans in ([plan for plan in can if not plan.spares], [plan for plan in can if plan.spares]):
+        assert 0.4 <= sum(plan.core_alone for plan in plans) / len(plans) <= 0.6
+    assert not any(plan.core_alone for plan in PLANS if plan not in can)
+
+
 def test_faults_are_of_nodes_that_exist_and_end_after_they_began() -> None:
     for plan in PLANS:
         for fault in plan.faults:
@@ -116,6 +123,7 @@ def test_json_round_trip() -> None:
         (b'{"nodes": 5}', "seed"),
         (b'{"seed": 1, "nodes": -3}', r"`int` >= 1 - at `\$.nodes`"),
         (b'{"seed": 1, "k": 65}', r"`int` <= 64 - at `\$.k`"),
+        (b'{"seed": 1, "core_alone": 1}', r"Expected `bool`, got `int` - at `\$.core_alone`"),
         (b'{"seed": 1, "load": {"hot": 2}}', r"`float` <= 1.0 - at `\$.load.hot`"),
         (b'{"seed": 1, "load": {"accounts": 1}}', r"`int` >= 2 - at `\$.load.accounts`"),
         (b'{"seed": 1, "faults": [{"kind": "die", "at": -1, "node": 0}]}', r"`float` >= 0.0 - at `\$.faults\[0\].at`"),

@@ -24,6 +24,7 @@ BUSY = Plan(
     faults=(*(Kill(float(i), i % 7, i + 1.0, "idle") for i in range(40)), Cut(41.0, (0, 1), (2, 3), 42.0)),
     files=True,
     max_confirmed=3,
+    core_alone=True,
 )
 
 
@@ -40,6 +41,7 @@ def test_only_what_matters_is_left() -> None:
     assert (shrunk.plan.nodes, shrunk.plan.k) == (4, 4)
     assert shrunk.plan.weather == Weather()
     assert not shrunk.plan.files
+    assert not shrunk.plan.core_alone
     assert shrunk.plan.max_confirmed == 0
     assert (shrunk.plan.load.requests, shrunk.plan.load.accounts) == (1, 2)
     assert shrunk.plan.load.again == shrunk.plan.load.hot == 0.0
@@ -58,6 +60,11 @@ def test_what_needs_its_load_and_weather_keeps_them() -> None:
     plan = shrink(BUSY, result("I5"), run=run, max_runs=1000).plan
     assert (plan.load.requests, plan.files, plan.faults, plan.fault_s) == (20, True, (), 0.625)
     assert plan.weather == msgspec.structs.replace(Weather(delay_mean_s=0.1), loss=0.3)
+
+
+def test_what_only_a_core_alone_shows_keeps_it_alone() -> None:
+    plan = shrink(BUSY, result("I13"), run=lambda plan: result("I13" if plan.core_alone else ""), max_runs=1000).plan
+    assert (plan.core_alone, plan.nodes, plan.faults) == (True, 1, ())
 
 
 def test_the_number_of_runs_is_bounded() -> None:
