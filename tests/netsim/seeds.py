@@ -9,7 +9,7 @@ from netsim.draw import draw_plan
 from netsim.plan import Kill, Plan
 from netsim.run import Result, run_plan
 
-SWARM = range(80)  # all of them, in tests/netsim/test_swarm.py; `make swarm` runs more
+SWARM = range(200)  # all of them, in tests/netsim/test_swarm.py; `make swarm` runs more
 
 
 def small(wanted: Callable[[Plan], bool], count: int) -> list[int]:
