@@ -228,9 +228,13 @@ def of_this_network(error: HopchainError) -> HopchainError:
 
 
 def _is_interrupt(error: BaseException) -> bool:
-    """Also one that came while a class was being made, as commands import what they need: Python 3.11 makes a
-    `RuntimeError` of it."""
-    return isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt)
+    """Also what failed as one unwound: it may come at any line, and again while the first is being dealt with. (Of one
+    that comes while a class is made, Python 3.11 makes a `RuntimeError`; anyio makes one if it comes as a scope
+    ends.)"""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, KeyboardInterrupt):
+        found = found.__cause__ or found.__context__
+    return found is not None
 
 
 def refuse(as_json: bool, error: click.ClickException) -> int:

@@ -21,6 +21,7 @@ import pytest
 from chain.errors import NotReady, Quarantined, Removed, StorageFailure
 from cli import main as command_line
 from cli import transfer
+from cli.command import end_with
 from cli.main import COMMANDS
 from cli.output import Exit, Output, describe, write_any_text
 from hopchain import CallRefused, ClientError, Unreachable, wire
@@ -202,13 +203,16 @@ def test_what_ends_a_command_of_many_documents_is_one_line(
 def interrupted(
     world: World, *words: str, by: signal.Signals = signal.SIGINT, before: Sequence[str] = ()
 ) -> tuple[str, str]:
-    """Ctrl-C, or another signal, as soon as the request has left: standard output and error."""
+    """Ctrl-C, or another signal, once, as soon as a request has left: standard output and error."""
     processes: list[Process] = []
+    sent: list[wire.CallBody] = []
 
     def on_call(call: wire.CallBody) -> Hang | None:
         if not isinstance(call, wire.Submit):
             return None
-        processes[0].send(by)
+        sent.append(call)
+        if len(sent) == 1:
+            processes[0].send(by)
         return Hang()
 
     for node in world.nodes:
@@ -248,6 +252,22 @@ def test_an_interrupted_run_has_its_document(world: World, tmp_path: Path) -> No
     assert set(said) == set(world.json("pay", str(file), *columns))
     shown = interrupted(world, "pay", str(file), *columns, "--concurrency", "1", "--run", "again")[0]
     assert "line 3: mint -> alice: not_sent: the run ended before it was sent: run it again" in shown
+
+
+def test_what_fails_as_an_interrupt_unwinds_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    def unwinding() -> BaseException:
+        try:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise RuntimeError("a scope that is not the current one")
+        except RuntimeError as error:
+            return error
+
+    for error in (unwinding(), ExceptionGroup("of tasks", [unwinding(), OSError("closed")])):
+        assert end_with(Output(as_json=False), error) == INTERRUPTED
+        assert capsys.readouterr().err == "interrupted\n"
+    assert end_with(Output(as_json=False), RuntimeError("of its own")) == Exit.BUG
 
 
 def test_a_check_counts_what_an_interrupted_run_did_not_send(world: World, tmp_path: Path) -> None:
