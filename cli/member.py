@@ -160,9 +160,11 @@ def remove(out: Output, node: str, force: str | None, wait_s: float, network_dir
 @wait_option
 @network_option
 def replace(out: Output, dead: str, newcomer: str, force: str | None, wait_s: float, network_dir: Path | None) -> None:
-    """Put a new node in the place of a dead one: add the new one, wait until it is active, remove the old one.
+    """Put a new node in the place of a dead one, once the new one has the links.
 
-    If interrupted, run the same command again. The new node must be running (`hopchain join` on its machine).
+    Removes the old node first if nobody reaches it and enough others are left for full groups: then the death of the
+    new one hurts nobody. Else adds the new one first. If interrupted, run the same command again. The new node must be
+    running (`hopchain join` on its machine).
     """
     check_force(force)
     network = find_network(network_dir)
@@ -175,12 +177,28 @@ def replace(out: Output, dead: str, newcomer: str, force: str | None, wait_s: fl
             if gone == node.id:
                 raise LocalMisuse(f"node {network.told(gone)} cannot replace itself: make an invitation for a new one")
             _check_was_member(picture, gone)
+            if removes_first(picture, gone, node.id):
+                await _wait_for_newcomer(client, picture, node, wait_s, out.note)
+                removed = await remove_node(client, picture, gone, force, wait_s, out.note)
+                done = await add_node(client, removed.picture, node, force, wait_s, out.note)
+                return gone, Done(done.picture, removed.changed or done.changed)
             added = await add_node(client, picture, node, force, wait_s, out.note)
-            removed = await remove_node(client, added.picture, gone, force, wait_s, out.note)
-            return gone, Done(removed.picture, added.changed or removed.changed)
+            done = await remove_node(client, added.picture, gone, force, wait_s, out.note)
+            return gone, Done(done.picture, added.changed or done.changed)
 
     gone, done = run(work)
     _report(out, done, added=node.id, removed=gone)
+
+
+def removes_first(picture: Picture, gone: bytes, newcomer: bytes) -> bool:
+    """True when a replacement removes before it adds: a view with both the dead member and a newcomer has groups with
+    two that may be dead, and one of three cannot decide (design R9)."""
+    return (
+        gone in picture.members
+        and newcomer not in picture.members
+        and gone not in picture.alive
+        and len(picture.members) > picture.network.genesis.k
+    )
 
 
 def read_newcomer(network: Network, text: str) -> Newcomer:
@@ -214,13 +232,8 @@ async def add_node(
     told = network.told(node.id)
     epoch, changed = picture.newest.epoch, False
     if node.id not in picture.members:
-        if picture.was_member(node.id) is not None:
-            raise LocalMisuse(
-                f"node {told} was a member and was removed; ids never come back: `hopchain invite` makes a new one"
-            )
-        if node.expires_ms is not None and now_ms() > node.expires_ms:
-            raise LocalMisuse(f"the invitation of node {told} has expired: make a new one with `hopchain invite`")
         what, after = f"adding node {told}", after_adding(picture, node.public_key)
+        _check_newcomer(picture, node)
         check_risk(picture, after, what, force, coming=[node.id])
         until_ms = change_expires_ms(2 * wait_s)  # for the copy, and then for the change
         signed = node.signed or _sign(network, ChangeAction.ADD, node.public_key, FIRST_INCARNATION, until_ms)
@@ -231,6 +244,25 @@ async def add_node(
             epoch = (await submit_change(client, signed, picture.addresses, wait_s, _once(on_wait))).epoch
             changed = True
     return Done(await wait_active(client, network, epoch, wait_s, on_wait=_once(on_wait)), changed)
+
+
+async def _wait_for_newcomer(
+    client: Client, picture: Picture, node: Newcomer, wait_s: float, on_wait: Callable[[str], None]
+) -> None:
+    """Return when nothing that the newcomer lacks would keep it from being added."""
+    _check_newcomer(picture, node)
+    await wait_level(client, picture.network, node.id, wait_s, _once(on_wait))
+
+
+def _check_newcomer(picture: Picture, node: Newcomer) -> None:
+    """Raise `LocalMisuse` for a node that can never, or no longer, be made a member."""
+    told = picture.network.told(node.id)
+    if picture.was_member(node.id) is not None:
+        raise LocalMisuse(
+            f"node {told} was a member and was removed; ids never come back: `hopchain invite` makes a new one"
+        )
+    if node.expires_ms is not None and now_ms() > node.expires_ms:
+        raise LocalMisuse(f"the invitation of node {told} has expired: make a new one with `hopchain invite`")
 
 
 async def remove_node(

@@ -55,15 +55,16 @@ class Cli:
 class World(Cli):
     """The command line with fake nodes behind it."""
 
-    def __init__(self, home: Path, directory: Path, portal: BlockingPortal) -> None:
+    def __init__(self, home: Path, directory: Path, portal: BlockingPortal, nodes: int = NODES, k: int = 5) -> None:
         super().__init__(home, directory)
         public = raw_public_key(ISSUER_KEY)
         made = make_network(
             directory,
-            nodes=NODES,
+            nodes=nodes,
+            k=k,
             assets=[Asset("CZK", 2)],
             issuers={"mint": ("CZK", public)},
-            ports=[(FIRST_FAKE_PORT + 2 * n, FIRST_FAKE_PORT + 2 * n + 1) for n in range(NODES)],
+            ports=[(FIRST_FAKE_PORT + 2 * n, FIRST_FAKE_PORT + 2 * n + 1) for n in range(nodes)],
             name="test",
             now_ms=TIME_MS,
             days=36_500,

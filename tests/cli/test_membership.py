@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 
 from chain.genesis import Asset
 from cli.home import KnownNode, load_network
-from cli.members import CHANGE_MS, FORCE_WORDS, Picture, groups_without_majority, now_ms
+from cli.member import removes_first
+from cli.members import CHANGE_MS, FORCE_WORDS, Picture, groups_without_majority, look, now_ms, open_patiently
 from cli.upchecks import left_in
 from hopchain import wire
 from hopchain.change import ChangeAction, change_id, decode_change_untrusted, is_change_signed_by
@@ -23,6 +25,7 @@ from node.layout import make_network, read_genesis, read_network, write_places
 from node.lock import lock_holder
 from node.pki import certificate_until_ms, certified_key, node_contexts, read_node_key
 from routing.keyspace import node_id_of
+from routing.view import without_member
 from tests.cli.conftest import TIME_MS, Cli, World, context_of
 from tests.cli.test_commands import documented
 from tests.cli.test_diagnosis import health
@@ -454,6 +457,70 @@ def test_replace_goes_on_after_its_first_half(world: World) -> None:
     world.run("member", "add", str(path))
     assert world.json("replace", "node-2", "--with", str(path))["epoch"] == 3
     assert len(world.membership.changes) == 2
+
+
+@pytest.fixture
+def dead_of_four(home: Path, tmp_path: Path) -> Iterator[World]:
+    """Four members in groups of three, of which node-2 is dead."""
+    with start_blocking_portal() as portal:
+        made = World(home, tmp_path / "net", portal, nodes=4, k=3)
+        try:
+            portal.call(made.nodes[1].stop)
+            made.membership.dead = {ids(made)[1]}
+            yield made
+        finally:
+            made.stop()
+
+
+def test_replace_removes_a_dead_member_first_where_enough_are_left(dead_of_four: World) -> None:
+    """Each half can be the one that an interruption left: it is not made twice."""
+    world = dead_of_four
+    path = invited(world)
+    newcomer = load_invite(path).key.id
+    world.membership.guests = {newcomer}
+    half = world.json("member", "remove", "node-2")
+    assert half["epoch"] == 2
+    made = world.json("replace", "node-2", "--with", str(path))
+    assert (made["added"], made["removed"], made["epoch"]) == (newcomer.hex(), ids(world)[1].hex(), 3)
+    world.membership.views = world.membership.views[:1]
+    world.membership.changes.clear()
+    made = world.json("replace", "node-2", "--with", str(path))
+    assert (made["changed"], made["epoch"]) == (True, 3)
+    actions = [decode_change_untrusted(change.raw).action for change in world.membership.changes]
+    assert actions == [ChangeAction.REMOVE, ChangeAction.ADD]
+    again = world.json("replace", "node-2", "--with", str(path))
+    assert (again["changed"], again["epoch"], len(world.membership.changes)) == (False, 3, 2)
+
+
+def test_replace_removes_nobody_for_a_newcomer_that_cannot_come(
+    dead_of_four: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = dead_of_four
+    path = invited(world)
+    words = ("replace", "node-2", "--with", str(path), "--wait", "1")
+    assert world.json(*words, code=3)["error"] == "not_connected"
+    world.membership.guests = {load_invite(path).key.id}
+    monkeypatch.setattr("cli.member.now_ms", lambda: now_ms() + 2 * DAY_MS)
+    assert "has expired" in world.run(*words, code=2).stderr
+    assert world.membership.changes == []
+
+
+def test_replace_adds_first_where_the_old_member_lives_or_few_are_left(dead_of_four: World) -> None:
+    world = dead_of_four
+    dead, living, new = ids(world)[1], ids(world)[0], load_invite(invited(world)).key.id
+    world.membership.guests = {new}
+
+    async def picture() -> Picture:
+        network = load_network(world.directory)
+        async with open_patiently(network) as client:
+            return await look(client, network)
+
+    found = world.portal.call(picture)
+    assert removes_first(found, dead, new)
+    assert not removes_first(found, living, new)
+    assert not removes_first(found, new, new)
+    world.membership.views.append(without_member(world.membership.newest, ids(world)[3], NOW_MS, living))
+    assert not removes_first(world.portal.call(picture), dead, new)
 
 
 def test_replace_refuses_what_makes_no_sense(world: World) -> None:

@@ -173,11 +173,12 @@ class Cluster:
     clients: list[Client]
     client: Client
 
-    def __init__(self, directory: Path, nodes: int) -> None:
+    def __init__(self, directory: Path, nodes: int, k: int = 5) -> None:
         ports = take(2 * nodes)
         self.network = make_network(
             directory,
             nodes=nodes,
+            k=k,
             assets=[Asset("CZK", 2), Asset("EUR", 2)],
             issuers={name: (asset, public(key_of(name))) for name, asset in ISSUERS.items()},
             ports=list(zip(ports[::2], ports[1::2], strict=True)),

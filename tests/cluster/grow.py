@@ -29,8 +29,8 @@ def unix_ms() -> int:
 class Growing(Cluster):
     """A cluster whose `nodes` are the members of now, in the order in which they came; `gone`: those that were."""
 
-    def __init__(self, directory: Path, nodes: int) -> None:
-        super().__init__(directory, nodes)
+    def __init__(self, directory: Path, nodes: int, k: int = 5) -> None:
+        super().__init__(directory, nodes, k)
         self.gone: list[NodeProcess] = []
         self._operator = read_private_key(directory / OPERATOR_KEY)
         self._invited = len(self.nodes)
