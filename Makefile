@@ -10,7 +10,7 @@ HANGS  := --max-worker-restart=0 -o faulthandler_timeout=600 -o faulthandler_exi
 # The tests start hundreds of processes. Where this is set, each of them compiles all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick lint types layers coverage format lock clean mutants crashes search swarm namespaces rolling soak
+.PHONY: demo test quick lint types layers format lock clean mutants crashes search swarm namespaces rolling soak
 
 demo: $(STAMP)  ## five real nodes move money, lose one and agree again; under two minutes
 	$(BIN)/hopchain demo
