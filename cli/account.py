@@ -21,7 +21,16 @@ from cli.opening import Opened, open_accounts
 from cli.output import Exit, JsonValue, Output
 from cli.payfile import account_name, read_table
 from cli.receipt import answer_document, answer_exit, answer_name, answer_text
-from cli.session import account_line, ask_until_found, default_asset, not_found, open_client, pinned, say_stale
+from cli.session import (
+    account_line,
+    ask_until_found,
+    default_asset,
+    not_found,
+    open_client,
+    pinned,
+    say_remembered,
+    say_stale,
+)
 from cli.wallet import Wallet
 from hopchain import AccountLine, Accounts, NotFound, Recorded
 
@@ -72,6 +81,7 @@ def open_command(
     wanted = list(dict.fromkeys(wanted))
     network = find_network(network_dir)
     asset = default_asset(network, asset_code)
+    say_remembered(out, network, network_dir)
     wallet = Wallet(network.id)
     node = pinned(network, at)
 

@@ -33,6 +33,7 @@ from cli.members import (
     wait_active,
 )
 from cli.output import Output, counted
+from cli.session import say_remembered
 from cli.upchecks import mark_removed
 from hopchain import Client
 from hopchain.change import FIRST_INCARNATION, Change, ChangeAction, SignedChange, sign_change
@@ -108,6 +109,7 @@ def add(out: Output, newcomer: str, force: str | None, wait_s: float, network_di
     """Make a running guest a member. `hopchain join` does this by itself."""
     check_force(force)
     network = find_network(network_dir)
+    say_remembered(out, network, network_dir)
     node = read_newcomer(network, newcomer)
 
     async def work() -> Done:
@@ -137,6 +139,7 @@ def remove(out: Output, node: str, force: str | None, wait_s: float, network_dir
     """
     check_force(force)
     network = find_network(network_dir)
+    say_remembered(out, network, network_dir)
 
     async def work() -> tuple[bytes, Done]:
         async with open_patiently(network) as client:
@@ -168,6 +171,7 @@ def replace(out: Output, dead: str, newcomer: str, force: str | None, wait_s: fl
     """
     check_force(force)
     network = find_network(network_dir)
+    say_remembered(out, network, network_dir)
     node = read_newcomer(network, newcomer)
 
     async def work() -> tuple[bytes, Done]:

@@ -10,7 +10,7 @@ from cli.command import HopCommand, at_option, network_option, run
 from cli.home import SHORT_ID, Network, find_network, load_network
 from cli.members import Picture, look, open_patiently
 from cli.names import add_names
-from cli.output import CommandFailed, Exit, JsonValue, Output
+from cli.output import CommandFailed, Exit, JsonValue, Output, counted
 from cli.session import open_client, pinned
 from hopchain.wire import MemberLine, Members, ViewLine
 
@@ -80,7 +80,7 @@ def list_command(out: Output, save: bool, at: str | None, network_dir: Path | No
 def _save(out: Output, network: Network) -> Network:
     """The network with the members of now in its network.toml; `CommandFailed` when it is not known where one is."""
     from cli.invite import current_seeds
-    from node.layout import read_network, write_places
+    from node.layout import NETWORK_FILE, read_network, write_places
 
     async def ask() -> Picture:
         async with open_patiently(network) as client:
@@ -105,6 +105,9 @@ def _save(out: Output, network: Network) -> Network:
     if failed:
         out.note(f"{', '.join(gone.values())} will be shown by id: {failed}")
     write_places(network.directory, made.genesis, places)
+    out.note(
+        f"{network.directory / NETWORK_FILE} names the {counted(len(places), 'member')} of epoch {picture.newest.epoch} now"
+    )
     return load_network(network.directory)
 
 

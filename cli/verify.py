@@ -1,7 +1,8 @@
 """`hopchain verify`: one database against its own links, or all replicas against each other."""
 
+import math
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from hopchain.wire import AssetTotal
 
 SETTLE_S: Final = 10.0  # for replicas to become equal; links travel in milliseconds, pulls repeat every few seconds
 LOOK_AGAIN_S: Final = 0.2
+TELL_S: Final = 1.0  # without an end, until people are told what is waited for
 DIGEST_S: Final = 120.0  # for one digest: some 36 s with ten million accounts, by what 200,000 took
 MAX_PAGES: Final = 10_000  # of the search for the first account that differs
 
@@ -71,7 +73,7 @@ def verify(out: Output, directory: Path | None, cluster: bool, settle_s: float, 
     if directory is not None:
         raise SystemExit(_verify_database(out, directory))
     network = find_network(network_dir)
-    raise SystemExit(_report_cluster(out, network, run(lambda: compare(network, settle_s))))
+    raise SystemExit(_report_cluster(out, network, run(lambda: compare(network, settle_s, out.note))))
 
 
 # --- one database --------------------------------------------------------------------------------------------------
@@ -137,8 +139,9 @@ def _audit(out: Output, path: Path, conn: sqlite3.Connection) -> AuditReport:
 # --- all replicas --------------------------------------------------------------------------------------------------
 
 
-async def compare(network: Network, settle_s: float) -> Comparison:
+async def compare(network: Network, settle_s: float, on_wait: Callable[[str], None] = lambda why: None) -> Comparison:
     """Ask all members of now for their digests until they are equal or the time is up; then find the first difference.
+    `on_wait` is told, once, that they are not equal yet.
 
     Raises `Unreachable` when no node answers.
     """
@@ -148,12 +151,16 @@ async def compare(network: Network, settle_s: float) -> Comparison:
     hidden = set(picture.members) - {node.id for node in nodes}
     async with open_client(network) as client:
         deadline = anyio.current_time() + settle_s
+        tell_at = min(deadline, anyio.current_time() + TELL_S)
         while True:
             digests, missing = await _digests(client, nodes)
             missing |= {picture.name_of(node): "no node knows its client port" for node in sorted(hidden)}
             found = Comparison(digests, missing, None)
             if found.equal or anyio.current_time() >= deadline:
                 break
+            if anyio.current_time() >= tell_at:
+                tell_at = math.inf
+                on_wait(f"{_unequal(found)}: asking again for up to {settle_s:g} s")
             await anyio.sleep(LOOK_AGAIN_S)
         if not digests:
             raise Unreachable(list(missing.items()), reached=True)  # somebody told just now who the members are
@@ -162,6 +169,13 @@ async def compare(network: Network, settle_s: float) -> Comparison:
         first, *others = [n for n in nodes if n.name in digests]
         other = next(n for n in others if digests[n.name].digest != digests[first.name].digest)
         return Comparison(digests, missing, await _difference(client, first, other))
+
+
+def _unequal(found: Comparison) -> str:
+    """Why the replicas are not known to be equal."""
+    if found.missing:
+        return f"{', '.join(found.missing)} did not answer"
+    return "the replicas are not equal"
 
 
 async def _digests(client: Client, nodes: Sequence[KnownNode]) -> tuple[dict[str, Digest], dict[str, str]]:

@@ -12,6 +12,7 @@ import pytest
 from chain.errors import LocalMisuse
 from cli.home import find_directory, find_network, load_network, remember
 from hopchain import wire
+from node.invite import load_invite
 from tests.cli.conftest import Cli, World
 
 
@@ -119,13 +120,20 @@ def test_what_was_sent_to_a_network_makes_it_the_one_that_is_used(
 
 
 def test_a_payment_says_where_it_goes_when_nobody_said(world: World, tmp_path: Path) -> None:
-    """Another network that is made, or looked at, is from then on the one that commands talk to."""
+    """Another network that is made, or looked at, is from then on the one that commands talk to. So says what changes
+    one."""
     world.run("account", "open", "alice")
+    newcomer = world.json("invite")["invite"]
+    world.membership.guests = {load_invite(Path(newcomer)).key.id}
     file = tmp_path / "may.csv"
     file.write_text("from,to,amount\nmint,alice,1\n")
     pays = (
         ("transfer", "mint", "alice", "1"),
         ("pay", str(file), "--from-column", "from", "--to-column", "to", "--amount-column", "amount"),
+        ("account", "open", "alice"),
+        ("member", "add", newcomer),
+        ("replace", "node-2", "--with", newcomer),
+        ("member", "remove", "node-2"),
     )
     says = f"network test ({world.directory}), the last one made or used: --network names another\n"
     for words in pays:

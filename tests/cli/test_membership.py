@@ -140,6 +140,8 @@ def test_member_list_save_makes_the_directory_name_the_members_of_now(world: Wor
         ("node-9", node.hex(), "n9.example", 5001, 5002)
     ]
     assert not (world.directory / ".init").exists()
+    said = world.run("member", "list", "--save").stderr
+    assert f"{world.directory / 'network.toml'} names the 2 members of epoch 3 now" in said
 
 
 def test_verify_compares_the_members_of_now(world: World) -> None:
@@ -148,6 +150,9 @@ def test_verify_compares_the_members_of_now(world: World) -> None:
     found = world.json("verify", "--cluster", "--settle", "0", code=3)
     assert [n["name"] for n in found["nodes"]] == ["node-1"]
     assert found["missing"] == {"node-9": "no node knows its client port"}
+    said = world.run("verify", "--cluster", "--settle", "1.5", code=3).stderr
+    assert said == "node-9 did not answer: asking again for up to 1.5 s\n"
+    assert world.run("verify", "--cluster", "--settle", "0", code=3).stderr == ""
 
 
 def test_member_list_shows_the_views_one_by_one(world: World) -> None:
