@@ -5,7 +5,8 @@ because a run with everything at once hardly decides anything. The rest looks fo
 die within decisions (`_broken`), and networks in which most nodes lag behind those that decide (`_lagging`).
 
 A quarter of all seeds, whatever else they would be, change their members three times or more (`netsim.draw_changes`).
-In half of those whose groups can be without a member only a core heals at first (`netsim.core_alone`).
+In half of those whose groups can be without a member only a core heals at first (`netsim.core_alone`). In a fifth of
+all, whatever else, an owner has little room: it declines what its gateway, or an owner before it, hands over.
 """
 
 import random
@@ -18,13 +19,16 @@ from netsim.plan import Clog, Cut, Fault, Pause, Plan, Rollback, Weather, Weathe
 
 CHANGING = 0.25  # of all seeds change their members
 CORE_ALONE = 0.5  # of those whose groups can be without a member
+LITTLE_ROOM = 0.2  # of all seeds let few requests of an account wait
 
 
 def draw_plan(seed: int) -> Plan:
     """The plan of this seed."""
     plan = _draw_faults(seed)
     alone = min(plan.k, len(plan.everybody)) >= 3 and random.Random(f"core alone {seed}").random() < CORE_ALONE
-    return msgspec.structs.replace(plan, core_alone=alone)
+    rng = random.Random(f"room {seed}")
+    most = rng.choice([1, 2, 4]) if rng.random() < LITTLE_ROOM else 0
+    return msgspec.structs.replace(plan, core_alone=alone, max_queue=most)
 
 
 def _draw_faults(seed: int) -> Plan:

@@ -32,7 +32,7 @@ from netsim.run import run_plan
 from netsim.scenario import load_scenario
 from netsim.stage import perform
 
-MAX_SEEDS: Final = 2000  # each mutant is caught within so many
+MAX_SEEDS: Final = 3000  # each mutant is caught within so many
 _PACKAGES: Final = ("chain", "routing", "hopchain", "node", "netsim")
 _FILE: Final = Path(__file__).with_name("mutants.json")
 _PAGE_FILE: Final = Path(__file__).parent.parent / "docs" / "simulator-mutants.md"
@@ -97,6 +97,8 @@ is no fault; in the end of a run all are up. `tests/node/test_income.py` makes i
 in a later one, between its start and its majority. `tests/node/test_paxos.py` searches all schedules and shows both |
 | R13, one of two holders drops a request | not seen in 400 seeds: an inquiry must fail for three seconds at one holder while the other \
 has the request decided, and the gateway must not know yet. `tests/node/test_core_chaos.py` shows it in a world made for it |
+| R13, a refusal of an earlier hand-over counts | not seen in 6,000 seeds: a refusal must be on its way while its gateway starts again, \
+and the request must come to it once more. `tests/node/test_declined.py` makes it |
 | R12, installed views are counted, and who starts waits for who may dial it | the others must be cut off so that an old disk first meets those \
 who know least, and in the swarm all know of what it lacks before it comes back. `tests/node/test_identity.py` makes both |
 | R12, the lock and the marker of a data directory | they are the process's, not the core's (`tests/node/test_lock.py`, `test_marker.py`) |

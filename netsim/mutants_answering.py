@@ -219,6 +219,12 @@ ANSWERING: Final[tuple[Mutant, ...]] = (
         (_GATEWAY + "_time_is_up", "if job.tries or request_id in self._jobs.doubtful", "if False"),
     ),
     mutant(
+        "an own vote handed on as a request",
+        "R13",
+        "An owner hands on what is in its own vote as if nobody had it yet.",
+        (_OWNER + "as_voted", "item.copy() if item.decoded.request_id in voted else item", "item"),
+    ),
+    mutant(
         "wrong signature admitted",
         "R13",
         "Admission does not look at signatures.",

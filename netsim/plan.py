@@ -245,7 +245,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stay away, and all that is asked of these few must end (`netsim.core_alone`). `spares`: nodes after the first
     `nodes` that are no members, until they are added. `files`: databases are files, so that `in_commit` cuts real logs.
     `max_confirmed`: how many postings one link takes up, when not 0; a small number makes consolidating links
-    common."""
+    common. `max_queue`: how many requests of one account wait at its owner while anything may fail, when not 0; more
+    are declined."""
 
     seed: Count
     nodes: Size = 5
@@ -259,6 +260,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heal_s: Seconds = 40.0
     files: bool = False
     max_confirmed: Count = 0
+    max_queue: Count = 0
     spares: Annotated[int, Meta(ge=0, le=MAX_NODES)] = 0
 
     @property

@@ -3,7 +3,8 @@
 import random
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from types import ModuleType
 
 import msgspec
 
@@ -16,6 +17,7 @@ from netsim.load import Clients, open_and_fund
 from netsim.plan import Add, Plan, Weather
 from netsim.violation import Violation, broken_rule
 from netsim.world import World
+from node import works
 from routing.view import majority
 
 LOOK_EVERY_S = 1.0  # whether all is at rest
@@ -73,18 +75,22 @@ def run_plan(plan: Plan) -> Result:
         )
 
 
-@contextmanager
-def bounds(plan: Plan) -> Iterator[None]:
+def bounds(plan: Plan) -> AbstractContextManager[None]:
     """The smaller bounds that the plan asks for, for as long as its run takes."""
-    if not plan.max_confirmed:
-        yield
-        return
-    before = [vars(module)["MAX_CONFIRMED"] for module in (rules, forming)]
-    vars(rules)["MAX_CONFIRMED"] = vars(forming)["MAX_CONFIRMED"] = plan.max_confirmed
+    return _smaller("MAX_CONFIRMED", plan.max_confirmed, rules, forming)
+
+
+@contextmanager
+def _smaller(name: str, bound: int, *modules: ModuleType) -> Iterator[None]:
+    """This bound of these modules, unless it is 0, for a while."""
+    before = [vars(module)[name] for module in modules]
+    for module in modules:
+        vars(module)[name] = bound or vars(module)[name]
     try:
         yield
     finally:
-        vars(rules)["MAX_CONFIRMED"], vars(forming)["MAX_CONFIRMED"] = before
+        for module, value in zip(modules, before, strict=True):
+            vars(module)[name] = value
 
 
 def play(world: World) -> None:
@@ -101,7 +107,8 @@ def play(world: World) -> None:
     for fault in plan.faults:
         faults.schedule(fault, start)
     clients.begin(plan.fault_s)
-    world.run_for(plan.fault_s)
+    with _smaller("MAX_QUEUE", plan.max_queue, works):
+        world.run_for(plan.fault_s)
     core = draw_core(world, faults, rng) if plan.core_alone else []
     if core:
         play_core_alone(world, faults, clients, core, rng)

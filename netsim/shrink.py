@@ -92,6 +92,8 @@ def _plainer(plan: Plan) -> Iterator[Plan]:
         yield msgspec.structs.replace(plan, files=False)
     if plan.max_confirmed:
         yield msgspec.structs.replace(plan, max_confirmed=0)
+    if plan.max_queue:
+        yield msgspec.structs.replace(plan, max_queue=0)
     if plan.core_alone:
         yield msgspec.structs.replace(plan, core_alone=False)
 

@@ -92,6 +92,9 @@ def test_sizes() -> None:
     assert {plan.k for plan in PLANS} == set(range(1, 6))
     assert {plan.files for plan in PLANS} == {True, False}
     assert {plan.max_confirmed for plan in PLANS} == {0, 1, 3}
+    assert {(plan.max_queue, plan.spares > 0) for plan in PLANS} == {
+        (n, s) for n in (0, 1, 2, 4) for s in (True, False)
+    }
     assert max(plan.weather.loss for plan in PLANS) == 0.3
 
 
