@@ -76,7 +76,11 @@ UNUSED_S: Final = 3.0  # for a process that was ended to let go of the directory
 )
 @click.option("--client-port", type=click.IntRange(0, 65535), default=0, help="Port for clients. Default: likewise.")
 @click.option("--advertise-host", help="Address at which the others reach it. Default: that of --host.")
-@click.option("--observer", is_flag=True, help="Get all links, but never vote or become a member.")
+@click.option(
+    "--observer",
+    is_flag=True,
+    help="Get all links, but do not become a member: only `hopchain replace` or `member add` makes it one.",
+)
 @click.option("--exit", "exit_after", is_flag=True, help="Stop the node when it has joined; `hopchain node D` runs it.")
 def join(
     out: Output,
