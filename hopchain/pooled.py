@@ -7,6 +7,9 @@ A payment whose outcome is not known ends as UNKNOWN and is in doubt, once, howe
   executes it once.
 * An earlier process may have handed it over, for its nonce is the caller's, and this run did not: a node refused it or
   did not start it, or none could be asked. `settle` asks for its outcome and sends nothing.
+
+One that is completed is counted once, too: the ids of those that can be paid again, whose nonce is the caller's, are
+kept as long as the sender, in some 100 bytes each.
 """
 
 import hashlib
@@ -74,6 +77,7 @@ class PooledSender:
         self._keys = keys
         self._timeout_s = checked_seconds("timeout_s", timeout_s)
         self._doubts: dict[RequestId, _Doubt] = {}  # in the order in which they ended
+        self._completed: set[RequestId] = set()  # of those with the caller's nonce
 
     async def pay(
         self,
@@ -154,9 +158,19 @@ class PooledSender:
             sent = self._take_back(payment) or sent or how is Ended.UNKNOWN
             if how is Ended.FAILED and payment.again and not isinstance(answer, _FINAL):
                 how = Ended.UNKNOWN
+            how = self._first_time(payment, how)
             if how is Ended.UNKNOWN:
                 self._doubts[payment.signed.request_id] = _Doubt(payment, sent)
             self._pool.ended(payment.account, payment.amount, how, _height(answer))
+
+    def _first_time(self, payment: _Payment, how: Ended) -> Ended:
+        """`how` it ended, or REPEATED when it is completed already. One that is completed now is so from now on."""
+        request_id = payment.signed.request_id
+        if request_id in self._completed:
+            return Ended.REPEATED
+        if how is Ended.COMPLETED and payment.again:
+            self._completed.add(request_id)
+        return how
 
     def _take_back(self, payment: _Payment) -> bool:
         """Count an earlier call of this payment that is in doubt as FAILED: the request is in doubt once, however often
@@ -188,7 +202,8 @@ class PooledSender:
                 return
             if isinstance(answer, _FINAL):  # not started or refused here: an earlier node may still have it
                 del self._doubts[request_id]
-                self._pool.settled(payment.account, payment.amount, _ended(answer), _height(answer))
+                how = self._first_time(payment, _ended(answer))
+                self._pool.settled(payment.account, payment.amount, how, _height(answer))
 
         for ended in await submit_each(look, list(self._doubts.values()), at_once=SETTLED_AT_ONCE):
             if isinstance(ended, ClientError):

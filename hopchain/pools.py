@@ -54,6 +54,7 @@ class Ended(enum.Enum):
         enum.auto()
     )  # no money moved by this call, and none will; or its payment was paid again, and that call tells
     UNKNOWN = enum.auto()  # it may have been executed, or may yet: by this call, or an earlier one of the same request
+    REPEATED = enum.auto()  # a payment that is completed, and counted as that, was paid again; no money moved
 
 
 class Outflow(msgspec.Struct, frozen=True):
@@ -184,6 +185,8 @@ class SourcePool:
             case Ended.UNKNOWN:
                 self.unknown += 1
                 self._unknown_amount += amount
+            case Ended.REPEATED:
+                pass
 
     def settled(self, account: str, amount: int, how: Ended, height: int | None = None) -> None:
         """The outcome of a payment that had ended as UNKNOWN is known now."""

@@ -292,9 +292,12 @@ def test_the_same_nonce_pays_once(backend: str) -> None:
     async def test(world: World, client: Client) -> None:
         pool = make_pool(Choice.ROUND_ROBIN)
         sender = sender_of(client, pool)
+        pool.open_books(await sender.balances())
         answers = [await sender.pay([Posting("bob", 9)], nonce=b"n" * 32) for _ in range(3)]
         assert [a.repeated for a in answers if isinstance(a, Recorded)] == [False, True, True]
         assert sum(world.ledger.accounts[name].settled for name in ACCOUNTS) == 4 * FUNDS - 9
+        assert (pool.completed, pool.failed, pool.unknown) == (1, 0, 0), "it is one payment"
+        assert pool.check_outflow(await sender.balances()) == Outflow(9, 9, 0, 0)
 
     run(test, backend)
 
@@ -313,7 +316,7 @@ def test_an_account_that_was_chosen_before_pays_whatever_the_nonce_or_the_load_s
         assert pool.most_in_flight == {name: int(name == account) for name in ACCOUNTS}
         with pytest.raises(LocalMisuse, match="'mint' is none of the 4 accounts of this pool"):
             await sender.pay([Posting("bob", 9)], nonce=nonce, account="mint")
-        assert (pool.completed, pool.failed, world.ledger.submits) == (3, 0, 3)
+        assert (pool.completed, pool.failed, world.ledger.submits) == (2, 0, 3), "one was repeated"
 
     run(test, backend)
 
@@ -633,6 +636,53 @@ def test_a_payment_that_is_completed_the_second_time_is_in_no_doubt(backend: str
         assert isinstance(answer, Recorded) and answer.completed
         assert again.counted == (1, 1, 0) and await again.outflow() == Outflow(8, 8, 0, 0)
         assert await again.sender.settle() == 0 and again.counted == (1, 1, 0)
+
+    run(test, backend)
+
+
+@pytest.mark.parametrize("last", ["completed", "unknown", "refused"])
+def test_a_payment_that_is_completed_is_counted_once_however_the_next_call_ends(
+    backend: str, one_round: None, last: str
+) -> None:
+    async def test(world: World, client: Client) -> None:
+        again = Again(world, client)
+        await again.open_books()
+        await again.pay()
+        await again.pay({"completed": None, "unknown": again.unknown(), "refused": REFUSED}[last])
+        assert again.counted == (1, 0, 0) and await again.outflow() == Outflow(8, 8, 0, 0)
+        assert await again.sender.settle() == 0 and again.counted == (1, 0, 0)
+
+    run(test, backend)
+
+
+@pytest.mark.parametrize("last", ["completed", "cancelled"])
+def test_two_calls_at_once_of_one_payment_complete_it_once(backend: str, last: str) -> None:
+    async def test(world: World, client: Client) -> None:
+        again = Again(world, client)
+        await again.open_books()
+        submit, second, go_on = client.submit, anyio.CancelScope(), anyio.Event()
+
+        async def late(signed: SignedRequest, *, timeout_s: float) -> Answer:
+            client.submit = submit  # type: ignore[method-assign]
+            answer = await submit(signed, timeout_s=timeout_s)
+            await go_on.wait()
+            return answer
+
+        async def pay_late() -> None:
+            with second:
+                await again.pay()
+
+        client.submit = late  # type: ignore[assignment, method-assign]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pay_late)
+            await anyio.wait_all_tasks_blocked()
+            await again.pay()
+            assert again.counted == (1, 0, 0)
+            if last == "cancelled":
+                second.cancel()
+            go_on.set()
+        assert again.counted == (1, 0, 0) and await again.outflow() == Outflow(8, 8, 0, 0)
+        assert await again.sender.settle() == 0 and again.counted == (1, 0, 0)
 
     run(test, backend)
 
